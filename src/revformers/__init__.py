@@ -1,0 +1,34 @@
+"""Train and fine-tune language models with reversible dynamics: exact gradients, activation memory free of depth."""
+
+from importlib.metadata import version
+
+__version__ = version("revformers")
+
+from revformers import dynamics, errors
+from revformers.dynamics import BlendedMidpoint, Dynamics, Hamiltonian, Leapfrog, Midpoint, Residual
+from revformers.errors import NotReversibleError, RebuildMismatchError, StateRangeError
+from revformers.hf.persistence import from_pretrained, register
+from revformers.hf.reversible import make_residual, make_reversible, set_activations
+from revformers.verification import GradientReport, verify_gradients
+
+register()
+
+__all__ = [
+    "BlendedMidpoint",
+    "Dynamics",
+    "GradientReport",
+    "Hamiltonian",
+    "Leapfrog",
+    "Midpoint",
+    "NotReversibleError",
+    "RebuildMismatchError",
+    "Residual",
+    "StateRangeError",
+    "dynamics",
+    "errors",
+    "from_pretrained",
+    "make_residual",
+    "make_reversible",
+    "set_activations",
+    "verify_gradients",
+]

@@ -1,0 +1,217 @@
+"""The tape: runs a stack of reversible steps backwards while autograd asks for what the forward pass did not keep.
+
+How it works:
+
+1. In the forward pass every field runs under saved-tensor hooks. Autograd is handed a `SavedTensor` ticket in place
+   of each tensor that it wants to keep, and the tensor is freed with the rest of the layer.
+2. The tape holds one pair of fixed-point states: those of the last step when the forward pass ends.
+3. In the backward pass, the first ticket of step l that autograd redeems makes the tape evaluate f_l once more, at the
+   state p[l] that it still holds. The tensors that this evaluation saves are handed to the waiting tickets, and its
+   result undoes the step: the pair moves from (p[l], p[l+1]) to (p[l-1], p[l]). One evaluation serves both.
+4. At the first step that has gradients, the pair is compared with a checksum from the forward pass. Integers have
+   exact inverses, so the two differ only if some f_l did not repeat itself; then `RebuildMismatchError` is raised.
+
+The tape can move both ways. A second backward pass through a retained graph, or gradients asked for layer by layer
+with `torch.autograd.grad`, find it at the bottom and wind it forward again.
+
+Lifetime: only tickets keep the tape alive, and autograd drops a step's tickets when it is done with the step. So the
+states are freed with the last ticket, and nothing of a forward pass is kept on any module.
+"""
+
+import contextlib
+import dataclasses
+import weakref
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from revformers.activations.base import ActivationPolicy
+from revformers.dynamics.base import Coefficients
+from revformers.errors import RebuildMismatchError
+from revformers.exact.state_pair import StatePair
+from revformers.field import Field
+from revformers.replay import AutocastState, RandomState
+
+REMEDY = (
+    "The layers must compute the same result twice: make kernels deterministic "
+    "(torch.use_deterministic_algorithms(True)), keep weights, buffers and global settings such as sdpa_kernel "
+    'unchanged between forward and backward, or train with activations="checkpoint".'
+)
+
+
+class SavedTensor:
+    """The ticket that autograd holds in place of a tensor: which step saved it, and its shape and dtype."""
+
+    __slots__ = ("__weakref__", "dtype", "shape", "step", "tape", "tensor")
+
+    def __init__(self, tape: "Tape", step: int, tensor: Tensor) -> None:
+        self.tape = tape
+        self.step = step
+        self.shape = tensor.shape
+        self.dtype = tensor.dtype
+        self.tensor: Tensor | None = None
+
+    def redeem(self) -> Tensor:
+        """Return the tensor, rebuilt if it is not there."""
+        if self.tensor is None:
+            self.tape.rebuild(self.step)
+        assert self.tensor is not None
+        return self.tensor
+
+
+@dataclasses.dataclass
+class StepRecord:
+    """What the tape keeps of one step: nothing whose size grows with the model's width, but for side information."""
+
+    name: str
+    coefficients: Coefficients
+    field: Field
+    dtype: torch.dtype
+    requires_grad: bool
+    autocast: AutocastState
+    random_state: RandomState | None = None
+    tickets: list[weakref.ref[SavedTensor]] = dataclasses.field(default_factory=list)
+    side_information: Tensor | None = None
+
+
+class Tape(ActivationPolicy):
+    """The reversible trajectory of one forward pass; see the module's text.
+
+    Attributes:
+        states: the pair (X[position-1], X[position]).
+        position: how many steps the pair has been advanced.
+
+    """
+
+    def __init__(self, states: StatePair) -> None:
+        super().__init__(states)
+        self.position = 0
+        self._records: list[StepRecord] = []
+        self._first_step: int | None = None
+        self._checksum: Tensor | None = None
+        self._handed_out: StepRecord | None = None
+
+    def evaluate(self, name: str, coefficients: Coefficients, field: Field, hidden: Tensor) -> Tensor:
+        """Return f_l(p[l]), of which autograd keeps tickets instead of tensors."""
+        record = StepRecord(
+            name, coefficients, field, hidden.dtype, hidden.requires_grad, AutocastState.of(hidden.device)
+        )
+        step = len(self._records)
+        # The hooks hold the tape only as long as the block runs; afterwards only tickets do.
+        tape = self
+
+        def pack(tensor: Tensor) -> SavedTensor:
+            ticket = SavedTensor(tape, step, tensor)
+            record.tickets.append(weakref.ref(ticket))
+            return ticket
+
+        before = RandomState.of(hidden.device)
+        with saved_tensors_hooks(pack, SavedTensor.redeem):
+            update = field(hidden)
+        if not before.equals(RandomState.of(hidden.device)):
+            record.random_state = before
+        if update.requires_grad and self._first_step is None:
+            self._first_step = step
+            self._checksum = self.states.checksum()
+        self._records.append(record)
+        return update
+
+    def advance(self, coefficients: Coefficients, update: Tensor) -> None:
+        """Advance the states by the step that was evaluated last; `update` is what it returned."""
+        self._records[self.position].side_information = self.states.advance(
+            coefficients, update, keep_side_information=self._first_step is not None
+        )
+        self.position += 1
+
+    def rebuild(self, step: int) -> None:
+        """Rebuild the tensors that step number `step` saved, and hand them to its tickets.
+
+        Raises:
+            RebuildMismatchError: where the rebuilt tensors or states are not those of the forward pass.
+            RuntimeError: under create_graph=True; a rebuilt graph has no second derivative.
+
+        """
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "Rebuilt activations have no second derivative: backward was called with create_graph=True. "
+                'Use revformers.set_activations(model, "store") for double backward.'
+            )
+        self._take_back()
+        while self.position > step + 1:
+            self._retreat(self._evaluate_again(self.position - 1, []))
+        while self.position < step:
+            self._wind_forward()
+        saved: list[Tensor] = []
+        update = self._evaluate_again(step, saved)
+        self._hand_out(self._records[step], saved)
+        if self.position == step + 1:
+            self._retreat(update)
+
+    def _evaluate_again(self, step: int, saved: list[Tensor]) -> Tensor:
+        """Evaluate f at p[step], which the pair must hold; append what autograd would save to `saved`."""
+        record = self._records[step]
+        read = self.states.read_current if self.position == step else self.states.read_previous
+        hidden = read(record.dtype).requires_grad_(record.requires_grad)
+
+        def pack(tensor: Tensor) -> None:
+            # detach: the rebuilt graph is discarded, only its values are wanted.
+            saved.append(tensor.detach())
+
+        def unpack(_: None) -> Tensor:
+            raise AssertionError("the rebuilt graph is never run backwards")
+
+        replay = record.random_state.restored() if record.random_state else contextlib.nullcontext()
+        # Gradients stay enabled even where nothing is caught: kernels may choose another algorithm without them.
+        with torch.enable_grad(), record.autocast.restored(), replay, saved_tensors_hooks(pack, unpack):
+            return record.field(hidden).detach()
+
+    def _take_back(self) -> None:
+        """Drop the tensors of tickets that a retained graph still holds; they are rebuilt when they are asked for."""
+        if self._handed_out is not None:
+            for reference in self._handed_out.tickets:
+                ticket = reference()
+                if ticket is not None:
+                    ticket.tensor = None
+            self._handed_out = None
+
+    def _hand_out(self, record: StepRecord, saved: list[Tensor]) -> None:
+        if len(saved) != len(record.tickets):
+            raise RebuildMismatchError(
+                f"Rebuilding {record.name} saved {len(saved)} tensors where the forward pass saved "
+                f"{len(record.tickets)}. {REMEDY}"
+            )
+        for reference, tensor in zip(record.tickets, saved, strict=True):
+            ticket = reference()
+            if ticket is None:
+                continue
+            if (ticket.shape, ticket.dtype) != (tensor.shape, tensor.dtype):
+                raise RebuildMismatchError(
+                    f"Rebuilding {record.name} saved a tensor {list(tensor.shape)} of {tensor.dtype} where the forward "
+                    f"pass saved {list(ticket.shape)} of {ticket.dtype}. {REMEDY}"
+                )
+            ticket.tensor = tensor
+        self._handed_out = record
+
+    def _retreat(self, update: Tensor) -> None:
+        record = self._records[self.position - 1]
+        self.states.retreat(record.coefficients, update, record.side_information)
+        record.side_information = None
+        self.position -= 1
+        if self.position == self._first_step:
+            self._check()
+
+    def _wind_forward(self) -> None:
+        update = self._evaluate_again(self.position, [])
+        record = self._records[self.position]
+        record.side_information = self.states.advance(record.coefficients, update, keep_side_information=True)
+        self.position += 1
+
+    def _check(self) -> None:
+        assert self._checksum is not None
+        if not torch.equal(self.states.checksum(), self._checksum):
+            name = self._records[self.position].name
+            raise RebuildMismatchError(
+                f"The backward pass rebuilt another input of {name} than the forward pass had, so its gradients are "
+                f"wrong. {REMEDY}"
+            )

@@ -1,0 +1,124 @@
+"""What every dynamics is: three coefficients a layer, how it starts, and what the head reads."""
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, ClassVar, Literal, get_args
+
+LARGEST_DENOMINATOR = 256
+"""Denominator to which a blend given as a float is read: 1/256, eight bits an element, is the finest contraction."""
+
+LARGEST_TERM = 1024
+"""Largest numerator or denominator; with `exact.fixed_point.MAXIMUM_MAGNITUDE` it keeps every product inside int64."""
+
+Granularity = Literal["block", "branch"]
+Start = Literal["repeat", "zero"]
+Readout = Literal["last", "mean"]
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """One step of the recurrence p[l+1] = a p[l-1] + b p[l] + c f(p[l]).
+
+    Attributes:
+        previous: a, exact. Zero only in the ordinary residual network, which has no inverse.
+        current: b, exact.
+        update: c, a float: it only scales what is added, and addition is undone whatever was added.
+
+    """
+
+    previous: Fraction
+    current: Fraction
+    update: float
+
+    def __post_init__(self) -> None:
+        for name in ("previous", "current"):
+            value = getattr(self, name)
+            if max(abs(value.numerator), value.denominator) > LARGEST_TERM:
+                raise ValueError(
+                    f"The coefficient {value} of the {name} state has a term beyond {LARGEST_TERM}, which "
+                    f"64-bit states cannot multiply exactly; choose a fraction with smaller terms."
+                )
+
+    @property
+    def side_information_bits(self) -> int:
+        """Bits an element that undoing this step needs: ceil(log2(ceil(1/|a|))) where |a| < 1, otherwise none."""
+        if not self.previous:
+            raise ValueError("A step with coefficient 0 forgets the previous state and cannot be undone.")
+        return (math.ceil(1 / abs(self.previous)) - 1).bit_length()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dynamics(ABC):
+    """A recurrence p[l+1] = a p[l-1] + b p[l] + c f_l(p[l]) that takes the place of p[l+1] = p[l] + f_l(p[l]).
+
+    A dynamics holds coefficients only; it never touches a tensor. The paper is *Reversing Large Language Models for
+    Efficient Training and Fine-Tuning* (arXiv 2512.02056), which leaves `start` and `readout` open.
+
+    Attributes:
+        granularity: ``"block"`` steps once a transformer block, f = attention and MLP together; ``"branch"`` steps
+            twice, attention then MLP, so that only one branch is rebuilt at a time.
+        start: p[-1], the state before the embedding p[0]: ``"repeat"`` takes p[0] again, ``"zero"`` takes 0.
+        readout: what the final norm and the head read: ``"last"`` takes p[L], ``"mean"`` takes (p[L-1] + p[L]) / 2.
+
+    """
+
+    granularity: Granularity = "block"
+    start: Start = "repeat"
+    readout: Readout = "last"
+
+    name: ClassVar[str]
+    reversible: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for option, choices in (("granularity", Granularity), ("start", Start), ("readout", Readout)):
+            if getattr(self, option) not in get_args(choices):
+                raise ValueError(
+                    f"{type(self).__name__} has no {option} {getattr(self, option)!r}; choose one of "
+                    f"{', '.join(map(repr, get_args(choices)))}."
+                )
+
+    @abstractmethod
+    def coefficients(self, layer: int) -> Coefficients:
+        """Return the coefficients of every step that layer number `layer` (from 0) takes."""
+
+    def check(self, number_of_layers: int) -> None:  # noqa: B027 - most dynamics fit any depth
+        """Raise ValueError where this dynamics cannot drive a stack of `number_of_layers` layers."""
+
+    def side_information_bits(self, layer: int) -> int:
+        """Return the bits an element that each step of layer `layer` keeps for its inverse."""
+        return self.coefficients(layer).side_information_bits
+
+    @property
+    @abstractmethod
+    def recurrence(self) -> str:
+        """The recurrence in one line of plain text, with the numbers in it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the name and the options, in types that JSON keeps; `dynamics.from_dict` reads it back."""
+        options = {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        return {"name": self.name, **options}
+
+
+def _plain(value: Any) -> Any:
+    """Turn fractions into strings such as "1/4" and tuples into lists, as JSON has neither."""
+    if isinstance(value, Fraction):
+        return str(value)
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def finite_step(owner: str, step_size: float) -> float:
+    """Return `step_size` if it is a positive finite number, otherwise raise ValueError in the name of `owner`."""
+    if isinstance(step_size, bool) or not isinstance(step_size, int | float | Fraction):
+        raise ValueError(f"{owner} takes a number as step_size, not {step_size!r}.")
+    if not (math.isfinite(step_size) and step_size > 0):
+        raise ValueError(f"{owner} takes a positive finite step_size, not {step_size}.")
+    return step_size
+
+
+ONE = Fraction(1)
+ZERO = Fraction(0)

@@ -1,0 +1,123 @@
+"""The midpoint rule blended with the ordinary residual step."""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from revformers.dynamics.base import LARGEST_DENOMINATOR, ONE, Coefficients, Dynamics, finite_step
+
+
+@dataclass(frozen=True)
+class BlendedMidpoint(Dynamics):
+    """p[l+1] = a p[l-1] + (1 - a) p[l] + h f_l(p[l]) (arXiv 2512.02056, section 3.6).
+
+    a near 0 is nearly the ordinary network and costs side information, ceil(log2(ceil(1/|a|))) bits an element a
+    step; |a| >= 1 costs none. Blends are exact fractions: a float is read as the nearest fraction with a denominator
+    of at most 256, and `blend` shows what was read.
+
+    Attributes:
+        blend: a, one number for every layer, or a sequence with one number per layer; never 0. None only where
+            `random_seed` is given.
+        step_size: h, the weight of the update.
+        random_seed: draws a = +1 or -1, plus U(-1/2, 1/2), once per layer, as the paper does; see `random`.
+
+    """
+
+    blend: Fraction | tuple[Fraction, ...] | None = None
+    step_size: float = 1.0
+    random_seed: int | None = None
+
+    name = "blended_midpoint"
+
+    def __init__(
+        self,
+        blend: float | Fraction | str | Sequence[float | Fraction | str] | None = None,
+        step_size: float = 1.0,
+        *,
+        random_seed: int | None = None,
+        **options: Any,
+    ) -> None:
+        if (blend is None) == (random_seed is None):
+            raise ValueError("BlendedMidpoint takes either a blend or a random_seed, and exactly one of them.")
+        if random_seed is not None and (isinstance(random_seed, bool) or not isinstance(random_seed, int)):
+            raise ValueError(f"BlendedMidpoint takes a whole number as random_seed, not {random_seed!r}.")
+        exact: Fraction | tuple[Fraction, ...] | None = None
+        if isinstance(blend, Sequence) and not isinstance(blend, str):
+            exact = tuple(exact_blend(value) for value in blend)
+            if not exact:
+                raise ValueError("BlendedMidpoint was given an empty sequence of blends; give one per layer.")
+        elif blend is not None:
+            exact = exact_blend(blend)
+        object.__setattr__(self, "blend", exact)
+        object.__setattr__(self, "step_size", finite_step("BlendedMidpoint", step_size))
+        object.__setattr__(self, "random_seed", random_seed)
+        super().__init__(**options)
+
+    @classmethod
+    def random(cls, seed: int, step_size: float = 1.0, **options: Any) -> "BlendedMidpoint":
+        """Draw a = ±1 + U(-1/2, 1/2) once per layer, to the nearest 1/256; the same seed draws the same blends."""
+        return cls(None, step_size, random_seed=seed, **options)
+
+    def layer_blend(self, layer: int) -> Fraction:
+        """Return a of layer `layer`, an exact fraction."""
+        if self.random_seed is not None:
+            # A generator per layer, so that a layer's blend does not depend on how many others were asked for.
+            generator = random.Random(f"revformers blend {self.random_seed} {layer}")
+            drawn = generator.choice((-1, 1)) + generator.uniform(-0.5, 0.5)
+            return Fraction(round(drawn * LARGEST_DENOMINATOR), LARGEST_DENOMINATOR)
+        if isinstance(self.blend, tuple):
+            if not 0 <= layer < len(self.blend):
+                raise ValueError(
+                    f"BlendedMidpoint has {len(self.blend)} blends and was asked for that of layer {layer}."
+                )
+            return self.blend[layer]
+        assert self.blend is not None
+        return self.blend
+
+    def check(self, number_of_layers: int) -> None:
+        """Raise ValueError where a sequence of blends has another length than the stack."""
+        if isinstance(self.blend, tuple) and len(self.blend) != number_of_layers:
+            raise ValueError(
+                f"BlendedMidpoint was given {len(self.blend)} blends for a model of {number_of_layers} layers; "
+                f"give one number, or one per layer."
+            )
+
+    def coefficients(self, layer: int) -> Coefficients:
+        """Return a, b = 1 - a and c = h of layer `layer`."""
+        blend = self.layer_blend(layer)
+        return Coefficients(previous=blend, current=ONE - blend, update=float(self.step_size))
+
+    @property
+    def recurrence(self) -> str:
+        """The recurrence in one line."""
+        single = isinstance(self.blend, Fraction)
+        a, b = (str(self.blend), str(ONE - self.blend)) if isinstance(self.blend, Fraction) else ("a[l]", "(1 - a[l])")
+        note = "" if single else " with a = ±1 + U(-1/2, 1/2)" if self.blend is None else " with a given per layer"
+        return f"p[l+1] = {a} p[l-1] + {b} p[l] + {self.step_size:g} f(p[l]){note}"
+
+
+def exact_blend(value: float | Fraction | str) -> Fraction:
+    """Read one blend as a fraction, e.g. 0.25 or "1/4"; raise ValueError for 0, non-finite or unreadable values."""
+    if isinstance(value, bool) or not isinstance(value, int | float | Fraction | str):
+        raise ValueError(f"A blend is a number, not {value!r}.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"A blend must be finite, not {value}.")
+    try:
+        exact = Fraction(value)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"A blend is a number or a fraction such as '1/4', not {value!r}.") from None
+    if isinstance(value, float):
+        exact = exact.limit_denominator(LARGEST_DENOMINATOR)
+    if not exact:
+        raise ValueError(
+            f"The blend {value} is read as 0, which has no inverse; the smallest blend is 1/{LARGEST_DENOMINATOR}, "
+            f"and the ordinary network is Residual()."
+        )
+    if exact.denominator > LARGEST_DENOMINATOR:
+        raise ValueError(
+            f"The blend {exact} has a denominator beyond {LARGEST_DENOMINATOR}; choose a coarser fraction."
+        )
+    return exact

@@ -1,0 +1,13 @@
+"""The errors that are this library's own. Bad arguments raise Python's ``ValueError`` and ``TypeError``."""
+
+
+class NotReversibleError(ValueError):
+    """This model cannot be given reversible dynamics; the message says which part of it stands in the way."""
+
+
+class StateRangeError(ArithmeticError):
+    """A hidden state or an update is not finite, or too large for fixed point; the message names the layer."""
+
+
+class RebuildMismatchError(RuntimeError):
+    """The backward pass rebuilt other hidden states than the forward pass had, so its gradients would be wrong."""

@@ -1,0 +1,43 @@
+"""Fixed-point numbers: a hidden state x is held as the 64-bit integer X = x * 2**30.
+
+Integer addition has an exact inverse, floating-point addition has not; that difference is what makes rebuilt
+gradients equal stored ones. 2**-30 is finer than float32 for every |x| above 2**-6, and a float32 update of magnitude
+2**-7 or more is held without any rounding.
+"""
+
+import torch
+from torch import Tensor
+
+FRACTION_BITS = 30
+"""Binary digits after the point."""
+
+MAXIMUM_MAGNITUDE = 2.0**22
+"""Largest |x| of a state or an update, about 4.2 million.
+
+2**22 * 2**30 times the largest coefficient term (1024, `dynamics.base.LARGEST_TERM`) is 2**62: no intermediate product
+of a step leaves the 64-bit range, so a state within this magnitude is never wrapped.
+"""
+
+
+def quantise(values: Tensor, weight: float = 1.0) -> Tensor:
+    """Return `weight * values` in fixed point, rounded towards zero.
+
+    Args:
+        values: any shape, floating dtype. float64 is scaled in float64, every other dtype in float32.
+        weight: a finite number to multiply by.
+
+    Returns:
+        int64 of the same shape.
+
+    """
+    wide = values if values.dtype == torch.float64 else values.to(torch.float32)
+    scale = weight * 2.0**FRACTION_BITS
+    # A copy that `to` made is ours to overwrite; the caller's own tensor is not.
+    scaled = wide * scale if wide is values else wide.mul_(scale)
+    return scaled.to(torch.int64)
+
+
+def read(states: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the numbers that `states` (int64, any shape) holds, rounded to `dtype`."""
+    wide = states.to(torch.float64 if dtype == torch.float64 else torch.float32)
+    return wide.mul_(2.0**-FRACTION_BITS).to(dtype)

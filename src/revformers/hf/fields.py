@@ -1,0 +1,86 @@
+"""The fields of a decoder layer: what it adds to the stream, as functions of the stream alone."""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from revformers.dynamics.base import Dynamics
+from revformers.errors import NotReversibleError
+from revformers.field import Field
+from revformers.hf.families import find_layout
+
+
+def layer_inputs(layer: nn.Module, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Return everything a layer was called with besides its hidden state, by name.
+
+    Names come from the layer's own signature, since some decoders pass them by position (GPT-2).
+    """
+    bound = inspect.signature(type(layer).forward).bind(layer, None, *arguments, **keywords)
+    inputs = dict(list(bound.arguments.items())[2:])
+    for parameter in bound.signature.parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            inputs.update(inputs.pop(parameter.name, {}))
+    return inputs
+
+
+def named_fields(
+    layer: nn.Module, index: int, dynamics: Dynamics, inputs: Mapping[str, Any]
+) -> Iterator[tuple[str, Field]]:
+    """Yield the name and the field of every step that `layer` takes under `dynamics`.
+
+    Args:
+        layer: a decoder layer of transformers.
+        index: its number, for messages.
+        dynamics: decides between one step a block and one a branch.
+        inputs: what the layer was called with besides its hidden state; every field sees the same.
+
+    Raises:
+        NotReversibleError: for steps by branch where the branches of the layer's family are not known.
+
+    """
+    layout = find_layout(layer)
+    name = f"layer {index}"
+    if dynamics.granularity == "branch":
+        if layout is None:
+            raise no_branches(layer, dynamics)
+        yield f"{name} (attention)", partial(_with, layout.attention_update, layer, inputs)
+        yield f"{name} (mlp)", partial(layout.mlp_update, layer)
+    elif layout is not None:
+        yield name, partial(_with, layout.block_update, layer, inputs)
+    else:
+        yield name, partial(_difference, layer, inputs)
+
+
+def no_branches(layer: nn.Module, dynamics: Dynamics) -> NotReversibleError:
+    """Return the error for steps by branch on a family whose branches are not known."""
+    return NotReversibleError(
+        f"{type(dynamics).__name__} steps by branch, and where {type(layer).__name__} splits into attention and MLP is "
+        f'not known; use a dynamics with granularity="block", or add the family to revformers.hf.families.'
+    )
+
+
+def _with(update: Any, layer: nn.Module, inputs: Mapping[str, Any], hidden: Tensor) -> Tensor:
+    result: Tensor = update(layer, hidden, inputs)
+    return result
+
+
+def _difference(layer: nn.Module, inputs: Mapping[str, Any], hidden: Tensor) -> Tensor:
+    """f(x) = layer(x) - x: right for every layer that maps one tensor to one tensor.
+
+    The difference is taken in at least float32, so that half-precision models lose no more than their own addition
+    inside the layer already loses.
+    """
+    output = type(layer).forward(layer, hidden, **inputs)
+    if isinstance(output, tuple):
+        if any(item is not None for item in output[1:]):
+            raise NotReversibleError(
+                f"{type(layer).__name__} returns {len(output)} values; only layers that map one hidden state to one "
+                f"hidden state can be reversed."
+            )
+        output = output[0]
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    return output.to(wide) - hidden.to(wide)

@@ -1,0 +1,158 @@
+"""The forward pass of a reversible model: the decoder's own loop over its layers, with the recurrence inside it.
+
+Nothing of the model is wrapped or rewritten. The `forward` of the decoder and of each layer is replaced on the
+object: the decoder's opens a `Pass`, and each layer's takes its steps in it. So module names, state-dict keys, hooks
+around the layers, masks, position embeddings and caches stay what they were.
+"""
+
+import inspect
+import warnings
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+
+from revformers.activations import ACTIVATIONS, ActivationPolicy, Store
+from revformers.dynamics.base import Dynamics
+from revformers.errors import NotReversibleError
+from revformers.hf.fields import layer_inputs, named_fields
+from revformers.stack import Trajectory
+
+
+@dataclass
+class ReversibleStack:
+    """What makes a decoder reversible; kept on the decoder as `_reversible_stack`.
+
+    Attributes:
+        dynamics: the recurrence.
+        activations: a name in `activations.ACTIVATIONS`.
+        number_of_layers: the depth of the decoder.
+
+    """
+
+    dynamics: Dynamics
+    activations: str
+    number_of_layers: int
+
+    @property
+    def policy(self) -> type[ActivationPolicy]:
+        """The activation policy that `activations` names."""
+        return ACTIVATIONS[self.activations]
+
+
+@dataclass
+class LayerRole:
+    """A layer's place in its reversible stack; kept on the layer as `_reversible_role`."""
+
+    stack: ReversibleStack
+    index: int
+
+
+class Pass:
+    """One forward pass through a decoder: the trajectory and how far it is."""
+
+    def __init__(self, stack: ReversibleStack, decoder: nn.Module) -> None:
+        self.stack = stack
+        self._decoder = decoder
+        self._next = 0
+        self._trajectory: Trajectory | None = None
+        self._version = 0
+
+    def layer(self, layer: nn.Module, hidden: Tensor, inputs: dict[str, Any]) -> Tensor:
+        """Take the steps of `layer` and return what its forward returns: p[l+1], or the readout after the last."""
+        index = layer._reversible_role.index
+        if index != self._next:
+            raise NotReversibleError(
+                f"{type(self._decoder).__name__} called layer {index} where layer {self._next} was due; only decoders "
+                f"that run every layer once and in order can be reversed."
+            )
+        _refuse_cache(self.stack, inputs)
+        if self._trajectory is None:
+            self._trajectory = Trajectory(self.stack.dynamics, self.stack.policy, hidden)
+            hidden = self._trajectory.hidden
+        else:
+            self._refuse_change(hidden)
+        for name, field in named_fields(layer, index, self.stack.dynamics, inputs):
+            hidden = self._trajectory.step(name, self.stack.dynamics.coefficients(index), field, hidden)
+        self._next += 1
+        if self._next == self.stack.number_of_layers:
+            return self._trajectory.readout()
+        self._version = _version(hidden)
+        return hidden
+
+    def finish(self) -> None:
+        """Refuse a decoder that ran fewer layers than it has."""
+        if self._next != self.stack.number_of_layers:
+            raise NotReversibleError(
+                f"{type(self._decoder).__name__} ran {self._next} of its {self.stack.number_of_layers} layers; only "
+                f"decoders that run every layer once and in order can be reversed."
+            )
+
+    def _refuse_change(self, hidden: Tensor) -> None:
+        """Refuse a decoder that does something to the stream between two layers: the inverse would not know of it."""
+        assert self._trajectory is not None
+        expected = self._trajectory.hidden
+        # Other objects with the same memory are fine: FSDP passes a layer's input through a node of its own.
+        same = hidden is expected or (hidden.shape == expected.shape and hidden.data_ptr() == expected.data_ptr())
+        if not same or _version(hidden) != self._version:
+            raise NotReversibleError(
+                f"{type(self._decoder).__name__} changes the hidden state between layers {self._next - 1} and "
+                f"{self._next}; only decoders that hand a layer's output to the next layer as it is can be reversed."
+            )
+
+
+_CURRENT_PASS: ContextVar[Pass | None] = ContextVar("revformers_pass", default=None)
+
+
+def decoder_forward(decoder: nn.Module, *arguments: Any, **keywords: Any) -> Any:
+    """Stand in for the forward of a reversible decoder."""
+    stack: ReversibleStack = decoder._reversible_stack
+    if _recomputes(stack) and "use_cache" in inspect.signature(type(decoder).forward).parameters:
+        if keywords.get("use_cache"):
+            warnings.warn(
+                "use_cache=True is set to False in a forward pass with gradients: the backward pass evaluates layers "
+                "again and would write to the cache twice.",
+                stacklevel=2,
+            )
+        keywords["use_cache"] = False
+    current = Pass(stack, decoder)
+    token = _CURRENT_PASS.set(current)
+    try:
+        output = type(decoder).forward(decoder, *arguments, **keywords)
+    finally:
+        _CURRENT_PASS.reset(token)
+    current.finish()
+    return output
+
+
+def layer_forward(layer: nn.Module, hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
+    """Stand in for the forward of a layer of a reversible decoder."""
+    current = _CURRENT_PASS.get()
+    if current is None or current.stack is not layer._reversible_role.stack:
+        raise RuntimeError(
+            f"{type(layer).__name__} belongs to a reversible stack and was called outside its decoder's forward; call "
+            f"the model, or revformers.make_residual(model) first."
+        )
+    return current.layer(layer, hidden_states, layer_inputs(layer, arguments, keywords))
+
+
+def _recomputes(stack: ReversibleStack) -> bool:
+    return torch.is_grad_enabled() and stack.policy is not Store
+
+
+def _refuse_cache(stack: ReversibleStack, inputs: dict[str, Any]) -> None:
+    """Refuse a key-value cache where the backward pass would evaluate the layer, and write to the cache, again."""
+    if _recomputes(stack) and any(isinstance(value, Cache) for value in inputs.values()):
+        raise ValueError(
+            "A key-value cache (past_key_values, prefix tuning) cannot be used in a forward pass with gradients that "
+            f'evaluates layers again (activations="{stack.activations}"); use torch.no_grad(), or '
+            'revformers.set_activations(model, "store").'
+        )
+
+
+def _version(tensor: Tensor) -> int:
+    """Return how often the tensor was written in place; inference tensors do not count."""
+    return 0 if tensor.is_inference() else tensor._version

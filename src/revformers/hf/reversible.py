@@ -1,0 +1,135 @@
+"""Making a transformers model reversible, in place, and ordinary again."""
+
+import warnings
+from types import MethodType
+from typing import Any, TypeVar
+
+from torch import nn
+
+from revformers.activations import ACTIVATIONS
+from revformers.dynamics.base import Dynamics
+from revformers.hf import persistence
+from revformers.hf.discovery import find_stack, unwrap
+from revformers.hf.families import find_layout
+from revformers.hf.fields import no_branches
+from revformers.hf.forward import LayerRole, ReversibleStack, decoder_forward, layer_forward
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def make_reversible(model: Model, dynamics: Dynamics, activations: str = "rebuild") -> Model:
+    """Give a causal language model reversible dynamics, in place.
+
+    Weights, module names and state-dict keys stay as they are. A model that is reversible already gets the new
+    dynamics and policy.
+
+    Args:
+        model: a decoder-only causal language model of transformers, or a PEFT model around one.
+        dynamics: e.g. `Midpoint()`.
+        activations: what the backward pass finds: ``"rebuild"``, ``"store"``, ``"checkpoint"`` or ``"offload"``.
+
+    Returns:
+        The same model.
+
+    Raises:
+        NotReversibleError: where the model is no plain fold over its layers; some models show it only in their first
+            forward pass.
+        ValueError: for an unknown policy, one that does not go with the dynamics, or dynamics of another depth.
+
+    """
+    if not isinstance(dynamics, Dynamics):
+        raise TypeError(f"make_reversible takes a dynamics such as revformers.Midpoint(), not {dynamics!r}.")
+    stack = find_stack(model)
+    _check_activations(dynamics, activations)
+    dynamics.check(len(stack.layers))
+    for layer in stack.layers:
+        if dynamics.granularity == "branch" and find_layout(layer) is None:
+            raise no_branches(layer, dynamics)
+    inner = unwrap(model)
+    make_residual(model)
+    if any(getattr(module, "gradient_checkpointing", False) for module in inner.modules()):
+        _gradient_checkpointing_enable(inner)
+        inner.gradient_checkpointing_disable()
+    for module in (stack.decoder, *stack.layers):
+        if "forward" in vars(module):
+            raise ValueError(
+                f"The forward of {type(module).__name__} was replaced by another library; call make_reversible first "
+                f"(before accelerate's dispatch or hooks)."
+            )
+    reversible = ReversibleStack(dynamics, activations, len(stack.layers))
+    stack.decoder._reversible_stack = reversible
+    stack.decoder.forward = MethodType(decoder_forward, stack.decoder)
+    for index, layer in enumerate(stack.layers):
+        layer._reversible_role = LayerRole(reversible, index)
+        layer.forward = MethodType(layer_forward, layer)
+    inner.save_pretrained = MethodType(persistence.save_pretrained, inner)
+    inner.gradient_checkpointing_enable = MethodType(_gradient_checkpointing_enable, inner)
+    return model
+
+
+def make_residual(model: Model) -> Model:
+    """Make a reversible model the ordinary network again, in place; an ordinary one stays as it is.
+
+    Returns:
+        The same model, with the weights it had.
+
+    """
+    if reversible_stack(model) is None:
+        return model
+    stack = find_stack(model)
+    del stack.decoder._reversible_stack, stack.decoder.forward
+    for layer in stack.layers:
+        del layer._reversible_role, layer.forward
+    inner = unwrap(model)
+    del inner.save_pretrained, inner.gradient_checkpointing_enable
+    return model
+
+
+def set_activations(model: nn.Module, activations: str) -> None:
+    """Choose what the backward pass of a reversible model finds: a name in `revformers.activations.ACTIVATIONS`.
+
+    Raises:
+        ValueError: for a model that is not reversible, an unknown policy, or one that does not go with the dynamics.
+
+    """
+    reversible = require_reversible(model)
+    _check_activations(reversible.dynamics, activations)
+    reversible.activations = activations
+
+
+def reversible_stack(model: nn.Module) -> ReversibleStack | None:
+    """Return the dynamics and the policy of a model, or None where it is an ordinary network."""
+    for module in unwrap(model).modules():
+        stack = getattr(module, "_reversible_stack", None)
+        if isinstance(stack, ReversibleStack):
+            return stack
+    return None
+
+
+def require_reversible(model: nn.Module) -> ReversibleStack:
+    """Return the dynamics and the policy of a reversible model; raise ValueError for an ordinary one."""
+    reversible = reversible_stack(model)
+    if reversible is None:
+        raise ValueError(
+            f"{type(unwrap(model)).__name__} is an ordinary network; call revformers.make_reversible(model, dynamics)."
+        )
+    return reversible
+
+
+def _check_activations(dynamics: Dynamics, activations: str) -> None:
+    if activations not in ACTIVATIONS:
+        raise ValueError(f"There is no activation policy {activations!r}; choose one of {', '.join(ACTIVATIONS)}.")
+    if activations == "rebuild" and not dynamics.reversible:
+        raise ValueError(
+            f'{type(dynamics).__name__} has no inverse to rebuild activations with; use "store", "checkpoint" or '
+            f'"offload", or reversible dynamics.'
+        )
+
+
+def _gradient_checkpointing_enable(model: nn.Module, *_: Any, **__: Any) -> None:
+    """Say that the activation policy decides: trainers (TRL by default) ask for checkpointing on their own."""
+    warnings.warn(
+        "Gradient checkpointing is not switched on: this model is reversible, and its activation policy decides what "
+        'is recomputed. For checkpointing call revformers.set_activations(model, "checkpoint").',
+        stacklevel=2,
+    )
