@@ -120,5 +120,10 @@ def finite_step(owner: str, step_size: float) -> float:
     return step_size
 
 
+def times(factor: Fraction | float, term: str) -> str:
+    """Return `factor` times `term` as text, e.g. "3/4 p[l]"; a factor of 1 is not written."""
+    return term if factor == 1 else f"{factor if isinstance(factor, Fraction) else format(factor, 'g')} {term}"
+
+
 ONE = Fraction(1)
 ZERO = Fraction(0)

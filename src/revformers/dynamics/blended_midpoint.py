@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from revformers.dynamics.base import LARGEST_DENOMINATOR, ONE, Coefficients, Dynamics, finite_step
+from revformers.dynamics.base import LARGEST_DENOMINATOR, ONE, Coefficients, Dynamics, finite_step, times
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,11 @@ class BlendedMidpoint(Dynamics):
     @property
     def recurrence(self) -> str:
         """The recurrence in one line."""
-        single = isinstance(self.blend, Fraction)
-        a, b = (str(self.blend), str(ONE - self.blend)) if isinstance(self.blend, Fraction) else ("a[l]", "(1 - a[l])")
-        note = "" if single else " with a = ±1 + U(-1/2, 1/2)" if self.blend is None else " with a given per layer"
-        return f"p[l+1] = {a} p[l-1] + {b} p[l] + {self.step_size:g} f(p[l]){note}"
+        update = times(float(self.step_size), "f(p[l])")
+        if isinstance(self.blend, Fraction):
+            return f"p[l+1] = {times(self.blend, 'p[l-1]')} + {times(ONE - self.blend, 'p[l]')} + {update}"
+        origin = "±1 + U(-1/2, 1/2)" if self.blend is None else "given per layer"
+        return f"p[l+1] = a p[l-1] + (1 - a) p[l] + {update}, a {origin}"
 
 
 def exact_blend(value: float | Fraction | str) -> Fraction:

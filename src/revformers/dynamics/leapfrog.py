@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from fractions import Fraction
 
-from revformers.dynamics.base import ONE, Coefficients, Dynamics, finite_step
+from revformers.dynamics.base import ONE, Coefficients, Dynamics, finite_step, times
 
 
 @dataclass(frozen=True)
@@ -33,4 +33,4 @@ class Leapfrog(Dynamics):
     @property
     def recurrence(self) -> str:
         """The recurrence in one line."""
-        return f"p[l+1] = 2 p[l] - p[l-1] + {float(self.step_size) ** 2:g} f(p[l])"
+        return f"p[l+1] = 2 p[l] - p[l-1] + {times(float(self.step_size) ** 2, 'f(p[l])')}"

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from revformers.dynamics.base import ONE, ZERO, Coefficients, Dynamics, finite_step
+from revformers.dynamics.base import ONE, ZERO, Coefficients, Dynamics, finite_step, times
 
 
 @dataclass(frozen=True)
@@ -33,4 +33,4 @@ class Midpoint(Dynamics):
     @property
     def recurrence(self) -> str:
         """The recurrence in one line."""
-        return f"p[l+1] = p[l-1] + {2.0 * self.step_size:g} f(p[l])"
+        return f"p[l+1] = p[l-1] + {times(2.0 * self.step_size, 'f(p[l])')}"

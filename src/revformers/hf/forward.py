@@ -61,7 +61,7 @@ class Pass:
         self._trajectory: Trajectory | None = None
         self._version = 0
 
-    def layer(self, layer: nn.Module, hidden: Tensor, inputs: dict[str, Any]) -> Tensor:
+    def layer(self, layer: Any, hidden: Tensor, inputs: dict[str, Any]) -> Tensor:
         """Take the steps of `layer` and return what its forward returns: p[l+1], or the readout after the last."""
         index = layer._reversible_role.index
         if index != self._next:
@@ -107,7 +107,7 @@ class Pass:
 _CURRENT_PASS: ContextVar[Pass | None] = ContextVar("revformers_pass", default=None)
 
 
-def decoder_forward(decoder: nn.Module, *arguments: Any, **keywords: Any) -> Any:
+def decoder_forward(decoder: Any, *arguments: Any, **keywords: Any) -> Any:
     """Stand in for the forward of a reversible decoder."""
     stack: ReversibleStack = decoder._reversible_stack
     if _recomputes(stack) and "use_cache" in inspect.signature(type(decoder).forward).parameters:
@@ -128,7 +128,7 @@ def decoder_forward(decoder: nn.Module, *arguments: Any, **keywords: Any) -> Any
     return output
 
 
-def layer_forward(layer: nn.Module, hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
+def layer_forward(layer: Any, hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
     """Stand in for the forward of a layer of a reversible decoder."""
     current = _CURRENT_PASS.get()
     if current is None or current.stack is not layer._reversible_role.stack:
