@@ -1,6 +1,7 @@
 """Finding the decoder and its layers, and refusing the models that are no plain fold over them."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -11,11 +12,11 @@ from revformers.errors import NotReversibleError
 class DecoderStack:
     """The module that runs the layers, and the layers, in order."""
 
-    decoder: nn.Module
-    layers: list[nn.Module]
+    decoder: Any
+    layers: list[Any]
 
 
-def unwrap(model: nn.Module) -> nn.Module:
+def unwrap(model: Any) -> Any:
     """Return the transformers model inside a PEFT model, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 

@@ -1,0 +1,34 @@
+# The two commands of the README are `make run` and `make test`; the others are their parts.
+PYTHON ?= python3
+ENVIRONMENT := .venv
+BIN := $(ENVIRONMENT)/bin
+QUICKSTART := recipes/quickstart.yaml
+RUN := runs/quickstart
+
+.PHONY: run test test-all lint clean
+
+run: $(ENVIRONMENT)/installed
+	$(BIN)/revformers pretrain $(QUICKSTART) --overwrite
+	$(BIN)/revformers verify $(RUN)/model
+	$(BIN)/revformers compare $(QUICKSTART) --out $(RUN)
+	$(BIN)/revformers report $(RUN) --out report.html
+
+# One thread a worker: two workers that each start a thread per core fight over the cores.
+test: $(ENVIRONMENT)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+test-all: $(ENVIRONMENT)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not gpu"
+
+lint: $(ENVIRONMENT)/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+$(ENVIRONMENT)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(ENVIRONMENT)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test,lint]"
+	touch $@
+
+clean:
+	rm -rf $(ENVIRONMENT) runs report.html
