@@ -28,36 +28,45 @@ def find_stack(model: nn.Module) -> DecoderStack:
         NotReversibleError: where there is no decoder-only stack of layers that each map a state to the next.
 
     """
-    model = unwrap(model)
-    name = type(model).__name__
-    config = getattr(model, "config", None)
-    if config is None or not hasattr(model, "get_decoder"):
+    inner = unwrap(model)
+    name = type(inner).__name__
+    config = getattr(inner, "config", None)
+    if config is None or not hasattr(inner, "get_decoder"):
         raise NotReversibleError(f"{name} is not a transformers model; make_reversible takes causal language models.")
     if getattr(config, "is_encoder_decoder", False):
         raise NotReversibleError(f"{name} is an encoder-decoder; only decoder-only models can be reversed.")
-    decoder = model.get_decoder()
+    decoder = inner.get_decoder()
     text = config.get_text_config(decoder=True)
-    depth = getattr(text, "num_hidden_layers", None)
-    if depth is None:
+    _refuse(name, text)
+    if not any(decoder.children()):
+        # Where the head is called "decoder", transformers finds that (ModernBERT).
+        decoder = inner.base_model
+    # num_hidden_layers counts half layers in LongCat, whose layers are counted by num_layers.
+    depths = [getattr(text, name) for name in ("num_hidden_layers", "num_layers") if hasattr(text, name)]
+    if not depths:
         raise NotReversibleError(f"The configuration of {name} does not say how many layers its decoder has.")
     for module in [decoder, *decoder.children()]:
         for child in module.children():
-            if isinstance(child, nn.ModuleList) and len(child) == depth:
+            if isinstance(child, nn.ModuleList) and len(child) in depths:
                 layers = list(child)
-                _refuse(name, text, layers)
-                return DecoderStack(module, layers)
-    raise NotReversibleError(f"No list of {depth} layers was found in the decoder of {name}.")
+                if len(set(map(id, layers))) != len(layers):
+                    raise NotReversibleError(
+                        f"{name} uses a layer more than once; only stacks of distinct layers can be reversed."
+                    )
+                # Llama 4 calls the whole model its decoder, whose forward trainers inspect: it stays as it is.
+                return DecoderStack(module if decoder is inner else decoder, layers)
+    raise NotReversibleError(f"No list of {' or '.join(map(str, depths))} layers was found in the decoder of {name}.")
 
 
-def _refuse(name: str, config: object, layers: list[nn.Module]) -> None:
+def _refuse(name: str, config: object) -> None:
     """Raise NotReversibleError for what is known to break the fold p[l+1] = layer(p[l])."""
-    if len(set(map(id, layers))) != len(layers):
-        raise NotReversibleError(f"{name} uses a layer more than once; only stacks of distinct layers can be reversed.")
     reasons = {
+        "n_layers_per_attn_res_block": "lets layers read the states of earlier layers (attention residuals)",
         "num_kv_shared_layers": "shares keys and values between layers, so that a layer reads more than one state",
-        "altup_num_inputs": "carries several streams from layer to layer (AltUp)",
-        "hc_mult": "carries several streams from layer to layer (hyper-connections)",
+        "patcher_config": "runs several stacks of layers, not one",
+        "H_cycles": "runs its layers several times over",
         "layerdrop": "skips layers at random (LayerDrop); set layerdrop to 0",
+        "decoder_layerdrop": "skips layers at random (LayerDrop); set decoder_layerdrop to 0",
     }
     for option, reason in reasons.items():
         if getattr(config, option, None):

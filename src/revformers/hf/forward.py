@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache
 from revformers.activations import ACTIVATIONS, ActivationPolicy, Store
 from revformers.dynamics.base import Dynamics
 from revformers.errors import NotReversibleError
-from revformers.hf.fields import layer_inputs, named_fields
+from revformers.hf.fields import LayerReturn, NotKept, layer_inputs, named_fields
 from revformers.stack import Trajectory
 
 
@@ -69,19 +69,25 @@ class Pass:
                 f"{type(self._decoder).__name__} called layer {index} where layer {self._next} was due; only decoders "
                 f"that run every layer once and in order can be reversed."
             )
+        if any(isinstance(value, NotKept) for value in inputs.values()):
+            raise NotReversibleError(
+                f"{type(self._decoder).__name__} passes more than the hidden state from layer to layer; only layers "
+                f"that map one hidden state to one hidden state can be reversed."
+            )
         _refuse_cache(self.stack, inputs)
         if self._trajectory is None:
             self._trajectory = Trajectory(self.stack.dynamics, self.stack.policy, hidden)
             hidden = self._trajectory.hidden
         else:
             self._refuse_change(hidden)
-        for name, field in named_fields(layer, index, self.stack.dynamics, inputs):
+        returned = LayerReturn(keep=not _recomputes(self.stack))
+        for name, field in named_fields(layer, index, self.stack.dynamics, inputs, returned):
             hidden = self._trajectory.step(name, self.stack.dynamics.coefficients(index), field, hidden)
         self._next += 1
         if self._next == self.stack.number_of_layers:
-            return self._trajectory.readout()
+            return returned.of(self._trajectory.readout())
         self._version = _version(hidden)
-        return hidden
+        return returned.of(hidden)
 
     def finish(self) -> None:
         """Refuse a decoder that ran fewer layers than it has."""
@@ -110,14 +116,20 @@ _CURRENT_PASS: ContextVar[Pass | None] = ContextVar("revformers_pass", default=N
 def decoder_forward(decoder: Any, *arguments: Any, **keywords: Any) -> Any:
     """Stand in for the forward of a reversible decoder."""
     stack: ReversibleStack = decoder._reversible_stack
-    if _recomputes(stack) and "use_cache" in inspect.signature(type(decoder).forward).parameters:
-        if keywords.get("use_cache"):
+    parameters = list(inspect.signature(type(decoder).forward).parameters)
+    if _recomputes(stack) and "use_cache" in parameters:
+        # Most models pass it by name, CPM-Ant by position; `parameters` counts self.
+        place = parameters.index("use_cache") - 1
+        if keywords.pop("use_cache", place < len(arguments) and arguments[place]):
             warnings.warn(
                 "use_cache=True is set to False in a forward pass with gradients: the backward pass evaluates layers "
                 "again and would write to the cache twice.",
                 stacklevel=2,
             )
-        keywords["use_cache"] = False
+        if place < len(arguments):
+            arguments = (*arguments[:place], False, *arguments[place + 1 :])
+        else:
+            keywords["use_cache"] = False
     current = Pass(stack, decoder)
     token = _CURRENT_PASS.set(current)
     try:

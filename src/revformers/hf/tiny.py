@@ -35,7 +35,14 @@ _SIZES: dict[int, tuple[str, ...]] = {
         *("head_dim", "dim_head", "kv_channels", "swa_head_dim", "index_head_dim", "linear_head_dim", "v_head_dim"),
         *("linear_key_head_dim", "linear_value_head_dim", "qk_nope_head_dim", "attention_head_size", "rotary_dim"),
         *("mamba_head_dim", "hidden_size_per_layer_input", "kv_lora_rank", "q_lora_rank", "o_lora_rank"),
-        *("laurel_rank", "hc_lowrank", "gated_norm_rank", "router_hidden_size", "adapter_rank", "query_pre_attn_scalar"),
+        *(
+            "laurel_rank",
+            "hc_lowrank",
+            "gated_norm_rank",
+            "router_hidden_size",
+            "adapter_rank",
+            "query_pre_attn_scalar",
+        ),
         *("mamba_d_state", "state_size", "ssm_state_size", "chunk_size", "mamba_chunk_size", "block_size"),
         *("classifier_proj_size", "num_mel_bins", "rel_extent"),
     ),
@@ -46,8 +53,16 @@ _SIZES: dict[int, tuple[str, ...]] = {
         *("local_attn_chunk_length", "lsh_attn_chunk_length"),
     ),
     4: (
-        *("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "num_decoder_layers", "encoder_layers",
-         "num_encoder_layers"),
+        *(
+            "num_hidden_layers",
+            "n_layer",
+            "n_layers",
+            "num_layers",
+            "decoder_layers",
+            "num_decoder_layers",
+            "encoder_layers",
+            "num_encoder_layers",
+        ),
         *("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads", "decoder_attention_heads"),
         *("num_decoder_attention_heads", "swa_num_attention_heads", "index_n_heads", "linear_num_heads"),
         *("linear_num_value_heads", "linear_num_key_heads", "num_experts", "n_routed_experts", "num_local_experts"),
@@ -55,6 +70,8 @@ _SIZES: dict[int, tuple[str, ...]] = {
         *("prompt_length", "prompt_types", "centroid_intermediate_top_k"),
     ),
     2: (
+        *("n_layers_per_attn_res_block", "rescale_every", "layer_group_size", "global_attn_every_n_layers"),
+        *("no_rope_layer_interval", "sliding_window_pattern"),
         *("num_key_value_heads", "swa_num_key_value_heads", "num_experts_per_tok", "moe_k", "moe_topk", "n_group"),
         *("n_groups", "index_topk_blocks", "o_groups"),
     ),
@@ -66,9 +83,11 @@ SIZES = {name: size for size, names in _SIZES.items() for name in names}
 TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1, "sep_token_id": 2}
 
 OVERRIDES: dict[str, dict[str, Any]] = {
-    "bailing_hybrid": {"layer_group_size": 2},
     "blt": {"use_cache": False},
-    "dbrx": {"attn_config": {"clip_qkv": 8.0, "kv_n_heads": 2, "rope_theta": 1e4}, "ffn_config": {"ffn_hidden_size": 64}},
+    "dbrx": {
+        "attn_config": {"clip_qkv": 8.0, "kv_n_heads": 2, "rope_theta": 1e4},
+        "ffn_config": {"ffn_hidden_size": 64},
+    },
     "bamba": {"attn_layer_indices": [1]},
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
     "deepseek_v2": {"topk_method": "greedy", "n_group": 1, "num_experts_per_tok": 2},
@@ -82,11 +101,20 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "gemma3n_text": {"num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 2},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"] * 2},
+    "inkling_text": {"local_layer_ids": [0, 2]},
+    "kolibri1": {"layer_types": ["sliding_attention", "full_attention"] * 2},
+    "lfm3": {"layer_types": ["conv", "full_attention", "sliding_attention", "conv"]},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 4},
     "kimi_linear": {"layer_types": ["linear_attention", "full_attention"] * 2},
     "longcat_flash": {"head_dim": 8},
     "nemotron": {"num_key_value_heads": 2},
-    "qwen4_exp_text": {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 8, "indexer_compress_ratio": 2},
+    "qwen4_exp_text": {
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 16,
+        "indexer_budget": 8,
+        "indexer_compress_ratio": 2,
+    },
     "zamba": {"layers_block_type": ["linear_attention"] * 2 + ["hybrid"] * 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "mamba2": {"head_dim": 32},
@@ -102,6 +130,11 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 """What single architectures need besides, by model type."""
 
 
+_DRAFTER = "a drafter; it reads the keys and values of the model that it drafts for"
+NOT_ON_THEIR_OWN = {"gemma4_assistant": _DRAFTER, "gemma4_unified_assistant": _DRAFTER}
+"""Architectures that are no language models by themselves, by model type."""
+
+
 def tiny_options(config_class: type[PreTrainedConfig]) -> dict[str, Any]:
     """Return the options that make a configuration of this class tiny."""
     defaults = {field.name: field.default for field in dataclasses.fields(config_class)}
@@ -112,6 +145,8 @@ def tiny_options(config_class: type[PreTrainedConfig]) -> dict[str, Any]:
         options["is_decoder"] = True
     if "head_dim" in defaults:
         options["head_dim"] = 16
+    if "residual_multiplier" in defaults:
+        options["residual_multiplier"] = 0.5
     heads = defaults.get("num_attention_heads")
     if heads is not None and heads == defaults.get("num_key_value_heads"):
         options["num_key_value_heads"] = 4
@@ -133,9 +168,36 @@ def tiny_model(model_class: type[PreTrainedModel], **options: Any) -> PreTrained
         ValueError: where the model is not tiny after all; it is counted before it is allocated.
 
     """
+    reason = NOT_ON_THEIR_OWN.get(model_class.config_class.model_type)
+    if reason:
+        raise ValueError(reason)
     config = model_class.config_class(**(tiny_options(model_class.config_class) | options))
     with torch.device("meta"):
         size = sum(parameter.numel() for parameter in model_class._from_config(config).parameters())
     if size > LARGEST_MODEL:
         raise ValueError(f"A tiny {model_class.__name__} has {size:,} parameters; a size was missed.")
     return model_class._from_config(config)
+
+
+def tiny_batch(model: PreTrainedModel, tokens: int = 16) -> dict[str, Any]:
+    """Return a batch of two random sequences for a training step of a tiny model; labels are the input ids."""
+    generator = torch.Generator().manual_seed(0)
+    batch: dict[str, Any] = {"input_ids": torch.randint(10, 100, (2, tokens), generator=generator)}
+    batch["labels"] = batch["input_ids"]
+    if model.config.model_type == "git":
+        vision = model.config.vision_config
+        batch["pixel_values"] = torch.randn(2, 3, vision.image_size, vision.image_size, generator=generator)
+    if model.config.model_type in ("musicgen_decoder", "musicgen_melody_decoder"):
+        batch["labels"] = batch["labels"][..., None]
+    return batch
+
+
+@torch.no_grad()
+def perturb_(model: PreTrainedModel, size: float = 0.05) -> PreTrainedModel:
+    """Add random numbers of standard deviation `size` to every parameter, in place.
+
+    Fresh norms are all ones and fresh biases zeros: without this, two norms that are mixed up would go unnoticed.
+    """
+    for parameter in model.parameters():
+        parameter.add_(torch.randn_like(parameter), alpha=size)
+    return model

@@ -1,0 +1,124 @@
+"""Peak memory against depth, and by how much each added layer raises it."""
+
+import dataclasses
+import itertools
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from revformers import dynamics
+from revformers.benchmark.memory import PeakMemory, measure_peak_memory
+from revformers.benchmark.workload import Arm, Workload
+from revformers.dynamics import Dynamics
+
+
+@dataclass(frozen=True)
+class DepthPoint:
+    """The peak memory of one arm at one depth."""
+
+    arm: str
+    layers: int
+    memory: PeakMemory
+
+
+@dataclass(frozen=True)
+class Growth:
+    """How the peak of one arm grows from one depth to the next, per added layer.
+
+    Attributes:
+        arm: name of the arm.
+        from_layers: the shallower of the two depths.
+        to_layers: the deeper.
+        bytes_per_layer: growth of the peak above weights and gradients.
+        share_of_layer_input: the same as a share of one layer's input tensor; 1 is what checkpointing keeps.
+        side_information_share: the share that the side information of the inverse accounts for.
+
+    """
+
+    arm: str
+    from_layers: int
+    to_layers: int
+    bytes_per_layer: float
+    share_of_layer_input: float
+    side_information_share: float
+
+    @property
+    def excess_share(self) -> float:
+        """The share of one layer's input tensor that side information does not account for."""
+        return self.share_of_layer_input - self.side_information_share
+
+
+def measure_depths(
+    workload: Workload,
+    arms: Sequence[Arm],
+    depths: Sequence[int],
+    *,
+    processes_at_once: int = 1,
+    on_point: Callable[[DepthPoint], object] = lambda point: None,
+) -> list[DepthPoint]:
+    """Measure every arm at every depth, each in a fresh process.
+
+    Counting allocations is blind to what else runs, so `processes_at_once` may be more than 1 on the CPU, where they
+    share the cores. The deepest points come first, as they take longest. `on_point` is called with each point as it is
+    measured.
+    """
+    threads = max(1, (os.cpu_count() or 1) // processes_at_once) if processes_at_once > 1 else None
+
+    def measure(task: tuple[Arm, int]) -> DepthPoint:
+        arm, layers = task
+        point = DepthPoint(arm.name, layers, measure_peak_memory(workload.with_layers(layers), arm, threads))
+        on_point(point)
+        return point
+
+    tasks = [(arm, layers) for layers in sorted(depths, reverse=True) for arm in arms]
+    with ThreadPoolExecutor(processes_at_once) as pool:
+        points = list(pool.map(measure, tasks))
+    order = {arm.name: number for number, arm in enumerate(arms)}
+    return sorted(points, key=lambda point: (order[point.arm], point.layers))
+
+
+def growths(points: Sequence[DepthPoint], workload: Workload, arms: Sequence[Arm]) -> list[Growth]:
+    """Return the growth between neighbouring depths of every arm."""
+    result = []
+    for arm in arms:
+        of_arm = sorted((point for point in points if point.arm == arm.name), key=lambda point: point.layers)
+        for shallow, deep in itertools.pairwise(of_arm):
+            added = deep.layers - shallow.layers
+            bytes_per_layer = (deep.memory.peak - shallow.memory.peak) / added
+            side_bits = 0.0
+            if arm.name == "rebuild":
+                recurrence = dynamics.from_dict(arm.dynamics)
+                side_bits = mean_side_information_bits(recurrence, range(shallow.layers, deep.layers))
+            side_bytes = side_bits * workload.layer_input_elements / 8
+            result.append(
+                Growth(
+                    arm=arm.name,
+                    from_layers=shallow.layers,
+                    to_layers=deep.layers,
+                    bytes_per_layer=bytes_per_layer,
+                    share_of_layer_input=bytes_per_layer / workload.layer_input_bytes,
+                    side_information_share=side_bytes / workload.layer_input_bytes,
+                )
+            )
+    return result
+
+
+def mean_side_information_bits(recurrence: Dynamics, layers: Sequence[int]) -> float:
+    """Return the bits an element that the inverse keeps for all steps of a layer, on average over `layers`."""
+    steps = steps_per_layer(recurrence)
+    return sum(steps * recurrence.side_information_bits(layer) for layer in layers) / len(layers)
+
+
+def steps_per_layer(recurrence: Dynamics) -> int:
+    """Return how many steps of the recurrence one layer takes: a checkpointed network keeps as many tensors a layer."""
+    return 2 if recurrence.granularity == "branch" else 1
+
+
+def as_rows(points: Sequence[DepthPoint], growth: Sequence[Growth]) -> dict[str, list[dict[str, Any]]]:
+    """Return points and growth as tables that JSON keeps; memory in bytes."""
+    return {
+        "points": [{"arm": point.arm, "layers": point.layers, **dataclasses.asdict(point.memory)} for point in points],
+        "growth": [{**dataclasses.asdict(row), "excess_share": row.excess_share} for row in growth],
+    }

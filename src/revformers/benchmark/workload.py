@@ -1,0 +1,189 @@
+"""What is measured: a network with a batch, and the arms that train it in different ways."""
+
+import contextlib
+import copy
+import dataclasses
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, TypeVar, get_args
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+import revformers
+
+Precision = Literal["float32", "bfloat16", "bfloat16_autocast"]
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+PLAIN_STORE = "plain_store"
+PLAIN_CHECKPOINT = "plain_checkpoint"
+ARM_NAMES = (PLAIN_STORE, PLAIN_CHECKPOINT, "store", "checkpoint", "offload", "rebuild")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A causal language model with random weights, and the batch of random tokens that it is trained on.
+
+    Attributes:
+        model_config: a Hugging Face model configuration, as its `to_dict` gives it.
+        batch_size: sequences in a step.
+        sequence_length: tokens in a sequence.
+        precision: ``"float32"``; ``"bfloat16"`` holds the weights in bfloat16; ``"bfloat16_autocast"`` holds them in
+            float32 and computes under autocast.
+        device: where it runs, e.g. ``"cpu"`` or ``"cuda"``.
+        seed: of weights and tokens.
+
+    """
+
+    model_config: dict[str, Any]
+    batch_size: int
+    sequence_length: int
+    precision: Precision = "float32"
+    device: str = "cpu"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.precision not in get_args(Precision):
+            raise ValueError(
+                f"There is no precision {self.precision!r}; choose one of {', '.join(get_args(Precision))}."
+            )
+        for name in ("batch_size", "sequence_length", "layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"A workload needs a {name} of at least 1, not {getattr(self, name)}.")
+
+    @cached_property
+    def config(self) -> PreTrainedConfig:
+        """The configuration as transformers reads it, with one name for width and depth in every family."""
+        return AutoConfig.for_model(**self.model_config)
+
+    @property
+    def layers(self) -> int:
+        """Number of transformer blocks."""
+        return int(self.config.num_hidden_layers)
+
+    @property
+    def width(self) -> int:
+        """Width of the stream."""
+        return int(self.config.hidden_size)
+
+    @property
+    def layer_input_elements(self) -> int:
+        """Number of elements in the tensor that one block reads: batch x sequence x width."""
+        return self.batch_size * self.sequence_length * self.width
+
+    @property
+    def layer_input_bytes(self) -> int:
+        """Size of the tensor that one block reads, in bytes."""
+        return self.layer_input_elements * (2 if self.precision == "bfloat16" else 4)
+
+    def with_layers(self, layers: int) -> "Workload":
+        """Return the same workload with another number of blocks."""
+        config = copy.deepcopy(self.config)
+        config.num_hidden_layers = layers
+        values = config.to_dict()
+        # Some families list a type per layer, which must be as long as the stack; left out, they make it themselves.
+        values.pop("layer_types", None)
+        return dataclasses.replace(self, model_config=values)
+
+    def build_model(self) -> PreTrainedModel:
+        """Return the model in training mode; the same seed gives the same weights."""
+        config = copy.deepcopy(self.config)
+        config.use_cache = False
+        torch.manual_seed(self.seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        dtype = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+        return model.to(device=self.device, dtype=dtype).train()
+
+    def build_batch(self, number: int = 0) -> dict[str, torch.Tensor]:
+        """Return `input_ids` and `labels`, int64 of shape (batch, sequence); `number` chooses among random batches."""
+        generator = torch.Generator().manual_seed(self.seed + 1 + number)
+        shape = (self.batch_size, self.sequence_length)
+        tokens = torch.randint(int(self.config.vocab_size), shape, generator=generator).to(self.device)
+        return {"input_ids": tokens, "labels": tokens}
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the context in which the forward pass runs."""
+        if self.precision == "bfloat16_autocast":
+            return torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16)
+        return contextlib.nullcontext()
+
+    def forward_backward(self, model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> float:
+        """Run one forward and backward pass, adding to the gradients, and return the loss in nats per token."""
+        with self.autocast():
+            loss = model(**batch).loss
+        loss.backward()
+        return float(loss.detach())
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train the network of a workload.
+
+    Attributes:
+        name: ``"store"``, ``"checkpoint"``, ``"offload"`` or ``"rebuild"`` for the network with `dynamics` and that
+            policy for its activations; ``"plain_store"`` and ``"plain_checkpoint"`` for the ordinary network untouched
+            by revformers, without and with transformers' own non-reentrant checkpointing.
+        dynamics: what `Dynamics.to_dict` gives; plain arms leave it out.
+
+    """
+
+    name: str
+    dynamics: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.name not in ARM_NAMES:
+            raise ValueError(f"There is no arm {self.name!r}; choose among {', '.join(ARM_NAMES)}.")
+        if not self.plain and not self.dynamics:
+            raise ValueError(f"The arm {self.name!r} needs a dynamics.")
+
+    @property
+    def plain(self) -> bool:
+        """Whether this arm leaves the network as transformers made it."""
+        return self.name in (PLAIN_STORE, PLAIN_CHECKPOINT)
+
+    def apply(self, model: Model) -> Model:
+        """Change `model` in place to train as this arm does, and return it."""
+        if not self.plain:
+            recurrence = revformers.dynamics.from_dict(self.dynamics)
+            return revformers.make_reversible(model, recurrence, activations=self.name)
+        revformers.make_residual(model)
+        if self.name == PLAIN_CHECKPOINT:
+            # The name that every transformers 5 has; later ones call it deprecated.
+            with warnings.catch_warnings(action="ignore", category=FutureWarning):
+                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return model
+
+
+def arms_from_names(names: Sequence[str], dynamics: "revformers.dynamics.Dynamics") -> list[Arm]:
+    """Return the arms called `names`, those that need a dynamics with `dynamics`."""
+    plain = (PLAIN_STORE, PLAIN_CHECKPOINT)
+    return [Arm(name) if name in plain else Arm(name, dynamics.to_dict()) for name in names]
+
+
+def llama_config(
+    layers: int, width: int, vocabulary: int, sequence_length: int, heads: int | None = None
+) -> dict[str, Any]:
+    """Return the configuration of a small Llama: MLP of 8/3 times the width, heads of 64 channels where they fit.
+
+    Raises:
+        ValueError: where the width cannot be shared among the heads.
+
+    """
+    heads = heads or max(1, width // 64)
+    if width % (2 * heads):
+        raise ValueError(f"A width of {width} cannot be shared among {heads} heads of an even number of channels.")
+    return {
+        "model_type": "llama",
+        "num_hidden_layers": layers,
+        "hidden_size": width,
+        "intermediate_size": -(-width * 8 // 3 // 16) * 16,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": sequence_length,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }

@@ -1,0 +1,40 @@
+"""``revformers report RUN_DIRECTORY``."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from revformers.training.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Write one HTML page, plots inlined, on a run directory: its training run, its comparison, or both."""
+
+    run: tyro.conf.Positional[Path]
+    """Directory that `revformers pretrain` or `revformers compare` wrote."""
+
+    out: Path = Path("report.html")
+    """The page."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Write the page and return 0.
+
+    Raises:
+        FileNotFoundError: where the directory holds nothing to report.
+        RecipeError: where one of its files cannot be read.
+
+    """
+    options = tyro.cli(ReportOptions, prog="revformers report", args=list(arguments), use_underscores=True)
+    # imported here, so that the help does not wait for its libraries
+    from revformers.benchmark.report import write_report
+
+    try:
+        write_report(options.run, options.out, ["report", *arguments])
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
+    print(f"Written to {options.out}.")
+    return 0

@@ -1,0 +1,110 @@
+"""``revformers verify MODEL_OR_RECIPE``."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+
+from revformers.training.errors import RecipeError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+DEFAULT_LENGTH = 128
+FAILED = 1
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """Compare the gradients of rebuilt activations with those of stored ones, on a batch of random tokens."""
+
+    model: tyro.conf.Positional[str]
+    """A recipe (.yaml), or a directory or hub id of a causal language model."""
+
+    dynamics: str | None = None
+    """Recurrence to give the model: midpoint, blended_midpoint, leapfrog or hamiltonian. An ordinary model needs one;
+    otherwise it takes the place of the model's own."""
+
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Type of the weights; left out, the one the model was saved or described with."""
+
+    device: str = "cpu"
+    """Device to compare on, such as cuda."""
+
+    batch_size: int = 2
+    """Sequences in the batch."""
+
+    length: int | None = None
+    """Tokens in a sequence; left out, 128, or what the model can read where that is less."""
+
+    seed: int = 0
+    """Seed of the tokens and of dropout."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Print the comparison and return 0 where the gradients agree to the bit, 1 where they do not.
+
+    Raises:
+        FileNotFoundError: for a recipe or a directory that is not there.
+        RecipeError: for an ordinary model without --dynamics, or a batch that the model cannot read.
+        NotReversibleError: for a model that cannot be given reversible dynamics.
+
+    """
+    options = tyro.cli(VerifyOptions, prog="revformers verify", args=list(arguments), use_underscores=True)
+    # imported here, so that the help does not wait for PyTorch
+    import torch
+
+    from revformers import verify_gradients
+    from revformers.cli.quiet import quiet_libraries
+
+    quiet_libraries()
+    model = _model(options).train()
+    longest = getattr(model.config, "max_position_embeddings", None) or math.inf
+    length = options.length if options.length is not None else int(min(DEFAULT_LENGTH, longest))
+    if options.batch_size < 1 or length < 2:
+        raise RecipeError("A batch needs a sequence, and a sequence two tokens: raise --batch_size or --length.")
+    if length > longest:
+        raise RecipeError(f"The model reads at most {longest} tokens; lower --length, which is {length}.")
+    if options.dtype:
+        model.to(getattr(torch, options.dtype))
+    try:
+        model.to(options.device)
+    except (AssertionError, RuntimeError) as error:
+        raise RecipeError(f"PyTorch cannot use the device {options.device!r} here: {error}") from error
+    torch.manual_seed(options.seed)
+    shape = (options.batch_size, length)
+    input_ids = torch.randint(model.config.get_text_config().vocab_size, shape).to(options.device)
+    report = verify_gradients(model, {"input_ids": input_ids, "labels": input_ids})
+    print(report)
+    return 0 if report.bit_exact else FAILED
+
+
+def _model(options: VerifyOptions) -> "PreTrainedModel":
+    """Return the reversible model that the options name."""
+    from transformers import AutoModelForCausalLM
+
+    from revformers import dynamics, make_reversible
+    from revformers.hf.reversible import reversible_stack
+    from revformers.training.model import build_model
+    from revformers.training.recipe import load_recipe
+
+    if options.model.endswith((".yaml", ".yml")):
+        changes = {"dynamics.name": options.dynamics} if options.dynamics else {}
+        return build_model(load_recipe(options.model, changes))
+    if options.model.startswith((".", "/", "~")) and not Path(options.model).expanduser().exists():
+        raise FileNotFoundError(f"There is no model {options.model!r}.")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(Path(options.model).expanduser().as_posix())
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{options.model!r} holds no causal language model that can be loaded: {error}") from error
+    if options.dynamics:
+        try:
+            return make_reversible(model, dynamics.create(options.dynamics))
+        except ValueError as error:
+            raise RecipeError(str(error)) from error
+    if reversible_stack(model) is None:
+        raise RecipeError(f"{options.model!r} is an ordinary model; name a recurrence for it with --dynamics.")
+    return model

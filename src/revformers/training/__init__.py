@@ -1,0 +1,1 @@
+"""Pretraining on transformers' Trainer, described by a recipe."""

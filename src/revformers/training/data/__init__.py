@@ -1,0 +1,123 @@
+"""Text into the blocks of tokens that a model trains on."""
+
+import shutil
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import numpy as np
+import tokenizers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from revformers.training.data.cache import cache_directory, digest, written_whole
+from revformers.training.data.packing import packed_blocks, with_labels
+from revformers.training.data.sources import Documents, Source, Split, open_source
+from revformers.training.data.tokenizer import load_tokenizer, train_tokenizer
+from revformers.training.errors import RecipeError
+
+if TYPE_CHECKING:
+    from revformers.training.recipe import DataSection, Recipe
+
+PREPARATION = 1
+"""Version of the steps below; raised when they change what they make, so that older cached blocks are not taken."""
+
+
+def build_datasets(
+    recipe: "Recipe",
+) -> tuple[PreTrainedTokenizerFast, datasets.Dataset | datasets.IterableDataset, datasets.Dataset]:
+    """Return the tokenizer, the training blocks and the validation blocks of a recipe.
+
+    Every item of the data sets holds `input_ids` and `labels`, int64 tensors of shape ``[block_length]``. Blocks are
+    kept in the cache (`cache.cache_directory`) under a name made from the text and the settings, so that they are
+    prepared once; a streamed source is packed while it is read, and its training blocks are an IterableDataset.
+
+    Raises:
+        FileNotFoundError: for a local file that is not there.
+        RecipeError: for a source or a tokenizer that does not exist, or text that does not fill a block.
+
+    """
+    data = recipe.data
+    source = open_source(data)
+    if data.streaming:
+        return _streamed(data, source)
+    given = load_tokenizer(data.tokenizer) if data.tokenizer else None
+    made_by = given.backend_tokenizer.to_str() if given else [data.vocabulary_size, tokenizers.__version__]
+    prepared = cache_directory() / "blocks" / digest(PREPARATION, source.fingerprint(), made_by, data.block_length)
+    if not prepared.is_dir():
+        with written_whole(prepared) as directory:
+            _prepare(data, source.split(), given, directory)
+    tokenizer = given or load_tokenizer(prepared / "tokenizer")
+    training = datasets.load_from_disk(str(prepared / "training"))
+    validation = datasets.load_from_disk(str(prepared / "validation"))
+    if data.validation_blocks:
+        validation = validation.select(range(min(data.validation_blocks, len(validation))))
+    return tokenizer, training.with_transform(with_labels), validation.with_transform(with_labels)
+
+
+def _prepare(data: "DataSection", split: Split, given: PreTrainedTokenizerFast | None, directory: Path) -> None:
+    """Fill `directory` with the tokenizer and the blocks."""
+    tokenizer = given or train_tokenizer(split.training, data.vocabulary_size)
+    tokenizer.save_pretrained(directory / "tokenizer")
+    for name, documents in (("training", split.training), ("validation", split.validation)):
+        blocks = _Blocks(documents, tokenizer, data.block_length, split.separated)
+        _require_a_block(blocks, name, data)
+        scratch = directory / "scratch"
+        dataset = datasets.Dataset.from_generator(
+            _stored_blocks,
+            features=datasets.Features({"input_ids": datasets.List(datasets.Value(_storage_type(tokenizer)))}),
+            cache_dir=str(scratch),
+            gen_kwargs={"blocks": blocks},
+            fingerprint=f"{directory.name}-{name}",
+        )
+        dataset.save_to_disk(str(directory / name))
+        shutil.rmtree(scratch)
+
+
+def _streamed(
+    data: "DataSection", source: Source
+) -> tuple[PreTrainedTokenizerFast, datasets.IterableDataset, datasets.Dataset]:
+    tokenizer = load_tokenizer(str(data.tokenizer))
+    split = source.split()
+    training = _Blocks(split.training, tokenizer, data.block_length, split.separated)
+    held_out = _Blocks(split.validation, tokenizer, data.block_length, split.separated)
+    _require_a_block(training, "training", data)
+    _require_a_block(held_out, "validation", data)
+    validation = datasets.Dataset.from_dict({"input_ids": list(islice(held_out, data.validation_blocks))})
+    stream = datasets.IterableDataset.from_generator(_labelled_blocks, gen_kwargs={"blocks": training})
+    return tokenizer, stream, validation.with_transform(with_labels)
+
+
+class _Blocks:
+    """The blocks of a body of text, which can be iterated over again."""
+
+    def __init__(
+        self, documents: Documents, tokenizer: PreTrainedTokenizerBase, block_length: int, separated: bool
+    ) -> None:
+        self._arguments = (documents, tokenizer, block_length, separated)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return packed_blocks(*self._arguments)
+
+
+def _stored_blocks(blocks: _Blocks) -> Iterator[dict[str, Any]]:
+    for block in blocks:
+        yield {"input_ids": block}
+
+
+def _labelled_blocks(blocks: _Blocks) -> Iterator[dict[str, Any]]:
+    for block in blocks:
+        yield {name: tensor[0] for name, tensor in with_labels({"input_ids": block[None]}).items()}
+
+
+def _storage_type(tokenizer: PreTrainedTokenizerBase) -> str:
+    return "uint16" if len(tokenizer) <= 2**16 else "int32"
+
+
+def _require_a_block(blocks: _Blocks, name: str, data: "DataSection") -> None:
+    if next(iter(blocks), None) is None:
+        raise RecipeError(
+            f"The {name} text of {data.source} does not fill one block of {data.block_length} tokens; add text or "
+            f"shorten data.block_length."
+        )

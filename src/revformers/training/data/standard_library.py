@@ -1,0 +1,103 @@
+"""The embedded corpus: the running Python's own standard library, which is everywhere and needs no download."""
+
+import hashlib
+import importlib
+import sysconfig
+import tokenize
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from revformers.training.data.cache import digest
+from revformers.training.errors import RecipeError
+
+EXCLUDED = frozenset(
+    {
+        "__pycache__",
+        "dist-packages",  # what the user installed is not the standard library
+        "encodings",  # tables of code points, which teach a model nothing but counting
+        "ensurepip",
+        "idle_test",
+        "idlelib",
+        "lib-dynload",
+        "lib2to3",
+        "pydoc_data",  # read as documentation below, without the quotes and escapes of its source
+        "site-packages",
+        "test",
+        "tests",
+        "turtledemo",
+    }
+)
+"""Names of directories whose files are left out."""
+
+
+@dataclass(frozen=True)
+class StandardLibraryFile:
+    """One document of the corpus: a relative path with forward slashes, and the text."""
+
+    path: str
+    text: str
+
+
+def standard_library_files(root: Path | None = None) -> list[StandardLibraryFile]:
+    """Return the .py files under `root` and Python's language reference, ordered by path.
+
+    Args:
+        root: the directory of the standard library; left out, that of the running Python. The reference is read only
+            when it is left out.
+
+    Raises:
+        RecipeError: where there is no file, as in a Python whose library is a zip archive.
+
+    """
+    directory = root or Path(sysconfig.get_paths()["stdlib"])
+    files = list(_source_files(directory))
+    if root is None:
+        files += _language_reference()
+    if not files:
+        raise RecipeError(
+            f"The standard library of this Python has no source files under {str(directory)!r}; name a text file, a "
+            f"directory or a hub data set in data.source."
+        )
+    return sorted(files, key=lambda file: file.path)
+
+
+def split_by_file(
+    files: list[StandardLibraryFile], validation_fraction: float
+) -> tuple[list[StandardLibraryFile], list[StandardLibraryFile]]:
+    """Return the training and the validation files: a hash of its path decides for each file alone.
+
+    Thus a file stays on its side when others come or go, as between two versions of Python.
+    """
+    training: list[StandardLibraryFile] = []
+    validation: list[StandardLibraryFile] = []
+    for file in files:
+        position = int.from_bytes(hashlib.sha256(file.path.encode()).digest()[:8]) / 2**64
+        (validation if position < validation_fraction else training).append(file)
+    return training, validation
+
+
+def fingerprint(files: list[StandardLibraryFile]) -> str:
+    """Return a name for exactly these files with exactly this text."""
+    return digest([(file.path, hashlib.sha256(file.text.encode()).hexdigest()) for file in files])
+
+
+def _source_files(directory: Path) -> Iterator[StandardLibraryFile]:
+    for path in directory.rglob("*.py"):
+        relative = path.relative_to(directory)
+        # _sysconfigdata holds the paths of the machine that Python was built on.
+        if EXCLUDED.intersection(relative.parts) or relative.name.startswith("_sysconfigdata"):
+            continue
+        with tokenize.open(path) as file:  # heeds the encoding that the first lines of a source may declare
+            text = file.read()
+        if text.strip():
+            yield StandardLibraryFile(relative.as_posix(), text)
+
+
+def _language_reference() -> list[StandardLibraryFile]:
+    """Return the topics that ``help()`` shows, or nothing in a Python that comes without them."""
+    try:
+        topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
+    except ModuleNotFoundError:
+        return []
+    return [StandardLibraryFile(f"pydoc_data/topics/{name}.txt", text) for name, text in topics.items()]

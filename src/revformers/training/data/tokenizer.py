@@ -1,0 +1,56 @@
+"""Training a byte-level BPE tokenizer, or loading a tokenizer that exists."""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from revformers.training.errors import RecipeError
+
+END_OF_TEXT = "<|endoftext|>"
+END_OF_TEXT_ID = 0
+
+TRAINING_DOCUMENTS = 200_000
+"""Documents that the tokenizer is trained on at most: more change few merges and take their time and memory."""
+
+
+def train_tokenizer(documents: Iterable[str | None], vocabulary_size: int) -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE tokenizer of at most `vocabulary_size` entries, trained on `documents`.
+
+    Every byte has an entry, so that every text can be written. `END_OF_TEXT` is entry `END_OF_TEXT_ID` and
+    ends a document. There is no padding token, as packed blocks need none and transformers warns of one in them.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(islice(_texts(documents), TRAINING_DOCUMENTS), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT)
+
+
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
+    """Return the tokenizer in a local directory or on the hub.
+
+    Raises:
+        RecipeError: where there is none, or it has no token that ends a text.
+
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"There is no tokenizer {str(name)!r} here or on the hub that can be reached.") from error
+    if tokenizer.eos_token_id is None:
+        raise RecipeError(f"The tokenizer {str(name)!r} has no end-of-sequence token, which separates documents.")
+    return tokenizer
+
+
+def _texts(documents: Iterable[str | None]) -> Iterator[str]:
+    return (document for document in documents if document)

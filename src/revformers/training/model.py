@@ -1,0 +1,111 @@
+"""From a recipe to the network that it describes."""
+
+import difflib
+from typing import TYPE_CHECKING
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import nn
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+
+from revformers import dynamics
+from revformers.errors import NotReversibleError
+from revformers.hf.reversible import make_reversible
+from revformers.training.data.tokenizer import END_OF_TEXT_ID, load_tokenizer
+from revformers.training.errors import RecipeError
+from revformers.training.strict import suggestion
+
+if TYPE_CHECKING:
+    from revformers.training.recipe import Recipe
+
+ACCEPTED_ALIASES = ("attn_implementation", "rope_theta", "rope_scaling")
+"""Names that a transformers configuration takes without having a field of that name."""
+
+
+def build_dynamics(recipe: "Recipe") -> dynamics.Dynamics:
+    """Return the dynamics that the recipe names.
+
+    Raises:
+        RecipeError: for a name or an option that does not exist, or a bad value.
+
+    """
+    try:
+        return dynamics.create(recipe.dynamics.name, **recipe.dynamics.options)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(str(error)) from error
+
+
+def build_config(recipe: "Recipe") -> PreTrainedConfig:
+    """Return the transformers configuration of the recipe's model, with the vocabulary of its tokenizer.
+
+    Raises:
+        RecipeError: for an architecture or a field that transformers does not have, a value that it refuses, or
+            training blocks longer than the model can read.
+
+    """
+    section, data = recipe.model, recipe.data
+    if section.architecture not in CONFIG_MAPPING:
+        close = difflib.get_close_matches(section.architecture, CONFIG_MAPPING, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "use a model type such as llama, gpt2 or qwen3."
+        raise RecipeError(f"transformers has no architecture {section.architecture!r}; {hint}")
+    values = dict(section.config)
+    _check_names(section.architecture, values)
+    tokenizer = load_tokenizer(data.tokenizer) if data.tokenizer else None
+    values.setdefault("vocab_size", len(tokenizer) if tokenizer else data.vocabulary_size)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        # A tokenizer that is still to be trained marks both ends of a text with entry 0, and pads nothing.
+        trained = None if name == "pad_token_id" else END_OF_TEXT_ID
+        values.setdefault(name, getattr(tokenizer, name) if tokenizer else trained)
+    try:
+        config = AutoConfig.for_model(section.architecture, **values)
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        raise RecipeError(f"model.config does not describe a {section.architecture}: {_one_line(error)}") from error
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest is not None and data.block_length > longest:
+        raise RecipeError(
+            f"data.block_length is {data.block_length} tokens, but the model reads at most {longest}; shorten the "
+            f"blocks or raise max_position_embeddings in model.config."
+        )
+    return config
+
+
+def build_model(recipe: "Recipe") -> nn.Module:
+    """Return the recipe's causal language model with seeded fresh weights on the CPU, its dynamics in place.
+
+    The weights depend on the recipe alone: the random state of the caller is neither used nor changed.
+
+    Raises:
+        RecipeError: for a model or dynamics that the recipe describes wrongly.
+        NotReversibleError: for an architecture that cannot be given these dynamics.
+
+    """
+    chosen = build_dynamics(recipe)
+    config = build_config(recipe)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.model.seed)
+        try:
+            model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, recipe.model.dtype))
+        except (KeyError, TypeError, ValueError) as error:
+            raise RecipeError(
+                f"transformers builds no causal language model from this model.config: {_one_line(error)}"
+            ) from error
+    try:
+        return make_reversible(model, chosen, activations=recipe.dynamics.activations)
+    except NotReversibleError:
+        raise
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
+
+
+def _check_names(architecture: str, values: dict[str, object]) -> None:
+    """Raise RecipeError for a field that the architecture does not have: transformers would ignore it in silence."""
+    default = CONFIG_MAPPING[architecture]()
+    for name in values:
+        if name not in ACCEPTED_ALIASES and not hasattr(default, name):
+            known = [*default.to_dict(), *default.attribute_map]
+            raise RecipeError(f"model.config of a {architecture} has no {name!r}{suggestion(name, known)}")
+
+
+def _one_line(error: Exception) -> str:
+    """Return the first three hundred characters of the message of `error` without its line breaks."""
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,92 @@
+"""What a run shows while it trains: a bar in a terminal, plain lines elsewhere."""
+
+from datetime import timedelta
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from revformers.training.history import Clock
+
+
+class ShowProgress(TrainerCallback):
+    """Shows step, loss, tokens a second and the time left.
+
+    Args:
+        console: where to show it.
+        clock: what tells the seconds of training.
+        tokens_per_step: tokens of one optimizer step, over all devices.
+
+    """
+
+    def __init__(self, console: Console, clock: Clock, tokens_per_step: int) -> None:
+        self._console = console
+        self._clock = clock
+        self._tokens_per_step = tokens_per_step
+        self._loss = ""
+        self._first = (0, 0.0)
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Begin to count, at the step that was resumed from."""
+        self._first = (state.global_step, self._clock.seconds)
+        if state.is_world_process_zero and self._console.is_terminal:
+            columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
+            self._bar = Progress(*columns, TimeRemainingColumn(), TextColumn("left"), console=self._console)
+            self._task = self._bar.add_task("", total=state.max_steps, completed=state.global_step)
+            self._bar.start()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Move the bar."""
+        if self._bar is not None:
+            description = f"{self._loss}{self._speed(state):,.0f} tokens/s"
+            self._bar.update(self._task, completed=state.global_step, description=description)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Show a loss: a validation loss on a line that stays, a training loss in the bar or on a line."""
+        if not state.is_world_process_zero or not logs:
+            return
+        if "eval_loss" in logs:
+            self._print(f"step {state.global_step}: validation loss {logs['eval_loss']:.4f}")
+        elif "loss" in logs:
+            self._loss = f"loss {logs['loss']:.4f}  "
+            if self._bar is None:
+                step = f"step {state.global_step}/{state.max_steps}"
+                left = timedelta(seconds=round(self._seconds_left(state)))
+                self._print(f"{step}  {self._loss}{self._speed(state):,.0f} tokens/s  {left} left")
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leave the bar as it is."""
+        self.close()
+
+    def close(self) -> None:
+        """Give the terminal back, after an exception too."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _steps_per_second(self, state: TrainerState) -> float:
+        step, seconds = self._first
+        return (state.global_step - step) / max(self._clock.seconds - seconds, 1e-9)
+
+    def _speed(self, state: TrainerState) -> float:
+        return self._steps_per_second(state) * self._tokens_per_step
+
+    def _seconds_left(self, state: TrainerState) -> float:
+        return (state.max_steps - state.global_step) / max(self._steps_per_second(state), 1e-9)
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, highlight=False, soft_wrap=True)

@@ -1,0 +1,302 @@
+"""What a recipe says, field by field, and how one is read."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from revformers.training.errors import RecipeError
+from revformers.training.strict import Words, filled, parse_yaml
+
+
+@dataclass(frozen=True)
+class ModelSection:
+    """The network, with fresh weights."""
+
+    architecture: str = "llama"
+    """Model type in transformers, such as llama, gpt2 or qwen3."""
+
+    config: dict[str, Any] = field(default_factory=dict)
+    """Fields of that model's transformers configuration; what is left out keeps the default of the architecture, and
+    vocab_size that of the tokenizer."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the weights. For mixed precision leave float32 and set training.precision."""
+
+    seed: int = 0
+    """Seed of the initial weights."""
+
+
+@dataclass(frozen=True)
+class DynamicsSection:
+    """The recurrence that takes the place of the residual update, and what its backward pass keeps."""
+
+    name: str = "hamiltonian"
+    """Recurrence: residual (the ordinary network), midpoint, blended_midpoint, leapfrog or hamiltonian."""
+
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of that recurrence, such as step_size, granularity, start and readout."""
+
+    activations: Literal["store", "checkpoint", "offload", "rebuild"] = "rebuild"
+    """What the backward pass does for activations: store keeps all, checkpoint recomputes from each layer's kept input,
+    offload keeps those inputs in host memory, rebuild keeps nothing and reverses the recurrence."""
+
+
+@dataclass(frozen=True)
+class DataSection:
+    """The text, its tokenizer, and the blocks it is packed into."""
+
+    source: str = "stdlib"
+    """The training text: stdlib (source and documentation of the running Python's standard library), a .txt, .jsonl or
+    .parquet file, a directory of such files, or the id of a data set on the Hugging Face hub. A .txt file is one
+    running text; every record of the others is a document."""
+
+    subset: str | None = None
+    """Configuration of a hub data set that has several."""
+
+    revision: str | None = None
+    """Commit, branch or tag of a hub data set; left out, its main branch as it is today."""
+
+    split: str = "train"
+    """Split of a hub data set to train on."""
+
+    text_column: str = "text"
+    """Column that holds the text in .jsonl and .parquet files and hub data sets."""
+
+    validation_source: str | None = None
+    """File or directory with the validation text; left out, it is held out from the source."""
+
+    validation_split: str | None = None
+    """Split of a hub data set to validate on; left out, validation text is held out from the training split."""
+
+    validation_fraction: float = 0.05
+    """Share of the documents (of the lines, in .txt files) that is held out: the first ones, or for stdlib those that a
+    hash of the file's name picks."""
+
+    validation_documents: int | None = None
+    """Number of documents to hold out in the place of a share; a streamed source needs it, having no known length."""
+
+    validation_blocks: int | None = None
+    """Largest number of blocks that an evaluation reads; left out, all of them."""
+
+    streaming: bool = False
+    """Read a hub data set or local files while training, without storing a packed copy; needs a given tokenizer."""
+
+    shuffle_buffer: int = 10_000
+    """Documents among which a streamed source is shuffled. Otherwise all blocks are shuffled, in every epoch."""
+
+    tokenizer: str | None = None
+    """Directory or hub id of a tokenizer; left out, a byte-level BPE is trained on the training text."""
+
+    vocabulary_size: int = 4096
+    """Entries of the tokenizer that is trained."""
+
+    block_length: int = 256
+    """Tokens in a training sequence."""
+
+    def __post_init__(self) -> None:
+        _require(self.block_length >= 2, "data.block_length", "at least 2", self.block_length)
+        _require(self.vocabulary_size >= 257, "data.vocabulary_size", "at least 257", self.vocabulary_size)
+        _require(0 < self.validation_fraction < 1, "data.validation_fraction", "in (0, 1)", self.validation_fraction)
+        _require(self.shuffle_buffer >= 1, "data.shuffle_buffer", "at least 1", self.shuffle_buffer)
+        for name in ("validation_documents", "validation_blocks"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"data.{name}", "at least 1", value)
+
+
+@dataclass(frozen=True)
+class TrainingSection:
+    """How it is trained. The names are those of transformers.TrainingArguments."""
+
+    max_steps: int = 1000
+    """Optimizer steps."""
+
+    per_device_train_batch_size: int = 8
+    """Sequences that a device takes at once."""
+
+    gradient_accumulation_steps: int = 1
+    """Batches whose gradients are added up in one optimizer step."""
+
+    per_device_eval_batch_size: int = 8
+    """Sequences that a device takes at once for the validation loss."""
+
+    learning_rate: float = 1e-3
+    """Peak learning rate of AdamW."""
+
+    lr_scheduler_type: str = "cosine"
+    """Course of the learning rate after the warm-up, a scheduler name of transformers."""
+
+    warmup_steps: float = 0.0
+    """Steps over which the learning rate rises from 0; a number below 1 is a share of max_steps."""
+
+    weight_decay: float = 0.1
+    """Weight decay of AdamW, which leaves out biases and norms."""
+
+    adam_beta1: float = 0.9
+    """Decay of AdamW's mean gradient."""
+
+    adam_beta2: float = 0.95
+    """Decay of AdamW's mean squared gradient."""
+
+    max_grad_norm: float = 1.0
+    """Norm to which the gradient is clipped; 0 leaves it alone."""
+
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Autocast type: bfloat16 and float16 run matrix products in it and keep float32 weights."""
+
+    logging_steps: int = 10
+    """Steps between two entries of the loss curve."""
+
+    eval_steps: int = 100
+    """Steps between two measurements of the validation loss."""
+
+    save_steps: int = 500
+    """Steps between two checkpoints."""
+
+    save_total_limit: int = 2
+    """Checkpoints to keep."""
+
+    dataloader_num_workers: int = 0
+    """Processes that load data beside the one that trains."""
+
+    seed: int = 0
+    """Seed of the data order and of dropout."""
+
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Any further field of transformers.TrainingArguments, by its name there, such as report_to or use_cpu."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "max_steps",
+            "per_device_train_batch_size",
+            "gradient_accumulation_steps",
+            "per_device_eval_batch_size",
+            "logging_steps",
+            "eval_steps",
+            "save_steps",
+            "save_total_limit",
+        ):
+            _require(getattr(self, name) >= 1, f"training.{name}", "at least 1", getattr(self, name))
+        for name in ("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "dataloader_num_workers"):
+            _require(getattr(self, name) >= 0, f"training.{name}", "at least 0", getattr(self, name))
+
+
+@dataclass(frozen=True)
+class SampleSection:
+    """The text that the trained model writes at the end."""
+
+    prompts: tuple[str, ...] = ()
+    """Beginnings to continue; none writes no sample."""
+
+    max_new_tokens: int = 128
+    """Tokens to write after each prompt."""
+
+    temperature: float = 0.8
+    """Sampling temperature; 0 always takes the likeliest token."""
+
+    top_k: int = 50
+    """Number of likeliest tokens to sample from."""
+
+    seed: int = 0
+    """Seed of the sampling."""
+
+    def __post_init__(self) -> None:
+        _require(self.max_new_tokens >= 1, "sample.max_new_tokens", "at least 1", self.max_new_tokens)
+        _require(self.temperature >= 0, "sample.temperature", "at least 0", self.temperature)
+        _require(self.top_k >= 1, "sample.top_k", "at least 1", self.top_k)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that one pretraining run is made of."""
+
+    output: str = ""
+    """Run directory, for checkpoints, the final model, the loss curve and the sample; left out, runs/NAME with the
+    name of the recipe file."""
+
+    model: ModelSection = field(default_factory=ModelSection)
+    dynamics: DynamicsSection = field(default_factory=DynamicsSection)
+    data: DataSection = field(default_factory=DataSection)
+    training: TrainingSection = field(default_factory=TrainingSection)
+    sample: SampleSection = field(default_factory=SampleSection)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the recipe as nested dicts of plain values, as YAML would hold it."""
+        values = dataclasses.asdict(self)
+        values["sample"]["prompts"] = list(self.sample.prompts)
+        return values
+
+
+def load_recipe(path: str | Path, overrides: Mapping[str, Any] | Sequence[str] | None = None) -> Recipe:
+    """Return the recipe in the YAML file at `path`, with `overrides` in the place of what it says.
+
+    Args:
+        path: the file.
+        overrides: values by dotted name, ``{"training.max_steps": 5}``, or command-line words,
+            ``["--training.max_steps", "5"]``.
+
+    Raises:
+        FileNotFoundError: where there is no such file.
+        RecipeError: for what is not YAML, an unknown field, or a value that does not fit its field.
+
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no recipe {str(path)!r}.")
+    try:
+        values = parse_yaml(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(values, Mapping):
+        raise RecipeError(f"{path} does not hold the sections of a recipe, such as model, data and training.")
+    recipe = filled(Recipe(output=str(Path("runs") / path.stem)), values, origin=str(path))
+    if not overrides:
+        return recipe
+    if not isinstance(overrides, Mapping):
+        overrides = split_options(overrides)
+    return filled(recipe, _nested(overrides), origin="options")
+
+
+def split_options(arguments: Sequence[str]) -> dict[str, Words]:
+    """Return the words after each ``--dotted.name`` of a command line, by that name.
+
+    ``--name=value`` is understood, as are dashes in the place of underscores.
+
+    Raises:
+        RecipeError: for a word that follows no option.
+
+    """
+    options: dict[str, Words] = {}
+    name = None
+    for argument in arguments:
+        if argument.startswith("--"):
+            name, equals, value = argument[2:].partition("=")
+            name = name.replace("-", "_")
+            options[name] = Words((value,) if equals else ())
+        elif name is None:
+            raise RecipeError(f"{argument!r} follows no option; options are written --section.field value.")
+        else:
+            options[name] = Words((*options[name].words, argument))
+    return options
+
+
+def _nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``{"a.b": 1}`` as ``{"a": {"b": 1}}``."""
+    result: dict[str, Any] = {}
+    for dotted, value in overrides.items():
+        *sections, name = dotted.split(".")
+        inner = result
+        for section in sections:
+            inner = inner.setdefault(section, {})
+            if not isinstance(inner, dict):
+                raise RecipeError(f"options: {section!r} in {dotted!r} is given a value of its own as well.")
+        inner[name] = value
+    return result
+
+
+def _require(condition: bool, name: str, expected: str, value: Any) -> None:
+    if not condition:
+        raise RecipeError(f"{name} must be {expected}, not {value}.")

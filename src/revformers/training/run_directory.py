@@ -1,0 +1,144 @@
+"""The directory of a run: what may be started in it, and files that are there whole or not at all."""
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from revformers.training.errors import RecipeError
+from revformers.training.recipe import Recipe
+
+TRAINER_STATE = "trainer_state.json"
+"""The file that transformers' Trainer writes last into a checkpoint."""
+
+
+class RunDirectory:
+    """Paths and files of one run.
+
+    Attributes:
+        path: the directory.
+
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.model = self.path / "model"
+        self.metrics = self.path / "metrics.json"
+        self.history = self.path / "history.json"
+        self.sample = self.path / "sample.txt"
+        self.recipe = self.path / "recipe.yaml"
+
+    def checkpoints(self) -> list[Path]:
+        """Return the checkpoints that were written to their end, the latest last."""
+        complete = [path.parent for path in self.path.glob(f"checkpoint-*/{TRAINER_STATE}") if _is_json(path)]
+        return sorted(complete, key=_step)
+
+    def prepare(self, recipe: Recipe, *, resume: bool, overwrite: bool) -> Path | None:
+        """Make the directory ready for `recipe` and return the checkpoint to start from, if any.
+
+        A run that is there stays unless `overwrite` says otherwise, which removes what a run writes and nothing else.
+
+        Raises:
+            RecipeError: where a run is there and neither option is given, where there is nothing to resume, or where
+                the run there was made from another model, other dynamics or other data.
+
+        """
+        if resume and overwrite:
+            raise RecipeError("A run is either resumed or overwritten: give one of --resume and --overwrite.")
+        checkpoints = self.checkpoints()
+        if resume:
+            if not checkpoints:
+                raise RecipeError(f"{self.path} holds no checkpoint to resume from; leave out --resume to start there.")
+            self._check_same(recipe)
+        elif overwrite:
+            self._clear()
+        elif checkpoints or self.model.exists():
+            raise RecipeError(
+                f"{self.path} already holds a run; give --resume to continue it, --output DIRECTORY to keep it and "
+                f"train elsewhere, or --overwrite to discard it."
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.recipe, yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True))
+        return checkpoints[-1] if resume else None
+
+    def _check_same(self, recipe: Recipe) -> None:
+        """Raise RecipeError where the weights in the checkpoints, or the text they saw, belong to another recipe."""
+        if not self.recipe.is_file():
+            return
+        before = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
+        now = recipe.to_dict()
+        for section in ("model", "dynamics", "data"):
+            for name, value in now[section].items():
+                # Every activation policy computes the same gradients, so that one may change on the way.
+                if name != "activations" and before.get(section, {}).get(name) != value:
+                    raise RecipeError(
+                        f"The run in {self.path} was started with {section}.{name} {before[section].get(name)!r}, not "
+                        f"{value!r}; resume it with the recipe it had, or train elsewhere with --output DIRECTORY."
+                    )
+
+    def _clear(self) -> None:
+        for directory in (*self.path.glob("checkpoint-*"), self.model):
+            if directory.is_dir():
+                shutil.rmtree(directory)
+        for file in (self.metrics, self.history, self.sample, self.recipe):
+            file.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` to `path` as JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to a file beside `path`, then rename it, so that no reader ever sees half a file."""
+    descriptor, staging = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        # mkstemp lets only the owner read; a run's files are as readable as any other that the user makes
+        Path(staging).chmod(0o666 & ~_umask())
+        Path(staging).replace(path)
+    except BaseException:
+        Path(staging).unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def replaced(directory: Path) -> Iterator[Path]:
+    """Give an empty directory to fill beside `directory`, and put it in the place of that one at the end."""
+    staging = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+        if directory.exists():
+            shutil.rmtree(directory)
+        staging.rename(directory)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _step(checkpoint: Path) -> int:
+    number = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
+    return int(number.group(1)) if number else -1
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True

@@ -1,0 +1,53 @@
+import json
+import re
+import socket
+import subprocess
+from pathlib import Path
+
+from revformers.benchmark.environment import command_line, describe_environment, write_result
+
+
+def test_the_environment_names_versions_and_no_machine(monkeypatch):
+    import torch
+
+    environment = describe_environment()
+    assert environment["torch"] == torch.__version__
+    assert environment["torch_threads"] == torch.get_num_threads()
+    assert environment["cores"] >= 1
+    assert environment["memory_bytes"] > 2**28
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", environment["date"])
+    text = json.dumps(environment)
+    assert str(Path.home()) not in text
+    assert str(Path.cwd()) not in text
+    assert socket.gethostname() not in environment.values()
+
+
+def test_the_commit_is_that_of_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert describe_environment()["git_commit"] is None
+    identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    (tmp_path / "file").write_text("one")
+    for words in (["init", "-q"], ["add", "file"], ["commit", "-qm", "one"]):
+        subprocess.run(["git", *identity, *words], check=True)
+    clean = describe_environment()["git_commit"]
+    assert re.fullmatch(r"[0-9a-f]{12}", clean)
+    (tmp_path / "file").write_text("two")
+    assert describe_environment()["git_commit"] == f"{clean}-modified"
+
+
+def test_commands_name_no_folders_of_this_machine(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    inside, outside = str(tmp_path / "runs" / "a"), str(tmp_path.parent / "b.yaml")
+    assert command_line(["compare", outside, "--out", inside]) == "revformers compare b.yaml --out runs/a"
+    assert command_line(["compare", f"--out={inside}"]) == "revformers compare --out=runs/a"
+    assert command_line(["benchmark", "--dynamics_options", "{blend: 1/4}"]).endswith("'{blend: 1/4}'")
+
+
+def test_a_result_carries_its_command_and_environment(tmp_path):
+    path = tmp_path / "new" / "result.json"
+    write_result(path, {"figure": 3}, ["benchmark", "time"])
+    result = json.loads(path.read_text())
+    assert result["figure"] == 3
+    assert result["command"] == "revformers benchmark time"
+    assert result["environment"]["torch"]
+    assert [file.name for file in path.parent.iterdir()] == ["result.json"]

@@ -1,0 +1,48 @@
+import io
+
+from rich.console import Console
+
+from revformers.benchmark.terminal import comparison_tables, times_tables
+from tests.benchmark.example import comparison, quartiles
+
+
+def shown(renderable, width=90):
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(renderable)
+    return console.export_text()
+
+
+def test_every_table_of_a_comparison_is_shown():
+    text = shown(comparison_tables(comparison()))
+    for words in ("Every dynamics, 20 steps", "three ways, 3 steps", "above weights and gradients", "per added layer"):
+        assert words in text
+    # The brackets of the recurrence are no markup.
+    assert "p[l+1] = 2 p[l] - p[l-1] + f(p[l])" in text
+    assert "No branches here." in text
+    for figure in ("400 MiB", "1.26 (1.25 to 1.27)", "6.125000", "identical", "100 %"):
+        assert figure in text
+    assert max(map(len, text.splitlines())) <= 90
+
+
+def test_what_is_wrong_stands_out():
+    example = comparison()
+    example["arms"]["rows"][2]["same_weights_as_store"] = False
+    example["dynamics"][1]["bit_exact"] = False
+    text = shown(comparison_tables(example))
+    assert "DIFFERENT" in text
+    assert "NO" in text
+
+
+def test_depth_that_was_not_measured_says_why():
+    assert "Too few blends." in shown(comparison_tables(comparison() | {"depth": {"unavailable": "Too few blends."}}))
+
+
+def test_times_and_ratios():
+    arms = {name: {"seconds": quartiles(0.5), "ratios": {"store": quartiles(1.375)}} for name in ("store", "rebuild")}
+    result = {"arms": arms, "references": ["store"], "rounds": 7, "recurrence": "p[l+1] = p[l-1] + f(p[l])"}
+    text = shown(times_tables(result))
+    assert "7 rounds" in text
+    assert "500 ms" in text
+    assert "1.375" in text
+    del arms["rebuild"]
+    assert "rebuild over" not in shown(times_tables(result))

@@ -1,0 +1,85 @@
+import subprocess
+import sys
+
+import pytest
+
+from revformers.cli import main as module
+from revformers.cli.main import main
+from revformers.errors import NotReversibleError, RebuildMismatchError, StateRangeError
+from revformers.training.errors import RecipeError
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """Return a function that makes a command ``fail`` raise the given error."""
+
+    def install(error):
+        def run(arguments):
+            raise error
+
+        monkeypatch.setitem(module.COMMANDS, "fail", ("somewhere", "fails"))
+        monkeypatch.setattr(module.importlib, "import_module", lambda name: type("Module", (), {"run": run}))
+
+    return install
+
+
+def test_help_names_every_command(capsys):
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown and purpose in shown for name, (_, purpose) in module.COMMANDS.items())
+
+
+@pytest.mark.parametrize("command", module.COMMANDS)
+def test_every_command_has_help(command, capsys):
+    assert main([command, "--help"]) == 0
+    assert f"usage: revformers {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [[], ["pretain"]])
+def test_no_command_and_an_unknown_one_are_user_errors(arguments, capsys):
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert "pretrain" in captured.out + captured.err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RecipeError("One\nsentence."),
+        FileNotFoundError("One sentence."),
+        NotReversibleError("One sentence."),
+        StateRangeError("One sentence."),
+        RebuildMismatchError("One sentence."),
+    ],
+)
+def test_what_the_user_can_put_right_is_one_sentence(failing, error, capsys, monkeypatch):
+    monkeypatch.delenv("REVFORMERS_TRACEBACK", raising=False)
+    failing(error)
+    assert main(["fail"]) == 2
+    assert capsys.readouterr().err == "revformers fail: One sentence.\n"
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), TypeError("a bug"), RuntimeError("a bug"), KeyError("a bug")])
+def test_mistakes_in_a_program_keep_their_traceback(failing, error):
+    failing(error)
+    with pytest.raises(type(error)):
+        main(["fail"])
+
+
+def test_a_traceback_can_be_asked_for(failing, monkeypatch):
+    failing(RecipeError("One sentence."))
+    monkeypatch.setenv("REVFORMERS_TRACEBACK", "1")
+    with pytest.raises(RecipeError):
+        main(["fail"])
+
+
+def test_an_interruption_has_the_exit_code_of_one(failing, capsys):
+    failing(KeyboardInterrupt())
+    assert main(["fail"]) == 130
+    assert "before there was anything to save" in capsys.readouterr().err
+
+
+def test_the_commands_are_imported_when_they_are_called():
+    code = "import sys, revformers.cli.main; print('transformers.trainer' in sys.modules or 'datasets' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.strip() == "False"

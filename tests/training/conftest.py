@@ -1,0 +1,19 @@
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """Keep prepared data of the tests out of the user's cache."""
+    directory = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("REVFORMERS_CACHE", str(directory))
+    return directory
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Spare tiny models the threads, which cost them more time than they save."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

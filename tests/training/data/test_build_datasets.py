@@ -1,0 +1,68 @@
+import pytest
+import torch
+
+from revformers.training import data as module
+from revformers.training.data import build_datasets
+from revformers.training.errors import RecipeError
+from tests.training.tiny import tiny_recipe
+
+
+def tokens(dataset):
+    return torch.cat([item["input_ids"] for item in dataset])
+
+
+def test_blocks_are_the_text_once(tmp_path):
+    recipe = tiny_recipe(tmp_path, {"data.validation_blocks": 1000})
+    tokenizer, training, validation = build_datasets(recipe)
+    text = (tmp_path / "text.txt").read_text()
+    written = tokenizer.decode(tokens(training))
+    held_out = tokenizer.decode(tokens(validation))
+    assert len(tokenizer) <= 300
+    assert text.startswith(held_out)
+    assert written in text
+    lines = text.splitlines(keepends=True)
+    assert written.startswith(lines[20])  # a twentieth of 400 lines is held out
+    assert len(training[0]["input_ids"]) == len(training[0]["labels"]) == 32
+    assert training[0]["input_ids"].dtype == torch.int64
+
+
+def test_a_second_call_prepares_nothing(tmp_path, monkeypatch, cache):
+    recipe = tiny_recipe(tmp_path)
+    _, first, _ = build_datasets(recipe)
+    monkeypatch.setattr(module, "_prepare", None)
+    _, second, validation = build_datasets(recipe)
+    assert torch.equal(tokens(first), tokens(second))
+    assert len(validation) == 4  # data.validation_blocks
+    assert len(list((cache / "blocks").iterdir())) == 1
+
+
+@pytest.mark.parametrize("field", ["data.block_length", "data.vocabulary_size", "data.validation_fraction"])
+def test_other_settings_are_prepared_anew(tmp_path, cache, field):
+    build_datasets(tiny_recipe(tmp_path))
+    changed = {"data.block_length": 16, "data.vocabulary_size": 280, "data.validation_fraction": 0.5}[field]
+    build_datasets(tiny_recipe(tmp_path, {field: changed}))
+    assert len(list((cache / "blocks").iterdir())) == 2
+
+
+def test_a_given_tokenizer_is_used_and_a_stream_holds_the_same_text(tmp_path):
+    tokenizer, stored, _ = build_datasets(tiny_recipe(tmp_path))
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    options = {"data.tokenizer": str(tmp_path / "tokenizer"), "data.validation_documents": 20}
+    given, again, _ = build_datasets(tiny_recipe(tmp_path, options))
+    assert given.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
+    assert torch.equal(tokens(stored), tokens(again))
+    _, stream, validation = build_datasets(
+        tiny_recipe(tmp_path, {**options, "data.streaming": True, "data.shuffle_buffer": 1})
+    )
+    assert len(validation) == 4
+    assert torch.equal(tokens(stream), tokens(stored))
+    assert torch.equal(tokens(stream), tokens(stream))
+    assert torch.equal(next(iter(stream))["labels"], next(iter(stream))["input_ids"])
+
+
+def test_too_little_text_is_named_and_leaves_nothing(tmp_path, cache):
+    recipe = tiny_recipe(tmp_path)
+    (tmp_path / "text.txt").write_text("a\nb\n")
+    with pytest.raises(RecipeError, match=r"training text of .* does not fill one block of 32 tokens"):
+        build_datasets(recipe)
+    assert list((cache / "blocks").iterdir()) == []

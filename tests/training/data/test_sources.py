@@ -1,0 +1,167 @@
+import json
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from revformers.training.data import sources
+from revformers.training.data.sources import open_source
+from revformers.training.errors import RecipeError
+from revformers.training.recipe import DataSection
+
+RECORDS = [f"document {number}" for number in range(20)]
+
+
+@pytest.fixture
+def files(tmp_path):
+    (tmp_path / "a.txt").write_text("".join(f"{record}\n" for record in RECORDS))
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": record, "id": 1}) + "\n" for record in RECORDS))
+    pa.parquet.write_table(pa.table({"text": RECORDS}), tmp_path / "a.parquet")
+    return tmp_path
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "parquet"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_local_files_give_their_text_and_hold_the_first_of_it_out(files, kind, streaming):
+    data = DataSection(
+        source=str(files / f"a.{kind}"),
+        streaming=streaming,
+        tokenizer="given",
+        validation_fraction=0.1,
+        validation_documents=2 if streaming else None,
+    )
+    split = open_source(data).split()
+    end = "\n" if kind == "txt" else ""
+    assert split.separated == (kind != "txt")
+    assert list(split.validation) == [record + end for record in RECORDS[:2]]
+    training = [record + end for record in RECORDS[2:]]
+    assert sorted(split.training) == sorted(training)
+    if not streaming:  # a streamed source is shuffled
+        assert list(split.training) == list(split.training) == training
+
+
+def test_a_directory_and_validation_text_of_its_own(files):
+    (files / "more").mkdir()
+    for name in ("b", "c"):
+        (files / "more" / f"{name}.txt").write_text(f"{name}\n")
+    data = DataSection(source=str(files / "more"), validation_source=str(files / "a.txt"))
+    split = open_source(data).split()
+    assert list(split.training) == ["b\n", "c\n"]
+    assert len(list(split.validation)) == len(RECORDS)
+
+
+def test_the_fingerprint_is_that_of_the_content_and_the_split(files):
+    def fingerprint(name="a.txt", **options):
+        return open_source(DataSection(source=str(files / name), **options)).fingerprint()
+
+    (files / "same.txt").write_bytes((files / "a.txt").read_bytes())
+    (files / "other.txt").write_text("other\n")
+    assert fingerprint() == fingerprint("same.txt")
+    others = [fingerprint("other.txt"), fingerprint(validation_fraction=0.5), fingerprint(validation_documents=3)]
+    others += [fingerprint("a.jsonl"), fingerprint(validation_source=str(files / "other.txt"))]
+    assert len({fingerprint(), *others}) == 6
+
+
+def test_the_standard_library_has_a_fingerprint_of_its_split():
+    first, again = open_source(DataSection()), open_source(DataSection(validation_fraction=0.1))
+    assert first.fingerprint() == open_source(DataSection()).fingerprint() != again.fingerprint()
+    assert len(list(first.split().validation)) < len(list(again.split().validation))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_hub_data_sets_are_asked_for_by_name_configuration_and_split(monkeypatch, streaming):
+    calls = []
+
+    def load_dataset(*arguments, **options):
+        calls.append((*arguments, options["split"], options["revision"], options["streaming"]))
+        loaded = datasets.Dataset.from_dict({"content": RECORDS})
+        return loaded.to_iterable_dataset() if options["streaming"] else loaded
+
+    monkeypatch.setattr(sources.datasets, "load_dataset", load_dataset)
+    data = DataSection(
+        source="owner/name",
+        subset="english",
+        split="train[:1%]",
+        revision="a1b2c3",
+        validation_split="test",
+        text_column="content",
+        streaming=streaming,
+        tokenizer="given",
+    )
+    split = open_source(data).split()
+    assert calls == [
+        ("owner/name", "english", "train[:1%]", "a1b2c3", streaming),
+        ("owner/name", "english", "test", "a1b2c3", streaming),
+    ]
+    assert sorted(split.training) == sorted(split.validation) == sorted(RECORDS)
+    assert split.separated
+
+
+def test_a_hub_data_set_has_a_fingerprint(monkeypatch):
+    loaded = datasets.Dataset.from_dict({"text": RECORDS})
+    monkeypatch.setattr(sources.datasets, "load_dataset", lambda *arguments, **options: loaded)
+    first = open_source(DataSection(source="owner/name"))
+    other = open_source(DataSection(source="owner/name", validation_fraction=0.5))
+    assert first.fingerprint() != other.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"", "is empty"),
+        ("a.jsonl", b"", "is empty"),
+        ("a.jsonl", b"\n\n", "cannot be read"),
+        ("a.jsonl", b'{"text": ', "cannot be read"),
+        ("a.jsonl", b'{"body": "x"}\n', "no column 'text' but body; set data.text_column"),
+        ("a.txt", b"\xff\xfe\xfa", "cannot be read"),
+        ("a.parquet", b"PAR1", "cannot be read"),
+        ("a.txt", b"one line\n", "holds 1 lines, too few to hold 1 out"),
+        ("a.md", b"x", "none of the kinds of text"),
+    ],
+)
+def test_files_that_cannot_be_used_are_named(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(RecipeError, match=message) as caught:
+        open_source(DataSection(source=str(tmp_path / name))).split()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"source": "stdlib", "streaming": True}, "needs a tokenizer"),
+        (
+            {"source": "stdlib", "streaming": True, "tokenizer": "given"},
+            "streaming does not apply to the standard library",
+        ),
+        ({"source": "stdlib", "validation_source": "a.txt"}, "validation_source does not apply"),
+        ({"source": "DIRECTORY/a.txt", "subset": "english"}, "subset does not apply to local files"),
+        ({"source": "DIRECTORY/a.txt", "validation_source": "DIRECTORY/a.jsonl"}, "files of one kind"),
+        ({"source": "DIRECTORY"}, "mixes kinds of files"),
+        ({"source": "DIRECTORY/empty"}, "holds no .txt, .jsonl, .parquet file"),
+        ({"source": "DIRECTORY/a.txt", "streaming": True, "tokenizer": "given"}, "set data.validation_documents"),
+    ],
+)
+def test_options_that_contradict_each_other_are_named(files, options, message):
+    (files / "empty").mkdir()
+    options = {
+        name: value.replace("DIRECTORY", str(files)) if isinstance(value, str) else value
+        for name, value in options.items()
+    }
+    with pytest.raises(RecipeError, match=message):
+        open_source(DataSection(**options)).split()
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"There is no text file '.*nowhere\.txt'"):
+        open_source(DataSection(source=str(tmp_path / "nowhere.txt")))
+
+
+def test_a_hub_that_cannot_be_reached_is_named(monkeypatch):
+    def load_dataset(*arguments, **options):
+        raise datasets.exceptions.DatasetNotFoundError("Dataset 'owner/name' doesn't exist\non the Hub")
+
+    monkeypatch.setattr(sources.datasets, "load_dataset", load_dataset)
+    with pytest.raises(RecipeError, match="owner/name cannot be read: Dataset 'owner/name' doesn't exist on the Hub"):
+        open_source(DataSection(source="owner/name"))

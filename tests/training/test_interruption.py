@@ -1,0 +1,47 @@
+import os
+import signal
+import threading
+
+import pytest
+from transformers import TrainerControl
+
+from revformers.training.interruption import SaveOnSignal
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_asks_for_a_checkpoint_and_the_end(number):
+    before = signal.getsignal(number)
+    control = TrainerControl()
+    with SaveOnSignal() as interruption:
+        interruption.on_step_end(None, None, control)
+        assert not control.should_training_stop
+        os.kill(os.getpid(), number)
+        interruption.on_step_end(None, None, control)
+    assert interruption.received == number
+    assert control.should_save
+    assert control.should_training_stop
+    assert signal.getsignal(number) is before
+
+
+def test_the_second_signal_ends_at_once():
+    with SaveOnSignal() as interruption:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interruption.received == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_it_does_nothing_in_other_threads():
+    failures = []
+
+    def enter():
+        try:
+            with SaveOnSignal():
+                pass
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert failures == []

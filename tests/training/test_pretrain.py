@@ -1,0 +1,170 @@
+import io
+import json
+import os
+import signal
+
+import pytest
+import torch
+from rich.console import Console
+from transformers import AutoTokenizer, TrainerCallback
+
+import revformers
+from revformers.hf.reversible import reversible_stack
+from revformers.training import pretrain as module
+from revformers.training.errors import RecipeError
+from revformers.training.interruption import SaveOnSignal
+from revformers.training.pretrain import pretrain, training_arguments
+from tests.training.tiny import tiny_recipe
+
+
+def run(recipe, **options):
+    return pretrain(recipe, console=Console(file=io.StringIO()), **options)
+
+
+def weights(result):
+    return revformers.from_pretrained(result.directory / "model").state_dict()
+
+
+@pytest.fixture
+def interrupted_at(monkeypatch):
+    """Return a function that makes Ctrl-C come during the given step."""
+
+    def interrupt(step):
+        class Interrupting(SaveOnSignal):
+            def on_step_begin(self, args, state, control, **kwargs):
+                if state.global_step == step - 1:
+                    os.kill(os.getpid(), signal.SIGINT)
+
+        monkeypatch.setattr(module, "SaveOnSignal", Interrupting)
+
+    return interrupt
+
+
+def test_a_run_leaves_a_model_a_curve_and_a_sample(tmp_path):
+    result = run(tiny_recipe(tmp_path, {"sample.prompts": ["the"], "sample.max_new_tokens": 5}))
+    assert result.finished
+    assert result.step == 8
+    history = json.loads((result.directory / "history.json").read_text())
+    losses = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
+    assert [step for step, _ in losses] == [1, 2, 4, 6, 8]
+    assert losses[-1][1] < losses[0][1] - 0.5
+    assert [entry["step"] for entry in history if "eval_loss" in entry] == [4, 8]
+    seconds = [entry["seconds"] for entry in history]
+    assert seconds == sorted(seconds)
+    metrics = json.loads((result.directory / "metrics.json").read_text())
+    assert metrics == result.metrics
+    assert metrics["tokens"] == 8 * 2 * 32
+    assert metrics["validation_loss"] == history[-1]["eval_loss"]
+    assert (result.directory / "sample.txt").read_text().startswith("the")
+    model = revformers.from_pretrained(result.directory / "model")
+    tokenizer = AutoTokenizer.from_pretrained(result.directory / "model")
+    assert reversible_stack(model).dynamics.name == "hamiltonian"
+    assert model.config.eos_token_id == tokenizer.eos_token_id == 0
+
+
+def test_rebuilt_activations_train_the_same_weights_as_stored_ones(tmp_path):
+    results = [
+        run(tiny_recipe(tmp_path, {"dynamics.activations": policy, "output": str(tmp_path / policy)}))
+        for policy in ("store", "rebuild")
+    ]
+    stored, rebuilt = (weights(result) for result in results)
+    assert all(torch.equal(stored[name], rebuilt[name]) for name in stored)
+
+
+@pytest.mark.parametrize("step", [1, 3, 5])  # before, and after a checkpoint and an evaluation
+def test_an_interrupted_run_ends_as_one_that_went_through(tmp_path, interrupted_at, step):
+    through = run(tiny_recipe(tmp_path, {"output": str(tmp_path / "through")}))
+    interrupted_at(step)
+    recipe = tiny_recipe(tmp_path, {"output": str(tmp_path / "interrupted")})
+    stopped = run(recipe)
+    assert not stopped.finished
+    assert stopped.step == step
+    assert stopped.signal == signal.SIGINT
+    assert not (stopped.directory / "model").exists()
+    interrupted_at(-1)
+    resumed = run(recipe, resume=True)
+    assert resumed.finished
+    expected, got = weights(through), weights(resumed)
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+    curves = [json.loads((result.directory / "history.json").read_text()) for result in (through, resumed)]
+    assert [entry["eval_loss"] for entry in curves[0] if "eval_loss" in entry] == [
+        entry["eval_loss"] for entry in curves[1] if "eval_loss" in entry
+    ]
+
+
+def test_a_signal_in_the_last_step_does_not_keep_a_run_from_finishing(tmp_path, interrupted_at):
+    interrupted_at(8)
+    assert run(tiny_recipe(tmp_path)).finished
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path):
+    recipe = tiny_recipe(tmp_path)
+    first = run(recipe)
+    before = (first.directory / "model" / "model.safetensors").stat().st_mtime_ns
+    assert run(recipe, resume=True) == first
+    assert (first.directory / "model" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_streamed_run_resumes(tmp_path, interrupted_at):
+    tokenizer = tmp_path / "through" / "model"
+    run(tiny_recipe(tmp_path, {"output": str(tmp_path / "through"), "training.max_steps": 1}))
+    options = {"data.tokenizer": str(tokenizer), "data.streaming": True, "data.validation_documents": 20}
+    streamed = run(tiny_recipe(tmp_path, {**options, "output": str(tmp_path / "a")}))
+    interrupted_at(3)
+    recipe = tiny_recipe(tmp_path, {**options, "output": str(tmp_path / "b")})
+    run(recipe)
+    interrupted_at(-1)
+    resumed = run(recipe, resume=True)
+    expected, got = weights(streamed), weights(resumed)
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+def test_a_run_that_is_there_stays(tmp_path):
+    recipe = tiny_recipe(tmp_path, {"training.max_steps": 1})
+    run(recipe)
+    with pytest.raises(RecipeError, match="already holds a run"):
+        run(recipe)
+    assert run(recipe, overwrite=True).finished
+
+
+def test_the_training_section_reaches_the_trainer(tmp_path):
+    recipe = tiny_recipe(
+        tmp_path, {"training.precision": "bfloat16", "training.arguments.adam_epsilon": 1e-7, "training.max_steps": 3}
+    )
+    arguments = training_arguments(recipe)
+    assert arguments.max_steps == 3
+    assert arguments.learning_rate == 1e-2
+    assert arguments.adam_epsilon == 1e-7
+    assert arguments.bf16
+    assert not arguments.fp16
+    assert not arguments.gradient_checkpointing
+    assert arguments.report_to == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"training.arguments.adam_epsilo": 1}, "has no 'adam_epsilo'; did you mean 'adam_epsilon'"),
+        ({"training.arguments.gradient_checkpointing": True}, "set dynamics.activations to checkpoint instead"),
+        ({"training.arguments.output_dir": "x"}, "set output instead"),
+        ({"training.lr_scheduler_type": "zigzag"}, "The Trainer refuses the training section"),
+        ({"model.config.vocab_size": 100}, "The tokenizer has 300 tokens, but vocab_size in model.config is 100"),
+        ({"sample.prompts": ["the"], "sample.max_new_tokens": 60}, "lower sample.max_new_tokens"),
+        ({"output": ""}, "names no run directory"),
+    ],
+)
+def test_what_cannot_be_trained_is_named_before_anything_is_written(tmp_path, overrides, message):
+    with pytest.raises(RecipeError, match=message) as caught:
+        run(tiny_recipe(tmp_path, overrides))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_error_in_training_is_not_taken_for_an_interruption(tmp_path, monkeypatch):
+    class Failing(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(module, "Clock", type("Clock", (Failing, module.Clock), {}))
+    with pytest.raises(ZeroDivisionError):
+        run(tiny_recipe(tmp_path))

@@ -1,0 +1,57 @@
+import io
+
+import pytest
+from rich.console import Console
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from revformers.training.history import Clock
+from revformers.training.progress import ShowProgress
+
+
+def shown(terminal, tmp_path):
+    """Return what four steps of a resumed run show."""
+    output = io.StringIO()
+    clock = Clock()
+    progress = ShowProgress(Console(file=output, force_terminal=terminal, width=120), clock, tokens_per_step=64)
+    arguments, control = TrainingArguments(str(tmp_path), use_cpu=True), TrainerControl()
+    state = TrainerState(global_step=10, max_steps=14, is_world_process_zero=True)
+    for event in (clock.on_train_begin, progress.on_train_begin):
+        event(arguments, state, control)
+    for step in range(11, 15):
+        state.global_step = step
+        clock._started -= 1.0  # a second passes
+        progress.on_step_end(arguments, state, control)
+        progress.on_log(arguments, state, control, logs={"loss": 3.25, "learning_rate": 1.0})
+    progress.on_log(arguments, state, control, logs={"eval_loss": 2.5})
+    progress.on_log(arguments, state, control, logs={"train_runtime": 4.0})
+    progress.on_train_end(arguments, state, control)
+    return output.getvalue()
+
+
+def test_outside_a_terminal_there_is_a_plain_line_for_every_loss(tmp_path):
+    lines = shown(False, tmp_path).splitlines()
+    assert lines[1] == "step 12/14  loss 3.2500  64 tokens/s  0:00:02 left"
+    assert lines[-1] == "step 14: validation loss 2.5000"
+    assert len(lines) == 5
+    assert "\x1b" not in "".join(lines)
+
+
+def test_in_a_terminal_there_is_a_bar(tmp_path):
+    text = shown(True, tmp_path)
+    assert "\x1b" in text
+    assert "14/14" in text
+    assert "loss 3.2500" in text
+    assert "64 tokens/s" in text
+    assert "validation loss 2.5000" in text
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_other_processes_are_silent(tmp_path, terminal):
+    output = io.StringIO()
+    progress = ShowProgress(Console(file=output, force_terminal=terminal), Clock(), 64)
+    arguments, control = TrainingArguments(str(tmp_path), use_cpu=True), TrainerControl()
+    state = TrainerState(global_step=1, max_steps=4, is_world_process_zero=False)
+    progress.on_train_begin(arguments, state, control)
+    progress.on_step_end(arguments, state, control)
+    progress.on_log(arguments, state, control, logs={"loss": 3.25})
+    assert output.getvalue() == ""

@@ -1,0 +1,53 @@
+"""The recipes that the project ships."""
+
+from pathlib import Path
+
+import pytest
+
+from revformers import Hamiltonian
+from revformers.training import model as model_module
+from revformers.training.model import build_config, build_dynamics
+from revformers.training.pretrain import training_arguments
+from revformers.training.recipe import load_recipe
+
+DIRECTORY = Path(__file__).parents[2] / "recipes"
+RECIPES = sorted(path.name for path in DIRECTORY.glob("*.yaml"))
+
+
+class Gpt2Tokenizer:
+    """What `build_config` asks of GPT-2's tokenizer, which is on the hub."""
+
+    bos_token_id = eos_token_id = 50256
+    pad_token_id = None
+
+    def __len__(self):
+        return 50257
+
+
+def test_the_recipes_are_there():
+    assert {"quickstart.yaml", "gpt2-small-openwebtext.yaml", "gpt2-large-openwebtext.yaml"} <= set(RECIPES)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_describes_a_model_and_a_run(name, monkeypatch, tmp_path):
+    monkeypatch.setattr(model_module, "load_tokenizer", lambda name: Gpt2Tokenizer())
+    # Autocast to bfloat16 is refused on a processor unless the run is kept on it.
+    recipe = load_recipe(DIRECTORY / name, {"training.arguments.use_cpu": True, "output": str(tmp_path)})
+    config = build_config(recipe)
+    dynamics = build_dynamics(recipe)
+    dynamics.check(config.num_hidden_layers)
+    assert dynamics.reversible
+    assert training_arguments(recipe).max_steps == recipe.training.max_steps
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "width", "heads"),
+    [("gpt2-small-openwebtext.yaml", 12, 768, 12), ("gpt2-large-openwebtext.yaml", 36, 1280, 20)],
+)
+def test_the_models_of_the_paper(name, layers, width, heads, monkeypatch):
+    monkeypatch.setattr(model_module, "load_tokenizer", lambda name: Gpt2Tokenizer())
+    recipe = load_recipe(DIRECTORY / name)
+    config = build_config(recipe)
+    assert (config.n_layer, config.n_embd, config.n_head) == (layers, width, heads)
+    assert (config.vocab_size, config.n_positions, recipe.data.block_length) == (50257, 1024, 1024)
+    assert isinstance(build_dynamics(recipe), Hamiltonian)
