@@ -252,6 +252,36 @@ def test_the_survey_finds_a_wrong_layout(monkeypatch):
     assert finding.note == "AssertionError: Residual gives other logits than the ordinary model"
 
 
+@pytest.mark.parametrize("layers", [1, 4])
+@pytest.mark.parametrize(("architecture", "depth"), [("GPTJForCausalLM", "n_layer"), ("MptForCausalLM", "n_layers")])
+def test_layers_that_return_attention_weights_as_well(architecture, depth, layers):
+    model = perturb_(tiny(architecture, **{depth: layers})).eval()
+    inputs = batch(model)
+    expected = model(**inputs).logits
+    rf.make_reversible(model, rf.Residual(), "store")
+    torch.testing.assert_close(model(**inputs).logits, expected, rtol=0, atol=2e-5)
+    assert rf.verify_gradients(rf.make_reversible(model.train(), rf.Midpoint()), inputs).bit_exact
+
+
+def test_attention_weights_are_handed_on_where_nothing_is_evaluated_again():
+    model = tiny("MptForCausalLM").eval()
+    inputs = batch(model) | {"output_attentions": True}
+    expected = model(**inputs).attentions
+    rf.make_reversible(model, rf.Residual(), "store")
+    for weights, ordinary in zip(model(**inputs).attentions, expected, strict=True):
+        torch.testing.assert_close(weights, ordinary)
+
+
+@pytest.mark.parametrize("architecture", ["CpmAntForCausalLM", "RoCBertForCausalLM", "Llama4ForCausalLM"])
+def test_decoders_that_pass_use_cache_in_their_own_way(architecture):
+    model = rf.make_reversible(tiny(architecture), rf.Midpoint())
+    assert "forward" not in vars(model), "trainers inspect the signature of the whole model's forward"
+    inputs = batch(model)
+    del inputs["labels"]
+    assert model(**inputs).past_key_values is None
+    assert rf.verify_gradients(model, inputs).bit_exact
+
+
 @pytest.mark.parametrize(
     ("architecture", "options", "reason"),
     [

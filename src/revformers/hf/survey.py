@@ -231,12 +231,12 @@ class Worker:
             self._process.start()
             other.close()
         assert self._connection is not None
-        self._connection.send(name)
         try:
+            self._connection.send(name)
             if self._connection.poll(TIME_LIMIT):
                 return self._connection.recv()
             note = f"took longer than {TIME_LIMIT} seconds"
-        except EOFError:
+        except (EOFError, OSError):
             note = f"ended its process, or needed more than {MEMORY_LIMIT >> 30} GiB"
         self.close()
         return Finding(name, note=note)
@@ -279,15 +279,15 @@ Which causal language models of transformers can be made reversible, found out b
 
 which builds a tiny random model (four layers, width 64, perturbed weights, float32 on a CPU) of each of the {total}
 architectures that `AutoModelForCausalLM` knows, and puts it through the checks below. This run used transformers
-{transformers} and torch {torch}, with no optional kernels installed. A tiny model proves that the layers of an
-architecture are understood; it says nothing about how well a large one trains under other dynamics.
+{transformers} and torch {torch}. A tiny model proves that the layers of an architecture are understood; it says nothing
+about how well a large one trains under other dynamics.
 
 **{exact} are exact, {branches} of them by branch as well; {refused} are refused; {not_built} were not built.**
 
 * **exact**, block: under `Residual()` the model gives the logits and the gradients of the ordinary model, to rounding;
   under `Midpoint()` and `BlendedMidpoint(1/4)` every gradient of a training step (with dropout, where the architecture
   has it) is equal to the bit, whether activations are rebuilt or stored; and under `Midpoint()` greedy generation
-  gives the same tokens with and without a key-value cache.
+  gives the same tokens with and without a key-value cache (where the ordinary tiny model does; else the note says so).
 * **exact**, branch: `revformers.hf.families` knows where the layer splits into attention and MLP. The two updates add
   up to what the layer adds, to rounding, and the gradients under `Hamiltonian()` are equal to the bit. Without it,
   `granularity="branch"` and `Hamiltonian()` are refused for the family; everything else works.

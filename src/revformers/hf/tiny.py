@@ -15,81 +15,61 @@ VOCABULARY = 128
 LARGEST_MODEL = 20_000_000
 """Parameters beyond which a model is not tiny: some size in its configuration was missed."""
 
-_SIZES: dict[int, tuple[str, ...]] = {
+_SIZES: dict[int, str] = {
     VOCABULARY: (
-        *("vocab_size", "unpadded_vocab_size", "vocab_size_per_layer_input", "decoder_vocab_size"),
-        *("pronunciation_vocab_size", "shape_vocab_size", "encoder_hash_byte_group_vocab", "ngram_vocab_size_base"),
-        *("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "context_length", "max_target_positions"),
-        *("original_max_position_embeddings", "max_source_positions", "num_centroids"),
+        "vocab_size unpadded_vocab_size vocab_size_per_layer_input decoder_vocab_size pronunciation_vocab_size "
+        "shape_vocab_size encoder_hash_byte_group_vocab ngram_vocab_size_base max_position_embeddings "
+        "n_positions n_ctx max_seq_len context_length max_target_positions original_max_position_embeddings "
+        "max_source_positions num_centroids"
     ),
     64: (
-        *("hidden_size", "d_model", "n_embd", "emb_dim", "embedding_size", "input_embedding_size"),
-        *("output_embedding_size", "hidden_size_global", "lru_width", "dim_model_base", "mamba_d_ssm"),
-        *("intermediate_size", "decoder_ffn_dim", "encoder_ffn_dim", "ffn_dim", "dff", "dim_ff", "d_inner"),
-        *("feed_forward_size", "ffn_hidden_size", "expert_ffn_hidden_size", "intermediate_size_mlp"),
-        *("dense_intermediate_size", "moe_intermediate_size", "moe_shared_expert_intermediate_size"),
-        *("shared_expert_intermediate_size", "shared_experts_intermediate_size", "shared_intermediate_size"),
-        *("prompt_mid_dim", "pronunciation_embed_dim", "shape_embed_dim"),
+        "hidden_size d_model n_embd emb_dim embedding_size input_embedding_size output_embedding_size "
+        "hidden_size_global lru_width dim_model_base mamba_d_ssm intermediate_size decoder_ffn_dim "
+        "encoder_ffn_dim ffn_dim dff dim_ff d_inner feed_forward_size ffn_hidden_size expert_ffn_hidden_size "
+        "intermediate_size_mlp dense_intermediate_size moe_intermediate_size "
+        "moe_shared_expert_intermediate_size shared_expert_intermediate_size shared_experts_intermediate_size "
+        "shared_intermediate_size prompt_mid_dim pronunciation_embed_dim shape_embed_dim"
     ),
     16: (
-        *("head_dim", "dim_head", "kv_channels", "swa_head_dim", "index_head_dim", "linear_head_dim", "v_head_dim"),
-        *("linear_key_head_dim", "linear_value_head_dim", "qk_nope_head_dim", "attention_head_size", "rotary_dim"),
-        *("mamba_head_dim", "hidden_size_per_layer_input", "kv_lora_rank", "q_lora_rank", "o_lora_rank"),
-        *(
-            "laurel_rank",
-            "hc_lowrank",
-            "gated_norm_rank",
-            "router_hidden_size",
-            "adapter_rank",
-            "query_pre_attn_scalar",
-        ),
-        *("mamba_d_state", "state_size", "ssm_state_size", "chunk_size", "mamba_chunk_size", "block_size"),
-        *("classifier_proj_size", "num_mel_bins", "rel_extent"),
+        "head_dim dim_head kv_channels swa_head_dim index_head_dim linear_head_dim v_head_dim "
+        "linear_key_head_dim linear_value_head_dim qk_nope_head_dim attention_head_size rotary_dim "
+        "mamba_head_dim hidden_size_per_layer_input kv_lora_rank q_lora_rank o_lora_rank laurel_rank hc_lowrank "
+        "gated_norm_rank router_hidden_size adapter_rank query_pre_attn_scalar mamba_d_state state_size "
+        "ssm_state_size chunk_size mamba_chunk_size block_size classifier_proj_size num_mel_bins rel_extent"
     ),
     8: (
-        *("qk_rope_head_dim", "mamba_n_heads", "mamba_num_heads"),
-        *("sliding_window", "sliding_window_size", "window_size", "attention_window_size", "attention_chunk_size"),
-        *("local_attention", "local_attention_window_len", "keep_window_size", "index_topk", "index_block_size"),
-        *("local_attn_chunk_length", "lsh_attn_chunk_length"),
+        "qk_rope_head_dim mamba_n_heads mamba_num_heads sliding_window sliding_window_size window_size "
+        "attention_window_size attention_chunk_size local_attention local_attention_window_len keep_window_size "
+        "index_topk index_block_size local_attn_chunk_length lsh_attn_chunk_length"
     ),
     4: (
-        *(
-            "num_hidden_layers",
-            "n_layer",
-            "n_layers",
-            "num_layers",
-            "decoder_layers",
-            "num_decoder_layers",
-            "encoder_layers",
-            "num_encoder_layers",
-        ),
-        *("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads", "decoder_attention_heads"),
-        *("num_decoder_attention_heads", "swa_num_attention_heads", "index_n_heads", "linear_num_heads"),
-        *("linear_num_value_heads", "linear_num_key_heads", "num_experts", "n_routed_experts", "num_local_experts"),
-        *("moe_num_experts", "zero_expert_num", "encoder_attention_heads", "num_encoder_attention_heads"),
-        *("prompt_length", "prompt_types", "centroid_intermediate_top_k"),
+        "num_hidden_layers n_layer n_layers num_layers decoder_layers num_decoder_layers encoder_layers "
+        "num_encoder_layers num_attention_heads n_head n_heads num_heads attention_heads "
+        "decoder_attention_heads num_decoder_attention_heads swa_num_attention_heads index_n_heads "
+        "linear_num_heads linear_num_value_heads linear_num_key_heads num_experts n_routed_experts "
+        "num_local_experts moe_num_experts zero_expert_num encoder_attention_heads num_encoder_attention_heads "
+        "prompt_length prompt_types centroid_intermediate_top_k"
     ),
     2: (
-        *("n_layers_per_attn_res_block", "rescale_every", "layer_group_size", "global_attn_every_n_layers"),
-        *("no_rope_layer_interval", "sliding_window_pattern"),
-        *("num_key_value_heads", "swa_num_key_value_heads", "num_experts_per_tok", "moe_k", "moe_topk", "n_group"),
-        *("n_groups", "index_topk_blocks", "o_groups"),
+        "n_layers_per_attn_res_block rescale_every layer_group_size global_attn_every_n_layers "
+        "no_rope_layer_interval sliding_window_pattern num_key_value_heads swa_num_key_value_heads "
+        "num_experts_per_tok moe_k moe_topk n_group n_groups index_topk_blocks o_groups"
     ),
-    1: ("topk_group", "first_k_dense_replace"),
+    1: "topk_group first_k_dense_replace",
 }
-SIZES = {name: size for size, names in _SIZES.items() for name in names}
+SIZES = {name: size for size, names in _SIZES.items() for name in names.split()}
 """The value that a field of this name gets wherever it has a default."""
 
 TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1, "sep_token_id": 2}
 
 OVERRIDES: dict[str, dict[str, Any]] = {
+    "bamba": {"attn_layer_indices": [1]},
     "blt": {"use_cache": False},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
     "dbrx": {
         "attn_config": {"clip_qkv": 8.0, "kv_n_heads": 2, "rope_theta": 1e4},
         "ffn_config": {"ffn_hidden_size": 64},
     },
-    "bamba": {"attn_layer_indices": [1]},
-    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
     "deepseek_v2": {"topk_method": "greedy", "n_group": 1, "num_experts_per_tok": 2},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "dots3_note_text": {
@@ -102,11 +82,16 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"] * 2},
     "inkling_text": {"local_layer_ids": [0, 2]},
-    "kolibri1": {"layer_types": ["sliding_attention", "full_attention"] * 2},
-    "lfm3": {"layer_types": ["conv", "full_attention", "sliding_attention", "conv"]},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 4},
     "kimi_linear": {"layer_types": ["linear_attention", "full_attention"] * 2},
+    "kolibri1": {"layer_types": ["sliding_attention", "full_attention"] * 2},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
+    "lfm3": {"layer_types": ["conv", "full_attention", "sliding_attention", "conv"]},
     "longcat_flash": {"head_dim": 8},
+    "mamba2": {"head_dim": 32},
+    "moshi": {"audio_vocab_size": VOCABULARY},
+    "musicgen_decoder": {"num_codebooks": 1},
+    "musicgen_melody_decoder": {"num_codebooks": 1},
     "nemotron": {"num_key_value_heads": 2},
     "qwen4_exp_text": {
         "indexer_n_heads": 2,
@@ -115,20 +100,14 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "indexer_budget": 8,
         "indexer_compress_ratio": 2,
     },
-    "zamba": {"layers_block_type": ["linear_attention"] * 2 + ["hybrid"] * 2},
-    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
-    "mamba2": {"head_dim": 32},
-    "moshi": {"audio_vocab_size": VOCABULARY},
-    "musicgen_decoder": {"num_codebooks": 1},
-    "musicgen_melody_decoder": {"num_codebooks": 1},
     "reformer": {"axial_pos_shape": [4, 4], "axial_pos_embds_dim": [32, 32]},
     "xlstm": {"qk_dim_factor": 1.0, "mode": "train", "use_cache": False},
     "xmod": {"default_language": "en_XX"},
+    "zamba": {"layers_block_type": ["linear_attention"] * 2 + ["hybrid"] * 2},
     "zamba2": {"layers_block_type": ["linear_attention", "hybrid"] * 2},
     "zaya": {"num_experts_per_tok": 1},
 }
 """What single architectures need besides, by model type."""
-
 
 _DRAFTER = "a drafter; it reads the keys and values of the model that it drafts for"
 NOT_ON_THEIR_OWN = {"gemma4_assistant": _DRAFTER, "gemma4_unified_assistant": _DRAFTER}

@@ -1,0 +1,80 @@
+"""The README and the Makefile are tested: their commands run, in order, on a smaller network."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import transformers
+import yaml
+
+from revformers.cli.main import main
+from tests.hf.test_reversible import llama
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SMALLER = {"compare": "--dynamics_steps 2 --arm_steps 2 --depths 1 2"}
+"""What is added to a command so that its test takes seconds."""
+
+
+def readme_commands():
+    return [line.strip() for line in README.splitlines() if line.startswith("    revformers ")]
+
+
+def make_run_commands():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    variables = dict(re.findall(r"^(\w+) :?= (.*)$", makefile, re.MULTILINE))
+    recipe = makefile.partition("\nrun:")[2].partition("\n\n")[0]
+    for name in ("QUICKSTART", "RUN"):
+        recipe = recipe.replace(f"$({name})", variables[name])
+    return [line.strip().removeprefix("$(BIN)/") for line in recipe.splitlines()[1:]]
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch):
+    """A folder with the quickstart's recipe, its network and its text made small, and a cache of its own."""
+    recipe = yaml.safe_load((ROOT / "recipes/quickstart.yaml").read_text(encoding="utf-8"))
+    recipe["model"]["config"] |= {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+    recipe["model"]["config"] |= {"num_attention_heads": 2, "num_key_value_heads": 2}
+    recipe["data"] |= {"source": "text.txt", "vocabulary_size": 300, "block_length": 32, "validation_blocks": 8}
+    recipe["training"] |= {"max_steps": 2, "eval_steps": 2, "save_steps": 2, "per_device_train_batch_size": 2}
+    recipe["sample"]["max_new_tokens"] = 4
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes/quickstart.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    (tmp_path / "text.txt").write_text((ROOT / "README.md").read_text(encoding="utf-8") * 20, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("REVFORMERS_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+@pytest.mark.parametrize("commands", [readme_commands(), make_run_commands()], ids=["README", "make run"])
+def test_the_commands_run(commands, workspace, capsys):
+    assert len(commands) >= 2
+    for command in commands:
+        program, *words = shlex.split(command)
+        assert program == "revformers"
+        assert main([*words, *shlex.split(SMALLER.get(words[0], ""))]) == 0, capsys.readouterr().err
+    assert (workspace / "runs/quickstart/model/config.json").is_file()
+    if any(" report " in command for command in commands):
+        assert "<svg" in (workspace / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_python_of_the_readme_runs(workspace, monkeypatch, capsys):
+    load = transformers.AutoModelForCausalLM.from_pretrained
+
+    def tiny_for_a_hub_id(name, **options):
+        return load(name, **options) if Path(name).exists() else llama()
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", tiny_for_a_hub_id)
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) == 2
+    exec("\n".join(blocks), {})
+    assert "to the bit" in capsys.readouterr().out
+    assert (workspace / "reversible-model/model.safetensors").is_file()
+
+
+def test_the_files_that_the_readme_links_to_exist():
+    links = re.findall(r"\]\(([^)]+)\)", README)
+    assert len(links) > 4
+    for link in links:
+        assert link.startswith("https://") or (ROOT / link).exists(), link
