@@ -5,9 +5,10 @@ from importlib.metadata import version
 __version__ = version("revformers")
 
 from revformers import dynamics, errors
+from revformers.conversion.convert import Conversion, convert
 from revformers.dynamics import BlendedMidpoint, Dynamics, Hamiltonian, Leapfrog, Midpoint, Residual
 from revformers.errors import NotReversibleError, RebuildMismatchError, StateRangeError
-from revformers.hf.persistence import from_pretrained, register
+from revformers.hf.loading import from_pretrained, register
 from revformers.hf.reversible import make_residual, make_reversible, set_activations
 from revformers.verification import GradientReport, verify_gradients
 
@@ -15,6 +16,7 @@ register()
 
 __all__ = [
     "BlendedMidpoint",
+    "Conversion",
     "Dynamics",
     "GradientReport",
     "Hamiltonian",
@@ -24,6 +26,7 @@ __all__ = [
     "RebuildMismatchError",
     "Residual",
     "StateRangeError",
+    "convert",
     "dynamics",
     "errors",
     "from_pretrained",

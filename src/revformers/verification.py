@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from revformers.hf.reversible import require_reversible, set_activations
+from revformers.hf.reversible import set_activations
+from revformers.hf.state import require_reversible
 from revformers.replay import RandomState
 
 

@@ -127,7 +127,7 @@ def comparison():
 _one_profiler = threading.Lock()
 
 
-def measure_here(workload, arm, threads=None):
+def measure_here(tasks, *, threads=None):
     """Stand in for `measure_peak_memory` without the seconds that a process takes to start."""
     with _one_profiler:
-        return measure_in_this_process(workload, arm)
+        return [measure_in_this_process(workload, arm) for workload, arm in tasks]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from revformers.benchmark import comparison as module
-from revformers.benchmark import depth
+from revformers.benchmark import memory
 from revformers.benchmark.comparison import Comparison, ComparisonOptions, workload_of
 from revformers.training.errors import RecipeError
 from tests.benchmark.example import measure_here
@@ -15,8 +15,7 @@ OPTIONS = ComparisonOptions(dynamics_steps=3, arm_steps=2, depths=(2, 4), proces
 
 @pytest.fixture(autouse=True)
 def one_process(monkeypatch):
-    for one in (module, depth):
-        monkeypatch.setattr(one, "measure_peak_memory", measure_here)
+    monkeypatch.setattr(memory, "measure_peak_memory", measure_here)
 
 
 @pytest.fixture
@@ -76,7 +75,7 @@ def test_an_architecture_without_branches_has_no_hamiltonian(tmp_path, monkeypat
 
 def test_blends_for_one_depth_are_not_measured_at_others(tmp_path):
     recipe = tiny_recipe(tmp_path, {"dynamics.name": "blended_midpoint", "dynamics.options.blend": [0.5, 1]})
-    assert "2 blends for a model of 4 layers" in Comparison(recipe, OPTIONS).compare_depths()["unavailable"]
+    assert "2 blends for a model of 4 layers" in Comparison(recipe, OPTIONS).compare_arms()["depth"]["unavailable"]
 
 
 @pytest.mark.parametrize(

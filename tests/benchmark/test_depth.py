@@ -41,23 +41,14 @@ def test_side_information_counts_every_step_and_the_layers_asked_for():
 
 
 def test_every_arm_is_measured_at_every_depth(monkeypatch):
-    asked = []
-
-    def measure(workload, arm, threads):
-        asked.append((arm.name, workload.layers, threads))
-        return PeakMemory(workload.layers, 0, None)
+    def measure(tasks):
+        ((workload, arm),) = tasks  # a process for each
+        return [PeakMemory(100 * workload.layers + len(arm.name), 0, None)]
 
     monkeypatch.setattr(module, "measure_peak_memory", measure)
-    monkeypatch.setattr(module.os, "cpu_count", lambda: 6)
-    arms = [Arm("rebuild", Midpoint().to_dict()), CHECKPOINT]
     seen = []
-    points = measure_depths(WORKLOAD, arms, [2, 8], on_point=seen.append)
+    points = measure_depths(WORKLOAD, [Arm("rebuild", Midpoint().to_dict()), CHECKPOINT], [8, 2], seen.append)
     assert [(p.arm, p.layers, p.memory.peak) for p in points] == [
-        ("rebuild", 2, 2), ("rebuild", 8, 8), ("checkpoint", 2, 2), ("checkpoint", 8, 8)
+        ("rebuild", 2, 207), ("rebuild", 8, 807), ("checkpoint", 2, 210), ("checkpoint", 8, 810)
     ]  # fmt: skip
-    assert [layers for _, layers, _ in asked] == [8, 8, 2, 2]
-    assert {threads for *_, threads in asked} == {None}
-    assert len(seen) == 4
-    asked.clear()
-    measure_depths(WORKLOAD, arms, [2], processes_at_once=2)
-    assert {threads for *_, threads in asked} == {3}
+    assert seen == points

@@ -3,7 +3,8 @@ import dataclasses
 import pytest
 
 from revformers import BlendedMidpoint, Hamiltonian, Leapfrog, Midpoint
-from revformers.benchmark.memory import measure_in_this_process, measure_peak_memory
+from revformers.benchmark import memory as module
+from revformers.benchmark.memory import PeakMemory, measure_in_this_process, measure_peak_memory
 from revformers.benchmark.workload import PLAIN_CHECKPOINT, PLAIN_STORE, Arm, Workload, llama_config
 
 WORKLOAD = Workload(llama_config(3, 64, 32, 128), batch_size=4, sequence_length=128)
@@ -50,26 +51,44 @@ def test_the_head_does_not_set_the_peak():
     assert measure_in_this_process(larger, rebuild).peak == measure_in_this_process(WORKLOAD, rebuild).peak
 
 
-def test_a_fresh_process_measures_the_same():
-    arm = Arm("rebuild", Midpoint().to_dict())
-    here, fresh = measure_in_this_process(WORKLOAD, arm), measure_peak_memory(WORKLOAD, arm, threads=1)
-    assert fresh.peak == here.peak
-    assert fresh.weights_and_gradients == here.weights_and_gradients
+def test_a_fresh_process_measures_the_same_whatever_ran_in_it_before():
+    store, rebuild = Arm(PLAIN_STORE), Arm("rebuild", Midpoint().to_dict())
+    here = {arm.name: measure_in_this_process(WORKLOAD, arm) for arm in (store, rebuild)}
+    fresh = measure_peak_memory([(WORKLOAD, arm) for arm in (rebuild, store, rebuild)], threads=1)
+    assert fresh == [here["rebuild"], here[PLAIN_STORE], here["rebuild"]]
     parameters = WORKLOAD.build_model().num_parameters()
-    assert 8 * parameters <= fresh.weights_and_gradients < 8 * parameters + 4096
-    assert fresh.total == fresh.peak + fresh.weights_and_gradients
+    assert 8 * parameters <= fresh[0].weights_and_gradients < 8 * parameters + 4096
+    assert fresh[0].total == fresh[0].peak + fresh[0].weights_and_gradients
+
+
+def test_processes_side_by_side_share_the_cores(monkeypatch):
+    asked = []
+
+    def measure(tasks, *, threads):
+        asked.append(threads)
+        return [PeakMemory(workload.layers, 0, None) for workload, _ in tasks]
+
+    monkeypatch.setattr(module, "measure_peak_memory", measure)
+    monkeypatch.setattr(module.os, "cpu_count", lambda: 6)
+    arm = Arm(PLAIN_STORE)
+    tasks = [[(WORKLOAD, arm), (WORKLOAD.with_layers(7), arm)], [(WORKLOAD.with_layers(2), arm)]]
+    measured = module.measure_side_by_side(tasks, 2)
+    assert [[one.peak for one in of_process] for of_process in measured] == [[3, 7], [2]]
+    assert asked == [3, 3]
+    module.measure_side_by_side(tasks, 1)
+    assert asked[2:] == [None, None]
 
 
 def test_a_failure_in_the_process_is_told():
-    with pytest.raises(RuntimeError, match=r"rebuild.* at 3 layers failed: .*no inverse"):
-        measure_peak_memory(WORKLOAD, Arm("rebuild", {"name": "residual"}))
+    with pytest.raises(RuntimeError, match=r"rebuild at 3 layers failed: .*no inverse"):
+        measure_peak_memory([(WORKLOAD, Arm("rebuild", {"name": "residual"}))])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arm", [Arm(PLAIN_STORE), Arm(PLAIN_CHECKPOINT), Arm("rebuild", Midpoint().to_dict())])
 def test_the_resident_set_agrees(arm):
     large = Workload(llama_config(8, 256, 128, 512), batch_size=4, sequence_length=512)
-    measured = measure_peak_memory(large, arm)
+    (measured,) = measure_peak_memory([(large, arm)])
     if measured.resident_peak is None:
         pytest.skip("the resident peak cannot be reset here")
     assert measured.resident_peak == pytest.approx(measured.peak, rel=0.1)

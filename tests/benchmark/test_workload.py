@@ -3,7 +3,7 @@ import torch
 
 from revformers import Midpoint, dynamics
 from revformers.benchmark.workload import PLAIN_CHECKPOINT, PLAIN_STORE, Arm, Workload, arms_from_names, llama_config
-from revformers.hf.reversible import reversible_stack
+from revformers.hf.state import reversible_stack
 
 GPT2 = {"model_type": "gpt2", "n_layer": 2, "n_embd": 16, "n_head": 2, "n_positions": 8, "vocab_size": 11}
 

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
 import revformers as rf
-from revformers.hf.reversible import reversible_stack
+from revformers.hf.state import reversible_stack
 
 
 def llama(layers=4, **options):

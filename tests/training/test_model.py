@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from revformers.errors import NotReversibleError
-from revformers.hf.reversible import reversible_stack
+from revformers.hf.state import reversible_stack
 from revformers.training.errors import RecipeError
 from revformers.training.model import build_config, build_dynamics, build_model
 from tests.training.tiny import tiny_recipe

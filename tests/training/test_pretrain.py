@@ -9,7 +9,7 @@ from rich.console import Console
 from transformers import AutoTokenizer, TrainerCallback
 
 import revformers
-from revformers.hf.reversible import reversible_stack
+from revformers.hf.state import reversible_stack
 from revformers.training import pretrain as module
 from revformers.training.errors import RecipeError
 from revformers.training.interruption import SaveOnSignal

@@ -87,7 +87,7 @@ def _model(options: VerifyOptions) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
 
     from revformers import dynamics, make_reversible
-    from revformers.hf.reversible import reversible_stack
+    from revformers.hf.state import reversible_stack
     from revformers.training.model import build_model
     from revformers.training.recipe import load_recipe
 

@@ -90,10 +90,13 @@ def named_fields(
             raise no_branches(layer, dynamics)
         yield f"{name} (attention)", partial(_with, layout.attention_update, layer, inputs)
         yield f"{name} (mlp)", partial(layout.mlp_update, layer)
-    elif layout is not None:
-        yield name, partial(_with, layout.block_update, layer, inputs)
+        return
+    if layout is not None:
+        field: Field = partial(_with, layout.block_update, layer, inputs)
     else:
-        yield name, partial(_difference, layer, inputs, returned)
+        field = partial(_difference, layer, inputs, returned)
+    predictor = getattr(layer, "update_predictor", None)
+    yield name, field if predictor is None else partial(_corrected, field, predictor)
 
 
 def no_branches(layer: nn.Module, dynamics: Dynamics) -> NotReversibleError:
@@ -107,6 +110,14 @@ def no_branches(layer: nn.Module, dynamics: Dynamics) -> NotReversibleError:
 def _with(update: Any, layer: nn.Module, inputs: Mapping[str, Any], hidden: Tensor) -> Tensor:
     result: Tensor = update(layer, hidden, inputs)
     return result
+
+
+def _corrected(field: Field, predictor: nn.Module, hidden: Tensor) -> Tensor:
+    """The field of a layer that `revformers.convert` gave an update predictor: f(x) + u(x, f(x))."""
+    update = field(hidden)
+    correction = predictor(hidden, update)
+    wide = torch.promote_types(correction.dtype, torch.float32)
+    return update.to(wide) + correction.to(wide)
 
 
 def _difference(layer: nn.Module, inputs: Mapping[str, Any], returned: LayerReturn, hidden: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ around the layers, masks, position embeddings and caches stay what they were.
 
 import inspect
 import warnings
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,9 @@ from transformers.cache_utils import Cache
 from revformers.activations import ACTIVATIONS, ActivationPolicy, Store
 from revformers.dynamics.base import Dynamics
 from revformers.errors import NotReversibleError
+from revformers.field import Field
+from revformers.hf.discovery import find_stack
+from revformers.hf.families import find_layout
 from revformers.hf.fields import LayerReturn, NotKept, layer_inputs, named_fields
 from revformers.stack import Trajectory
 
@@ -110,7 +114,7 @@ class Pass:
             )
 
 
-_CURRENT_PASS: ContextVar[Pass | None] = ContextVar("revformers_pass", default=None)
+_CURRENT_PASS: "ContextVar[Pass | _Visit | None]" = ContextVar("revformers_pass", default=None)
 
 
 def decoder_forward(decoder: Any, *arguments: Any, **keywords: Any) -> Any:
@@ -149,6 +153,47 @@ def layer_forward(layer: Any, hidden_states: Tensor, *arguments: Any, **keywords
             f"the model, or revformers.make_residual(model) first."
         )
     return current.layer(layer, hidden_states, layer_inputs(layer, arguments, keywords))
+
+
+class _Visit:
+    """A run through the decoder that computes only at one layer: what it prepares for the layers is its own."""
+
+    def __init__(self, stack: ReversibleStack, index: int, visit: Callable[[Field, Tensor], None]) -> None:
+        self.stack = stack
+        self._index = index
+        self._visit = visit
+
+    def layer(self, layer: Any, hidden: Tensor, inputs: dict[str, Any]) -> Any:
+        """Hand the field of the chosen layer, and the hidden state, to the visitor; let every other layer pass."""
+        returned = LayerReturn(keep=False)
+        ((_, field),) = named_fields(layer, layer._reversible_role.index, self.stack.dynamics, inputs, returned)
+        if layer._reversible_role.index == self._index:
+            self._visit(field, hidden)
+        if find_layout(layer) is None:
+            field(hidden)  # only its evaluation tells in what form such a layer returns its hidden state
+        return returned.of(hidden)
+
+
+def visit_layer(
+    model: nn.Module, batch: Mapping[str, Tensor], index: int, visit: Callable[[Field, Tensor], None]
+) -> None:
+    """Call `visit` with the block-level field of layer `index` and the embedding, as the decoder runs on `batch`.
+
+    No other layer is evaluated, so that a whole stack can be walked layer by layer on states that the caller keeps.
+
+    Args:
+        model: a reversible model that steps by block.
+        batch: what the decoder takes, e.g. ``{"input_ids": int64[batch, tokens]}``.
+        index: the number of the layer.
+        visit: given f_l, and p[0] of shape (batch, tokens, width) in the compute dtype.
+
+    """
+    decoder = find_stack(model).decoder
+    token = _CURRENT_PASS.set(_Visit(decoder._reversible_stack, index, visit))
+    try:
+        type(decoder).forward(decoder, **batch, use_cache=False)
+    finally:
+        _CURRENT_PASS.reset(token)
 
 
 def _recomputes(stack: ReversibleStack) -> bool:

@@ -8,11 +8,13 @@ from torch import nn
 
 from revformers.activations import ACTIVATIONS
 from revformers.dynamics.base import Dynamics
-from revformers.hf import persistence
 from revformers.hf.discovery import find_stack, unwrap
 from revformers.hf.families import find_layout
 from revformers.hf.fields import no_branches
 from revformers.hf.forward import LayerRole, ReversibleStack, decoder_forward, layer_forward
+from revformers.hf.saving import save_pretrained
+from revformers.hf.state import require_reversible, reversible_stack
+from revformers.update_predictor import UpdatePredictor
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -62,7 +64,7 @@ def make_reversible(model: Model, dynamics: Dynamics, activations: str = "rebuil
     for index, layer in enumerate(stack.layers):
         layer._reversible_role = LayerRole(reversible, index)
         layer.forward = MethodType(layer_forward, layer)
-    inner.save_pretrained = MethodType(persistence.save_pretrained, inner)
+    inner.save_pretrained = MethodType(save_pretrained, inner)
     inner.gradient_checkpointing_enable = MethodType(_gradient_checkpointing_enable, inner)
     return model
 
@@ -71,7 +73,7 @@ def make_residual(model: Model) -> Model:
     """Make a reversible model the ordinary network again, in place; an ordinary one stays as it is.
 
     Returns:
-        The same model, with the weights it had.
+        The same model, with the weights it had; update predictors of a converted model are removed.
 
     """
     if reversible_stack(model) is None:
@@ -80,9 +82,25 @@ def make_residual(model: Model) -> Model:
     del stack.decoder._reversible_stack, stack.decoder.forward
     for layer in stack.layers:
         del layer._reversible_role, layer.forward
+        if hasattr(layer, "update_predictor"):
+            del layer.update_predictor
     inner = unwrap(model)
     del inner.save_pretrained, inner.gradient_checkpointing_enable
     return model
+
+
+def add_update_predictors(model: nn.Module) -> list[UpdatePredictor]:
+    """Give every layer of a reversible model that steps by block an update predictor, and return them in order.
+
+    They predict zero until they are fitted, take the dtype and the device of their layers, belong to the model's
+    parameters and state dict, and go with `make_residual`.
+    """
+    stack = find_stack(model)
+    width = unwrap(model).config.get_text_config(decoder=True).hidden_size
+    for layer in stack.layers:
+        weight = next(parameter for parameter in layer.parameters() if parameter.is_floating_point())
+        layer.update_predictor = UpdatePredictor(width, device=weight.device, dtype=weight.dtype)
+    return [layer.update_predictor for layer in stack.layers]
 
 
 def set_activations(model: nn.Module, activations: str) -> None:
@@ -95,25 +113,6 @@ def set_activations(model: nn.Module, activations: str) -> None:
     reversible = require_reversible(model)
     _check_activations(reversible.dynamics, activations)
     reversible.activations = activations
-
-
-def reversible_stack(model: nn.Module) -> ReversibleStack | None:
-    """Return the dynamics and the policy of a model, or None where it is an ordinary network."""
-    for module in unwrap(model).modules():
-        stack = getattr(module, "_reversible_stack", None)
-        if isinstance(stack, ReversibleStack):
-            return stack
-    return None
-
-
-def require_reversible(model: nn.Module) -> ReversibleStack:
-    """Return the dynamics and the policy of a reversible model; raise ValueError for an ordinary one."""
-    reversible = reversible_stack(model)
-    if reversible is None:
-        raise ValueError(
-            f"{type(unwrap(model)).__name__} is an ordinary network; call revformers.make_reversible(model, dynamics)."
-        )
-    return reversible
 
 
 def _check_activations(dynamics: Dynamics, activations: str) -> None:

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 import revformers as rf
-from revformers.hf.reversible import reversible_stack
+from revformers.hf.state import reversible_stack
 from tests.hf.test_reversible import llama
 
 IDS = torch.arange(12).view(2, 6)

@@ -1,0 +1,1 @@
+"""Pretrained models made reversible with little loss: blends from a bit budget, and the update predictor."""

@@ -1,0 +1,31 @@
+"""What a model is: reversible or ordinary, and with which parts."""
+
+from torch import nn
+
+from revformers.hf.discovery import unwrap
+from revformers.hf.forward import ReversibleStack
+from revformers.update_predictor import UpdatePredictor
+
+
+def reversible_stack(model: nn.Module) -> ReversibleStack | None:
+    """Return the dynamics and the policy of a model, or None where it is an ordinary network."""
+    for module in unwrap(model).modules():
+        stack = getattr(module, "_reversible_stack", None)
+        if isinstance(stack, ReversibleStack):
+            return stack
+    return None
+
+
+def require_reversible(model: nn.Module) -> ReversibleStack:
+    """Return the dynamics and the policy of a reversible model; raise ValueError for an ordinary one."""
+    reversible = reversible_stack(model)
+    if reversible is None:
+        raise ValueError(
+            f"{type(unwrap(model)).__name__} is an ordinary network; call revformers.make_reversible(model, dynamics)."
+        )
+    return reversible
+
+
+def update_predictors(model: nn.Module) -> list[UpdatePredictor]:
+    """Return the update predictors that a conversion gave the layers, in order; none otherwise."""
+    return [module for module in unwrap(model).modules() if isinstance(module, UpdatePredictor)]

@@ -1,0 +1,152 @@
+import copy
+import logging
+from fractions import Fraction
+
+import pytest
+import torch
+from torch import nn
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+import revformers as rf
+from revformers.conversion.convert import blends_of_budget, mean_loss
+from revformers.hf.state import update_predictors
+from tests.hf.test_reversible import llama
+
+TEXT = torch.randint(61, (12, 20), generator=torch.Generator().manual_seed(0))
+BATCHES = [{"input_ids": TEXT}]
+
+
+def smooth_llama():
+    """A network whose updates are small against its states and nearly linear in them, as those of trained ones are."""
+    model = llama(layers=6)
+    with torch.no_grad():
+        model.model.embed_tokens.weight.mul_(10)
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.mul_(0.1)
+            layer.mlp.down_proj.weight.mul_(0.5)
+    return model
+
+
+def distance(model, other):
+    """Mean KL divergence of the next-token distributions, nats."""
+    with torch.no_grad():
+        left, right = (network(TEXT).logits.log_softmax(-1) for network in (model, other))
+    return nn.functional.kl_div(right, left, log_target=True, reduction="none").sum(-1).mean().item()
+
+
+@pytest.mark.parametrize("bits", [0, 1])
+def test_the_predictor_brings_the_converted_network_back(bits):
+    original = smooth_llama()
+    alone, corrected = copy.deepcopy(original), copy.deepcopy(original)
+    rf.convert(alone, bits, TEXT, predictor=False)
+    conversion = rf.convert(corrected, bits, TEXT)
+    assert distance(original, corrected) < 0.2 * distance(original, alone)
+    assert rf.verify_gradients(corrected, {"input_ids": TEXT[:2]}).bit_exact
+    assert all(0 <= fit.explained <= 1 for fit in conversion.fits)
+    assert conversion.added_parameters == 6 * (2 * 32 * 32 + 32)
+    assert conversion.loss == pytest.approx(mean_loss(corrected, BATCHES))
+    assert conversion.original_loss == pytest.approx(mean_loss(original, BATCHES))
+
+
+def test_the_fit_is_the_least_squares_solution_of_the_recurrence():
+    """The second layer against PyTorch's own solver, on hidden states of the ordinary network."""
+    torch.manual_seed(0)
+    config = GPTNeoXConfig(
+        vocab_size=61, hidden_size=8, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2
+    )
+    model = GPTNeoXForCausalLM(config).eval()
+    with torch.no_grad():
+        states = model(TEXT, output_hidden_states=True).hidden_states
+    first, second, third = (state.flatten(0, 1).double() for state in states[:3])
+    rf.convert(model, 0, TEXT)
+    # The first step is the ordinary one: the second has p[0] = first, p[1] = second, and p[2] = p[0] + f(p[1]).
+    update = third - second
+    features = torch.cat([second, update, torch.ones(len(second), 1)], dim=1)
+    weights = torch.linalg.lstsq(features, third - (first + update)).solution
+    predictor = update_predictors(model)[1]
+    with torch.no_grad():
+        ours = predictor(second.float(), update.float())
+    assert torch.allclose(ours.double(), features @ weights, atol=2e-2 * (third - second).abs().max().item())
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 12])
+def test_the_fit_does_not_depend_on_how_the_text_is_batched(batch_size):
+    whole, parts = smooth_llama(), smooth_llama()
+    rf.convert(whole, 0, BATCHES)
+    rf.convert(parts, 0, [{"input_ids": chunk} for chunk in TEXT.split(batch_size)])
+    assert torch.allclose(whole(TEXT).logits, parts(TEXT).logits, atol=1e-2)
+
+
+def test_a_converted_model_saves_loads_trains_and_goes_back(tmp_path, caplog):
+    model = smooth_llama()
+    original = copy.deepcopy(model)
+    rf.convert(model, 0.5, TEXT)
+    model.save_pretrained(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        loaded = rf.from_pretrained(tmp_path)
+    assert "update_predictor" not in caplog.text
+    assert torch.equal(loaded(TEXT).logits, model(TEXT).logits)
+    before = copy.deepcopy(loaded.state_dict())
+    optimizer = torch.optim.SGD(loaded.parameters(), lr=0.1)
+    loaded(input_ids=TEXT, labels=TEXT).loss.backward()
+    optimizer.step()
+    trained = [name for name, value in loaded.state_dict().items() if not torch.equal(value, before[name])]
+    assert any("update_predictor" in name for name in trained)
+    assert set(rf.make_residual(model).state_dict()) == set(original.state_dict())
+    assert torch.equal(model(TEXT).logits, original(TEXT).logits)
+
+
+def test_half_precision_weights_are_converted():
+    model = smooth_llama().to(torch.bfloat16)
+    conversion = rf.convert(model, 1, TEXT)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert abs(conversion.loss - conversion.original_loss) < 0.2
+    assert rf.verify_gradients(model, {"input_ids": TEXT[:2]}).bit_exact
+
+
+def test_generation_agrees_with_and_without_cache():
+    model = smooth_llama()
+    rf.convert(model, 0, TEXT)
+    prompt = {"input_ids": TEXT[:2], "attention_mask": torch.ones_like(TEXT[:2])}
+    tokens = [
+        model.generate(**prompt, max_new_tokens=8, do_sample=False, use_cache=cached, pad_token_id=0)
+        for cached in (True, False)
+    ]
+    assert torch.equal(*tokens)
+
+
+def test_a_budget_is_met_in_the_mean():
+    assert blends_of_budget(0, 3) == [1, 1, 1]
+    assert blends_of_budget(2, 2) == [Fraction(1, 4)] * 2
+    for bits in (0.25, 0.5, 1.75, 3.1):
+        blends = blends_of_budget(bits, 40)
+        spent = [rf.BlendedMidpoint(blend).side_information_bits(0) for blend in blends]
+        assert sum(spent) / 40 == pytest.approx(bits)
+        assert max(spent) - min(spent) <= 1
+
+
+@pytest.mark.parametrize(
+    ("bits", "calibration", "message"),
+    [
+        (9, TEXT, "from 0 to 8, not 9"),
+        (-1, TEXT, "from 0 to 8, not -1"),
+        (float("nan"), TEXT, "from 0 to 8, not nan"),
+        ("2", TEXT, "from 0 to 8, not '2'"),
+        (2, None, "no calibration text"),
+        (2, [], "no calibration text"),
+        (2, TEXT[0], "two tokens or more a sequence, not \\[20\\]"),
+        (2, [{"input_ids": TEXT, "attention_mask": torch.zeros_like(TEXT)}], "must not be padded"),
+    ],
+)
+def test_bad_input_is_refused_and_the_model_is_left_as_it_was(bits, calibration, message):
+    model = smooth_llama()
+    with pytest.raises(ValueError, match=message):
+        rf.convert(model, bits, calibration)
+    assert rf.make_residual(model) is model
+    assert not update_predictors(model)
+
+
+def test_a_model_that_is_reversible_already_is_refused():
+    model = rf.make_reversible(smooth_llama(), rf.Midpoint())
+    with pytest.raises(ValueError, match="reversible already"):
+        rf.convert(model, 1, TEXT)
