@@ -67,6 +67,7 @@ def test_all_arms_compute_the_same_loss():
         (lambda: workload(precision="float8"), "no precision 'float8'"),
         (lambda: workload(batch_size=0), "batch_size of at least 1"),
         (lambda: workload(model_config=llama_config(0, 32, 13, 8)), "layers of at least 1"),
+        (lambda: workload(device="nonsense"), "cannot use the device 'nonsense'"),
         (lambda: Arm("forget"), "no arm 'forget'"),
         (lambda: Arm("rebuild"), "needs a dynamics"),
         (lambda: llama_config(2, 30, 13, 8, heads=4), "width of 30"),

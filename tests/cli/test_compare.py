@@ -40,7 +40,11 @@ def test_gradients_that_are_not_exact_have_exit_code_1(tmp_path, one_process, mo
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(["--arm_steps", "1"], "at least 2 steps"), (["--depths", "4"], "two different numbers of layers")],
+    [
+        (["--arm_steps", "1"], "at least 2 steps"),
+        (["--depths", "4"], "two different numbers of layers"),
+        (["--device", "nonsense"], "cannot use the device 'nonsense'"),
+    ],
 )
 def test_mistakes_are_one_sentence_and_exit_code_2(tmp_path, options, message, capsys):
     assert main(["compare", str(write_recipe(tmp_path)), *options]) == 2

@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, default_data_collator
 
 from revformers import NotReversibleError, dynamics, verify_gradients
-from revformers.benchmark.depth import as_rows, growths, mean_side_information_bits, measure_depths, steps_per_layer
-from revformers.benchmark.memory import measure_peak_memory
+from revformers.benchmark import numbers
+from revformers.benchmark.depth import DepthPoint, as_rows, growths, mean_side_information_bits, steps_per_layer
+from revformers.benchmark.memory import PeakMemory, measure_side_by_side
 from revformers.benchmark.short_training import mean_loss, train_in_turns
 from revformers.benchmark.step_time import StepTimes
 from revformers.benchmark.workload import PLAIN_STORE, Arm, Precision, Workload, arms_from_names, llama_config
@@ -35,7 +36,7 @@ Progress = Callable[[str], object]
 class ComparisonOptions:
     """How much is measured; the defaults take about two minutes on two cores with the quickstart's recipe."""
 
-    dynamics_steps: int = 20
+    dynamics_steps: int = 16
     """Optimizer steps of each dynamics."""
 
     arm_steps: int = 10
@@ -94,7 +95,7 @@ class Comparison:
         recipe, options = self._recipe, self._options
         return {
             "recipe": recipe.to_dict(),
-            "options": {**dataclasses.asdict(options), "depths": list(options.depths)},
+            "options": {**dataclasses.asdict(options), "depths": sorted(options.depths)},
             "network": {
                 "architecture": recipe.model.architecture,
                 "layers": self.workload.layers,
@@ -107,8 +108,7 @@ class Comparison:
                 "device": self.workload.device,
             },
             "dynamics": self.compare_dynamics(),
-            "arms": self.compare_arms(),
-            "depth": self.compare_depths(),
+            **self.compare_arms(),
         }
 
     def compare_dynamics(self) -> list[dict[str, Any]]:
@@ -153,64 +153,90 @@ class Comparison:
         return rows
 
     def compare_arms(self) -> dict[str, Any]:
-        """Train the recipe's network storing, checkpointing and rebuilding; one row each."""
+        """Compare storing, checkpointing and rebuilding: the parts "arms", on the recipe's network, and "depth"."""
         steps = self._options.arm_steps
         self._progress(f"Storing, checkpointing and rebuilding in turns, {steps} steps each")
         arms = arms_from_names(ARMS, self._dynamics)
         models = {arm.name: self._model(arm) for arm in arms}
         training = self._train(models, steps)
         report = verify_gradients(models["rebuild"], self._held_out[0])
-        rows = []
-        for arm in arms:
-            self._progress(f"Measuring the memory of one step: {arm.name}")
-            memory = measure_peak_memory(self.workload, arm)
-            rows.append(
-                {
-                    "arm": arm.name,
-                    "peak": memory.peak,
-                    "weights_and_gradients": memory.weights_and_gradients,
-                    "resident_peak": memory.resident_peak,
-                    "losses": training.losses[arm.name],
-                    "same_losses_as_store": training.losses[arm.name] == training.losses["store"],
-                    "same_weights_as_store": _same_weights(models[arm.name], models["store"]),
-                    **_times(training.times, arm.name, {name: name for name in ("store", "checkpoint")}),
-                }
-            )
+        memory, points = self._measure_memory(arms)
+        rows = [
+            {
+                "arm": arm.name,
+                "peak": memory[arm.name].peak,
+                "weights_and_gradients": memory[arm.name].weights_and_gradients,
+                "losses": training.losses[arm.name],
+                "same_losses_as_store": training.losses[arm.name] == training.losses["store"],
+                "same_weights_as_store": _same_weights(models[arm.name], models["store"]),
+                **_times(training.times, arm.name, {name: name for name in ("store", "checkpoint")}),
+            }
+            for arm in arms
+        ]
         return {
-            "recurrence": self._dynamics.recurrence,
-            "layer_input_bytes": self.workload.layer_input_bytes,
-            "rows": rows,
-            "verification": {**dataclasses.asdict(report), "text": str(report)},
+            "arms": {
+                "recurrence": self._dynamics.recurrence,
+                "layer_input_bytes": self.workload.layer_input_bytes,
+                "rows": rows,
+                "verification": {**dataclasses.asdict(report), "text": str(report)},
+            },
+            "depth": self._depth_part(points, arms),
         }
 
-    def compare_depths(self) -> dict[str, Any]:
-        """Measure memory against depth on a small-vocabulary Llama of the recipe's width.
+    def _measure_memory(self, arms: list[Arm]) -> tuple[dict[str, PeakMemory], list[DepthPoint]]:
+        """Measure the recipe's network and, if its dynamics fit every depth, the network of varied depth.
 
-        A large vocabulary would set the peak of shallow networks and so hide how the layers' share grows.
+        A process for every figure would spend most of its time on starting: each arm has one for all its figures.
         """
-        options = self._options
-        length = self.workload.sequence_length
-        config = llama_config(options.depths[0], self.workload.width, DEPTH_VOCABULARY, length)
-        workload = dataclasses.replace(self.workload, model_config=config, batch_size=DEPTH_SEQUENCES)
-        recurrence = self._dynamics
-        try:
-            for depth in options.depths:
-                recurrence.check(depth)
-        except ValueError as error:
-            return {"unavailable": str(error)}
-        arms = arms_from_names(ARMS, recurrence)
-        self._progress(f"Measuring memory at {', '.join(map(str, options.depths))} layers, each in a fresh process")
-        points = measure_depths(workload, arms, options.depths, processes_at_once=options.processes_at_once)
+        depths = () if self._misfit() else self._options.depths
+        at_depths = f" and at {numbers.listed([str(depth) for depth in depths])} layers" if depths else ""
+        self._progress(f"Measuring the memory of one step{at_depths}")
+        workloads = [self.workload, *(self._depth_workload.with_layers(layers) for layers in depths)]
+        measured = measure_side_by_side(
+            [[(workload, arm) for workload in workloads] for arm in arms], self._options.processes_at_once
+        )
+        memory = {arm.name: of_arm[0] for arm, of_arm in zip(arms, measured, strict=True)}
+        points = [
+            DepthPoint(arm.name, layers, point)
+            for arm, of_arm in zip(arms, measured, strict=True)
+            for layers, point in zip(depths, of_arm[1:], strict=True)
+        ]
+        return memory, points
+
+    def _depth_part(self, points: list[DepthPoint], arms: list[Arm]) -> dict[str, Any]:
+        """Return what was measured at varied depth, or why it was not."""
+        if misfit := self._misfit():
+            return {"unavailable": misfit}
+        workload = self._depth_workload
         return {
-            "recurrence": recurrence.recurrence,
-            "steps_per_layer": steps_per_layer(recurrence),
+            "recurrence": self._dynamics.recurrence,
+            "steps_per_layer": steps_per_layer(self._dynamics),
             "width": workload.width,
             "vocabulary": DEPTH_VOCABULARY,
             "batch_size": workload.batch_size,
-            "sequence_length": length,
+            "sequence_length": workload.sequence_length,
             "layer_input_bytes": workload.layer_input_bytes,
             **as_rows(points, growths(points, workload, arms)),
         }
+
+    def _misfit(self) -> str | None:
+        """Say why the recipe's dynamics do not fit every depth, if they do not."""
+        try:
+            for depth in self._options.depths:
+                self._dynamics.check(depth)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    @property
+    def _depth_workload(self) -> Workload:
+        """A small-vocabulary Llama of the recipe's width.
+
+        A large vocabulary would set the peak of shallow networks and so hide how the layers' share grows.
+        """
+        length = self.workload.sequence_length
+        config = llama_config(1, self.workload.width, DEPTH_VOCABULARY, length)
+        return dataclasses.replace(self.workload, model_config=config, batch_size=DEPTH_SEQUENCES)
 
     def _model(self, arm: Arm) -> PreTrainedModel:
         """Return the recipe's network with its seeded weights, trained as `arm` says."""
@@ -233,7 +259,7 @@ def workload_of(recipe: Recipe, device: str = "cpu") -> Workload:
     """Return the network and the batch of a recipe as a workload.
 
     Raises:
-        RecipeError: for float16, whose loss scaling no other part of a comparison would share.
+        RecipeError: for a device that PyTorch cannot use, or for float16, whose scaling of the loss is the Trainer's.
 
     """
     if recipe.training.precision == "float16":
@@ -241,14 +267,17 @@ def workload_of(recipe: Recipe, device: str = "cpu") -> Workload:
     precision: Precision = "bfloat16" if recipe.model.dtype == "bfloat16" else "float32"
     if precision == "float32" and recipe.training.precision == "bfloat16":
         precision = "bfloat16_autocast"
-    return Workload(
-        model_config=build_config(recipe).to_dict(),
-        batch_size=recipe.training.per_device_train_batch_size,
-        sequence_length=recipe.data.block_length,
-        precision=precision,
-        device=device,
-        seed=recipe.model.seed,
-    )
+    try:
+        return Workload(
+            model_config=build_config(recipe).to_dict(),
+            batch_size=recipe.training.per_device_train_batch_size,
+            sequence_length=recipe.data.block_length,
+            precision=precision,
+            device=device,
+            seed=recipe.model.seed,
+        )
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
 
 
 def _dynamics_to_compare(own: Dynamics) -> list[Dynamics]:

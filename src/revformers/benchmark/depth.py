@@ -2,9 +2,7 @@
 
 import dataclasses
 import itertools
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,29 +52,16 @@ def measure_depths(
     workload: Workload,
     arms: Sequence[Arm],
     depths: Sequence[int],
-    *,
-    processes_at_once: int = 1,
     on_point: Callable[[DepthPoint], object] = lambda point: None,
 ) -> list[DepthPoint]:
-    """Measure every arm at every depth, each in a fresh process.
-
-    Counting allocations is blind to what else runs, so `processes_at_once` may be more than 1 on the CPU, where they
-    share the cores. The deepest points come first, as they take longest. `on_point` is called with each point as it is
-    measured.
-    """
-    threads = max(1, (os.cpu_count() or 1) // processes_at_once) if processes_at_once > 1 else None
-
-    def measure(task: tuple[Arm, int]) -> DepthPoint:
-        arm, layers = task
-        point = DepthPoint(arm.name, layers, measure_peak_memory(workload.with_layers(layers), arm, threads))
-        on_point(point)
-        return point
-
-    tasks = [(arm, layers) for layers in sorted(depths, reverse=True) for arm in arms]
-    with ThreadPoolExecutor(processes_at_once) as pool:
-        points = list(pool.map(measure, tasks))
-    order = {arm.name: number for number, arm in enumerate(arms)}
-    return sorted(points, key=lambda point: (order[point.arm], point.layers))
+    """Measure every arm at every depth, each in a fresh process; `on_point` is called with each point at once."""
+    points = []
+    for arm in arms:
+        for layers in sorted(depths):
+            (memory,) = measure_peak_memory([(workload.with_layers(layers), arm)])
+            points.append(DepthPoint(arm.name, layers, memory))
+            on_point(points[-1])
+    return points
 
 
 def growths(points: Sequence[DepthPoint], workload: Workload, arms: Sequence[Arm]) -> list[Growth]:

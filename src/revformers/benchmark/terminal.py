@@ -78,7 +78,7 @@ def depth_tables(depth: Mapping[str, Any]) -> RenderableType:
     names = list(dict.fromkeys(point["arm"] for point in depth["points"]))
     peaks = {(point["arm"], point["layers"]): point["peak"] for point in depth["points"]}
     table = _table(
-        "Peak memory above weights and gradients, a fresh process for each figure",
+        "Peak memory of one step above weights and gradients",
         f"Width {depth['width']}, {depth['batch_size']} x {depth['sequence_length']} tokens, {depth['recurrence']}",
         right=("layers", *names),
     )

@@ -53,6 +53,10 @@ class Workload:
         for name in ("batch_size", "sequence_length", "layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"A workload needs a {name} of at least 1, not {getattr(self, name)}.")
+        try:
+            torch.empty(0, device=self.device)
+        except (AssertionError, RuntimeError) as error:
+            raise ValueError(f"PyTorch cannot use the device {self.device!r} here: {error}") from error
 
     @cached_property
     def config(self) -> PreTrainedConfig:

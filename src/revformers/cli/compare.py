@@ -20,7 +20,7 @@ class CompareOptions:
     out: Path = Path("runs/comparison")
     """Directory that comparison.json is written to."""
 
-    dynamics_steps: int = 20
+    dynamics_steps: int = 16
     """Optimizer steps of each dynamics."""
 
     arm_steps: int = 10
