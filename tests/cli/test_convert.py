@@ -1,0 +1,76 @@
+import pytest
+import torch
+
+import revformers as rf
+from revformers.cli.main import main
+from revformers.hf.state import reversible_stack, update_predictors
+from revformers.training.data.tokenizer import train_tokenizer
+from tests.conversion.test_convert import smooth_llama
+
+TEXT = "".join(f"line {number} of a text that is about nothing, twice {2 * number}\n" for number in range(400))
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text(TEXT)
+    model = smooth_llama()
+    model.resize_token_embeddings(300)
+    model.save_pretrained("ordinary")
+    train_tokenizer([TEXT], 300).save_pretrained("ordinary")
+    return tmp_path
+
+
+def convert(*options):
+    return main(["convert", "ordinary", "--calibration", "text.txt", "--out", "converted", "--length", "32", *options])
+
+
+def test_a_model_is_converted_and_saved_with_its_tokenizer(workspace, capsys):
+    assert convert("--bits", "0.5", "--sequences", "16", "--held_out", "4") == 0
+    shown = capsys.readouterr().out
+    assert "converted at 0.5 bits" in shown
+    assert "loss on held-out text" in shown
+    # 6 layers of width 32: half a bit an element, against float32 checkpoints.
+    assert "12 bytes a token over all layers; checkpointing keeps 768" in " ".join(shown.split())
+    model = rf.from_pretrained("converted")
+    assert len(update_predictors(model)) == 6
+    assert reversible_stack(model).dynamics.side_information_bits(0) in (0, 1)
+    assert rf.verify_gradients(model, {"input_ids": torch.arange(20).view(2, 10)}).bit_exact
+    assert (workspace / "converted/tokenizer.json").is_file()
+
+
+def test_without_predictors(workspace):
+    assert convert("--no-predictor", "--sequences", "4", "--held_out", "2") == 0
+    assert not update_predictors(rf.from_pretrained("converted"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--bits", "9"], "from 0 to 8, not 9"),
+        (["--calibration", "nowhere.txt"], "no text file 'nowhere.txt'"),
+        (["--calibration", "empty.txt"], "empty.txt is empty"),
+        (["--length", "30000"], "does not fill one block of 30000 tokens"),
+        (["--out", "ordinary"], "is not empty"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_exit_code_2(workspace, arguments, message, capsys):
+    (workspace / "empty.txt").touch()
+    assert convert(*arguments) == 2
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert shown.count("\n") == 1
+
+
+def test_a_tokenizer_of_another_model_is_refused(workspace, capsys):
+    train_tokenizer([TEXT * 2], 400).save_pretrained("ordinary")
+    model = smooth_llama()
+    model.save_pretrained("ordinary")
+    assert convert() == 2
+    assert "they do not match" in capsys.readouterr().err
+
+
+def test_a_model_that_is_converted_already_is_refused(workspace, capsys):
+    assert convert("--sequences", "4", "--held_out", "2") == 0
+    assert main(["convert", "converted", "--calibration", "text.txt", "--out", "again", "--length", "32"]) == 2
+    assert "reversible already" in capsys.readouterr().err
