@@ -79,9 +79,7 @@ def main() -> None:
     for row in rows:
         values = list(row["loss_increase_by_seed"].values())
         exact = "bit-exact" if row["gradients_bit_exact"] else "DIFFER"
-        table.add_row(
-            str(row["bits"]), row["blend"], f"{sum(values) / len(values):+.4f}", f"{max(values):+.4f}", exact
-        )
+        table.add_row(str(row["bits"]), row["blend"], f"{sum(values) / len(values):+.4f}", f"{max(values):+.4f}", exact)
     Console().print(table)
     write_result(
         options.output,
