@@ -1,7 +1,9 @@
 """The README and the Makefile are tested: their commands run, in order, on a smaller network."""
 
+import json
 import re
 import shlex
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -67,10 +69,78 @@ def test_the_python_of_the_readme_runs(workspace, monkeypatch, capsys):
 
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", tiny_for_a_hub_id)
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     exec("\n".join(blocks), {})
     assert "to the bit" in capsys.readouterr().out
     assert (workspace / "reversible-model/model.safetensors").is_file()
+
+
+def result(name):
+    return json.loads((ROOT / "benchmarks/results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def mebibytes(value):
+    return f"{value / 2**20:,.0f} MiB" if value >= 10 * 2**20 else f"{value / 2**20:.1f} MiB"
+
+
+def quickstart_rows():
+    """The three-arm table of `make run`."""
+    comparison = result("quickstart-comparison")
+    for row in comparison["arms"]["rows"]:
+        ratio = row["time_over_store"]["median"]
+        yield f"| {row['arm']} | {mebibytes(row['peak'])} | {ratio:.2f} | {row['losses'][-1]:.6f} |"
+
+
+def depth_rows():
+    """Peak memory against depth, of `make run`."""
+    by_depth = defaultdict(dict)
+    for point in result("quickstart-comparison")["depth"]["points"]:
+        by_depth[point["layers"]][point["arm"]] = point["peak"]
+    for layers, peaks in sorted(by_depth.items()):
+        yield f"| {layers} | " + " | ".join(mebibytes(peaks[arm]) for arm in ("store", "checkpoint", "rebuild")) + " |"
+
+
+def time_rows():
+    """Step time of rebuilding over that of the rivals."""
+    for precision in ("float32", "bfloat16"):
+        study = result(f"time-midpoint-{precision}")
+        ratios = study["arms"]["rebuild"]["ratios"]
+        figures = [
+            f"{ratios[arm]['median']:.2f} ({ratios[arm]['lower']:.2f} to {ratios[arm]['upper']:.2f})"
+            for arm in ("plain_checkpoint", "plain_store")
+        ]
+        yield f"| {precision}, width {study['width']} | {' | '.join(figures)} |"
+
+
+def fidelity_rows():
+    """Zero-shot loss of stories260K."""
+    study = result("fidelity-stories260K")
+    for row in study["rows"]:
+        if row["bits"] in (6, 4, 2, 1) and not row["blend"].startswith("-"):
+            increase = sum(row["loss_increase_by_seed"].values()) / len(row["loss_increase_by_seed"])
+            yield f"| {row['blend']} | {row['bits']} | {increase:+.4f} |"
+
+
+def conversion_rows():
+    """Held-out loss increase of converted models, with the update predictor and by the blend alone."""
+    studies = [result(f"conversion-{name}") for name in ("wikitext-12L", "wikitext-32L")]
+    for rows in zip(*(study["rows"] for study in studies), strict=True):
+        cells = []
+        for study, row in zip(studies, rows, strict=True):
+            losses = list(row["with_predictor_by_seed"].values())
+            for loss in (row["blend_alone"], sum(losses) / len(losses)):
+                cells.append(f"{loss / study['original_loss'] - 1:+.2%}")
+        yield f"| {rows[0]['bits']:g} | {' | '.join(cells)} |"
+
+
+@pytest.mark.parametrize(
+    "rows", [quickstart_rows, depth_rows, time_rows, fidelity_rows], ids=lambda rows: rows.__name__
+)
+def test_the_figures_of_the_readme_are_those_of_committed_results(rows):
+    expected = list(rows())
+    assert expected
+    for row in expected:
+        assert row in README
 
 
 def test_the_files_that_the_readme_links_to_exist():
