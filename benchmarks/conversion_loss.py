@@ -7,6 +7,7 @@ Every seed fits the predictors to another stretch of the calibration text; the h
 
 import argparse
 import copy
+import sys
 from pathlib import Path
 
 import torch
@@ -89,6 +90,8 @@ def main() -> None:
             "original_loss": original,
             "rows": rows,
         },
+        sys.argv[1:],
+        program="python benchmarks/conversion_loss.py",
     )
 
 

@@ -8,6 +8,7 @@ compared with the stored one on the first sequences.
 """
 
 import argparse
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -90,6 +91,8 @@ def main() -> None:
             "original_loss_by_seed": original,
             "rows": rows,
         },
+        sys.argv[1:],
+        program="python benchmarks/zero_shot_fidelity.py",
     )
 
 

@@ -38,18 +38,18 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
-def command_line(arguments: Sequence[str]) -> str:
-    """Return ``revformers`` with `arguments` as one would type it; absolute paths lose what names this machine."""
-    return shlex.join(["revformers", *map(_relative, arguments)])
+def command_line(arguments: Sequence[str], program: str = "revformers") -> str:
+    """Return `program` with `arguments` as one would type it; absolute paths lose what names this machine."""
+    return f"{program} {shlex.join(map(_relative, arguments))}"
 
 
-def write_result(path: Path, result: Mapping[str, Any], arguments: Sequence[str]) -> None:
+def write_result(path: Path, result: Mapping[str, Any], arguments: Sequence[str], program: str = "revformers") -> None:
     """Write `result` to `path` as JSON, whole or not at all, with its environment.
 
-    `arguments` are the words that followed ``revformers`` on the command line.
+    `arguments` are the words that followed `program` on the command line.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"command": command_line(arguments), "environment": describe_environment(), **result})
+    write_json(path, {"command": command_line(arguments, program), "environment": describe_environment(), **result})
 
 
 def _relative(word: str) -> str:

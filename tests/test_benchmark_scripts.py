@@ -1,0 +1,50 @@
+"""The studies in benchmarks/ that are scripts of their own run, on a tiny model, and write what they measured."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from revformers.training.data.tokenizer import train_tokenizer
+from tests.conversion.test_convert import smooth_llama
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+TEXT = "".join(f"line {number} of a text, twice {2 * number}\n" for number in range(300))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text(TEXT)
+    model = smooth_llama()
+    model.resize_token_embeddings(300)
+    model.config.bos_token_id = 1
+    model.save_pretrained("model")
+    train_tokenizer([TEXT], 300).save_pretrained("model")
+    return tmp_path
+
+
+def run(monkeypatch, script, *options):
+    monkeypatch.setattr(sys, "argv", [script, "model", "--length", "16", "--output", "result.json", *options])
+    runpy.run_path(str(BENCHMARKS / script), run_name="__main__")
+    result = json.loads(Path("result.json").read_text())
+    assert result["command"].startswith(f"python benchmarks/{script} model --length 16")
+    return result
+
+
+def test_zero_shot_fidelity(folder, monkeypatch):
+    result = run(monkeypatch, "zero_shot_fidelity.py", "--bits", "4", "1", "--sequences", "3", "--seeds", "0")
+    assert [row["bits"] for row in result["rows"]] == [4, 4, 1, 1]
+    assert all(row["gradients_bit_exact"] for row in result["rows"])
+    small, large = (abs(result["rows"][index]["loss_increase_by_seed"]["0"]) for index in (0, 2))
+    assert small < large
+
+
+def test_conversion_loss(folder, monkeypatch):
+    texts = ["--calibration", "text.txt", "--validation", "text.txt"]
+    sizes = ["--sequences", "40", "--held-out", "8", "--seeds", "0", "1"]
+    (row,) = run(monkeypatch, "conversion_loss.py", "--bits", "1", *texts, *sizes)["rows"]
+    assert row["gradients_bit_exact"]
+    assert row["with_predictor_by_seed"].keys() == {"0", "1"}
