@@ -146,6 +146,19 @@ def test_bad_input_is_refused_and_the_model_is_left_as_it_was(bits, calibration,
     assert not update_predictors(model)
 
 
+def test_an_interrupted_conversion_leaves_the_ordinary_network():
+    model = smooth_llama()
+    before = model(TEXT).logits
+
+    def stop(layer):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rf.convert(model, 1, TEXT, progress=stop)
+    assert not update_predictors(model)
+    assert torch.equal(model(TEXT).logits, before)
+
+
 def test_a_model_that_is_reversible_already_is_refused():
     model = rf.make_reversible(smooth_llama(), rf.Midpoint())
     with pytest.raises(ValueError, match="reversible already"):

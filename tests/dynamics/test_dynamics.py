@@ -84,6 +84,7 @@ def test_random_blends_are_those_of_the_paper():
         (lambda: rf.BlendedMidpoint(0.5, random_seed=1), "exactly one of them"),
         (lambda: rf.BlendedMidpoint([0.5, 0.5]).check(3), "2 blends for a model of 3 layers"),
         (lambda: rf.BlendedMidpoint(2000).coefficients(0), "terms"),
+        (lambda: Coefficients(Fraction(1, 1000), Fraction(1), 1.0), "do not fit a byte"),
         (lambda: rf.Midpoint(0), "positive finite step_size"),
         (lambda: rf.Midpoint("0.5"), "takes a number as step_size"),
         (lambda: rf.Leapfrog(math.inf), "positive finite step_size"),

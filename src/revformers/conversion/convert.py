@@ -13,7 +13,7 @@ from torch.nn import functional
 from revformers.conversion.fit import LayerFit, fit_update_predictors
 from revformers.dynamics.blended_midpoint import BlendedMidpoint
 from revformers.hf.discovery import find_stack
-from revformers.hf.reversible import add_update_predictors, make_reversible
+from revformers.hf.reversible import add_update_predictors, make_residual, make_reversible
 from revformers.hf.state import reversible_stack
 
 MAXIMUM_BITS = 8
@@ -101,6 +101,10 @@ def convert(
             coefficients = [dynamics.coefficients(layer) for layer in range(len(predictors))]
             fits = fit_update_predictors(model, predictors, coefficients, batches, progress)
         loss = mean_loss(model, batches)
+    except BaseException:
+        # Half a conversion is of no use to anyone: the model is the ordinary network again.
+        make_residual(model)
+        raise
     finally:
         model.train(mode)
     return Conversion(float(bits), dynamics, original_loss, loss, added, tuple(fits))

@@ -42,6 +42,12 @@ class Coefficients:
                     f"64-bit states cannot multiply exactly; choose a fraction with smaller terms."
                 )
 
+        if self.previous.denominator > LARGEST_DENOMINATOR:
+            raise ValueError(
+                f"The coefficient {self.previous} of the previous state has a denominator beyond "
+                f"{LARGEST_DENOMINATOR}, whose remainders do not fit a byte; choose a coarser fraction."
+            )
+
     @property
     def side_information_bits(self) -> int:
         """Bits an element that undoing this step needs: ceil(log2(ceil(1/|a|))) where |a| < 1, otherwise none."""

@@ -49,7 +49,7 @@ def divide_(products: Tensor, factor: Fraction, remainder: Tensor | None) -> Non
 
 
 def floor_divide_(values: Tensor, divisor: int) -> None:
-    """Replace `values` (int64) by floor(values / divisor); by a shift where it can, eight times faster on a CPU."""
+    """Replace `values` (int64) by floor(values / divisor); by a shift where it can, as division is slow."""
     if divisor & (divisor - 1):
         values.div_(divisor, rounding_mode="floor")
     elif divisor != 1:
