@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, TrainerCallback
 
 import revformers
 from revformers.hf.state import reversible_stack
-from revformers.training import pretrain as module
+from revformers.training import trainer_run as module
 from revformers.training.errors import RecipeError
 from revformers.training.interruption import SaveOnSignal
 from revformers.training.pretrain import pretrain, training_arguments

@@ -16,16 +16,17 @@ class ShowProgress(TrainerCallback):
     Args:
         console: where to show it.
         clock: what tells the seconds of training.
-        tokens_per_step: tokens of one optimizer step, over all devices.
+        tokens_per_step: tokens of one optimizer step, over all devices; None where steps differ and the Trainer counts
+            the tokens (include_num_input_tokens_seen).
 
     """
 
-    def __init__(self, console: Console, clock: Clock, tokens_per_step: int) -> None:
+    def __init__(self, console: Console, clock: Clock, tokens_per_step: int | None) -> None:
         self._console = console
         self._clock = clock
         self._tokens_per_step = tokens_per_step
         self._loss = ""
-        self._first = (0, 0.0)
+        self._first = (0, 0, 0.0)
         self._bar: Progress | None = None
         self._task = TaskID(0)
 
@@ -33,7 +34,7 @@ class ShowProgress(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Begin to count, at the step that was resumed from."""
-        self._first = (state.global_step, self._clock.seconds)
+        self._first = (state.global_step, self._tokens(state), self._clock.seconds)
         if state.is_world_process_zero and self._console.is_terminal:
             columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
             self._bar = Progress(*columns, TimeRemainingColumn(), TextColumn("left"), console=self._console)
@@ -78,15 +79,20 @@ class ShowProgress(TrainerCallback):
             self._bar.stop()
             self._bar = None
 
-    def _steps_per_second(self, state: TrainerState) -> float:
-        step, seconds = self._first
-        return (state.global_step - step) / max(self._clock.seconds - seconds, 1e-9)
+    def _tokens(self, state: TrainerState) -> int:
+        if self._tokens_per_step is None:
+            return int(state.num_input_tokens_seen)
+        return int(state.global_step) * self._tokens_per_step
+
+    def _seconds(self) -> float:
+        return max(self._clock.seconds - self._first[2], 1e-9)
 
     def _speed(self, state: TrainerState) -> float:
-        return self._steps_per_second(state) * self._tokens_per_step
+        return (self._tokens(state) - self._first[1]) / self._seconds()
 
     def _seconds_left(self, state: TrainerState) -> float:
-        return (state.max_steps - state.global_step) / max(self._steps_per_second(state), 1e-9)
+        steps_per_second = (state.global_step - self._first[0]) / self._seconds()
+        return (state.max_steps - state.global_step) / max(steps_per_second, 1e-9)
 
     def _print(self, line: str) -> None:
         self._console.print(line, highlight=False, soft_wrap=True)

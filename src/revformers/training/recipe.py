@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
 
@@ -98,13 +98,13 @@ class DataSection:
     """Tokens in a training sequence."""
 
     def __post_init__(self) -> None:
-        _require(self.block_length >= 2, "data.block_length", "at least 2", self.block_length)
-        _require(self.vocabulary_size >= 257, "data.vocabulary_size", "at least 257", self.vocabulary_size)
-        _require(0 < self.validation_fraction < 1, "data.validation_fraction", "in (0, 1)", self.validation_fraction)
-        _require(self.shuffle_buffer >= 1, "data.shuffle_buffer", "at least 1", self.shuffle_buffer)
+        require(self.block_length >= 2, "data.block_length", "at least 2", self.block_length)
+        require(self.vocabulary_size >= 257, "data.vocabulary_size", "at least 257", self.vocabulary_size)
+        require(0 < self.validation_fraction < 1, "data.validation_fraction", "in (0, 1)", self.validation_fraction)
+        require(self.shuffle_buffer >= 1, "data.shuffle_buffer", "at least 1", self.shuffle_buffer)
         for name in ("validation_documents", "validation_blocks"):
             value = getattr(self, name)
-            _require(value is None or value >= 1, f"data.{name}", "at least 1", value)
+            require(value is None or value >= 1, f"data.{name}", "at least 1", value)
 
 
 @dataclass(frozen=True)
@@ -179,9 +179,9 @@ class TrainingSection:
             "save_steps",
             "save_total_limit",
         ):
-            _require(getattr(self, name) >= 1, f"training.{name}", "at least 1", getattr(self, name))
+            require(getattr(self, name) >= 1, f"training.{name}", "at least 1", getattr(self, name))
         for name in ("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "dataloader_num_workers"):
-            _require(getattr(self, name) >= 0, f"training.{name}", "at least 0", getattr(self, name))
+            require(getattr(self, name) >= 0, f"training.{name}", "at least 0", getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -204,9 +204,9 @@ class SampleSection:
     """Seed of the sampling."""
 
     def __post_init__(self) -> None:
-        _require(self.max_new_tokens >= 1, "sample.max_new_tokens", "at least 1", self.max_new_tokens)
-        _require(self.temperature >= 0, "sample.temperature", "at least 0", self.temperature)
-        _require(self.top_k >= 1, "sample.top_k", "at least 1", self.top_k)
+        require(self.max_new_tokens >= 1, "sample.max_new_tokens", "at least 1", self.max_new_tokens)
+        require(self.temperature >= 0, "sample.temperature", "at least 0", self.temperature)
+        require(self.top_k >= 1, "sample.top_k", "at least 1", self.top_k)
 
 
 @dataclass(frozen=True)
@@ -223,6 +223,9 @@ class Recipe:
     training: TrainingSection = field(default_factory=TrainingSection)
     sample: SampleSection = field(default_factory=SampleSection)
 
+    identity: ClassVar[tuple[str, ...]] = ("model", "dynamics", "data")
+    """The sections that decide which weights a checkpoint holds, and which text they saw."""
+
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as nested dicts of plain values, as YAML would hold it."""
         values = dataclasses.asdict(self)
@@ -231,9 +234,20 @@ class Recipe:
 
 
 def load_recipe(path: str | Path, overrides: Mapping[str, Any] | Sequence[str] | None = None) -> Recipe:
+    """Return the pretraining recipe in the YAML file at `path`; see `read_recipe`."""
+    return read_recipe(Recipe(), path, overrides)
+
+
+AnyRecipe = TypeVar("AnyRecipe")
+
+
+def read_recipe(
+    default: AnyRecipe, path: str | Path, overrides: Mapping[str, Any] | Sequence[str] | None = None
+) -> AnyRecipe:
     """Return the recipe in the YAML file at `path`, with `overrides` in the place of what it says.
 
     Args:
+        default: a recipe of the kind that the file holds, for the fields that it leaves out.
         path: the file.
         overrides: values by dotted name, ``{"training.max_steps": 5}``, or command-line words,
             ``["--training.max_steps", "5"]``.
@@ -252,7 +266,7 @@ def load_recipe(path: str | Path, overrides: Mapping[str, Any] | Sequence[str] |
         raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(values, Mapping):
         raise RecipeError(f"{path} does not hold the sections of a recipe, such as model, data and training.")
-    recipe = filled(Recipe(output=str(Path("runs") / path.stem)), values, origin=str(path))
+    recipe = filled(default, {"output": str(Path("runs") / path.stem), **values}, origin=str(path))
     if not overrides:
         return recipe
     if not isinstance(overrides, Mapping):
@@ -297,6 +311,7 @@ def _nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _require(condition: bool, name: str, expected: str, value: Any) -> None:
+def require(condition: bool, name: str, expected: str, value: Any) -> None:
+    """Raise RecipeError where the value of the field `name` is not what is expected of it."""
     if not condition:
         raise RecipeError(f"{name} must be {expected}, not {value}.")

@@ -8,12 +8,23 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 
 from revformers.training.errors import RecipeError
-from revformers.training.recipe import Recipe
+
+
+class RunRecipe(Protocol):
+    """What a run directory asks of a recipe."""
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """The sections that a resumed run may not change."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the recipe as nested dicts of plain values."""
+
 
 TRAINER_STATE = "trainer_state.json"
 """The file that transformers' Trainer writes last into a checkpoint."""
@@ -30,6 +41,8 @@ class RunDirectory:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.model = self.path / "model"
+        self.adapter = self.path / "adapter"
+        self.conversion = self.path / "conversion"
         self.metrics = self.path / "metrics.json"
         self.history = self.path / "history.json"
         self.sample = self.path / "sample.txt"
@@ -40,7 +53,7 @@ class RunDirectory:
         complete = [path.parent for path in self.path.glob(f"checkpoint-*/{TRAINER_STATE}") if _is_json(path)]
         return sorted(complete, key=_step)
 
-    def prepare(self, recipe: Recipe, *, resume: bool, overwrite: bool) -> Path | None:
+    def prepare(self, recipe: RunRecipe, *, resume: bool, overwrite: bool) -> Path | None:
         """Make the directory ready for `recipe` and return the checkpoint to start from, if any.
 
         A run that is there stays unless `overwrite` says otherwise, which removes what a run writes and nothing else.
@@ -59,7 +72,7 @@ class RunDirectory:
             self._check_same(recipe)
         elif overwrite:
             self._clear()
-        elif checkpoints or self.model.exists():
+        elif checkpoints or self.model.exists() or self.adapter.exists():
             raise RecipeError(
                 f"{self.path} already holds a run; give --resume to continue it, --output DIRECTORY to keep it and "
                 f"train elsewhere, or --overwrite to discard it."
@@ -68,13 +81,13 @@ class RunDirectory:
         write_text(self.recipe, yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True))
         return checkpoints[-1] if resume else None
 
-    def _check_same(self, recipe: Recipe) -> None:
+    def _check_same(self, recipe: RunRecipe) -> None:
         """Raise RecipeError where the weights in the checkpoints, or the text they saw, belong to another recipe."""
         if not self.recipe.is_file():
             return
         before = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
         now = recipe.to_dict()
-        for section in ("model", "dynamics", "data"):
+        for section in recipe.identity:
             for name, value in now[section].items():
                 # Every activation policy computes the same gradients, so that one may change on the way.
                 if name != "activations" and before.get(section, {}).get(name) != value:
@@ -84,7 +97,7 @@ class RunDirectory:
                     )
 
     def _clear(self) -> None:
-        for directory in (*self.path.glob("checkpoint-*"), self.model):
+        for directory in (*self.path.glob("checkpoint-*"), self.model, self.adapter, self.conversion):
             if directory.is_dir():
                 shutil.rmtree(directory)
         for file in (self.metrics, self.history, self.sample, self.recipe):

@@ -1,0 +1,166 @@
+"""What every command that runs a Trainer shares: its arguments, its progress, its interruption and its figures."""
+
+import dataclasses
+import json
+import math
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import transformers
+from rich.console import Console
+from transformers import PrinterCallback, Trainer, TrainingArguments
+
+from revformers.training.errors import RecipeError
+from revformers.training.history import Clock, loss_curve
+from revformers.training.interruption import SaveOnSignal
+from revformers.training.progress import ShowProgress
+from revformers.training.recipe import TrainingSection
+from revformers.training.run_directory import RunDirectory
+from revformers.training.strict import suggestion
+
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run came to.
+
+    Attributes:
+        directory: the run directory.
+        finished: False after a signal, when the run can be resumed.
+        step: the optimizer step that was reached.
+        signal: number of the signal that ended the run, None without one.
+        metrics: what metrics.json holds; empty for a run that was interrupted.
+
+    """
+
+    directory: Path
+    finished: bool
+    step: int
+    signal: int | None
+    metrics: dict[str, Any]
+
+
+def trainer_arguments(
+    section: TrainingSection, output: str, activations: str, kind: type[Arguments], **fixed: Any
+) -> Arguments:
+    """Return the Trainer's arguments for the training section of a recipe.
+
+    Args:
+        section: the section.
+        output: the run directory.
+        activations: the dotted name of the recipe's field that decides on activation checkpointing, for messages.
+        kind: TrainingArguments or a subclass of it.
+        fixed: further arguments, which the section may not set.
+
+    Raises:
+        RecipeError: for an argument that the Trainer does not have, that a recipe sets elsewhere, or a bad value.
+
+    """
+    owned = dict.fromkeys(fixed, "leave it out, the rest of the recipe decides it") | {
+        "output_dir": "set output instead",
+        "activation_checkpointing": f"set {activations} to checkpoint instead",
+        "gradient_checkpointing": f"set {activations} to checkpoint instead",
+        "resume_from_checkpoint": "give --resume instead",
+        "bf16": "set training.precision instead",
+        "fp16": "set training.precision instead",
+    }
+    known = [field.name for field in dataclasses.fields(kind)]
+    for name in section.arguments:
+        if name in owned:
+            raise RecipeError(f"training.arguments cannot set {name!r}; {owned[name]}.")
+        if name not in known:
+            raise RecipeError(f"training.arguments has no {name!r}{suggestion(name, known)}")
+    own = {field.name: getattr(section, field.name) for field in dataclasses.fields(section)}
+    further, precision = own.pop("arguments"), own.pop("precision")
+    values = {
+        "output_dir": output,
+        "bf16": precision == "bfloat16",
+        "fp16": precision == "float16",
+        "eval_strategy": "steps",
+        "logging_first_step": True,
+        "prediction_loss_only": True,  # otherwise an evaluation would keep the logits of every token
+        "remove_unused_columns": False,  # the data sets hold nothing that harms
+        "dataloader_pin_memory": torch.accelerator.is_available(),
+        "disable_tqdm": True,  # ShowProgress takes its place
+        "report_to": "none",
+        **own,
+        **further,
+        **fixed,
+    }
+    try:
+        return kind(**values)
+    except (ImportError, TypeError, ValueError) as error:
+        raise RecipeError(f"The Trainer refuses the training section: {' '.join(str(error).split())[:300]}") from error
+
+
+def finished_result(run: RunDirectory, checkpoint: Path, max_steps: int) -> RunResult | None:
+    """Return the result of the run in `run` if there is no step left to train, so that resuming twice does no harm."""
+    step = int(checkpoint.name.removeprefix("checkpoint-"))
+    if step < max_steps or not run.metrics.is_file():
+        return None
+    return RunResult(run.path, True, step, None, json.loads(run.metrics.read_text(encoding="utf-8")))
+
+
+def train(
+    trainer: Trainer, run: RunDirectory, checkpoint: Path | None, console: Console, tokens_per_step: int | None
+) -> RunResult | None:
+    """Train to the end, from `checkpoint` where there is one.
+
+    Args:
+        trainer: with its model and data.
+        run: the run directory.
+        checkpoint: the checkpoint to resume from.
+        console: where to show progress.
+        tokens_per_step: tokens of one optimizer step, over all devices; None where the Trainer counts them.
+
+    Returns:
+        The result of a run that a signal ended before its last step, otherwise None.
+
+    """
+    clock = Clock()
+    progress = ShowProgress(console, clock, tokens_per_step)
+    trainer.remove_callback(PrinterCallback)
+    with SaveOnSignal() as interruption:
+        for callback in (clock, progress, interruption):
+            trainer.add_callback(callback)
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        finally:
+            progress.close()
+    step = trainer.state.global_step
+    if step < trainer.state.max_steps:
+        return RunResult(run.path, False, step, interruption.received, {})
+    return None
+
+
+def run_metrics(trainer: Trainer, tokens: int) -> dict[str, Any]:
+    """Return the figures of a finished run; losses in nats a token, times in seconds.
+
+    Args:
+        trainer: after its last step.
+        tokens: the tokens that it trained on.
+
+    """
+    curve = loss_curve(trainer.state)
+    training_loss = [entry["loss"] for entry in curve if "loss" in entry][-1]
+    validation_loss = [entry["eval_loss"] for entry in curve if "eval_loss" in entry][-1]
+    seconds = curve[-1]["seconds"]
+    return {
+        "training_loss": training_loss,
+        "validation_loss": validation_loss,
+        "validation_perplexity": math.exp(validation_loss),
+        "steps": trainer.state.global_step,
+        "tokens": tokens,
+        "seconds": seconds,
+        "tokens_per_second": tokens / seconds,
+        "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
+        "revformers": version("revformers"),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
