@@ -9,6 +9,7 @@ COMMANDS = {
     "pretrain": ("revformers.cli.pretrain", "train a model from a recipe"),
     "verify": ("revformers.cli.verify", "compare rebuilt gradients with stored ones"),
     "convert": ("revformers.cli.convert", "make a pretrained model reversible with little loss"),
+    "evaluate": ("revformers.cli.evaluate", "evaluate a model on standard tasks, beside another one"),
     "compare": ("revformers.cli.compare", "compare every dynamics, and storing, checkpointing and rebuilding"),
     "report": ("revformers.cli.report", "write a run and its comparison as one HTML page"),
     "benchmark": ("revformers.cli.benchmark", "measure memory against depth, or step time, of a synthetic network"),

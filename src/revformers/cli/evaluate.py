@@ -1,0 +1,169 @@
+"""``revformers evaluate MODEL --tasks NAME ...``."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+from revformers.training.errors import RecipeError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from revformers.evaluation import Difference, Evaluation, Score
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Evaluate a model on tasks of EleutherAI's lm-evaluation-harness, and beside another model on the same documents.
+
+    Needs: pip install "revformers[evaluate]".
+    """
+
+    model: tyro.conf.Positional[str]
+    """Directory or hub id of a causal language model, ordinary or reversible."""
+
+    tasks: tuple[str, ...]
+    """Tasks or groups of the harness, such as piqa arc_easy mmlu, whose data come from the hub; or local_piqa,
+    local_gsm8k and local_wikitext, which read files below --data."""
+
+    against: str | None = None
+    """Another model, such as the one that MODEL was converted from, to compare with document by document."""
+
+    data: Path | None = None
+    """Directory of the local tasks' files: piqa/valid.jsonl, piqa/valid-labels.lst, gsm8k/train.jsonl,
+    gsm8k/test.jsonl, wikitext-2/test.txt."""
+
+    limit: int | None = None
+    """Take only the first so many documents of every task."""
+
+    batch_size: int = 8
+    """Sequences in a forward pass."""
+
+    device: str = "cpu"
+    """Device to evaluate on, such as cuda."""
+
+    out: Path | None = None
+    """File that the result is written to as JSON."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Evaluate, print the table, write it where asked to, and return 0.
+
+    Raises:
+        FileNotFoundError: for a model or a data file that is not there.
+        RecipeError: for whatever else the user can put right.
+
+    """
+    options = tyro.cli(EvaluateOptions, prog="revformers evaluate", args=list(arguments), use_underscores=True)
+    # imported here, so that the help does not wait for PyTorch
+    from rich.console import Console
+
+    from revformers.benchmark.environment import write_result
+    from revformers.cli.quiet import quiet_libraries
+    from revformers.evaluation import compare
+
+    quiet_libraries()
+    console = Console()
+    evaluation = _evaluate(options.model, options)
+    result: dict[str, Any] = {"limit": options.limit, "model": evaluation.to_dict()}
+    if options.against is None:
+        table, caption = score_table(evaluation), "± standard error over the documents"
+    else:
+        against = _evaluate(options.against, options)
+        differences = compare(evaluation, against)
+        table = difference_table(differences)
+        caption = (
+            "± standard error over the documents; that of the difference, MODEL less ORIGINAL, is paired by document. "
+            "* beyond two standard errors"
+        )
+        result |= {"against": against.to_dict(), "differences": [difference.to_dict() for difference in differences]}
+    console.print(table, highlight=False)
+    console.print(f"{caption}; higher (↑) or lower (↓) is better.", highlight=False)
+    if options.out is not None:
+        write_result(options.out, result, ["evaluate", *arguments])
+        console.print(f"Written to {options.out}.", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _evaluate(name: str, options: EvaluateOptions) -> "Evaluation":
+    """Load one model and evaluate it."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from revformers.errors import NotReversibleError
+    from revformers.evaluation import evaluate
+
+    path = Path(name).expanduser().as_posix()
+    if name.startswith((".", "/", "~")) and not Path(path).exists():
+        raise FileNotFoundError(f"There is no model {name!r}.")
+    try:
+        model, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    except NotReversibleError:
+        raise
+    except (OSError, ValueError) as error:
+        raise RecipeError(
+            f"{name!r} holds no causal language model and tokenizer that can be loaded: {error}"
+        ) from error
+    try:
+        model.to(options.device)
+    except (AssertionError, RuntimeError) as error:
+        raise RecipeError(f"PyTorch cannot use the device {options.device!r} here: {error}") from error
+    return evaluate(
+        model,
+        tokenizer,
+        options.tasks,
+        data=options.data,
+        limit=options.limit,
+        batch_size=options.batch_size,
+        progress=sys.stderr.isatty(),
+    )
+
+
+def score_table(evaluation: "Evaluation") -> "Table":
+    """Return one line per score."""
+    table = _table("value")
+    for score in evaluation.scores:
+        table.add_row(*_name_cells(score), _value_cell(score.value, score.standard_error))
+    return table
+
+
+def difference_table(differences: "Sequence[Difference]") -> "Table":
+    """Return one line per score of two models, with their difference."""
+    table = _table("MODEL", "ORIGINAL", "difference")
+    for difference in differences:
+        score, against = difference.score, difference.against
+        table.add_row(
+            *_name_cells(score),
+            _value_cell(score.value, score.standard_error),
+            _value_cell(against.value, against.standard_error),
+            _value_cell(difference.value, difference.standard_error, sign="+") + (" *" if difference.marked else "  "),
+        )
+    return table
+
+
+def _table(*values: str) -> "Table":
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("task")
+    table.add_column("metric")
+    for name in ("documents", *values):
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _name_cells(score: "Score") -> tuple[str, str, str]:
+    """Return the task, the metric with its direction and its filter, and the number of documents."""
+    arrow = {True: " ↑", False: " ↓", None: ""}[score.higher_is_better]
+    answer_filter = "" if score.filter == "none" else f" ({score.filter})"
+    return score.task, f"{score.metric}{answer_filter}{arrow}", f"{len(score.documents):,}"
+
+
+def _value_cell(value: float, error: float | None, sign: str = "") -> str:
+    """Return a value and its standard error; values below ten have four decimals, large ones two."""
+    digits = ",.2f" if abs(value) >= 10 or (error or 0) >= 10 else ".4f"
+    return f"{value:{sign}{digits}}" + (f" ± {error:{digits}}" if error is not None else "")

@@ -1,0 +1,67 @@
+"""Two evaluations on the same documents, side by side."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from revformers.evaluation import jackknife
+from revformers.evaluation.scores import Evaluation, Score
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One score of a model beside that of another, on the same documents."""
+
+    score: Score
+    against: Score
+
+    @property
+    def value(self) -> float:
+        """The model's value less the other's."""
+        return self.score.value - self.against.value
+
+    @property
+    def standard_error(self) -> float | None:
+        """The standard error of the difference, paired by document; None where a score has none.
+
+        With d_(i) for the difference of the two values when document i is left out of both, and n documents, it is
+        sqrt((n - 1) / n * sum_i (d_(i) - mean_j d_(j))^2). For means that is the sample standard deviation of the
+        documents' differences over sqrt(n).
+        """
+        if self.score.standard_error is None or self.against.standard_error is None:
+            return None
+        without_each = [jackknife.values_without_each(s.terms, s.aggregation or "") for s in (self.score, self.against)]
+        return jackknife.standard_error(without_each[0] - without_each[1])
+
+    @property
+    def marked(self) -> bool:
+        """Whether the difference is beyond two of its standard errors."""
+        error = self.standard_error
+        return error is not None and abs(self.value) > 2 * error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the difference in types that JSON keeps."""
+        return {
+            **self.score.to_dict(),
+            "against": {"value": self.against.value, "standard_error": self.against.standard_error},
+            "difference": {"value": self.value, "standard_error": self.standard_error, "marked": self.marked},
+        }
+
+
+def compare(evaluation: Evaluation, against: Evaluation) -> tuple[Difference, ...]:
+    """Return the difference of every score of `evaluation` from the same score of `against`.
+
+    Raises:
+        ValueError: where the two were not evaluated on the same metrics of the same documents.
+
+    """
+    others = {_name(score): score for score in against.scores}
+    if {_name(score) for score in evaluation.scores} != others.keys():
+        raise ValueError("The two evaluations are of different tasks; evaluate both models on the same ones.")
+    for score in evaluation.scores:
+        if score.documents != others[_name(score)].documents:
+            raise ValueError(f"The two evaluations of {score.task} are on different documents; repeat one of them.")
+    return tuple(Difference(score, others[_name(score)]) for score in evaluation.scores)
+
+
+def _name(score: Score) -> tuple[str, str, str]:
+    return score.task, score.metric, score.filter

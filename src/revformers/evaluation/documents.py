@@ -1,0 +1,113 @@
+"""The documents of the local tasks, read from files in a directory that the user names."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from revformers.training.errors import RecipeError
+
+
+def piqa(data_directory: str, **_: Any) -> dict[str, Dataset]:
+    """Return PIQA's validation documents: goal, sol1, sol2, and label, 0 or 1.
+
+    Raises:
+        FileNotFoundError: where `piqa/valid.jsonl` or `piqa/valid-labels.lst` is missing.
+        RecipeError: where a line cannot be read, or the two files differ in length.
+
+    """
+    questions, labels = (_file(data_directory, f"piqa/{name}") for name in ("valid.jsonl", "valid-labels.lst"))
+    documents = _rows(questions, ("goal", "sol1", "sol2"))
+    answers = labels.read_text(encoding="utf-8").split()
+    if not set(answers) <= {"0", "1"}:
+        raise RecipeError(f"{labels} must hold a 0 or a 1 in every line.")
+    if len(documents) != len(answers):
+        raise RecipeError(f"{labels} has {len(answers)} labels for the {len(documents)} questions of {questions.name}.")
+    return {
+        "validation": Dataset.from_list(
+            [document | {"label": int(label)} for document, label in zip(documents, answers, strict=True)]
+        )
+    }
+
+
+def gsm8k(data_directory: str, **_: Any) -> dict[str, Dataset]:
+    """Return GSM8K's training documents, which the solved examples come from, and its test documents.
+
+    Raises:
+        FileNotFoundError: where `gsm8k/train.jsonl` or `gsm8k/test.jsonl` is missing.
+        RecipeError: where a line cannot be read.
+
+    """
+    return {
+        split: Dataset.from_list(_rows(_file(data_directory, f"gsm8k/{split}.jsonl"), ("question", "answer")))
+        for split in ("train", "test")
+    }
+
+
+def wikitext(data_directory: str, **_: Any) -> dict[str, Dataset]:
+    """Return the pages of WikiText-2's test text.
+
+    Raises:
+        FileNotFoundError: where `wikitext-2/test.txt` is missing.
+        RecipeError: where it is empty.
+
+    """
+    path = _file(data_directory, "wikitext-2/test.txt")
+    with path.open(encoding="utf-8") as lines:
+        documents = [{"page": page} for page in split_pages(lines)]
+    if not documents:
+        raise RecipeError(f"{path} is empty.")
+    return {"test": Dataset.from_list(documents)}
+
+
+def split_pages(lines: Iterable[str]) -> Iterator[str]:
+    """Split running text into pages at its level-one headings, ` = Title = `; a page begins with its heading.
+
+    Deeper headings, ` = = Section = = `, stay in their page. What is blank is no page.
+    """
+    page: list[str] = []
+    for line in lines:
+        words = line.split()
+        heading = len(words) > 2 and words[0] == words[-1] == "=" and words[1] != "=" != words[-2]
+        if heading and page:
+            yield from _page(page)
+            page = []
+        page.append(line)
+    yield from _page(page)
+
+
+def _page(lines: list[str]) -> Iterator[str]:
+    text = "".join(lines)
+    if text.strip():
+        yield text
+
+
+def _file(data_directory: str, name: str) -> Path:
+    """Return the path of a data file, or raise FileNotFoundError."""
+    directory = Path(data_directory).expanduser()
+    if not directory.is_dir():
+        raise FileNotFoundError(f"There is no data directory {data_directory!r}.")
+    if not (directory / name).is_file():
+        raise FileNotFoundError(f"The data directory {data_directory!r} holds no file {name}, which the task reads.")
+    return directory / name
+
+
+def _rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Return `columns` of every line of a JSON Lines file that is not blank."""
+    rows = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                rows.append({column: row[column] for column in columns})
+            except (ValueError, KeyError, TypeError) as error:
+                raise RecipeError(
+                    f"Line {number} of {path} is no JSON object with the strings {', '.join(columns)}."
+                ) from error
+    if not rows:
+        raise RecipeError(f"{path} is empty.")
+    return rows
