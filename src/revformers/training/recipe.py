@@ -50,9 +50,9 @@ class DataSection:
     """The text, its tokenizer, and the blocks it is packed into."""
 
     source: str = "stdlib"
-    """The training text: stdlib (source and documentation of the running Python's standard library), a .txt, .jsonl or
-    .parquet file, a directory of such files, or the id of a data set on the Hugging Face hub. A .txt file is one
-    running text; every record of the others is a document."""
+    """The training text: stdlib (source and documentation of the running Python's standard library), a .txt, .jsonl,
+    .json or .parquet file, a directory of such files, or the id of a data set on the Hugging Face hub. A .txt file is
+    one running text; every record of the others is a document."""
 
     subset: str | None = None
     """Configuration of a hub data set that has several."""
@@ -64,7 +64,7 @@ class DataSection:
     """Split of a hub data set to train on."""
 
     text_column: str = "text"
-    """Column that holds the text in .jsonl and .parquet files and hub data sets."""
+    """Column that holds the text in .jsonl, .json and .parquet files and hub data sets."""
 
     validation_source: str | None = None
     """File or directory with the validation text; left out, it is held out from the source."""

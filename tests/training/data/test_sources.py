@@ -17,11 +17,12 @@ RECORDS = [f"document {number}" for number in range(20)]
 def files(tmp_path):
     (tmp_path / "a.txt").write_text("".join(f"{record}\n" for record in RECORDS))
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": record, "id": 1}) + "\n" for record in RECORDS))
+    (tmp_path / "a.json").write_text(json.dumps([{"text": record, "id": 1} for record in RECORDS]))
     pa.parquet.write_table(pa.table({"text": RECORDS}), tmp_path / "a.parquet")
     return tmp_path
 
 
-@pytest.mark.parametrize("kind", ["txt", "jsonl", "parquet"])
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "json", "parquet"])
 @pytest.mark.parametrize("streaming", [False, True])
 def test_local_files_give_their_text_and_hold_the_first_of_it_out(files, kind, streaming):
     data = DataSection(
@@ -116,7 +117,7 @@ def test_a_hub_data_set_has_a_fingerprint(monkeypatch):
         ("a.jsonl", b'{"body": "x"}\n', "no column 'text' but body; set data.text_column"),
         ("a.txt", b"\xff\xfe\xfa", "cannot be read"),
         ("a.parquet", b"PAR1", "cannot be read"),
-        ("a.txt", b"one line\n", "holds 1 lines, too few to hold 1 out"),
+        ("a.txt", b"one line\n", "holds 1 records, too few to hold 1 out"),
         ("a.md", b"x", "none of the kinds of text"),
     ],
 )
@@ -139,7 +140,7 @@ def test_files_that_cannot_be_used_are_named(tmp_path, name, content, message):
         ({"source": "DIRECTORY/a.txt", "subset": "english"}, "subset does not apply to local files"),
         ({"source": "DIRECTORY/a.txt", "validation_source": "DIRECTORY/a.jsonl"}, "files of one kind"),
         ({"source": "DIRECTORY"}, "mixes kinds of files"),
-        ({"source": "DIRECTORY/empty"}, "holds no .txt, .jsonl, .parquet file"),
+        ({"source": "DIRECTORY/empty"}, "holds no .txt, .jsonl, .json, .parquet file"),
         ({"source": "DIRECTORY/a.txt", "streaming": True, "tokenizer": "given"}, "set data.validation_documents"),
     ],
 )

@@ -24,25 +24,35 @@ PREPARATION = 1
 """Version of the steps below; raised when they change what they make, so that older cached blocks are not taken."""
 
 
-def build_datasets(
-    recipe: "Recipe",
-) -> tuple[PreTrainedTokenizerFast, datasets.Dataset | datasets.IterableDataset, datasets.Dataset]:
-    """Return the tokenizer, the training blocks and the validation blocks of a recipe.
+Prepared = tuple[PreTrainedTokenizerFast, datasets.Dataset | datasets.IterableDataset, datasets.Dataset]
+
+
+def build_datasets(recipe: "Recipe") -> Prepared:
+    """Return the tokenizer, the training blocks and the validation blocks of a recipe; see `build_blocks`."""
+    data = recipe.data
+    return build_blocks(data, load_tokenizer(data.tokenizer) if data.tokenizer else None)
+
+
+def build_blocks(data: "DataSection", given: PreTrainedTokenizerFast | None) -> Prepared:
+    """Return the tokenizer, the training blocks and the validation blocks of a body of text.
 
     Every item of the data sets holds `input_ids` and `labels`, int64 tensors of shape ``[block_length]``. Blocks are
     kept in the cache (`cache.cache_directory`) under a name made from the text and the settings, so that they are
     prepared once; a streamed source is packed while it is read, and its training blocks are an IterableDataset.
 
+    Args:
+        data: where the text comes from, and the length of a block.
+        given: the tokenizer; without one, one is trained on the training text.
+
     Raises:
         FileNotFoundError: for a local file that is not there.
-        RecipeError: for a source or a tokenizer that does not exist, or text that does not fill a block.
+        RecipeError: for a source that cannot be read, or text that does not fill a block.
 
     """
-    data = recipe.data
     source = open_source(data)
     if data.streaming:
-        return _streamed(data, source)
-    given = load_tokenizer(data.tokenizer) if data.tokenizer else None
+        assert given is not None  # open_source has seen to it
+        return _streamed(data, source, given)
     made_by = given.backend_tokenizer.to_str() if given else [data.vocabulary_size, tokenizers.__version__]
     prepared = cache_directory() / "blocks" / digest(PREPARATION, source.fingerprint(), made_by, data.block_length)
     if not prepared.is_dir():
@@ -75,10 +85,7 @@ def _prepare(data: "DataSection", split: Split, given: PreTrainedTokenizerFast |
         shutil.rmtree(scratch)
 
 
-def _streamed(
-    data: "DataSection", source: Source
-) -> tuple[PreTrainedTokenizerFast, datasets.IterableDataset, datasets.Dataset]:
-    tokenizer = load_tokenizer(str(data.tokenizer))
+def _streamed(data: "DataSection", source: Source, tokenizer: PreTrainedTokenizerFast) -> Prepared:
     split = source.split()
     training = _Blocks(split.training, tokenizer, data.block_length, split.separated)
     held_out = _Blocks(split.validation, tokenizer, data.block_length, split.separated)

@@ -13,7 +13,7 @@ from revformers.training.data.cache import cache_directory, digest, file_digest
 from revformers.training.errors import RecipeError
 from revformers.training.recipe import DataSection
 
-LOADERS = {".txt": "text", ".jsonl": "json", ".parquet": "parquet"}
+LOADERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 """Loader of `datasets` for each kind of local file."""
 
 Documents = Iterable[str | None]
@@ -48,6 +48,15 @@ class Source(ABC):
 
         Raises:
             RecipeError: where there is no text, or too little of it.
+
+        """
+
+    @abstractmethod
+    def records(self) -> tuple[Any, Any]:
+        """Return the data sets, with all their columns, that the training and the validation documents come from.
+
+        Raises:
+            RecipeError: where there is too little to hold something out.
 
         """
 
@@ -90,6 +99,14 @@ class StandardLibrary(Source):
         training, validation = standard_library.split_by_file(self._files, self._data.validation_fraction)
         return Split([file.text for file in training], [file.text for file in validation], separated=True)
 
+    def records(self) -> tuple[Any, Any]:
+        """Return the files, split by a hash of their paths, in one column."""
+        split = self.split()
+        return (
+            datasets.Dataset.from_dict({self._data.text_column: split.training}),
+            datasets.Dataset.from_dict({self._data.text_column: split.validation}),
+        )
+
 
 class LocalFiles(Source):
     """Local .txt, .jsonl or .parquet files."""
@@ -111,11 +128,16 @@ class LocalFiles(Source):
         )
 
     def split(self) -> Split:
+        """Return the records' text, or the lines of .txt files."""
+        return _documents(*self._load_all(), self._data, separated=self._training_files[0].suffix != ".txt")
+
+    def records(self) -> tuple[Any, Any]:
         """Return the records, or the lines of .txt files."""
-        training = self._load(self._training_files)
+        return _hold_out(*self._load_all(), self._data)
+
+    def _load_all(self) -> tuple[Any, Any]:
         held_out = self._load(self._validation_files) if self._validation_files else None
-        separated = self._training_files[0].suffix != ".txt"
-        return _split(training, held_out, self._data, separated)
+        return self._load(self._training_files), held_out
 
     def _load(self, files: list[Path]) -> Any:
         suffix = files[0].suffix
@@ -143,8 +165,12 @@ class HubDataset(Source):
         )
 
     def split(self) -> Split:
+        """Return the records' text."""
+        return _documents(self._training, self._held_out, self._data, separated=True)
+
+    def records(self) -> tuple[Any, Any]:
         """Return the records."""
-        return _split(self._training, self._held_out, self._data, separated=True)
+        return _hold_out(self._training, self._held_out, self._data)
 
     def _load(self, split: str) -> Any:
         data = self._data
@@ -182,7 +208,7 @@ def _local_files(source: str) -> list[Path]:
 
 
 def _load_dataset(data: DataSection, *arguments: str | None, **options: Any) -> Any:
-    """Return ``datasets.load_dataset(...)``, a Dataset or an IterableDataset, having seen that it holds text."""
+    """Return ``datasets.load_dataset(...)``, a Dataset or an IterableDataset, having seen that it holds something."""
     what = arguments[0] if "data_files" not in options else ", ".join(options["data_files"])
     try:
         loaded = datasets.load_dataset(
@@ -195,12 +221,21 @@ def _load_dataset(data: DataSection, *arguments: str | None, **options: Any) -> 
         raise RecipeError(f"{what} cannot be read: {cause}") from error
     if first is None:
         raise RecipeError(f"{what} is empty.")
-    if data.text_column not in first:
-        raise RecipeError(f"{what} has no column {data.text_column!r} but {', '.join(first)}; set data.text_column.")
     return loaded
 
 
-def _split(training: Any, held_out: Any, data: DataSection, separated: bool) -> Split:
+def _documents(training: Any, held_out: Any, data: DataSection, separated: bool) -> Split:
+    """Return the text of the records."""
+    for part in (training, held_out):
+        if part is not None and data.text_column not in (first := next(iter(part))):
+            raise RecipeError(
+                f"{data.source} has no column {data.text_column!r} but {', '.join(first)}; set data.text_column."
+            )
+    training, held_out = _hold_out(training, held_out, data)
+    return Split(training[data.text_column], held_out[data.text_column], separated)
+
+
+def _hold_out(training: Any, held_out: Any, data: DataSection) -> tuple[Any, Any]:
     """Hold the first documents out, unless there is a validation set of its own."""
     if data.streaming:
         if held_out is None:
@@ -215,9 +250,9 @@ def _split(training: Any, held_out: Any, data: DataSection, separated: bool) -> 
         number = data.validation_documents or max(1, round(data.validation_fraction * len(training)))
         if number >= len(training):
             raise RecipeError(
-                f"{data.source} holds {len(training)} {'documents' if separated else 'lines'}, too few to hold "
+                f"{data.source} holds {len(training)} records, too few to hold "
                 f"{number} out for validation; add text, or name other text in data.validation_source."
             )
         held_out = training.select(range(number))
         training = training.select(range(number, len(training)))
-    return Split(training[data.text_column], held_out[data.text_column], separated)
+    return training, held_out

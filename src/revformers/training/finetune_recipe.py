@@ -1,0 +1,221 @@
+"""What a recipe for fine-tuning says, field by field."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from revformers.training.recipe import DataSection, TrainingSection, read_recipe, require
+
+
+@dataclass(frozen=True)
+class PretrainedSection:
+    """The network that is fine-tuned."""
+
+    name: str = ""
+    """Directory or hub id of a causal language model, an ordinary or a saved reversible one."""
+
+    revision: str | None = None
+    """Commit, branch or tag of a hub model; left out, its main branch as it is today."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the weights. For mixed precision leave float32 and set training.precision."""
+
+    quantization: Literal["none", "int8", "nf4"] = "none"
+    """Type that the frozen weights under an adapter are kept in: int8 by torchao, nf4 (4 bits) by bitsandbytes."""
+
+    tokenizer: str | None = None
+    """Directory or hub id of the tokenizer; left out, the model's own."""
+
+
+@dataclass(frozen=True)
+class ConversionSection:
+    """How the network is made reversible before it is trained."""
+
+    bits: float | None = 1.0
+    """Side information in bits an element a layer, mean over the layers, 0 to 8, as in revformers.convert. none
+    converts nothing: an ordinary network stays one, and a saved reversible model keeps its dynamics."""
+
+    predictor: bool = True
+    """Whether to fit update predictors to the training data."""
+
+    sequences: int = 64
+    """Blocks of training data that the predictors are fitted to."""
+
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further options of revformers.convert, by their names there."""
+
+    activations: Literal["store", "checkpoint", "offload", "rebuild"] = "rebuild"
+    """What the backward pass does for activations: store keeps all, checkpoint recomputes from each layer's kept input,
+    offload keeps those inputs in host memory, rebuild keeps nothing and reverses the recurrence."""
+
+    def __post_init__(self) -> None:
+        require(self.sequences >= 1, "conversion.sequences", "at least 1", self.sequences)
+
+
+@dataclass(frozen=True)
+class AdapterSection:
+    """What is trained: all weights, or an adapter on frozen ones."""
+
+    kind: Literal["none", "lora"] = "none"
+    """none trains all weights, lora a low-rank adapter of PEFT."""
+
+    rank: int = 16
+    """Rank of the adapter."""
+
+    alpha: float = 32.0
+    """The adapter's update is scaled by alpha / rank."""
+
+    dropout: float = 0.0
+    """Dropout on the adapter's input."""
+
+    target_modules: str = "all-linear"
+    """The modules that are adapted: all-linear (all but the head; update predictors too), or a regular expression of
+    their names. A list of names goes into options."""
+
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further fields of peft.LoraConfig, by their names there."""
+
+    merge: bool = False
+    """Whether to save, beside the adapter, the model with the adapter added to its weights."""
+
+    def __post_init__(self) -> None:
+        require(self.rank >= 1, "adapter.rank", "at least 1", self.rank)
+        require(self.alpha > 0, "adapter.alpha", "above 0", self.alpha)
+        require(0 <= self.dropout < 1, "adapter.dropout", "in [0, 1)", self.dropout)
+
+
+@dataclass(frozen=True)
+class FinetuneDataSection:
+    """The text, the prompts with their completions, or the conversations to train on."""
+
+    source: str = ""
+    """stdlib (source and documentation of the running Python's standard library), a .txt, .jsonl, .json or .parquet
+    file, a directory of such files, or the id of a data set on the Hugging Face hub."""
+
+    form: Literal["auto", "text", "prompt_completion", "messages"] = "auto"
+    """text is packed into blocks; prompt_completion trains on completions, and messages on what the assistant says.
+    auto decides by the columns: messages, or prompt and completion, otherwise text."""
+
+    columns: dict[str, Any] = field(default_factory=dict)
+    """Where prompt, completion or messages are found, if not in the columns of these names: the name of a column, or a
+    template of columns such as "{instruction}\\n{input}\\n"."""
+
+    text_column: str = "text"
+    """Column that holds the text of the text form."""
+
+    subset: str | None = None
+    """Configuration of a hub data set that has several."""
+
+    revision: str | None = None
+    """Commit, branch or tag of a hub data set; left out, its main branch as it is today."""
+
+    split: str = "train"
+    """Split of a hub data set to train on."""
+
+    validation_source: str | None = None
+    """File or directory with the validation data; left out, it is held out from the source."""
+
+    validation_split: str | None = None
+    """Split of a hub data set to validate on; left out, validation data is held out from the training split."""
+
+    validation_fraction: float = 0.05
+    """Share of the records (of the lines, in .txt files) that is held out: the first ones."""
+
+    validation_documents: int | None = None
+    """Number of records to hold out in the place of a share."""
+
+    validation_blocks: int | None = None
+    """Largest number of blocks, or of records where they are not packed, that an evaluation reads."""
+
+    block_length: int = 256
+    """Tokens in a block of text. Prompts with completions and conversations are cut off after so many."""
+
+    def __post_init__(self) -> None:
+        self.records()
+
+    def records(self) -> DataSection:
+        """Return what the readers and the packing of pretraining need; raise RecipeError for a bad value."""
+        shared = {item.name for item in dataclasses.fields(DataSection)}
+        return DataSection(
+            **{item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name in shared}
+        )
+
+
+@dataclass(frozen=True)
+class LossSection:
+    """What is minimised: the weighted sum of two losses, from the logits of a few tokens at a time."""
+
+    cross_entropy: float = 1.0
+    """Weight of the cross-entropy of the data."""
+
+    distillation: float = 0.0
+    """Weight of the divergence KL(ordinary network || converted network)."""
+
+    temperature: float = 1.0
+    """Temperature of both distributions in the divergence."""
+
+    chunk: int = 1024
+    """Tokens whose logits exist at once."""
+
+    def __post_init__(self) -> None:
+        for name in ("cross_entropy", "distillation"):
+            require(getattr(self, name) >= 0, f"loss.{name}", "at least 0", getattr(self, name))
+        require(self.cross_entropy + self.distillation > 0, "loss.cross_entropy", "above 0 without distillation", 0)
+        require(self.temperature > 0, "loss.temperature", "above 0", self.temperature)
+        require(self.chunk >= 1, "loss.chunk", "at least 1", self.chunk)
+
+
+@dataclass(frozen=True)
+class AnnealingSection:
+    """The way from the ordinary network to the converted one while training."""
+
+    steps: int = 0
+    """Optimizer steps in which the blends move to what conversion.bits asks for; 0 begins there."""
+
+    start: float = 1 / 256
+    """Blend of every layer in the first step."""
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 0, "annealing.steps", "at least 0", self.steps)
+        require(1 / 256 <= self.start <= 1, "annealing.start", "in [1/256, 1]", self.start)
+
+
+@dataclass(frozen=True)
+class FinetuneRecipe:
+    """Everything that one fine-tuning run is made of."""
+
+    output: str = ""
+    """Run directory, for checkpoints, the final model or adapter and the loss curve; left out, runs/NAME with the name
+    of the recipe file."""
+
+    model: PretrainedSection = field(default_factory=PretrainedSection)
+    conversion: ConversionSection = field(default_factory=ConversionSection)
+    adapter: AdapterSection = field(default_factory=AdapterSection)
+    data: FinetuneDataSection = field(default_factory=FinetuneDataSection)
+    loss: LossSection = field(default_factory=LossSection)
+    annealing: AnnealingSection = field(default_factory=AnnealingSection)
+    training: TrainingSection = field(
+        default_factory=lambda: TrainingSection(
+            learning_rate=2e-5, warmup_steps=0.03, weight_decay=0.0, adam_beta2=0.999, save_steps=200
+        )
+    )
+
+    identity: ClassVar[tuple[str, ...]] = ("model", "conversion", "adapter", "data", "annealing")
+    """The sections that decide which weights a checkpoint holds, and which data they saw."""
+
+    def __post_init__(self) -> None:
+        steps, longest = self.annealing.steps, self.training.max_steps
+        require(steps < longest, "annealing.steps", f"below training.max_steps ({longest})", steps)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the recipe as nested dicts of plain values, as YAML would hold it."""
+        return dataclasses.asdict(self)
+
+
+def load_finetune_recipe(
+    path: str | Path, overrides: Mapping[str, Any] | Sequence[str] | None = None
+) -> FinetuneRecipe:
+    """Return the fine-tuning recipe in the YAML file at `path`; see `revformers.training.recipe.read_recipe`."""
+    return read_recipe(FinetuneRecipe(), path, overrides)
