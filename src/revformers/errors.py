@@ -11,3 +11,7 @@ class StateRangeError(ArithmeticError):
 
 class RebuildMismatchError(RuntimeError):
     """The backward pass rebuilt other hidden states than the forward pass had, so its gradients would be wrong."""
+
+
+class ModelFilesError(OSError, ValueError):
+    """The files of a saved model are missing, damaged or do not fit each other; the message names the file."""

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import tyro
@@ -84,9 +83,8 @@ def run(arguments: Sequence[str]) -> int:
 
 def _model(options: VerifyOptions) -> "PreTrainedModel":
     """Return the reversible model that the options name."""
-    from transformers import AutoModelForCausalLM
-
     from revformers import dynamics, make_reversible
+    from revformers.hf.pretrained import load_causal_lm
     from revformers.hf.state import reversible_stack
     from revformers.training.model import build_model
     from revformers.training.recipe import load_recipe
@@ -94,12 +92,7 @@ def _model(options: VerifyOptions) -> "PreTrainedModel":
     if options.model.endswith((".yaml", ".yml")):
         changes = {"dynamics.name": options.dynamics} if options.dynamics else {}
         return build_model(load_recipe(options.model, changes))
-    if options.model.startswith((".", "/", "~")) and not Path(options.model).expanduser().exists():
-        raise FileNotFoundError(f"There is no model {options.model!r}.")
-    try:
-        model = AutoModelForCausalLM.from_pretrained(Path(options.model).expanduser().as_posix())
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"{options.model!r} holds no causal language model that can be loaded: {error}") from error
+    model = load_causal_lm(options.model)
     if options.dynamics:
         try:
             return make_reversible(model, dynamics.create(options.dynamics))

@@ -23,6 +23,7 @@ from revformers.field import Field
 from revformers.hf.discovery import find_stack
 from revformers.hf.families import find_layout
 from revformers.hf.fields import LayerReturn, NotKept, layer_inputs, named_fields
+from revformers.hf.provenance import Provenance
 from revformers.stack import Trajectory
 
 
@@ -34,12 +35,14 @@ class ReversibleStack:
         dynamics: the recurrence.
         activations: a name in `activations.ACTIVATIONS`.
         number_of_layers: the depth of the decoder.
+        provenance: where the model came from, where that is known.
 
     """
 
     dynamics: Dynamics
     activations: str
     number_of_layers: int
+    provenance: Provenance | None = None
 
     @property
     def policy(self) -> type[ActivationPolicy]:

@@ -1,10 +1,9 @@
 """Loading a saved reversible model, by name and through transformers' auto classes."""
 
 import os
-from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
@@ -12,8 +11,13 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging
 
 from revformers import dynamics as dynamics_module
+from revformers.dynamics.base import Dynamics
+from revformers.errors import ModelFilesError
+from revformers.hf.pretrained import INDEX, clear_errors, find_model, local_folder, refuse_weights, weight_files
+from revformers.hf.provenance import Provenance
 from revformers.hf.reversible import add_update_predictors, make_reversible
-from revformers.hf.saving import KEY, MODEL_TYPE
+from revformers.hf.saving import CONFIG_NAME, KEY, MODEL_TYPE
+from revformers.hf.state import require_reversible
 
 PREDICTOR = ".update_predictor."
 
@@ -27,58 +31,83 @@ def from_pretrained(path: str | os.PathLike, **keywords: Any) -> Any:
 
     Raises:
         FileNotFoundError: where a local path does not exist.
+        ModelFilesError: where files are missing, damaged or do not fit each other; an OSError and a ValueError.
         ValueError: where the model there is not a reversible one.
 
     """
+    path = find_model(path)
+    with_info = keywords.pop("output_loading_info", False)
+    keywords.pop("config", None)
     hub: dict[str, Any] = {
         key: keywords[key] for key in ("revision", "token", "cache_dir", "subfolder") if key in keywords
     }
-    values, _ = PreTrainedConfig.get_config_dict(path, **hub)
-    if KEY not in values:
-        raise ValueError(
-            f"{path} holds an ordinary model; load it with transformers and call revformers.make_reversible(model, "
-            f"dynamics)."
-        )
+    with clear_errors(path, keywords):
+        values, _ = PreTrainedConfig.get_config_dict(path, **hub)
+        if KEY not in values:
+            raise ValueError(
+                f"{path} holds an ordinary model; load it with transformers and call revformers.make_reversible(model, "
+                f"dynamics)."
+            )
+    config, dynamics, activations, predictors, provenance = _read(path, values)
+    with clear_errors(path, keywords):
+        model, info = _load_without_predictors(path, config, keywords)
+        make_reversible(model, dynamics, activations)
+        if predictors:
+            add_update_predictors(model)
+            _load_predictors(model, path, keywords)
+    require_reversible(model).provenance = provenance
+    # The path names the reversible model itself: adapters may call it their base.
+    model.name_or_path = model.config.name_or_path
+    return (model, info) if with_info else model
+
+
+def _read(path: str, values: dict[str, Any]) -> tuple[PreTrainedConfig, Dynamics, str, bool, Provenance | None]:
+    """Return the ordinary config, the dynamics, the policy, whether there are update predictors, the provenance."""
+    values = dict(values)
     description = values.pop(KEY)
     values.pop("transformers_weights", None)
-    values["model_type"] = description["ordinary_model_type"]
-    config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
-    keywords.pop("config", None)
-    dynamics = dynamics_module.from_dict(description["dynamics"])
-    if not description["update_predictors"]:
-        model = AutoModelForCausalLM.from_pretrained(path, config=config, **keywords)
-        return make_reversible(model, dynamics, description["activations"])
-    model = make_reversible(_load_without_predictors(path, config, keywords), dynamics, description["activations"])
-    add_update_predictors(model)
-    _load_predictors(model, path, hub)
-    return model
+    try:
+        values["model_type"] = description["ordinary_model_type"]
+        config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
+        provenance = Provenance.from_dict(description["provenance"]) if "provenance" in description else None
+        dynamics = dynamics_module.from_dict(description["dynamics"])
+        return config, dynamics, description["activations"], description["update_predictors"], provenance
+    except (AttributeError, KeyError, TypeError, ValueError, StrictDataclassError) as error:
+        raise ModelFilesError(
+            f"The {CONFIG_NAME} of {path} describes no reversible model that this version of revformers or "
+            f"transformers can read ({type(error).__name__}: {error}); update both, or save the model again."
+        ) from error
 
 
-def _load_without_predictors(path: str | os.PathLike, config: PreTrainedConfig, keywords: dict[str, Any]) -> Any:
+def _load_without_predictors(path: str, config: PreTrainedConfig, keywords: dict[str, Any]) -> tuple[Any, Any]:
     """Load the ordinary part; transformers does not know the predictors' weights and need not warn of them."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(path, config=config, output_loading_info=True, **keywords)
+        model, info = AutoModelForCausalLM.from_pretrained(path, **keywords, config=config, output_loading_info=True)
     finally:
         logging.set_verbosity(verbosity)
-    strange = [name for name in found["unexpected_keys"] if PREDICTOR not in name] + sorted(found["missing_keys"])
-    if strange:
-        raise ValueError(f"The weights in {path} do not fit the model; at fault are {', '.join(strange[:5])}.")
-    return model
+    info["unexpected_keys"] = {name for name in info["unexpected_keys"] if PREDICTOR not in name}
+    refuse_weights(path, "do not have", info["missing_keys"])
+    refuse_weights(path, "have, where nothing takes it,", info["unexpected_keys"])
+    return model, info
 
 
-def _load_predictors(model: nn.Module, path: str | os.PathLike, hub: dict[str, Any]) -> None:
+def _load_predictors(model: nn.Module, path: str, keywords: dict[str, Any]) -> None:
     """Read the update predictors' weights from the safetensors files of a local or a hub model."""
-    hub = {key: value for key, value in hub.items() if key != "subfolder"} | {"allow_patterns": "*.safetensors"}
-    folder = Path(path) if Path(path).is_dir() else Path(snapshot_download(str(path), **hub))
+    folder = local_folder(path, keywords, allow_patterns=["*.safetensors", f"*{INDEX}"])
     wanted = {name: value for name, value in model.state_dict().items() if PREDICTOR in name}
-    for file in sorted(folder.rglob("*.safetensors")):
+    wrong = []
+    for file in weight_files(folder, keywords.get("variant")):
         with safe_open(file, framework="pt") as weights:
             for name in wanted.keys() & set(weights.keys()):
-                wanted.pop(name).copy_(weights.get_tensor(name))
-    if wanted:
-        raise ValueError(f"The update predictors in {path} are incomplete; {min(wanted)} is missing.")
+                stored, parameter = weights.get_tensor(name), wanted.pop(name)
+                if stored.shape == parameter.shape:
+                    parameter.copy_(stored)
+                else:
+                    wrong.append(name)
+    refuse_weights(path, "do not have", wanted)
+    refuse_weights(path, "have, in another size,", wrong)
 
 
 class ReversibleConfig(PreTrainedConfig):

@@ -4,6 +4,7 @@ from torch import nn
 
 from revformers.hf.discovery import unwrap
 from revformers.hf.forward import ReversibleStack
+from revformers.hf.provenance import Provenance
 from revformers.update_predictor import UpdatePredictor
 
 
@@ -29,3 +30,14 @@ def require_reversible(model: nn.Module) -> ReversibleStack:
 def update_predictors(model: nn.Module) -> list[UpdatePredictor]:
     """Return the update predictors that a conversion gave the layers, in order; none otherwise."""
     return [module for module in unwrap(model).modules() if isinstance(module, UpdatePredictor)]
+
+
+def record_provenance(model: nn.Module, provenance: Provenance) -> None:
+    """Keep where a reversible model came from, for its config and its card; what was known before stays.
+
+    Raises:
+        ValueError: for an ordinary model.
+
+    """
+    reversible = require_reversible(model)
+    reversible.provenance = (reversible.provenance or Provenance()).updated(provenance)

@@ -1,0 +1,150 @@
+"""Loading pretrained models with errors that name the file at fault and say what to do."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, StrictDataclassError
+from safetensors import SafetensorError, safe_open
+from transformers import AutoModelForCausalLM
+
+from revformers.errors import ModelFilesError, NotReversibleError
+
+INDEX = "model.safetensors.index.json"
+
+
+def load_causal_lm(name: str | os.PathLike, **keywords: Any) -> Any:
+    """Load an ordinary or a reversible causal language model, whole or not at all.
+
+    Args:
+        name: a directory or a hub id.
+        keywords: what `AutoModelForCausalLM.from_pretrained` takes.
+
+    Raises:
+        FileNotFoundError: for a directory that does not exist.
+        ModelFilesError: where files are missing, damaged or do not fit each other; an OSError and a ValueError.
+
+    """
+    path = find_model(name)
+    try:
+        with clear_errors(path, keywords):
+            model, found = AutoModelForCausalLM.from_pretrained(path, **keywords, output_loading_info=True)
+    except (ModelFilesError, NotReversibleError):
+        raise
+    except (OSError, ValueError, StrictDataclassError) as error:
+        message = " ".join(str(error).split())[:300].rstrip(".")
+        place = f"{path} holds" if Path(path).is_dir() else f"There is no directory {path}, and the hub has"
+        raise ModelFilesError(f"{place} no causal language model that can be loaded: {message}.") from error
+    # transformers would go on with random numbers in their place.
+    refuse_weights(path, "do not have", found["missing_keys"])
+    return model
+
+
+def find_model(name: str | os.PathLike) -> str:
+    """Return a directory, or a hub id, as text without a tilde; raise FileNotFoundError for a path to nothing."""
+    path = Path(name).expanduser()
+    is_path = not isinstance(name, str) or name.startswith((".", "/", "~"))
+    if is_path and not path.is_dir():
+        raise FileNotFoundError(f"There is no directory {str(name)!r} to load a model from.")
+    return str(path) if is_path else str(name)
+
+
+def refuse_weights(path: str, verb: str, names: Iterable[str]) -> None:
+    """Raise ModelFilesError where there are `names` of parameters that the weights in `path` lack, or have too many."""
+    wrong = sorted(names)
+    if wrong:
+        raise ModelFilesError(
+            f"The weights in {path} {verb} {', '.join(wrong[:3])}{f' and {len(wrong) - 3} more' if wrong[3:] else ''}; "
+            f"they do not fit its config.json, so save or download the model again."
+        )
+
+
+@contextmanager
+def clear_errors(path: str, keywords: dict[str, Any]) -> Iterator[None]:
+    """Turn what transformers and safetensors raise into a ModelFilesError, where a file of the model is at fault.
+
+    Args:
+        path: the directory or hub id that is loaded inside.
+        keywords: those of `from_pretrained`; they say where on this machine the files of a hub id lie.
+
+    """
+    try:
+        yield
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        fault = None if isinstance(error, ModelFilesError | NotReversibleError) else _fault_in_files(path, keywords)
+        if fault is None:
+            raise
+        raise ModelFilesError(fault) from error
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise ModelFilesError(
+            f"The weights in {path} have other sizes than its config.json describes; save or download the model again."
+        ) from error
+
+
+def local_folder(path: str, keywords: dict[str, Any], **options: Any) -> Path:
+    """Return where on this machine the files of a directory or a hub id lie.
+
+    Args:
+        path: a directory or a hub id.
+        keywords: those of `from_pretrained`.
+        options: further options of `huggingface_hub.snapshot_download`.
+
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        given = {key: keywords[key] for key in ("revision", "token", "cache_dir") if key in keywords}
+        folder = Path(snapshot_download(path, **given | options))
+    return folder / keywords.get("subfolder", "")
+
+
+def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
+    """Return the safetensors files that transformers loads from `folder`: one, or the shards that the index names."""
+    name = f"model.{variant}.safetensors" if variant else "model.safetensors"
+    if (folder / name).is_file():
+        return [folder / name]
+    index = folder / (f"{INDEX.removesuffix('.json')}.{variant}.json" if variant else INDEX)
+    if not index.is_file():
+        return []
+    return sorted({folder / shard for shard in json.loads(index.read_text())["weight_map"].values()})
+
+
+def _fault_in_files(path: str, keywords: dict[str, Any]) -> str | None:
+    """Return one sentence about the first file of a model that cannot be read, or None."""
+    try:
+        folder = local_folder(path, keywords, local_files_only=True)
+    except (HFValidationError, LocalEntryNotFoundError):
+        return None
+    if not folder.is_dir():
+        return f"There is no folder {folder} to load a model from."
+    again = "save or download the model again"
+    config = folder / "config.json"
+    if not config.is_file():
+        return f"{folder} has no config.json, so it holds no causal language model; name the directory of one."
+    for file in (config, folder / INDEX):
+        try:
+            readable = not file.is_file() or isinstance(json.loads(file.read_text()), dict)
+        except ValueError:
+            readable = False
+        if not readable:
+            return f"{file} is damaged (it is not a JSON object); {again}."
+    try:
+        files = weight_files(folder, keywords.get("variant"))
+    except (KeyError, AttributeError):
+        return f"{folder / INDEX} is damaged (it names no files); {again}."
+    for file in files:
+        if not file.is_file():
+            return f"{file}, one of {len(files)} files of weights, is missing; {again}."
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except SafetensorError as error:
+            return f"{file} is damaged or incomplete ({error}); {again}."
+    if not files and not any(folder.glob("pytorch_model*.bin")):
+        return f"{folder} has a config.json but no weights (model.safetensors); {again}."
+    return None

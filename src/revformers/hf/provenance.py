@@ -1,0 +1,62 @@
+"""Where a reversible model came from, and what its conversion measured."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What is known of how a reversible model was made; None stands for what is not known.
+
+    It is kept in the config.json of a saved model, survives loading and saving, and is what the model card tells.
+
+    Attributes:
+        base_model: hub id of the ordinary model.
+        made_by: the command or the Python call, one that a reader can repeat.
+        source: name of the calibration text.
+        calibration_tokens: tokens that the update predictors were fitted to and the next two losses measured on.
+        original_loss: mean cross-entropy of the ordinary network on the calibration text, nats a token.
+        loss: the same of the reversible network, before any training.
+        held_out_tokens: tokens that the last two losses were measured on, which no predictor was fitted to.
+        held_out_original_loss: as `original_loss`, on the held-out text.
+        held_out_loss: as `loss`, on the held-out text.
+
+    """
+
+    base_model: str | None = None
+    made_by: str | None = None
+    source: str | None = None
+    calibration_tokens: int | None = None
+    original_loss: float | None = None
+    loss: float | None = None
+    held_out_tokens: int | None = None
+    held_out_original_loss: float | None = None
+    held_out_loss: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what is known, in types that JSON keeps."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Provenance":
+        """Read what `to_dict` wrote; facts that only a later version knows are left out."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in names})
+
+    def updated(self, later: "Provenance") -> "Provenance":
+        """Return these facts with what `later` knows in their place."""
+        return dataclasses.replace(self, **later.to_dict())
+
+
+def hub_id(name: str) -> str | None:
+    """Return `name` if it can be the id of a model on the hub, and None for directories and for no name."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name if name and not Path(name).exists() else None
