@@ -12,11 +12,16 @@ from revformers.hf.discovery import find_stack, unwrap
 from revformers.hf.families import find_layout
 from revformers.hf.fields import no_branches
 from revformers.hf.forward import LayerRole, ReversibleStack, decoder_forward, layer_forward
+from revformers.hf.hub import push_to_hub
 from revformers.hf.saving import save_pretrained
 from revformers.hf.state import require_reversible, reversible_stack
 from revformers.update_predictor import UpdatePredictor
 
 Model = TypeVar("Model", bound=nn.Module)
+
+BASE_WITHOUT_NAME = "a reversible model that was not loaded with revformers.from_pretrained"
+"""The name of a model that was made reversible in memory. PEFT writes the name of a model into adapter_config.json as
+the base to load, and the ordinary network that the weights came from would be the wrong one; this one cannot load."""
 
 
 def make_reversible(model: Model, dynamics: Dynamics, activations: str = "rebuild") -> Model:
@@ -65,6 +70,8 @@ def make_reversible(model: Model, dynamics: Dynamics, activations: str = "rebuil
         layer._reversible_role = LayerRole(reversible, index)
         layer.forward = MethodType(layer_forward, layer)
     inner.save_pretrained = MethodType(save_pretrained, inner)
+    inner.push_to_hub = MethodType(push_to_hub, inner)
+    inner.name_or_path = BASE_WITHOUT_NAME
     inner.gradient_checkpointing_enable = MethodType(_gradient_checkpointing_enable, inner)
     return model
 
@@ -85,7 +92,8 @@ def make_residual(model: Model) -> Model:
         if hasattr(layer, "update_predictor"):
             del layer.update_predictor
     inner = unwrap(model)
-    del inner.save_pretrained, inner.gradient_checkpointing_enable
+    inner.name_or_path = inner.config.name_or_path
+    del inner.save_pretrained, inner.push_to_hub, inner.gradient_checkpointing_enable
     return model
 
 

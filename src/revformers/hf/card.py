@@ -1,0 +1,138 @@
+"""The model card of a reversible model: the README.md that `save_pretrained` and `push_to_hub` write."""
+
+from collections import Counter
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from huggingface_hub import ModelCard, ModelCardData
+from transformers import PreTrainedModel
+
+from revformers.hf.forward import ReversibleStack
+from revformers.hf.provenance import Provenance, hub_id
+from revformers.hf.state import require_reversible, update_predictors
+
+CARD_NAME = "README.md"
+MARKER = "<!-- revformers writes this file anew with every save; remove this line to keep your own text. -->"
+
+TEMPLATE = """\
+---
+{{ card_data }}
+---
+
+{{ marker }}
+
+{{ text }}
+"""
+
+
+def model_card(model: PreTrainedModel, tags: Sequence[str] = ()) -> ModelCard:
+    """Return the model card of a reversible model, with its metadata for the hub.
+
+    Args:
+        model: a reversible model.
+        tags: tags that the metadata shall have besides the model's own.
+
+    """
+    reversible = require_reversible(model)
+    provenance = reversible.provenance or Provenance()
+    data = ModelCardData(
+        library_name="revformers",
+        pipeline_tag="text-generation",
+        base_model=provenance.base_model or hub_id(model.config.name_or_path or ""),
+        tags=sorted({"revformers", "reversible", *(model.model_tags or []), *tags}),
+    )
+    sections = [
+        _introduction(model),
+        _dynamics(model, reversible),
+        _measurements(provenance),
+        _made_by(provenance),
+        _versions(),
+    ]
+    text = "\n\n".join(section for section in sections if section)
+    card: ModelCard = ModelCard.from_template(data, template_str=TEMPLATE, marker=MARKER, text=text)
+    return card
+
+
+def is_ours(card: Path) -> bool:
+    """Say whether there is a README.md that revformers wrote, and may write again."""
+    return card.is_file() and MARKER in card.read_text(encoding="utf-8", errors="replace")
+
+
+def _introduction(model: PreTrainedModel) -> str:
+    return f"""\
+# {type(model).__name__} with its own recurrence
+
+**This is not the ordinary network.** Its hidden states follow the recurrence below in place of
+`p[l+1] = p[l] + f(p[l])`, and its weights mean something only with it. transformers alone refuses to load it.
+
+    pip install revformers
+
+```python
+import revformers
+
+model = revformers.from_pretrained("the directory or hub id of this model")
+```"""
+
+
+def _dynamics(model: PreTrainedModel, reversible: ReversibleStack) -> str:
+    dynamics, layers = reversible.dynamics, range(reversible.number_of_layers)
+    lines = [
+        "## Dynamics",
+        "",
+        f"    {dynamics.recurrence}",
+        "",
+        f"{type(dynamics).__name__}, one step a {dynamics.granularity}, {len(layers)} layers; p[-1]: {dynamics.start}; "
+        f"readout: {dynamics.readout}.",
+    ]
+    if dynamics.reversible:
+        bits = [dynamics.side_information_bits(layer) for layer in layers]
+        counts = Counter((dynamics.coefficients(layer).previous, bits[layer]) for layer in layers)
+        lines += [
+            f"The backward pass keeps {sum(bits) / len(bits):g} bits of side information an element a layer"
+            f"{', for each of its two steps,' if dynamics.granularity == 'branch' else ''} in the mean.",
+            "",
+            "| coefficient of p[l-1] | layers | side information, bits an element |",
+            "|---|---|---|",
+            *(f"| {previous} | {number} | {kept} |" for (previous, kept), number in sorted(counts.items())),
+        ]
+    predictors = update_predictors(model)
+    parameters = sum(parameter.numel() for module in predictors for parameter in module.parameters())
+    kept = f"{len(predictors)}, {parameters:,} parameters together" if predictors else "none"
+    return "\n".join([*lines, "", f"Update predictors: {kept}."])
+
+
+def _measurements(provenance: Provenance) -> str:
+    texts = {
+        "calibration": (provenance.calibration_tokens, provenance.original_loss, provenance.loss),
+        "held out": (provenance.held_out_tokens, provenance.held_out_original_loss, provenance.held_out_loss),
+    }
+    rows = [
+        f"| {name} | {'not known' if tokens is None else format(tokens, ',')} | {original:.4f} | {loss:.4f} | "
+        f"{loss / original - 1:+.2%} |"
+        for name, (tokens, original, loss) in texts.items()
+        if original is not None and loss is not None
+    ]
+    if not rows:
+        return ""
+    source = f" Text: {provenance.source}." if provenance.source else ""
+    return "\n".join(
+        [
+            "## Measured at conversion",
+            "",
+            f"Before any further training. Losses are mean cross-entropies, nats a token.{source}",
+            "",
+            "| text | tokens | original network | this network | change |",
+            "|---|---|---|---|---|",
+            *rows,
+        ]
+    )
+
+
+def _made_by(provenance: Provenance) -> str:
+    return f"## Made by\n\n```\n{provenance.made_by}\n```" if provenance.made_by else ""
+
+
+def _versions() -> str:
+    packages = ("revformers", "transformers", "torch")
+    return "## Versions\n\n" + ", ".join(f"{name} {version(name)}" for name in packages) + "."
