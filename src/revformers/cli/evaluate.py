@@ -68,6 +68,10 @@ def run(arguments: Sequence[str]) -> int:
 
     quiet_libraries()
     console = Console()
+    if not options.tasks:
+        raise RecipeError("Name a task to evaluate, as in --tasks piqa.")
+    for name in (options.model, options.against):
+        _check_model(name)
     evaluation = _evaluate(options.model, options)
     result: dict[str, Any] = {"limit": options.limit, "model": evaluation.to_dict()}
     if options.against is None:
@@ -89,6 +93,12 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _check_model(name: str | None) -> None:
+    """Raise FileNotFoundError for a directory that is not there, before the other model is evaluated for hours."""
+    if name is not None and name.startswith((".", "/", "~")) and not Path(name).expanduser().exists():
+        raise FileNotFoundError(f"There is no model {name!r}.")
+
+
 def _evaluate(name: str, options: EvaluateOptions) -> "Evaluation":
     """Load one model and evaluate it."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -97,8 +107,6 @@ def _evaluate(name: str, options: EvaluateOptions) -> "Evaluation":
     from revformers.evaluation import evaluate
 
     path = Path(name).expanduser().as_posix()
-    if name.startswith((".", "/", "~")) and not Path(path).exists():
-        raise FileNotFoundError(f"There is no model {name!r}.")
     try:
         model, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
     except NotReversibleError:

@@ -27,10 +27,8 @@ class Difference:
         sqrt((n - 1) / n * sum_i (d_(i) - mean_j d_(j))^2). For means that is the sample standard deviation of the
         documents' differences over sqrt(n).
         """
-        if self.score.standard_error is None or self.against.standard_error is None:
-            return None
-        without_each = [jackknife.values_without_each(s.terms, s.aggregation or "") for s in (self.score, self.against)]
-        return jackknife.standard_error(without_each[0] - without_each[1])
+        ours, theirs = self.score.without_each, self.against.without_each
+        return None if ours is None or theirs is None else jackknife.standard_error(ours - theirs)
 
     @property
     def marked(self) -> bool:

@@ -42,11 +42,12 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a model on tasks of lm-evaluation-harness; needs `pip install "revformers[evaluate]"`.
 
-    Prompts, metrics and windows are the harness's. A text for a perplexity is read in windows as long as the model
-    reads (`max_position_embeddings`) that do not overlap but for one token of context: every token is scored once, and
-    the first ones of a window see little before them. Where a context and its continuation, or a prompt and the room
-    for an answer, are longer than a window, the beginning of the context is cut; how many requests that befell is in
-    `Evaluation.truncated`, and a warning is logged for each task. No chat template is applied.
+    Prompts, metrics and windows are the harness's. A window is as long as the model reads (`max_position_embeddings`).
+    A longer text for a perplexity is read in several, and every token is scored once: a window begins with the last
+    token of the one before it, so its first tokens see little before them, and only the last one reaches back to be
+    full. Where a context and its continuation, or a prompt and the room for an answer, are longer than a window, the
+    beginning of the context is cut; how many requests that befell is in `Evaluation.truncated`, and a warning is logged
+    for each task. An answer longer than a window is refused. No chat template is applied.
 
     Args:
         model: a causal language model, ordinary or reversible; it is left in the mode, training or evaluation, that it

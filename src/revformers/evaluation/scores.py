@@ -33,11 +33,16 @@ class Score:
     """float64[documents, 2], see `revformers.evaluation.jackknife`; empty where `aggregation` is None."""
 
     @cached_property
-    def standard_error(self) -> float | None:
-        """The jackknife's standard error, or None where there is no aggregation or only one document."""
+    def without_each(self) -> np.ndarray | None:
+        """float64[documents], the value without each; None where there is no aggregation or only one document."""
         if self.aggregation is None or len(self.terms) < 2:
             return None
-        return jackknife.standard_error(jackknife.values_without_each(self.terms, self.aggregation))
+        return jackknife.values_without_each(self.terms, self.aggregation)
+
+    @property
+    def standard_error(self) -> float | None:
+        """The jackknife's standard error, or None where `without_each` is."""
+        return None if self.without_each is None else jackknife.standard_error(self.without_each)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the score in types that JSON keeps, with the number of its documents in place of their terms."""

@@ -1,0 +1,74 @@
+import json
+
+import pytest
+
+import revformers as rf
+from revformers.cli.main import main
+from tests.evaluation.tiny import damaged, tiny_model, tiny_tokenizer, write_data
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+    write_data(tmp_path / "data")
+    reversible = rf.make_reversible(tiny_model(), rf.BlendedMidpoint("1/64"))
+    for name, model in (("ordinary", tiny_model()), ("reversible", reversible), ("damaged", damaged(tiny_model()))):
+        model.save_pretrained(name)
+        tiny_tokenizer().save_pretrained(name)
+    return tmp_path
+
+
+def evaluate(model, *options):
+    return main(["evaluate", model, "--tasks", "local_piqa", "local_wikitext", *options])
+
+
+def test_a_model_is_evaluated_and_the_result_written(workspace, capfd):
+    assert evaluate("reversible", "--data", "data", "--limit", "5", "--out", "result.json") == 0
+    shown, errors = capfd.readouterr()
+    assert "word_perplexity ↓" in shown
+    assert "acc_norm ↑" in shown
+    assert "it/s" not in errors
+    assert "pretrained" not in errors
+    result = json.loads((workspace / "result.json").read_text())
+    accuracy = result["model"]["scores"][0]
+    assert f"{accuracy['value']:.4f} ± {accuracy['standard_error']:.4f}" in shown
+    assert (accuracy["task"], accuracy["metric"], accuracy["documents"]) == ("local_piqa", "acc", 5)
+    assert result["command"].startswith("revformers evaluate reversible --tasks local_piqa")
+    assert result["environment"]["revformers"]
+
+
+def test_two_models_are_shown_side_by_side(workspace, capsys):
+    assert evaluate("reversible", "--against", "ordinary", "--data", "data", "--out", "near.json") == 0
+    assert evaluate("damaged", "--against", "ordinary", "--data", "data", "--out", "far.json") == 0
+    shown = capsys.readouterr().out
+    assert "difference" in shown
+    assert " *" in shown
+    near, far = (json.loads((workspace / name).read_text())["differences"][-1] for name in ("near.json", "far.json"))
+    assert near["metric"] == far["metric"] == "bits_per_byte"
+    assert far["difference"]["marked"]
+    assert 0 < abs(near["difference"]["value"]) < 0.1 * far["difference"]["value"]
+    assert near["against"] == far["against"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ordinary", "--data", "nowhere"], "There is no data directory 'nowhere'"),
+        (["ordinary"], "name their directory with data (--data)"),
+        (["./nowhere", "--data", "data"], "There is no model './nowhere'"),
+        (["ordinary", "--against", "./nowhere", "--data", "data"], "There is no model './nowhere'"),
+        (["data", "--data", "data"], "'data' holds no causal language model and tokenizer that can be loaded"),
+        (["ordinary", "--data", "data", "--device", "nothing"], "PyTorch cannot use the device 'nothing'"),
+    ],
+)
+def test_errors_are_one_sentence(arguments, message, workspace, capsys):
+    assert evaluate(*arguments) == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert "Traceback" not in errors
+
+
+def test_an_empty_list_of_tasks_is_refused(workspace, capsys):
+    assert main(["evaluate", "ordinary", "--tasks"]) == 2
+    assert "Name a task to evaluate" in capsys.readouterr().err
