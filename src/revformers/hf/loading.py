@@ -38,9 +38,8 @@ def from_pretrained(path: str | os.PathLike, **keywords: Any) -> Any:
     path = find_model(path)
     with_info = keywords.pop("output_loading_info", False)
     keywords.pop("config", None)
-    hub: dict[str, Any] = {
-        key: keywords[key] for key in ("revision", "token", "cache_dir", "subfolder") if key in keywords
-    }
+    names = ("revision", "token", "cache_dir", "subfolder", "local_files_only")
+    hub: dict[str, Any] = {key: keywords[key] for key in names if key in keywords}
     with clear_errors(path, keywords):
         values, _ = PreTrainedConfig.get_config_dict(path, **hub)
         if KEY not in values:

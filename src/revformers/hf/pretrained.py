@@ -98,7 +98,9 @@ def local_folder(path: str, keywords: dict[str, Any], **options: Any) -> Path:
     """
     folder = Path(path)
     if not folder.is_dir():
-        given = {key: keywords[key] for key in ("revision", "token", "cache_dir") if key in keywords}
+        given = {
+            key: keywords[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in keywords
+        }
         folder = Path(snapshot_download(path, **given | options))
     return folder / keywords.get("subfolder", "")
 

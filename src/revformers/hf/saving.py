@@ -72,9 +72,9 @@ def _sorted_arguments(
     model: PreTrainedModel, save_directory: str | os.PathLike, arguments: tuple[Any, ...], keywords: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Return the arguments for saving, and those for the upload or None where nothing is to be uploaded."""
-    bound = inspect.signature(type(model).save_pretrained).bind(model, save_directory, *arguments, **keywords)
-    _, _, *rest = bound.arguments
-    saving = {name: bound.arguments[name] for name in rest}
+    signature = inspect.signature(PreTrainedModel.save_pretrained)
+    saving = dict(signature.bind(model, save_directory, *arguments, **keywords).arguments)
+    del saving["self"], saving["save_directory"]
     others = saving.pop("kwargs", {})
     if not saving.pop("push_to_hub", False):
         return saving | others, None
@@ -89,7 +89,7 @@ def _write_card(model: PreTrainedModel, partial: Path, target: Path) -> list[str
         warnings.warn(
             f"{target / CARD_NAME} is not one of revformers and was left as it is; delete it to have the model card "
             f"written.",
-            stacklevel=4,
+            stacklevel=3,
         )
         return []
     model_card(model).save(partial / CARD_NAME)
