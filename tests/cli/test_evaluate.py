@@ -10,7 +10,7 @@ from tests.evaluation.tiny import damaged, tiny_model, tiny_tokenizer, write_dat
 @pytest.fixture
 def workspace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("COLUMNS", "80")
     write_data(tmp_path / "data")
     reversible = rf.make_reversible(tiny_model(), rf.BlendedMidpoint("1/64"))
     for name, model in (("ordinary", tiny_model()), ("reversible", reversible), ("damaged", damaged(tiny_model()))):
@@ -42,7 +42,9 @@ def test_two_models_are_shown_side_by_side(workspace, capsys):
     assert evaluate("reversible", "--against", "ordinary", "--data", "data", "--out", "near.json") == 0
     assert evaluate("damaged", "--against", "ordinary", "--data", "data", "--out", "far.json") == 0
     shown = capsys.readouterr().out
-    assert "difference" in shown
+    for words in ("local_wikitext ", "6 documents", "  word_perplexity ↓ ", "MODEL", "ORIGINAL", "difference"):
+        assert words in shown
+    assert "…" not in shown
     assert " *" in shown
     near, far = (json.loads((workspace / name).read_text())["differences"][-1] for name in ("near.json", "far.json"))
     assert near["metric"] == far["metric"] == "bits_per_byte"

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,7 @@ def run(arguments: Sequence[str]) -> int:
     for name in (options.model, options.against):
         _check_model(name)
     evaluation = _evaluate(options.model, options)
-    result: dict[str, Any] = {"limit": options.limit, "model": evaluation.to_dict()}
+    result: dict[str, Any] = {"lm_eval": version("lm_eval"), "limit": options.limit, "model": evaluation.to_dict()}
     if options.against is None:
         table, caption = score_table(evaluation), "± standard error over the documents"
     else:
@@ -131,47 +132,54 @@ def _evaluate(name: str, options: EvaluateOptions) -> "Evaluation":
 
 
 def score_table(evaluation: "Evaluation") -> "Table":
-    """Return one line per score."""
-    table = _table("value")
-    for score in evaluation.scores:
-        table.add_row(*_name_cells(score), _value_cell(score.value, score.standard_error))
-    return table
+    """Return one line per score, below the name of its task."""
+    return _table(("value",), [(score, _value_cell(score.value, score.standard_error)) for score in evaluation.scores])
 
 
 def difference_table(differences: "Sequence[Difference]") -> "Table":
     """Return one line per score of two models, with their difference."""
-    table = _table("MODEL", "ORIGINAL", "difference")
+    rows = []
     for difference in differences:
         score, against = difference.score, difference.against
-        table.add_row(
-            *_name_cells(score),
+        cells = (
             _value_cell(score.value, score.standard_error),
             _value_cell(against.value, against.standard_error),
             _value_cell(difference.value, difference.standard_error, sign="+") + (" *" if difference.marked else "  "),
         )
-    return table
+        rows.append((score, *cells))
+    return _table(("MODEL", "ORIGINAL", "difference"), rows)
 
 
-def _table(*values: str) -> "Table":
+def _table(columns: Sequence[str], rows: "Sequence[tuple[Score, *tuple[str, ...]]]") -> "Table":
+    """Return a table of scores and their cells; it fits 80 columns."""
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("task")
-    table.add_column("metric")
-    for name in ("documents", *values):
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("")
+    for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
+    task = None
+    for score, *cells in rows:
+        if score.task != task:
+            task = score.task
+            table.add_row(task, *[""] * (len(columns) - 1), f"{len(score.documents):,} documents", style="bold")
+        table.add_row(f"  {_metric_cell(score)}", *cells)
     return table
 
 
-def _name_cells(score: "Score") -> tuple[str, str, str]:
-    """Return the task, the metric with its direction and its filter, and the number of documents."""
+def _metric_cell(score: "Score") -> str:
+    """Return the metric with its filter and its direction."""
     arrow = {True: " ↑", False: " ↓", None: ""}[score.higher_is_better]
     answer_filter = "" if score.filter == "none" else f" ({score.filter})"
-    return score.task, f"{score.metric}{answer_filter}{arrow}", f"{len(score.documents):,}"
+    return f"{score.metric}{answer_filter}{arrow}"
 
 
 def _value_cell(value: float, error: float | None, sign: str = "") -> str:
-    """Return a value and its standard error; values below ten have four decimals, large ones two."""
-    digits = ",.2f" if abs(value) >= 10 or (error or 0) >= 10 else ".4f"
-    return f"{value:{sign}{digits}}" + (f" ± {error:{digits}}" if error is not None else "")
+    """Return a value and its standard error with the digits that their size leaves room for."""
+    size = max(abs(value), error or 0)
+    if size < 100_000:
+        digits = error_digits = ".4f" if size < 10 else ".2f" if size < 1000 else ",.0f"
+    else:
+        digits, error_digits = ".2e", ".0e"
+    return f"{value:{sign}{digits}}" + (f" ± {error:{error_digits}}" if error is not None else "")
