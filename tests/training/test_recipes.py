@@ -5,13 +5,17 @@ from pathlib import Path
 import pytest
 
 from revformers import Hamiltonian
+from revformers.conversion.convert import blends_of_budget
 from revformers.training import model as model_module
+from revformers.training.finetune import finetune_arguments
+from revformers.training.finetune_data import FinetuneData
+from revformers.training.finetune_recipe import load_finetune_recipe
 from revformers.training.model import build_config, build_dynamics
 from revformers.training.pretrain import training_arguments
 from revformers.training.recipe import load_recipe
 
 DIRECTORY = Path(__file__).parents[2] / "recipes"
-RECIPES = sorted(path.name for path in DIRECTORY.glob("*.yaml"))
+RECIPES = sorted(path.name for path in DIRECTORY.glob("*.yaml") if not path.name.startswith("heal-"))
 
 
 class Gpt2Tokenizer:
@@ -38,6 +42,14 @@ def test_every_recipe_describes_a_model_and_a_run(name, monkeypatch, tmp_path):
     dynamics.check(config.num_hidden_layers)
     assert dynamics.reversible
     assert training_arguments(recipe).max_steps == recipe.training.max_steps
+
+
+@pytest.mark.parametrize("path", DIRECTORY.glob("heal-*.yaml"), ids=lambda path: path.name)
+def test_every_recipe_for_fine_tuning_describes_a_run(path, tmp_path):
+    recipe = load_finetune_recipe(path, {"training.arguments.use_cpu": True, "output": str(tmp_path)})
+    assert recipe.model.name
+    assert blends_of_budget(recipe.conversion.bits, 4)
+    assert finetune_arguments(recipe, FinetuneData("text", [], [])).max_steps == recipe.training.max_steps
 
 
 @pytest.mark.parametrize(

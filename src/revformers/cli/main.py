@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "pretrain": ("revformers.cli.pretrain", "train a model from a recipe"),
+    "finetune": ("revformers.cli.finetune", "heal a converted model, or fine-tune, from a recipe"),
     "verify": ("revformers.cli.verify", "compare rebuilt gradients with stored ones"),
     "convert": ("revformers.cli.convert", "make a pretrained model reversible with little loss"),
     "evaluate": ("revformers.cli.evaluate", "evaluate a model on standard tasks, beside another one"),

@@ -1,16 +1,13 @@
 """``revformers pretrain RECIPE [--section.field value]``."""
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
 
-from revformers.training.errors import RecipeError
-from revformers.training.recipe import Recipe, load_recipe
-
-SWITCHES = ("--resume", "--overwrite")
+from revformers.cli.recipe_command import read_command
+from revformers.training.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -37,22 +34,7 @@ def run(arguments: Sequence[str]) -> int:
         RecipeError: for whatever else the user can put right.
 
     """
-    path = arguments[0] if arguments and not arguments[0].startswith("-") else None
-    if "--help" in arguments or "-h" in arguments:
-        shown = load_recipe(path) if path else Recipe()
-        tyro.cli(
-            PretrainOptions,
-            prog=f"revformers pretrain {path or 'RECIPE'}",
-            default=PretrainOptions(shown),
-            args=["--help"],
-            use_underscores=True,
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
-    if path is None:
-        raise RecipeError("Name a recipe first, as in: revformers pretrain recipes/quickstart.yaml.")
-    overrides = [argument for argument in arguments[1:] if argument not in SWITCHES]
-    recipe = load_recipe(path, overrides)
-    resume, overwrite = (switch in arguments for switch in SWITCHES)
+    command = read_command("pretrain", arguments, Recipe(), PretrainOptions, "recipes/quickstart.yaml")
 
     # imported here, so that a misspelt recipe is reported at once
     from rich.console import Console
@@ -63,12 +45,9 @@ def run(arguments: Sequence[str]) -> int:
 
     quiet_libraries()
     console = Console()
-    result = pretrain(recipe, resume=resume, overwrite=overwrite, console=console)
+    result = pretrain(command.recipe, resume=command.resume, overwrite=command.overwrite, console=console)
     if not result.finished:
-        command = shlex.join(["revformers", "pretrain", path, *overrides, "--resume"])
-        console.print(f"Stopped at step {result.step} with a checkpoint in {result.directory}.", highlight=False)
-        console.print(f"To go on:  {command}", highlight=False, markup=False, soft_wrap=True)
-        return 128 + (result.signal or 0)
+        return command.stopped(result, console)
     metrics = result.metrics
     console.print(
         f"Finished {metrics['steps']} steps in {metrics['seconds']:,.1f} s: validation loss "

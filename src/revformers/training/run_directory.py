@@ -44,6 +44,7 @@ class RunDirectory:
         self.adapter = self.path / "adapter"
         self.conversion = self.path / "conversion"
         self.metrics = self.path / "metrics.json"
+        self.start = self.path / "start.json"
         self.history = self.path / "history.json"
         self.sample = self.path / "sample.txt"
         self.recipe = self.path / "recipe.yaml"
@@ -100,7 +101,7 @@ class RunDirectory:
         for directory in (*self.path.glob("checkpoint-*"), self.model, self.adapter, self.conversion):
             if directory.is_dir():
                 shutil.rmtree(directory)
-        for file in (self.metrics, self.history, self.sample, self.recipe):
+        for file in (self.metrics, self.start, self.history, self.sample, self.recipe):
             file.unlink(missing_ok=True)
 
 

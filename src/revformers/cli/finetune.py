@@ -1,0 +1,66 @@
+"""``revformers finetune RECIPE [--section.field value]``."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from revformers.cli.recipe_command import read_command
+from revformers.training.finetune_recipe import FinetuneRecipe
+
+
+@dataclass(frozen=True)
+class FinetuneOptions:
+    """Convert and train the pretrained model that RECIPE, a .yaml file, names; options override fields of it.
+
+    Dicts take further names, as in --data.columns.prompt instruction or --conversion.options.allocation calibrated.
+    """
+
+    recipe: Annotated[tyro.conf.FlagConversionOff[FinetuneRecipe], tyro.conf.arg(name="")]
+
+    resume: bool = False
+    """Continue the run that the run directory holds, from its last checkpoint."""
+
+    overwrite: bool = False
+    """Discard the run that the run directory holds."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Train as `arguments` say and return the exit code.
+
+    Raises:
+        OSError: for a recipe, data or a model that is not there.
+        RecipeError: for whatever else the user can put right.
+
+    """
+    command = read_command("finetune", arguments, FinetuneRecipe(), FinetuneOptions, "recipes/heal-wikitext.yaml")
+
+    # imported here, so that a misspelt recipe is reported at once
+    from rich.console import Console
+
+    from revformers.cli.quiet import quiet_libraries
+    from revformers.training.finetune import finetune
+
+    quiet_libraries()
+    console = Console()
+    result = finetune(command.recipe, resume=command.resume, overwrite=command.overwrite, console=console)
+    if not result.finished:
+        return command.stopped(result, console)
+    metrics = result.metrics
+    original = metrics.get("original_validation_loss")
+    console.print(
+        f"Finished {metrics['steps']} steps in {metrics['seconds']:,.1f} s: validation loss "
+        f"{metrics['validation_loss']:.4f} after {metrics['initial_validation_loss']:.4f} before training"
+        f"{f' and {original:.4f} of the ordinary network' if original is not None else ''}, "
+        f"{metrics['tokens_per_second']:,.0f} tokens/s.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for name, loader in (("adapter", "revformers.hf.adapter.load_adapter"), ("model", "revformers.from_pretrained")):
+        path = result.directory / name
+        if path.is_dir():
+            # Without a conversion there is nothing that transformers and PEFT would not load themselves.
+            call = f'{loader}("{path}")' if (result.directory / "conversion").is_dir() else str(path)
+            console.print(f"{name.title() + ':':<9} {call}", highlight=False, markup=False, soft_wrap=True)
+    return 0

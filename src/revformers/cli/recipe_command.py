@@ -1,0 +1,80 @@
+"""What ``revformers pretrain`` and ``revformers finetune`` share: reading RECIPE and its options, and a stopped run."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import tyro
+
+from revformers.training.errors import RecipeError
+from revformers.training.recipe import read_recipe
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from revformers.training.trainer_run import RunResult
+
+SWITCHES = ("--resume", "--overwrite")
+
+AnyRecipe = TypeVar("AnyRecipe")
+
+
+@dataclass(frozen=True)
+class RecipeCommand(Generic[AnyRecipe]):
+    """A command that was read.
+
+    Attributes:
+        recipe: with the options in it.
+        resume: whether to continue the run that is there.
+        overwrite: whether to discard it.
+        resume_words: the command line that continues the run.
+
+    """
+
+    recipe: AnyRecipe
+    resume: bool
+    overwrite: bool
+    resume_words: str
+
+    def stopped(self, result: "RunResult", console: "Console") -> int:
+        """Say how a run that a signal ended goes on, and return the exit code."""
+        console.print(f"Stopped at step {result.step} with a checkpoint in {result.directory}.", highlight=False)
+        console.print(f"To go on:  {self.resume_words}", highlight=False, markup=False, soft_wrap=True)
+        return 128 + (result.signal or 0)
+
+
+def read_command(
+    name: str, arguments: Sequence[str], default: AnyRecipe, options: Any, example: str
+) -> RecipeCommand[AnyRecipe]:
+    """Return the command that `arguments` spell; --help prints the options and ends the process.
+
+    Args:
+        name: the command.
+        arguments: the words after it.
+        default: a recipe of the command's kind.
+        options: dataclass of what the help shows, with the fields recipe, resume and overwrite.
+        example: a recipe that the command could be given.
+
+    Raises:
+        FileNotFoundError: for a recipe that is not there.
+        RecipeError: for a recipe or an option that cannot be read.
+
+    """
+    path = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    if "--help" in arguments or "-h" in arguments:
+        shown = read_recipe(default, path) if path else default
+        tyro.cli(
+            options,
+            prog=f"revformers {name} {path or 'RECIPE'}",
+            default=options(shown),
+            args=["--help"],
+            use_underscores=True,
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+    if path is None:
+        raise RecipeError(f"Name a recipe first, as in: revformers {name} {example}.")
+    overrides = [argument for argument in arguments[1:] if argument not in SWITCHES]
+    resume, overwrite = (switch in arguments for switch in SWITCHES)
+    words = shlex.join(["revformers", name, path, *overrides, "--resume"])
+    return RecipeCommand(read_recipe(default, path, overrides), resume, overwrite, words)

@@ -1,0 +1,362 @@
+"""A fine-tuning run of a converted model on transformers' Trainer, or on TRL's SFTTrainer."""
+
+import dataclasses
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from rich.console import Console
+from transformers import (
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+    default_data_collator,
+    set_seed,
+)
+
+from revformers.conversion.convert import convert
+from revformers.errors import NotReversibleError
+from revformers.hf.adapter import apply_conversion, describe_base, save_conversion
+from revformers.hf.head import HeadLoss, set_head_loss
+from revformers.hf.ordinary import ordinary
+from revformers.hf.pretrained import load_causal_lm
+from revformers.hf.quantization import quantization_options
+from revformers.hf.reversible import set_activations
+from revformers.hf.state import reversible_stack
+from revformers.hf.teacher import AdapterOff, FrozenCopy
+from revformers.training.annealing import Annealing
+from revformers.training.errors import RecipeError
+from revformers.training.finetune_data import FinetuneData, calibration_blocks, load_finetune_data
+from revformers.training.finetune_recipe import AdapterSection, FinetuneRecipe
+from revformers.training.history import loss_curve
+from revformers.training.run_directory import RunDirectory, replaced, write_json
+from revformers.training.strict import suggestion
+from revformers.training.trainer_run import RunResult, finished_result, run_metrics, train, trainer_arguments
+
+PACKAGES = 'pip install "revformers[finetune]"'
+
+
+def finetune(
+    recipe: FinetuneRecipe, *, resume: bool = False, overwrite: bool = False, console: Console | None = None
+) -> RunResult:
+    """Convert the pretrained model of `recipe`, and train it, or go on from its last checkpoint.
+
+    The run directory then holds the checkpoints of the Trainer; `model` (weights and tokenizer, for
+    ``revformers.from_pretrained``) or, of an adapter, `adapter` (in PEFT's format, for
+    ``revformers.hf.adapter.load_adapter``) and with adapter.merge `model` as well; `conversion` (the dynamics and the
+    update predictors as training began); `history.json` (the loss curve over steps and seconds); `start.json` and
+    `metrics.json` (the figures before and after); and `recipe.yaml`. A resumed run ends with the same weights, bit for
+    bit on the CPU, as one that went through. SIGINT and SIGTERM end the run after the step at hand, with a checkpoint.
+
+    Text is trained on by transformers' Trainer in packed blocks; prompts with completions and conversations by TRL's
+    SFTTrainer, unpacked and padded, whose validation loss is a mean over batches.
+
+    Args:
+        recipe: what to train, on what, and how.
+        resume: continue the run in the run directory.
+        overwrite: discard the run in the run directory.
+        console: where to show progress; left out, standard output.
+
+    Raises:
+        OSError: for a local file that is not there, or a model that cannot be loaded.
+        RecipeError: for a recipe that cannot be used, or a run directory that holds another run.
+        NotReversibleError: for an architecture that cannot be converted.
+
+    """
+    console = console or Console()
+    _check(recipe)
+    run = RunDirectory(recipe.output)
+    tokenizer = _load_tokenizer(recipe)
+    lora = _lora_config(recipe.adapter) if recipe.adapter.kind == "lora" else None
+    model = _load_model(recipe)
+    _check_model(recipe, model, tokenizer)
+    data = load_finetune_data(recipe.data, tokenizer)
+    arguments = finetune_arguments(recipe, data)
+    if recipe.model.quantization != "nf4":  # those weights are on their device already
+        model.to(arguments.device)
+    with arguments.main_process_first(local=False):
+        checkpoint = run.prepare(recipe, resume=resume, overwrite=overwrite)
+    if checkpoint is not None and (finished := finished_result(run, checkpoint, recipe.training.max_steps)):
+        return finished
+
+    teacher = FrozenCopy(model) if recipe.loss.distillation and lora is None else None
+    if recipe.conversion.bits is not None or reversible_stack(model) is not None:
+        _prepare_dynamics(model, recipe, data, tokenizer, run, arguments, fresh=checkpoint is None)
+    if lora is not None:
+        model = _with_adapter(model, lora, recipe, run)
+    loss = recipe.loss
+    if loss.distillation and teacher is None:
+        teacher = AdapterOff(model)
+    set_head_loss(model, HeadLoss(loss.cross_entropy, loss.distillation, loss.temperature, teacher, loss.chunk))
+    trainer = _trainer(model, arguments, data, tokenizer)
+    if data.form == "messages" and not data.assistant_only:
+        console.print(
+            "The chat template does not mark what the assistant says: the loss is taken over whole conversations.",
+            soft_wrap=True,
+        )
+    if checkpoint is None:
+        start = _losses_before_training(trainer, model, recipe)
+        if trainer.is_world_process_zero():
+            write_json(run.start, start)
+            shown = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in start.items())
+            console.print(f"before training: {shown}", highlight=False, soft_wrap=True)
+    if recipe.annealing.steps:
+        trainer.add_callback(Annealing(model, recipe.annealing.steps, recipe.annealing.start))
+
+    tokens_per_step = None
+    if data.form == "text":
+        sequences = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+        tokens_per_step = sequences * recipe.data.block_length
+    if stopped := train(trainer, run, checkpoint, console, tokens_per_step):
+        return stopped
+
+    state = trainer.state
+    tokens = int(state.num_input_tokens_seen) if tokens_per_step is None else state.global_step * tokens_per_step
+    metrics = {**json.loads(run.start.read_text(encoding="utf-8")), **run_metrics(trainer, tokens)}
+    if trainer.is_world_process_zero():
+        _save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, recipe, run)
+        write_json(run.history, loss_curve(state))
+        write_json(run.metrics, metrics)  # last, since it says that the run is finished
+    return RunResult(run.path, True, state.global_step, None, metrics)
+
+
+def finetune_arguments(recipe: FinetuneRecipe, data: FinetuneData) -> TrainingArguments:
+    """Return the arguments of the Trainer, or of the SFTTrainer, that `recipe` describes for its data.
+
+    Raises:
+        RecipeError: for an argument that it does not have, that a recipe sets elsewhere, or a bad value.
+
+    """
+    kind: type[TrainingArguments] = TrainingArguments
+    # Of a reversible model the activation policy decides; TRL would switch checkpointing on.
+    fixed: dict[str, Any] = {
+        "gradient_checkpointing": recipe.conversion.bits is None and recipe.conversion.activations == "checkpoint"
+    }
+    if data.form != "text":
+        kind = _trl().SFTConfig
+        fixed |= {
+            "max_length": recipe.data.block_length,
+            "packing": False,
+            "completion_only_loss": data.form == "prompt_completion",
+            "assistant_only_loss": data.assistant_only,
+            "include_num_input_tokens_seen": "non_padding",
+        }
+    return trainer_arguments(recipe.training, recipe.output, "conversion.activations", kind, **fixed)
+
+
+def _check(recipe: FinetuneRecipe) -> None:
+    """Raise RecipeError for what can be seen without loading anything."""
+    if not recipe.output:
+        raise RecipeError("The recipe names no run directory; set output.")
+    if not recipe.model.name:
+        raise RecipeError("The recipe names no model to fine-tune; set model.name.")
+    if recipe.adapter.kind == "none":
+        if recipe.model.quantization != "none":
+            raise RecipeError("Quantised weights cannot be trained; set adapter.kind to lora or quantization to none.")
+        if recipe.adapter.merge:
+            raise RecipeError("adapter.merge needs an adapter; set adapter.kind to lora.")
+    elif recipe.adapter.merge and recipe.model.quantization != "none":
+        raise RecipeError("adapter.merge would round the adapter to the quantised weights; leave one of them out.")
+    known = list(inspect.signature(convert).parameters)[3:]
+    for name in recipe.conversion.options:
+        if name not in known or name in ("predictor", "progress"):
+            raise RecipeError(f"conversion.options has no {name!r}{suggestion(name, known)}")
+
+
+def _check_model(recipe: FinetuneRecipe, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise RecipeError where model, tokenizer and recipe do not go together."""
+    name, conversion = recipe.model.name, recipe.conversion
+    config = model.config.get_text_config(decoder=True)
+    if len(tokenizer) > config.vocab_size:
+        raise RecipeError(
+            f"The tokenizer has {len(tokenizer)} tokens and {name} {config.vocab_size}; set model.tokenizer to the "
+            f"model's own."
+        )
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest is not None and recipe.data.block_length > longest:
+        raise RecipeError(
+            f"data.block_length is {recipe.data.block_length} tokens, but {name} reads at most {longest}; shorten it."
+        )
+    reversible = reversible_stack(model) is not None
+    if reversible and conversion.bits is not None:
+        raise RecipeError(f"{name} is reversible already; set conversion.bits to none to keep its dynamics.")
+    if reversible and recipe.loss.distillation:
+        raise RecipeError(
+            f"loss.distillation learns from an ordinary network, which {name} no longer is; name the model that it was "
+            f"converted from, and set conversion.bits."
+        )
+    if not reversible and conversion.bits is None:
+        if conversion.activations not in ("store", "checkpoint"):
+            raise RecipeError(
+                f"Without conversion {name} is an ordinary network, which cannot {conversion.activations} activations; "
+                f"set conversion.bits, or conversion.activations to store or checkpoint."
+            )
+        if recipe.annealing.steps:
+            raise RecipeError("annealing.steps needs a conversion; set conversion.bits, or annealing.steps to 0.")
+
+
+def _load_tokenizer(recipe: FinetuneRecipe) -> PreTrainedTokenizerBase:
+    section = recipe.model
+    name = section.tokenizer or section.name
+    try:
+        return AutoTokenizer.from_pretrained(name, revision=None if section.tokenizer else section.revision)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"There is no tokenizer {name!r} here or on the hub that can be reached.") from error
+
+
+def _load_model(recipe: FinetuneRecipe) -> Any:
+    """Return the model, in nf4 on the device of this process, otherwise on the CPU."""
+    section = recipe.model
+    dtype = getattr(torch, section.dtype)
+    try:
+        options = quantization_options(section.quantization, dtype)
+    except (ImportError, ValueError) as error:
+        raise RecipeError(str(error)) from error
+    if section.revision:
+        options["revision"] = section.revision
+    if section.quantization == "nf4":  # bitsandbytes quantises on the device that the weights stay on
+        options["device_map"] = {"": PartialState().device}
+    return load_causal_lm(section.name, dtype=dtype, **options)
+
+
+def _prepare_dynamics(
+    model: Any,
+    recipe: FinetuneRecipe,
+    data: FinetuneData,
+    tokenizer: PreTrainedTokenizerBase,
+    run: RunDirectory,
+    arguments: TrainingArguments,
+    *,
+    fresh: bool,
+) -> None:
+    """Convert the model, or give it the conversion that the run began with; one process converts for all."""
+    section = recipe.conversion
+    with arguments.main_process_first(local=False):
+        if fresh and arguments.process_index == 0:
+            if section.bits is not None:
+                blocks = calibration_blocks(data, tokenizer, section.sequences, recipe.data.block_length)
+                _convert(model, recipe, blocks.to(model.device))
+            with replaced(run.conversion) as directory:
+                base = {name: getattr(recipe.model, name) for name in ("name", "revision", "dtype", "quantization")}
+                save_conversion(model, directory, base)
+        else:
+            apply_conversion(model, run.conversion)
+    try:
+        set_activations(model, section.activations)
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
+
+
+def _convert(model: Any, recipe: FinetuneRecipe, blocks: torch.Tensor) -> None:
+    section = recipe.conversion
+    try:
+        convert(model, section.bits, blocks, predictor=section.predictor, **section.options)  # type: ignore[arg-type]
+    except NotReversibleError:
+        raise
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
+
+
+def _lora_config(section: AdapterSection) -> Any:
+    """Return the peft.LoraConfig of the section; raise RecipeError where PEFT does not take it."""
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise RecipeError(f"An adapter needs PEFT; {PACKAGES}.") from error
+    known = [field.name for field in dataclasses.fields(LoraConfig)]
+    for name in section.options:
+        if name not in known:
+            raise RecipeError(f"adapter.options has no {name!r}{suggestion(name, known)}")
+    values = {
+        "r": section.rank,
+        "lora_alpha": section.alpha,
+        "lora_dropout": section.dropout,
+        "target_modules": section.target_modules,
+        "task_type": "CAUSAL_LM",
+        **section.options,
+    }
+    try:
+        return LoraConfig(**values)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"PEFT refuses the adapter section: {' '.join(str(error).split())[:300]}") from error
+
+
+def _with_adapter(model: Any, config: Any, recipe: FinetuneRecipe, run: RunDirectory) -> Any:
+    """Return the PEFT model around `model`, seeded, which saves itself with the conversion of its base."""
+    from peft import get_peft_model
+
+    set_seed(recipe.training.seed)
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as error:
+        raise RecipeError(f"PEFT refuses the adapter section: {' '.join(str(error).split())[:300]}") from error
+    if reversible_stack(model) is not None:
+        describe_base(adapted, run.conversion)
+    return adapted
+
+
+def _trainer(model: Any, arguments: Any, data: FinetuneData, tokenizer: PreTrainedTokenizerBase) -> Trainer:
+    shared = {
+        "model": model,
+        "args": arguments,
+        "train_dataset": data.training,
+        "eval_dataset": data.validation,
+        "processing_class": tokenizer,
+    }
+    if data.form == "text":
+        trainer = Trainer(data_collator=default_data_collator, **shared)
+    else:
+        trainer = _sft_trainer()(**shared)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _sft_trainer() -> Any:
+    """Return TRL's SFTTrainer with the loss of the model: its own one reads the logits or a head of its own."""
+    kind: Any = _trl().SFTTrainer
+
+    class HeadLossTrainer(kind):
+        def compute_loss(self, *arguments: Any, **keywords: Any) -> Any:
+            return Trainer.compute_loss(self, *arguments, **keywords)
+
+    return HeadLossTrainer
+
+
+def _trl() -> Any:
+    try:
+        import trl
+    except ImportError as error:
+        raise RecipeError(f"Prompts with completions and conversations need TRL; {PACKAGES}.") from error
+    return trl
+
+
+def _losses_before_training(trainer: Trainer, model: Any, recipe: FinetuneRecipe) -> dict[str, float]:
+    """Return the validation losses of the network as it was, where it was converted, and as it will be trained."""
+    losses = {}
+    if recipe.conversion.bits is not None:
+        with ordinary(model):
+            losses["original_validation_loss"] = trainer.evaluate(metric_key_prefix="original")["original_loss"]
+    losses["initial_validation_loss"] = trainer.evaluate(metric_key_prefix="initial")["initial_loss"]
+    return losses
+
+
+def _save(model: Any, tokenizer: PreTrainedTokenizerBase, recipe: FinetuneRecipe, run: RunDirectory) -> None:
+    """Write the adapter, the model, or both."""
+    adapted = recipe.adapter.kind == "lora"
+    if adapted:
+        _save_to(run.adapter, model, tokenizer)
+    if recipe.adapter.merge:
+        model = model.merge_and_unload()
+    if recipe.adapter.merge or not adapted:
+        _save_to(run.model, model, tokenizer)
+
+
+def _save_to(target: Path, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    with replaced(target) as directory:
+        model.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)

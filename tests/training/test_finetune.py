@@ -1,0 +1,303 @@
+import io
+import json
+import os
+import signal
+
+import pytest
+import torch
+from peft import PeftModel
+from rich.console import Console
+from transformers import AutoModelForCausalLM
+
+import revformers as rf
+from revformers.hf.adapter import ADAPTER_TYPE, load_adapter
+from revformers.hf.state import reversible_stack, update_predictors
+from revformers.training import finetune as finetune_module
+from revformers.training import trainer_run
+from revformers.training.errors import RecipeError
+from revformers.training.finetune import finetune
+from revformers.training.interruption import SaveOnSignal
+from tests.training.tiny_finetune import (
+    COLUMNS,
+    CONVERSATIONS,
+    INSTRUCTIONS,
+    tiny_finetune_recipe,
+    write_model,
+    write_records,
+)
+
+LORA = {"adapter.kind": "lora", "adapter.rank": 2}
+IDS = torch.randint(200, (2, 20), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """A directory with the model; every run goes into a directory of its own."""
+    directory = tmp_path_factory.mktemp("finetune")
+    write_model(directory)
+    return directory
+
+
+def run(recipe, **options):
+    output = io.StringIO()
+    result = finetune(recipe, console=Console(file=output, width=200), **options)
+    result.metrics["shown"] = output.getvalue()
+    return result
+
+
+def recipe_in(shared, tmp_path, overrides=None):
+    return tiny_finetune_recipe(shared, {"output": str(tmp_path / "run"), **(overrides or {})})
+
+
+def weights(result):
+    return rf.from_pretrained(result.directory / "model").state_dict()
+
+
+def curve(result, name):
+    history = json.loads((result.directory / "history.json").read_text())
+    return [entry[name] for entry in history if name in entry]
+
+
+@pytest.fixture
+def interrupted_at(monkeypatch):
+    def interrupt(step):
+        class Interrupting(SaveOnSignal):
+            def on_step_begin(self, args, state, control, **kwargs):
+                if state.global_step == step - 1:
+                    os.kill(os.getpid(), signal.SIGINT)
+
+        monkeypatch.setattr(trainer_run, "SaveOnSignal", Interrupting)
+
+    return interrupt
+
+
+def test_a_run_converts_trains_and_leaves_a_reversible_model(shared, tmp_path):
+    result = run(recipe_in(shared, tmp_path, {"training.max_steps": 8, "training.learning_rate": 1e-2}))
+    assert result.finished
+    metrics = json.loads((result.directory / "metrics.json").read_text())
+    assert metrics["steps"] == 8
+    assert metrics["tokens"] == 8 * 2 * 32
+    assert metrics["validation_loss"] < metrics["initial_validation_loss"] - 0.3
+    assert "original validation loss" in result.metrics["shown"]
+    model = rf.from_pretrained(result.directory / "model")
+    assert reversible_stack(model).activations == "rebuild"
+    assert len(update_predictors(model)) == 6
+    assert rf.verify_gradients(model, {"input_ids": IDS}).bit_exact
+    assert (result.directory / "recipe.yaml").is_file()
+
+
+def test_the_loss_before_training_is_that_of_the_ordinary_network(shared, tmp_path):
+    """Against transformers' own loss of the model that was never converted."""
+    result = run(recipe_in(shared, tmp_path, {"training.max_steps": 1}))
+    recipe = recipe_in(shared, tmp_path)
+    tokenizer = finetune_module._load_tokenizer(recipe)
+    data = finetune_module.load_finetune_data(recipe.data, tokenizer)
+    blocks = torch.stack([block["input_ids"] for block in data.validation])
+    model = AutoModelForCausalLM.from_pretrained(shared / "model")
+    with torch.no_grad():
+        expected = model(input_ids=blocks, labels=blocks).loss.item()
+    assert result.metrics["original_validation_loss"] == pytest.approx(expected, rel=1e-5)
+    assert result.metrics["initial_validation_loss"] != pytest.approx(expected, rel=1e-5)
+
+
+def test_rebuilt_activations_train_the_same_weights_as_stored_ones(shared, tmp_path):
+    options = {"loss.distillation": 0.5, "annealing.steps": 2}
+    results = [
+        run(recipe_in(shared, tmp_path, {**options, "conversion.activations": name, "output": str(tmp_path / name)}))
+        for name in ("store", "rebuild")
+    ]
+    stored, rebuilt = (weights(result) for result in results)
+    assert all(torch.equal(stored[name], rebuilt[name]) for name in stored)
+
+
+def test_one_batch_of_eight_trains_as_four_of_two(shared, tmp_path):
+    results = [
+        run(
+            recipe_in(
+                shared,
+                tmp_path,
+                {
+                    "training.per_device_train_batch_size": size,
+                    "training.gradient_accumulation_steps": 8 // size,
+                    "output": str(tmp_path / str(size)),
+                    "data.source": str(write_records(tmp_path / "a.json", INSTRUCTIONS)),
+                    "data.columns": COLUMNS,
+                },
+            )
+        )
+        for size in (8, 2)
+    ]
+    together, apart = (curve(result, "loss") for result in results)
+    assert together == pytest.approx(apart, rel=1e-4)
+    assert results[0].metrics["tokens"] == results[1].metrics["tokens"]
+
+
+@pytest.mark.parametrize("adapter", [{}, LORA], ids=["full", "lora"])
+def test_an_interrupted_run_in_the_middle_of_annealing_ends_as_one_that_went_through(
+    shared, tmp_path, interrupted_at, adapter
+):
+    options = {**adapter, "annealing.steps": 3, "training.save_steps": 100, "adapter.dropout": 0.1}
+    through = run(recipe_in(shared, tmp_path, {**options, "output": str(tmp_path / "through")}))
+    interrupted_at(2)
+    recipe = recipe_in(shared, tmp_path, {**options, "output": str(tmp_path / "interrupted")})
+    stopped = run(recipe)
+    assert not stopped.finished
+    assert stopped.step == 2
+    interrupted_at(-1)
+    resumed = run(recipe, resume=True)
+    assert resumed.finished
+    name = "adapter/adapter_model.safetensors" if adapter else "model/model.safetensors"
+    assert (through.directory / name).read_bytes() == (resumed.directory / name).read_bytes()
+    assert curve(through, "eval_loss") == curve(resumed, "eval_loss")
+    assert reversible_stack(
+        load_adapter(resumed.directory / "adapter") if adapter else rf.from_pretrained(resumed.directory / "model")
+    ).dynamics == rf.BlendedMidpoint(["1/2"] * 6)
+
+
+def test_an_adapter_loads_with_its_conversion_and_not_without(shared, tmp_path):
+    result = run(recipe_in(shared, tmp_path, {**LORA, "adapter.merge": True, "training.learning_rate": 1e-2}))
+    adapter = load_adapter(result.directory / "adapter")
+    assert isinstance(adapter, PeftModel)
+    merged = rf.from_pretrained(result.directory / "model")
+    ordinary = AutoModelForCausalLM.from_pretrained(shared / "model")
+    with torch.no_grad():
+        logits = adapter(IDS).logits
+        assert torch.allclose(logits, merged(IDS).logits, atol=1e-3)
+        assert not torch.allclose(logits, ordinary(IDS).logits, atol=1e-1)
+    with pytest.raises(KeyError, match=r"pip install revformers, then revformers\.hf\.adapter\.load_adapter"):
+        PeftModel.from_pretrained(ordinary, str(result.directory / "adapter"))
+    checkpoint = result.directory / "checkpoint-4"
+    assert json.loads((checkpoint / "adapter_config.json").read_text())["peft_type"] == ADAPTER_TYPE
+    with torch.no_grad():
+        assert torch.equal(load_adapter(checkpoint)(IDS).logits, logits)
+
+
+def test_a_loaded_adapter_saves_itself_again(shared, tmp_path):
+    result = run(recipe_in(shared, tmp_path, {**LORA, "training.max_steps": 1}))
+    adapter = load_adapter(result.directory / "adapter", trainable=True)
+    assert rf.verify_gradients(adapter.train(), {"input_ids": IDS}).bit_exact
+    adapter.save_pretrained(tmp_path / "again")
+    with torch.no_grad():
+        assert torch.equal(load_adapter(tmp_path / "again")(IDS).logits, adapter.eval()(IDS).logits)
+
+
+def test_an_adapter_on_int8_weights_has_exact_gradients_and_learns(shared, tmp_path):
+    pytest.importorskip("torchao")
+    result = run(
+        recipe_in(
+            shared,
+            tmp_path,
+            {**LORA, "model.quantization": "int8", "training.learning_rate": 1e-2, "loss.distillation": 0.1},
+        )
+    )
+    assert result.metrics["validation_loss"] < result.metrics["initial_validation_loss"]
+    adapter = load_adapter(result.directory / "adapter", trainable=True).train()
+    layer = adapter.get_base_model().model.layers[0].self_attn.q_proj
+    assert "Int8" in type(layer.base_layer.weight).__name__
+    assert rf.verify_gradients(adapter, {"input_ids": IDS}).bit_exact
+
+
+@pytest.mark.parametrize(
+    ("records", "columns"),
+    [
+        (INSTRUCTIONS, COLUMNS),
+        (CONVERSATIONS, {}),
+        ([{"prompt": row["messages"][:1], "completion": row["messages"][1:]} for row in CONVERSATIONS], {}),
+    ],
+    ids=["prompt_completion", "messages", "conversational prompt_completion"],
+)
+def test_instructions_and_conversations_are_learnt(shared, tmp_path, records, columns):
+    source = str(write_records(tmp_path / "a.json", records))
+    overrides = {"data.source": source, "data.columns": columns, "training.max_steps": 8, "annealing.steps": 2}
+    result = run(recipe_in(shared, tmp_path, {**overrides, "training.learning_rate": 1e-2}))
+    assert result.metrics["validation_loss"] < result.metrics["initial_validation_loss"] - 0.3
+    assert 0 < result.metrics["tokens"] < 8 * 2 * 32  # padding does not count
+    assert "does not mark" not in result.metrics["shown"]
+    assert rf.from_pretrained(result.directory / "model")
+
+
+def test_the_loss_of_instructions_is_that_of_their_completions(shared, tmp_path):
+    """Against the cross-entropy of the completions by hand, on the ordinary network."""
+    source = str(write_records(tmp_path / "a.json", INSTRUCTIONS))
+    overrides = {"data.source": source, "data.columns": COLUMNS, "training.max_steps": 1, "data.validation_blocks": 1}
+    result = run(recipe_in(shared, tmp_path, overrides))
+    tokenizer = finetune_module._load_tokenizer(recipe_in(shared, tmp_path))
+    model = AutoModelForCausalLM.from_pretrained(shared / "model")
+    row = INSTRUCTIONS[0]
+    prompt = tokenizer(f"{row['instruction']} {row['input']}\n")["input_ids"]
+    completion = tokenizer(row["output"])["input_ids"] + [tokenizer.eos_token_id]
+    labels = torch.tensor([[-100] * len(prompt) + completion])
+    with torch.no_grad():
+        expected = model(input_ids=torch.tensor([prompt + completion]), labels=labels).loss.item()
+    assert result.metrics["original_validation_loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_an_ordinary_network_is_trained_as_it_is(shared, tmp_path):
+    options = {"conversion.bits": None, "conversion.activations": "checkpoint", **LORA, "training.max_steps": 1}
+    result = run(recipe_in(shared, tmp_path, options))
+    assert "original_validation_loss" not in result.metrics
+    base = AutoModelForCausalLM.from_pretrained(shared / "model")
+    assert PeftModel.from_pretrained(base, str(result.directory / "adapter"))  # an ordinary adapter
+
+
+def test_a_saved_reversible_model_keeps_its_dynamics(shared, tmp_path):
+    model = rf.make_reversible(AutoModelForCausalLM.from_pretrained(shared / "model"), rf.Leapfrog(step_size=0.5))
+    model.save_pretrained(tmp_path / "leapfrog")
+    options = {"model.name": str(tmp_path / "leapfrog"), "model.tokenizer": str(shared / "model")}
+    result = run(recipe_in(shared, tmp_path, {**options, "conversion.bits": None, "training.max_steps": 1}))
+    assert reversible_stack(rf.from_pretrained(result.directory / "model")).dynamics == rf.Leapfrog(step_size=0.5)
+    with pytest.raises(RecipeError, match=r"is reversible already; set conversion\.bits to none"):
+        run(recipe_in(shared, tmp_path, options))
+
+
+def test_resuming_with_other_data_is_refused(shared, tmp_path):
+    run(recipe_in(shared, tmp_path, {"training.max_steps": 1}))
+    with pytest.raises(RecipeError, match=r"was started with data\.block_length 32, not 16"):
+        run(recipe_in(shared, tmp_path, {"data.block_length": 16}), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"output": ""}, "names no run directory"),
+        ({"model.name": ""}, "names no model"),
+        ({"data.source": ""}, "names no data"),
+        ({"model.quantization": "int8"}, "Quantised weights cannot be trained; set adapter.kind"),
+        ({"model.quantization": "nf4", **LORA}, "nf4 need a CUDA device"),
+        ({"adapter.merge": True}, "needs an adapter"),
+        ({"adapter.merge": True, "model.quantization": "int8", **LORA}, "would round the adapter"),
+        ({**LORA, "adapter.options.rnk": 3}, "adapter.options has no 'rnk'"),
+        ({"conversion.options.predictr": 3}, "conversion.options has no 'predictr'"),
+        ({"data.block_length": 4096}, "reads at most 2048; shorten it"),
+        ({"conversion.bits": None}, "cannot rebuild activations; set conversion.bits"),
+        (
+            {"conversion.bits": None, "conversion.activations": "store", "annealing.steps": 2},
+            "annealing.steps needs a conversion",
+        ),
+        ({"training.arguments.gradient_checkpointing": True}, "set conversion.activations to checkpoint instead"),
+        ({"training.arguments.max_steps_": 1}, "has no 'max_steps_'"),
+    ],
+)
+def test_what_cannot_be_trained_is_named_before_anything_is_written(shared, tmp_path, overrides, message, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RecipeError) as caught:
+        run(recipe_in(shared, tmp_path, overrides))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"conversion.bits": 9.0}, "from 0 to 8"),
+        ({**LORA, "adapter.target_modules": "nothing"}, "PEFT refuses the adapter section"),
+        ({"data.source": "SHORT"}, "does not fill"),
+    ],
+)
+def test_what_shows_later_is_named_too(shared, tmp_path, overrides, message):
+    (tmp_path / "short.txt").write_text("a\nb\n")
+    overrides = {name: str(tmp_path / "short.txt") if value == "SHORT" else value for name, value in overrides.items()}
+    with pytest.raises(RecipeError, match=message) as caught:
+        run(recipe_in(shared, tmp_path, overrides))
+    assert "\n" not in str(caught.value)
