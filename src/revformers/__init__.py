@@ -9,6 +9,7 @@ from revformers.conversion.convert import Conversion, convert
 from revformers.dynamics import BlendedMidpoint, Dynamics, Hamiltonian, Leapfrog, Midpoint, Residual
 from revformers.errors import NotReversibleError, RebuildMismatchError, StateRangeError
 from revformers.hf.loading import from_pretrained, register
+from revformers.hf.ordinary import ordinary
 from revformers.hf.reversible import make_residual, make_reversible, set_activations
 from revformers.verification import GradientReport, verify_gradients
 
@@ -32,6 +33,7 @@ __all__ = [
     "from_pretrained",
     "make_residual",
     "make_reversible",
+    "ordinary",
     "set_activations",
     "verify_gradients",
 ]

@@ -36,6 +36,7 @@ class ReversibleStack:
         activations: a name in `activations.ACTIVATIONS`.
         number_of_layers: the depth of the decoder.
         provenance: where the model came from, where that is known.
+        ordinary: whether the decoder runs as the ordinary network for now; see `revformers.ordinary`.
 
     """
 
@@ -43,6 +44,7 @@ class ReversibleStack:
     activations: str
     number_of_layers: int
     provenance: Provenance | None = None
+    ordinary: bool = False
 
     @property
     def policy(self) -> type[ActivationPolicy]:
@@ -123,6 +125,8 @@ _CURRENT_PASS: "ContextVar[Pass | _Visit | None]" = ContextVar("revformers_pass"
 def decoder_forward(decoder: Any, *arguments: Any, **keywords: Any) -> Any:
     """Stand in for the forward of a reversible decoder."""
     stack: ReversibleStack = decoder._reversible_stack
+    if stack.ordinary:
+        return type(decoder).forward(decoder, *arguments, **keywords)
     parameters = list(inspect.signature(type(decoder).forward).parameters)
     if _recomputes(stack) and "use_cache" in parameters:
         # Most models pass it by name, CPM-Ant by position; `parameters` counts self.
@@ -147,8 +151,10 @@ def decoder_forward(decoder: Any, *arguments: Any, **keywords: Any) -> Any:
     return output
 
 
-def layer_forward(layer: Any, hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
+def layer_forward(layer: Any, hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Any:
     """Stand in for the forward of a layer of a reversible decoder."""
+    if layer._reversible_role.stack.ordinary:
+        return type(layer).forward(layer, hidden_states, *arguments, **keywords)
     current = _CURRENT_PASS.get()
     if current is None or current.stack is not layer._reversible_role.stack:
         raise RuntimeError(
