@@ -1,0 +1,37 @@
+"""Sums of token losses over the logits of one chunk; the caller adds chunks up and divides by the number of tokens."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the sum over tokens of -log softmax(logits)[target], nats.
+
+    Args:
+        logits: (tokens, vocabulary), any floating dtype; computed in at least float32.
+        targets: int64[tokens], every one a token that counts.
+
+    """
+    return functional.cross_entropy(_wide(logits), targets, reduction="sum")
+
+
+def divergence_sum(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """Return the sum over tokens of T^2 KL(softmax(teacher_logits / T) || softmax(logits / T)), nats.
+
+    The factor T^2 keeps the size of the gradient the same at every temperature (Hinton, Vinyals, Dean,
+    arXiv 1503.02531).
+
+    Args:
+        logits: of the student, (tokens, vocabulary), any floating dtype; computed in at least float32.
+        teacher_logits: of the same shape; no gradient should reach them.
+        temperature: T, above 0.
+
+    """
+    student = functional.log_softmax(_wide(logits) / temperature, dim=-1)
+    teacher = functional.log_softmax(_wide(teacher_logits) / temperature, dim=-1)
+    return functional.kl_div(student, teacher, reduction="sum", log_target=True) * temperature**2
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
