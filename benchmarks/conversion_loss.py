@@ -1,24 +1,64 @@
-"""What a conversion costs before any training: held-out loss against bits, with and without the update predictor.
+"""What a conversion costs before any training: held-out loss against bits, for every way of converting.
 
     python benchmarks/conversion_loss.py MODEL --calibration TRAIN.txt --validation VALID.txt --output RESULT.json
 
-Every seed fits the predictors to another stretch of the calibration text; the held-out text is the same.
+Every seed fits to another stretch of the calibration text; the held-out text is the same. The blends alone, at uniform
+bits, fit nothing and are measured once.
 """
 
 import argparse
-import copy
+import math
+import statistics
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 import revformers as rf
 from revformers.benchmark.environment import write_result
-from revformers.conversion.convert import mean_loss
+from revformers.conversion.convert import Converter, Method
+from revformers.hf.pretrained import load_causal_lm
 from revformers.training.data.packing import packed_blocks
+from revformers.update_predictor import predictor_form_of
+
+ALL = (6, 4, 3, 2, 1, 0)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of converting, the budgets to measure it at, and its share of calibration text in that of the others."""
+
+    method: Method
+    bits: tuple[float, ...] = ALL
+    text: int = 1
+
+
+def predicted_by(name: Any, rank: int | None = None, **options: Any) -> Method:
+    """Return the method with update predictors of this form."""
+    return Method(predictor=predictor_form_of(name, rank), **options)
+
+
+ARMS = {
+    "uniform blends": Arm(predicted_by("none")),
+    "calibrated blends": Arm(predicted_by("none", allocation="calibrated")),
+    "two evaluations": Arm(predicted_by("none", two_evaluations=True)),
+    "predictor on state": Arm(predicted_by("state"), (1, 0)),
+    "predictor on update": Arm(predicted_by("update")),
+    "predictor on update, rank 1/8": Arm(predicted_by("update", 1), (1, 0)),
+    "predictor on update, rank 3/8": Arm(predicted_by("update", 3), (1, 0)),
+    "predictor on update, fitted on the original": Arm(predicted_by("update", trajectory="original"), (1, 0)),
+    "predictor on update, calibrated blends": Arm(predicted_by("update", allocation="calibrated")),
+    "predictor on update, four times the text": Arm(predicted_by("update"), (1, 0), text=4),
+    "predictor on previous MLP": Arm(predicted_by("previous_mlp"), (2, 1, 0)),
+    "predictor on previous MLP, four times the text": Arm(predicted_by("previous_mlp"), (0,), text=4),
+    "predictor on previous update": Arm(predicted_by("previous_update"), (1, 0)),
+}
+"""The ranks are given in eighths of the width."""
 
 
 def blocks(file: Path, tokenizer: object, length: int) -> torch.Tensor:
@@ -28,13 +68,26 @@ def blocks(file: Path, tokenizer: object, length: int) -> torch.Tensor:
     )
 
 
+def method_for(arm: Arm, width: int) -> Method:
+    """Return the arm's method with its rank in units of the model."""
+    form = arm.method.predictor
+    if form is None or form.rank is None:
+        return arm.method
+    name = form.features[-1]
+    method = arm.method
+    return Method(method.allocation, predictor_form_of(name, form.rank * width // 8), method.trajectory)
+
+
 def main() -> None:
-    """Measure every budget, print the table and write the result."""
+    """Measure every arm, print the table and write the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="directory or hub id of an ordinary causal language model")
     parser.add_argument("--calibration", type=Path, required=True)
     parser.add_argument("--validation", type=Path, required=True)
-    parser.add_argument("--bits", type=float, nargs="+", default=[6, 4, 3, 2, 1, 0])
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), metavar="ARM")
+    parser.add_argument(
+        "--bits", type=float, nargs="+", default=list(ALL), help="budgets; an arm takes its own of them"
+    )
     parser.add_argument("--sequences", type=int, default=64)
     parser.add_argument("--held-out", type=int, default=32)
     parser.add_argument("--length", type=int, default=256)
@@ -42,57 +95,83 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
 
-    model = AutoModelForCausalLM.from_pretrained(options.model).eval()
+    model = load_causal_lm(options.model).eval()
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     calibration = blocks(options.calibration, tokenizer, options.length)
-    held_out = [
-        {"input_ids": chunk}
-        for chunk in blocks(options.validation, tokenizer, options.length)[: options.held_out].split(8)
-    ]
-    original = mean_loss(model, held_out)
-    console = Console()
-    table = Table(title=f"Held-out loss after conversion; original {original:.4f}")
-    for heading in ("bits", "blend alone", "with predictor (mean)", "lowest", "highest"):
-        table.add_column(heading, justify="right")
-    rows = []
-    for bits in options.bits:
-        alone = copy.deepcopy(model)
-        rf.convert(alone, bits, calibration[:8], predictor=False)
-        losses = {}
+    held_out = blocks(options.validation, tokenizer, options.length)[: options.held_out]
+    console, rows = Console(), []
+    for name in options.arms:
+        arm = ARMS[name]
+        method = method_for(arm, model.config.get_text_config().hidden_size)
+        budgets = [bits for bits in options.bits if bits in arm.bits]
+        number = arm.text * options.sequences
+        found: dict[float, dict[int, Any]] = {bits: {} for bits in budgets}
         for seed in options.seeds:
-            converted = copy.deepcopy(model)
-            start = seed * options.sequences
-            rf.convert(converted, bits, calibration[start : start + options.sequences])
-            losses[seed] = mean_loss(converted, held_out)
-        exact = rf.verify_gradients(converted, {"input_ids": held_out[0]["input_ids"][:2]}).bit_exact
-        row = {
-            "bits": bits,
-            "blend_alone": mean_loss(alone, held_out),
-            "with_predictor_by_seed": losses,
-            "gradients_bit_exact": exact,
-        }
-        rows.append(row)
-        increases = [loss / original - 1 for loss in losses.values()]
-        table.add_row(
-            f"{bits:g}",
-            f"{row['blend_alone'] / original - 1:+.2%}",
-            f"{sum(increases) / len(increases):+.3%}",
-            f"{min(increases):+.3%}",
-            f"{max(increases):+.3%}",
-        )
-    console.print(table)
+            text = calibration[seed * number : (seed + 1) * number]
+            converter = Converter(model, method, text, held_out)
+            for bits in budgets:
+                if seed != options.seeds[0] and method == ARMS["uniform blends"].method:
+                    found[bits][seed] = found[bits][options.seeds[0]]
+                    continue
+                conversion = converter.convert(bits)
+                exact = rf.verify_gradients(model, {"input_ids": held_out[:2, :64]}).bit_exact
+                found[bits][seed] = (conversion, exact)
+                console.print(f"{name}, {bits:g} bits, seed {seed}: {conversion.loss_increase:+.3%}", highlight=False)
+            rf.make_residual(model)
+        rows += [row(name, number * options.length, bits, by_seed) for bits, by_seed in found.items()]
+    console.print(table(rows))
     write_result(
         options.output,
         {
             "model": Path(options.model).name,
-            "calibration_tokens": options.sequences * options.length,
-            "held_out_tokens": options.held_out * options.length,
-            "original_loss": original,
-            "rows": rows,
+            "held_out_tokens": held_out.numel(),
+            "original_loss": rows[0].pop("original_loss"),
+            "rows": [{key: value for key, value in row.items() if key != "original_loss"} for row in rows],
         },
         sys.argv[1:],
         program="python benchmarks/conversion_loss.py",
     )
+
+
+def row(name: str, tokens: int, bits: float, by_seed: dict[int, Any]) -> dict[str, Any]:
+    """Return the figures of one arm at one budget."""
+    conversions = {seed: conversion for seed, (conversion, _) in by_seed.items()}
+    first = next(iter(conversions.values()))
+    return {
+        "arm": name,
+        "bits": bits,
+        "calibration_tokens": tokens,
+        "original_loss": first.held_out_original_loss,
+        "loss_by_seed": {seed: conversion.held_out_loss for seed, conversion in conversions.items()},
+        "increase_by_seed": {seed: conversion.loss_increase for seed, conversion in conversions.items()},
+        "predicted_increase_by_seed": {
+            seed: conversion.predicted_loss / conversion.original_loss - 1
+            for seed, conversion in conversions.items()
+            if conversion.predicted_loss is not None
+        },
+        "blends_by_seed": {seed: conversion.dynamics.to_dict()["blend"] for seed, conversion in conversions.items()},
+        "added_parameters": first.added_parameters,
+        "added_compute": first.added_compute,
+        "share_of_checkpoints": first.side_information / first.checkpoints,
+        "error_by_layer": [math.sqrt(fit.error) for fit in first.fits],
+        "gradients_bit_exact": all(exact for _, exact in by_seed.values()),
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> Table:
+    """Return the table of all arms and budgets."""
+    result = Table(title=f"Held-out loss increase after conversion; original {rows[0]['original_loss']:.4f}")
+    for heading in ("arm", "bits", "mean", "lowest", "highest", "compute"):
+        result.add_column(heading, justify="left" if heading == "arm" else "right")
+    for entry in rows:
+        increases = list(entry["increase_by_seed"].values())
+        result.add_row(
+            entry["arm"],
+            f"{entry['bits']:g}",
+            *(f"{figure:+.3%}" for figure in (statistics.mean(increases), min(increases), max(increases))),
+            f"{entry['added_compute']:+.0%}",
+        )
+    return result
 
 
 if __name__ == "__main__":

@@ -45,6 +45,11 @@ def test_zero_shot_fidelity(folder, monkeypatch):
 def test_conversion_loss(folder, monkeypatch):
     texts = ["--calibration", "text.txt", "--validation", "text.txt"]
     sizes = ["--sequences", "40", "--held-out", "8", "--seeds", "0", "1"]
-    (row,) = run(monkeypatch, "conversion_loss.py", "--bits", "1", *texts, *sizes)["rows"]
-    assert row["gradients_bit_exact"]
-    assert row["with_predictor_by_seed"].keys() == {"0", "1"}
+    rows = run(monkeypatch, "conversion_loss.py", "--bits", "1", "0", *texts, *sizes)["rows"]
+    assert {row["arm"] for row in rows} >= {"uniform blends", "two evaluations", "predictor on previous MLP"}
+    increase = {(row["arm"], row["bits"]): row["increase_by_seed"] for row in rows}
+    assert all(row["gradients_bit_exact"] for row in rows)
+    assert increase["predictor on update", 0].keys() == {"0", "1"}
+    for seed in ("0", "1"):
+        assert abs(increase["uniform blends", 1][seed]) < abs(increase["uniform blends", 0][seed])
+        assert abs(increase["predictor on update", 0][seed]) < abs(increase["uniform blends", 0][seed])

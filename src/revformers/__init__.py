@@ -6,7 +6,15 @@ __version__ = version("revformers")
 
 from revformers import dynamics, errors
 from revformers.conversion.convert import Conversion, convert
-from revformers.dynamics import BlendedMidpoint, Dynamics, Hamiltonian, Leapfrog, Midpoint, Residual
+from revformers.dynamics import (
+    BlendedMidpoint,
+    Dynamics,
+    Hamiltonian,
+    Leapfrog,
+    Midpoint,
+    Residual,
+    TwoEvaluationMidpoint,
+)
 from revformers.errors import NotReversibleError, RebuildMismatchError, StateRangeError
 from revformers.hf.loading import from_pretrained, register
 from revformers.hf.ordinary import ordinary
@@ -27,6 +35,7 @@ __all__ = [
     "RebuildMismatchError",
     "Residual",
     "StateRangeError",
+    "TwoEvaluationMidpoint",
     "convert",
     "dynamics",
     "errors",

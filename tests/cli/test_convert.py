@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 
@@ -31,7 +33,7 @@ def test_a_model_is_converted_and_saved_with_its_tokenizer(workspace, capsys):
     assert "converted at 0.5 bits" in shown
     assert "loss on held-out text" in shown
     # 6 layers of width 32: half a bit an element, against float32 checkpoints.
-    assert "12 bytes a token over all layers; checkpointing keeps 768" in " ".join(shown.split())
+    assert "12 bytes a token; checkpointing keeps 768" in " ".join(shown.split())
     model = rf.from_pretrained("converted")
     assert len(update_predictors(model)) == 6
     assert reversible_stack(model).dynamics.side_information_bits(0) in (0, 1)
@@ -40,7 +42,7 @@ def test_a_model_is_converted_and_saved_with_its_tokenizer(workspace, capsys):
 
 
 def test_without_predictors(workspace):
-    assert convert("--no-predictor", "--sequences", "4", "--held_out", "2") == 0
+    assert convert("--predictor", "none", "--sequences", "4", "--held_out", "2") == 0
     assert not update_predictors(rf.from_pretrained("converted"))
 
 
@@ -52,6 +54,11 @@ def test_without_predictors(workspace):
         (["--calibration", "empty.txt"], "empty.txt is empty"),
         (["--length", "30000"], "does not fill one block of 30000 tokens"),
         (["--out", "ordinary"], "is not empty"),
+        (["--bits", "1", "--target_loss_increase", "1%"], "either bits or target_loss_increase"),
+        (["--target_loss_increase", "much"], "written 0.5% or 0.005, not 'much'"),
+        (["--target_loss_increase", "1e-9%", "--sequences", "2", "--held_out", "1"], "misses the target"),
+        (["--rank", "0"], "whole number from 1"),
+        (["--curve", "curve.doc"], "as .svg or .png"),
     ],
 )
 def test_mistakes_are_one_sentence_and_exit_code_2(workspace, arguments, message, capsys):
@@ -74,3 +81,27 @@ def test_a_model_that_is_converted_already_is_refused(workspace, capsys):
     assert convert("--sequences", "4", "--held_out", "2") == 0
     assert main(["convert", "converted", "--calibration", "text.txt", "--out", "again", "--length", "32"]) == 2
     assert "reversible already" in capsys.readouterr().err
+
+
+def test_the_table_the_curve_and_the_card_tell_what_every_budget_costs(workspace, capsys):
+    options = ["--bits", "1", "--compare", "0", "3", "--curve", "curve.svg", "--sequences", "16", "--held_out", "4"]
+    assert convert("--predictor", "none", "--allocation", "calibrated", *options) == 0
+    shown = capsys.readouterr().out
+    rows = json.loads((workspace / "converted/conversion.json").read_text())
+    assert [row["bits"] for row in rows] == [0, 3, 1]
+    assert rows[1]["held_out_loss"] < rows[0]["held_out_loss"]
+    for row in rows:
+        assert f"{row['held_out_loss']:.4f}" in shown
+    assert "3 bits" in (workspace / "curve.svg").read_text()
+    assert "--compare 0 3" in (workspace / "converted/README.md").read_text()
+
+
+def test_a_target_chooses_the_bits(workspace, capsys):
+    """A loose target takes fewer bits than a tight one, and both are kept."""
+    chosen = {}
+    for target in ("20%", "0.01%"):
+        options = ["--target_loss_increase", target, "--sequences", "8", "--held_out", "4", "--out", target]
+        assert convert("--predictor", "none", *options) == 0
+        (chosen[target],) = json.loads((workspace / target / "conversion.json").read_text())
+        assert chosen[target]["loss_increase"] <= float(target.removesuffix("%")) / 100
+    assert chosen["20%"]["bits"] < chosen["0.01%"]["bits"]

@@ -8,7 +8,8 @@ from torch import nn
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 import revformers as rf
-from revformers.conversion.convert import blends_of_budget, mean_loss
+from revformers.conversion.allocation import uniform_blends
+from revformers.conversion.measure import mean_loss
 from revformers.hf.state import update_predictors
 from tests.hf.test_reversible import llama
 
@@ -38,12 +39,14 @@ def distance(model, other):
 def test_the_predictor_brings_the_converted_network_back(bits):
     original = smooth_llama()
     alone, corrected = copy.deepcopy(original), copy.deepcopy(original)
-    rf.convert(alone, bits, TEXT, predictor=False)
+    rf.convert(alone, bits, TEXT, predictor="none")
     conversion = rf.convert(corrected, bits, TEXT)
     assert distance(original, corrected) < 0.2 * distance(original, alone)
     assert rf.verify_gradients(corrected, {"input_ids": TEXT[:2]}).bit_exact
     assert all(0 <= fit.explained <= 1 for fit in conversion.fits)
     assert conversion.added_parameters == 6 * (2 * 32 * 32 + 32)
+    assert conversion.side_information == bits * 6 * 32 / 8
+    assert conversion.checkpoints == 6 * 32 * 4
     assert conversion.loss == pytest.approx(mean_loss(corrected, BATCHES))
     assert conversion.original_loss == pytest.approx(mean_loss(original, BATCHES))
 
@@ -65,7 +68,7 @@ def test_the_fit_is_the_least_squares_solution_of_the_recurrence():
     weights = torch.linalg.lstsq(features, third - (first + update)).solution
     predictor = update_predictors(model)[1]
     with torch.no_grad():
-        ours = predictor(second.float(), update.float())
+        ours = predictor([second.float(), update.float()])
     assert torch.allclose(ours.double(), features @ weights, atol=2e-2 * (third - second).abs().max().item())
 
 
@@ -116,10 +119,10 @@ def test_generation_agrees_with_and_without_cache():
 
 
 def test_a_budget_is_met_in_the_mean():
-    assert blends_of_budget(0, 3) == [1, 1, 1]
-    assert blends_of_budget(2, 2) == [Fraction(1, 4)] * 2
+    assert uniform_blends(0, 3) == [1, 1, 1]
+    assert uniform_blends(2, 2) == [Fraction(1, 4)] * 2
     for bits in (0.25, 0.5, 1.75, 3.1):
-        blends = blends_of_budget(bits, 40)
+        blends = uniform_blends(bits, 40)
         spent = [rf.BlendedMidpoint(blend).side_information_bits(0) for blend in blends]
         assert sum(spent) / 40 == pytest.approx(bits)
         assert max(spent) - min(spent) <= 1

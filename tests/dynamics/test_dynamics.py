@@ -15,7 +15,10 @@ EXAMPLES = [
     rf.Midpoint(granularity="branch"),
     rf.BlendedMidpoint("1/4", start="zero"),
     rf.BlendedMidpoint([0.5, -2], step_size=0.5),
+    rf.BlendedMidpoint(0.5, step_size=[0.5, 1.25]),
     rf.BlendedMidpoint.random(7),
+    rf.TwoEvaluationMidpoint(1),
+    rf.TwoEvaluationMidpoint(["1/4", "1/2"]),
     rf.Leapfrog(0.5),
     rf.Hamiltonian(),
 ]

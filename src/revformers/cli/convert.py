@@ -1,12 +1,18 @@
 """``revformers convert MODEL --calibration FILE --out DIR``."""
 
+import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
 from revformers.training.errors import RecipeError
+
+if TYPE_CHECKING:
+    from revformers.conversion.convert import Conversion, Method
 
 
 @dataclass(frozen=True)
@@ -22,16 +28,37 @@ class ConvertOptions:
     calibration: str
     """Text to fit the update predictors to: stdlib, a .txt, .jsonl or .parquet file, or a hub data set."""
 
-    bits: float = 0
-    """Side information that the inverse may keep, in bits an element a layer, mean over the layers: 0 to 8."""
+    bits: float | None = None
+    """Side information that the inverse may keep, in bits an element a layer, mean over the layers: 0 to 8. Left out
+    together with target_loss_increase: 0."""
 
-    predictor: bool = True
-    """Whether to fit update predictors."""
+    target_loss_increase: str | None = None
+    """In the place of bits: the largest increase of the held-out loss, such as 0.5%; the smallest budget that keeps it
+    is taken."""
+
+    allocation: Literal["uniform", "calibrated"] = "uniform"
+    """How the bits are spent: the same blend in every layer, or by what each blend costs in each layer."""
+
+    predictor: Literal["none", "state", "update", "previous_mlp", "previous_update"] = "update"
+    """What the update predictors read: nothing (no predictors), the state, the update as well, the MLP of the layer
+    before as well, or that whole layer; the last two evaluate what they read, see added compute."""
+
+    rank: int | None = None
+    """Rank of the update predictors; left out, full rank."""
+
+    two_evaluations: bool = False
+    """Use the paper's own conversion, which evaluates two layers a step."""
+
+    compare: tuple[float, ...] = ()
+    """Further budgets to convert at, for the table; the model is saved with the one that bits names."""
+
+    curve: Path | None = None
+    """File (.svg or .png) for the curve of loss against memory over all budgets in the table."""
 
     text_column: str = "text"
     """Column that holds the text in .jsonl and .parquet files and hub data sets."""
 
-    sequences: int = 64
+    sequences: int = 128
     """Calibration sequences."""
 
     length: int = 256
@@ -51,59 +78,167 @@ def run(arguments: Sequence[str]) -> int:
 
     """
     options = tyro.cli(ConvertOptions, prog="revformers convert", args=list(arguments), use_underscores=True)
+    _refuse(options)
     # imported here, so that the help does not wait for PyTorch
     from rich.console import Console
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     from revformers.cli.quiet import quiet_libraries
-    from revformers.conversion.convert import blends_of_budget, convert, mean_loss
+    from revformers.conversion.convert import Converter
     from revformers.conversion.text import calibration_blocks
     from revformers.errors import NotReversibleError
+    from revformers.hf.pretrained import load_causal_lm
+    from revformers.hf.provenance import Provenance
+    from revformers.hf.state import record_provenance, reversible_stack
     from revformers.training.recipe import DataSection
 
     quiet_libraries()
     console = Console()
-    if options.out.exists() and any(options.out.iterdir()):
-        raise RecipeError(f"The directory {options.out} is not empty; choose another one.")
+    target = None if options.target_loss_increase is None else _share(options.target_loss_increase)
+    method = _method(options)
+    data = DataSection(source=options.calibration, text_column=options.text_column, block_length=options.length)
+    model = load_causal_lm(options.model).eval()
+    if reversible_stack(model) is not None:
+        raise RecipeError(f"{options.model} is reversible already; convert the ordinary model that it was made from.")
     try:
-        blends_of_budget(options.bits, 1)
-        data = DataSection(source=options.calibration, text_column=options.text_column, block_length=options.length)
-        model = AutoModelForCausalLM.from_pretrained(options.model).eval()
         tokenizer = AutoTokenizer.from_pretrained(options.model)
-    except NotReversibleError:
-        raise
-    except ValueError as error:
-        raise RecipeError(str(error)) from error
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{options.model} comes without a tokenizer that can be loaded.") from error
     vocabulary = model.config.get_text_config().vocab_size
     if len(tokenizer) > vocabulary:
         raise RecipeError(f"The tokenizer has {len(tokenizer)} tokens and the model {vocabulary}: they do not match.")
     calibration, held_out = calibration_blocks(data, tokenizer, options.sequences, options.held_out)
-    batches = [{"input_ids": chunk} for chunk in held_out.split(8)]
-    original = mean_loss(model, batches)
-    try:
-        with console.status("Fitting the update predictors") as status:
-            conversion = convert(
-                model,
-                options.bits,
-                calibration,
-                predictor=options.predictor,
-                progress=lambda layer: status.update(f"Fitted the update predictor of layer {layer}"),
+    with console.status("Converting") as status:
+
+        def progress(layer: int) -> None:
+            status.update(f"Layer {layer} is done")
+
+        try:
+            converter = Converter(model, method, calibration, held_out, progress)
+            conversions = [converter.convert(bits) for bits in options.compare]
+            conversions.append(
+                converter.convert(options.bits or 0) if target is None else converter.convert_to_target(target)
             )
-    except NotReversibleError:
-        raise
-    except ValueError as error:
-        raise RecipeError(str(error)) from error
-    loss = mean_loss(model, batches)
-    width, layers = model.config.get_text_config().hidden_size, len(conversion.dynamics.to_dict()["blend"])
-    side, checkpoint = options.bits * width * layers / 8, model.dtype.itemsize * width * layers
-    console.print(str(conversion), highlight=False)
-    console.print(
-        f"  loss on held-out text         {loss:.4f}, {loss / original - 1:+.2%} of {original:.4f}\n"
-        f"  kept for the backward pass    {side:,.0f} bytes a token over all layers; checkpointing keeps "
-        f"{checkpoint:,.0f}",
-        highlight=False,
-    )
+        except NotReversibleError:
+            raise
+        except ValueError as error:
+            raise RecipeError(str(error)) from error
+    chosen = conversions[-1]
+    console.print(_table(conversions))
+    console.print(str(chosen), highlight=False)
+    if options.curve is not None:
+        _draw(conversions, options.curve)
+        console.print(f"Curve in {options.curve}.", highlight=False, soft_wrap=True)
+    command = shlex.join(["revformers", "convert", *arguments])
+    record_provenance(model, Provenance(made_by=command, source=options.calibration))
     model.save_pretrained(options.out)
     tokenizer.save_pretrained(options.out)
+    (options.out / "conversion.json").write_text(
+        json.dumps([_row(conversion) for conversion in conversions], indent=2) + "\n", encoding="utf-8"
+    )
     console.print(f"Saved to {options.out}.", highlight=False, soft_wrap=True)
     return 0
+
+
+def _refuse(options: ConvertOptions) -> None:
+    """Raise RecipeError for what can be seen to be wrong before anything is loaded."""
+    from revformers.conversion.allocation import check_budget
+
+    if options.bits is not None and options.target_loss_increase is not None:
+        raise RecipeError("Give either bits or target_loss_increase: one follows from the other.")
+    if options.out.exists() and any(options.out.iterdir()):
+        raise RecipeError(f"The directory {options.out} is not empty; choose another one.")
+    if options.curve is not None and options.curve.suffix not in (".svg", ".png"):
+        raise RecipeError(f"A curve is drawn as .svg or .png, not {options.curve.name}.")
+    for name in ("sequences", "held_out", "length"):
+        if getattr(options, name) < (2 if name == "length" else 1):
+            raise RecipeError(f"{name} is a number of at least {2 if name == 'length' else 1}.")
+    try:
+        for bits in (*options.compare, options.bits or 0):
+            check_budget(bits)
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
+
+
+def _share(text: str) -> float:
+    """Return 0.005 for "0.5%" and for "0.005"."""
+    try:
+        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise RecipeError(f"A loss increase is written 0.5% or 0.005, not {text!r}.") from None
+
+
+def _method(options: ConvertOptions) -> "Method":
+    from revformers.conversion.convert import Method
+    from revformers.update_predictor import predictor_form_of
+
+    try:
+        form = predictor_form_of(options.predictor, options.rank)
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
+    return Method(options.allocation, form, two_evaluations=options.two_evaluations)
+
+
+def _row(conversion: "Conversion") -> dict[str, Any]:
+    """Return the figures of a conversion, for JSON."""
+    names = (
+        "bits",
+        "original_loss",
+        "loss",
+        "predicted_loss",
+        "held_out_original_loss",
+        "held_out_loss",
+        "loss_increase",
+        "added_parameters",
+        "added_compute",
+        "side_information",
+        "checkpoints",
+    )
+    return {"dynamics": conversion.dynamics.to_dict(), **{name: getattr(conversion, name) for name in names}}
+
+
+def _table(conversions: Sequence["Conversion"]) -> Any:
+    """Return the table of what each budget costs."""
+    from rich.table import Table
+
+    table = Table(
+        caption="loss: on held-out text; predicted: on calibration text, from the costs of single layers; bytes: of "
+        "side information, a token, all layers; share: of what checkpointing keeps"
+    )
+    for heading in ("bits", "predicted", "loss", "increase", "weights", "compute", "bytes", "share"):
+        table.add_column(heading, justify="right")
+    for row in sorted(conversions, key=lambda conversion: conversion.bits):
+        table.add_row(
+            f"{row.bits:g}",
+            "" if row.predicted_loss is None else f"{row.predicted_loss:.4f}",
+            f"{row.held_out_loss:.4f}",
+            f"{row.loss_increase:+.2%}",
+            f"{row.added_parameters:+,}",
+            f"{row.added_compute:+.1%}",
+            f"{row.side_information:,.0f}",
+            f"{row.side_information / row.checkpoints:.1%}",
+        )
+    return table
+
+
+def _draw(conversions: Sequence["Conversion"], file: Path) -> None:
+    """Draw the loss increase against the memory of side information, relative to checkpointing."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    rows = sorted(conversions, key=lambda conversion: conversion.bits)
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    memory = [row.side_information / row.checkpoints for row in rows]
+    axes.plot(memory, [row.loss_increase for row in rows], marker="o")
+    for row, x in zip(rows, memory, strict=True):
+        axes.annotate(f"{row.bits:g} bits", (x, row.loss_increase), textcoords="offset points", xytext=(6, 6))
+    axes.set(
+        xlabel="side information, share of what checkpointing keeps",
+        ylabel="held-out loss increase, before any training",
+    )
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.grid(alpha=0.3)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file)

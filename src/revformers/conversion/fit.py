@@ -1,22 +1,22 @@
-"""The closed-form fit of the update predictor, layer by layer along the converted model's own trajectory."""
+"""Closed-form fits, layer by layer: update predictors, and step sizes where there are none."""
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from revformers.conversion.trajectories import Batch, Trajectories
 from revformers.dynamics.base import Coefficients
-from revformers.hf.forward import visit_layer
 from revformers.update_predictor import UpdatePredictor
 
 RIDGE = 1e-3
 """Ridge of the regression, relative to the mean square of each feature."""
 
-Batch = Mapping[str, Tensor]
+Trajectory = Literal["converted", "original"]
 
 
 @dataclass(frozen=True)
@@ -33,60 +33,85 @@ class LayerFit:
     error: float
 
 
-class CalibrationStates:
-    """The states of all calibration tokens at one layer, in a file: memory does not grow with the number of tokens.
-
-    Attributes:
-        original: p of the ordinary network, float32[tokens, width] a batch.
-        previous: p[l-1] of the converted network, the same.
-        current: p[l] of the converted network, the same.
-        update: f(p[l]) of the converted network, the same.
-
-    """
-
-    def __init__(self, folder: Path, embeddings: Sequence[Tensor]) -> None:
-        self.original = [_mapped(folder / f"original-{index}", value) for index, value in enumerate(embeddings)]
-        self.previous = [_mapped(folder / f"previous-{index}", value) for index, value in enumerate(embeddings)]
-        self.current = [_mapped(folder / f"current-{index}", value) for index, value in enumerate(embeddings)]
-        self.update = [_mapped(folder / f"update-{index}", value) for index, value in enumerate(embeddings)]
-
-
 @torch.no_grad()
 def fit_update_predictors(
     model: nn.Module,
     predictors: Sequence[UpdatePredictor],
     coefficients: Sequence[Coefficients],
     batches: Sequence[Batch],
+    trajectory: Trajectory = "converted",
     progress: Callable[[int], None] = lambda layer: None,
 ) -> list[LayerFit]:
     """Fit every layer's predictor so that the converted step lands on the ordinary network's next state.
 
-    Layer after layer, each on the states that the converted layers before it produce, so that an error made early is
-    corrected later. Ridge regression on the features [p[l], f(p[l]), 1], sums in float64. Every layer is evaluated
-    twice per token: on the original's trajectory and on the converted one.
+    Ridge regression on the features of the predictor's form and a constant, in closed form, sums in float64. Every
+    layer is evaluated twice per token: on the original's trajectory and on the converted one.
 
     Args:
-        model: the reversible model; its layers' fields are evaluated as they are, without predictors.
+        model: the reversible model that the predictors belong to.
         predictors: one per layer, overwritten.
-        coefficients: a, b and c of every layer, c = 1.
+        coefficients: a, b and c of every layer.
         batches: what the model takes, e.g. ``{"input_ids": int64[batch, tokens]}``; without padding.
+        trajectory: the states that a layer is fitted on: ``"converted"``, those that the converted layers before it
+            produce, so that an error made early is corrected later; ``"original"``, those of the ordinary network.
         progress: called with each layer's number when it is fitted.
 
     """
     with tempfile.TemporaryDirectory(prefix="revformers-") as folder:
-        states = CalibrationStates(Path(folder), [_embedding(model, batch) for batch in batches])
+        states = Trajectories(model, batches, Path(folder))
         fits = []
         for layer, predictor in enumerate(predictors):
             sums = NormalEquations()
-            for index, batch in enumerate(batches):
-                sums.add(*_evaluate(model, layer, batch, states, index, coefficients[layer]))
-            solution = sums.solve()
-            predictor.set(solution)
+            names = predictor.form.features
+            for index in range(len(batches)):
+                states.evaluate(layer, index)
+                target = states.original[index].double() - states.blended(index, coefficients[layer]).double()
+                features = [feature.double() for feature in states.features(index, names)]
+                constant = torch.ones(len(target), 1, dtype=torch.float64)
+                sums.add(torch.cat([*features, constant], dim=1), target, states.original[index].double())
+            solution = sums.solve(predictor.form.rank)
+            _set(predictor, solution)
             fits.append(sums.fit(solution))
             for index in range(len(batches)):
-                _step(predictor, states, index, coefficients[layer])
+                successor = states.original[index]
+                if trajectory == "converted":
+                    place = predictor.bias.device
+                    correction = predictor([value.to(place) for value in states.features(index, names)])
+                    successor = states.blended(index, coefficients[layer]) + correction.to("cpu", torch.float32)
+                states.advance(index, successor)
             progress(layer)
         return fits
+
+
+@torch.no_grad()
+def fit_step_sizes(model: nn.Module, coefficients: Sequence[Coefficients], batches: Sequence[Batch]) -> list[float]:
+    """Return for every layer the weight of its update that brings the converted step nearest to the ordinary one.
+
+    It minimises the squared distance of a p[l-1] + b p[l] + h f(p[l]) to the ordinary network's next state, along the
+    converted network's trajectory: h = <f, target> / <f, f>, sums in float64.
+
+    Args:
+        model: the reversible model, without update predictors.
+        coefficients: a and b of every layer.
+        batches: as for `fit_update_predictors`.
+
+    """
+    with tempfile.TemporaryDirectory(prefix="revformers-") as folder:
+        states = Trajectories(model, batches, Path(folder))
+        steps = []
+        for layer, own in enumerate(coefficients):
+            alone = Coefficients(own.previous, own.current, 0.0)
+            product = square = 0.0
+            for index in range(len(batches)):
+                states.evaluate(layer, index)
+                update = states.update[index].double()
+                product += (update * (states.original[index] - states.blended(index, alone))).sum().item()
+                square += update.square().sum().item()
+            step = product / square if product > 0 else own.update
+            steps.append(step)
+            for index in range(len(batches)):
+                states.advance(index, states.blended(index, Coefficients(own.previous, own.current, step)))
+        return steps
 
 
 class NormalEquations:
@@ -105,13 +130,24 @@ class NormalEquations:
         self._target_squares += target.square().sum().item()
         self._state_squares += state.square().sum().item()
 
-    def solve(self) -> Tensor:
-        """Return the solution, float64[n, width]."""
+    def solve(self, rank: int | None = None) -> Tensor:
+        """Return the solution, float64[n, width], of at most the given rank apart from the constant's row."""
         assert isinstance(self._gram, Tensor)
         assert isinstance(self._moment, Tensor)
         # In proportion to each feature, so that the fit does not depend on the scale of states and updates.
         ridge = RIDGE * self._gram.diagonal().diag()
-        return torch.linalg.solve(self._gram + ridge, self._moment)
+        solution: Tensor = torch.linalg.solve(self._gram + ridge, self._moment)
+        if rank is None or rank >= solution.shape[1]:
+            return solution
+        # Reduced-rank regression: the fit is projected on the directions in which it varies most about its mean.
+        centre = self._gram[:-1, -1:] / self._gram[-1, -1]
+        covariance = self._gram[:-1, :-1] - centre @ centre.T * self._gram[-1, -1]
+        maps = solution[:-1]
+        directions = torch.linalg.eigh(maps.T @ covariance @ maps).eigenvectors[:, -rank:]
+        projected = maps @ directions @ directions.T
+        # The constant makes up for what the directions left out take from the mean.
+        constant = solution[-1] + (centre.T @ (maps - projected)).squeeze(0)
+        return torch.cat([projected, constant[None]])
 
     def fit(self, solution: Tensor) -> LayerFit:
         """Return how well `solution` fits the rows."""
@@ -119,56 +155,19 @@ class NormalEquations:
         removed: Tensor = (2 * solution * self._moment - solution * (self._gram @ solution)).sum()
         left = max(self._target_squares - removed.item(), 0.0)
         # The first layer has nothing to correct: p[-1] = p[0], so its step is the ordinary one.
-        explained = 1 - left / self._target_squares if self._target_squares else 1.0
+        explained = max(1 - left / self._target_squares, 0.0) if self._target_squares else 1.0
         return LayerFit(explained, left / self._state_squares)
 
 
-def _evaluate(
-    model: nn.Module, layer: int, batch: Batch, states: CalibrationStates, index: int, coefficients: Coefficients
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Evaluate f at both trajectories, move the original's on, and return features, target and the original state."""
-    shape = batch["input_ids"].shape
-
-    def evaluate(field: Callable[[Tensor], Tensor], embedding: Tensor) -> None:
-        for state, result in ((states.original[index], None), (states.current[index], states.update[index])):
-            value = field(state.view(*shape, -1).to(embedding)).to("cpu", torch.float32).flatten(0, -2)
-            if result is None:
-                state.add_(value)
-            else:
-                result.copy_(value)
-
-    visit_layer(model, batch, layer, evaluate)
-    current, update = states.current[index].double(), states.update[index].double()
-    features = torch.cat([current, update, torch.ones(len(current), 1, dtype=torch.float64)], dim=1)
-    original = states.original[index].double()
-    return features, original - _blended(states, index, coefficients).double(), original
-
-
-def _step(predictor: UpdatePredictor, states: CalibrationStates, index: int, coefficients: Coefficients) -> None:
-    """Move the converted trajectory of one batch on, with the predictor as it will run."""
-    device = predictor.update.weight.device
-    correction = predictor(states.current[index].to(device), states.update[index].to(device))
-    successor = _blended(states, index, coefficients) + correction.to("cpu", torch.float32)
-    states.previous[index].copy_(states.current[index])
-    states.current[index].copy_(successor)
-
-
-def _blended(states: CalibrationStates, index: int, coefficients: Coefficients) -> Tensor:
-    """Return a p[l-1] + b p[l] + c f, float32[tokens, width]."""
-    a, b, c = float(coefficients.previous), float(coefficients.current), coefficients.update
-    return a * states.previous[index] + b * states.current[index] + c * states.update[index]
-
-
-def _embedding(model: nn.Module, batch: Batch) -> Tensor:
-    """Return p[0] of a batch, float32[tokens, width]."""
-    found: list[Tensor] = []
-    visit_layer(model, batch, 0, lambda field, embedding: found.append(embedding))
-    return found[0].to("cpu", torch.float32).flatten(0, -2)
-
-
-def _mapped(path: Path, values: Tensor) -> Tensor:
-    """Return a tensor in the file `path`, with the content of `values`."""
-    mapped: Any = torch.from_file(str(path), shared=True, size=values.numel(), dtype=torch.float32)
-    mapped = mapped.view(values.shape)
-    mapped.copy_(values)
-    return mapped
+def _set(predictor: UpdatePredictor, solution: Tensor) -> None:
+    """Give `predictor` the maps in `solution`, float64[features * width + 1, width]."""
+    width = solution.shape[1]
+    stacked = solution[:-1].T
+    output = None
+    if predictor.output is not None:
+        # Both factors share the singular values, which keeps them alike in size for training.
+        left, values, right = torch.linalg.svd(stacked, full_matrices=False)
+        rank = predictor.output.weight.shape[1]
+        root = values[:rank].sqrt()
+        output, stacked = left[:, :rank] * root, root[:, None] * right[:rank]
+    predictor.set(stacked.split(width, dim=1), solution[-1], output)

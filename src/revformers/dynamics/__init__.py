@@ -10,9 +10,11 @@ from revformers.dynamics.hamiltonian import Hamiltonian
 from revformers.dynamics.leapfrog import Leapfrog
 from revformers.dynamics.midpoint import Midpoint
 from revformers.dynamics.residual import Residual
+from revformers.dynamics.two_evaluation_midpoint import TwoEvaluationMidpoint
 
 DYNAMICS: dict[str, type[Dynamics]] = {
-    dynamics.name: dynamics for dynamics in (Residual, Midpoint, BlendedMidpoint, Leapfrog, Hamiltonian)
+    dynamics.name: dynamics
+    for dynamics in (Residual, Midpoint, BlendedMidpoint, TwoEvaluationMidpoint, Leapfrog, Hamiltonian)
 }
 
 
@@ -48,6 +50,7 @@ __all__ = [
     "Leapfrog",
     "Midpoint",
     "Residual",
+    "TwoEvaluationMidpoint",
     "create",
     "from_dict",
 ]

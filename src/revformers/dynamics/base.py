@@ -93,6 +93,10 @@ class Dynamics(ABC):
     def check(self, number_of_layers: int) -> None:  # noqa: B027 - most dynamics fit any depth
         """Raise ValueError where this dynamics cannot drive a stack of `number_of_layers` layers."""
 
+    def previous_update(self, layer: int) -> float:
+        """Return the weight of f_{l-1}(p[l]), which dynamics that evaluate two layers a step add to c f_l(p[l])."""
+        return 0.0
+
     def side_information_bits(self, layer: int) -> int:
         """Return the bits an element that each step of layer `layer` keeps for its inverse."""
         return self.coefficients(layer).side_information_bits

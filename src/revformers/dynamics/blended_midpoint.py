@@ -21,13 +21,13 @@ class BlendedMidpoint(Dynamics):
     Attributes:
         blend: a, one number for every layer, or a sequence with one number per layer; never 0. None only where
             `random_seed` is given.
-        step_size: h, the weight of the update.
+        step_size: h, the weight of the update, one number for every layer, or a sequence with one number per layer.
         random_seed: draws a = +1 or -1, plus U(-1/2, 1/2), once per layer, as the paper does; see `random`.
 
     """
 
     blend: Fraction | tuple[Fraction, ...] | None = None
-    step_size: float = 1.0
+    step_size: float | tuple[float, ...] = 1.0
     random_seed: int | None = None
 
     name = "blended_midpoint"
@@ -35,7 +35,7 @@ class BlendedMidpoint(Dynamics):
     def __init__(
         self,
         blend: float | Fraction | str | Sequence[float | Fraction | str] | None = None,
-        step_size: float = 1.0,
+        step_size: float | Sequence[float] = 1.0,
         *,
         random_seed: int | None = None,
         **options: Any,
@@ -52,7 +52,13 @@ class BlendedMidpoint(Dynamics):
         elif blend is not None:
             exact = exact_blend(blend)
         object.__setattr__(self, "blend", exact)
-        object.__setattr__(self, "step_size", finite_step("BlendedMidpoint", step_size))
+        owner = type(self).__name__
+        steps = (
+            tuple(finite_step(owner, value) for value in step_size)
+            if isinstance(step_size, Sequence) and not isinstance(step_size, str)
+            else finite_step(owner, step_size)
+        )
+        object.__setattr__(self, "step_size", steps)
         object.__setattr__(self, "random_seed", random_seed)
         super().__init__(**options)
 
@@ -77,23 +83,28 @@ class BlendedMidpoint(Dynamics):
         assert self.blend is not None
         return self.blend
 
+    def layer_step_size(self, layer: int) -> float:
+        """Return h of layer `layer`."""
+        return float(self.step_size[layer] if isinstance(self.step_size, tuple) else self.step_size)
+
     def check(self, number_of_layers: int) -> None:
-        """Raise ValueError where a sequence of blends has another length than the stack."""
-        if isinstance(self.blend, tuple) and len(self.blend) != number_of_layers:
-            raise ValueError(
-                f"BlendedMidpoint was given {len(self.blend)} blends for a model of {number_of_layers} layers; "
-                f"give one number, or one per layer."
-            )
+        """Raise ValueError where a sequence of blends or step sizes has another length than the stack."""
+        for what, values in (("blends", self.blend), ("step sizes", self.step_size)):
+            if isinstance(values, tuple) and len(values) != number_of_layers:
+                raise ValueError(
+                    f"{type(self).__name__} was given {len(values)} {what} for a model of {number_of_layers} layers; "
+                    f"give one number, or one per layer."
+                )
 
     def coefficients(self, layer: int) -> Coefficients:
         """Return a, b = 1 - a and c = h of layer `layer`."""
         blend = self.layer_blend(layer)
-        return Coefficients(previous=blend, current=ONE - blend, update=float(self.step_size))
+        return Coefficients(previous=blend, current=ONE - blend, update=self.layer_step_size(layer))
 
     @property
     def recurrence(self) -> str:
         """The recurrence in one line."""
-        update = times(float(self.step_size), "f(p[l])")
+        update = "h f(p[l])" if isinstance(self.step_size, tuple) else times(self.step_size, "f(p[l])")
         if isinstance(self.blend, Fraction):
             return f"p[l+1] = {times(self.blend, 'p[l-1]')} + {times(ONE - self.blend, 'p[l]')} + {update}"
         origin = "±1 + U(-1/2, 1/2)" if self.blend is None else "given per layer"

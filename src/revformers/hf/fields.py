@@ -2,16 +2,19 @@
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
 
 from revformers.dynamics.base import Dynamics
 from revformers.errors import NotReversibleError
 from revformers.field import Field
 from revformers.hf.families import find_layout
+from revformers.update_predictor import PredictorForm, UpdatePredictor
 
 
 def layer_inputs(layer: nn.Module, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,38 +68,96 @@ class LayerReturn:
         return hidden if self._others is None else (hidden, *self._others)
 
 
+@dataclass(frozen=True)
+class LayerCall:
+    """A decoder layer in one forward pass.
+
+    Attributes:
+        layer: the layer, of transformers.
+        index: its number, from 0.
+        inputs: what it was called with besides its hidden state; every field sees the same.
+
+    """
+
+    layer: nn.Module
+    index: int
+    inputs: Mapping[str, Any]
+
+
 def named_fields(
-    layer: nn.Module, index: int, dynamics: Dynamics, inputs: Mapping[str, Any], returned: LayerReturn
+    call: LayerCall, before: LayerCall | None, dynamics: Dynamics, returned: LayerReturn
 ) -> Iterator[tuple[str, Field]]:
-    """Yield the name and the field of every step that `layer` takes under `dynamics`.
+    """Yield the name and the field of every step that a layer takes under `dynamics`.
 
     Args:
-        layer: a decoder layer of transformers.
-        index: its number, for messages.
+        call: the layer.
+        before: the layer before it; None for the first.
         dynamics: decides between one step a block and one a branch.
-        inputs: what the layer was called with besides its hidden state; every field sees the same.
         returned: told in what form the layer returns its hidden state, at the latest when its fields are evaluated.
 
     Raises:
-        NotReversibleError: for steps by branch where the branches of the layer's family are not known.
+        NotReversibleError: for what needs the branches of a family whose branches are not known.
+        ValueError: for a key-value cache where the layer before is evaluated a second time.
 
     """
-    layout = find_layout(layer)
-    name = f"layer {index}"
+    layout = find_layout(call.layer)
+    name = f"layer {call.index}"
     if layout is not None and layout.values_returned > 1:
         returned.set_others([NOT_KEPT] * (layout.values_returned - 1))
     if dynamics.granularity == "branch":
         if layout is None:
-            raise no_branches(layer, dynamics)
-        yield f"{name} (attention)", partial(_with, layout.attention_update, layer, inputs)
-        yield f"{name} (mlp)", partial(layout.mlp_update, layer)
+            raise no_branches(call.layer, dynamics)
+        yield f"{name} (attention)", partial(_with, layout.attention_update, call.layer, call.inputs)
+        yield f"{name} (mlp)", partial(layout.mlp_update, call.layer)
         return
+    field = block_field(call, before, dynamics, returned)
+    predictor = getattr(call.layer, "update_predictor", None)
+    if predictor is not None:
+        field = partial(_corrected, field, predictor, previous_fields(predictor.form, before))
+    yield name, field
+
+
+def block_field(call: LayerCall, before: LayerCall | None, dynamics: Dynamics, returned: LayerReturn) -> Field:
+    """Return what the step of a whole layer adds under `dynamics`, without its update predictor."""
+    field = ordinary_field(call, returned)
+    weight = dynamics.previous_update(call.index)
+    if not weight:
+        return field
+    assert before is not None
+    return partial(_sum, field, _previous_update(before), weight)
+
+
+def ordinary_field(call: LayerCall, returned: LayerReturn) -> Field:
+    """Return f_l, what the layer adds to the stream in the ordinary network."""
+    layout = find_layout(call.layer)
     if layout is not None:
-        field: Field = partial(_with, layout.block_update, layer, inputs)
-    else:
-        field = partial(_difference, layer, inputs, returned)
-    predictor = getattr(layer, "update_predictor", None)
-    yield name, field if predictor is None else partial(_corrected, field, predictor)
+        return partial(_with, layout.block_update, call.layer, call.inputs)
+    return partial(_difference, call.layer, call.inputs, returned)
+
+
+def previous_fields(form: PredictorForm, before: LayerCall | None) -> dict[str, Field]:
+    """Return the features of an update predictor that the layer before is evaluated for, by name."""
+    fields: dict[str, Field] = {}
+    for feature in form.features:
+        if feature == "previous_update":
+            assert before is not None
+            fields[feature] = _previous_update(before)
+        elif feature == "previous_mlp":
+            assert before is not None
+            layout = find_layout(before.layer)
+            if layout is None:
+                raise NotReversibleError(
+                    f"An update predictor on previous_mlp needs to know where {type(before.layer).__name__} splits "
+                    f"into attention and MLP; use the features state and update, or add the family to "
+                    f"revformers.hf.families."
+                )
+            fields[feature] = partial(layout.mlp_update, before.layer)
+    return fields
+
+
+def holds_cache(inputs: Mapping[str, Any]) -> bool:
+    """Whether a layer was called with a key-value cache."""
+    return any(isinstance(value, Cache) for value in inputs.values())
 
 
 def no_branches(layer: nn.Module, dynamics: Dynamics) -> NotReversibleError:
@@ -112,10 +173,29 @@ def _with(update: Any, layer: nn.Module, inputs: Mapping[str, Any], hidden: Tens
     return result
 
 
-def _corrected(field: Field, predictor: nn.Module, hidden: Tensor) -> Tensor:
-    """The field of a layer that `revformers.convert` gave an update predictor: f(x) + u(x, f(x))."""
+def _previous_update(before: LayerCall) -> Field:
+    """Return f_{l-1} for its second evaluation, at p[l], for which a key-value cache has no place."""
+    if holds_cache(before.inputs):
+        raise ValueError(
+            "This model evaluates the attention of every layer twice, which a key-value cache has no place for; "
+            "pass use_cache=False, also to generate."
+        )
+    return ordinary_field(before, LayerReturn(keep=False))
+
+
+def _sum(field: Field, second: Field, weight: float, hidden: Tensor) -> Tensor:
+    """The field of dynamics with two evaluations a step: f_l(x) + weight * f_{l-1}(x), in float32 or wider."""
+    update, addition = field(hidden), second(hidden)
+    wide = torch.promote_types(update.dtype, torch.float32)
+    return update.to(wide) + weight * addition.to(wide)
+
+
+def _corrected(field: Field, predictor: UpdatePredictor, previous: Mapping[str, Field], hidden: Tensor) -> Tensor:
+    """The field of a layer that `revformers.convert` gave an update predictor: f(x) + u(x)."""
     update = field(hidden)
-    correction = predictor(hidden, update)
+    known = {"state": hidden, "update": update}
+    features = [known[name] if name in known else previous[name](hidden) for name in predictor.form.features]
+    correction = predictor(features)
     wide = torch.promote_types(correction.dtype, torch.float32)
     return update.to(wide) + correction.to(wide)
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
 
 from revformers.activations import ACTIVATIONS, ActivationPolicy, Store
 from revformers.dynamics.base import Dynamics
@@ -22,7 +21,17 @@ from revformers.errors import NotReversibleError
 from revformers.field import Field
 from revformers.hf.discovery import find_stack
 from revformers.hf.families import find_layout
-from revformers.hf.fields import LayerReturn, NotKept, layer_inputs, named_fields
+from revformers.hf.fields import (
+    LayerCall,
+    LayerReturn,
+    NotKept,
+    block_field,
+    holds_cache,
+    layer_inputs,
+    named_fields,
+    ordinary_field,
+    previous_fields,
+)
 from revformers.hf.provenance import Provenance
 from revformers.stack import Trajectory
 
@@ -36,6 +45,7 @@ class ReversibleStack:
         activations: a name in `activations.ACTIVATIONS`.
         number_of_layers: the depth of the decoder.
         provenance: where the model came from, where that is known.
+        predictors_read_previous_update: whether update predictors evaluate the attention of the layer before.
         ordinary: whether the decoder runs as the ordinary network for now; see `revformers.ordinary`.
 
     """
@@ -44,12 +54,19 @@ class ReversibleStack:
     activations: str
     number_of_layers: int
     provenance: Provenance | None = None
+    predictors_read_previous_update: bool = False
     ordinary: bool = False
 
     @property
     def policy(self) -> type[ActivationPolicy]:
         """The activation policy that `activations` names."""
         return ACTIVATIONS[self.activations]
+
+    @property
+    def evaluates_attention_twice(self) -> bool:
+        """Whether a step evaluates the attention of the layer before, which key-value caches have no place for."""
+        second = self.number_of_layers > 1 and self.dynamics.previous_update(1) != 0
+        return second or self.predictors_read_previous_update
 
 
 @dataclass
@@ -67,6 +84,7 @@ class Pass:
         self.stack = stack
         self._decoder = decoder
         self._next = 0
+        self._before: LayerCall | None = None
         self._trajectory: Trajectory | None = None
         self._version = 0
 
@@ -90,8 +108,10 @@ class Pass:
         else:
             self._refuse_change(hidden)
         returned = LayerReturn(keep=not _recomputes(self.stack))
-        for name, field in named_fields(layer, index, self.stack.dynamics, inputs, returned):
+        call = LayerCall(layer, index, inputs)
+        for name, field in named_fields(call, self._before, self.stack.dynamics, returned):
             hidden = self._trajectory.step(name, self.stack.dynamics.coefficients(index), field, hidden)
+        self._before = call
         self._next += 1
         if self._next == self.stack.number_of_layers:
             return returned.of(self._trajectory.readout())
@@ -128,13 +148,13 @@ def decoder_forward(decoder: Any, *arguments: Any, **keywords: Any) -> Any:
     if stack.ordinary:
         return type(decoder).forward(decoder, *arguments, **keywords)
     parameters = list(inspect.signature(type(decoder).forward).parameters)
-    if _recomputes(stack) and "use_cache" in parameters:
+    if (_recomputes(stack) or stack.evaluates_attention_twice) and "use_cache" in parameters:
         # Most models pass it by name, CPM-Ant by position; `parameters` counts self.
         place = parameters.index("use_cache") - 1
         if keywords.pop("use_cache", place < len(arguments) and arguments[place]):
             warnings.warn(
-                "use_cache=True is set to False in a forward pass with gradients: the backward pass evaluates layers "
-                "again and would write to the cache twice.",
+                "use_cache=True is set to False in a forward pass that evaluates layers twice (for the backward pass, "
+                "or for their step): it would write to the cache twice.",
                 stacklevel=2,
             )
         if place < len(arguments):
@@ -164,29 +184,50 @@ def layer_forward(layer: Any, hidden_states: Tensor, *arguments: Any, **keywords
     return current.layer(layer, hidden_states, layer_inputs(layer, arguments, keywords))
 
 
+@dataclass(frozen=True)
+class LayerVisit:
+    """One layer for a caller that keeps the states itself.
+
+    Attributes:
+        embedding: p[0] of the batch, (batch, tokens, width) in the compute dtype.
+        ordinary: f_l, what the layer adds in the ordinary network.
+        update: what its step adds under the model's dynamics, without update predictor.
+        previous: for each feature of its update predictor that the layer before is evaluated for, that function.
+
+    """
+
+    embedding: Tensor
+    ordinary: Field
+    update: Field
+    previous: Mapping[str, Field]
+
+
 class _Visit:
     """A run through the decoder that computes only at one layer: what it prepares for the layers is its own."""
 
-    def __init__(self, stack: ReversibleStack, index: int, visit: Callable[[Field, Tensor], None]) -> None:
+    def __init__(self, stack: ReversibleStack, index: int, visit: Callable[[LayerVisit], None]) -> None:
         self.stack = stack
         self._index = index
         self._visit = visit
+        self._before: LayerCall | None = None
 
     def layer(self, layer: Any, hidden: Tensor, inputs: dict[str, Any]) -> Any:
-        """Hand the field of the chosen layer, and the hidden state, to the visitor; let every other layer pass."""
-        returned = LayerReturn(keep=False)
-        ((_, field),) = named_fields(layer, layer._reversible_role.index, self.stack.dynamics, inputs, returned)
-        if layer._reversible_role.index == self._index:
-            self._visit(field, hidden)
+        """Hand the functions of the chosen layer to the visitor; let every other layer pass."""
+        call, returned = LayerCall(layer, layer._reversible_role.index, inputs), LayerReturn(keep=False)
+        ordinary = ordinary_field(call, returned)
+        if call.index == self._index:
+            predictor = getattr(layer, "update_predictor", None)
+            previous = previous_fields(predictor.form, self._before) if predictor is not None else {}
+            update = block_field(call, self._before, self.stack.dynamics, returned)
+            self._visit(LayerVisit(hidden, ordinary, update, previous))
         if find_layout(layer) is None:
-            field(hidden)  # only its evaluation tells in what form such a layer returns its hidden state
+            ordinary(hidden)  # only its evaluation tells in what form such a layer returns its hidden state
+        self._before = call
         return returned.of(hidden)
 
 
-def visit_layer(
-    model: nn.Module, batch: Mapping[str, Tensor], index: int, visit: Callable[[Field, Tensor], None]
-) -> None:
-    """Call `visit` with the block-level field of layer `index` and the embedding, as the decoder runs on `batch`.
+def visit_layer(model: nn.Module, batch: Mapping[str, Tensor], index: int, visit: Callable[[LayerVisit], None]) -> None:
+    """Call `visit` with layer `index`, as the decoder runs on `batch`.
 
     No other layer is evaluated, so that a whole stack can be walked layer by layer on states that the caller keeps.
 
@@ -194,7 +235,7 @@ def visit_layer(
         model: a reversible model that steps by block.
         batch: what the decoder takes, e.g. ``{"input_ids": int64[batch, tokens]}``.
         index: the number of the layer.
-        visit: given f_l, and p[0] of shape (batch, tokens, width) in the compute dtype.
+        visit: given the functions of the layer, which it may call until it returns.
 
     """
     decoder = find_stack(model).decoder
@@ -211,7 +252,7 @@ def _recomputes(stack: ReversibleStack) -> bool:
 
 def _refuse_cache(stack: ReversibleStack, inputs: dict[str, Any]) -> None:
     """Refuse a key-value cache where the backward pass would evaluate the layer, and write to the cache, again."""
-    if _recomputes(stack) and any(isinstance(value, Cache) for value in inputs.values()):
+    if _recomputes(stack) and holds_cache(inputs):
         raise ValueError(
             "A key-value cache (past_key_values, prefix tuning) cannot be used in a forward pass with gradients that "
             f'evaluates layers again (activations="{stack.activations}"); use torch.no_grad(), or '

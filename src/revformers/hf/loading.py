@@ -18,6 +18,7 @@ from revformers.hf.provenance import Provenance
 from revformers.hf.reversible import add_update_predictors, make_reversible
 from revformers.hf.saving import CONFIG_NAME, KEY, MODEL_TYPE
 from revformers.hf.state import require_reversible
+from revformers.update_predictor import PredictorForm
 
 PREDICTOR = ".update_predictor."
 
@@ -47,12 +48,12 @@ def from_pretrained(path: str | os.PathLike, **keywords: Any) -> Any:
                 f"{path} holds an ordinary model; load it with transformers and call revformers.make_reversible(model, "
                 f"dynamics)."
             )
-    config, dynamics, activations, predictors, provenance = _read(path, values)
+    config, dynamics, activations, form, provenance = _read(path, values)
     with clear_errors(path, keywords):
         model, info = _load_without_predictors(path, config, keywords)
         make_reversible(model, dynamics, activations)
-        if predictors:
-            add_update_predictors(model)
+        if form is not None:
+            add_update_predictors(model, form)
             _load_predictors(model, path, keywords)
     require_reversible(model).provenance = provenance
     # The path names the reversible model itself: adapters may call it their base.
@@ -60,8 +61,10 @@ def from_pretrained(path: str | os.PathLike, **keywords: Any) -> Any:
     return (model, info) if with_info else model
 
 
-def _read(path: str, values: dict[str, Any]) -> tuple[PreTrainedConfig, Dynamics, str, bool, Provenance | None]:
-    """Return the ordinary config, the dynamics, the policy, whether there are update predictors, the provenance."""
+def _read(
+    path: str, values: dict[str, Any]
+) -> tuple[PreTrainedConfig, Dynamics, str, PredictorForm | None, Provenance | None]:
+    """Return the ordinary config, the dynamics, the policy, the form of update predictors, the provenance."""
     values = dict(values)
     description = values.pop(KEY)
     values.pop("transformers_weights", None)
@@ -70,7 +73,9 @@ def _read(path: str, values: dict[str, Any]) -> tuple[PreTrainedConfig, Dynamics
         config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
         provenance = Provenance.from_dict(description["provenance"]) if "provenance" in description else None
         dynamics = dynamics_module.from_dict(description["dynamics"])
-        return config, dynamics, description["activations"], description["update_predictors"], provenance
+        predictors = description["update_predictors"]
+        form = None if predictors is None else PredictorForm(**predictors)
+        return config, dynamics, description["activations"], form, provenance
     except (AttributeError, KeyError, TypeError, ValueError, StrictDataclassError) as error:
         raise ModelFilesError(
             f"The {CONFIG_NAME} of {path} describes no reversible model that this version of revformers or "

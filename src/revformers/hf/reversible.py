@@ -1,6 +1,7 @@
 """Making a transformers model reversible, in place, and ordinary again."""
 
 import warnings
+from dataclasses import replace
 from types import MethodType
 from typing import Any, TypeVar
 
@@ -10,12 +11,12 @@ from revformers.activations import ACTIVATIONS
 from revformers.dynamics.base import Dynamics
 from revformers.hf.discovery import find_stack, unwrap
 from revformers.hf.families import find_layout
-from revformers.hf.fields import no_branches
+from revformers.hf.fields import LayerCall, no_branches, previous_fields
 from revformers.hf.forward import LayerRole, ReversibleStack, decoder_forward, layer_forward
 from revformers.hf.hub import push_to_hub
 from revformers.hf.saving import save_pretrained
 from revformers.hf.state import require_reversible, reversible_stack
-from revformers.update_predictor import UpdatePredictor
+from revformers.update_predictor import PredictorForm, UpdatePredictor
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -97,17 +98,27 @@ def make_residual(model: Model) -> Model:
     return model
 
 
-def add_update_predictors(model: nn.Module) -> list[UpdatePredictor]:
+def add_update_predictors(model: nn.Module, form: PredictorForm) -> list[UpdatePredictor]:
     """Give every layer of a reversible model that steps by block an update predictor, and return them in order.
 
     They predict zero until they are fitted, take the dtype and the device of their layers, belong to the model's
-    parameters and state dict, and go with `make_residual`.
+    parameters and state dict, and go with `make_residual`. That of the first layer leaves out the features of a layer
+    before it.
+
+    Raises:
+        NotReversibleError: for features that need the branches of a family whose branches are not known.
+
     """
     stack = find_stack(model)
+    previous_fields(form, LayerCall(stack.layers[0], 0, {}))
+    own = tuple(feature for feature in form.features if not feature.startswith("previous_")) or ("state",)
     width = unwrap(model).config.get_text_config(decoder=True).hidden_size
-    for layer in stack.layers:
+    for index, layer in enumerate(stack.layers):
         weight = next(parameter for parameter in layer.parameters() if parameter.is_floating_point())
-        layer.update_predictor = UpdatePredictor(width, device=weight.device, dtype=weight.dtype)
+        layer.update_predictor = UpdatePredictor(
+            width, form if index else replace(form, features=own), device=weight.device, dtype=weight.dtype
+        )
+    require_reversible(model).predictors_read_previous_update = "previous_update" in form.features
     return [layer.update_predictor for layer in stack.layers]
 
 

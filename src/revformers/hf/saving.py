@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from revformers.hf.card import CARD_NAME, is_ours, model_card
 from revformers.hf.hub import upload
-from revformers.hf.state import require_reversible, update_predictors
+from revformers.hf.state import predictor_form, require_reversible
 
 MODEL_TYPE = "reversible (pip install revformers, then import revformers)"
 WEIGHTS_NOTE = "this is a reversible model: pip install revformers, then revformers.from_pretrained"
@@ -97,13 +97,13 @@ def _write_card(model: PreTrainedModel, partial: Path, target: Path) -> list[str
 
 
 def _mark(config: dict[str, Any], model: nn.Module) -> dict[str, Any]:
-    reversible = require_reversible(model)
+    reversible, form = require_reversible(model), predictor_form(model)
     description: dict[str, Any] = {
         "dynamics": reversible.dynamics.to_dict(),
         "activations": reversible.activations,
         # Not "model_type": transformers takes any nested dictionary with a known one for the config itself.
         "ordinary_model_type": config["model_type"],
-        "update_predictors": bool(update_predictors(model)),
+        "update_predictors": None if form is None else form.to_dict(),
         "version": version("revformers"),
     }
     if reversible.provenance is not None:

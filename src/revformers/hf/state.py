@@ -5,7 +5,7 @@ from torch import nn
 from revformers.hf.discovery import unwrap
 from revformers.hf.forward import ReversibleStack
 from revformers.hf.provenance import Provenance
-from revformers.update_predictor import UpdatePredictor
+from revformers.update_predictor import PredictorForm, UpdatePredictor
 
 
 def reversible_stack(model: nn.Module) -> ReversibleStack | None:
@@ -30,6 +30,13 @@ def require_reversible(model: nn.Module) -> ReversibleStack:
 def update_predictors(model: nn.Module) -> list[UpdatePredictor]:
     """Return the update predictors that a conversion gave the layers, in order; none otherwise."""
     return [module for module in unwrap(model).modules() if isinstance(module, UpdatePredictor)]
+
+
+def predictor_form(model: nn.Module) -> PredictorForm | None:
+    """Return the form of a model's update predictors, None where it has none."""
+    predictors = update_predictors(model)
+    # The first layer's lacks the features of a layer before it.
+    return predictors[-1].form if predictors else None
 
 
 def record_provenance(model: nn.Module, provenance: Provenance) -> None:

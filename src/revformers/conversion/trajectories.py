@@ -1,0 +1,91 @@
+"""The states of all calibration tokens, on the ordinary and on the converted network, layer after layer."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from revformers.dynamics.base import Coefficients
+from revformers.hf.forward import LayerVisit, visit_layer
+
+Batch = Mapping[str, Tensor]
+
+
+class Trajectories:
+    """Walks both networks through the layers at once, every layer evaluated twice a token and kept nowhere else.
+
+    States lie in memory-mapped files, so that memory does not grow with the number of tokens. All tensors are
+    float32[tokens of the batch, width].
+
+    Args:
+        model: a reversible model that steps by block; its dynamics are those of the converted network, and its update
+            predictors, if any, are left out of what it adds.
+        batches: what the model takes, e.g. ``{"input_ids": int64[batch, tokens]}``; without padding.
+        folder: an existing directory for the files.
+
+    Attributes:
+        original: p of the ordinary network, one tensor a batch.
+        previous: p[l-1] of the converted network.
+        current: p[l] of the converted network.
+        update: what the layer adds to it, f(p[l]).
+
+    """
+
+    def __init__(self, model: nn.Module, batches: Sequence[Batch], folder: Path) -> None:
+        self._model = model
+        self._batches = batches
+        self._folder = folder
+        embeddings = [self._embedding(batch) for batch in batches]
+        self.original, self.previous, self.current, self.update = (
+            [self._mapped(f"{name}-{index}", value) for index, value in enumerate(embeddings)]
+            for name in ("original", "previous", "current", "update")
+        )
+        self._features: list[dict[str, Tensor]] = [{} for _ in batches]
+
+    def evaluate(self, layer: int, index: int) -> None:
+        """Evaluate layer number `layer` on batch number `index`, and move the ordinary network past it."""
+        shape = self._batches[index]["input_ids"].shape
+
+        def evaluate(visit: LayerVisit) -> None:
+            def at(states: Tensor, field: Callable[[Tensor], Tensor]) -> Tensor:
+                return field(states.view(*shape, -1).to(visit.embedding)).to("cpu", torch.float32).flatten(0, -2)
+
+            self.original[index].add_(at(self.original[index], visit.ordinary))
+            self.update[index].copy_(at(self.current[index], visit.update))
+            for name, field in visit.previous.items():
+                value = at(self.current[index], field)
+                if name not in self._features[index]:
+                    self._features[index][name] = self._mapped(f"{name}-{index}", value)
+                self._features[index][name].copy_(value)
+
+        visit_layer(self._model, self._batches[index], layer, evaluate)
+
+    def features(self, index: int, names: Sequence[str]) -> list[Tensor]:
+        """Return the named features of an update predictor at the layer that was evaluated last."""
+        known = {"state": self.current[index], "update": self.update[index], **self._features[index]}
+        return [known[name] for name in names]
+
+    def blended(self, index: int, coefficients: Coefficients) -> Tensor:
+        """Return a p[l-1] + b p[l] + c f(p[l]) of the converted network."""
+        a, b, c = float(coefficients.previous), float(coefficients.current), coefficients.update
+        return a * self.previous[index] + b * self.current[index] + c * self.update[index]
+
+    def advance(self, index: int, successor: Tensor) -> None:
+        """Move the converted network of batch number `index` to `successor`, its p[l+1]."""
+        self.previous[index].copy_(self.current[index])
+        self.current[index].copy_(successor)
+
+    def _embedding(self, batch: Batch) -> Tensor:
+        found: list[Tensor] = []
+        visit_layer(self._model, batch, 0, lambda visit: found.append(visit.embedding))
+        return found[0].to("cpu", torch.float32).flatten(0, -2)
+
+    def _mapped(self, name: str, values: Tensor) -> Tensor:
+        """Return a tensor in a file, with the content of `values`."""
+        mapped: Any = torch.from_file(
+            str(self._folder / name), shared=True, size=values.numel(), dtype=torch.float32
+        ).view(values.shape)
+        mapped.copy_(values)
+        return mapped
