@@ -47,6 +47,17 @@ def test_the_options_of_the_dynamics_stay():
     assert reversible_stack(model).dynamics == rf.BlendedMidpoint("1/2", 0.5, start="zero", readout="mean")
 
 
+def test_step_sizes_that_were_fitted_begin_at_one():
+    target = rf.BlendedMidpoint("1/2", (0.5, 0.8, 1.5))
+    model = rf.make_reversible(llama(layers=3), target)
+    annealing = Annealing(model, 4, 1 / 256)
+    annealing.set(0)
+    steps = reversible_stack(model).dynamics.step_size
+    assert steps == pytest.approx([1 - 0.5 / 128, 1 - 0.2 / 128, 1 + 0.5 / 128])
+    annealing.set(4)
+    assert reversible_stack(model).dynamics == target
+
+
 def test_the_predictors_are_scaled_with_their_blend_and_gradients_stay_exact():
     model = converted()
     annealing = Annealing(model, 8, 1 / 256)
@@ -75,12 +86,14 @@ def test_the_trainer_sets_it_at_every_step_and_leaves_the_target(tmp_path):
         def on_step_end(self, args, state, control, **kwargs):
             seen.append(reversible_stack(model).dynamics.layer_blend(0))
 
-    arguments = TrainingArguments(str(tmp_path), max_steps=3, report_to="none", use_cpu=True, disable_tqdm=True)
+    arguments = TrainingArguments(str(tmp_path), max_steps=3, save_steps=1, report_to="none", use_cpu=True)
     data = [{"input_ids": row, "labels": row} for row in TEXT]
     Trainer(model, arguments, train_dataset=data, callbacks=[annealing, Watch()]).train()
     assert seen == [annealing.blends(step)[0] for step in range(3)]
     assert seen[0] == Fraction(1, 256)
     assert reversible_stack(model).dynamics.layer_blend(0) == Fraction(1, 2)
+    checkpoint = rf.from_pretrained(tmp_path / "checkpoint-1")
+    assert reversible_stack(checkpoint).dynamics == reversible_stack(model).dynamics
 
 
 def test_dynamics_without_blends_are_refused():

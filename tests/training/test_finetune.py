@@ -2,12 +2,13 @@ import io
 import json
 import os
 import signal
+import sys
 
 import pytest
 import torch
 from peft import PeftModel
 from rich.console import Console
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import revformers as rf
 from revformers.hf.adapter import ADAPTER_TYPE, load_adapter
@@ -21,6 +22,7 @@ from tests.training.tiny_finetune import (
     COLUMNS,
     CONVERSATIONS,
     INSTRUCTIONS,
+    TEMPLATE,
     tiny_finetune_recipe,
     write_model,
     write_records,
@@ -230,6 +232,34 @@ def test_the_loss_of_instructions_is_that_of_their_completions(shared, tmp_path)
     with torch.no_grad():
         expected = model(input_ids=torch.tensor([prompt + completion]), labels=labels).loss.item()
     assert result.metrics["original_validation_loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_template_that_does_not_mark_the_assistant_trains_on_all_and_says_so(shared, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(shared / "model")
+    tokenizer.chat_template = TEMPLATE.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    source = str(write_records(tmp_path / "a.json", CONVERSATIONS))
+    options = {"data.source": source, "model.tokenizer": str(tmp_path / "tokenizer"), "training.max_steps": 1}
+    result = run(recipe_in(shared, tmp_path, options))
+    assert (
+        "does not mark what the assistant says: the loss is taken over whole conversations" in result.metrics["shown"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("package", "overrides"),
+    [
+        ("trl", {"data.columns": COLUMNS}),
+        ("peft", LORA),
+        ("torchao.quantization", {**LORA, "model.quantization": "int8"}),
+    ],
+)
+def test_a_missing_package_is_named_with_the_line_that_installs_it(shared, tmp_path, monkeypatch, package, overrides):
+    monkeypatch.setitem(sys.modules, package, None)
+    source = str(write_records(tmp_path / "a.json", INSTRUCTIONS))
+    with pytest.raises(RecipeError, match="pip install") as caught:
+        run(recipe_in(shared, tmp_path, {"data.source": source, **overrides}))
+    assert "\n" not in str(caught.value)
 
 
 def test_an_ordinary_network_is_trained_as_it_is(shared, tmp_path):

@@ -8,6 +8,7 @@ know, which stops at the words that say how to load it: with `load_adapter`.
 
 import json
 import shutil
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 from types import MethodType
@@ -80,7 +81,10 @@ def describe_base(adapter: Any, conversion: Path) -> None:
     """
 
     def save_pretrained(model: Any, save_directory: str, *arguments: Any, **keywords: Any) -> None:
-        type(model).save_pretrained(model, save_directory, *arguments, **keywords)
+        with warnings.catch_warnings():
+            # PEFT asks the hub for the config of the base, to find new words in its vocabulary; there are none.
+            warnings.filterwarnings("ignore", "Could not find a config file")
+            type(model).save_pretrained(model, save_directory, *arguments, **keywords)
         for name in (DESCRIPTION, PREDICTORS):
             if (conversion / name).is_file() and conversion.resolve() != Path(save_directory).resolve():
                 shutil.copyfile(conversion / name, Path(save_directory) / name)

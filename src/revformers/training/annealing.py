@@ -1,6 +1,9 @@
 """Moving the blends of a converted model from nearly the ordinary network to their target while it trains."""
 
+import dataclasses
+import json
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -8,8 +11,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from revformers.dynamics.base import LARGEST_DENOMINATOR
 from revformers.dynamics.blended_midpoint import BlendedMidpoint
+from revformers.hf.saving import CONFIG_NAME, KEY
 from revformers.hf.state import require_reversible, update_predictors
 from revformers.training.errors import RecipeError
+from revformers.training.run_directory import write_json
 
 
 class Annealing(TrainerCallback):
@@ -18,7 +23,8 @@ class Annealing(TrainerCallback):
     Step s, counted from 0, of `steps` has the blend start + (target - start) s / steps, to the nearest 1/256, with the
     sign of the target; later steps have the target itself. A target below the start is kept throughout. An update
     predictor was fitted to the target, and what it adds back is proportional to the blend: its `scale` is the blend
-    over the target. Evaluations and checkpoints have the blend of the step before them, the finished model the target.
+    over the target. Likewise a step size that the conversion fitted moves from 1 to its target. An evaluation has the
+    blends of the step before it; checkpoints, which hold no scale, and the finished model have the target.
 
     Args:
         model: a reversible model, with the target as its dynamics.
@@ -40,14 +46,17 @@ class Annealing(TrainerCallback):
         self._start = round(start * LARGEST_DENOMINATOR)
         self._target = target
 
+    @property
+    def _targets(self) -> list[Fraction]:
+        return [self._target.layer_blend(layer) for layer in range(self._stack.number_of_layers)]
+
     def blends(self, step: int) -> list[Fraction]:
         """Return the blend of every layer in optimizer step `step`, counted from 0."""
-        targets = [self._target.layer_blend(layer) for layer in range(self._stack.number_of_layers)]
-        return targets if step >= self._steps else [self._blend(target, step) for target in targets]
+        return [self._blend(target, step) for target in self._targets]
 
     def _blend(self, target: Fraction, step: int) -> Fraction:
         start = Fraction(self._start, LARGEST_DENOMINATOR)
-        if abs(target) <= start:
+        if step >= self._steps or abs(target) <= start:
             return target
         size = start + (abs(target) - start) * Fraction(step, self._steps)
         rounded = Fraction(round(size * LARGEST_DENOMINATOR), LARGEST_DENOMINATOR)
@@ -55,24 +64,35 @@ class Annealing(TrainerCallback):
 
     def set(self, step: int) -> None:
         """Give the model the blends of optimizer step `step`, counted from 0."""
-        if step >= self._steps:
-            self._stack.dynamics = self._target
-        else:
-            self._stack.dynamics = BlendedMidpoint(
-                self.blends(step),
-                self._target.step_size,
-                granularity=self._target.granularity,
-                start=self._target.start,
-                readout=self._target.readout,
+        blends = self.blends(step)
+        shares = [float(blend / target) for blend, target in zip(blends, self._targets, strict=True)]
+        dynamics = self._target
+        if step < self._steps:
+            fitted = dynamics.step_size
+            sizes = (
+                tuple(1 + (size - 1) * share for size, share in zip(fitted, shares, strict=True))
+                if isinstance(fitted, tuple)
+                else fitted
             )
-        for layer, predictor in enumerate(self._predictors):
-            predictor.scale = float(self.blends(step)[layer] / self._target.layer_blend(layer))
+            dynamics = dataclasses.replace(dynamics, blend=tuple(blends), step_size=sizes, random_seed=None)
+        self._stack.dynamics = dynamics
+        # without predictors there is nothing to scale
+        for predictor, share in zip(self._predictors, shares, strict=False):
+            predictor.scale = share
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Set the blends of the step that begins."""
         self.set(state.global_step)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Describe the model in the checkpoint by its target, to which its predictors, unscaled, belong."""
+        path = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / CONFIG_NAME
+        if state.is_world_process_zero and path.is_file():  # an adapter's checkpoint has the target already
+            config = json.loads(path.read_text(encoding="utf-8"))
+            config[KEY]["dynamics"] = self._target.to_dict()
+            write_json(path, config)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -28,17 +28,15 @@ from revformers.hf.pretrained import load_causal_lm
 from revformers.hf.quantization import quantization_options
 from revformers.hf.reversible import set_activations
 from revformers.hf.state import reversible_stack
-from revformers.hf.teacher import AdapterOff, FrozenCopy
+from revformers.hf.teacher import AdapterOff, FrozenCopy, Teacher
 from revformers.training.annealing import Annealing
 from revformers.training.errors import RecipeError
-from revformers.training.finetune_data import FinetuneData, calibration_blocks, load_finetune_data
+from revformers.training.finetune_data import FinetuneData, calibration_blocks, import_trl, load_finetune_data
 from revformers.training.finetune_recipe import AdapterSection, FinetuneRecipe
 from revformers.training.history import loss_curve
 from revformers.training.run_directory import RunDirectory, replaced, write_json
 from revformers.training.strict import suggestion
 from revformers.training.trainer_run import RunResult, finished_result, run_metrics, train, trainer_arguments
-
-PACKAGES = 'pip install "revformers[finetune]"'
 
 
 def finetune(
@@ -53,8 +51,9 @@ def finetune(
     `metrics.json` (the figures before and after); and `recipe.yaml`. A resumed run ends with the same weights, bit for
     bit on the CPU, as one that went through. SIGINT and SIGTERM end the run after the step at hand, with a checkpoint.
 
-    Text is trained on by transformers' Trainer in packed blocks; prompts with completions and conversations by TRL's
-    SFTTrainer, unpacked and padded, whose validation loss is a mean over batches.
+    The figures of the ordinary network are those of its quantised weights, where they are quantised. Text is trained on
+    by transformers' Trainer in packed blocks; prompts with completions and conversations by TRL's SFTTrainer, unpacked
+    and padded, whose validation loss is a mean over batches.
 
     Args:
         recipe: what to train, on what, and how.
@@ -84,7 +83,7 @@ def finetune(
     if checkpoint is not None and (finished := finished_result(run, checkpoint, recipe.training.max_steps)):
         return finished
 
-    teacher = FrozenCopy(model) if recipe.loss.distillation and lora is None else None
+    teacher: Teacher | None = FrozenCopy(model) if recipe.loss.distillation and lora is None else None
     if recipe.conversion.bits is not None or reversible_stack(model) is not None:
         _prepare_dynamics(model, recipe, data, tokenizer, run, arguments, fresh=checkpoint is None)
     if lora is not None:
@@ -92,7 +91,12 @@ def finetune(
     loss = recipe.loss
     if loss.distillation and teacher is None:
         teacher = AdapterOff(model)
-    set_head_loss(model, HeadLoss(loss.cross_entropy, loss.distillation, loss.temperature, teacher, loss.chunk))
+    try:
+        set_head_loss(model, HeadLoss(loss.cross_entropy, loss.distillation, loss.temperature, teacher, loss.chunk))
+    except NotReversibleError:
+        raise
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
     trainer = _trainer(model, arguments, data, tokenizer)
     if data.form == "messages" and not data.assistant_only:
         console.print(
@@ -133,19 +137,21 @@ def finetune_arguments(recipe: FinetuneRecipe, data: FinetuneData) -> TrainingAr
 
     """
     kind: type[TrainingArguments] = TrainingArguments
-    # Of a reversible model the activation policy decides; TRL would switch checkpointing on.
-    fixed: dict[str, Any] = {
-        "gradient_checkpointing": recipe.conversion.bits is None and recipe.conversion.activations == "checkpoint"
-    }
+    fixed: dict[str, Any] = {}
     if data.form != "text":
-        kind = _trl().SFTConfig
-        fixed |= {
+        kind = import_trl().SFTConfig
+        fixed = {
             "max_length": recipe.data.block_length,
             "packing": False,
             "completion_only_loss": data.form == "prompt_completion",
             "assistant_only_loss": data.assistant_only,
             "include_num_input_tokens_seen": "non_padding",
         }
+    # Of a reversible model the activation policy decides; TRL would switch checkpointing on.
+    checkpointing = recipe.conversion.bits is None and recipe.conversion.activations == "checkpoint"
+    known = {field.name for field in dataclasses.fields(kind)}
+    name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+    fixed[name] = checkpointing
     return trainer_arguments(recipe.training, recipe.output, "conversion.activations", kind, **fixed)
 
 
@@ -162,9 +168,11 @@ def _check(recipe: FinetuneRecipe) -> None:
             raise RecipeError("adapter.merge needs an adapter; set adapter.kind to lora.")
     elif recipe.adapter.merge and recipe.model.quantization != "none":
         raise RecipeError("adapter.merge would round the adapter to the quantised weights; leave one of them out.")
-    known = list(inspect.signature(convert).parameters)[3:]
+    parameters = inspect.signature(convert).parameters.values()
+    own = ("held_out", "progress")
+    known = [item.name for item in parameters if item.kind is item.KEYWORD_ONLY and item.name not in own]
     for name in recipe.conversion.options:
-        if name not in known or name in ("predictor", "progress"):
+        if name not in known:
             raise RecipeError(f"conversion.options has no {name!r}{suggestion(name, known)}")
 
 
@@ -255,7 +263,7 @@ def _prepare_dynamics(
 def _convert(model: Any, recipe: FinetuneRecipe, blocks: torch.Tensor) -> None:
     section = recipe.conversion
     try:
-        convert(model, section.bits, blocks, predictor=section.predictor, **section.options)  # type: ignore[arg-type]
+        convert(model, section.bits, blocks, **{"predictor": section.predictor, **section.options})  # type: ignore[arg-type]
     except NotReversibleError:
         raise
     except ValueError as error:
@@ -267,7 +275,7 @@ def _lora_config(section: AdapterSection) -> Any:
     try:
         from peft import LoraConfig
     except ImportError as error:
-        raise RecipeError(f"An adapter needs PEFT; {PACKAGES}.") from error
+        raise RecipeError('An adapter needs PEFT; pip install "revformers[finetune]".') from error
     known = [field.name for field in dataclasses.fields(LoraConfig)]
     for name in section.options:
         if name not in known:
@@ -318,21 +326,13 @@ def _trainer(model: Any, arguments: Any, data: FinetuneData, tokenizer: PreTrain
 
 def _sft_trainer() -> Any:
     """Return TRL's SFTTrainer with the loss of the model: its own one reads the logits or a head of its own."""
-    kind: Any = _trl().SFTTrainer
+    kind: Any = import_trl().SFTTrainer
 
     class HeadLossTrainer(kind):
         def compute_loss(self, *arguments: Any, **keywords: Any) -> Any:
             return Trainer.compute_loss(self, *arguments, **keywords)
 
     return HeadLossTrainer
-
-
-def _trl() -> Any:
-    try:
-        import trl
-    except ImportError as error:
-        raise RecipeError(f"Prompts with completions and conversations need TRL; {PACKAGES}.") from error
-    return trl
 
 
 def _losses_before_training(trainer: Trainer, model: Any, recipe: FinetuneRecipe) -> dict[str, float]:

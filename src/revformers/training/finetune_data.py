@@ -149,16 +149,29 @@ def _check_tokenizer(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBa
         raise RecipeError(f"A record must hold text or messages in {', '.join(record)}; this one does not: {record}.")
 
 
+def import_trl() -> Any:
+    """Return the package that prepares and trains on prompts and conversations, or raise RecipeError."""
+    try:
+        import trl
+    except ImportError as error:
+        raise RecipeError(
+            'Prompts with completions and conversations need TRL; pip install "revformers[finetune]".'
+        ) from error
+    return trl
+
+
 def _marks_the_assistant(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Say whether TRL can tell from the chat template which tokens the assistant says."""
+    """Say whether the chat template tells which tokens the assistant says, or TRL has one in its place that does."""
+    if "endgeneration" in str(tokenizer.chat_template):
+        return True
+    import_trl()
     from trl.chat_template_utils import get_training_chat_template
 
-    if "generation" in str(tokenizer.chat_template) and "endgeneration" in str(tokenizer.chat_template):
-        return True
     try:
-        return get_training_chat_template(tokenizer) is not None
+        get_training_chat_template(tokenizer)
     except ValueError:
         return False
+    return True
 
 
 def _written(records: Any, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:

@@ -38,7 +38,7 @@ class ConversionSection:
     converts nothing: an ordinary network stays one, and a saved reversible model keeps its dynamics."""
 
     predictor: bool = True
-    """Whether to fit update predictors to the training data."""
+    """Whether to fit update predictors to the training data; options.predictor names those of another form."""
 
     sequences: int = 64
     """Blocks of training data that the predictors are fitted to."""
