@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
@@ -15,7 +16,7 @@ from revformers.hf.head import HeadLoss, set_head_loss
 from revformers.hf.teacher import AdapterOff, FrozenCopy
 from tests.tiny_models import FAMILIES, batch, tiny
 
-CHUNKED = {"granite": {"logits_scaling": 3.0}, "mixtral": {"output_router_logits": True}}
+OPTIONS = {"granite": {"logits_scaling": 3.0}, "mixtral": {"output_router_logits": True}}
 """What makes the loss of a family more than a product with the head's weights; gemma2's soft cap is its default."""
 
 
@@ -46,7 +47,7 @@ def assert_close(result, reference, tolerance):
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
 @pytest.mark.parametrize("family", ["llama", "gemma2", "granite", "cohere", "gpt2", "mixtral", "opt"])
 def test_loss_and_gradients_are_those_of_transformers(family, chunk):
-    model = tiny(family, initializer_range=0.2, **CHUNKED.get(family, {}))
+    model = tiny(family, initializer_range=0.2, **OPTIONS.get(family, {}))
     inputs = masked(model)
     reference = step(model, inputs)
     set_head_loss(model, HeadLoss(chunk=chunk))
@@ -165,6 +166,15 @@ def test_rebuilt_gradients_equal_stored_ones_to_the_bit(dynamics):
     rf.make_reversible(model, dynamics)
     set_head_loss(model, HeadLoss(1.0, 1.0, teacher=teacher, chunk=7))
     assert rf.verify_gradients(model, masked(model)).bit_exact
+
+
+def test_rebuilt_gradients_are_exact_under_autocast():
+    model = tiny("gemma2")
+    teacher = FrozenCopy(model)
+    rf.make_reversible(model, rf.Midpoint())
+    set_head_loss(model, HeadLoss(1.0, 1.0, teacher=teacher, chunk=7))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert rf.verify_gradients(model, masked(model)).bit_exact
 
 
 @pytest.mark.parametrize("head", [False, True], ids=["decoder adapted", "head adapted"])
@@ -300,6 +310,43 @@ def test_a_failed_step_leaves_the_model_usable():
     handle.remove()
     assert torch.equal(model(**inputs).loss, expected)
     assert "forward" not in vars(model.model)
+
+
+def rank_of_two(rank, store, results):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    model = tiny("llama")
+    teacher = FrozenCopy(model)
+    rf.make_reversible(model, rf.Midpoint())
+    set_head_loss(model, HeadLoss(1.0, 1.0, teacher=teacher, chunk=7))
+    inputs = masked(model)
+    # On the second rank no token of the second step counts: it must take part all the same.
+    both, first = inputs["labels"], inputs["labels"].clone()
+    first[1] = -100
+    replica = DistributedDataParallel(model)
+    gradients = []
+    for labels in (both, first):
+        replica.zero_grad()
+        replica(input_ids=inputs["input_ids"][rank : rank + 1], labels=labels[rank : rank + 1]).loss.backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    if rank == 0:
+        expected = []
+        for labels in (both, first):
+            model.zero_grad()
+            for sequence in range(2):
+                part = slice(sequence, sequence + 1)
+                (model(input_ids=inputs["input_ids"][part], labels=labels[part]).loss / 2).backward()
+            expected.append([parameter.grad.clone() for parameter in model.parameters()])
+        torch.save((gradients, expected), results)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_data_parallel_ranks_average_their_gradients(tmp_path):
+    torch.multiprocessing.spawn(rank_of_two, (tmp_path / "store", tmp_path / "results"), nprocs=2)
+    for gradients, expected in zip(*torch.load(tmp_path / "results"), strict=True):
+        assert all(torch.allclose(p, q, atol=1e-7) for p, q in zip(gradients, expected, strict=True))
+        assert any(gradient.any() for gradient in gradients)
 
 
 @pytest.mark.parametrize(
