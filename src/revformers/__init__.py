@@ -19,6 +19,7 @@ from revformers.errors import NotReversibleError, RebuildMismatchError, StateRan
 from revformers.hf.loading import from_pretrained, register
 from revformers.hf.ordinary import ordinary
 from revformers.hf.reversible import make_residual, make_reversible, set_activations
+from revformers.update_predictor import PredictorForm
 from revformers.verification import GradientReport, verify_gradients
 
 register()
@@ -32,6 +33,7 @@ __all__ = [
     "Leapfrog",
     "Midpoint",
     "NotReversibleError",
+    "PredictorForm",
     "RebuildMismatchError",
     "Residual",
     "StateRangeError",

@@ -61,7 +61,7 @@ def predictor_form_of(name: PredictorName, rank: int | None = None) -> Predictor
     if name == "none":
         return None
     features: dict[str, tuple[Feature, ...]] = {"state": ("state",), "update": ("state", "update")}
-    return PredictorForm(features.get(name) or (*features["update"], name), rank)  # type: ignore[arg-type]
+    return PredictorForm(features.get(name) or (*features["update"], name), rank)
 
 
 class UpdatePredictor(nn.Module):
@@ -94,7 +94,7 @@ class UpdatePredictor(nn.Module):
         place: dict[str, Any] = {"device": device, "dtype": dtype}
         inner = form.rank or width
         self.maps = nn.ModuleList(nn.Linear(width, inner, bias=False, **place) for _ in form.features)
-        self.output = nn.Linear(inner, width, bias=False, **place) if form.rank else None
+        self.output: nn.Linear | None = nn.Linear(inner, width, bias=False, **place) if form.rank else None
         self.bias = nn.Parameter(torch.zeros(width, **place))
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
@@ -108,16 +108,17 @@ class UpdatePredictor(nn.Module):
         """
         dtype = self.bias.dtype
         parts = [linear(feature.to(dtype)) for linear, feature in zip(self.maps, features, strict=True)]
-        prediction: Tensor = sum(parts[1:], start=parts[0])
+        prediction = sum(parts[1:], start=parts[0])
         if self.output is not None:
             prediction = self.output(prediction)
-        return (prediction + self.bias) * self.scale
+        result: Tensor = (prediction + self.bias) * self.scale
+        return result
 
     @torch.no_grad()
     def set(self, maps: Sequence[Tensor], bias: Tensor, output: Tensor | None) -> None:
         """Take the result of the least-squares fit: tensors of the shapes of the attributes, floating dtype."""
         for linear, value in zip(self.maps, maps, strict=True):
-            linear.weight.copy_(value)
+            linear.get_parameter("weight").copy_(value)
         self.bias.copy_(bias)
         if self.output is not None:
             assert output is not None

@@ -1,6 +1,5 @@
 import copy
 import logging
-from fractions import Fraction
 
 import pytest
 import torch
@@ -8,7 +7,6 @@ from torch import nn
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 import revformers as rf
-from revformers.conversion.allocation import uniform_blends
 from revformers.conversion.measure import mean_loss
 from revformers.hf.state import update_predictors
 from tests.hf.test_reversible import llama
@@ -116,16 +114,6 @@ def test_generation_agrees_with_and_without_cache():
         for cached in (True, False)
     ]
     assert torch.equal(*tokens)
-
-
-def test_a_budget_is_met_in_the_mean():
-    assert uniform_blends(0, 3) == [1, 1, 1]
-    assert uniform_blends(2, 2) == [Fraction(1, 4)] * 2
-    for bits in (0.25, 0.5, 1.75, 3.1):
-        blends = uniform_blends(bits, 40)
-        spent = [rf.BlendedMidpoint(blend).side_information_bits(0) for blend in blends]
-        assert sum(spent) / 40 == pytest.approx(bits)
-        assert max(spent) - min(spent) <= 1
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from revformers.conversion.allocation import BlendCosts, check_budget, measure_blend_costs, uniform_blends
 from revformers.conversion.fit import LayerFit, Trajectory, fit_step_sizes, fit_update_predictors
-from revformers.conversion.measure import Batch, mean_loss
+from revformers.conversion.measure import Batch, mean_divergence, mean_loss, next_token_distributions
 from revformers.dynamics.base import ONE
 from revformers.dynamics.blended_midpoint import BlendedMidpoint
 from revformers.dynamics.two_evaluation_midpoint import TwoEvaluationMidpoint
@@ -25,7 +25,7 @@ from revformers.update_predictor import PredictorForm, PredictorName, predictor_
 Allocation = Literal["uniform", "calibrated"]
 
 MEASURED_TOKENS = 1024
-"""Calibration tokens that the costs of blends are measured on: every layer is measured several times."""
+"""Calibration tokens that the divergence from the original is measured on: every layer is measured several times."""
 
 TARGET_BUDGETS = (0, 0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
 """Budgets that `Converter.convert_to_target` chooses from, bits an element a layer."""
@@ -124,8 +124,8 @@ class Method:
     Attributes:
         allocation: ``"uniform"`` gives every layer the same blend (up to one bit); ``"calibrated"`` spends the bits
             where they count, by the measured cost of every blend in every layer, and where there is no predictor
-            fits a step size a layer as well. The calibrated blends are taken only if they do better than uniform ones
-            on the calibration text.
+            fits a step size a layer as well. The calibrated blends are taken only if they bring the model nearer to
+            the original's predictions than uniform ones.
         predictor: the form of the update predictors; None converts by the blends alone.
         trajectory: the states that the predictors are fitted on; see `fit.fit_update_predictors`.
         two_evaluations: use `TwoEvaluationMidpoint`, the paper's own way, in the place of `BlendedMidpoint`.
@@ -233,6 +233,8 @@ class Converter:
         self._progress = progress
         self._costs: BlendCosts | None = None
         self._original: tuple[float, float | None] | None = None
+        self._measured = _first_tokens(self._batches, MEASURED_TOKENS)
+        self._predictions: list[Tensor] = []
 
     def convert(self, bits: float) -> Conversion:
         """Convert the model in place, starting from the ordinary network; it is ordinary again where this fails.
@@ -247,6 +249,7 @@ class Converter:
         try:
             if self._original is None:
                 self._original = self._losses()
+                self._predictions = [next_token_distributions(model, batch) for batch in self._measured]
             operations = self._operations()
             candidates = [uniform_blends(bits, self._layers)]
             if self._method.allocation == "calibrated":
@@ -254,7 +257,7 @@ class Converter:
             attempts = [
                 self._attempt(blends) for index, blends in enumerate(candidates) if blends not in candidates[:index]
             ]
-            best = min(attempts, key=lambda attempt: attempt.loss)
+            best = min(attempts, key=lambda attempt: attempt.divergence)
             if best is not attempts[-1]:
                 best.restore(model)
             conversion = self._conversion(best, operations)
@@ -314,7 +317,8 @@ class Converter:
             dynamics = method.dynamics(blends, fit_step_sizes(model, coefficients, self._batches))
             require_reversible(model).dynamics = dynamics
         weights = [copy.deepcopy(module.state_dict()) for module in update_predictors(model)]
-        return _Attempt(blends, dynamics, weights, fits, mean_loss(model, self._batches))
+        divergence = mean_divergence(model, self._measured, self._predictions)
+        return _Attempt(blends, dynamics, weights, fits, divergence)
 
     def _calibrated_blends(self, bits: float) -> list[list[Fraction]]:
         """Return the allocations worth trying: the cheapest with any sign, and the cheapest of positive blends.
@@ -342,7 +346,7 @@ class Converter:
                 "original",
                 self._progress,
             )
-        return measure_blend_costs(model, _first_tokens(self._batches, MEASURED_TOKENS), self._progress)
+        return measure_blend_costs(model, self._measured, self._progress)
 
     def _losses(self) -> tuple[float, float | None]:
         return (
@@ -360,14 +364,17 @@ class Converter:
     def _conversion(self, attempt: "_Attempt", operations: int) -> Conversion:
         assert self._original is not None
         model, dynamics = self._model, attempt.dynamics
+        predicted = None
+        if self._costs is not None:
+            predicted = self._original[0] + self._costs.predicted(attempt.blends)
         spent = sum(dynamics.side_information_bits(layer) for layer in range(self._layers))
         width = unwrap(model).config.get_text_config(decoder=True).hidden_size
         return Conversion(
             bits=spent / self._layers,
             dynamics=dynamics,
             original_loss=self._original[0],
-            loss=attempt.loss,
-            predicted_loss=self._costs and self._original[0] + self._costs.predicted(attempt.blends),
+            loss=mean_loss(model, self._batches),
+            predicted_loss=predicted,
             held_out_original_loss=self._original[1],
             held_out_loss=mean_loss(model, self._held_out) if self._held_out else None,
             calibration_tokens=_tokens(self._batches),
@@ -384,13 +391,13 @@ class Converter:
 
 @dataclass(frozen=True)
 class _Attempt:
-    """One way of spending a budget, with everything that was fitted to it, and the loss on the calibration text."""
+    """One way of spending a budget, with everything that was fitted to it, and how far it is from the original."""
 
     blends: Sequence[Fraction]
     dynamics: BlendedMidpoint
     predictors: Sequence[dict[str, Any]]
     fits: Sequence[LayerFit]
-    loss: float
+    divergence: float
 
     def restore(self, model: nn.Module) -> None:
         """Give a model that another attempt was made with this one's dynamics and predictors."""

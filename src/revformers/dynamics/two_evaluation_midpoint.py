@@ -1,6 +1,7 @@
 """The midpoint rule as the paper brings a pretrained network to it: two layers are evaluated a step."""
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 from revformers.dynamics.base import times
 from revformers.dynamics.blended_midpoint import BlendedMidpoint
@@ -37,7 +38,6 @@ class TwoEvaluationMidpoint(BlendedMidpoint):
     @property
     def recurrence(self) -> str:
         """The recurrence in one line."""
-        blend = self.blend if not isinstance(self.blend, tuple) and self.blend is not None else "a"
-        second = times(blend, "f[l-1](p[l])") if blend != "a" else "a f[l-1](p[l])"
+        second = times(self.blend, "f[l-1](p[l])") if isinstance(self.blend, Fraction) else "a f[l-1](p[l])"
         head, separator, origin = super().recurrence.partition(", a ")
         return f"{head} + {second}{separator}{origin}"

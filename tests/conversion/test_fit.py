@@ -1,0 +1,83 @@
+import pytest
+import torch
+
+import revformers as rf
+from revformers.conversion.fit import NormalEquations, fit_step_sizes
+from revformers.hf.state import update_predictors
+from tests.conversion.test_convert import BATCHES, TEXT, smooth_llama
+
+
+def data(rows=400, features=6, width=4, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(rows, features, generator=generator, dtype=torch.float64) + 2
+    target = inputs @ torch.randn(features, width, generator=generator, dtype=torch.float64) + 1
+    return inputs, target + 0.3 * torch.randn(rows, width, generator=generator, dtype=torch.float64)
+
+
+def equations(inputs, target):
+    sums = NormalEquations()
+    for part, aim in zip(inputs.split(90), target.split(90), strict=True):
+        sums.add(torch.cat([part, torch.ones(len(part), 1)], dim=1), aim, torch.ones_like(aim))
+    return sums
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_the_reduced_rank_fit_is_the_best_of_its_rank(rank):
+    """Against gradient descent on the two factors, which knows nothing of the closed form."""
+    inputs, target = data()
+    solution = equations(inputs, target).solve(rank)
+    assert torch.linalg.matrix_rank(solution[:-1]) == rank
+    ours = (inputs @ solution[:-1] + solution[-1] - target).square().mean().item()
+    torch.manual_seed(rank)
+    left, right = torch.randn(6, rank, dtype=torch.float64), torch.randn(rank, 4, dtype=torch.float64)
+    bias = torch.zeros(4, dtype=torch.float64)
+    parameters = [parameter.requires_grad_() for parameter in (left, right, bias)]
+    optimizer = torch.optim.LBFGS(parameters, max_iter=500, line_search_fn="strong_wolfe")
+
+    def loss():
+        optimizer.zero_grad()
+        value = (inputs @ left @ right + bias - target).square().mean()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    assert ours == pytest.approx(loss().item(), rel=1e-3)
+
+
+def test_the_full_fit_is_ordinary_least_squares():
+    inputs, target = data()
+    sums = equations(inputs, target)
+    solution = sums.solve()
+    design = torch.cat([inputs, torch.ones(len(inputs), 1)], dim=1)
+    reference = torch.linalg.lstsq(design, target).solution
+    assert torch.allclose(design @ solution, design @ reference, atol=0.1)
+    left = (design @ solution - target).square().sum() / target.square().sum()
+    assert sums.fit(solution).explained == pytest.approx(1 - left.item(), abs=1e-6)
+
+
+def test_step_sizes_are_least_squares_of_the_recurrence():
+    model = smooth_llama()
+    with torch.no_grad():
+        states = [state.flatten(0, 1) for state in model(TEXT, output_hidden_states=True).hidden_states]
+    rf.make_reversible(model, rf.BlendedMidpoint(0.5))
+    steps = fit_step_sizes(model, [rf.BlendedMidpoint(0.5).coefficients(0)] * 6, BATCHES)
+    assert steps[0] == pytest.approx(1, abs=1e-5)  # the first step is the ordinary one
+    update = states[2] - states[1]
+    target = states[2] - (0.5 * states[0] + 0.5 * states[1])
+    expected = torch.linalg.lstsq(update.reshape(-1, 1), target.reshape(-1, 1)).solution.item()
+    assert steps[1] == pytest.approx(expected, rel=1e-4)
+    assert expected != pytest.approx(1, abs=0.002)
+
+
+@pytest.mark.parametrize("rank", [4, 31])
+def test_a_predictor_of_low_rank_predicts_what_its_fit_says(rank):
+    """The factors in the module are the fitted map: as many parameters as the rank needs, and the fit's own error."""
+    model = smooth_llama()
+    conversion = rf.convert(model, 0, TEXT, predictor=rf.PredictorForm(("state", "update"), rank))
+    for predictor in update_predictors(model):
+        assert predictor.output.weight.shape == (32, rank)
+        assert predictor.maps[1].weight.shape == (rank, 32)
+    full = rf.convert(smooth_llama(), 0, TEXT)
+    assert conversion.added_parameters == 6 * (3 * 32 * rank + 32)
+    assert conversion.fits[3].error >= full.fits[3].error
+    assert rf.verify_gradients(model, {"input_ids": TEXT[:2]}).bit_exact
