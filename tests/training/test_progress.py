@@ -8,17 +8,18 @@ from revformers.training.history import Clock
 from revformers.training.progress import ShowProgress
 
 
-def shown(terminal, tmp_path):
-    """Return what four steps of a resumed run show."""
+def shown(terminal, tmp_path, tokens_per_step=64):
+    """Return what four steps of a resumed run show, whose Trainer counts 32 tokens a step."""
     output = io.StringIO()
     clock = Clock()
-    progress = ShowProgress(Console(file=output, force_terminal=terminal, width=120), clock, tokens_per_step=64)
+    progress = ShowProgress(Console(file=output, force_terminal=terminal, width=120), clock, tokens_per_step)
     arguments, control = TrainingArguments(str(tmp_path), use_cpu=True), TrainerControl()
     state = TrainerState(global_step=10, max_steps=14, is_world_process_zero=True)
     for event in (clock.on_train_begin, progress.on_train_begin):
         event(arguments, state, control)
     for step in range(11, 15):
         state.global_step = step
+        state.num_input_tokens_seen += 32
         clock._started -= 1.0  # a second passes
         progress.on_step_end(arguments, state, control)
         progress.on_log(arguments, state, control, logs={"loss": 3.25, "learning_rate": 1.0})
@@ -34,6 +35,10 @@ def test_outside_a_terminal_there_is_a_plain_line_for_every_loss(tmp_path):
     assert lines[-1] == "step 14: validation loss 2.5000"
     assert len(lines) == 5
     assert "\x1b" not in "".join(lines)
+
+
+def test_the_trainer_counts_tokens_where_steps_differ(tmp_path):
+    assert "32 tokens/s" in shown(False, tmp_path, None).splitlines()[1]
 
 
 def test_in_a_terminal_there_is_a_bar(tmp_path):

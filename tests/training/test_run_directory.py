@@ -46,16 +46,19 @@ def test_a_run_is_not_destroyed_unasked(run):
     assert len(run.checkpoints()) == 1
 
 
-def test_a_finished_run_is_not_destroyed_unasked(run):
-    run.model.mkdir(parents=True)
+@pytest.mark.parametrize("result", ["model", "adapter"])
+def test_a_finished_run_is_not_destroyed_unasked(run, result):
+    (run.path / result).mkdir(parents=True)
     with pytest.raises(RecipeError, match="already holds a run"):
         run.prepare(RECIPE, resume=False, overwrite=False)
 
 
 def test_overwriting_removes_the_run_and_nothing_else(run):
     add_checkpoint(run, 10)
-    run.model.mkdir()
-    write_json(run.metrics, {})
+    for directory in (run.model, run.adapter, run.conversion):
+        directory.mkdir()
+    for file in (run.metrics, run.start):
+        write_json(file, {})
     (run.path / "notes.txt").write_text("mine")
     assert run.prepare(RECIPE, resume=False, overwrite=True) is None
     assert sorted(path.name for path in run.path.iterdir()) == ["notes.txt", "recipe.yaml"]

@@ -88,15 +88,7 @@ def finetune(
         _prepare_dynamics(model, recipe, data, tokenizer, run, arguments, fresh=checkpoint is None)
     if lora is not None:
         model = _with_adapter(model, lora, recipe, run)
-    loss = recipe.loss
-    if loss.distillation and teacher is None:
-        teacher = AdapterOff(model)
-    try:
-        set_head_loss(model, HeadLoss(loss.cross_entropy, loss.distillation, loss.temperature, teacher, loss.chunk))
-    except NotReversibleError:
-        raise
-    except ValueError as error:
-        raise RecipeError(str(error)) from error
+    _set_loss(model, recipe, teacher)
     trainer = _trainer(model, arguments, data, tokenizer)
     if data.form == "messages" and not data.assistant_only:
         console.print(
@@ -306,6 +298,20 @@ def _with_adapter(model: Any, config: Any, recipe: FinetuneRecipe, run: RunDirec
     if reversible_stack(model) is not None:
         describe_base(adapted, run.conversion)
     return adapted
+
+
+def _set_loss(model: Any, recipe: FinetuneRecipe, teacher: Teacher | None) -> None:
+    """Have the model compute the recipe's loss itself; without a teacher, what is under its adapter is the teacher."""
+    section = recipe.loss
+    if section.distillation and teacher is None:
+        teacher = AdapterOff(model)
+    loss = HeadLoss(section.cross_entropy, section.distillation, section.temperature, teacher, section.chunk)
+    try:
+        set_head_loss(model, loss)
+    except NotReversibleError:
+        raise
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
 
 
 def _trainer(model: Any, arguments: Any, data: FinetuneData, tokenizer: PreTrainedTokenizerBase) -> Trainer:

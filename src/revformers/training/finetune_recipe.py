@@ -175,7 +175,8 @@ class AnnealingSection:
     """Optimizer steps in which the blends move to what conversion.bits asks for; 0 begins there."""
 
     start: float = 1 / 256
-    """Blend of every layer in the first step."""
+    """Blend of every layer in the first step. Small blends keep side information while they last, 8 bits an element a
+    layer at 1/256."""
 
     def __post_init__(self) -> None:
         require(self.steps >= 0, "annealing.steps", "at least 0", self.steps)
