@@ -6,7 +6,7 @@ import signal
 import pytest
 import torch
 from rich.console import Console
-from transformers import AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 import revformers
 from revformers.hf.state import reversible_stack
@@ -168,3 +168,10 @@ def test_an_error_in_training_is_not_taken_for_an_interruption(tmp_path, monkeyp
     monkeypatch.setattr(module, "Clock", type("Clock", (Failing, module.Clock), {}))
     with pytest.raises(ZeroDivisionError):
         run(tiny_recipe(tmp_path))
+
+
+def test_the_ordinary_network_is_saved_as_one(tmp_path):
+    result = run(tiny_recipe(tmp_path, {"dynamics.name": "residual", "dynamics.activations": "store"}))
+    model = AutoModelForCausalLM.from_pretrained(result.directory / "model")
+    assert reversible_stack(model) is None
+    assert json.loads((result.directory / "model/config.json").read_text())["model_type"] == "gpt2"

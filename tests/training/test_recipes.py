@@ -39,7 +39,7 @@ def test_every_recipe_describes_a_model_and_a_run(name, monkeypatch, tmp_path):
     config = build_config(recipe)
     dynamics = build_dynamics(recipe)
     dynamics.check(config.num_hidden_layers)
-    assert dynamics.reversible
+    assert dynamics.reversible or recipe.dynamics.activations != "rebuild"
     assert training_arguments(recipe).max_steps == recipe.training.max_steps
 
 

@@ -18,7 +18,7 @@ from revformers.benchmark.memory import PeakMemory, measure_side_by_side
 from revformers.benchmark.short_training import mean_loss, train_in_turns
 from revformers.benchmark.step_time import StepTimes
 from revformers.benchmark.workload import PLAIN_STORE, Arm, Precision, Workload, arms_from_names, llama_config
-from revformers.dynamics import Dynamics
+from revformers.dynamics import Dynamics, TwoEvaluationMidpoint
 from revformers.training.data import build_datasets
 from revformers.training.errors import RecipeError
 from revformers.training.model import build_config, build_dynamics, build_model
@@ -281,9 +281,16 @@ def workload_of(recipe: Recipe, device: str = "cpu") -> Workload:
 
 
 def _dynamics_to_compare(own: Dynamics) -> list[Dynamics]:
-    """Return every reversible dynamics with its default options, the recipe's own in the place of its namesake."""
+    """Return every reversible dynamics with its default options, the recipe's own in the place of its namesake.
+
+    The two-evaluation midpoint is for pretrained networks, and is left out unless it is the recipe's own.
+    """
     options: dict[str, dict[str, Any]] = {"blended_midpoint": {"blend": "1/2"}}
-    names = [name for name, kind in dynamics.DYNAMICS.items() if kind.reversible]
+    names = [
+        name
+        for name, kind in dynamics.DYNAMICS.items()
+        if kind.reversible and (kind is not TwoEvaluationMidpoint or name == own.name)
+    ]
     return [own if name == own.name else dynamics.create(name, **options.get(name, {})) for name in names]
 
 

@@ -177,8 +177,6 @@ def convert(
         ValueError: for bits out of range, no calibration text, or a model that is reversible already.
 
     """
-    if isinstance(predictor, bool):
-        predictor = "update" if predictor else "none"
     form = predictor if isinstance(predictor, PredictorForm) else predictor_form_of(predictor)
     return convert_by(
         model, Method(allocation, form, trajectory, two_evaluations), bits, calibration, held_out, progress

@@ -14,6 +14,7 @@ from revformers.dynamics.base import Dynamics
 from revformers.errors import NotReversibleError
 from revformers.field import Field
 from revformers.hf.families import find_layout
+from revformers.hf.families.layout import BlockLayout
 from revformers.update_predictor import PredictorForm, UpdatePredictor
 
 
@@ -102,11 +103,10 @@ def named_fields(
     """
     layout = find_layout(call.layer)
     name = f"layer {call.index}"
-    if layout is not None and layout.values_returned > 1:
-        returned.set_others([NOT_KEPT] * (layout.values_returned - 1))
     if dynamics.granularity == "branch":
         if layout is None:
             raise no_branches(call.layer, dynamics)
+        _announce(layout, returned)
         yield f"{name} (attention)", partial(_with, layout.attention_update, call.layer, call.inputs)
         yield f"{name} (mlp)", partial(layout.mlp_update, call.layer)
         return
@@ -131,8 +131,15 @@ def ordinary_field(call: LayerCall, returned: LayerReturn) -> Field:
     """Return f_l, what the layer adds to the stream in the ordinary network."""
     layout = find_layout(call.layer)
     if layout is not None:
+        _announce(layout, returned)
         return partial(_with, layout.block_update, call.layer, call.inputs)
     return partial(_difference, call.layer, call.inputs, returned)
+
+
+def _announce(layout: BlockLayout, returned: LayerReturn) -> None:
+    """Tell `returned` what is known of a layer before it runs."""
+    if layout.values_returned > 1:
+        returned.set_others([NOT_KEPT] * (layout.values_returned - 1))
 
 
 def previous_fields(form: PredictorForm, before: LayerCall | None) -> dict[str, Field]:

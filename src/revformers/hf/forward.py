@@ -45,7 +45,7 @@ class ReversibleStack:
         activations: a name in `activations.ACTIVATIONS`.
         number_of_layers: the depth of the decoder.
         provenance: where the model came from, where that is known.
-        predictors_read_previous_update: whether update predictors evaluate the attention of the layer before.
+        predictor_features: what the layers' update predictors read; nothing without them.
         ordinary: whether the decoder runs as the ordinary network for now; see `revformers.ordinary`.
 
     """
@@ -54,7 +54,7 @@ class ReversibleStack:
     activations: str
     number_of_layers: int
     provenance: Provenance | None = None
-    predictors_read_previous_update: bool = False
+    predictor_features: tuple[str, ...] = ()
     ordinary: bool = False
 
     @property
@@ -66,7 +66,12 @@ class ReversibleStack:
     def evaluates_attention_twice(self) -> bool:
         """Whether a step evaluates the attention of the layer before, which key-value caches have no place for."""
         second = self.number_of_layers > 1 and self.dynamics.previous_update(1) != 0
-        return second or self.predictors_read_previous_update
+        return second or "previous_update" in self.predictor_features
+
+    @property
+    def evaluates_mlps_twice(self) -> bool:
+        """Whether a step evaluates the MLP of the layer before, whose router would be counted twice."""
+        return self.evaluates_attention_twice or "previous_mlp" in self.predictor_features
 
 
 @dataclass
@@ -161,6 +166,11 @@ def decoder_forward(decoder: Any, *arguments: Any, **keywords: Any) -> Any:
             arguments = (*arguments[:place], False, *arguments[place + 1 :])
         else:
             keywords["use_cache"] = False
+    if keywords.get("output_router_logits") and stack.evaluates_mlps_twice:
+        raise ValueError(
+            "output_router_logits cannot be used with a model that evaluates MLPs twice a step: its auxiliary loss "
+            'would count routers twice. Convert with the predictor "update", or switch output_router_logits off.'
+        )
     current = Pass(stack, decoder)
     token = _CURRENT_PASS.set(current)
     try:

@@ -118,7 +118,7 @@ def add_update_predictors(model: nn.Module, form: PredictorForm) -> list[UpdateP
         layer.update_predictor = UpdatePredictor(
             width, form if index else replace(form, features=own), device=weight.device, dtype=weight.dtype
         )
-    require_reversible(model).predictors_read_previous_update = "previous_update" in form.features
+    require_reversible(model).predictor_features = form.features
     return [layer.update_predictor for layer in stack.layers]
 
 

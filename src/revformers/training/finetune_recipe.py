@@ -37,8 +37,8 @@ class ConversionSection:
     """Side information in bits an element a layer, mean over the layers, 0 to 8, as in revformers.convert. none
     converts nothing: an ordinary network stays one, and a saved reversible model keeps its dynamics."""
 
-    predictor: bool = True
-    """Whether to fit update predictors to the training data; options.predictor names those of another form."""
+    predictor: Literal["none", "state", "update", "previous_mlp", "previous_update"] = "update"
+    """What the update predictors read, which are fitted to the training data; none fits none."""
 
     sequences: int = 64
     """Blocks of training data that the predictors are fitted to."""

@@ -5,10 +5,12 @@ from typing import Any
 from rich.console import Console
 from transformers import Trainer, TrainingArguments, default_data_collator
 
+from revformers.dynamics import Residual
+from revformers.hf.reversible import make_residual
 from revformers.training.data import build_datasets
 from revformers.training.errors import RecipeError
 from revformers.training.history import loss_curve
-from revformers.training.model import build_model
+from revformers.training.model import build_dynamics, build_model
 from revformers.training.recipe import Recipe
 from revformers.training.run_directory import RunDirectory, replaced, write_json, write_text
 from revformers.training.sample import check_lengths, write_samples
@@ -66,6 +68,8 @@ def pretrain(
 
     metrics = run_metrics(trainer, trainer.state.global_step * tokens_per_step)
     if trainer.is_world_process_zero():
+        if isinstance(build_dynamics(recipe), Residual):
+            make_residual(model)  # what was trained is the ordinary network, which anything can load
         with replaced(run.model) as directory:
             trainer.accelerator.unwrap_model(model).save_pretrained(directory)
             tokenizer.save_pretrained(directory)
