@@ -55,17 +55,17 @@ def predicted_by(name: Any, rank: int | None = None, **options: Any) -> Method:
 ARMS = {
     "uniform blends": Arm(predicted_by("none"), seeds=1),
     "two evaluations": Arm(predicted_by("none", two_evaluations=True), seeds=1),
-    "calibrated blends": Arm(predicted_by("none", allocation="calibrated"), seeds=1),
     "predictor on update": Arm(predicted_by("update")),
     "predictor on previous MLP": Arm(predicted_by("previous_mlp"), (2, 1, 0)),
     "predictor on previous MLP, twice the text": Arm(predicted_by("previous_mlp"), (0,), text=2),
     "predictor on update, twice the text": Arm(predicted_by("update"), (1, 0), text=2),
-    "predictor on update, calibrated blends": Arm(predicted_by("update", allocation="calibrated"), seeds=1),
-    "predictor on previous update": Arm(predicted_by("previous_update"), (1, 0), seeds=1),
     "predictor on state": Arm(predicted_by("state"), (1, 0), seeds=1),
+    "predictor on previous update": Arm(predicted_by("previous_update"), (1, 0), seeds=1),
     "predictor on update, rank 1/8": Arm(predicted_by("update", 1), (1, 0), seeds=1),
     "predictor on update, rank 3/8": Arm(predicted_by("update", 3), (1, 0), seeds=1),
     "predictor on update, fitted on the original": Arm(predicted_by("update", trajectory="original"), (1, 0), seeds=1),
+    "calibrated blends": Arm(predicted_by("none", allocation="calibrated"), seeds=1),
+    "predictor on update, calibrated blends": Arm(predicted_by("update", allocation="calibrated"), seeds=1),
 }
 """The ranks are given in eighths of the width."""
 
@@ -125,18 +125,19 @@ def main() -> None:
                 console.print(f"{name}, {bits:g} bits, seed {seed}: {conversion.loss_increase:+.3%}", highlight=False)
             rf.make_residual(model)
         rows += [row(name, number * options.length, bits, by_seed) for bits, by_seed in found.items()]
+        write(rows, held_out.numel(), options)
     console.print(table(rows))
-    write_result(
-        options.output,
-        {
-            "model": Path(options.model).name,
-            "held_out_tokens": held_out.numel(),
-            "original_loss": rows[0].pop("original_loss"),
-            "rows": [{key: value for key, value in row.items() if key != "original_loss"} for row in rows],
-        },
-        sys.argv[1:],
-        program="python benchmarks/conversion_loss.py",
-    )
+
+
+def write(rows: list[dict[str, Any]], held_out_tokens: int, options: argparse.Namespace) -> None:
+    """Write what was measured so far: a study that is cut short leaves the arms that it finished."""
+    result = {
+        "model": Path(options.model).name,
+        "held_out_tokens": held_out_tokens,
+        "original_loss": rows[0]["original_loss"],
+        "rows": [{key: value for key, value in row.items() if key != "original_loss"} for row in rows],
+    }
+    write_result(options.output, result, sys.argv[1:], program="python benchmarks/conversion_loss.py")
 
 
 def row(name: str, tokens: int, bits: float, by_seed: dict[int, Any]) -> dict[str, Any]:
