@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from revformers.training.data import standard_library
 from revformers.training.data.tokenizer import train_tokenizer
 from tests.conversion.test_convert import smooth_llama
 
@@ -53,3 +54,31 @@ def test_conversion_loss(folder, monkeypatch):
     for seed in ("0", "1"):
         assert abs(increase["uniform blends", 1][seed]) < abs(increase["uniform blends", 0][seed])
         assert abs(increase["predictor on update", 0][seed]) < abs(increase["uniform blends", 0][seed])
+
+
+def test_five_families(folder, monkeypatch):
+    monkeypatch.setenv("REVFORMERS_CACHE", str(folder / "cache"))
+    monkeypatch.setattr(
+        standard_library,
+        "standard_library_files",
+        lambda: [standard_library.StandardLibraryFile(f"{index}.py", TEXT) for index in range(40)],
+    )
+    sizes = ["--steps", "2", "--sequences", "4", "--families", "gpt2"]
+    monkeypatch.setattr(sys, "argv", ["families_conversion.py", "--output", "result.json", *sizes])
+    runpy.run_path(str(BENCHMARKS / "families_conversion.py"), run_name="__main__")
+    (row,) = json.loads(Path("result.json").read_text())["rows"]
+    assert row["gradients_bit_exact"]
+    assert row["cached_and_uncached_text_equal"]
+    assert row["loss_by_bits"].keys() == {"0", "1", "2"}
+
+
+def test_healing(folder, monkeypatch):
+    monkeypatch.setenv("REVFORMERS_CACHE", str(folder / "cache"))
+    texts = ["--training", "text.txt", "--validation", "text.txt", "--plot", "curves.svg"]
+    sizes = ["--tokens", "256", "--batch", "4", "--points", "2", "--sequences", "4", "--held-out", "4", "--seeds", "0"]
+    arms = ["--arms", "original", "0 bits", "0 bits, annealed", "--loss", "cross_entropy", "--learning-rate", "1e-3"]
+    rows = run(monkeypatch, "healing.py", *texts, *sizes, *arms)["rows"]
+    assert [row["arm"] for row in rows] == ["original", "0 bits", "0 bits, annealed"]
+    assert [tokens for tokens, _ in rows[1]["curve"]] == [0, 128, 256]
+    assert all(row["after"] < row["before"] for row in rows)
+    assert "thousand tokens" in Path("curves.svg").read_text()
