@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from collections import defaultdict
 from pathlib import Path
 
@@ -11,11 +12,19 @@ import transformers
 import yaml
 
 from revformers.cli.main import main
+from revformers.training.data.tokenizer import train_tokenizer
 from tests.hf.test_reversible import llama
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SMALLER = {"compare": "--dynamics_steps 2 --arm_steps 2 --depths 1 2"}
+SMALLER = {
+    "compare": "--dynamics_steps 2 --arm_steps 2 --depths 1 2",
+    "convert": "--length 32 --sequences 4 --held_out 2",
+    "finetune": "--data.source text.txt --data.subset none --data.validation_split none --data.block_length 32 "
+    "--data.validation_blocks 2 --conversion.sequences 4 --annealing.steps 1 --training.max_steps 2 "
+    "--training.eval_steps 2 --training.arguments.use_cpu true",
+    "evaluate": "--limit 2",
+}
 """What is added to a command so that its test takes seconds."""
 
 
@@ -44,9 +53,22 @@ def workspace(tmp_path, monkeypatch):
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes/quickstart.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     (tmp_path / "text.txt").write_text((ROOT / "README.md").read_text(encoding="utf-8") * 20, encoding="utf-8")
+    shutil.copy(ROOT / "recipes/heal-wikitext.yaml", tmp_path / "recipes")
+    write_piqa(tmp_path / "data/piqa")
+    pretrained = llama()
+    pretrained.resize_token_embeddings(300)
+    pretrained.save_pretrained(tmp_path / "pretrained")
+    train_tokenizer([README], 300).save_pretrained(tmp_path / "pretrained")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("REVFORMERS_CACHE", str(tmp_path / "cache"))
     return tmp_path
+
+
+def write_piqa(folder):
+    folder.mkdir(parents=True)
+    record = {"goal": "open a tin", "sol1": "with an opener", "sol2": "with a spoon"}
+    (folder / "valid.jsonl").write_text(f"{json.dumps(record)}\n" * 3, encoding="utf-8")
+    (folder / "valid-labels.lst").write_text("0\n" * 3, encoding="utf-8")
 
 
 @pytest.mark.parametrize("commands", [readme_commands(), make_run_commands()], ids=["README", "make run"])
