@@ -148,8 +148,8 @@ def row(name: str, tokens: int, bits: float, by_seed: dict[int, Any]) -> dict[st
         "arm": name,
         "bits": bits,
         "calibration_tokens": tokens,
-        "original_loss": first.held_out_original_loss,
-        "loss_by_seed": {seed: conversion.held_out_loss for seed, conversion in conversions.items()},
+        "original_loss": first.original_loss,
+        "loss_by_seed": {seed: conversion.loss for seed, conversion in conversions.items()},
         "increase_by_seed": {seed: conversion.loss_increase for seed, conversion in conversions.items()},
         "predicted_increase_by_seed": {
             seed: conversion.predicted_loss / conversion.original_loss - 1

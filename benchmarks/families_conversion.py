@@ -95,8 +95,8 @@ def study(family: str, options: argparse.Namespace, folder: Path) -> dict[str, A
     result = {
         "family": family,
         "parameters": model.num_parameters(),
-        "original_loss": conversions[0]["held_out_original_loss"],
-        "loss_by_bits": {f"{row['bits']:g}": row["held_out_loss"] for row in conversions},
+        "original_loss": conversions[0]["original_loss"],
+        "loss_by_bits": {f"{row['bits']:g}": row["loss"] for row in conversions},
         "gradients_bit_exact": rf.verify_gradients(model, {"input_ids": prompt["input_ids"].repeat(2, 4)}).bit_exact,
         "cached_and_uncached_text_equal": torch.equal(*texts),
         "sample": tokenizer.decode(texts[0][0]),

@@ -89,9 +89,9 @@ def test_the_table_the_curve_and_the_card_tell_what_every_budget_costs(workspace
     shown = capsys.readouterr().out
     rows = json.loads((workspace / "converted/conversion.json").read_text())
     assert [row["bits"] for row in rows] == [0, 3, 1]
-    assert rows[1]["held_out_loss"] < rows[0]["held_out_loss"]
+    assert rows[1]["loss"] < rows[0]["loss"]
     for row in rows:
-        assert f"{row['held_out_loss']:.4f}" in shown
+        assert f"{row['loss']:.4f}" in shown
     assert "3 bits" in (workspace / "curve.svg").read_text()
     assert "--compare 0 3" in (workspace / "converted/README.md").read_text()
 

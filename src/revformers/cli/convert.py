@@ -186,8 +186,6 @@ def _row(conversion: "Conversion") -> dict[str, Any]:
         "original_loss",
         "loss",
         "predicted_loss",
-        "held_out_original_loss",
-        "held_out_loss",
         "loss_increase",
         "added_parameters",
         "added_compute",
@@ -202,8 +200,8 @@ def _table(conversions: Sequence["Conversion"]) -> Any:
     from rich.table import Table
 
     table = Table(
-        caption="loss: on held-out text; predicted: on calibration text, from the costs of single layers; bytes: of "
-        "side information, a token, all layers; share: of what checkpointing keeps"
+        caption="loss: on held-out text; predicted: from the costs of single layers; bytes: of side "
+        "information, a token, all layers; share: of what checkpointing keeps"
     )
     for heading in ("bits", "predicted", "loss", "increase", "weights", "compute", "bytes", "share"):
         table.add_column(heading, justify="right")
@@ -211,7 +209,7 @@ def _table(conversions: Sequence["Conversion"]) -> Any:
         table.add_row(
             f"{row.bits:g}",
             "" if row.predicted_loss is None else f"{row.predicted_loss:.4f}",
-            f"{row.held_out_loss:.4f}",
+            f"{row.loss:.4f}",
             f"{row.loss_increase:+.2%}",
             f"{row.added_parameters:+,}",
             f"{row.added_compute:+.1%}",

@@ -35,16 +35,16 @@ TARGET_BUDGETS = (0, 0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
 class Conversion:
     """What a conversion came to. Losses are mean cross-entropies before any training, nats a token.
 
+    They are measured on the held-out text where there is some, otherwise on the calibration text.
+
     Attributes:
         bits: side information, in bits an element a layer, mean over the layers.
         dynamics: the blends, one per layer.
-        original_loss: of the ordinary network on the calibration text.
-        loss: of the converted network on the calibration text.
+        original_loss: of the ordinary network.
+        loss: of the converted network.
         predicted_loss: what the costs of the blends, measured layer by layer, predict for it; None for uniform blends.
-        held_out_original_loss: as `original_loss`, on the held-out text; None without such text.
-        held_out_loss: as `loss`, on the held-out text.
         calibration_tokens: tokens of the calibration text.
-        held_out_tokens: tokens of the held-out text.
+        held_out_tokens: tokens of the held-out text, 0 without.
         added_parameters: parameters of the update predictors.
         added_compute: operations of a forward pass that the conversion adds, as a share of the ordinary network's.
         side_information: bytes that the backward pass keeps of a token, over all layers.
@@ -58,8 +58,6 @@ class Conversion:
     original_loss: float
     loss: float
     predicted_loss: float | None
-    held_out_original_loss: float | None
-    held_out_loss: float | None
     calibration_tokens: int
     held_out_tokens: int
     added_parameters: int
@@ -70,38 +68,32 @@ class Conversion:
 
     @property
     def loss_increase(self) -> float:
-        """The increase of the loss over the original's, as a share of it: on held-out text where there is some."""
-        if self.held_out_loss is not None and self.held_out_original_loss is not None:
-            return self.held_out_loss / self.held_out_original_loss - 1
+        """The increase of the loss over the original's, as a share of it."""
         return self.loss / self.original_loss - 1
 
     def provenance(self, model: nn.Module) -> Provenance:
         """Return what the config and the card of the converted model tell of it."""
+        held_out = self.held_out_tokens > 0
         return Provenance(
             base_model=hub_id(unwrap(model).config.name_or_path or ""),
             made_by=f"revformers.convert(model, bits={self.bits:g}, ...)",
             calibration_tokens=self.calibration_tokens,
-            original_loss=self.original_loss,
-            loss=self.loss,
+            original_loss=None if held_out else self.original_loss,
+            loss=None if held_out else self.loss,
             held_out_tokens=self.held_out_tokens or None,
-            held_out_original_loss=self.held_out_original_loss,
-            held_out_loss=self.held_out_loss,
+            held_out_original_loss=self.original_loss if held_out else None,
+            held_out_loss=self.loss if held_out else None,
         )
 
     def __str__(self) -> str:
         """Say in a few lines what the conversion costs."""
+        text = "held-out text   " if self.held_out_tokens else "calibration text"
         lines = [
             f"converted at {self.bits:g} bits an element a layer",
-            f"  loss on calibration text      {self.loss:.4f}, {self.loss / self.original_loss - 1:+.2%} on "
-            f"{self.original_loss:.4f}",
+            f"  loss on {text}      {self.loss:.4f}, {self.loss_increase:+.2%} on {self.original_loss:.4f}",
         ]
         if self.predicted_loss is not None:
             lines.append(f"  predicted layer by layer      {self.predicted_loss:.4f}")
-        if self.held_out_loss is not None and self.held_out_original_loss is not None:
-            lines.append(
-                f"  loss on held-out text         {self.held_out_loss:.4f}, {self.loss_increase:+.2%} on "
-                f"{self.held_out_original_loss:.4f}"
-            )
         lines += [
             f"  added parameters              {self.added_parameters:,}",
             f"  added compute                 {self.added_compute:+.1%} of a forward pass",
@@ -162,7 +154,7 @@ def convert(
         bits: side information in bits an element a layer, mean over the layers, from 0 to 8, fractions included.
         calibration: text that the predictors are fitted to: int64[sequences, tokens], or batches
             ``{"input_ids": int64[batch, tokens]}`` without padding.
-        held_out: text that the losses are measured on as well, in the same form.
+        held_out: text that the losses are measured on, in the same form; left out, on the calibration text.
         allocation: ``"uniform"`` blends, or ``"calibrated"`` by what each costs; see `Method`.
         predictor: what the update predictors read, by name or form; ``"none"`` for the blends alone.
         trajectory: the states that the predictors are fitted on, ``"converted"`` or ``"original"``.
@@ -228,9 +220,10 @@ class Converter:
         self._layers = len(find_stack(model).layers)
         self._batches = _batches(calibration)
         self._held_out = _batches(held_out) if held_out is not None else []
+        self._judged = self._held_out or self._batches
         self._progress = progress
         self._costs: BlendCosts | None = None
-        self._original: tuple[float, float | None] | None = None
+        self._original_loss: float | None = None
         self._measured = _first_tokens(self._batches, MEASURED_TOKENS)
         self._predictions: list[Tensor] = []
 
@@ -245,8 +238,8 @@ class Converter:
         model, mode = make_residual(self._model), self._model.training
         model.eval()
         try:
-            if self._original is None:
-                self._original = self._losses()
+            if self._original_loss is None:
+                self._original_loss = mean_loss(model, self._judged)
                 self._predictions = [next_token_distributions(model, batch) for batch in self._measured]
             operations = self._operations()
             candidates = [uniform_blends(bits, self._layers)]
@@ -346,12 +339,6 @@ class Converter:
             )
         return measure_blend_costs(model, self._measured, self._progress)
 
-    def _losses(self) -> tuple[float, float | None]:
-        return (
-            mean_loss(self._model, self._batches),
-            mean_loss(self._model, self._held_out) if self._held_out else None,
-        )
-
     def _operations(self) -> int:
         """Return the floating-point operations of a forward pass on one sequence."""
         (batch,) = _first_tokens(self._batches[:1], 1)
@@ -360,21 +347,19 @@ class Converter:
         return counter.get_total_flops()
 
     def _conversion(self, attempt: "_Attempt", operations: int) -> Conversion:
-        assert self._original is not None
+        assert self._original_loss is not None
         model, dynamics = self._model, attempt.dynamics
         predicted = None
         if self._costs is not None:
-            predicted = self._original[0] + self._costs.predicted(attempt.blends)
+            predicted = self._original_loss + self._costs.predicted(attempt.blends)
         spent = sum(dynamics.side_information_bits(layer) for layer in range(self._layers))
         width = unwrap(model).config.get_text_config(decoder=True).hidden_size
         return Conversion(
             bits=spent / self._layers,
             dynamics=dynamics,
-            original_loss=self._original[0],
-            loss=mean_loss(model, self._batches),
+            original_loss=self._original_loss,
+            loss=mean_loss(model, self._judged),
             predicted_loss=predicted,
-            held_out_original_loss=self._original[1],
-            held_out_loss=mean_loss(model, self._held_out) if self._held_out else None,
             calibration_tokens=_tokens(self._batches),
             held_out_tokens=_tokens(self._held_out),
             added_parameters=sum(
