@@ -19,29 +19,13 @@ from transformers import AutoModelForCausalLM
 
 import revformers as rf
 from revformers.benchmark.environment import write_result
+from revformers.conversion.measure import mean_loss
+from revformers.conversion.text import sampled_blocks
 
 
-def sample_text(model: torch.nn.Module, sequences: int, length: int, seed: int) -> torch.Tensor:
-    """Return int64[sequences, length] of tokens that `model` writes from its beginning-of-sequence token."""
-    torch.manual_seed(seed)
-    start = torch.full((sequences, 1), model.config.bos_token_id)
-    return model.generate(
-        start,
-        attention_mask=torch.ones_like(start),
-        max_length=length,
-        min_length=length,
-        max_new_tokens=None,
-        do_sample=True,
-        top_k=0,
-        pad_token_id=0,
-    )
-
-
-@torch.no_grad()
-def mean_loss(model: torch.nn.Module, tokens: torch.Tensor) -> float:
-    """Return the mean cross-entropy of the next token, in nats, over int64[sequences, length]."""
-    losses = [model(input_ids=batch, labels=batch).loss.double().item() for batch in tokens.split(8)]
-    return sum(losses) / len(losses)
+def batches(tokens: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+    """Return int64[sequences, length] as batches of eight."""
+    return [{"input_ids": batch} for batch in tokens.split(8)]
 
 
 def main() -> None:
@@ -56,14 +40,14 @@ def main() -> None:
     options = parser.parse_args()
 
     model = AutoModelForCausalLM.from_pretrained(options.model).eval()
-    texts = {seed: sample_text(model, options.sequences, options.length, seed) for seed in options.seeds}
-    original = {seed: mean_loss(model, text) for seed, text in texts.items()}
+    texts = {seed: sampled_blocks(model, options.sequences, options.length, seed) for seed in options.seeds}
+    original = {seed: mean_loss(model, batches(text)) for seed, text in texts.items()}
     rows = []
     for bits in options.bits:
         for sign in (1, -1):
             dynamics = rf.BlendedMidpoint(Fraction(sign, 2**bits))
             rf.make_reversible(model, dynamics)
-            increase = {seed: mean_loss(model, text) - original[seed] for seed, text in texts.items()}
+            increase = {seed: mean_loss(model, batches(text)) - original[seed] for seed, text in texts.items()}
             report = rf.verify_gradients(model, {"input_ids": texts[options.seeds[0]][:4]})
             rows.append(
                 {

@@ -82,3 +82,14 @@ def test_healing(folder, monkeypatch):
     assert [tokens for tokens, _ in rows[1]["curve"]] == [0, 128, 256]
     assert all(row["after"] < row["before"] for row in rows)
     assert "thousand tokens" in Path("curves.svg").read_text()
+
+
+def test_a_model_writes_its_own_text(folder, monkeypatch):
+    options = ["write_samples.py", "model", "--sequences", "3", "--length", "12", "--output", "own.txt"]
+    texts = []
+    for seed in ("0", "0", "1"):
+        monkeypatch.setattr(sys, "argv", [*options, "--seed", seed])
+        runpy.run_path(str(BENCHMARKS / "write_samples.py"), run_name="__main__")
+        texts.append(Path("own.txt").read_text())
+    assert texts[0] == texts[1] != texts[2]
+    assert texts[0].strip()
