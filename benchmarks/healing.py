@@ -29,6 +29,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "original": {"conversion": {"bits": None}},
     "2 bits": {"conversion": {"bits": 2}},
     "1 bit": {"conversion": {"bits": 1}},
+    "1 bit, calibrated": {"conversion": {"bits": 1, "options": {"allocation": "calibrated"}}},
     "1 bit, previous MLP": {"conversion": {"bits": 1, "predictor": "previous_mlp"}},
     "0 bits": {"conversion": {"bits": 0}},
     "0 bits, previous MLP": {"conversion": {"bits": 0, "predictor": "previous_mlp"}},
