@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer
@@ -22,8 +21,9 @@ from transformers import AutoTokenizer
 import revformers as rf
 from revformers.benchmark.environment import write_result
 from revformers.conversion.convert import Converter, Method
+from revformers.conversion.text import calibration_blocks
 from revformers.hf.pretrained import load_causal_lm
-from revformers.training.data.packing import packed_blocks
+from revformers.training.recipe import DataSection
 from revformers.update_predictor import predictor_form_of
 
 ALL = (6, 4, 3, 2, 1, 0)
@@ -70,13 +70,6 @@ ARMS = {
 """The ranks are given in eighths of the width."""
 
 
-def blocks(file: Path, tokenizer: object, length: int) -> torch.Tensor:
-    """Return int64[blocks, length] of the running text in `file`."""
-    return torch.stack(
-        [torch.from_numpy(block) for block in packed_blocks([file.read_text("utf-8")], tokenizer, length, False)]
-    )
-
-
 def method_for(arm: Arm, width: int) -> Method:
     """Return the arm's method with its rank in units of the model."""
     form = arm.method.predictor
@@ -91,8 +84,8 @@ def main() -> None:
     """Measure every arm, print the table and write the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="directory or hub id of an ordinary causal language model")
-    parser.add_argument("--calibration", type=Path, required=True)
-    parser.add_argument("--validation", type=Path, required=True)
+    parser.add_argument("--calibration", required=True, help="stdlib, or a file as for revformers convert")
+    parser.add_argument("--validation", help="file with the held-out text; left out, it is held out from the source")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), metavar="ARM")
     parser.add_argument(
         "--bits", type=float, nargs="+", default=list(ALL), help="budgets; an arm takes its own of them"
@@ -106,8 +99,9 @@ def main() -> None:
 
     model = load_causal_lm(options.model).eval()
     tokenizer = AutoTokenizer.from_pretrained(options.model)
-    calibration = blocks(options.calibration, tokenizer, options.length)
-    held_out = blocks(options.validation, tokenizer, options.length)[: options.held_out]
+    data = DataSection(source=options.calibration, validation_source=options.validation, block_length=options.length)
+    most = max(ARMS[name].text * (max(options.seeds[: ARMS[name].seeds]) + 1) for name in options.arms)
+    calibration, held_out = calibration_blocks(data, tokenizer, most * options.sequences, options.held_out)
     console, rows = Console(), []
     for name in options.arms:
         arm = ARMS[name]
@@ -117,6 +111,8 @@ def main() -> None:
         found: dict[float, dict[int, Any]] = {bits: {} for bits in budgets}
         for seed in options.seeds[: arm.seeds]:
             text = calibration[seed * number : (seed + 1) * number]
+            if len(text) < number:
+                raise SystemExit(f"{options.calibration} holds too little text for seed {seed}.")
             converter = Converter(model, method, text, held_out)
             for bits in budgets:
                 conversion = converter.convert(bits)
