@@ -96,6 +96,18 @@ def measure(arm: str, seed: int, options: argparse.Namespace, folder: Path) -> d
     }
 
 
+def finished(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return the runs that an interrupted study of the same kind left in its output."""
+    if not options.output.is_file():
+        return []
+    before = json.loads(options.output.read_text(encoding="utf-8"))
+    for name, value in (("model", options.model.name), ("loss", options.loss), ("tokens", options.tokens)):
+        if before[name] != value:
+            raise SystemExit(f"{options.output} holds a study with another {name}, {before[name]}; name another file.")
+    rows: list[dict[str, Any]] = before["rows"]
+    return rows
+
+
 def reference(rows: Sequence[dict[str, Any]], row: dict[str, Any]) -> float:
     """Return what a run is compared with: the original trained alike, or as it was where distillation taught."""
     trained = [other["after"] for other in rows if other["arm"] == "original" and other["seed"] == row["seed"]]
@@ -155,10 +167,12 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     arms = [arm for arm in options.arms if arm != "original" or options.loss == "cross_entropy"]
-    console, rows = Console(), []
+    console, rows = Console(), finished(options)
     with tempfile.TemporaryDirectory(prefix="revformers-") as folder:
         for seed in options.seeds:
             for arm in arms:
+                if any((row["arm"], row["seed"]) == (arm, seed) for row in rows):
+                    continue
                 rows.append(measure(arm, seed, options, Path(folder)))
                 row = rows[-1]
                 console.print(f"{arm}, seed {seed}: {row['before']:.4f} -> {row['after']:.4f}", highlight=False)
