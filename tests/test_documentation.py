@@ -21,7 +21,7 @@ SMALLER = {
     "compare": "--dynamics_steps 2 --arm_steps 2 --depths 1 2",
     "convert": "--length 32 --sequences 4 --held_out 2",
     "finetune": "--data.source text.txt --data.subset none --data.validation_split none --data.block_length 32 "
-    "--data.validation_blocks 2 --conversion.sequences 4 --annealing.steps 1 --training.max_steps 2 "
+    "--data.validation_blocks 2 --conversion.sequences 4 --training.max_steps 2 "
     "--training.eval_steps 2 --training.arguments.use_cpu true",
     "evaluate": "--limit 2",
 }
@@ -163,17 +163,22 @@ def conversion_rows():
         yield f"| {bits} | {' | '.join(figures)} |".replace("|  |", "| |")
 
 
-def form_rows():
+def form_rows(*names):
     """The same by every way that was tried."""
-    for name in ("conversion-wikitext-12L", "conversion-forms-wikitext-12L"):
+    for name in names or ("conversion-wikitext-12L", "conversion-fine-wikitext-12L", "conversion-forms-wikitext-12L"):
         for row in result(name)["rows"]:
             figures = spread(list(row["increase_by_seed"].values()))
             yield f"| {row['arm']} | {row['bits']:g} | {figures} | {row['added_compute']:+.0%} |"
 
 
+def stories_rows():
+    """The same of the smallest model."""
+    return form_rows("conversion-stories260K")
+
+
 def depth_conversion_rows():
     """Deeper models."""
-    for name in ("conversion-wikitext-32L", "conversion-deep-narrow"):
+    for name in ("conversion-wikitext-32L", "conversion-deep-narrow", "conversion-deep-narrow-calibrated"):
         study = result(name)
         for row in study["rows"]:
             figures = spread(list(row["increase_by_seed"].values()))
@@ -182,20 +187,20 @@ def depth_conversion_rows():
 
 def healing_rows():
     """What a short fine-tune heals."""
-    study = result("healing-wikitext-12L")
-    for arm in dict.fromkeys(row["arm"] for row in study["rows"]):
-        runs = [row for row in study["rows"] if row["arm"] == arm]
-        before, after = ([row[when] / row["original"] - 1 for row in runs] for when in ("before", "after"))
-        yield f"| {arm} | {before[0]:+.2%} | {spread(after)} |"
+    for name in ("healing-bits-wikitext-12L", "healing-wikitext-12L"):
+        yield from healed(result(name))
 
 
 def annealing_rows():
     """Healing of the smallest model, with and without annealing."""
-    study = result("healing-stories260K")
+    return healed(result("healing-stories260K"))
+
+
+def healed(study):
     for arm in dict.fromkeys(row["arm"] for row in study["rows"]):
         runs = [row for row in study["rows"] if row["arm"] == arm]
         before, after = ([row[when] / row["original"] - 1 for row in runs] for when in ("before", "after"))
-        yield f"| {arm} | {before[0]:+.2%} | {spread(after)} |"
+        yield f"| {arm} | {study['tokens']:,} | {before[0]:+.2%} | {spread(after)} |"
 
 
 def family_rows():
@@ -213,7 +218,7 @@ def family_rows():
 
 TABLES = {
     "README.md": [quickstart_rows, depth_rows, time_rows, fidelity_rows, conversion_rows, healing_rows],
-    "docs/conversion.md": [form_rows, depth_conversion_rows, annealing_rows, family_rows],
+    "docs/conversion.md": [form_rows, stories_rows, depth_conversion_rows, annealing_rows, family_rows],
 }
 
 
