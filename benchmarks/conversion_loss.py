@@ -65,7 +65,9 @@ ARMS = {
     "predictor on update, rank 3/8": Arm(predicted_by("update", 3), (1, 0), seeds=1),
     "predictor on update, fitted on the original": Arm(predicted_by("update", trajectory="original"), (1, 0), seeds=1),
     "calibrated blends": Arm(predicted_by("none", allocation="calibrated"), seeds=1),
-    "predictor on update, calibrated blends": Arm(predicted_by("update", allocation="calibrated"), seeds=1),
+    "predictor on update, calibrated blends": Arm(
+        predicted_by("update", allocation="calibrated"), (*ALL, 0.5, 0.25), seeds=1
+    ),
 }
 """The ranks are given in eighths of the width."""
 

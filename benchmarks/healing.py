@@ -96,14 +96,22 @@ def measure(arm: str, seed: int, options: argparse.Namespace, folder: Path) -> d
     }
 
 
+def settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what all runs of a study have in common."""
+    names = ("loss", "tokens", "batch", "length", "learning_rate", "sequences")
+    return {"model": options.model.name, **{name: getattr(options, name) for name in names}}
+
+
 def finished(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Return the runs that an interrupted study of the same kind left in its output."""
     if not options.output.is_file():
         return []
     before = json.loads(options.output.read_text(encoding="utf-8"))
-    for name, value in (("model", options.model.name), ("loss", options.loss), ("tokens", options.tokens)):
-        if before[name] != value:
-            raise SystemExit(f"{options.output} holds a study with another {name}, {before[name]}; name another file.")
+    for name, value in settings(options).items():
+        if before.get(name) != value:
+            raise SystemExit(
+                f"{options.output} holds a study with another {name}, {before.get(name)}; name another file."
+            )
     rows: list[dict[str, Any]] = before["rows"]
     return rows
 
@@ -179,7 +187,7 @@ def main() -> None:
                 # A study that is cut short leaves the runs that it finished.
                 write_result(
                     options.output,
-                    {"model": options.model.name, "loss": options.loss, "tokens": options.tokens, "rows": rows},
+                    settings(options) | {"rows": rows},
                     sys.argv[1:],
                     program="python benchmarks/healing.py",
                 )
