@@ -12,6 +12,7 @@ COMMANDS = {
     "convert": ("revformers.cli.convert", "make a pretrained model reversible with little loss"),
     "evaluate": ("revformers.cli.evaluate", "evaluate a model on standard tasks, beside another one"),
     "compare": ("revformers.cli.compare", "compare every dynamics, and storing, checkpointing and rebuilding"),
+    "plan": ("revformers.cli.plan", "say what training takes: memory, largest batch, longest context"),
     "report": ("revformers.cli.report", "write a run and its comparison as one HTML page"),
     "benchmark": ("revformers.cli.benchmark", "measure memory against depth, or step time, of a synthetic network"),
 }

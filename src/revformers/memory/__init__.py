@@ -1,0 +1,1 @@
+"""How much memory training takes, computed from a model's configuration alone."""
