@@ -82,6 +82,8 @@ def measure(arm: str, seed: int, options: argparse.Namespace, folder: Path) -> d
         result = finetune(
             load_finetune_recipe(file, {"output": str(folder / "run")}), overwrite=True, console=Console(file=log)
         )
+    if not result.finished:
+        raise SystemExit(f"{arm}, seed {seed}, was stopped by a signal; the same command goes on.")
     history = json.loads((result.directory / "history.json").read_text(encoding="utf-8"))
     tokens = options.batch * options.length
     curve = [(entry["step"] * tokens, entry["eval_loss"]) for entry in history if "eval_loss" in entry]
