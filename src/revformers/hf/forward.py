@@ -152,20 +152,7 @@ def decoder_forward(decoder: Any, *arguments: Any, **keywords: Any) -> Any:
     stack: ReversibleStack = decoder._reversible_stack
     if stack.ordinary:
         return type(decoder).forward(decoder, *arguments, **keywords)
-    parameters = list(inspect.signature(type(decoder).forward).parameters)
-    if (_recomputes(stack) or stack.evaluates_attention_twice) and "use_cache" in parameters:
-        # Most models pass it by name, CPM-Ant by position; `parameters` counts self.
-        place = parameters.index("use_cache") - 1
-        if keywords.pop("use_cache", place < len(arguments) and arguments[place]):
-            warnings.warn(
-                "use_cache=True is set to False in a forward pass that evaluates layers twice (for the backward pass, "
-                "or for their step): it would write to the cache twice.",
-                stacklevel=2,
-            )
-        if place < len(arguments):
-            arguments = (*arguments[:place], False, *arguments[place + 1 :])
-        else:
-            keywords["use_cache"] = False
+    arguments, keywords = _decide_cache(decoder, arguments, keywords)
     if keywords.get("output_router_logits") and stack.evaluates_mlps_twice:
         raise ValueError(
             "output_router_logits cannot be used with a model that evaluates MLPs twice a step: its auxiliary loss "
@@ -179,6 +166,36 @@ def decoder_forward(decoder: Any, *arguments: Any, **keywords: Any) -> Any:
         _CURRENT_PASS.reset(token)
     current.finish()
     return output
+
+
+def _decide_cache(
+    decoder: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments with use_cache=False where there must be no key-value cache, or no use for one.
+
+    Without a word from the caller most models fill a cache in training too. It lays keys out in memory otherwise, and
+    a matrix product may round otherwise for it; so a forward pass with gradients has one only where that is asked for.
+    """
+    stack: ReversibleStack = decoder._reversible_stack
+    parameters = list(inspect.signature(type(decoder).forward).parameters)
+    if "use_cache" not in parameters:
+        return arguments, keywords
+    # Most models pass it by name, CPM-Ant by position; `parameters` counts self.
+    place = parameters.index("use_cache") - 1
+    asked = keywords.get("use_cache", place < len(arguments) and arguments[place])
+    impossible = _recomputes(stack) or stack.evaluates_attention_twice
+    if asked and impossible:
+        warnings.warn(
+            "use_cache=True is set to False in a forward pass that evaluates layers twice (for the backward pass, "
+            "or for their step): it would write to the cache twice.",
+            stacklevel=3,
+        )
+    unasked = torch.is_grad_enabled() and not asked and keywords.get("past_key_values") is None
+    if not (impossible or unasked):
+        return arguments, keywords
+    if place < len(arguments):
+        return (*arguments[:place], False, *arguments[place + 1 :]), keywords
+    return arguments, keywords | {"use_cache": False}
 
 
 def layer_forward(layer: Any, hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Any:
