@@ -50,13 +50,16 @@ class StatePair:
         self.previous, self.current = self.current, successor
         return None if remainder is None else pack(remainder, coefficients.side_information_bits)
 
-    def retreat(self, coefficients: Coefficients, update: Tensor, side_information: Tensor | None) -> None:
+    def retreat(self, coefficients: Coefficients, update: Tensor, side_information: Tensor | None) -> Tensor | None:
         """Undo `advance`: move from (X[l], X[l+1]) back to (X[l-1], X[l]).
 
         Args:
             coefficients: a, b and c of the step.
             update: f(p[l]), equal to the bit to the one that `advance` was given.
             side_information: what `advance` returned.
+
+        Returns:
+            Where |a| > 1: bool[], whether X[l+1] is the successor of any state at all. Otherwise None, as it always is.
 
         """
         predecessor = self.current
@@ -65,8 +68,9 @@ class StatePair:
         remainder = None
         if side_information is not None:
             remainder = unpack(side_information, coefficients.side_information_bits, predecessor.shape)
-        divide_(predecessor, coefficients.previous, remainder)
+        possible = divide_(predecessor, coefficients.previous, remainder)
         self.previous, self.current = predecessor, self.previous
+        return possible
 
     def read_previous(self, dtype: torch.dtype) -> Tensor:
         """Return p[l-1] in `dtype`."""
