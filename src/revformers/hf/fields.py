@@ -106,7 +106,7 @@ def named_fields(
     if dynamics.granularity == "branch":
         if layout is None:
             raise no_branches(call.layer, dynamics)
-        _announce(layout, returned)
+        _announce(call.layer, layout, returned)
         yield f"{name} (attention)", partial(_with, layout.attention_update, call.layer, call.inputs)
         yield f"{name} (mlp)", partial(layout.mlp_update, call.layer)
         return
@@ -131,14 +131,16 @@ def ordinary_field(call: LayerCall, returned: LayerReturn) -> Field:
     """Return f_l, what the layer adds to the stream in the ordinary network."""
     layout = find_layout(call.layer)
     if layout is not None:
-        _announce(layout, returned)
+        _announce(call.layer, layout, returned)
         return partial(_with, layout.block_update, call.layer, call.inputs)
     return partial(_difference, call.layer, call.inputs, returned)
 
 
-def _announce(layout: BlockLayout, returned: LayerReturn) -> None:
+def _announce(layer: nn.Module, layout: BlockLayout, returned: LayerReturn) -> None:
     """Tell `returned` what is known of a layer before it runs."""
-    if layout.values_returned > 1:
+    # Newer transformers return the hidden state alone from layers that returned more, and their annotation says so.
+    alone = inspect.signature(type(layer).forward).return_annotation is Tensor
+    if layout.values_returned > 1 and not alone:
         returned.set_others([NOT_KEPT] * (layout.values_returned - 1))
 
 

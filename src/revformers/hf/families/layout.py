@@ -64,7 +64,8 @@ class BlockLayout:
         mlp: the branch that reads the stream with attention's update added, or beside it where `parallel`.
         parallel: whether both branches read the same state (GPT-J, Cohere).
         unless: an input that must be absent or None, as the layout does not cover it (GPT-2's cross-attention).
-        values_returned: how many values the layer's forward returns, the hidden state and others (attention weights).
+        values_returned: how many values the layer's forward returns, the hidden state and others (attention weights),
+            in the versions of transformers where it is not annotated to return one tensor.
         when: values that attributes of the layer must have, e.g. ``{"use_parallel_residual": True}``, where a class
             of layers has several layouts.
 
