@@ -162,6 +162,19 @@ def test_a_cache_under_gradients_is_switched_off_and_said_so(model, batch):
         model(**batch, past_key_values=cache)
 
 
+@pytest.mark.parametrize("activations", ["store", "rebuild"])
+def test_only_a_cache_that_is_asked_for_is_filled_under_gradients(model, batch, activations):
+    rf.make_reversible(model, rf.Midpoint(), activations)
+    assert model.config.use_cache
+    with torch.no_grad():
+        assert model(**batch).past_key_values is not None
+    assert model(**batch).past_key_values is None
+    if activations == "store":
+        cache = model(**batch, use_cache=True).past_key_values
+        assert cache is not None
+        assert model(**batch, past_key_values=cache).loss.requires_grad
+
+
 def test_gradient_checkpointing_is_not_added_in_silence(model):
     model.gradient_checkpointing_enable()
     with pytest.warns(UserWarning, match="activation policy decides"):

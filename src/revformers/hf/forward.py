@@ -190,7 +190,7 @@ def _decide_cache(
             "or for their step): it would write to the cache twice.",
             stacklevel=3,
         )
-    unasked = torch.is_grad_enabled() and not asked and keywords.get("past_key_values") is None
+    unasked = torch.is_grad_enabled() and not asked and not holds_cache(keywords)
     if not (impossible or unasked):
         return arguments, keywords
     if place < len(arguments):
