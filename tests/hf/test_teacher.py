@@ -100,9 +100,10 @@ def test_a_copy_of_an_adapted_model_is_refused():
         FrozenCopy(adapted(tiny("llama")))
 
 
-def test_a_batch_that_goes_on_from_a_cache_is_refused():
+@pytest.mark.parametrize("name", ["past_key_values", "cache"])
+def test_a_batch_that_goes_on_from_a_cache_is_refused(name):
     model = tiny("llama")
     with torch.no_grad():
         cache = model(**batch(model), use_cache=True).past_key_values
     with pytest.raises(ValueError, match="whole sequences"):
-        FrozenCopy(model).hidden(batch(model) | {"past_key_values": cache})
+        FrozenCopy(model).hidden(batch(model) | {name: cache})

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from revformers.hf.discovery import find_stack, unwrap
+from revformers.hf.fields import holds_cache
 from revformers.hf.hidden import LastHiddenState, own_forward
 from revformers.hf.ordinary import ordinary
 from revformers.hf.reversible import make_residual
@@ -130,8 +131,8 @@ class AdapterOff(Teacher):
 
 def _run(model: nn.Module, inputs: Mapping[str, Any]) -> LastHiddenState:
     """Run a model on what its student got, and return its last hidden state."""
-    if inputs.get("past_key_values") is not None:
-        raise ValueError("A teacher reads whole sequences; leave past_key_values out of the batch.")
+    if holds_cache(inputs):
+        raise ValueError("A teacher reads whole sequences; leave the key-value cache out of the batch.")
     state = LastHiddenState(model)
     with state.recorded():
         own_forward(
