@@ -22,7 +22,7 @@ from transformers import (
 from revformers.conversion.convert import convert
 from revformers.errors import NotReversibleError
 from revformers.hf.adapter import apply_conversion, describe_base, save_conversion
-from revformers.hf.head import HeadLoss, set_head_loss
+from revformers.hf.head import HeadLoss, apply_head, set_head_loss
 from revformers.hf.ordinary import ordinary
 from revformers.hf.pretrained import load_causal_lm
 from revformers.hf.quantization import quantization_options
@@ -305,9 +305,12 @@ def _set_loss(model: Any, recipe: FinetuneRecipe, teacher: Teacher | None) -> No
     section = recipe.loss
     if section.distillation and teacher is None:
         teacher = AdapterOff(model)
-    loss = HeadLoss(section.cross_entropy, section.distillation, section.temperature, teacher, section.chunk)
     try:
-        set_head_loss(model, loss)
+        if section.distillation or section.cross_entropy != 1:
+            weights = section.cross_entropy, section.distillation, section.temperature
+            set_head_loss(model, HeadLoss(*weights, teacher, section.chunk))
+        else:
+            apply_head(model, section.head, section.chunk)
     except NotReversibleError:
         raise
     except ValueError as error:

@@ -6,6 +6,8 @@ from rich.console import Console
 from transformers import Trainer, TrainingArguments, default_data_collator
 
 from revformers.dynamics import Residual
+from revformers.hf.head import apply_head
+from revformers.hf.hidden import InseparableHeadError
 from revformers.hf.reversible import make_residual
 from revformers.training.data import build_datasets
 from revformers.training.errors import RecipeError
@@ -53,6 +55,10 @@ def pretrain(
     if checkpoint is not None and (finished := finished_result(run, checkpoint, recipe.training.max_steps)):
         return finished
 
+    try:
+        apply_head(model, recipe.loss.head, recipe.loss.chunk)
+    except InseparableHeadError as error:
+        raise RecipeError(str(error)) from error
     trainer = Trainer(
         model=model,
         args=arguments,

@@ -108,6 +108,22 @@ class DataSection:
 
 
 @dataclass(frozen=True)
+class HeadSection:
+    """How the cross-entropy is computed from the last hidden states; the same loss to rounding."""
+
+    head: Literal["auto", "chunked", "own"] = "auto"
+    """chunked takes the logits of a few tokens at a time, own those of all tokens at once, as the model does it itself;
+    auto is chunked, or own with a warning for a model that cannot be chunked."""
+
+    chunk: int | None = None
+    """Tokens whose logits exist at once; left out, a quarter of the width, from 64 to 1024."""
+
+    def __post_init__(self) -> None:
+        require(self.chunk is None or self.chunk >= 1, "loss.chunk", "at least 1", self.chunk)
+        require(self.chunk is None or self.head != "own", "loss.chunk", "left out with loss.head own", self.chunk)
+
+
+@dataclass(frozen=True)
 class TrainingSection:
     """How it is trained. The names are those of transformers.TrainingArguments."""
 
@@ -220,6 +236,7 @@ class Recipe:
     model: ModelSection = field(default_factory=ModelSection)
     dynamics: DynamicsSection = field(default_factory=DynamicsSection)
     data: DataSection = field(default_factory=DataSection)
+    loss: HeadSection = field(default_factory=HeadSection)
     training: TrainingSection = field(default_factory=TrainingSection)
     sample: SampleSection = field(default_factory=SampleSection)
 
