@@ -354,3 +354,16 @@ def test_without_distillation_the_loss_may_be_the_models_own(shared, tmp_path):
 def test_heads_that_do_not_go_with_a_loss_are_refused(shared, tmp_path, overrides, message):
     with pytest.raises(RecipeError, match=message):
         recipe_in(shared, tmp_path, overrides)
+
+
+def test_the_working_set_can_be_made_smaller_without_another_result(shared, tmp_path):
+    results = {}
+    for name, in_backward in {"in": True, "after": False}.items():
+        overrides = {
+            "training.optimizer_in_backward": in_backward,
+            "training.max_grad_norm": 0,
+            "training.mlp_tile": 24,
+            "output": str(tmp_path / name),
+        }
+        results[name] = weights(run(recipe_in(shared, tmp_path, overrides)))
+    assert all(torch.equal(results["in"][name], results["after"][name]) for name in results["after"])

@@ -205,3 +205,20 @@ def test_a_model_that_cannot_be_chunked_is_refused_where_that_is_asked_for(tmp_p
     monkeypatch.setattr(pretrain_module, "build_model", lambda recipe: tiny("xLSTMForCausalLM", vocab_size=300))
     with pytest.raises(RecipeError, match="head of xLSTMForCausalLM cannot be applied"):
         run(tiny_recipe(tmp_path, {"loss.head": "chunked"}))
+
+
+def test_mlps_are_evaluated_in_tiles_where_asked_for(tmp_path, monkeypatch):
+    tokens = []
+
+    def train(trainer, *_, **__):
+        layer = trainer.model.transformer.h[0]
+        layer.mlp.c_fc.register_forward_hook(lambda module, inputs, output: tokens.append(output.shape[1]))
+        trainer.model(**next(iter(trainer.get_train_dataloader())))
+        return "stopped"
+
+    monkeypatch.setattr(pretrain_module, "train", train)
+    run(tiny_recipe(tmp_path, {"training.mlp_tile": 24}))
+    assert tokens == [24, 24, 16]
+    monkeypatch.setattr(pretrain_module, "build_model", lambda recipe: tiny("mixtral", vocab_size=300))
+    with pytest.raises(RecipeError, match="cannot be evaluated in tiles"):
+        run(tiny_recipe(tmp_path, {"training.mlp_tile": 24}))

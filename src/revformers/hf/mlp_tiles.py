@@ -35,17 +35,19 @@ def set_mlp_tiles(model: nn.Module, tokens: int | None) -> None:
     """
     if tokens is not None and tokens < 1:
         raise ValueError(f"A tile is at least 1 token, not {tokens}.")
+    for module in model.modules():
+        if isinstance(vars(module).get("forward"), _TiledForward):
+            del module.forward
+    if tokens is None:
+        return
     mlps = [_find_mlp(layer) for layer in find_stack(model).layers]
     for mlp in mlps:
-        if isinstance(vars(mlp).get("forward"), _TiledForward):
-            del mlp.forward
-        if tokens is None:
-            continue
         if "forward" in vars(mlp):
             raise ValueError(
                 f"The forward of {type(mlp).__name__} was replaced by another library; call set_mlp_tiles first "
                 f"(before accelerate's dispatch or hooks)."
             )
+    for mlp in mlps:
         mlp.forward = _TiledForward(mlp, tokens)
 
 

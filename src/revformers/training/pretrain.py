@@ -16,7 +16,14 @@ from revformers.training.model import build_dynamics, build_model
 from revformers.training.recipe import Recipe
 from revformers.training.run_directory import RunDirectory, replaced, write_json, write_text
 from revformers.training.sample import check_lengths, write_samples
-from revformers.training.trainer_run import RunResult, finished_result, run_metrics, train, trainer_arguments
+from revformers.training.trainer_run import (
+    RunResult,
+    apply_tiles,
+    finished_result,
+    run_metrics,
+    train,
+    trainer_arguments,
+)
 
 
 def pretrain(
@@ -59,6 +66,7 @@ def pretrain(
         apply_head(model, recipe.loss.head, recipe.loss.chunk)
     except InseparableHeadError as error:
         raise RecipeError(str(error)) from error
+    apply_tiles(model, recipe.training)
     trainer = Trainer(
         model=model,
         args=arguments,
@@ -69,7 +77,7 @@ def pretrain(
     )
     sequences = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     tokens_per_step = sequences * recipe.data.block_length
-    if stopped := train(trainer, run, checkpoint, console, tokens_per_step):
+    if stopped := train(trainer, run, checkpoint, console, tokens_per_step, recipe.training):
         return stopped
 
     metrics = run_metrics(trainer, trainer.state.global_step * tokens_per_step)

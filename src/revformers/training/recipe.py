@@ -125,7 +125,7 @@ class HeadSection:
 
 @dataclass(frozen=True)
 class TrainingSection:
-    """How it is trained. The names are those of transformers.TrainingArguments."""
+    """How it is trained. The names are those of transformers.TrainingArguments where it has the field."""
 
     max_steps: int = 1000
     """Optimizer steps."""
@@ -159,6 +159,14 @@ class TrainingSection:
 
     max_grad_norm: float = 1.0
     """Norm to which the gradient is clipped; 0 leaves it alone."""
+
+    optimizer_in_backward: bool = False
+    """Whether each parameter is stepped, and its gradient freed, as soon as its gradient is complete; the same steps to
+    the bit. It needs max_grad_norm 0, no gradient accumulation, no float16, and one process."""
+
+    mlp_tile: int | None = None
+    """Tokens on which an MLP is evaluated at once, against the memory of its inner activations; costs one more
+    evaluation of every MLP. Left out, all tokens."""
 
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Autocast type: bfloat16 and float16 run matrix products in it and keep float32 weights."""
@@ -198,6 +206,7 @@ class TrainingSection:
             require(getattr(self, name) >= 1, f"training.{name}", "at least 1", getattr(self, name))
         for name in ("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "dataloader_num_workers"):
             require(getattr(self, name) >= 0, f"training.{name}", "at least 0", getattr(self, name))
+        require(self.mlp_tile is None or self.mlp_tile >= 1, "training.mlp_tile", "at least 1", self.mlp_tile)
 
 
 @dataclass(frozen=True)
