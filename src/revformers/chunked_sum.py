@@ -67,10 +67,15 @@ def _evaluate(
     leaves = _leaves(total)
     if not leaves:
         return total, {}
-    kind = first.device.type
-    # Autocast is for the forward pass alone.
-    with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext():
+    with _without_autocast(first.device.type):
         return total.detach(), dict(zip(leaves, torch.autograd.grad(total, leaves), strict=True))
+
+
+def _without_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
+    """Return a context for a backward pass, which autocast is not for; the meta device has none."""
+    if not torch.amp.is_autocast_available(device_type):
+        return contextlib.nullcontext()
+    return torch.autocast(device_type, enabled=False)
 
 
 def _add(sums: dict[Tensor, Tensor], gradients: dict[Tensor, Tensor]) -> None:
