@@ -94,3 +94,17 @@ def test_a_model_writes_its_own_text(folder, monkeypatch):
         texts.append(Path("own.txt").read_text())
     assert texts[0] == texts[1] != texts[2]
     assert texts[0].strip()
+
+
+def test_head_memory(folder, monkeypatch):
+    sizes = ["--vocabulary", "4096", "--width", "32", "--batch-size", "2", "--sequence-length", "512", "--rounds", "1"]
+    monkeypatch.setattr(sys, "argv", ["head_memory.py", *sizes, "--output", "result.json"])
+    runpy.run_path(str(BENCHMARKS / "head_memory.py"), run_name="__main__")
+    rows = {(row["case"], row["arm"]): row for row in json.loads(Path("result.json").read_text())["rows"]}
+    for case in ("float32", "float32 frozen", "bfloat16", "bfloat16 frozen", "autocast"):
+        own, chunked = rows[case, "all logits"], rows[case, "chunked"]
+        assert chunked["peak"] < 0.2 * own["peak"]
+        assert chunked["loss_error"] < 1e-5
+        for name in ("hidden_gradient_error", "weight_gradient_error"):
+            if own[name] is not None:
+                assert chunked[name] < 1.5 * own[name]

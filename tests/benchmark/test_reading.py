@@ -51,3 +51,11 @@ def test_a_dynamics_that_is_not_exact_is_named():
     rows[2]["bit_exact"] = False
     assert "gradients of leapfrog differ" in read_dynamics(rows, 20)[0]
     assert "20 steps" in read_dynamics(rows, 20)[1]
+
+
+def test_the_head_is_said_to_be_chunked_where_it_is():
+    example = comparison()
+    chunked = " ".join(read_arms(example["arms"], example["network"] | {"head": "auto"}))
+    assert "logits of a few tokens at a time" in chunked
+    assert "32.0 MiB here" in chunked
+    assert "Part of every peak" in arms_text()

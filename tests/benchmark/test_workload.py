@@ -52,6 +52,19 @@ def test_plain_checkpointing_warns_of_nothing():
     Arm(PLAIN_CHECKPOINT).apply(workload().build_model())
 
 
+@pytest.mark.parametrize(("head", "chunked"), [("auto", True), ("chunked", True), ("own", False)])
+def test_every_arm_has_the_head_of_the_workload(head, chunked):
+    measured = workload(head=head)
+    losses = []
+    for arm in arms_from_names([PLAIN_STORE, PLAIN_CHECKPOINT, "rebuild"], Midpoint()):
+        output = arm.apply(measured.build_model())(**measured.build_batch())
+        assert (output.logits is None) == chunked
+        losses.append(float(output.loss))
+    own = workload(head="own")
+    expected = own.forward_backward(Arm(PLAIN_STORE).apply(own.build_model()), own.build_batch())
+    assert losses[0] == pytest.approx(expected, rel=1e-6)
+
+
 def test_all_arms_compute_the_same_loss():
     measured = workload()
     losses = {}
@@ -65,6 +78,7 @@ def test_all_arms_compute_the_same_loss():
     ("make", "message"),
     [
         (lambda: workload(precision="float8"), "no precision 'float8'"),
+        (lambda: workload(head="none"), "no head 'none'"),
         (lambda: workload(batch_size=0), "batch_size of at least 1"),
         (lambda: workload(model_config=llama_config(0, 32, 13, 8)), "layers of at least 1"),
         (lambda: workload(device="nonsense"), "cannot use the device 'nonsense'"),

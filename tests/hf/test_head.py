@@ -9,10 +9,13 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 import revformers as rf
-from revformers.hf.head import HeadLoss, set_head_loss
+from revformers.benchmark.meter import peak_allocated_bytes
+from revformers.hf.head import HeadLoss, apply_head, set_head_loss
+from revformers.hf.hidden import InseparableHeadError
 from revformers.hf.teacher import AdapterOff, FrozenCopy
 from tests.tiny_models import FAMILIES, batch, tiny
 
@@ -358,6 +361,7 @@ def test_two_data_parallel_ranks_average_their_gradients(tmp_path):
         ({"distillation": 1.0}, "needs a teacher"),
         ({"temperature": 0.0}, "temperature of a HeadLoss is above 0, not 0"),
         ({"chunk": 0}, "at least 1 token, not 0"),
+        ({"cross_entropy": 0.5, "required": False}, "plain cross-entropy can be left"),
     ],
 )
 def test_bad_losses_are_refused(options, message):
@@ -395,6 +399,75 @@ def test_models_that_compute_their_loss_otherwise_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         set_head_loss(model, HeadLoss())
     assert vars(model).get("forward") is before
+
+
+class LossOfItsOwn(LlamaForCausalLM):
+    """Shows only when it runs that it does not use `loss_function`."""
+
+    def forward(self, input_ids, labels=None, logits_to_keep=0, **keywords):
+        output = super().forward(input_ids, logits_to_keep=logits_to_keep, **keywords)
+        output.loss = output.logits.float().square().mean()
+        return output
+
+
+def with_a_loss_of_its_own():
+    model = tiny("llama")
+    model.__class__ = LossOfItsOwn
+    return model
+
+
+def test_a_loss_that_is_required_is_refused_in_the_first_forward_pass():
+    model = with_a_loss_of_its_own()
+    set_head_loss(model, HeadLoss())
+    with pytest.raises(InseparableHeadError, match="LossOfItsOwn does not compute its loss as"):
+        model(**batch(model))
+
+
+@pytest.mark.parametrize("make", [partial(tiny, "XLNetLMHeadModel"), with_a_loss_of_its_own])
+def test_a_loss_that_is_not_required_is_left_to_models_that_compute_another(make):
+    model = make()
+    inputs = batch(model)
+    expected = model(**inputs)
+
+    def run():
+        set_head_loss(model, HeadLoss(required=False))
+        return model(**inputs)
+
+    with pytest.warns(UserWarning, match=r"logits of all tokens at once\. \w+ does not compute its loss as"):
+        output = run()
+    assert torch.equal(output.loss, expected.loss)
+    assert torch.equal(output.logits, expected.logits)
+    assert "forward" not in vars(model)
+
+
+@pytest.mark.parametrize(("head", "chunked"), [("auto", True), ("chunked", True), ("own", False)])
+def test_the_choice_of_a_command(head, chunked):
+    model = tiny("llama")
+    apply_head(model, head)
+    assert (model(**batch(model)).logits is None) == chunked
+    inseparable = tiny("xLSTMForCausalLM")
+    if head == "chunked":
+        with pytest.raises(InseparableHeadError):
+            apply_head(inseparable, head)
+    elif head == "auto":
+        with pytest.warns(UserWarning, match="xLSTMForCausalLM cannot be applied to some tokens alone"):
+            apply_head(inseparable, head)
+
+
+def test_the_peak_is_below_five_percent_of_all_logits():
+    model = tiny("llama", vocab_size=8192, hidden_size=32, num_hidden_layers=1)
+    shape = 4, 1024
+    ids = torch.randint(8192, shape, generator=torch.Generator().manual_seed(0))
+    hidden = model.get_input_embeddings()(ids).detach().requires_grad_()
+
+    # The decoder's own memory is another question.
+    model.model.forward = lambda *_, **__: BaseModelOutputWithPast(last_hidden_state=hidden)
+
+    def peak(head):
+        apply_head(model, head)
+        return peak_allocated_bytes(lambda: model(input_ids=ids, labels=ids).loss.backward(), hidden.device)
+
+    assert peak("chunked") < 0.05 * peak("own")
 
 
 def test_logits_to_keep_with_labels_is_refused():

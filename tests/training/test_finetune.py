@@ -331,3 +331,39 @@ def test_what_shows_later_is_named_too(shared, tmp_path, overrides, message):
     with pytest.raises(RecipeError, match=message) as caught:
         run(recipe_in(shared, tmp_path, overrides))
     assert "\n" not in str(caught.value)
+
+
+def test_without_distillation_the_loss_may_be_the_models_own(shared, tmp_path):
+    results = {}
+    for head in ("chunked", "own"):
+        overrides = {"loss.head": head, "output": str(tmp_path / head)}
+        results[head] = run(recipe_in(shared, tmp_path, overrides)).metrics["validation_loss"]
+    assert results["chunked"] == pytest.approx(results["own"], rel=1e-4)
+    assert results["chunked"] != results["own"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"loss.head": "own", "loss.distillation": 1.0}, "loss.head must be chunked"),
+        ({"loss.head": "own", "loss.cross_entropy": 0.5}, "loss.head must be chunked"),
+        ({"loss.head": "own", "loss.chunk": 8}, "loss.chunk must be left out"),
+        ({"loss.chunk": 0}, "loss.chunk must be at least 1"),
+    ],
+)
+def test_heads_that_do_not_go_with_a_loss_are_refused(shared, tmp_path, overrides, message):
+    with pytest.raises(RecipeError, match=message):
+        recipe_in(shared, tmp_path, overrides)
+
+
+def test_the_working_set_can_be_made_smaller_without_another_result(shared, tmp_path):
+    results = {}
+    for name, in_backward in {"in": True, "after": False}.items():
+        overrides = {
+            "training.optimizer_in_backward": in_backward,
+            "training.max_grad_norm": 0,
+            "training.mlp_tile": 24,
+            "output": str(tmp_path / name),
+        }
+        results[name] = weights(run(recipe_in(shared, tmp_path, overrides)))
+    assert all(torch.equal(results["in"][name], results["after"][name]) for name in results["after"])

@@ -10,10 +10,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 import revformers
 from revformers.hf.state import reversible_stack
+from revformers.training import pretrain as pretrain_module
 from revformers.training import trainer_run as module
 from revformers.training.errors import RecipeError
 from revformers.training.interruption import SaveOnSignal
 from revformers.training.pretrain import pretrain, training_arguments
+from tests.tiny_models import tiny
 from tests.training.tiny import tiny_recipe
 
 
@@ -175,3 +177,48 @@ def test_the_ordinary_network_is_saved_as_one(tmp_path):
     model = AutoModelForCausalLM.from_pretrained(result.directory / "model")
     assert reversible_stack(model) is None
     assert json.loads((result.directory / "model/config.json").read_text())["model_type"] == "gpt2"
+
+
+@pytest.mark.parametrize(("head", "chunked"), [("auto", True), ("chunked", True), ("own", False)])
+def test_the_head_is_chunked_unless_that_is_switched_off(head, chunked, tmp_path, monkeypatch):
+    logits = []
+
+    def train(trainer, *_, **__):
+        batch = next(iter(trainer.get_train_dataloader()))
+        logits.append(trainer.model(**batch).logits)
+        return "stopped"
+
+    monkeypatch.setattr(pretrain_module, "train", train)
+    assert run(tiny_recipe(tmp_path, {"loss.head": head})) == "stopped"
+    assert (logits[0] is None) == chunked
+
+
+def test_a_run_with_the_chunked_head_learns_what_one_with_all_logits_learns(tmp_path):
+    losses = {}
+    for head in ("chunked", "own"):
+        result = run(tiny_recipe(tmp_path, {"loss.head": head, "output": str(tmp_path / head)}))
+        losses[head] = result.metrics["validation_loss"]
+    assert losses["chunked"] == pytest.approx(losses["own"], rel=1e-4)
+
+
+def test_a_model_that_cannot_be_chunked_is_refused_where_that_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain_module, "build_model", lambda recipe: tiny("xLSTMForCausalLM", vocab_size=300))
+    with pytest.raises(RecipeError, match="head of xLSTMForCausalLM cannot be applied"):
+        run(tiny_recipe(tmp_path, {"loss.head": "chunked"}))
+
+
+def test_mlps_are_evaluated_in_tiles_where_asked_for(tmp_path, monkeypatch):
+    tokens = []
+
+    def train(trainer, *_, **__):
+        layer = trainer.model.transformer.h[0]
+        layer.mlp.c_fc.register_forward_hook(lambda module, inputs, output: tokens.append(output.shape[1]))
+        trainer.model(**next(iter(trainer.get_train_dataloader())))
+        return "stopped"
+
+    monkeypatch.setattr(pretrain_module, "train", train)
+    run(tiny_recipe(tmp_path, {"training.mlp_tile": 24}))
+    assert tokens == [24, 24, 16]
+    monkeypatch.setattr(pretrain_module, "build_model", lambda recipe: tiny("mixtral", vocab_size=300))
+    with pytest.raises(RecipeError, match="cannot be evaluated in tiles"):
+        run(tiny_recipe(tmp_path, {"training.mlp_tile": 24}))

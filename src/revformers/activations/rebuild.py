@@ -5,9 +5,10 @@ How it works:
 1. In the forward pass every field runs under saved-tensor hooks. Autograd is handed a `SavedTensor` ticket in place
    of each tensor that it wants to keep, and the tensor is freed with the rest of the layer.
 2. The tape holds one pair of fixed-point states: those of the last step when the forward pass ends.
-3. In the backward pass, the first ticket of step l that autograd redeems makes the tape evaluate f_l once more, at the
-   state p[l] that it still holds. The tensors that this evaluation saves are handed to the waiting tickets, and its
-   result undoes the step: the pair moves from (p[l], p[l+1]) to (p[l-1], p[l]). One evaluation serves both.
+3. In the backward pass, the gradient that reaches step l, or the first ticket of it that autograd redeems, makes the
+   tape evaluate f_l once more, at the state p[l] that it still holds. The tensors that this evaluation saves are handed
+   to the waiting tickets, and its result undoes the step: the pair moves from (p[l], p[l+1]) to (p[l-1], p[l]). One
+   evaluation serves both.
 4. At the first step that has gradients, the pair is compared with a checksum from the forward pass. Integers have
    exact inverses, so the two differ only if some f_l did not repeat itself; then `RebuildMismatchError` is raised.
    Nothing hides on the way: different pairs have different predecessors, or (|a| > 1) one of them has none, which the
@@ -23,6 +24,7 @@ states are freed with the last ticket, and nothing of a forward pass is kept on 
 import contextlib
 import dataclasses
 import weakref
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -77,6 +79,17 @@ class StepRecord:
     side_information: Tensor | None = None
 
 
+def _rebuild_first(reference: "weakref.ref[Tape]", step: int, gradient: Tensor) -> None:
+    """Rebuild a step before anything of it goes backwards, while all of its weights are those of the forward pass.
+
+    An optimizer that steps in the backward pass changes a weight as soon as its gradient is complete. That of a bias
+    that is added last is complete before the first ticket is redeemed.
+    """
+    tape = reference()
+    if tape is not None and not tape.handed_out(step):
+        tape.rebuild(step)
+
+
 class Tape(ActivationPolicy):
     """The reversible trajectory of one forward pass; see the module's text.
 
@@ -114,9 +127,11 @@ class Tape(ActivationPolicy):
             update = field(hidden)
         if not before.equals(RandomState.of(hidden.device)):
             record.random_state = before
-        if update.requires_grad and self._first_step is None:
-            self._first_step = step
-            self._checksum = self.states.checksum()
+        if update.requires_grad:
+            if self._first_step is None:
+                self._first_step = step
+                self._checksum = self.states.checksum()
+            update.register_hook(partial(_rebuild_first, weakref.ref(self), step))
         self._records.append(record)
         return update
 
@@ -126,6 +141,10 @@ class Tape(ActivationPolicy):
             coefficients, update, keep_side_information=self._first_step is not None
         )
         self.position += 1
+
+    def handed_out(self, step: int) -> bool:
+        """Whether the tensors of step number `step` are with its tickets."""
+        return self._handed_out is self._records[step]
 
     def rebuild(self, step: int) -> None:
         """Rebuild the tensors that step number `step` saved, and hand them to its tickets.

@@ -19,6 +19,7 @@ from revformers.benchmark.short_training import mean_loss, train_in_turns
 from revformers.benchmark.step_time import StepTimes
 from revformers.benchmark.workload import PLAIN_STORE, Arm, Precision, Workload, arms_from_names, llama_config
 from revformers.dynamics import Dynamics, TwoEvaluationMidpoint
+from revformers.hf.head import apply_head
 from revformers.training.data import build_datasets
 from revformers.training.errors import RecipeError
 from revformers.training.model import build_config, build_dynamics, build_model
@@ -106,6 +107,7 @@ class Comparison:
                 "sequence_length": self.workload.sequence_length,
                 "precision": self.workload.precision,
                 "device": self.workload.device,
+                "head": self.workload.head,
             },
             "dynamics": self.compare_dynamics(),
             **self.compare_arms(),
@@ -241,6 +243,7 @@ class Comparison:
     def _model(self, arm: Arm) -> PreTrainedModel:
         """Return the recipe's network with its seeded weights, trained as `arm` says."""
         model = cast(PreTrainedModel, build_model(self._recipe))
+        apply_head(model, self._recipe.loss.head, self._recipe.loss.chunk)
         return arm.apply(model).to(self.workload.device).train()
 
     def _train(self, models: Mapping[str, PreTrainedModel], steps: int) -> Any:
@@ -275,6 +278,7 @@ def workload_of(recipe: Recipe, device: str = "cpu") -> Workload:
             precision=precision,
             device=device,
             seed=recipe.model.seed,
+            head=recipe.loss.head,
         )
     except ValueError as error:
         raise RecipeError(str(error)) from error

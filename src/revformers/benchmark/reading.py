@@ -17,7 +17,10 @@ def read_arms(arms: Mapping[str, Any], network: Mapping[str, Any]) -> list[str]:
         f"{_against(rebuild['peak'], store['peak'])} than storing ({numbers.mebibytes(store['peak'])}) and "
         f"{_against(rebuild['peak'], checkpoint['peak'])} than checkpointing "
         f"({numbers.mebibytes(checkpoint['peak'])}).",
-        f"Part of every peak is the vocabulary head, which no way of holding activations changes: one copy of its "
+        f"Every arm computes its loss from the logits of a few tokens at a time; those of all tokens would take "
+        f"{numbers.mebibytes(logits)} here, and the loss would make several copies."
+        if network.get("head", "own") != "own"
+        else f"Part of every peak is the vocabulary head, which no way of holding activations changes: one copy of its "
         f"logits alone takes {numbers.mebibytes(logits)} here, and the loss makes several.",
         f"Time: a rebuilding step took {numbers.seconds(rebuild['seconds']['median'])}, "
         f"{rebuild['time_over_store']['median']:.2f} times as long as storing and "

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 import revformers
+from revformers.hf.head import Head, apply_head
 
 Precision = Literal["float32", "bfloat16", "bfloat16_autocast"]
 
@@ -35,6 +36,7 @@ class Workload:
             float32 and computes under autocast.
         device: where it runs, e.g. ``"cpu"`` or ``"cuda"``.
         seed: of weights and tokens.
+        head: how every arm computes its loss.
 
     """
 
@@ -44,12 +46,15 @@ class Workload:
     precision: Precision = "float32"
     device: str = "cpu"
     seed: int = 0
+    head: Head = "auto"
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):
             raise ValueError(
                 f"There is no precision {self.precision!r}; choose one of {', '.join(get_args(Precision))}."
             )
+        if self.head not in get_args(Head):
+            raise ValueError(f"There is no head {self.head!r}; choose one of {', '.join(get_args(Head))}.")
         for name in ("batch_size", "sequence_length", "layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"A workload needs a {name} of at least 1, not {getattr(self, name)}.")
@@ -99,6 +104,7 @@ class Workload:
         torch.manual_seed(self.seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         dtype = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+        apply_head(model, self.head)
         return model.to(device=self.device, dtype=dtype).train()
 
     def build_batch(self, number: int = 0) -> dict[str, torch.Tensor]:

@@ -52,6 +52,10 @@ class NetworkOptions:
     seed: int = 0
     """Seed of weights and tokens."""
 
+    head: Literal["auto", "chunked", "own"] = "auto"
+    """The loss of every arm: chunked, from the logits of a few tokens at a time; own, from those of all tokens; auto,
+    chunked where the model can be."""
+
     out: Path | None = None
     """File that the result is written to; left out, benchmarks/results/STUDY-DYNAMICS-PRECISION.json."""
 
@@ -148,7 +152,13 @@ def _network(options: Memory | Time) -> "tuple[Workload, Dynamics]":
         recurrence = dynamics.create(options.dynamics, **_dynamics_options(options.dynamics_options))
         config = llama_config(layers, options.width, options.vocabulary, options.sequence_length, options.heads)
         workload = Workload(
-            config, options.batch_size, options.sequence_length, options.precision, options.device, options.seed
+            config,
+            options.batch_size,
+            options.sequence_length,
+            options.precision,
+            options.device,
+            options.seed,
+            options.head,
         )
     except ValueError as error:
         raise RecipeError(str(error)) from error

@@ -3,24 +3,31 @@
 `set_head_loss` replaces the forward of the model on the object. Called with labels, the model's own forward runs once,
 for the logits of one token a sequence, and where it would compute its loss from logits the loss of `HeadLoss` is
 computed from the last hidden states instead. What the model adds to its loss, as the auxiliary loss of a mixture of
-experts, stays. Every chunk is checkpointed, so that one chunk's logits exist at a time in the backward pass as well.
+experts, stays. The gradients of a chunk are taken in the forward pass (`revformers.chunked_sum`), so that one chunk's
+logits exist at a time and the head is evaluated once.
 """
 
 import contextlib
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers.loss.loss_utils import ForCausalLMLoss
 
+from revformers.chunked_sum import chunked_sum
+from revformers.errors import NotReversibleError
 from revformers.hf.discovery import find_stack, unwrap
-from revformers.hf.hidden import LastHiddenState, inseparable, own_forward
+from revformers.hf.hidden import InseparableHeadError, LastHiddenState, own_forward
 from revformers.hf.teacher import Teacher
 from revformers.losses import cross_entropy_sum, divergence_sum
+
+Head = Literal["auto", "chunked", "own"]
+"""How a command computes the cross-entropy: "chunked" from the logits of a few tokens at a time, "own" as the model
+does it, from those of all tokens; "auto" is chunked, or own with a warning for a model that cannot be chunked."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,9 @@ class HeadLoss:
         distillation: weight of T^2 KL(teacher || student), on the tokens that the labels count.
         temperature: T.
         teacher: the network to learn from.
-        chunk: how many tokens' logits exist at once.
+        chunk: how many tokens' logits exist at once; None takes a quarter of the width, from 64 to 1024.
+        required: whether a model whose head cannot be applied to some tokens alone, or whose loss is another, is
+            refused; otherwise it computes its own loss, and a warning says why.
 
     """
 
@@ -40,7 +49,8 @@ class HeadLoss:
     distillation: float = 0.0
     temperature: float = 1.0
     teacher: Teacher | None = None
-    chunk: int = 1024
+    chunk: int | None = None
+    required: bool = True
 
     def __post_init__(self) -> None:
         if not (self.cross_entropy >= 0 and self.distillation >= 0 and self.cross_entropy + self.distillation > 0):
@@ -52,16 +62,21 @@ class HeadLoss:
             raise ValueError("Distillation needs a teacher; give HeadLoss one, such as FrozenCopy(model).")
         if not self.temperature > 0:
             raise ValueError(f"The temperature of a HeadLoss is above 0, not {self.temperature}.")
-        if self.chunk < 1:
+        if self.chunk is not None and self.chunk < 1:
             raise ValueError(f"The chunk of a HeadLoss is at least 1 token, not {self.chunk}.")
+        if not self.required and (self.distillation or self.cross_entropy != 1):
+            raise ValueError("Only the plain cross-entropy can be left to the model; set required=True.")
 
 
 def set_head_loss(model: nn.Module, loss: HeadLoss | None) -> None:
     """Let a model compute this loss in the place of its own when it is called with labels, in place.
 
+    ``set_head_loss(model, HeadLoss())`` is for every model, reversible or ordinary, that is trained on labels: the
+    same loss and gradients to rounding, without the logits of all tokens.
+
     Labels are shifted, masked (-100) and averaged as transformers does it, ``num_items_in_batch`` included; masked
     tokens never reach the head. A batch in which no token counts has the loss 0, where transformers gives NaN. The
-    output has no logits. Without labels nothing changes.
+    output has no logits, and the loss no second derivative. Without labels nothing changes.
 
     Args:
         model: a causal language model of transformers, reversible or ordinary, or a PEFT model around one.
@@ -69,18 +84,20 @@ def set_head_loss(model: nn.Module, loss: HeadLoss | None) -> None:
 
     Raises:
         NotReversibleError: where the decoder of the model cannot be found.
-        ValueError: for a model whose head cannot be applied to some tokens alone, or whose loss is another; some
-            models show it only in their first forward pass.
+        InseparableHeadError: for a model whose head cannot be applied to some tokens alone, or whose loss is another;
+            some models show it only in their first forward pass.
+        ValueError: for a model whose forward another library has replaced.
 
     """
     inner = unwrap(model)
     if loss is not None:
-        find_stack(inner)
-        parameters = inspect.signature(type(inner).forward).parameters
-        if "labels" not in parameters or "logits_to_keep" not in parameters:
-            raise inseparable(inner)
-        if inner.loss_function is not ForCausalLMLoss or not _calls_loss_function(type(inner)):
-            raise _another_loss(inner)
+        try:
+            _check(inner)
+        except (NotReversibleError, InseparableHeadError) as error:
+            if loss.required:
+                raise
+            _leave(inner, error)
+            return
         if "_head_loss" not in vars(inner) and "forward" in vars(inner):
             raise ValueError(
                 f"The forward of {type(inner).__name__} was replaced by another library; call set_head_loss first "
@@ -94,6 +111,27 @@ def set_head_loss(model: nn.Module, loss: HeadLoss | None) -> None:
         # Where accelerate has wrapped it meanwhile, it stays and hands every call on.
         if isinstance(inner.forward, _HeadForward):
             del inner.forward
+
+
+def apply_head(model: nn.Module, head: Head, chunk: int | None = None) -> None:
+    """Let a model compute its cross-entropy as `head` says, in place; see `Head` and `set_head_loss`."""
+    set_head_loss(model, None if head == "own" else HeadLoss(chunk=chunk, required=head == "chunked"))
+
+
+def _check(model: Any) -> None:
+    """Raise NotReversibleError or InseparableHeadError for what can be seen without running the model."""
+    find_stack(model)
+    parameters = inspect.signature(type(model).forward).parameters
+    if "labels" not in parameters or "logits_to_keep" not in parameters:
+        raise InseparableHeadError.of(model)
+    if model.loss_function is not ForCausalLMLoss or not _calls_loss_function(type(model)):
+        raise _another_loss(model)
+
+
+def _leave(model: Any, reason: ValueError) -> None:
+    """Let the model compute its own loss, and say so."""
+    set_head_loss(model, None)
+    warnings.warn(f"The loss takes the logits of all tokens at once. {reason}", stacklevel=3)
 
 
 class _HeadForward:
@@ -114,7 +152,13 @@ class _HeadForward:
         if loss is None or inputs.get("labels") is None:
             return type(model).forward(model, *arguments, **keywords)
         return_dict = inputs.pop("return_dict", None)
-        output = _forward(model, loss, inputs)
+        try:
+            output = _forward(model, loss, inputs)
+        except InseparableHeadError as error:
+            if loss.required:
+                raise
+            _leave(model, error)
+            return type(model).forward(model, *arguments, **keywords)
         as_object = model.config.return_dict if return_dict is None else return_dict
         return output if as_object else output.to_tuple()
 
@@ -132,7 +176,7 @@ def _forward(model: Any, loss: HeadLoss, inputs: dict[str, Any]) -> Any:
         computed = True
         targets = _targets(labels, **options)
         if targets.shape != state.value.shape[:2]:
-            raise inseparable(model)
+            raise InseparableHeadError.of(model)
         counted = targets.flatten() != options.get("ignore_index", -100)
         positions = counted.nonzero()[:, 0].to(state.value.device)
         if not len(positions):
@@ -181,11 +225,20 @@ def _sum(
             total = total + loss.distillation * divergence
         return total
 
-    chunked = [state.value.flatten(0, 1)[positions].split(loss.chunk), targets[positions].split(loss.chunk)]
+    hidden = state.value.flatten(0, 1)[positions]
+    others = [targets[positions]]
     if teacher is not None:
-        chunked.append(teacher.hidden(inputs).flatten(0, 1)[positions].split(loss.chunk))
-    sums = [checkpoint(chunk_sum, *chunk, use_reentrant=False) for chunk in zip(*chunked, strict=True)]
-    return torch.stack(sums).sum()
+        others.append(teacher.hidden(inputs).flatten(0, 1)[positions])
+    return chunked_sum(chunk_sum, hidden, *others, chunk=loss.chunk or _chunk(hidden.shape[-1]))
+
+
+def _chunk(width: int) -> int:
+    """Return how many tokens to take at once: their logits are a quarter as large as the head's weight.
+
+    So the peak is that of the weight's gradient, whatever the vocabulary. Fewer than 64 tokens would lose time, and
+    more than 1024 win none.
+    """
+    return min(1024, max(64, width // 4))
 
 
 @contextlib.contextmanager
@@ -205,8 +258,8 @@ def _calls_loss_function(kind: type) -> bool:
     return any("loss_function" in forward.__code__.co_names for forward in forwards)
 
 
-def _another_loss(model: nn.Module) -> ValueError:
-    return ValueError(
+def _another_loss(model: nn.Module) -> InseparableHeadError:
+    return InseparableHeadError(
         f"{type(model).__name__} does not compute its loss as transformers' causal language models do, so no head loss "
         f"can stand in for it; train it with its own, after revformers.hf.head.set_head_loss(model, None)."
     )

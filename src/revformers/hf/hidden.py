@@ -14,6 +14,18 @@ from torch import Tensor, nn
 from revformers.hf.discovery import find_stack
 
 
+class InseparableHeadError(ValueError):
+    """The loss of this model cannot be computed from its last hidden states a few tokens at a time."""
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "InseparableHeadError":
+        """Return the error for a model whose head does not take the decoder's last hidden state and nothing else."""
+        return cls(
+            f"The head of {type(model).__name__} cannot be applied to some tokens alone; train it with its own loss, "
+            f"after revformers.hf.head.set_head_loss(model, None)."
+        )
+
+
 class LastHiddenState:
     """What the decoder of a model returns in its first run within a block.
 
@@ -46,12 +58,12 @@ class LastHiddenState:
         """The last hidden state, (batch, tokens, width).
 
         Raises:
-            ValueError: where the decoder returned none, or was not run.
+            InseparableHeadError: where the decoder returned none, or was not run.
 
         """
         hidden: Tensor | None = getattr(self._output, "last_hidden_state", None)
         if hidden is None:
-            raise inseparable(self._model)
+            raise InseparableHeadError.of(self._model)
         return hidden
 
     @property
@@ -65,14 +77,6 @@ def own_forward(model: nn.Module, inputs: Mapping[str, Any]) -> Any:
     return type(model).forward(model, **{**inputs, "return_dict": True})
 
 
-def inseparable(model: nn.Module) -> ValueError:
-    """Return the error for a model whose head does not take the decoder's last hidden state and nothing else."""
-    return ValueError(
-        f"The head of {type(model).__name__} cannot be applied to some tokens alone; train it with its own loss, after "
-        f"revformers.hf.head.set_head_loss(model, None)."
-    )
-
-
 def _apply_head(model: nn.Module, kind: type, hidden: Tensor) -> Tensor:
     """Run the model's own forward with a decoder that returns `hidden` in an output object of this kind."""
     hidden = hidden[None]
@@ -82,7 +86,7 @@ def _apply_head(model: nn.Module, kind: type, hidden: Tensor) -> Tensor:
         try:
             logits: Tensor = own_forward(model, inputs).logits
         except (AttributeError, IndexError, TypeError) as error:
-            raise inseparable(model) from error
+            raise InseparableHeadError.of(model) from error
     return logits[0]
 
 

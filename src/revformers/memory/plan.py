@@ -42,7 +42,7 @@ class Workload:
         training: all weights, or a LoRA adapter.
         optimizer: whose states are counted.
         dtype: of the weights and of the computation.
-        head: the loss from the logits of 1024 tokens at a time (`revformers.hf.head`), or the model's own.
+        head: the loss from the logits of a few tokens at a time (`revformers.hf.head`), or the model's own.
         rank: of the adapter.
 
     """

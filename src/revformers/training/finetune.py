@@ -22,7 +22,7 @@ from transformers import (
 from revformers.conversion.convert import convert
 from revformers.errors import NotReversibleError
 from revformers.hf.adapter import apply_conversion, describe_base, save_conversion
-from revformers.hf.head import HeadLoss, set_head_loss
+from revformers.hf.head import HeadLoss, apply_head, set_head_loss
 from revformers.hf.ordinary import ordinary
 from revformers.hf.pretrained import load_causal_lm
 from revformers.hf.quantization import quantization_options
@@ -36,7 +36,14 @@ from revformers.training.finetune_recipe import AdapterSection, FinetuneRecipe
 from revformers.training.history import loss_curve
 from revformers.training.run_directory import RunDirectory, replaced, write_json
 from revformers.training.strict import suggestion
-from revformers.training.trainer_run import RunResult, finished_result, run_metrics, train, trainer_arguments
+from revformers.training.trainer_run import (
+    RunResult,
+    apply_tiles,
+    finished_result,
+    run_metrics,
+    train,
+    trainer_arguments,
+)
 
 
 def finetune(
@@ -88,6 +95,7 @@ def finetune(
         _prepare_dynamics(model, recipe, data, tokenizer, run, arguments, fresh=checkpoint is None)
     if lora is not None:
         model = _with_adapter(model, lora, recipe, run)
+    apply_tiles(model, recipe.training)
     _set_loss(model, recipe, teacher)
     trainer = _trainer(model, arguments, data, tokenizer)
     if data.form == "messages" and not data.assistant_only:
@@ -108,7 +116,7 @@ def finetune(
     if data.form == "text":
         sequences = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
         tokens_per_step = sequences * recipe.data.block_length
-    if stopped := train(trainer, run, checkpoint, console, tokens_per_step):
+    if stopped := train(trainer, run, checkpoint, console, tokens_per_step, recipe.training):
         return stopped
 
     state = trainer.state
@@ -305,9 +313,12 @@ def _set_loss(model: Any, recipe: FinetuneRecipe, teacher: Teacher | None) -> No
     section = recipe.loss
     if section.distillation and teacher is None:
         teacher = AdapterOff(model)
-    loss = HeadLoss(section.cross_entropy, section.distillation, section.temperature, teacher, section.chunk)
     try:
-        set_head_loss(model, loss)
+        if section.distillation or section.cross_entropy != 1:
+            weights = section.cross_entropy, section.distillation, section.temperature
+            set_head_loss(model, HeadLoss(*weights, teacher, section.chunk))
+        else:
+            apply_head(model, section.head, section.chunk)
     except NotReversibleError:
         raise
     except ValueError as error:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from revformers.training.recipe import DataSection, TrainingSection, read_recipe, require
+from revformers.training.recipe import DataSection, HeadSection, TrainingSection, read_recipe, require
 
 
 @dataclass(frozen=True)
@@ -144,8 +144,8 @@ class FinetuneDataSection:
 
 
 @dataclass(frozen=True)
-class LossSection:
-    """What is minimised: the weighted sum of two losses, from the logits of a few tokens at a time."""
+class LossSection(HeadSection):
+    """What is minimised: the weighted sum of two losses."""
 
     cross_entropy: float = 1.0
     """Weight of the cross-entropy of the data."""
@@ -156,15 +156,14 @@ class LossSection:
     temperature: float = 1.0
     """Temperature of both distributions in the divergence."""
 
-    chunk: int = 1024
-    """Tokens whose logits exist at once."""
-
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("cross_entropy", "distillation"):
             require(getattr(self, name) >= 0, f"loss.{name}", "at least 0", getattr(self, name))
         require(self.cross_entropy + self.distillation > 0, "loss.cross_entropy", "above 0 without distillation", 0)
         require(self.temperature > 0, "loss.temperature", "above 0", self.temperature)
-        require(self.chunk >= 1, "loss.chunk", "at least 1", self.chunk)
+        weighted = self.distillation > 0 or self.cross_entropy != 1
+        require(not weighted or self.head != "own", "loss.head", "chunked for a weighted loss or distillation", "own")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ from rich.console import Console
 from transformers import Trainer, TrainingArguments, default_data_collator
 
 from revformers.dynamics import Residual
+from revformers.hf.head import apply_head
+from revformers.hf.hidden import InseparableHeadError
 from revformers.hf.reversible import make_residual
 from revformers.training.data import build_datasets
 from revformers.training.errors import RecipeError
@@ -14,7 +16,14 @@ from revformers.training.model import build_dynamics, build_model
 from revformers.training.recipe import Recipe
 from revformers.training.run_directory import RunDirectory, replaced, write_json, write_text
 from revformers.training.sample import check_lengths, write_samples
-from revformers.training.trainer_run import RunResult, finished_result, run_metrics, train, trainer_arguments
+from revformers.training.trainer_run import (
+    RunResult,
+    apply_tiles,
+    finished_result,
+    run_metrics,
+    train,
+    trainer_arguments,
+)
 
 
 def pretrain(
@@ -53,6 +62,11 @@ def pretrain(
     if checkpoint is not None and (finished := finished_result(run, checkpoint, recipe.training.max_steps)):
         return finished
 
+    try:
+        apply_head(model, recipe.loss.head, recipe.loss.chunk)
+    except InseparableHeadError as error:
+        raise RecipeError(str(error)) from error
+    apply_tiles(model, recipe.training)
     trainer = Trainer(
         model=model,
         args=arguments,
@@ -63,7 +77,7 @@ def pretrain(
     )
     sequences = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     tokens_per_step = sequences * recipe.data.block_length
-    if stopped := train(trainer, run, checkpoint, console, tokens_per_step):
+    if stopped := train(trainer, run, checkpoint, console, tokens_per_step, recipe.training):
         return stopped
 
     metrics = run_metrics(trainer, trainer.state.global_step * tokens_per_step)

@@ -108,8 +108,24 @@ class DataSection:
 
 
 @dataclass(frozen=True)
+class HeadSection:
+    """How the cross-entropy is computed from the last hidden states; the same loss to rounding."""
+
+    head: Literal["auto", "chunked", "own"] = "auto"
+    """chunked takes the logits of a few tokens at a time, own those of all tokens at once, as the model does it itself;
+    auto is chunked, or own with a warning for a model that cannot be chunked."""
+
+    chunk: int | None = None
+    """Tokens whose logits exist at once; left out, a quarter of the width, from 64 to 1024."""
+
+    def __post_init__(self) -> None:
+        require(self.chunk is None or self.chunk >= 1, "loss.chunk", "at least 1", self.chunk)
+        require(self.chunk is None or self.head != "own", "loss.chunk", "left out with loss.head own", self.chunk)
+
+
+@dataclass(frozen=True)
 class TrainingSection:
-    """How it is trained. The names are those of transformers.TrainingArguments."""
+    """How it is trained. The names are those of transformers.TrainingArguments where it has the field."""
 
     max_steps: int = 1000
     """Optimizer steps."""
@@ -143,6 +159,14 @@ class TrainingSection:
 
     max_grad_norm: float = 1.0
     """Norm to which the gradient is clipped; 0 leaves it alone."""
+
+    optimizer_in_backward: bool = False
+    """Whether each parameter is stepped, and its gradient freed, as soon as its gradient is complete; the same steps to
+    the bit. It needs max_grad_norm 0, no gradient accumulation, no float16, and one process."""
+
+    mlp_tile: int | None = None
+    """Tokens on which an MLP is evaluated at once, against the memory of its inner activations; costs one more
+    evaluation of every MLP. Left out, all tokens."""
 
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Autocast type: bfloat16 and float16 run matrix products in it and keep float32 weights."""
@@ -182,6 +206,7 @@ class TrainingSection:
             require(getattr(self, name) >= 1, f"training.{name}", "at least 1", getattr(self, name))
         for name in ("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "dataloader_num_workers"):
             require(getattr(self, name) >= 0, f"training.{name}", "at least 0", getattr(self, name))
+        require(self.mlp_tile is None or self.mlp_tile >= 1, "training.mlp_tile", "at least 1", self.mlp_tile)
 
 
 @dataclass(frozen=True)
@@ -220,6 +245,7 @@ class Recipe:
     model: ModelSection = field(default_factory=ModelSection)
     dynamics: DynamicsSection = field(default_factory=DynamicsSection)
     data: DataSection = field(default_factory=DataSection)
+    loss: HeadSection = field(default_factory=HeadSection)
     training: TrainingSection = field(default_factory=TrainingSection)
     sample: SampleSection = field(default_factory=SampleSection)
 

@@ -12,14 +12,17 @@ from typing import Any, TypeVar
 import torch
 import transformers
 from rich.console import Console
+from torch import nn
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
+from revformers.hf.mlp_tiles import set_mlp_tiles
 from revformers.training.errors import RecipeError
 from revformers.training.history import Clock, loss_curve
 from revformers.training.interruption import SaveOnSignal
 from revformers.training.progress import ShowProgress
 from revformers.training.recipe import TrainingSection
 from revformers.training.run_directory import RunDirectory
+from revformers.training.step_in_backward import StepInBackward, check_step_in_backward
 from revformers.training.strict import suggestion
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
@@ -77,6 +80,7 @@ def trainer_arguments(
             raise RecipeError(f"training.arguments has no {name!r}{suggestion(name, known)}")
     own = {field.name: getattr(section, field.name) for field in dataclasses.fields(section)}
     further, precision = own.pop("arguments"), own.pop("precision")
+    del own["optimizer_in_backward"], own["mlp_tile"]  # what the Trainer does not know
     values = {
         "output_dir": output,
         "bf16": precision == "bfloat16",
@@ -93,9 +97,20 @@ def trainer_arguments(
         **fixed,
     }
     try:
-        return kind(**values)
+        arguments = kind(**values)
     except (ImportError, TypeError, ValueError) as error:
         raise RecipeError(f"The Trainer refuses the training section: {' '.join(str(error).split())[:300]}") from error
+    if section.optimizer_in_backward:
+        check_step_in_backward(arguments)
+    return arguments
+
+
+def apply_tiles(model: nn.Module, section: TrainingSection) -> None:
+    """Evaluate the MLPs of the model in the tiles that the section asks for; raise RecipeError where that cannot be."""
+    try:
+        set_mlp_tiles(model, section.mlp_tile)
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
 
 
 def finished_result(run: RunDirectory, checkpoint: Path, max_steps: int) -> RunResult | None:
@@ -107,7 +122,12 @@ def finished_result(run: RunDirectory, checkpoint: Path, max_steps: int) -> RunR
 
 
 def train(
-    trainer: Trainer, run: RunDirectory, checkpoint: Path | None, console: Console, tokens_per_step: int | None
+    trainer: Trainer,
+    run: RunDirectory,
+    checkpoint: Path | None,
+    console: Console,
+    tokens_per_step: int | None,
+    section: TrainingSection,
 ) -> RunResult | None:
     """Train to the end, from `checkpoint` where there is one.
 
@@ -117,6 +137,7 @@ def train(
         checkpoint: the checkpoint to resume from.
         console: where to show progress.
         tokens_per_step: tokens of one optimizer step, over all devices; None where the Trainer counts them.
+        section: the training section of the recipe.
 
     Returns:
         The result of a run that a signal ended before its last step, otherwise None.
@@ -125,6 +146,8 @@ def train(
     clock = Clock()
     progress = ShowProgress(console, clock, tokens_per_step)
     trainer.remove_callback(PrinterCallback)
+    if section.optimizer_in_backward:
+        trainer.add_callback(StepInBackward())
     with SaveOnSignal() as interruption:
         for callback in (clock, progress, interruption):
             trainer.add_callback(callback)

@@ -1,0 +1,95 @@
+"""MLPs in tiles: what an MLP computes inside exists for a few tokens at a time, forwards and backwards.
+
+An MLP widens the stream several times over, so its inner activations are most of what one layer needs at once. It
+treats every token apart, so it can be evaluated tile by tile. Each tile is checkpointed: whatever a layer keeps for its
+backward pass, stored or rebuilt, is then the input of its tiles, and one tile is evaluated again at a time.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers.pytorch_utils import Conv1D
+
+from revformers.hf.discovery import find_stack
+from revformers.hf.families import find_layout
+
+
+def set_mlp_tiles(model: nn.Module, tokens: int | None) -> None:
+    """Evaluate the MLP of every layer on tiles of so many tokens, in place, in an ordinary or a reversible model.
+
+    It costs one more evaluation of every MLP in a step. Rebuilt gradients still equal stored ones to the bit. Against a
+    model without tiles the gradients of the MLPs' weights differ by rounding, as they are summed tile by tile in the
+    dtype of the weights: in bfloat16 take few tiles.
+
+    Args:
+        model: a causal language model of transformers, or a PEFT model around one.
+        tokens: of the batch in a tile; None evaluates the MLPs on all tokens at once again.
+
+    Raises:
+        NotReversibleError: where the layers of the model cannot be found.
+        ValueError: for fewer than 1 token, layers whose MLP is not known, or MLPs that do not treat every token apart
+            in a known way, such as mixtures of experts.
+
+    """
+    if tokens is not None and tokens < 1:
+        raise ValueError(f"A tile is at least 1 token, not {tokens}.")
+    for module in model.modules():
+        if isinstance(vars(module).get("forward"), _TiledForward):
+            del module.forward
+    if tokens is None:
+        return
+    mlps = [_find_mlp(layer) for layer in find_stack(model).layers]
+    for mlp in mlps:
+        if "forward" in vars(mlp):
+            raise ValueError(
+                f"The forward of {type(mlp).__name__} was replaced by another library; call set_mlp_tiles first "
+                f"(before accelerate's dispatch or hooks)."
+            )
+    for mlp in mlps:
+        mlp.forward = _TiledForward(mlp, tokens)
+
+
+class _TiledForward:
+    """Stands in for the forward of an MLP."""
+
+    def __init__(self, mlp: Any, tokens: int) -> None:
+        self._mlp = mlp
+        self._tokens = tokens
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Return the MLP's output, (..., width), of `hidden`, (..., width)."""
+        # One long sequence: some MLPs take nothing without a batch dimension.
+        tiles = hidden.reshape(1, -1, hidden.shape[-1]).split(self._tokens, dim=1)
+        return torch.cat([self._tile(tile) for tile in tiles], dim=1).view(hidden.shape)
+
+    def _tile(self, tile: Tensor) -> Tensor:
+        forward = type(self._mlp).forward
+        if not torch.is_grad_enabled():
+            result: Tensor = forward(self._mlp, tile)
+            return result
+        return checkpoint(forward, self._mlp, tile, use_reentrant=False)
+
+
+def _find_mlp(layer: nn.Module) -> Any:
+    """Return the MLP of a layer; raise ValueError where it is not known, or not known to treat every token apart."""
+    name = type(layer).__name__
+    layout = find_layout(layer)
+    if layout is None:
+        raise ValueError(f"Where the MLP of {name} lies is not known; add the family to revformers.hf.families.")
+    mlp = getattr(layer, layout.mlp.module)
+    if isinstance(mlp, nn.Linear):
+        raise ValueError(f"The MLP of {name} is no module of its own, so it cannot be evaluated in tiles.")
+    for part in mlp.modules():
+        if isinstance(part, nn.ModuleList) or (any(True for _ in part.parameters(recurse=False)) and not _known(part)):
+            raise ValueError(
+                f"The MLP of {name} has a part, {type(part).__name__}, that is not known to treat every token apart "
+                f"(mixtures of experts do not), so it cannot be evaluated in tiles."
+            )
+    return mlp
+
+
+def _known(part: nn.Module) -> bool:
+    """Whether a module with parameters of its own is a product with a matrix, a norm or an activation function."""
+    return isinstance(part, (nn.Linear, Conv1D)) or type(part).__name__.endswith(("Norm", "Activation"))

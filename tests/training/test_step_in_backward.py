@@ -1,0 +1,191 @@
+import copy
+import shutil
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from torchao.optim import AdamW8bit
+from transformers.models.llama.modeling_llama import LlamaMLP
+
+import revformers as rf
+from revformers.activations import rebuild
+from revformers.errors import RebuildMismatchError
+from revformers.hf.head import HeadLoss, set_head_loss
+from revformers.hf.mlp_tiles import set_mlp_tiles
+from revformers.hf.reversible import add_update_predictors
+from revformers.training.errors import RecipeError
+from revformers.training.pretrain import training_arguments
+from revformers.training.step_in_backward import step_in_backward
+from revformers.update_predictor import PredictorForm
+from tests.tiny_models import batch, tiny
+from tests.training.test_pretrain import run, weights
+from tests.training.tiny import tiny_recipe
+
+
+def train(model, *, in_backward, steps=3, optimizer_class=torch.optim.AdamW):
+    """Train a few steps with decay for matrices only and a falling learning rate; return the optimizer."""
+    matrices = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.ndim > 1]
+    others = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    optimizer = optimizer_class(groups, lr=1e-2)
+    schedule = LambdaLR(optimizer, lambda step: 1 / (step + 1))
+    hooks = step_in_backward(optimizer) if in_backward else []
+    for number in range(steps):
+        torch.manual_seed(number)
+        model(**batch(model)).loss.backward()
+        assert (model.get_input_embeddings().weight.grad is None) == in_backward
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    for hook in hooks:
+        hook.remove()
+    return optimizer
+
+
+def assert_same_training(model, **options):
+    twin, fresh = copy.deepcopy(model), copy.deepcopy(model)
+    optimizer, in_backward = train(model, in_backward=False, **options), train(twin, in_backward=True, **options)
+    names = [name for name, _ in model.named_parameters()]
+    for name, one, other, first in zip(names, model.parameters(), twin.parameters(), fresh.parameters(), strict=True):
+        assert torch.equal(one, other), name
+        assert not torch.equal(one, first) or not one.requires_grad, name
+    state, expected = in_backward.state_dict(), optimizer.state_dict()
+    assert state["param_groups"] == expected["param_groups"]
+    assert state["state"].keys() == expected["state"].keys()
+    assert all(str(state["state"][number]) == str(expected["state"][number]) for number in state["state"])
+
+
+DYNAMICS = {
+    "hamiltonian": rf.Hamiltonian(),
+    "blended": rf.BlendedMidpoint("1/4"),
+    "two evaluations": rf.TwoEvaluationMidpoint("1/2"),
+}
+
+
+@pytest.mark.parametrize("name", DYNAMICS)
+@pytest.mark.parametrize("activations", ["store", "checkpoint", "rebuild"])
+def test_the_same_weights_to_the_bit(name, activations):
+    model = rf.make_reversible(tiny("llama"), DYNAMICS[name], activations)
+    assert_same_training(model)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma2", "gpt_neox", "opt", "mixtral"])
+def test_tied_weights_and_biases(family):
+    model = tiny(family, tie_word_embeddings=family != "gpt_neox", dropout=0.1)
+    set_head_loss(model, HeadLoss(chunk=7))
+    assert_same_training(rf.make_reversible(model, rf.BlendedMidpoint("1/2")))
+
+
+@pytest.mark.parametrize("features", [("state", "update"), ("state", "previous_mlp"), ("state", "previous_update")])
+def test_predictors_that_evaluate_the_layer_before(features):
+    model = rf.make_reversible(tiny("llama"), rf.Midpoint())
+    for predictor in add_update_predictors(model, PredictorForm(features)):
+        for parameter in predictor.parameters():
+            nn.init.normal_(parameter, std=0.05)
+    assert_same_training(model)
+
+
+def test_layers_that_share_their_weights():
+    model = tiny("llama")
+    first, *others = model.model.layers
+    for layer in others:
+        layer.mlp = first.mlp
+    assert_same_training(rf.make_reversible(model, rf.Midpoint()))
+
+
+def test_tiles_and_autocast():
+    model = rf.make_reversible(tiny("llama"), rf.Midpoint())
+    set_mlp_tiles(model, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_same_training(model)
+
+
+@pytest.mark.parametrize("optimizer_class", [torch.optim.SGD, torch.optim.Adafactor, AdamW8bit])
+def test_other_optimizers_that_step_every_parameter_by_itself(optimizer_class):
+    assert_same_training(rf.make_reversible(tiny("llama"), rf.Midpoint()), optimizer_class=optimizer_class)
+
+
+def test_gradients_never_exist_together():
+    model = rf.make_reversible(tiny("llama"), rf.Midpoint())
+    optimizer = torch.optim.AdamW(model.parameters())
+    held = []
+
+    def count(*_):
+        held.append(sum(parameter.grad is not None for parameter in model.parameters()))
+
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(count)
+    step_in_backward(optimizer)
+    model(**batch(model)).loss.backward()
+    assert held == [1] * len(list(model.parameters()))
+
+
+class WithLast(LlamaMLP):
+    """Adds a parameter after everything that it keeps tensors for."""
+
+    def forward(self, hidden):
+        return super().forward(hidden) + self.last
+
+
+@pytest.mark.parametrize("activations", ["store", "checkpoint", "rebuild"])
+def test_a_weight_whose_gradient_is_complete_before_anything_was_needed_of_its_layer(activations):
+    model = tiny("llama")
+    for layer in model.model.layers:
+        layer.mlp.__class__ = WithLast
+        layer.mlp.last = nn.Parameter(torch.zeros(model.config.hidden_size))
+    assert_same_training(rf.make_reversible(model, rf.Midpoint(), activations))
+
+
+def test_a_weight_that_is_stepped_too_early_is_noticed(monkeypatch):
+    monkeypatch.setattr(rebuild, "_rebuild_first", lambda *_: None)
+    with pytest.raises(RebuildMismatchError):
+        test_a_weight_whose_gradient_is_complete_before_anything_was_needed_of_its_layer("rebuild")
+
+
+@pytest.mark.parametrize("kind", ["LBFGS", "own"])
+def test_optimizers_that_may_need_all_gradients_are_refused(kind):
+    own = type("Own", (torch.optim.SGD,), {"__module__": "elsewhere"})
+    optimizer = {"LBFGS": torch.optim.LBFGS, "own": own}[kind](tiny("llama").parameters(), lr=1.0)
+    with pytest.raises(ValueError, match="not known to step every parameter by itself"):
+        step_in_backward(optimizer)
+
+
+IN_BACKWARD = {"training.optimizer_in_backward": True, "training.max_grad_norm": 0}
+
+
+def test_a_run_ends_with_the_weights_of_one_that_steps_afterwards(tmp_path):
+    results = {}
+    for name, options in {"in": IN_BACKWARD, "after": {"training.max_grad_norm": 0}}.items():
+        results[name] = run(tiny_recipe(tmp_path, {**options, "output": str(tmp_path / name)}))
+    one, other = map(weights, results.values())
+    assert all(torch.equal(one[name], other[name]) for name in other)
+    assert results["in"].metrics["validation_loss"] == results["after"].metrics["validation_loss"]
+
+
+def test_a_run_resumes_from_its_checkpoint_to_the_same_weights(tmp_path):
+    through = weights(run(tiny_recipe(tmp_path, {**IN_BACKWARD, "output": str(tmp_path / "through")})))
+    recipe = tiny_recipe(tmp_path, IN_BACKWARD)
+    finished = run(recipe)
+    for path in (finished.directory / "metrics.json", finished.directory / "checkpoint-8"):
+        path.unlink() if path.is_file() else shutil.rmtree(path)
+    resumed = weights(run(recipe, resume=True))
+    assert all(torch.equal(resumed[name], through[name]) for name in through)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"training.max_grad_norm": 1.0}, "set training.max_grad_norm to 0"),
+        ({"training.gradient_accumulation_steps": 2}, "set training.gradient_accumulation_steps to 1"),
+    ],
+)
+def test_what_needs_all_gradients_first_is_refused(tmp_path, options, message):
+    with pytest.raises(RecipeError, match=message):
+        training_arguments(tiny_recipe(tmp_path, IN_BACKWARD | options))
+
+
+def test_an_optimizer_of_the_trainer_that_is_not_known_is_refused(tmp_path):
+    recipe = tiny_recipe(tmp_path, IN_BACKWARD | {"training.arguments.optim": "adafactor"})
+    with pytest.raises(RecipeError, match="Adafactor is not known to step every parameter by itself"):
+        run(recipe)
