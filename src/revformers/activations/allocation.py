@@ -1,7 +1,7 @@
 """What to do with the room that is left: which steps to store, and which attention outputs to keep."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -34,22 +34,22 @@ class Allocation:
     attention_until: int
 
 
-def allocate(costs: Sequence[StepCost], earliest: int, pair: int, room: int) -> Allocation:
+def allocate(costs: Sequence[StepCost], firsts: Iterable[int], pair: int, room: int) -> Allocation:
     """Choose what makes the backward pass recompute the fewest operations.
 
     Stored steps are the last ones, as the states before them are then all that a rebuild needs. How many there are
-    decides what room is left for attention outputs; every number is tried, and of equal ones the smallest stands. At
+    decides what room is left for attention outputs; every number is tried. At
     long sequences attention is most of the operations and its outputs are a small part of a layer's activations, so
     these come first; at short ones storing whole layers spares more operations a byte.
 
     Args:
         costs: of every step.
-        earliest: the first step that may be the first stored one, unless all steps are stored.
+        firsts: the steps that may be the first stored one; that after the last step, which stores nothing, always may.
         pair: bytes that are kept where not all steps are stored.
         room: bytes that may be kept.
 
     Returns:
-        The choice; where nothing fits, that of storing nothing.
+        The choice; where nothing fits, that of keeping nothing.
 
     """
     steps = len(costs)
@@ -59,7 +59,7 @@ def allocate(costs: Sequence[StepCost], earliest: int, pair: int, room: int) -> 
     operations = list(accumulate((cost.operations for cost in costs), initial=0))
     spared = list(accumulate((cost.attention_operations for cost in costs), initial=0))
     best, fewest = Allocation(steps, 0), operations[steps]
-    for first in (*range(steps, earliest - 1, -1), 0):
+    for first in (steps, *firsts):
         left = room - stored[first] - recomputed[first] - (pair if first else 0)
         if left < 0:
             continue

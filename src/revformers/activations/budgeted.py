@@ -2,10 +2,9 @@
 
 How it works:
 
-1. The fields of the first two layers are evaluated with everything held that autograd saves, and every kernel observed.
-   That tells what a layer takes when it is stored, what its attention outputs take, and which operations each spares.
-2. From that the allocation is made for the whole stack, further layers taken to be like the last one observed. What the
-   first layers hold is let go of accordingly.
+1. The fields of the first two layers are observed: what autograd saves of them, and what every kernel computes. That
+   tells what a layer takes when it is stored, what its attention outputs take, and which operations each spares.
+2. From that the budget is allocated for the whole stack, further layers taken to be like the last one observed.
 3. As the pass runs on, what is really kept is counted. A layer that takes more than was expected is not stored, if
    there is no room for it: its input is kept, and it is computed again from that.
 
@@ -14,20 +13,19 @@ tape needs to rebuild the others, and no stored layer is ever undone.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
-from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from torch import Tensor
 
 from revformers.activations.allocation import Allocation, StepCost, allocate
 from revformers.activations.attention_outputs import AttentionKeeper
 from revformers.activations.base import ActivationPolicy
 from revformers.activations.budget import Budget, BudgetReport
 from revformers.activations.rebuild import Tape
+from revformers.activations.saved_bytes import SavedBytes
 from revformers.byte_size import size_in_words
 from revformers.dynamics.base import Coefficients
 from revformers.exact.packing import packed_size
@@ -35,7 +33,7 @@ from revformers.exact.state_pair import StatePair
 from revformers.field import Field
 
 OBSERVED_LAYERS = 2
-"""The first layer may be unlike the others: its input may need no gradient, or it may be the only one without experts."""
+"""The first layer may be unlike the others: its input may need no gradient, or it alone may have no experts."""
 
 
 def smallest_budget(elements: int, item_size: int, steps: Sequence[Coefficients], budget: Budget) -> int:
@@ -95,10 +93,10 @@ class Budgeted(ActivationPolicy):
             self._tape.let_go_of_states()
         self._step = 0
         self._evaluated: list[_Evaluated] = []
+        self._may_store_all = True
         self._allocation: Allocation | None = None
         self._reserved: list[int] = []
-        self._seen: set[StorageWeakRef] = set()
-        self._held = 0
+        self._saved = SavedBytes()
         self._kept = _pair_bytes(states.current.numel()) if self._rebuilds else 0
         self._stored_steps = self._attention_steps = self._checkpointed_steps = 0
         self._attention_found = False
@@ -133,9 +131,15 @@ class Budgeted(ActivationPolicy):
         keeper = None
         if allocation is None or self._step < min(allocation.first_stored, allocation.attention_until):
             keeper = AttentionKeeper(field)
-        self._held = 0
-        hold = self._count if observed or stored else None
-        update = self._tape.evaluate(name, coefficients, keeper or field, hidden, hold)
+        self._saved.count = 0
+        update = self._tape.evaluate(
+            name,
+            coefficients,
+            keeper or field,
+            hidden,
+            hold=stored or (observed and self._may_store_all),
+            on_save=self._saved.add if observed or stored else None,
+        )
         cost = self._cost(hidden, keeper) if update.requires_grad else StepCost(0, 0, 0, 0, 0)
         evaluated = _Evaluated(self._step, update.requires_grad, hidden.detach(), cost, keeper)
         if self._allocation is None:
@@ -162,29 +166,29 @@ class Budgeted(ActivationPolicy):
                 f"batch."
             )
 
-    def _count(self, tensor: Tensor) -> None:
-        """Add what `tensor` takes to the bytes held, parameters and what was seen before in this pass left out."""
-        if isinstance(tensor, nn.Parameter) or isinstance(tensor._base, nn.Parameter):
-            return
-        for part in _parts(tensor):
-            storage = part.untyped_storage()
-            reference = StorageWeakRef(storage)
-            if reference not in self._seen:
-                self._seen.add(reference)
-                self._held += storage.nbytes()
-
     def _cost(self, hidden: Tensor, keeper: AttentionKeeper | None) -> StepCost:
         recomputed = self._recomputed_bytes(self._step, hidden)
         if keeper is None:
-            return StepCost(self._held, recomputed, 0, 0, 0)
-        return StepCost(self._held, recomputed, keeper.kept_bytes, keeper.operations, keeper.attention_operations)
+            return StepCost(self._saved.count, recomputed, 0, 0, 0)
+        return StepCost(
+            self._saved.count, recomputed, keeper.kept_bytes, keeper.operations, keeper.attention_operations
+        )
 
     def _recomputed_bytes(self, step: int, hidden: Tensor) -> int:
         return _side_information_bytes(hidden.numel(), self._steps[step]) if self._rebuilds else hidden.nbytes
 
     def _observe(self, evaluated: _Evaluated) -> None:
-        """Hold the steps of the first layers until enough is known to allocate the budget."""
+        """Put the steps of the first layers aside until enough is known to allocate the budget."""
         self._evaluated.append(evaluated)
+        steps = len(self._evaluated)
+        if (
+            self._may_store_all
+            and sum(other.cost.stored for other in self._evaluated) * len(self._steps) > self._budget * steps
+        ):
+            # Stored steps are the last ones: if not all fit, the first are none of them, and need not be held.
+            self._may_store_all = False
+            for other in self._evaluated:
+                self._tape.drop(other.step)
         with_gradient = sum(other.requires_grad for other in self._evaluated)
         if with_gradient < OBSERVED_LAYERS * self._steps_per_layer and self._step + 1 < len(self._steps):
             return
@@ -199,7 +203,9 @@ class Budgeted(ActivationPolicy):
             like = costs[step - self._steps_per_layer]
             costs.append(dataclasses.replace(like, recomputed=self._recomputed_bytes(step, hidden)))
         pair = _pair_bytes(hidden.numel()) if self._rebuilds else 0
-        self._allocation = allocate(costs, len(self._evaluated), pair, self._budget)
+        # What was observed is held in full, or not at all.
+        firsts = [*reversed(range(len(self._evaluated), len(costs))), *([0] if self._may_store_all else [])]
+        self._allocation = allocate(costs, firsts, pair, self._budget)
         first = self._allocation.first_stored
         if first == 0 and self._rebuilds:
             self._tape.let_go_of_states()
@@ -234,12 +240,3 @@ class Budgeted(ActivationPolicy):
             self._attention_steps += 1
         else:
             evaluated.keeper.forget()
-
-
-def _parts(tensor: Tensor) -> Iterator[Tensor]:
-    """Yield the plain tensors that a tensor is made of: itself, or the parts of a wrapper such as DTensor."""
-    if is_traceable_wrapper_subclass(tensor):
-        for name in tensor.__tensor_flatten__()[0]:
-            yield from _parts(getattr(tensor, name))
-    else:
-        yield tensor

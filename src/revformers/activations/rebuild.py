@@ -44,7 +44,7 @@ REMEDY = (
 class SavedTensor:
     """The ticket that autograd holds in place of a tensor: which step saved it, and its shape and dtype."""
 
-    __slots__ = ("__weakref__", "dtype", "shape", "step", "tape", "tensor", "version")
+    __slots__ = ("__weakref__", "dtype", "hidden", "shape", "step", "tape", "tensor", "version")
 
     def __init__(self, tape: "Tape", step: int, tensor: Tensor) -> None:
         self.tape: Tape | None = tape
@@ -53,6 +53,7 @@ class SavedTensor:
         self.dtype = tensor.dtype
         self.tensor: Tensor | None = None
         self.version: int | None = None
+        self.hidden: Tensor | None = None
 
     def hold(self, tensor: Tensor) -> None:
         """Keep the tensor itself, as ordinary autograd does."""
@@ -64,7 +65,7 @@ class SavedTensor:
         """Return the tensor, rebuilt if it is not there."""
         if self.tensor is None:
             assert self.tape is not None
-            self.tape.rebuild(self.step)
+            self.tape.rebuild(self.step, self.hidden)
         assert self.tensor is not None
         if self.version is not None and self.tensor._version != self.version:
             raise RuntimeError(
@@ -76,10 +77,7 @@ class SavedTensor:
 
 @dataclasses.dataclass
 class StepRecord:
-    """What the tape keeps of one step: nothing whose size grows with the model's width, but for side information.
-
-    Where `hidden`, p[l], is kept all the same, the step is checkpointed: it is evaluated there, and never undone.
-    """
+    """What the tape keeps of one step: nothing whose size grows with the model's width, but for side information."""
 
     name: str
     coefficients: Coefficients
@@ -87,7 +85,6 @@ class StepRecord:
     dtype: torch.dtype
     requires_grad: bool
     autocast: AutocastState
-    hidden: Tensor | None = None
     random_state: RandomState | None = None
     tickets: list[weakref.ref[SavedTensor]] = dataclasses.field(default_factory=list)
     side_information: Tensor | None = None
@@ -124,7 +121,9 @@ class Tape(ActivationPolicy):
         coefficients: Coefficients,
         field: Field,
         hidden: Tensor,
-        hold: Callable[[Tensor], object] | None = None,
+        *,
+        hold: bool = False,
+        on_save: Callable[[Tensor], object] | None = None,
     ) -> Tensor:
         """Return f_l(p[l]), of which autograd keeps tickets instead of tensors.
 
@@ -133,7 +132,8 @@ class Tape(ActivationPolicy):
             coefficients: a, b and c of the step that will follow.
             field: f_l.
             hidden: p[l].
-            hold: called with every tensor that autograd saves; the tickets then hold them until `store` or `drop`.
+            hold: whether the tickets hold their tensors for now, until `store` or `drop` is called.
+            on_save: called with every tensor that autograd wants to keep.
 
         """
         record = StepRecord(
@@ -145,9 +145,10 @@ class Tape(ActivationPolicy):
 
         def pack(tensor: Tensor) -> SavedTensor:
             ticket = SavedTensor(tape, step, tensor)
-            if hold is not None:
+            if hold:
                 ticket.hold(tensor)
-                hold(tensor)
+            if on_save is not None:
+                on_save(tensor)
             record.tickets.append(weakref.ref(ticket))
             return ticket
 
@@ -179,13 +180,12 @@ class Tape(ActivationPolicy):
 
         Args:
             step: the number of the step.
-            hidden: p[l], to keep it for that; without it the tape rebuilds it.
+            hidden: p[l], to keep it for that as long as autograd may ask; without it the tape rebuilds it.
 
         """
-        record = self._records[step]
-        record.hidden = hidden
-        for ticket in record.living_tickets():
+        for ticket in self._records[step].living_tickets():
             ticket.tensor = ticket.version = None
+            ticket.hidden = hidden
 
     def keep_copy_of_states(self) -> None:
         """Go on with a copy of the pair, where the forward pass advances the pair itself without this tape."""
@@ -198,8 +198,12 @@ class Tape(ActivationPolicy):
         for record in self._records:
             record.side_information = None
 
-    def rebuild(self, step: int) -> None:
+    def rebuild(self, step: int, hidden: Tensor | None = None) -> None:
         """Rebuild the tensors that step number `step` saved, and hand them to its tickets.
+
+        Args:
+            step: the number of the step.
+            hidden: p[l], where it was kept.
 
         Raises:
             RebuildMismatchError: where the rebuilt tensors or states are not those of the forward pass.
@@ -213,9 +217,9 @@ class Tape(ActivationPolicy):
             )
         self._take_back()
         record, saved = self._records[step], list[Tensor]()
-        if record.hidden is not None:
+        if hidden is not None:
             with contextlib.suppress(_AllSaved):
-                self._evaluate_at(record.hidden, record, saved, enough=len(record.tickets))
+                self._evaluate_at(hidden, record, saved, enough=len(record.tickets))
             self._hand_out(record, saved)
             return
         while self.position > step + 1:
