@@ -1,11 +1,15 @@
+import gc
+
 import pytest
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from revformers.activations.attention_outputs import KERNELS, AttentionKeeper, _dropout
+from revformers.errors import RebuildMismatchError
 
 KERNEL = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 
@@ -92,3 +96,42 @@ def test_an_exception_in_the_second_evaluation_leaves_nothing_half_used():
         keeper(HIDDEN)
     handle.remove()
     assert torch.equal(keeper(HIDDEN), expected)
+
+
+def test_a_layer_that_writes_into_what_was_kept_is_refused():
+    """Autograd needs the output as it was, and refuses it as well, where it stores the output."""
+
+    def field(hidden):
+        return scaled_dot_product_attention(hidden, hidden, hidden).mul_(2)
+
+    hidden = torch.randn(1, 2, 5, 4, requires_grad=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        field(hidden).sum().backward()
+    keeper = AttentionKeeper(field)
+    keeper(hidden)
+    with pytest.raises(RebuildMismatchError, match="writes into the output of aten::_scaled_dot_product"):
+        keeper(hidden)
+
+
+def test_other_kernels_in_the_second_evaluation_are_refused():
+    layer = Field()
+    keeper = AttentionKeeper(lambda hidden: layer(layer(hidden)) if keeper.twice else layer(hidden))
+    keeper.twice = False
+    keeper(HIDDEN)
+    keeper.twice = True
+    with pytest.raises(RebuildMismatchError, match="more attention kernels"):
+        keeper(HIDDEN)
+
+
+def test_nothing_but_the_keeper_holds_what_it_kept():
+    keeper, hidden = AttentionKeeper(Field()), HIDDEN.detach().requires_grad_()
+    gc.disable()
+    try:
+        update = keeper(hidden)
+        kept = [StorageWeakRef(value.untyped_storage()) for value in keeper._outputs[0]._values]
+        del update
+        assert not any(reference.expired() for reference in kept)
+        keeper.forget()
+        assert all(reference.expired() for reference in kept)
+    finally:
+        gc.enable()
