@@ -13,6 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 import revformers
+from revformers.activations.budget import Budget, Recompute
 from revformers.hf.head import Head, apply_head
 
 Precision = Literal["float32", "bfloat16", "bfloat16_autocast"]
@@ -21,7 +22,8 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 
 PLAIN_STORE = "plain_store"
 PLAIN_CHECKPOINT = "plain_checkpoint"
-ARM_NAMES = (PLAIN_STORE, PLAIN_CHECKPOINT, "store", "checkpoint", "offload", "rebuild")
+BUDGETS: dict[str, Recompute] = {"budget": "rebuild", "budget_checkpoint": "checkpoint"}
+ARM_NAMES = (PLAIN_STORE, PLAIN_CHECKPOINT, "store", "checkpoint", "offload", "rebuild", *BUDGETS)
 
 
 @dataclass(frozen=True)
@@ -135,30 +137,41 @@ class Arm:
     Attributes:
         name: ``"store"``, ``"checkpoint"``, ``"offload"`` or ``"rebuild"`` for the network with `dynamics` and that
             policy for its activations; ``"plain_store"`` and ``"plain_checkpoint"`` for the ordinary network untouched
-            by revformers, without and with transformers' own non-reentrant checkpointing.
+            by revformers, without and with transformers' own non-reentrant checkpointing; ``"budget"`` and
+            ``"budget_checkpoint"`` for what fits into `budget` stored and the rest rebuilt, or checkpointed.
         dynamics: what `Dynamics.to_dict` gives; plain arms leave it out.
+        budget: bytes that a forward pass may keep, as `revformers.Budget` has it; only the two arms above take it.
 
     """
 
     name: str
     dynamics: dict[str, Any] = field(default_factory=dict)
+    budget: int | None = None
 
     def __post_init__(self) -> None:
         if self.name not in ARM_NAMES:
             raise ValueError(f"There is no arm {self.name!r}; choose among {', '.join(ARM_NAMES)}.")
         if not self.plain and not self.dynamics:
             raise ValueError(f"The arm {self.name!r} needs a dynamics.")
+        if (self.name in BUDGETS) != (self.budget is not None):
+            needs = "needs a budget in bytes" if self.name in BUDGETS else "takes no budget"
+            raise ValueError(f"The arm {self.name!r} {needs}.")
 
     @property
     def plain(self) -> bool:
         """Whether this arm leaves the network as transformers made it."""
         return self.name in (PLAIN_STORE, PLAIN_CHECKPOINT)
 
+    @property
+    def activations(self) -> str | Budget:
+        """The activation policy of an arm that is not plain."""
+        return self.name if self.budget is None else Budget(self.budget, BUDGETS[self.name])
+
     def apply(self, model: Model) -> Model:
         """Change `model` in place to train as this arm does, and return it."""
         if not self.plain:
             recurrence = revformers.dynamics.from_dict(self.dynamics)
-            return revformers.make_reversible(model, recurrence, activations=self.name)
+            return revformers.make_reversible(model, recurrence, activations=self.activations)
         revformers.make_residual(model)
         if self.name == PLAIN_CHECKPOINT:
             # The name that every transformers 5 has; later ones call it deprecated.
@@ -167,10 +180,15 @@ class Arm:
         return model
 
 
-def arms_from_names(names: Sequence[str], dynamics: "revformers.dynamics.Dynamics") -> list[Arm]:
-    """Return the arms called `names`, those that need a dynamics with `dynamics`."""
+def arms_from_names(
+    names: Sequence[str], dynamics: "revformers.dynamics.Dynamics", budget: int | None = None
+) -> list[Arm]:
+    """Return the arms called `names`, those that need a dynamics with `dynamics`, those that need one with `budget`."""
     plain = (PLAIN_STORE, PLAIN_CHECKPOINT)
-    return [Arm(name) if name in plain else Arm(name, dynamics.to_dict()) for name in names]
+    return [
+        Arm(name) if name in plain else Arm(name, dynamics.to_dict(), budget if name in BUDGETS else None)
+        for name in names
+    ]
 
 
 def llama_config(
