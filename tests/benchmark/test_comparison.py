@@ -59,7 +59,7 @@ def test_the_workload_is_that_of_the_recipe(tmp_path):
 
 def test_the_recipe_keeps_its_own_options(tmp_path):
     recipe = tiny_recipe(tmp_path, {"dynamics.name": "midpoint", "dynamics.options.readout": "mean"})
-    compared = module._dynamics_to_compare(module.build_dynamics(recipe))
+    compared = module._dynamics_to_compare(module.build_dynamics(recipe.dynamics))
     assert [one.name for one in compared] == ["midpoint", "blended_midpoint", "leapfrog", "hamiltonian"]
     assert compared[0].readout == "mean"
 

@@ -77,7 +77,7 @@ class Comparison:
         self._recipe = recipe
         self._options = options
         self._progress = progress
-        self._dynamics = build_dynamics(recipe)
+        self._dynamics = build_dynamics(recipe.dynamics)
         if not self._dynamics.reversible:
             raise RecipeError(
                 "The recipe trains an ordinary network, which has nothing to rebuild; "
