@@ -14,7 +14,8 @@ from transformers import PreTrainedModel, default_data_collator
 from revformers import NotReversibleError, dynamics, verify_gradients
 from revformers.benchmark import numbers
 from revformers.benchmark.depth import DepthPoint, as_rows, growths, mean_side_information_bits, steps_per_layer
-from revformers.benchmark.memory import PeakMemory, measure_side_by_side
+from revformers.benchmark.memory import PeakMemory
+from revformers.benchmark.process import measure_side_by_side
 from revformers.benchmark.short_training import mean_loss, train_in_turns
 from revformers.benchmark.step_time import StepTimes
 from revformers.benchmark.workload import PLAIN_STORE, Arm, Precision, Workload, arms_from_names, llama_config

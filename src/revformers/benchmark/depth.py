@@ -2,12 +2,12 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from revformers import dynamics
-from revformers.benchmark.memory import PeakMemory, measure_peak_memory
+from revformers.benchmark.memory import PeakMemory
 from revformers.benchmark.workload import Arm, Workload
 from revformers.dynamics import Dynamics
 
@@ -46,22 +46,6 @@ class Growth:
     def excess_share(self) -> float:
         """The share of one layer's input tensor that side information does not account for."""
         return self.share_of_layer_input - self.side_information_share
-
-
-def measure_depths(
-    workload: Workload,
-    arms: Sequence[Arm],
-    depths: Sequence[int],
-    on_point: Callable[[DepthPoint], object] = lambda point: None,
-) -> list[DepthPoint]:
-    """Measure every arm at every depth, each in a fresh process; `on_point` is called with each point at once."""
-    points = []
-    for arm in arms:
-        for layers in sorted(depths):
-            (memory,) = measure_peak_memory([(workload.with_layers(layers), arm)])
-            points.append(DepthPoint(arm.name, layers, memory))
-            on_point(points[-1])
-    return points
 
 
 def growths(points: Sequence[DepthPoint], workload: Workload, arms: Sequence[Arm]) -> list[Growth]:

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import inspect
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,14 +14,20 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 import revformers
+from revformers.hf.head import HeadLoss, set_head_loss
+from revformers.memory.plan import Head
 
 Precision = Literal["float32", "bfloat16", "bfloat16_autocast"]
+Optimizer = Literal["none", "adamw"]
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 PLAIN_STORE = "plain_store"
 PLAIN_CHECKPOINT = "plain_checkpoint"
-ARM_NAMES = (PLAIN_STORE, PLAIN_CHECKPOINT, "store", "checkpoint", "offload", "rebuild")
+PLAIN_OFFLOAD = "plain_offload"
+PLAIN_ARMS = (PLAIN_STORE, PLAIN_CHECKPOINT, PLAIN_OFFLOAD)
+BUDGET_ARMS = ("budget", "budget_checkpoint")
+ARM_NAMES = (*PLAIN_ARMS, "store", "checkpoint", "offload", "rebuild", *BUDGET_ARMS)
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,10 @@ class Workload:
             float32 and computes under autocast.
         device: where it runs, e.g. ``"cpu"`` or ``"cuda"``.
         seed: of weights and tokens.
+        head: the loss of every arm: ``"chunked"`` from the logits of 1024 tokens at a time (`revformers.hf.head`),
+            ``"own"`` as the model computes it, from all logits at once.
+        optimizer: ``"none"`` ends a step with the backward pass; ``"adamw"`` has the states of PyTorch's fused AdamW
+            and runs it at a learning rate of 0, so that it takes its time and all steps see the same weights.
 
     """
 
@@ -44,6 +55,8 @@ class Workload:
     precision: Precision = "float32"
     device: str = "cpu"
     seed: int = 0
+    head: Head = "own"
+    optimizer: Optimizer = "none"
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):
@@ -53,10 +66,7 @@ class Workload:
         for name in ("batch_size", "sequence_length", "layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"A workload needs a {name} of at least 1, not {getattr(self, name)}.")
-        try:
-            torch.empty(0, device=self.device)
-        except (AssertionError, RuntimeError) as error:
-            raise ValueError(f"PyTorch cannot use the device {self.device!r} here: {error}") from error
+        _check_device(self.device)
 
     @cached_property
     def config(self) -> PreTrainedConfig:
@@ -74,6 +84,11 @@ class Workload:
         return int(self.config.hidden_size)
 
     @property
+    def longest_sequence(self) -> int | None:
+        """The most tokens that the model reads, where its configuration says so."""
+        return getattr(self.config, "max_position_embeddings", None)
+
+    @property
     def layer_input_elements(self) -> int:
         """Number of elements in the tensor that one block reads: batch x sequence x width."""
         return self.batch_size * self.sequence_length * self.width
@@ -82,6 +97,11 @@ class Workload:
     def layer_input_bytes(self) -> int:
         """Size of the tensor that one block reads, in bytes."""
         return self.layer_input_elements * (2 if self.precision == "bfloat16" else 4)
+
+    @property
+    def network(self) -> tuple[Any, ...]:
+        """What makes the model and its optimizer; workloads that agree in it differ in their batches alone."""
+        return (self.model_config, self.precision, self.device, self.seed, self.head, self.optimizer)
 
     def with_layers(self, layers: int) -> "Workload":
         """Return the same workload with another number of blocks."""
@@ -97,9 +117,19 @@ class Workload:
         config = copy.deepcopy(self.config)
         config.use_cache = False
         torch.manual_seed(self.seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        dtype = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
-        return model.to(device=self.device, dtype=dtype).train()
+        # On the device at once: the host may be too small for the model, and slow to draw its weights.
+        with torch.device(self.device):
+            dtype = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        if self.head == "chunked":
+            set_head_loss(model, HeadLoss())
+        return model.train()
+
+    def build_optimizer(self, model: PreTrainedModel) -> torch.optim.Optimizer | None:
+        """Return the optimizer of a step, if there is one."""
+        if self.optimizer == "none":
+            return None
+        return torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0, fused=True)
 
     def build_batch(self, number: int = 0) -> dict[str, torch.Tensor]:
         """Return `input_ids` and `labels`, int64 of shape (batch, sequence); `number` chooses among random batches."""
@@ -121,6 +151,15 @@ class Workload:
         loss.backward()
         return float(loss.detach())
 
+    def train_step(
+        self, model: PreTrainedModel, optimizer: torch.optim.Optimizer | None, batch: dict[str, torch.Tensor]
+    ) -> float:
+        """Run one forward and backward pass, and the optimizer where there is one; return the loss."""
+        loss = self.forward_backward(model, batch)
+        if optimizer is not None:
+            optimizer.step()
+        return loss
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -128,43 +167,62 @@ class Arm:
 
     Attributes:
         name: ``"store"``, ``"checkpoint"``, ``"offload"`` or ``"rebuild"`` for the network with `dynamics` and that
-            policy for its activations; ``"plain_store"`` and ``"plain_checkpoint"`` for the ordinary network untouched
-            by revformers, without and with transformers' own non-reentrant checkpointing.
+            policy for its activations; ``"plain_store"``, ``"plain_checkpoint"`` and ``"plain_offload"`` for the
+            ordinary network as transformers trains it: storing, with its own non-reentrant checkpointing, and with
+            the checkpoints in host memory.
         dynamics: what `Dynamics.to_dict` gives; plain arms leave it out.
+        budget: bytes of the arms ``"budget"`` and ``"budget_checkpoint"``.
 
     """
 
     name: str
     dynamics: dict[str, Any] = field(default_factory=dict)
+    budget: int | None = None
 
     def __post_init__(self) -> None:
         if self.name not in ARM_NAMES:
             raise ValueError(f"There is no arm {self.name!r}; choose among {', '.join(ARM_NAMES)}.")
         if not self.plain and not self.dynamics:
             raise ValueError(f"The arm {self.name!r} needs a dynamics.")
+        if (self.name in BUDGET_ARMS) != (self.budget is not None):
+            raise ValueError("A budget goes with the arms budget and budget_checkpoint, and with no other.")
 
     @property
     def plain(self) -> bool:
         """Whether this arm leaves the network as transformers made it."""
-        return self.name in (PLAIN_STORE, PLAIN_CHECKPOINT)
+        return self.name in PLAIN_ARMS
 
     def apply(self, model: Model) -> Model:
-        """Change `model` in place to train as this arm does, and return it."""
-        if not self.plain:
-            recurrence = revformers.dynamics.from_dict(self.dynamics)
-            return revformers.make_reversible(model, recurrence, activations=self.name)
-        revformers.make_residual(model)
-        if self.name == PLAIN_CHECKPOINT:
-            # The name that every transformers 5 has; later ones call it deprecated.
-            with warnings.catch_warnings(action="ignore", category=FutureWarning):
+        """Change `model`, which may have trained as another arm, in place to train as this one, and return it.
+
+        Raises:
+            NotReversibleError: for dynamics that the model cannot have.
+            ValueError: where this arm needs a later transformers.
+
+        """
+        # The names that every transformers 5 has; later ones call them deprecated.
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):
+            if not self.plain:
+                recurrence = revformers.dynamics.from_dict(self.dynamics)
+                return revformers.make_reversible(model, recurrence, activations=self.name)
+            revformers.make_residual(model)
+            model.gradient_checkpointing_disable()
+            if self.name == PLAIN_CHECKPOINT:
                 model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if self.name == PLAIN_OFFLOAD:
+            enable = getattr(model, "activation_checkpointing_enable", None)
+            if enable is None or "offload" not in inspect.signature(enable).parameters:
+                raise ValueError(
+                    f"The arm {PLAIN_OFFLOAD!r} needs a transformers whose activation_checkpointing_enable offloads, "
+                    f"such as 5.24."
+                )
+            enable({"use_reentrant": False}, offload=True)
         return model
 
 
 def arms_from_names(names: Sequence[str], dynamics: "revformers.dynamics.Dynamics") -> list[Arm]:
     """Return the arms called `names`, those that need a dynamics with `dynamics`."""
-    plain = (PLAIN_STORE, PLAIN_CHECKPOINT)
-    return [Arm(name) if name in plain else Arm(name, dynamics.to_dict()) for name in names]
+    return [Arm(name) if name in PLAIN_ARMS else Arm(name, dynamics.to_dict()) for name in names]
 
 
 def llama_config(
@@ -191,3 +249,16 @@ def llama_config(
         "bos_token_id": None,
         "eos_token_id": None,
     }
+
+
+def _check_device(device: str) -> None:
+    """Raise ValueError where PyTorch cannot use `device`; a GPU is not touched, as its context would take memory."""
+    try:
+        parsed = torch.device(device)
+        if parsed.type != "cuda":
+            torch.empty(0, device=parsed)
+            return
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"PyTorch cannot use the device {device!r} here: {error}") from error
+    if (parsed.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"PyTorch cannot use the device {device!r} here: it finds {torch.cuda.device_count()} GPUs.")

@@ -1,0 +1,27 @@
+"""Sizes of memory as people write them."""
+
+import re
+
+UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes that `text` spells, such as "24GiB", "80 GB" or "512MiB", in any case.
+
+    Raises:
+        ValueError: where it spells no size above 0.
+
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", text)
+    units = {unit.lower(): size for unit, size in UNITS.items()}
+    if match is None or match[2].lower() not in units or not float(match[1]):
+        raise ValueError(f"A size of memory is a number with a unit, such as 24GiB or 80GB, not {text!r}.")
+    return int(float(match[1]) * units[match[2].lower()])
+
+
+def size_in_words(count: int) -> str:
+    """Write a number of bytes with three digits in the largest unit of 1024 that is not above it, e.g. "1.86 GiB"."""
+    for unit in ("TiB", "GiB"):
+        if count >= UNITS[unit]:
+            return f"{count / UNITS[unit]:.3g} {unit}"
+    return f"{count / UNITS['MiB']:.3g} MiB"
