@@ -5,6 +5,7 @@ from importlib.metadata import version
 __version__ = version("revformers")
 
 from revformers import dynamics, errors
+from revformers.activations.budget import Budget, BudgetReport
 from revformers.conversion.convert import Conversion, convert
 from revformers.dynamics import (
     BlendedMidpoint,
@@ -16,6 +17,7 @@ from revformers.dynamics import (
     TwoEvaluationMidpoint,
 )
 from revformers.errors import NotReversibleError, RebuildMismatchError, StateRangeError
+from revformers.hf.budget import budget_report, smallest_budget
 from revformers.hf.loading import from_pretrained, register
 from revformers.hf.ordinary import ordinary
 from revformers.hf.reversible import make_residual, make_reversible, set_activations
@@ -26,6 +28,8 @@ register()
 
 __all__ = [
     "BlendedMidpoint",
+    "Budget",
+    "BudgetReport",
     "Conversion",
     "Dynamics",
     "GradientReport",
@@ -38,6 +42,7 @@ __all__ = [
     "Residual",
     "StateRangeError",
     "TwoEvaluationMidpoint",
+    "budget_report",
     "convert",
     "dynamics",
     "errors",
@@ -46,5 +51,6 @@ __all__ = [
     "make_reversible",
     "ordinary",
     "set_activations",
+    "smallest_budget",
     "verify_gradients",
 ]

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from revformers.activations import ActivationPolicy
+from revformers.activations import ActivationPolicy, PolicyFactory
+from revformers.activations.budget import BudgetReport
 from revformers.activations.store import Store
 from revformers.dynamics.base import Coefficients, Dynamics
 from revformers.exact.fixed_point import quantise
@@ -26,12 +27,12 @@ class Trajectory:
 
     Args:
         dynamics: the recurrence.
-        policy: what is kept for the backward pass; ignored while gradients are disabled.
+        policy: makes what decides what is kept for the backward pass; ignored while gradients are disabled.
         embedding: p[0], (batch, tokens, width) in the compute dtype.
 
     """
 
-    def __init__(self, dynamics: Dynamics, policy: type[ActivationPolicy], embedding: Tensor) -> None:
+    def __init__(self, dynamics: Dynamics, policy: PolicyFactory, embedding: Tensor) -> None:
         self._dynamics = dynamics
         self._dtype = embedding.dtype
         self._range = RangeCheck()
@@ -39,7 +40,7 @@ class Trajectory:
         current = quantise(embedding.detach())
         previous = current.clone() if dynamics.start == "repeat" else torch.zeros_like(current)
         self._states = StatePair(previous, current)
-        self._policy = (policy if torch.is_grad_enabled() else Store)(self._states)
+        self._policy: ActivationPolicy = (policy if torch.is_grad_enabled() else Store)(self._states)
         self._current: Tensor = _Begin.apply(embedding)
         self._previous = self._current if dynamics.start == "repeat" else _stand_in(embedding)
         self.hidden: Tensor = self._read()
@@ -80,6 +81,11 @@ class Trajectory:
         if self._dynamics.readout == "last":
             return self.hidden
         return _Mean.apply(self._previous, self._current, self._states, self._dtype)
+
+    @property
+    def report(self) -> BudgetReport | None:
+        """What the activation policy chose, where it has a choice."""
+        return self._policy.report
 
     def _read(self) -> Tensor:
         return _Read.apply(self._current, self._states, self._dtype)

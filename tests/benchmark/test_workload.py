@@ -42,6 +42,9 @@ def test_arms_change_the_model_as_they_say():
     model = workload().build_model()
     for arm in arms_from_names(["store", "checkpoint", "offload", "rebuild"], Midpoint()):
         assert reversible_stack(arm.apply(model)).activations == arm.name
+    for arm in arms_from_names(["budget", "budget_checkpoint"], Midpoint(), budget=2**20):
+        assert reversible_stack(arm.apply(model)).activations == str(arm.activations)
+    assert str(arm.activations) == "budget:1048576:checkpoint"
     assert reversible_stack(Arm(PLAIN_STORE).apply(model)) is None
     assert not model.is_gradient_checkpointing
     assert Arm(PLAIN_CHECKPOINT).apply(model).is_gradient_checkpointing
@@ -55,9 +58,11 @@ def test_plain_checkpointing_warns_of_nothing():
 def test_all_arms_compute_the_same_loss():
     measured = workload()
     losses = {}
-    for arm in arms_from_names([PLAIN_STORE, PLAIN_CHECKPOINT, "store", "checkpoint", "rebuild"], dynamics.Midpoint()):
+    names = [PLAIN_STORE, PLAIN_CHECKPOINT, "store", "checkpoint", "rebuild", "budget", "budget_checkpoint"]
+    for arm in arms_from_names(names, dynamics.Midpoint(), budget=2**16):
         losses[arm.name] = measured.forward_backward(arm.apply(measured.build_model()), measured.build_batch())
-    assert losses["store"] == losses["checkpoint"] == losses["rebuild"]
+    assert losses["store"] == losses["checkpoint"] == losses["rebuild"] == losses["budget"]
+    assert losses["store"] == losses["budget_checkpoint"]
     assert losses[PLAIN_STORE] == losses[PLAIN_CHECKPOINT] != losses["store"]
 
 
@@ -70,6 +75,8 @@ def test_all_arms_compute_the_same_loss():
         (lambda: workload(device="nonsense"), "cannot use the device 'nonsense'"),
         (lambda: Arm("forget"), "no arm 'forget'"),
         (lambda: Arm("rebuild"), "needs a dynamics"),
+        (lambda: Arm("budget", Midpoint().to_dict()), "needs a budget in bytes"),
+        (lambda: Arm("rebuild", Midpoint().to_dict(), budget=2**20), "takes no budget"),
         (lambda: llama_config(2, 30, 13, 8, heads=4), "width of 30"),
     ],
 )

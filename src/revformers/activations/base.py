@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
+from revformers.activations.budget import BudgetReport
 from revformers.dynamics.base import Coefficients
 from revformers.exact.state_pair import StatePair
 from revformers.field import Field
@@ -37,3 +38,8 @@ class ActivationPolicy(ABC):
     def advance(self, coefficients: Coefficients, update: Tensor) -> None:
         """Advance the states by the step whose field was evaluated last; `update` is what it returned."""
         self.states.advance(coefficients, update, keep_side_information=False)
+
+    @property
+    def report(self) -> BudgetReport | None:
+        """What was chosen so far, of a policy that has a choice."""
+        return None

@@ -21,6 +21,7 @@ states are freed with the last ticket, and nothing of a forward pass is kept on 
 import contextlib
 import dataclasses
 import weakref
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -43,20 +44,34 @@ REMEDY = (
 class SavedTensor:
     """The ticket that autograd holds in place of a tensor: which step saved it, and its shape and dtype."""
 
-    __slots__ = ("__weakref__", "dtype", "shape", "step", "tape", "tensor")
+    __slots__ = ("__weakref__", "dtype", "hidden", "shape", "step", "tape", "tensor", "version")
 
     def __init__(self, tape: "Tape", step: int, tensor: Tensor) -> None:
-        self.tape = tape
+        self.tape: Tape | None = tape
         self.step = step
         self.shape = tensor.shape
         self.dtype = tensor.dtype
         self.tensor: Tensor | None = None
+        self.version: int | None = None
+        self.hidden: Tensor | None = None
+
+    def hold(self, tensor: Tensor) -> None:
+        """Keep the tensor itself, as ordinary autograd does."""
+        # detach: a ticket that held its own step's result would keep its own graph alive.
+        self.tensor = tensor.detach()
+        self.version = tensor._version
 
     def redeem(self) -> Tensor:
         """Return the tensor, rebuilt if it is not there."""
         if self.tensor is None:
-            self.tape.rebuild(self.step)
+            assert self.tape is not None
+            self.tape.rebuild(self.step, self.hidden)
         assert self.tensor is not None
+        if self.version is not None and self.tensor._version != self.version:
+            raise RuntimeError(
+                f"A tensor {list(self.shape)} that is needed for the gradient was modified in place after the forward "
+                f"pass had stored it; leave weights and activations unchanged between forward and backward."
+            )
         return self.tensor
 
 
@@ -73,6 +88,14 @@ class StepRecord:
     random_state: RandomState | None = None
     tickets: list[weakref.ref[SavedTensor]] = dataclasses.field(default_factory=list)
     side_information: Tensor | None = None
+
+    def living_tickets(self) -> Iterator[SavedTensor]:
+        """Yield the tickets that autograd still holds."""
+        return (ticket for reference in self.tickets if (ticket := reference()) is not None)
+
+
+class _AllSaved(Exception):
+    """Ends an evaluation whose result is not wanted, as checkpointing in PyTorch does."""
 
 
 class Tape(ActivationPolicy):
@@ -92,8 +115,27 @@ class Tape(ActivationPolicy):
         self._checksum: Tensor | None = None
         self._handed_out: StepRecord | None = None
 
-    def evaluate(self, name: str, coefficients: Coefficients, field: Field, hidden: Tensor) -> Tensor:
-        """Return f_l(p[l]), of which autograd keeps tickets instead of tensors."""
+    def evaluate(
+        self,
+        name: str,
+        coefficients: Coefficients,
+        field: Field,
+        hidden: Tensor,
+        *,
+        hold: bool = False,
+        on_save: Callable[[Tensor], object] | None = None,
+    ) -> Tensor:
+        """Return f_l(p[l]), of which autograd keeps tickets instead of tensors.
+
+        Args:
+            name: what messages call the step.
+            coefficients: a, b and c of the step that will follow.
+            field: f_l.
+            hidden: p[l].
+            hold: whether the tickets hold their tensors for now, until `store` or `drop` is called.
+            on_save: called with every tensor that autograd wants to keep.
+
+        """
         record = StepRecord(
             name, coefficients, field, hidden.dtype, hidden.requires_grad, AutocastState.of(hidden.device)
         )
@@ -103,6 +145,10 @@ class Tape(ActivationPolicy):
 
         def pack(tensor: Tensor) -> SavedTensor:
             ticket = SavedTensor(tape, step, tensor)
+            if hold:
+                ticket.hold(tensor)
+            if on_save is not None:
+                on_save(tensor)
             record.tickets.append(weakref.ref(ticket))
             return ticket
 
@@ -124,8 +170,40 @@ class Tape(ActivationPolicy):
         )
         self.position += 1
 
-    def rebuild(self, step: int) -> None:
+    def store(self, step: int) -> None:
+        """Leave what autograd saved of a step that was evaluated with `hold` where it is; it needs no tape."""
+        for ticket in self._records[step].living_tickets():
+            ticket.tape = None
+
+    def drop(self, step: int, hidden: Tensor | None = None) -> None:
+        """Let go of what autograd saved of a step that was evaluated with `hold`; it is computed again when needed.
+
+        Args:
+            step: the number of the step.
+            hidden: p[l], to keep it for that as long as autograd may ask; without it the tape rebuilds it.
+
+        """
+        for ticket in self._records[step].living_tickets():
+            ticket.tensor = ticket.version = None
+            ticket.hidden = hidden
+
+    def keep_copy_of_states(self) -> None:
+        """Go on with a copy of the pair, where the forward pass advances the pair itself without this tape."""
+        self.states = StatePair(self.states.previous.clone(), self.states.current.clone())
+
+    def let_go_of_states(self) -> None:
+        """Keep no pair, where no step has to be rebuilt."""
+        nothing = torch.empty(0, dtype=torch.int64)
+        self.states = StatePair(nothing, nothing)
+        for record in self._records:
+            record.side_information = None
+
+    def rebuild(self, step: int, hidden: Tensor | None = None) -> None:
         """Rebuild the tensors that step number `step` saved, and hand them to its tickets.
+
+        Args:
+            step: the number of the step.
+            hidden: p[l], where it was kept.
 
         Raises:
             RebuildMismatchError: where the rebuilt tensors or states are not those of the forward pass.
@@ -138,13 +216,18 @@ class Tape(ActivationPolicy):
                 'Use revformers.set_activations(model, "store") for double backward.'
             )
         self._take_back()
+        record, saved = self._records[step], list[Tensor]()
+        if hidden is not None:
+            with contextlib.suppress(_AllSaved):
+                self._evaluate_at(hidden, record, saved, enough=len(record.tickets))
+            self._hand_out(record, saved)
+            return
         while self.position > step + 1:
             self._retreat(self._evaluate_again(self.position - 1, []))
         while self.position < step:
             self._wind_forward()
-        saved: list[Tensor] = []
         update = self._evaluate_again(step, saved)
-        self._hand_out(self._records[step], saved)
+        self._hand_out(record, saved)
         if self.position == step + 1:
             self._retreat(update)
 
@@ -152,11 +235,18 @@ class Tape(ActivationPolicy):
         """Evaluate f at p[step], which the pair must hold; append what autograd would save to `saved`."""
         record = self._records[step]
         read = self.states.read_current if self.position == step else self.states.read_previous
-        hidden = read(record.dtype).requires_grad_(record.requires_grad)
+        return self._evaluate_at(read(record.dtype), record, saved)
+
+    @staticmethod
+    def _evaluate_at(hidden: Tensor, record: StepRecord, saved: list[Tensor], enough: int | None = None) -> Tensor:
+        """Evaluate f at `hidden`; once `enough` tensors are saved, where it is given, raise _AllSaved."""
+        hidden = hidden.detach().requires_grad_(record.requires_grad)
 
         def pack(tensor: Tensor) -> None:
             # detach: the rebuilt graph is discarded, only its values are wanted.
             saved.append(tensor.detach())
+            if len(saved) == enough:
+                raise _AllSaved
 
         def unpack(_: None) -> Tensor:
             raise AssertionError("the rebuilt graph is never run backwards")
@@ -169,10 +259,8 @@ class Tape(ActivationPolicy):
     def _take_back(self) -> None:
         """Drop the tensors of tickets that a retained graph still holds; they are rebuilt when they are asked for."""
         if self._handed_out is not None:
-            for reference in self._handed_out.tickets:
-                ticket = reference()
-                if ticket is not None:
-                    ticket.tensor = None
+            for ticket in self._handed_out.living_tickets():
+                ticket.tensor = None
             self._handed_out = None
 
     def _hand_out(self, record: StepRecord, saved: list[Tensor]) -> None:

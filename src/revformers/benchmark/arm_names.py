@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from revformers.benchmark.workload import ARM_NAMES, BUDGET_ARMS, PLAIN_ARMS, Arm
+from revformers.benchmark.workload import ARM_NAMES, BUDGETS, PLAIN_ARMS, Arm
 from revformers.byte_size import parse_size
 from revformers.dynamics import BlendedMidpoint, Dynamics, Midpoint
 
@@ -37,7 +37,7 @@ class ArmName:
             return cls(text, name)
         if name == "rebuild" and option.isdecimal() and int(option) <= MOST_BITS:
             return cls(text, name, bits=int(option))
-        if name in BUDGET_ARMS:
+        if name in BUDGETS:
             return cls(text, name, budget=parse_size(option))
         raise ValueError(
             f"The arm {text!r} cannot be read: rebuild takes bits of side information from 0 to {MOST_BITS}, as in "
@@ -47,7 +47,7 @@ class ArmName:
     @property
     def open(self) -> bool:
         """Whether the study has to say how large the budget is."""
-        return self.name in BUDGET_ARMS and self.budget is None
+        return self.name in BUDGETS and self.budget is None
 
     def dynamics(self, own: Dynamics) -> Dynamics:
         """Return the dynamics of this arm; `own` are the recipe's."""

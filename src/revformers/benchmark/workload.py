@@ -14,6 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 import revformers
+from revformers.activations.budget import Budget, Recompute
 from revformers.hf.head import HeadLoss, set_head_loss
 from revformers.memory.plan import Head
 
@@ -26,8 +27,8 @@ PLAIN_STORE = "plain_store"
 PLAIN_CHECKPOINT = "plain_checkpoint"
 PLAIN_OFFLOAD = "plain_offload"
 PLAIN_ARMS = (PLAIN_STORE, PLAIN_CHECKPOINT, PLAIN_OFFLOAD)
-BUDGET_ARMS = ("budget", "budget_checkpoint")
-ARM_NAMES = (*PLAIN_ARMS, "store", "checkpoint", "offload", "rebuild", *BUDGET_ARMS)
+BUDGETS: dict[str, Recompute] = {"budget": "rebuild", "budget_checkpoint": "checkpoint"}
+ARM_NAMES = (*PLAIN_ARMS, "store", "checkpoint", "offload", "rebuild", *BUDGETS)
 
 
 @dataclass(frozen=True)
@@ -169,9 +170,10 @@ class Arm:
         name: ``"store"``, ``"checkpoint"``, ``"offload"`` or ``"rebuild"`` for the network with `dynamics` and that
             policy for its activations; ``"plain_store"``, ``"plain_checkpoint"`` and ``"plain_offload"`` for the
             ordinary network as transformers trains it: storing, with its own non-reentrant checkpointing, and with
-            the checkpoints in host memory.
+            the checkpoints in host memory; ``"budget"`` and ``"budget_checkpoint"`` for what fits into `budget` stored
+            and the rest rebuilt, or checkpointed.
         dynamics: what `Dynamics.to_dict` gives; plain arms leave it out.
-        budget: bytes of the arms ``"budget"`` and ``"budget_checkpoint"``.
+        budget: bytes that a forward pass may keep, as `revformers.Budget` has it; only the two arms above take it.
 
     """
 
@@ -184,13 +186,19 @@ class Arm:
             raise ValueError(f"There is no arm {self.name!r}; choose among {', '.join(ARM_NAMES)}.")
         if not self.plain and not self.dynamics:
             raise ValueError(f"The arm {self.name!r} needs a dynamics.")
-        if (self.name in BUDGET_ARMS) != (self.budget is not None):
-            raise ValueError("A budget goes with the arms budget and budget_checkpoint, and with no other.")
+        if (self.name in BUDGETS) != (self.budget is not None):
+            needs = "needs a budget in bytes" if self.name in BUDGETS else "takes no budget"
+            raise ValueError(f"The arm {self.name!r} {needs}.")
 
     @property
     def plain(self) -> bool:
         """Whether this arm leaves the network as transformers made it."""
         return self.name in PLAIN_ARMS
+
+    @property
+    def activations(self) -> str | Budget:
+        """The activation policy of an arm that is not plain."""
+        return self.name if self.budget is None else Budget(self.budget, BUDGETS[self.name])
 
     def apply(self, model: Model) -> Model:
         """Change `model`, which may have trained as another arm, in place to train as this one, and return it.
@@ -204,7 +212,7 @@ class Arm:
         with warnings.catch_warnings(action="ignore", category=FutureWarning):
             if not self.plain:
                 recurrence = revformers.dynamics.from_dict(self.dynamics)
-                return revformers.make_reversible(model, recurrence, activations=self.name)
+                return revformers.make_reversible(model, recurrence, activations=self.activations)
             revformers.make_residual(model)
             model.gradient_checkpointing_disable()
             if self.name == PLAIN_CHECKPOINT:
@@ -220,9 +228,14 @@ class Arm:
         return model
 
 
-def arms_from_names(names: Sequence[str], dynamics: "revformers.dynamics.Dynamics") -> list[Arm]:
-    """Return the arms called `names`, those that need a dynamics with `dynamics`."""
-    return [Arm(name) if name in PLAIN_ARMS else Arm(name, dynamics.to_dict()) for name in names]
+def arms_from_names(
+    names: Sequence[str], dynamics: "revformers.dynamics.Dynamics", budget: int | None = None
+) -> list[Arm]:
+    """Return the arms called `names`, those that need a dynamics with `dynamics`, those that need one with `budget`."""
+    return [
+        Arm(name) if name in PLAIN_ARMS else Arm(name, dynamics.to_dict(), budget if name in BUDGETS else None)
+        for name in names
+    ]
 
 
 def llama_config(

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,14 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
+from revformers.byte_size import parse_size
 from revformers.training.errors import RecipeError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from revformers.memory.plan import Plan
-
-UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
 @dataclass(frozen=True)
@@ -99,11 +97,10 @@ def run(arguments: Sequence[str]) -> int:
 
 def parse_memory(text: str) -> int:
     """Return the bytes that `text` spells, such as "24GiB" or "80 GB"; raise RecipeError where it spells none."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", text)
-    units = {unit.lower(): size for unit, size in UNITS.items()}
-    if match is None or match[2].lower() not in units or not float(match[1]):
-        raise RecipeError(f"--memory takes a size such as 24GiB or 80GB, not {text!r}.")
-    return int(float(match[1]) * units[match[2].lower()])
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise RecipeError(f"--memory: {error}") from error
 
 
 def _config(name: str) -> Any:

@@ -90,6 +90,15 @@ class Dynamics(ABC):
     def coefficients(self, layer: int) -> Coefficients:
         """Return the coefficients of every step that layer number `layer` (from 0) takes."""
 
+    @property
+    def steps_per_layer(self) -> int:
+        """How many steps a layer takes: one a block, or one a branch."""
+        return 2 if self.granularity == "branch" else 1
+
+    def steps(self, number_of_layers: int) -> list[Coefficients]:
+        """Return the coefficients of all steps of a stack of `number_of_layers` layers, in order."""
+        return [self.coefficients(layer) for layer in range(number_of_layers) for _ in range(self.steps_per_layer)]
+
     def check(self, number_of_layers: int) -> None:  # noqa: B027 - most dynamics fit any depth
         """Raise ValueError where this dynamics cannot drive a stack of `number_of_layers` layers."""
 

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from revformers.activations import ACTIVATIONS, ActivationPolicy, Store
+from revformers.activations import PolicyFactory, policy_factory
+from revformers.activations.budget import BudgetReport
 from revformers.dynamics.base import Dynamics
 from revformers.errors import NotReversibleError
 from revformers.field import Field
@@ -42,11 +43,12 @@ class ReversibleStack:
 
     Attributes:
         dynamics: the recurrence.
-        activations: a name in `activations.ACTIVATIONS`.
+        activations: a name in `activations.ACTIVATIONS`, or what `str` gives of a `Budget`.
         number_of_layers: the depth of the decoder.
         provenance: where the model came from, where that is known.
         predictor_features: what the layers' update predictors read; nothing without them.
         ordinary: whether the decoder runs as the ordinary network for now; see `revformers.ordinary`.
+        budget_report: what the last forward pass under a `Budget` chose.
 
     """
 
@@ -56,11 +58,12 @@ class ReversibleStack:
     provenance: Provenance | None = None
     predictor_features: tuple[str, ...] = ()
     ordinary: bool = False
+    budget_report: BudgetReport | None = None
 
     @property
-    def policy(self) -> type[ActivationPolicy]:
-        """The activation policy that `activations` names."""
-        return ACTIVATIONS[self.activations]
+    def policy(self) -> PolicyFactory:
+        """What makes the activation policy of a forward pass, as `activations` says."""
+        return policy_factory(self.activations, self.dynamics, self.number_of_layers)
 
     @property
     def evaluates_attention_twice(self) -> bool:
@@ -119,6 +122,7 @@ class Pass:
         self._before = call
         self._next += 1
         if self._next == self.stack.number_of_layers:
+            self.stack.budget_report = self._trajectory.report or self.stack.budget_report
             return returned.of(self._trajectory.readout())
         self._version = _version(hidden)
         return returned.of(hidden)
@@ -274,7 +278,7 @@ def visit_layer(model: nn.Module, batch: Mapping[str, Tensor], index: int, visit
 
 
 def _recomputes(stack: ReversibleStack) -> bool:
-    return torch.is_grad_enabled() and stack.policy is not Store
+    return torch.is_grad_enabled() and stack.activations != "store"
 
 
 def _refuse_cache(stack: ReversibleStack, inputs: dict[str, Any]) -> None:

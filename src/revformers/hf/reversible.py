@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from revformers.activations import ACTIVATIONS
+from revformers.activations import Budget, check_activations
 from revformers.dynamics.base import Dynamics
 from revformers.hf.discovery import find_stack, unwrap
 from revformers.hf.families import find_layout
@@ -25,7 +25,7 @@ BASE_WITHOUT_NAME = "a reversible model that was not loaded with revformers.from
 the base to load, and the ordinary network that the weights came from would be the wrong one; this one cannot load."""
 
 
-def make_reversible(model: Model, dynamics: Dynamics, activations: str = "rebuild") -> Model:
+def make_reversible(model: Model, dynamics: Dynamics, activations: str | Budget = "rebuild") -> Model:
     """Give a causal language model reversible dynamics, in place.
 
     Weights, module names and state-dict keys stay as they are. A model that is reversible already gets the new
@@ -34,7 +34,8 @@ def make_reversible(model: Model, dynamics: Dynamics, activations: str = "rebuil
     Args:
         model: a decoder-only causal language model of transformers, or a PEFT model around one.
         dynamics: e.g. `Midpoint()`.
-        activations: what the backward pass finds: ``"rebuild"``, ``"store"``, ``"checkpoint"`` or ``"offload"``.
+        activations: what the backward pass finds: ``"rebuild"``, ``"store"``, ``"checkpoint"``, ``"offload"``, or as
+            much as a `Budget` has room for.
 
     Returns:
         The same model.
@@ -48,7 +49,8 @@ def make_reversible(model: Model, dynamics: Dynamics, activations: str = "rebuil
     if not isinstance(dynamics, Dynamics):
         raise TypeError(f"make_reversible takes a dynamics such as revformers.Midpoint(), not {dynamics!r}.")
     stack = find_stack(model)
-    _check_activations(dynamics, activations)
+    activations = str(activations)
+    check_activations(activations, dynamics)
     dynamics.check(len(stack.layers))
     for layer in stack.layers:
         if dynamics.granularity == "branch" and find_layout(layer) is None:
@@ -122,26 +124,20 @@ def add_update_predictors(model: nn.Module, form: PredictorForm) -> list[UpdateP
     return [layer.update_predictor for layer in stack.layers]
 
 
-def set_activations(model: nn.Module, activations: str) -> None:
-    """Choose what the backward pass of a reversible model finds: a name in `revformers.activations.ACTIVATIONS`.
+def set_activations(model: nn.Module, activations: str | Budget) -> None:
+    """Choose what the backward pass of a reversible model finds.
+
+    Args:
+        model: a reversible model.
+        activations: a name in `revformers.activations.ACTIVATIONS`, or a `Budget`, also as its text ("budget:20GiB").
 
     Raises:
         ValueError: for a model that is not reversible, an unknown policy, or one that does not go with the dynamics.
 
     """
     reversible = require_reversible(model)
-    _check_activations(reversible.dynamics, activations)
-    reversible.activations = activations
-
-
-def _check_activations(dynamics: Dynamics, activations: str) -> None:
-    if activations not in ACTIVATIONS:
-        raise ValueError(f"There is no activation policy {activations!r}; choose one of {', '.join(ACTIVATIONS)}.")
-    if activations == "rebuild" and not dynamics.reversible:
-        raise ValueError(
-            f'{type(dynamics).__name__} has no inverse to rebuild activations with; use "store", "checkpoint" or '
-            f'"offload", or reversible dynamics.'
-        )
+    check_activations(str(activations), reversible.dynamics)
+    reversible.activations = str(activations)
 
 
 def _gradient_checkpointing_enable(model: nn.Module, *_: Any, **__: Any) -> None:

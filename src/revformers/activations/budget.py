@@ -1,0 +1,145 @@
+"""How much a forward pass may keep for its backward pass, and what is recomputed of the rest."""
+
+import contextlib
+import re
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import psutil
+import torch
+
+from revformers.byte_size import parse_size, size_in_words
+
+Recompute = Literal["rebuild", "checkpoint"]
+
+_TEXT = re.compile(r"budget:([^:]+?)(?::(\w+))?")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one forward pass may keep for its backward pass; it is spent on recomputing as little as possible.
+
+    The budget covers everything that lies between the two passes and grows with the number of layers, and the states:
+    stored activations, kept attention outputs, side information, kept inputs of layers, and the pair of fixed-point
+    states. It does not cover weights, gradients and the optimizer; the working set of the one layer that is being
+    computed (while layers are stored in a forward pass, that includes a second pair of states); what the head and the
+    embedding keep; and masks and position tables that all layers share.
+
+    Attributes:
+        size: bytes, a size such as ``"20GiB"``, or a share of the device's free memory, a float from above 0 to 1 (on
+            a CPU, of the memory that the system calls available). A share is taken when a forward pass begins.
+        recompute: what happens to the layers that there is no room to store: ``"rebuild"`` reverses the recurrence;
+            ``"checkpoint"`` keeps their inputs, for a fair comparison, and for dynamics that have no inverse.
+
+    Raises:
+        ValueError: for a size or a way to recompute that does not exist.
+
+    """
+
+    size: int | float | str
+    recompute: Recompute = "rebuild"
+
+    def __post_init__(self) -> None:
+        if self.recompute not in get_args(Recompute):
+            raise ValueError(
+                f"A Budget recomputes by {' or '.join(map(repr, get_args(Recompute)))}, not by {self.recompute!r}."
+            )
+        if isinstance(self.size, str):
+            parse_size(self.size)
+        elif isinstance(self.size, float):
+            if not 0 < self.size <= 1:
+                raise ValueError(
+                    f"A Budget given as a float is a share of the free memory, above 0 and up to 1, not {self.size}; "
+                    f'give bytes as an int or as a size such as "20GiB".'
+                )
+        elif isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
+            raise ValueError(
+                f'A Budget takes bytes, a size such as "20GiB" or a share of free memory, not {self.size!r}.'
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> "Budget":
+        """Return the budget that `str` wrote, such as "budget:20GiB", "budget:0.5" or "budget:20GiB:checkpoint".
+
+        Raises:
+            ValueError: for any other text.
+
+        """
+        match = _TEXT.fullmatch(text)
+        if match is None:
+            raise ValueError(
+                f'A budget is written as "budget:20GiB", "budget:0.5" or "budget:20GiB:checkpoint", not {text!r}.'
+            )
+        return cls(_number(match[1]), match[2] or "rebuild")  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        """Write the budget as recipes, commands and saved models hold it, e.g. "budget:20GiB"."""
+        return f"budget:{self.size}" + ("" if self.recompute == "rebuild" else f":{self.recompute}")
+
+    @property
+    def rebuilds(self) -> bool:
+        """Whether layers are rebuilt, which takes dynamics with an inverse."""
+        return self.recompute == "rebuild"
+
+    def bytes_on(self, device: torch.device) -> int:
+        """Return the budget in bytes on `device`, whose free memory is read where the budget is a share of it."""
+        if isinstance(self.size, str):
+            return parse_size(self.size)
+        if isinstance(self.size, int):
+            return self.size
+        return int(self.size * _free_bytes(device))
+
+
+@dataclass(frozen=True)
+class BudgetReport:
+    """What one forward pass under a `Budget` chose.
+
+    Attributes:
+        budget: bytes.
+        kept: bytes that the forward pass left for the backward pass, of what the budget covers.
+        layers: how many layers the stack has.
+        stored: how many of them are stored; with steps by branch a half counts.
+        attention_kept: how many of the others keep the outputs of their attention.
+        checkpointed: how many keep their input.
+        attention_found: whether a kernel was found whose outputs can be kept. Eager attention has none, nor has
+            attention with dropout on a CPU.
+
+    """
+
+    budget: int
+    kept: int
+    layers: int
+    stored: float
+    attention_kept: int
+    checkpointed: float
+    attention_found: bool
+
+    def __str__(self) -> str:
+        """Say it in one line."""
+        attention = (
+            f"attention outputs kept in {self.attention_kept}"
+            if self.attention_found
+            else "no fused attention kernel whose outputs could be kept"
+        )
+        return (
+            f"{self.stored:g} of {self.layers} layers stored, {attention}, {size_in_words(self.kept)} of "
+            f"{size_in_words(self.budget)}"
+        )
+
+
+def _number(text: str) -> int | float | str:
+    """Read a whole number, a float, or else the text itself."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        # What PyTorch's allocator has taken from the device and not handed out is free as well.
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    if device.type == "cpu":
+        return int(psutil.virtual_memory().available)
+    raise ValueError(f'The free memory of {device.type} devices is not known; give the Budget a size such as "20GiB".')

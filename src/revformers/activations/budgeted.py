@@ -1,0 +1,242 @@
+"""Spending a budget: one forward pass that stores what there is room for and recomputes the rest.
+
+How it works:
+
+1. The fields of the first two layers are observed: what autograd saves of them, and what every kernel computes. That
+   tells what a layer takes when it is stored, what its attention outputs take, and which operations each spares.
+2. From that the budget is allocated for the whole stack, further layers taken to be like the last one observed.
+3. As the pass runs on, what is really kept is counted. A layer that takes more than was expected is not stored, if
+   there is no room for it: its input is kept, and it is computed again from that.
+
+The stored layers are the last ones. So the pair of fixed-point states from before the first of them is all that the
+tape needs to rebuild the others, and no stored layer is ever undone.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from revformers.activations.allocation import Allocation, StepCost, allocate
+from revformers.activations.attention_outputs import AttentionKeeper
+from revformers.activations.base import ActivationPolicy
+from revformers.activations.budget import Budget, BudgetReport
+from revformers.activations.rebuild import Tape
+from revformers.activations.saved_bytes import SavedBytes
+from revformers.byte_size import size_in_words
+from revformers.dynamics.base import Coefficients
+from revformers.exact.packing import packed_size
+from revformers.exact.state_pair import StatePair
+from revformers.field import Field
+
+OBSERVED_LAYERS = 2
+"""The first layer may be unlike the others: its input may need no gradient, or it alone may have no experts."""
+
+
+def smallest_budget(elements: int, item_size: int, steps: Sequence[Coefficients], budget: Budget) -> int:
+    """Return the bytes that a pass keeps which stores nothing: what a `Budget` must have at least.
+
+    Args:
+        elements: of a state, batch x tokens x width.
+        item_size: bytes of an element in the compute dtype.
+        steps: a, b and c of every step.
+        budget: says how layers are recomputed; its size does not matter.
+
+    """
+    if not budget.rebuilds:
+        return len(steps) * elements * item_size
+    return _pair_bytes(elements) + sum(_side_information_bytes(elements, step) for step in steps)
+
+
+def _pair_bytes(elements: int) -> int:
+    return 2 * torch.int64.itemsize * elements
+
+
+def _side_information_bytes(elements: int, step: Coefficients) -> int:
+    return packed_size(elements, step.side_information_bits)
+
+
+@dataclass(frozen=True)
+class _Evaluated:
+    """A step whose field was evaluated: its number, p[l], what it takes, and who keeps its attention outputs."""
+
+    step: int
+    requires_grad: bool
+    hidden: Tensor
+    cost: StepCost
+    keeper: AttentionKeeper | None
+
+
+class Budgeted(ActivationPolicy):
+    """One forward pass within a budget; see the module's text.
+
+    Args:
+        states: the pair of fixed-point states.
+        budget: what may be kept.
+        steps: a, b and c of every step that the pass will take.
+        steps_per_layer: 1, or 2 where a layer steps by branch.
+
+    """
+
+    def __init__(self, states: StatePair, budget: Budget, steps: Sequence[Coefficients], steps_per_layer: int) -> None:
+        super().__init__(states)
+        self._description = budget
+        self._budget = budget.bytes_on(states.current.device)
+        self._steps = steps
+        self._steps_per_layer = steps_per_layer
+        self._rebuilds = budget.rebuilds
+        self._tape = Tape(states)
+        if not self._rebuilds:
+            self._tape.let_go_of_states()
+        self._step = 0
+        self._evaluated: list[_Evaluated] = []
+        self._may_store_all = True
+        self._allocation: Allocation | None = None
+        self._reserved: list[int] = []
+        self._saved = SavedBytes()
+        self._kept = _pair_bytes(states.current.numel()) if self._rebuilds else 0
+        self._stored_steps = self._attention_steps = self._checkpointed_steps = 0
+        self._attention_found = False
+
+    @property
+    def report(self) -> BudgetReport:
+        """What was chosen so far."""
+        return BudgetReport(
+            budget=self._budget,
+            kept=self._kept,
+            layers=len(self._steps) // self._steps_per_layer,
+            stored=self._stored_steps / self._steps_per_layer,
+            attention_kept=self._attention_steps,
+            checkpointed=self._checkpointed_steps / self._steps_per_layer,
+            attention_found=self._attention_found,
+        )
+
+    def evaluate(self, name: str, coefficients: Coefficients, field: Field, hidden: Tensor) -> Tensor:
+        """Return f_l(p[l]), of which autograd keeps what the budget has room for.
+
+        Raises:
+            ValueError: where the budget is below what a pass keeps that stores nothing.
+
+        """
+        if self._step == 0:
+            self._require_enough(hidden)
+        allocation = self._allocation
+        observed = allocation is None
+        stored = allocation is not None and self._step >= allocation.first_stored
+        if allocation is not None and self._step == allocation.first_stored and self._rebuilds:
+            self._tape.keep_copy_of_states()
+        keeper = None
+        if allocation is None or self._step < min(allocation.first_stored, allocation.attention_until):
+            keeper = AttentionKeeper(field)
+        self._saved.count = 0
+        update = self._tape.evaluate(
+            name,
+            coefficients,
+            keeper or field,
+            hidden,
+            hold=stored or (observed and self._may_store_all),
+            on_save=self._saved.add if observed or stored else None,
+        )
+        cost = self._cost(hidden, keeper) if update.requires_grad else StepCost(0, 0, 0, 0, 0)
+        evaluated = _Evaluated(self._step, update.requires_grad, hidden.detach(), cost, keeper)
+        if self._allocation is None:
+            self._observe(evaluated)
+        else:
+            self._settle(evaluated)
+        return update
+
+    def advance(self, coefficients: Coefficients, update: Tensor) -> None:
+        """Advance the states; the tape notes the steps that it will undo."""
+        if self._rebuilds and (self._allocation is None or self._step < self._allocation.first_stored):
+            self._tape.advance(coefficients, update)
+        else:
+            super().advance(coefficients, update)
+        self._step += 1
+
+    def _require_enough(self, hidden: Tensor) -> None:
+        smallest = smallest_budget(hidden.numel(), hidden.element_size(), self._steps, self._description)
+        if self._budget < smallest:
+            what = "rebuilding alone keeps" if self._rebuilds else "checkpointing alone keeps"
+            raise ValueError(
+                f"A budget of {size_in_words(self._budget)} is too small for a batch of {list(hidden.shape[:2])} "
+                f"tokens: {what} {smallest:,} bytes ({size_in_words(smallest)}); raise the budget, or take a smaller "
+                f"batch."
+            )
+
+    def _cost(self, hidden: Tensor, keeper: AttentionKeeper | None) -> StepCost:
+        recomputed = self._recomputed_bytes(self._step, hidden)
+        if keeper is None:
+            return StepCost(self._saved.count, recomputed, 0, 0, 0)
+        return StepCost(
+            self._saved.count, recomputed, keeper.kept_bytes, keeper.operations, keeper.attention_operations
+        )
+
+    def _recomputed_bytes(self, step: int, hidden: Tensor) -> int:
+        return _side_information_bytes(hidden.numel(), self._steps[step]) if self._rebuilds else hidden.nbytes
+
+    def _observe(self, evaluated: _Evaluated) -> None:
+        """Put the steps of the first layers aside until enough is known to allocate the budget."""
+        self._evaluated.append(evaluated)
+        steps = len(self._evaluated)
+        if (
+            self._may_store_all
+            and sum(other.cost.stored for other in self._evaluated) * len(self._steps) > self._budget * steps
+        ):
+            # Stored steps are the last ones: if not all fit, the first are none of them, and need not be held.
+            self._may_store_all = False
+            for other in self._evaluated:
+                self._tape.drop(other.step)
+        with_gradient = sum(other.requires_grad for other in self._evaluated)
+        if with_gradient < OBSERVED_LAYERS * self._steps_per_layer and self._step + 1 < len(self._steps):
+            return
+        self._allocate(evaluated.hidden)
+        for other in self._evaluated:
+            self._settle(other)
+        self._evaluated.clear()
+
+    def _allocate(self, hidden: Tensor) -> None:
+        costs = [other.cost for other in self._evaluated]
+        for step in range(len(costs), len(self._steps)):
+            like = costs[step - self._steps_per_layer]
+            costs.append(dataclasses.replace(like, recomputed=self._recomputed_bytes(step, hidden)))
+        pair = _pair_bytes(hidden.numel()) if self._rebuilds else 0
+        # What was observed is held in full, or not at all.
+        firsts = [*reversed(range(len(self._evaluated), len(costs))), *([0] if self._may_store_all else [])]
+        self._allocation = allocate(costs, firsts, pair, self._budget)
+        first = self._allocation.first_stored
+        if first == 0 and self._rebuilds:
+            self._tape.let_go_of_states()
+            self._kept = 0
+        least = [cost.recomputed if step < first else cost.stored for step, cost in enumerate(costs)]
+        self._reserved = list(accumulate(reversed(least), initial=0))[::-1]
+        self._attention_found = any(cost.outputs for cost in costs)
+
+    def _settle(self, evaluated: _Evaluated) -> None:
+        """Store, checkpoint or rebuild a step that was evaluated, and decide on its attention outputs."""
+        assert self._allocation is not None
+        step, cost, input_bytes = evaluated.step, evaluated.cost, evaluated.hidden.nbytes
+        meant_to_store = step >= self._allocation.first_stored
+        # The steps above are kept at least as inputs, should they turn out to take more than was expected.
+        least_above = (len(self._steps) - step - 1) * input_bytes
+        if meant_to_store and self._kept + cost.stored + least_above <= self._budget:
+            self._tape.store(step)
+            self._kept += cost.stored
+            self._stored_steps += 1
+        elif meant_to_store or not self._rebuilds:
+            self._tape.drop(step, evaluated.hidden)
+            self._kept += input_bytes
+            self._checkpointed_steps += 1
+        else:
+            self._tape.drop(step)
+            self._kept += cost.recomputed
+        if evaluated.keeper is None:
+            return
+        wanted = step < min(self._allocation.first_stored, self._allocation.attention_until)
+        if wanted and cost.outputs and self._kept + cost.outputs + self._reserved[step + 1] <= self._budget:
+            self._kept += cost.outputs
+            self._attention_steps += 1
+        else:
+            evaluated.keeper.forget()

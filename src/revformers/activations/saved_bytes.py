@@ -1,0 +1,43 @@
+"""How many bytes autograd saves."""
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+
+class SavedBytes:
+    """Counts the memory behind saved tensors: every block once, and parameters not at all.
+
+    Holds no tensor, so that PyTorch, which keeps the hooks of a forward pass, keeps none through them.
+
+    Attributes:
+        count: bytes of what was added since it was last set to 0.
+
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        # A weak reference, like a strong one, keeps the number of a block from being given to another.
+        self._seen: set[StorageWeakRef] = set()
+
+    def add(self, tensor: Tensor) -> None:
+        """Count a tensor that autograd saves."""
+        if isinstance(tensor, nn.Parameter) or isinstance(tensor._base, nn.Parameter):
+            return
+        for part in _parts(tensor):
+            storage = part.untyped_storage()
+            reference = StorageWeakRef(storage)
+            if reference not in self._seen:
+                self._seen.add(reference)
+                self.count += storage.nbytes()
+
+
+def _parts(tensor: Tensor) -> Iterator[Tensor]:
+    """Yield the plain tensors that a tensor is made of: itself, or the parts of a wrapper such as DTensor."""
+    if is_traceable_wrapper_subclass(tensor):
+        for name in tensor.__tensor_flatten__()[0]:
+            yield from _parts(getattr(tensor, name))
+    else:
+        yield tensor
