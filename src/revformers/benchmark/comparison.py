@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, default_data_collator
 
 from revformers import NotReversibleError, dynamics, verify_gradients
 from revformers.benchmark import numbers
-from revformers.benchmark.depth import DepthPoint, as_rows, growths, mean_side_information_bits, steps_per_layer
+from revformers.benchmark.depth import DepthPoint, as_rows, growths, mean_side_information_bits
 from revformers.benchmark.memory import PeakMemory
 from revformers.benchmark.process import measure_side_by_side
 from revformers.benchmark.short_training import mean_loss, train_in_turns
@@ -211,7 +211,7 @@ class Comparison:
         workload = self._depth_workload
         return {
             "recurrence": self._dynamics.recurrence,
-            "steps_per_layer": steps_per_layer(self._dynamics),
+            "steps_per_layer": self._dynamics.steps_per_layer,
             "width": workload.width,
             "vocabulary": DEPTH_VOCABULARY,
             "batch_size": workload.batch_size,

@@ -76,13 +76,7 @@ def growths(points: Sequence[DepthPoint], workload: Workload, arms: Sequence[Arm
 
 def mean_side_information_bits(recurrence: Dynamics, layers: Sequence[int]) -> float:
     """Return the bits an element that the inverse keeps for all steps of a layer, on average over `layers`."""
-    steps = steps_per_layer(recurrence)
-    return sum(steps * recurrence.side_information_bits(layer) for layer in layers) / len(layers)
-
-
-def steps_per_layer(recurrence: Dynamics) -> int:
-    """Return how many steps of the recurrence one layer takes: a checkpointed network keeps as many tensors a layer."""
-    return 2 if recurrence.granularity == "branch" else 1
+    return sum(recurrence.steps_per_layer * recurrence.side_information_bits(layer) for layer in layers) / len(layers)
 
 
 def as_rows(points: Sequence[DepthPoint], growth: Sequence[Growth]) -> dict[str, list[dict[str, Any]]]:

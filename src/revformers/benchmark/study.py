@@ -2,27 +2,23 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from revformers.benchmark.arm_names import ArmName
-from revformers.benchmark.memory import PeakMemory, TurnTimes
+from revformers.benchmark.memory import TurnTimes
 from revformers.benchmark.process import MeasuringProcess
 from revformers.benchmark.recipe import CHECKPOINT, FREE, BenchRecipe
 from revformers.benchmark.search import find_largest
 from revformers.benchmark.study_axis import Axis, Value
 from revformers.benchmark.study_file import StudyFile
-from revformers.benchmark.study_point import Point, shape
+from revformers.benchmark.study_peaks import StudyPeaks
+from revformers.benchmark.study_point import Point
 from revformers.benchmark.workload import PLAIN_CHECKPOINT, Arm, Workload
 from revformers.byte_size import parse_size, size_in_words
 from revformers.training.errors import RecipeError
-
-Row = dict[str, Any]
-Found = tuple[int, int | None, PeakMemory | None]
-
-BUDGET_TRIALS = 8
-"""Budgets that are tried at most until the measured peak is the one asked for."""
 
 
 class Study:
@@ -61,6 +57,7 @@ class Study:
         self._workload = recipe.workload()
         self._limits_allocator = torch.device(recipe.device).type == "cuda"
         self._memory: dict[str, int] = {}
+        self._peaks = StudyPeaks(file, recipe.tolerance, progress)
         self._check()
 
     def run(self) -> dict[str, Any]:
@@ -87,12 +84,19 @@ class Study:
         workloads = [axis.at(self._workload, value) for value in self._values] or [self._workload]
         model = dataclasses.replace(workloads[0], device="meta").build_model()
         for name in self._names:
+            arm = name.arm(self._dynamics, budget=1 if name.open else None)
             try:
                 for workload in workloads:
                     name.dynamics(self._dynamics).check(workload.layers)
-                name.arm(self._dynamics, budget=1 if name.open else None).apply(model)
+                arm.apply(model)
             except ValueError as error:
                 raise RecipeError(f"The arm {name.text} cannot be measured: {error}") from error
+            budgets = [parse_size(text) for text in recipe.budgets if name.open and text != CHECKPOINT]
+            if axis.name == "budget" and budgets and min(budgets) < arm.smallest_budget(self._workload):
+                smallest = size_in_words(arm.smallest_budget(self._workload))
+                raise RecipeError(
+                    f"The smallest of the budgets is below the {smallest} that {name.text} keeps at least."
+                )
 
     def _check_memory(self) -> None:
         """Learn how many bytes the recipe's memory is, and raise RecipeError where the device has fewer."""
@@ -114,7 +118,7 @@ class Study:
         for name in self._names:
             with MeasuringProcess() as process:
                 arm = self._arm_at(process, name, workload, value)
-                peak = self._peak(process, name.text, arm, workload, resident=True) if arm else None
+                peak = self._peaks.measure(process, name.text, arm, workload, resident=True) if arm else None
             points.append(Point(value, None, name.text, workload, arm, peak))
         self._time(points, self._recipe.rounds, self._recipe.warm_up_rounds, None)
 
@@ -124,8 +128,12 @@ class Study:
             return name.arm(self._dynamics)
         if isinstance(value, str) and value != CHECKPOINT:
             return name.arm(self._dynamics, parse_size(value))
-        reference = self._peak(process, PLAIN_CHECKPOINT, Arm(PLAIN_CHECKPOINT), workload)
-        return None if reference is None else self._equal_arm(process, name, workload, reference.peak, None)
+        reference = self._peaks.measure(process, PLAIN_CHECKPOINT, Arm(PLAIN_CHECKPOINT), workload)
+        if reference is None:
+            return None
+        arm_of = partial(name.arm, self._dynamics)
+        budget = self._peaks.equal_budget(process, name.text, arm_of, workload, reference.peak)
+        return None if budget is None else arm_of(budget)
 
     def _find_largest_of_all(self, value: Value) -> None:
         """Search for the largest batch or longest sequence of every arm within every memory, and time them there."""
@@ -136,131 +144,73 @@ class Study:
             # Open budgets come last: they are compared at the size that plain_checkpoint was found to reach.
             for name in sorted(self._names, key=lambda name: name.open):
                 points[name.text] = self._largest(name, value, text)
-            limit = memory if self._limits_allocator else None
+            in_order = [points[name.text] for name in self._names]
             # Every arm has taken a step when the rounds begin, and at its largest a step is long.
-            self._time([points[name.text] for name in self._names], self._recipe.rounds_at_largest, 0, limit)
+            self._time(in_order, self._recipe.rounds_at_largest, 0, self._limit(memory))
 
     def _largest(self, name: ArmName, value: Value, text: str) -> Point:
         """Return an arm at the largest workload that fits."""
-        workload, memory = self._axis.at(self._workload, value), self._memory[text]
+        axis, memory = self._axis, self._memory[text]
+        workload = axis.at(self._workload, value)
         key = {"arm": name.text, "value": value, "memory": text}
         row = self._file.find("largest", **key)
         if row is None:
             with MeasuringProcess() as process:
-                search = self._search_budget if name.open else self._search
-                size, budget, peak = search(process, name, workload, value, memory)
-            row = {**key, "memory_bytes": memory, self._axis.grows: size, "budget": budget}
-            row["peak"] = dataclasses.asdict(peak) if peak else None
+                if name.open:
+                    size, budget = self._search_budget(process, name, workload, value, text)
+                else:
+                    size, budget = self._search(process, name, workload, memory), name.budget
+            row = {**key, "memory_bytes": memory, axis.grows: size, "budget": budget}
             self._file.add("largest", row)
-            where = "" if value is None else f" at {self._axis.heading} {value}"
-            size_in_words = f"largest {self._axis.grows} {size}" if size else "nothing fits"
-            self._progress(f"{name.text}{where} within {text}: {size_in_words}")
-        if not row[self._axis.grows]:
-            return Point(value, text, name.text, workload, name.arm(self._dynamics, 1 if name.open else None), None)
-        arm = name.arm(self._dynamics, row["budget"])
-        sized = self._axis.sized(workload, row[self._axis.grows])
-        return Point(value, text, name.text, sized, arm, PeakMemory(**row["peak"]))
+            where = "" if value is None else f" at {axis.heading} {value}"
+            self._progress(f"{name.text}{where} within {text}: largest {axis.grows} {size or 'none'}")
+        arm = name.arm(self._dynamics, row["budget"] or 1 if name.open else None)
+        if not row[axis.grows]:
+            return Point(value, text, name.text, workload, arm, None)
+        sized = axis.sized(workload, row[axis.grows])
+        with MeasuringProcess() as process:  # which does not start, as the search has measured this
+            peak = self._peaks.measure(process, name.text, arm, sized, limit=self._limit(memory))
+        return Point(value, text, name.text, sized, arm, peak)
 
-    def _search(self, process: MeasuringProcess, name: ArmName, workload: Workload, value: Value, memory: int) -> Found:
-        """Return the largest size of an arm within `memory`, its budget and its peak there."""
-        grows = self._axis.grows
-        unit = self._recipe.length_unit if grows == "sequence_length" else 1
-        longest = workload.longest_sequence if grows == "sequence_length" else None
-        arm = name.arm(self._dynamics)
+    def _search(self, process: MeasuringProcess, name: ArmName, workload: Workload, memory: int) -> int:
+        """Return the largest size of an arm that fits in `memory`, or 0."""
+        axis, arm = self._axis, name.arm(self._dynamics)
+        unit = self._recipe.length_unit if axis.grows == "sequence_length" else 1
+        longest = workload.longest_sequence if axis.grows == "sequence_length" else None
 
-        def peak(size: int) -> PeakMemory | None:
-            sized = self._axis.sized(workload, size)
-            return self._peak(process, name.text, arm, sized, memory=memory if self._limits_allocator else None)
-
-        def measure(units: int) -> int | None:
-            measured = peak(units * unit)
+        def total(units: int) -> int | None:
+            sized = axis.sized(workload, units * unit)
+            measured = self._peaks.measure(process, name.text, arm, sized, limit=self._limit(memory))
             return None if measured is None else measured.total
 
-        size = unit * find_largest(
-            measure,
+        known = self._peaks.of_sizes(name.text, workload, axis.grows)
+        return unit * find_largest(
+            total,
             memory,
-            known=self._known(name, workload, unit),
+            known={size // unit: total for size, total in known.items() if size % unit == 0},
             limit=None if longest is None else longest // unit,
             tolerance=self._recipe.tolerance,
         )
-        return size, name.budget, peak(size) if size else None
 
     def _search_budget(
-        self, process: MeasuringProcess, name: ArmName, workload: Workload, value: Value, memory: int
-    ) -> Found:
-        """Return the size that plain_checkpoint reaches within `memory`, the largest budget there, and its peak."""
-        limit = memory if self._limits_allocator else None
-        of_checkpoint = self._file.find("largest", arm=PLAIN_CHECKPOINT, value=value, memory_bytes=memory)
-        assert of_checkpoint is not None
-        if of_checkpoint["peak"] is None:
-            return 0, None, None
-        sized = self._axis.sized(workload, of_checkpoint[self._axis.grows])
-        room = memory - PeakMemory(**of_checkpoint["peak"]).constant
-        arm = self._equal_arm(process, name, sized, room, limit)
-        if arm is None:
-            return 0, None, None
-        size = of_checkpoint[self._axis.grows]
-        return size, arm.budget, self._peak(process, name.text, arm, sized, memory=limit)
+        self, process: MeasuringProcess, name: ArmName, workload: Workload, value: Value, text: str
+    ) -> tuple[int, int | None]:
+        """Return the size that plain_checkpoint reaches and the largest budget there, or 0 and nothing."""
+        axis, memory = self._axis, self._memory[text]
+        row = self._file.find("largest", arm=PLAIN_CHECKPOINT, value=value, memory=text)
+        assert row is not None
+        if not row[axis.grows]:
+            return 0, None
+        sized, limit = axis.sized(workload, row[axis.grows]), self._limit(memory)
+        reference = self._peaks.measure(process, PLAIN_CHECKPOINT, Arm(PLAIN_CHECKPOINT), sized, limit=limit)
+        assert reference is not None
+        arm_of = partial(name.arm, self._dynamics)
+        budget = self._peaks.equal_budget(process, name.text, arm_of, sized, memory - reference.constant, limit)
+        return (row[axis.grows], budget) if budget else (0, None)
 
-    def _equal_arm(
-        self, process: MeasuringProcess, name: ArmName, workload: Workload, room: int, memory: int | None
-    ) -> Arm | None:
-        """Return the budget arm with the largest budget that was measured to peak within `room`.
-
-        A budget does not cover what a single layer and the head need, so the measured peak lies above it by what they
-        take; each trial corrects the budget by how far the last peak was off.
-        """
-        key = {"arm": name.text, **shape(workload), "room": room, "limit": memory}
-        row = self._file.find("budgets", **key)
-        if row is None:
-            best, trial, seen = None, room // 2, set[int]()
-            for _ in range(BUDGET_TRIALS):
-                if trial < 1 or trial in seen or (best is not None and trial <= best):
-                    break
-                seen.add(trial)
-                measured = self._peak(process, name.text, name.arm(self._dynamics, trial), workload, memory=memory)
-                if measured is None:
-                    trial //= 2
-                    continue
-                if measured.peak <= room:
-                    best = trial
-                    if room - measured.peak <= self._recipe.tolerance * room:
-                        break
-                trial += room - measured.peak
-            row = {**key, "budget": best}
-            self._file.add("budgets", row)
-        return None if row["budget"] is None else name.arm(self._dynamics, row["budget"])
-
-    def _peak(
-        self,
-        process: MeasuringProcess,
-        text: str,
-        arm: Arm,
-        workload: Workload,
-        *,
-        memory: int | None = None,
-        resident: bool = False,
-    ) -> PeakMemory | None:
-        """Return the memory of one step from the file, or measured; None where it runs out."""
-        key = {"arm": text, "budget": arm.budget, **shape(workload), "limit": memory}
-        row = self._file.find("peaks", **key)
-        if row is None:
-            try:
-                measured = process.peak(workload, arm, memory=memory, resident=resident)
-                row = {**key, **dataclasses.asdict(measured)}
-                found = f"peak {size_in_words(measured.peak)}"
-            except MemoryError as error:
-                row = {**key, "out_of_memory": str(error)}
-                found = "out of memory"
-            self._file.add("peaks", row)
-            budget = f" of {size_in_words(arm.budget)}" if arm.budget else ""
-            self._progress(
-                f"{text}{budget}, {workload.layers} layers, {workload.batch_size} x {workload.sequence_length} tokens: "
-                f"{found}"
-            )
-        if "out_of_memory" in row:
-            return None
-        return PeakMemory(**{field.name: row[field.name] for field in dataclasses.fields(PeakMemory)})
+    def _limit(self, memory: int) -> int | None:
+        """Return what the allocator is to be held to: a GPU's can be, a CPU's is counted."""
+        return memory if self._limits_allocator else None
 
     def _time(self, points: Sequence[Point], rounds: int, warm_up_rounds: int, memory: int | None) -> None:
         """Time the arms that fit in turns, and write their points."""
@@ -273,19 +223,6 @@ class Study:
             except MemoryError as error:
                 self._progress(f"no times: {error}")
         self._file.add("points", *(point.row(points, times) for point in points))
-
-    def _known(self, name: ArmName, workload: Workload, unit: int) -> dict[int, int]:
-        """Return the bytes of sizes that were measured, by their number of units."""
-        grows = self._axis.grows
-        fixed = {key: size for key, size in shape(workload).items() if key != grows}
-        return {
-            row[grows] // unit: row["peak"] + row["weights_and_gradients"] + row["optimizer_states"]
-            for row in self._file.result["peaks"]
-            if row["arm"] == name.text
-            and "peak" in row
-            and row[grows] % unit == 0
-            and all(row[key] == size for key, size in fixed.items())
-        }
 
 
 def settings(axis: Axis, recipe: BenchRecipe) -> dict[str, Any]:

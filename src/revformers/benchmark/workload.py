@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 import revformers
 from revformers.activations.budget import Budget, Recompute
+from revformers.activations.budgeted import smallest_budget
 from revformers.hf.head import HeadLoss, set_head_loss
 from revformers.memory.plan import Head
 
@@ -199,6 +200,12 @@ class Arm:
     def activations(self) -> str | Budget:
         """The activation policy of an arm that is not plain."""
         return self.name if self.budget is None else Budget(self.budget, BUDGETS[self.name])
+
+    def smallest_budget(self, workload: Workload) -> int:
+        """Return the bytes that a budget arm keeps at least of a workload."""
+        steps = revformers.dynamics.from_dict(self.dynamics).steps(workload.layers)
+        item_size = workload.layer_input_bytes // workload.layer_input_elements
+        return smallest_budget(workload.layer_input_elements, item_size, steps, Budget(1, BUDGETS[self.name]))
 
     def apply(self, model: Model) -> Model:
         """Change `model`, which may have trained as another arm, in place to train as this one, and return it.
