@@ -78,23 +78,25 @@ class StudyPeaks:
         """Return the largest budget that was measured to peak within `room` bytes, or None where the smallest does not.
 
         A budget does not cover what a single layer and the head need, so the measured peak lies above it by what they
-        take: every trial is the last one with the room that it left.
+        take: every trial is the last one with the room that it left, until one is too large.
         """
         key = {"arm": name, **shape(workload), "room": room, "limit": limit}
         row = self._file.find("budgets", **key)
         if row is None:
-            best, trial = None, arm_of(1).smallest_budget(workload)
+            smallest = arm_of(1).smallest_budget(workload)
+            best, fails, trial = None, None, smallest
             for _ in range(BUDGET_TRIALS):
                 measured = self.measure(process, name, arm_of(trial), workload, limit=limit)
-                if measured is None or (measured.peak > room and best is None):
+                if measured is not None and measured.peak <= room:
+                    best, left = trial, room - measured.peak
+                    if left <= self._tolerance * room:
+                        break
+                else:
+                    fails, left = trial, 0
+                if best is None or (fails is not None and fails - best <= self._tolerance * room):
                     break
-                left = room - measured.peak
-                if left >= 0:
-                    best = trial
-                assert best is not None
-                if 0 <= left <= self._tolerance * room or trial + left <= best:
-                    break
-                trial += left
+                # Layers are stored whole, so that a little more may be a layer too much: from there on by halves.
+                trial = best + left if fails is None else (best + fails) // 2
             row = {**key, "budget": best}
             self._file.add("budgets", row)
         return row["budget"]

@@ -50,10 +50,10 @@ def _at_values(result: Row) -> TitledTable:
     table = TitledTable.empty(
         f"bench {result['study']}: one training step of every arm",
         f"{network_in_words(recipe)}\n"
-        f"Peak: above weights, gradients and optimizer states. Times: {recipe['rounds']} rounds in turns, median; "
-        f"ratios within a round,\nmedian (quartiles).",
+        f"Peak: above weights, gradients and optimizer states. Times: {recipe['rounds']} rounds in turns, median; those "
+        f"over {PLAIN_STORE} and {PLAIN_CHECKPOINT} within a round, median (quartiles).",
         left=(AXES[result["study"]].heading, "arm"),
-        right=("peak", "step", rate_heading(result), f"over {PLAIN_STORE}", f"over {PLAIN_CHECKPOINT}"),
+        right=("peak", "step", rate_heading(result), "over store", "over checkpoint"),
     )
     last = None
     for point in (point for point in result["points"] if point["memory"] is None):
@@ -79,7 +79,7 @@ def _at_largest(result: Row) -> TitledTable:
         f"bench {result['study']}: the largest {grows.replace('_', ' ')} that fits",
         f"{network_in_words(recipe)}\n"
         f"Weights, gradients and optimizer states count. One that is {recipe['tolerance']:.0%} larger was found not to "
-        f"fit. Budgets are measured\nat the size that plain_checkpoint reaches, with all of its memory.",
+        f"fit. Budgets without a size are measured at the size that {PLAIN_CHECKPOINT} reaches, with all of the memory.",
         left=(*([AXES[result["study"]].heading] if by_value else []), "memory", "arm"),
         right=(grows.replace("_", " "), "over store", "total", rate_heading(result), "over store"),
     )

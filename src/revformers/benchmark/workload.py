@@ -217,13 +217,12 @@ class Arm:
         """
         # The names that every transformers 5 has; later ones call them deprecated.
         with warnings.catch_warnings(action="ignore", category=FutureWarning):
-            if not self.plain:
-                recurrence = revformers.dynamics.from_dict(self.dynamics)
-                return revformers.make_reversible(model, recurrence, activations=self.activations)
-            revformers.make_residual(model)
-            model.gradient_checkpointing_disable()
+            revformers.make_residual(model).gradient_checkpointing_disable()
             if self.name == PLAIN_CHECKPOINT:
                 model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if not self.plain:
+            recurrence = revformers.dynamics.from_dict(self.dynamics)
+            return revformers.make_reversible(model, recurrence, activations=self.activations)
         if self.name == PLAIN_OFFLOAD:
             enable = getattr(model, "activation_checkpointing_enable", None)
             if enable is None or "offload" not in inspect.signature(enable).parameters:
