@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from revformers.benchmark import comparison as module
-from revformers.benchmark import memory
+from revformers.benchmark import process
 from revformers.benchmark.comparison import Comparison, ComparisonOptions, workload_of
 from revformers.training.errors import RecipeError
 from tests.benchmark.example import measure_here
@@ -15,7 +15,7 @@ OPTIONS = ComparisonOptions(dynamics_steps=3, arm_steps=2, depths=(2, 4), proces
 
 @pytest.fixture(autouse=True)
 def one_process(monkeypatch):
-    monkeypatch.setattr(memory, "measure_peak_memory", measure_here)
+    monkeypatch.setattr(process, "measure_peak_memory", measure_here)
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ MARKERS = "os^Dvpx*P"
 PANEL_INCHES = (4.2, 3.4)
 
 Row = Mapping[str, Any]
-Figure_of = Callable[[Row], float | None]
+FigureOf = Callable[[Row], float | None]
 
 
 def save_plot(result: Row, path: Path) -> None:
@@ -44,7 +44,7 @@ def save_plot(result: Row, path: Path) -> None:
     at_values = [point for point in result["points"] if point["memory"] is None]
     at_largest = [point for point in result["points"] if point["memory"] is not None]
     speed = rate_heading(result)
-    panels: list[tuple[str, str, Sequence[Row], Figure_of, Figure_of]] = []
+    panels: list[tuple[str, str, Sequence[Row], FigureOf, FigureOf]] = []
     if axis.name == "budget":
         over = f"step time over {PLAIN_CHECKPOINT}"
         panels.append(("measured peak, MiB", over, at_values, _peak, _over_checkpoint))
@@ -65,22 +65,26 @@ def save_plot(result: Row, path: Path) -> None:
         for number, (x_label, title, points, x_of, y_of) in enumerate(panels, start=1):
             _draw(figure.add_subplot(rows, columns, number), arms, points, x_of, y_of, x_label, title)
         handles = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
-        figure.legend(handles=list(handles.values()), loc="outside lower center", ncols=4, frameon=False)
+        figure.legend(handles=list(handles.values()), loc="outside lower center", ncols=2 * columns, frameon=False)
         figure.suptitle(network_in_words(result["recipe"]), fontsize="small", x=0.01, ha="left", wrap=True)
         figure.savefig(path, dpi=160, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def _draw(
-    axes: Axes, arms: Sequence[str], points: Sequence[Row], x_of: Figure_of, y_of: Figure_of, x_label: str, title: str
+    axes: Axes, arms: Sequence[str], points: Sequence[Row], x_of: FigureOf, y_of: FigureOf, x_label: str, title: str
 ) -> None:
     """Draw one line an arm; figures that there are not leave a gap."""
+    highest, ticks = 0.0, set[float]()
     for place, arm in enumerate(arms):
         pairs = sorted((x, y) for point in points if point["arm"] == arm if (x := x_of(point)) and (y := y_of(point)))
         if pairs:
             xs, ys = zip(*pairs, strict=True)
             dashed = "--" if arm in PLAIN_ARMS else "-"
             axes.plot(xs, ys, dashed, color=f"C{place}", marker=MARKERS[place % len(MARKERS)], label=arm)
-    axes.set_ylim(bottom=0)
+            highest, ticks = max(highest, *ys), ticks | set(xs)
+    axes.set_ylim(0, 1.08 * highest or 1)
+    if x_of is not _peak:
+        axes.set_xticks(sorted(ticks), [f"{tick:,.4g}" if tick % 1 else f"{tick:,.0f}" for tick in sorted(ticks)])
     axes.set_xlabel(x_label)
     axes.set_title(title)
 
@@ -98,7 +102,7 @@ def _over_checkpoint(point: Row) -> float | None:
     return float(ratio["median"]) if ratio else None
 
 
-def _memory(result: Row) -> Figure_of:
+def _memory(result: Row) -> FigureOf:
     """Return a function from a point to the GiB within which it was the largest."""
     sizes = {row["memory"]: row["memory_bytes"] / UNITS["GiB"] for row in result["largest"]}
     return lambda point: sizes[point["memory"]]

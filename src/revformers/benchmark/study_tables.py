@@ -50,8 +50,8 @@ def _at_values(result: Row) -> TitledTable:
     table = TitledTable.empty(
         f"bench {result['study']}: one training step of every arm",
         f"{network_in_words(recipe)}\n"
-        f"Peak: above weights, gradients and optimizer states. Times: {recipe['rounds']} rounds in turns, median; those "
-        f"over {PLAIN_STORE} and {PLAIN_CHECKPOINT} within a round, median (quartiles).",
+        f"Peak: above weights, gradients and optimizer states. Times: median of {recipe['rounds']} rounds in turns; "
+        f"over {PLAIN_STORE} and {PLAIN_CHECKPOINT} (quartiles) within a round.",
         left=(AXES[result["study"]].heading, "arm"),
         right=("peak", "step", rate_heading(result), "over store", "over checkpoint"),
     )
@@ -64,7 +64,8 @@ def _at_values(result: Row) -> TitledTable:
             _fits(point, "peak"),
             numbers.seconds(point["seconds"]["median"]) if "seconds" in point else NOTHING,
             _written(rate(result, point)),
-            *(numbers.ratio(ratios[name]) if name in ratios else NOTHING for name in (PLAIN_STORE, PLAIN_CHECKPOINT)),
+            f"{ratios[PLAIN_STORE]['median']:.2f}" if PLAIN_STORE in ratios else NOTHING,
+            numbers.ratio(ratios[PLAIN_CHECKPOINT]) if PLAIN_CHECKPOINT in ratios else NOTHING,
         )
         last = point["value"]
     return table
@@ -78,8 +79,8 @@ def _at_largest(result: Row) -> TitledTable:
     table = TitledTable.empty(
         f"bench {result['study']}: the largest {grows.replace('_', ' ')} that fits",
         f"{network_in_words(recipe)}\n"
-        f"Weights, gradients and optimizer states count. One that is {recipe['tolerance']:.0%} larger was found not to "
-        f"fit. Budgets without a size are measured at the size that {PLAIN_CHECKPOINT} reaches, with all of the memory.",
+        f"Weights, gradients and optimizer states count. What is {recipe['tolerance']:.0%} larger was found not to "
+        f"fit. Budgets without a size are measured where {PLAIN_CHECKPOINT} ends, with all of the memory.",
         left=(*([AXES[result["study"]].heading] if by_value else []), "memory", "arm"),
         right=(grows.replace("_", " "), "over store", "total", rate_heading(result), "over store"),
     )
