@@ -13,7 +13,7 @@ from revformers.benchmark.study_plot import save_plot
 from revformers.benchmark.study_tables import study_tables
 from tests.benchmark.example import quartiles
 
-ARMS = ("plain_store", "plain_checkpoint", "plain_offload", "rebuild", "budget_checkpoint:20GiB")
+ARMS = ("plain_store", "plain_checkpoint", "plain_offload", "rebuild", "budget_checkpoint")
 MEBIBYTE = 2**20
 
 
@@ -27,15 +27,15 @@ def point(arm, value, memory=None, *, size=4, peak=100, median=0.5, budget=None)
     }  # fmt: skip
 
 
-def result(axis, values, memory=()):
+def result(axis, values, memory=(), arms=ARMS):
     points = [
         point(arm, value, peak=100 * place + 7 * at, median=0.5 + place / 8)
         for at, value in enumerate(values, start=1)
-        for place, arm in enumerate(ARMS, start=1)
+        for place, arm in enumerate(arms, start=1)
     ]
     for at, text in enumerate(memory, start=1):
         for value in values if AXES[axis].at_every_value else [None]:
-            points += [point(arm, value, text, size=8 * at * place) for place, arm in enumerate(ARMS, start=1)]
+            points += [point(arm, value, text, size=8 * at * place) for place, arm in enumerate(arms, start=1)]
     largest = [{"memory": text, "memory_bytes": at * 2**30} for at, text in enumerate(memory, start=1)]
     return {"study": axis, "recipe": BenchRecipe().to_dict(), "points": points, "largest": largest}
 
@@ -61,6 +61,7 @@ def test_every_point_has_a_line_that_fits(study):
     lines = [line for line in text.splitlines() if any(f" {arm} " in f" {line} " for arm in ARMS)]
     assert len([line for line in lines if re.search(r"\d", line)]) >= len(study["points"])
     assert "…" not in text
+    assert "budget_checkpoint:20GiB" in shown(result("depth", (96,), ("80GiB",), (*ARMS, "budget_checkpoint:20GiB")))
 
 
 def test_the_figures_are_those_of_the_points():

@@ -82,7 +82,13 @@ def _at_largest(result: Row) -> TitledTable:
         f"Weights, gradients and optimizer states count. What is {recipe['tolerance']:.0%} larger was found not to "
         f"fit. Budgets without a size are measured where {PLAIN_CHECKPOINT} ends, with all of the memory.",
         left=(*([AXES[result["study"]].heading] if by_value else []), "memory", "arm"),
-        right=(grows.replace("_", " "), "over store", "total", rate_heading(result), "over store"),
+        right=(
+            "batch" if grows == "batch_size" else "tokens",
+            "over store",
+            "total",
+            rate_heading(result),
+            "over store",
+        ),
     )
     last: tuple[Any, ...] = ()
     for point in points:
