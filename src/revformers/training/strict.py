@@ -143,9 +143,10 @@ def _converted(value: Any, annotation: Any, dotted: str, origin: str) -> Any:
 
 def _converted_list(value: Any, element: type, dotted: str, origin: str) -> tuple[Any, ...]:
     """Return `value` as a tuple of texts or of whole numbers, or raise RecipeError."""
+    given = str(value)
     if isinstance(value, Words):
         value = value.words if element is str else [parse_yaml(word) for word in value.words]
     if isinstance(value, Sequence) and not isinstance(value, str) and all(type(item) is element for item in value):
         return tuple(value)
     expected = {str: "a list of texts", int: "a list of whole numbers"}[element]
-    raise RecipeError(f"{origin}: {dotted!r} takes {expected}, not {str(value)!r}.")
+    raise RecipeError(f"{origin}: {dotted!r} takes {expected}, not {given!r}.")
