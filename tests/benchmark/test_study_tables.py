@@ -36,8 +36,8 @@ def result(axis, values, memory=(), arms=ARMS):
     for at, text in enumerate(memory, start=1):
         for value in values if AXES[axis].at_every_value else [None]:
             points += [point(arm, value, text, size=8 * at * place) for place, arm in enumerate(arms, start=1)]
-    largest = [{"memory": text, "memory_bytes": at * 2**30} for at, text in enumerate(memory, start=1)]
-    return {"study": axis, "recipe": BenchRecipe().to_dict(), "points": points, "largest": largest}
+    sizes = [{"memory": text, "bytes": at * 2**30} for at, text in enumerate(memory, start=1)]
+    return {"study": axis, "recipe": BenchRecipe().to_dict(), "points": points, "memory": sizes}
 
 
 RESULTS = {

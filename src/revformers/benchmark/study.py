@@ -26,6 +26,7 @@ class Study:
 
     Its file holds, in the order of their measurement:
 
+    * ``memory``: the bytes of each memory that searches are held to;
     * ``peaks``: the memory of one step of one arm, or that it ran out of it; the trials of searches among them;
     * ``budgets``: the budget with which a budget arm peaks at what it is compared with;
     * ``largest``: the largest batch or longest sequence of an arm within a memory;
@@ -62,7 +63,7 @@ class Study:
 
     def run(self) -> dict[str, Any]:
         """Measure what is not in the file yet, and return what it holds."""
-        self._check_memory()
+        self._read_memory()
         for value in self._values:
             self._at_value(value)
             if self._axis.at_every_value:
@@ -98,16 +99,20 @@ class Study:
                     f"The smallest of the budgets is below the {smallest} that {name.text} keeps at least."
                 )
 
-    def _check_memory(self) -> None:
+    def _read_memory(self) -> None:
         """Learn how many bytes the recipe's memory is, and raise RecipeError where the device has fewer."""
-        if not self._recipe.memory or not self._axis.grows:
-            return
-        with MeasuringProcess() as process:
-            free, total = process.device_memory(self._recipe.device)
-        for text in self._recipe.memory:
-            self._memory[text] = free if text == FREE else parse_size(text)
-            if self._memory[text] > total:
-                raise RecipeError(f"memory {text} is more than the {size_in_words(total)} of {self._recipe.device}.")
+        for text in self._recipe.memory if self._axis.grows else ():
+            row = self._file.find("memory", memory=text)
+            if row is None:
+                with MeasuringProcess() as process:
+                    free, total = process.device_memory(self._recipe.device)
+                row = {"memory": text, "bytes": free if text == FREE else parse_size(text)}
+                if row["bytes"] > total:
+                    raise RecipeError(
+                        f"memory {text} is more than the {size_in_words(total)} of {self._recipe.device}."
+                    )
+                self._file.add("memory", row)
+            self._memory[text] = row["bytes"]
 
     def _at_value(self, value: Value) -> None:
         """Measure memory and times of all arms at one value."""
@@ -160,7 +165,7 @@ class Study:
                     size, budget = self._search_budget(process, name, workload, value, text)
                 else:
                     size, budget = self._search(process, name, workload, memory), name.budget
-            row = {**key, "memory_bytes": memory, axis.grows: size, "budget": budget}
+            row = {**key, axis.grows: size, "budget": budget}
             self._file.add("largest", row)
             where = "" if value is None else f" at {axis.heading} {value}"
             self._progress(f"{name.text}{where} within {text}: largest {axis.grows} {size or 'none'}")

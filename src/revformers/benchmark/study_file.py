@@ -8,7 +8,7 @@ from typing import Any
 from revformers.benchmark.environment import describe_environment, write_result
 from revformers.training.errors import RecipeError
 
-TABLES = ("peaks", "budgets", "largest", "points")
+TABLES = ("memory", "peaks", "budgets", "largest", "points")
 
 
 class StudyFile:

@@ -104,5 +104,5 @@ def _over_checkpoint(point: Row) -> float | None:
 
 def _memory(result: Row) -> FigureOf:
     """Return a function from a point to the GiB within which it was the largest."""
-    sizes = {row["memory"]: row["memory_bytes"] / UNITS["GiB"] for row in result["largest"]}
+    sizes = {row["memory"]: row["bytes"] / UNITS["GiB"] for row in result["memory"]}
     return lambda point: sizes[point["memory"]]
