@@ -1,6 +1,6 @@
 """What to do with the room that is left: which steps to store, and which attention outputs to keep."""
 
-from bisect import bisect_right
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -28,23 +28,38 @@ class StepCost:
 
 @dataclass(frozen=True)
 class Allocation:
-    """The steps from `first_stored` are stored; of those before `attention_until` the attention outputs are kept."""
+    """What to do with the steps of a stack.
+
+    Attributes:
+        first_stored: this step and those after it are stored.
+        first_with_attention: of this step and those after it, up to the stored ones, the attention outputs are kept.
+
+    """
 
     first_stored: int
-    attention_until: int
+    first_with_attention: int
+
+    def stores(self, step: int) -> bool:
+        """Whether step number `step` is stored."""
+        return step >= self.first_stored
+
+    def keeps_attention(self, step: int) -> bool:
+        """Whether the attention outputs of step number `step` are kept."""
+        return self.first_with_attention <= step < self.first_stored
 
 
 def allocate(costs: Sequence[StepCost], firsts: Iterable[int], pair: int, room: int) -> Allocation:
     """Choose what makes the backward pass recompute the fewest operations.
 
     Stored steps are the last ones, as the states before them are then all that a rebuild needs. How many there are
-    decides what room is left for attention outputs; every number is tried. At
-    long sequences attention is most of the operations and its outputs are a small part of a layer's activations, so
-    these come first; at short ones storing whole layers spares more operations a byte.
+    decides what room is left for attention outputs; every number is tried. At long sequences attention is most of the
+    operations and its outputs are a small part of a layer's activations, so these come first; at short ones storing
+    whole layers spares more operations a byte. Attention outputs are kept from the top as well: there the backward pass
+    frees them before it has reached its peak.
 
     Args:
         costs: of every step.
-        firsts: the steps that may be the first stored one; that after the last step, which stores nothing, always may.
+        firsts: the steps that may be the first stored one; none at all may be stored in any case.
         pair: bytes that are kept where not all steps are stored.
         room: bytes that may be kept.
 
@@ -57,14 +72,14 @@ def allocate(costs: Sequence[StepCost], firsts: Iterable[int], pair: int, room: 
     recomputed = list(accumulate((cost.recomputed for cost in costs), initial=0))
     outputs = list(accumulate((cost.outputs for cost in costs), initial=0))
     operations = list(accumulate((cost.operations for cost in costs), initial=0))
-    spared = list(accumulate((cost.attention_operations for cost in costs), initial=0))
-    best, fewest = Allocation(steps, 0), operations[steps]
+    attention = list(accumulate((cost.attention_operations for cost in costs), initial=0))
+    best, fewest = Allocation(steps, steps), operations[steps]
     for first in (steps, *firsts):
         left = room - stored[first] - recomputed[first] - (pair if first else 0)
         if left < 0:
             continue
-        until = bisect_right(outputs, left, hi=first + 1) - 1
-        again = operations[first] - spared[until]
+        start = bisect_left(outputs, outputs[first] - left)
+        again = operations[first] - (attention[first] - attention[start])
         if again < fewest:
-            best, fewest = Allocation(first, until), again
+            best, fewest = Allocation(first, start), again
     return best

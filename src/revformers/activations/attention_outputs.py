@@ -1,16 +1,20 @@
 """Keeping what the attention kernels of a field returned, so that its second evaluation need not run them.
 
-PyTorch's selective checkpointing does the keeping: in the first evaluation it notes the outputs of the chosen kernels,
-in the second it returns them. They are the same bits, so the field's result is the same as well.
+This is selective checkpointing. PyTorch's own, `create_selective_checkpoint_contexts`, wants both evaluations to run
+the same list of kernels, down to the casts of weights that autocast leaves out where it has done them before. Here only
+the attention kernels have to agree.
 """
 
-import contextlib
+from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
-from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
+from revformers.activations.rebuild import REMEDY
+from revformers.errors import RebuildMismatchError
 from revformers.field import Field
 
 KERNELS = {
@@ -43,37 +47,106 @@ class AttentionKeeper:
         self.operations = 0
         self.attention_operations = 0
         self._field = field
-        self._keeping, self._replaying = create_selective_checkpoint_contexts(self._observe)
+        self._first = True
+        self._outputs: deque[_KernelOutput] = deque()
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """Evaluate the field."""
-        context = self._keeping or self._replaying or contextlib.nullcontext()
-        if self._keeping:
-            self._keeping = None
-        else:
-            self._replaying = None
-        with context:
+        """Evaluate the field.
+
+        Raises:
+            RebuildMismatchError: where the second evaluation runs other attention kernels than the first.
+
+        """
+        if self._first:
+            self._first = False
+            with _EveryKernel(self._observe):
+                update = self._field(hidden)
+            for output in self._outputs:
+                output.detach()
+            return update
+        if not self._outputs:
+            return self._field(hidden)
+        # What an interrupted evaluation leaves unused is no use to the next one.
+        self._outputs, outputs = deque(), self._outputs
+
+        def run(kernel: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+            if not _is_kept(kernel, arguments, keywords):
+                return kernel(*arguments, **keywords)
+            if not outputs:
+                raise RebuildMismatchError(f"A layer ran more attention kernels than in the forward pass. {REMEDY}")
+            return outputs.popleft().value_of(kernel.name())
+
+        with _EveryKernel(run):
             return self._field(hidden)
 
     def forget(self) -> None:
         """Let go of what was kept."""
-        self._replaying = None
+        self._outputs.clear()
 
-    def _observe(self, context: Any, kernel: Any, *arguments: Any, **keywords: Any) -> CheckpointPolicy:
-        output = context.op_output
-        name = kernel.name()
+    def _observe(self, kernel: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        output = kernel(*arguments, **keywords)
         operations = _operations(kernel, arguments, keywords, output)
         self.operations += operations
-        # A kernel that draws random numbers has to run again: what follows it draws from where it left off.
-        if name not in KERNELS or _dropout(kernel, arguments, keywords):
-            return CheckpointPolicy.PREFER_RECOMPUTE
-        self.attention_operations += operations
-        self.kept_bytes += sum(value.untyped_storage().nbytes() for value in output if isinstance(value, Tensor))
-        return CheckpointPolicy.MUST_SAVE
+        if _is_kept(kernel, arguments, keywords):
+            self.attention_operations += operations
+            self.kept_bytes += sum(value.untyped_storage().nbytes() for value in output if isinstance(value, Tensor))
+            self._outputs.append(_KernelOutput(kernel.name(), output))
+        return output
+
+
+class _KernelOutput:
+    """What a kernel returned, a tuple whose tensors must not be written to afterwards."""
+
+    def __init__(self, kernel: str, values: tuple[Any, ...]) -> None:
+        self._kernel = kernel
+        self._values = values
+        self._versions = [value._version for value in values if isinstance(value, Tensor)]
+
+    def detach(self) -> None:
+        """Let go of the graph that autograd has made of the tensors meanwhile."""
+        self._values = tuple(_detached(value) for value in self._values)
+
+    def value_of(self, kernel: str) -> tuple[Any, ...]:
+        """Return the values for another call of the kernel, for autograd to make a graph of."""
+        if kernel != self._kernel:
+            raise RebuildMismatchError(f"A layer ran {kernel} where the forward pass ran {self._kernel}. {REMEDY}")
+        if [value._version for value in self._values if isinstance(value, Tensor)] != self._versions:
+            raise RebuildMismatchError(
+                f"A layer writes into the output of {kernel}, which can therefore not be kept; train with "
+                f'activations="rebuild" or "checkpoint" in the place of a budget.'
+            )
+        return tuple(_detached(value) for value in self._values)
+
+
+class _EveryKernel(TorchDispatchMode):
+    """Has `run` called in the place of every kernel, with the kernel and its arguments."""
+
+    def __init__(self, run: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]) -> None:
+        super().__init__()
+        self._run = run
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Say that compiled layers stay compiled; otherwise PyTorch would run them eagerly, with other rounding."""
+        return True
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return self._run(func, args, kwargs or {})
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def _is_kept(kernel: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> bool:
+    # A kernel that draws random numbers has to run again: what follows it draws from where it left off.
+    return kernel.name() in KERNELS and not _dropout(kernel, arguments, keywords)
 
 
 def _operations(kernel: Any, arguments: Any, keywords: Any, output: Any) -> int:
-    if kernel.name() in ("aten::_scaled_dot_product_flash_attention_for_cpu",):
+    if kernel.name() == "aten::_scaled_dot_product_flash_attention_for_cpu":
         return sdpa_flop_count(*(argument.shape for argument in arguments[:3]))
     count = flop_registry.get(getattr(kernel, "overloadpacket", kernel))
     return int(count(*arguments, **keywords, out_val=output)) if count else 0

@@ -125,11 +125,11 @@ class Budgeted(ActivationPolicy):
             self._require_enough(hidden)
         allocation = self._allocation
         observed = allocation is None
-        stored = allocation is not None and self._step >= allocation.first_stored
+        stored = allocation is not None and allocation.stores(self._step)
         if allocation is not None and self._step == allocation.first_stored and self._rebuilds:
             self._tape.keep_copy_of_states()
         keeper = None
-        if allocation is None or self._step < min(allocation.first_stored, allocation.attention_until):
+        if allocation is None or allocation.keeps_attention(self._step):
             keeper = AttentionKeeper(field)
         self._saved.count = 0
         update = self._tape.evaluate(
@@ -150,7 +150,7 @@ class Budgeted(ActivationPolicy):
 
     def advance(self, coefficients: Coefficients, update: Tensor) -> None:
         """Advance the states; the tape notes the steps that it will undo."""
-        if self._rebuilds and (self._allocation is None or self._step < self._allocation.first_stored):
+        if self._rebuilds and (self._allocation is None or not self._allocation.stores(self._step)):
             self._tape.advance(coefficients, update)
         else:
             super().advance(coefficients, update)
@@ -201,7 +201,8 @@ class Budgeted(ActivationPolicy):
         costs = [other.cost for other in self._evaluated]
         for step in range(len(costs), len(self._steps)):
             like = costs[step - self._steps_per_layer]
-            costs.append(dataclasses.replace(like, recomputed=self._recomputed_bytes(step, hidden)))
+            stored = max(like.stored, hidden.nbytes)
+            costs.append(dataclasses.replace(like, stored=stored, recomputed=self._recomputed_bytes(step, hidden)))
         pair = _pair_bytes(hidden.numel()) if self._rebuilds else 0
         # What was observed is held in full, or not at all.
         firsts = [*reversed(range(len(self._evaluated), len(costs))), *([0] if self._may_store_all else [])]
@@ -218,10 +219,11 @@ class Budgeted(ActivationPolicy):
         """Store, checkpoint or rebuild a step that was evaluated, and decide on its attention outputs."""
         assert self._allocation is not None
         step, cost, input_bytes = evaluated.step, evaluated.cost, evaluated.hidden.nbytes
-        meant_to_store = step >= self._allocation.first_stored
+        meant_to_store = self._allocation.stores(step)
         # The steps above are kept at least as inputs, should they turn out to take more than was expected.
         least_above = (len(self._steps) - step - 1) * input_bytes
-        if meant_to_store and self._kept + cost.stored + least_above <= self._budget:
+        fits = self._kept + cost.stored + least_above <= self._budget
+        if not evaluated.requires_grad or (meant_to_store and fits):
             self._tape.store(step)
             self._kept += cost.stored
             self._stored_steps += 1
@@ -234,7 +236,7 @@ class Budgeted(ActivationPolicy):
             self._kept += cost.recomputed
         if evaluated.keeper is None:
             return
-        wanted = step < min(self._allocation.first_stored, self._allocation.attention_until)
+        wanted = self._allocation.keeps_attention(step)
         if wanted and cost.outputs and self._kept + cost.outputs + self._reserved[step + 1] <= self._budget:
             self._kept += cost.outputs
             self._attention_steps += 1

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from revformers.training.recipe import DataSection, TrainingSection, read_recipe, require
+from revformers.training.recipe import DataSection, TrainingSection, read_recipe, require, require_activations
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,14 @@ class ConversionSection:
     options: dict[str, Any] = field(default_factory=dict)
     """Further options of revformers.convert, by their names there."""
 
-    activations: Literal["store", "checkpoint", "offload", "rebuild"] = "rebuild"
+    activations: str = "rebuild"
     """What the backward pass does for activations: store keeps all, checkpoint recomputes from each layer's kept input,
-    offload keeps those inputs in host memory, rebuild keeps nothing and reverses the recurrence."""
+    offload keeps those inputs in host memory, rebuild keeps nothing and reverses the recurrence. A budget such as
+    budget:20GiB stores what fits and rebuilds the rest, budget:20GiB:checkpoint checkpoints it."""
 
     def __post_init__(self) -> None:
         require(self.sequences >= 1, "conversion.sequences", "at least 1", self.sequences)
+        require_activations("conversion.activations", self.activations)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
 
+from revformers.activations import check_activations
 from revformers.training.errors import RecipeError
 from revformers.training.strict import Words, filled, parse_yaml
 
@@ -50,9 +51,13 @@ class RecurrenceSection:
 class DynamicsSection(RecurrenceSection):
     """The recurrence that takes the place of the residual update, and what its backward pass keeps."""
 
-    activations: Literal["store", "checkpoint", "offload", "rebuild"] = "rebuild"
+    activations: str = "rebuild"
     """What the backward pass does for activations: store keeps all, checkpoint recomputes from each layer's kept input,
-    offload keeps those inputs in host memory, rebuild keeps nothing and reverses the recurrence."""
+    offload keeps those inputs in host memory, rebuild keeps nothing and reverses the recurrence. A budget such as
+    budget:20GiB stores what fits and rebuilds the rest, budget:20GiB:checkpoint checkpoints it."""
+
+    def __post_init__(self) -> None:
+        require_activations("dynamics.activations", self.activations)
 
 
 @dataclass(frozen=True)
@@ -327,3 +332,11 @@ def require(condition: bool, name: str, expected: str, value: Any) -> None:
     """Raise RecipeError where the value of the field `name` is not what is expected of it."""
     if not condition:
         raise RecipeError(f"{name} must be {expected}, not {value}.")
+
+
+def require_activations(name: str, value: str) -> None:
+    """Raise RecipeError where the value of the field `name` is no way to hold activations."""
+    try:
+        check_activations(value)
+    except ValueError as error:
+        raise RecipeError(f"{name}: {error}") from error
