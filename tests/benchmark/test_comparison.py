@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from revformers.benchmark import comparison as module
-from revformers.benchmark import memory
+from revformers.benchmark import process
 from revformers.benchmark.comparison import Comparison, ComparisonOptions, workload_of
 from revformers.training.errors import RecipeError
 from tests.benchmark.example import measure_here
@@ -15,7 +15,7 @@ OPTIONS = ComparisonOptions(dynamics_steps=3, arm_steps=2, depths=(2, 4), proces
 
 @pytest.fixture(autouse=True)
 def one_process(monkeypatch):
-    monkeypatch.setattr(memory, "measure_peak_memory", measure_here)
+    monkeypatch.setattr(process, "measure_peak_memory", measure_here)
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_the_workload_is_that_of_the_recipe(tmp_path):
 
 def test_the_recipe_keeps_its_own_options(tmp_path):
     recipe = tiny_recipe(tmp_path, {"dynamics.name": "midpoint", "dynamics.options.readout": "mean"})
-    compared = module._dynamics_to_compare(module.build_dynamics(recipe))
+    compared = module._dynamics_to_compare(module.build_dynamics(recipe.dynamics))
     assert [one.name for one in compared] == ["midpoint", "blended_midpoint", "leapfrog", "hamiltonian"]
     assert compared[0].readout == "mean"
 

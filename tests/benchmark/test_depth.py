@@ -1,8 +1,7 @@
 import pytest
 
 from revformers import BlendedMidpoint, Hamiltonian, Midpoint
-from revformers.benchmark import depth as module
-from revformers.benchmark.depth import DepthPoint, as_rows, growths, mean_side_information_bits, measure_depths
+from revformers.benchmark.depth import DepthPoint, as_rows, growths, mean_side_information_bits
 from revformers.benchmark.memory import PeakMemory
 from revformers.benchmark.workload import Arm, Workload, llama_config
 
@@ -38,17 +37,3 @@ def test_side_information_counts_every_step_and_the_layers_asked_for():
     assert mean_side_information_bits(BlendedMidpoint("1/4"), range(8)) == 2
     assert mean_side_information_bits(BlendedMidpoint("1/4", granularity="branch"), range(8)) == 4
     assert mean_side_information_bits(BlendedMidpoint([1, 1, "1/4", "1/2"]), range(2, 4)) == 1.5
-
-
-def test_every_arm_is_measured_at_every_depth(monkeypatch):
-    def measure(tasks):
-        ((workload, arm),) = tasks  # a process for each
-        return [PeakMemory(100 * workload.layers + len(arm.name), 0, None)]
-
-    monkeypatch.setattr(module, "measure_peak_memory", measure)
-    seen = []
-    points = measure_depths(WORKLOAD, [Arm("rebuild", Midpoint().to_dict()), CHECKPOINT], [8, 2], seen.append)
-    assert [(p.arm, p.layers, p.memory.peak) for p in points] == [
-        ("rebuild", 2, 207), ("rebuild", 8, 807), ("checkpoint", 2, 210), ("checkpoint", 8, 810)
-    ]  # fmt: skip
-    assert seen == points

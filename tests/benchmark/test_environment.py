@@ -40,14 +40,14 @@ def test_commands_name_no_folders_of_this_machine(tmp_path, monkeypatch):
     inside, outside = str(tmp_path / "runs" / "a"), str(tmp_path.parent / "b.yaml")
     assert command_line(["compare", outside, "--out", inside]) == "revformers compare b.yaml --out runs/a"
     assert command_line(["compare", f"--out={inside}"]) == "revformers compare --out=runs/a"
-    assert command_line(["benchmark", "--dynamics_options", "{blend: 1/4}"]).endswith("'{blend: 1/4}'")
+    assert command_line(["bench", "--dynamics.options", "{blend: 1/4}"]).endswith("'{blend: 1/4}'")
 
 
 def test_a_result_carries_its_command_and_environment(tmp_path):
     path = tmp_path / "new" / "result.json"
-    write_result(path, {"figure": 3}, ["benchmark", "time"])
+    write_result(path, {"figure": 3}, ["bench", "depth"])
     result = json.loads(path.read_text())
     assert result["figure"] == 3
-    assert result["command"] == "revformers benchmark time"
+    assert result["command"] == "revformers bench depth"
     assert result["environment"]["torch"]
     assert [file.name for file in path.parent.iterdir()] == ["result.json"]

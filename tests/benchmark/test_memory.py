@@ -1,11 +1,12 @@
 import dataclasses
 
 import pytest
+import torch
 
 from revformers import BlendedMidpoint, Hamiltonian, Leapfrog, Midpoint
-from revformers.benchmark import memory as module
-from revformers.benchmark.memory import PeakMemory, measure_in_this_process, measure_peak_memory
-from revformers.benchmark.workload import PLAIN_CHECKPOINT, PLAIN_STORE, Arm, Workload, llama_config
+from revformers.benchmark.memory import Measurer, TurnTimes
+from revformers.benchmark.process import measure_peak_memory
+from revformers.benchmark.workload import PLAIN_CHECKPOINT, PLAIN_STORE, Arm, Workload, arms_from_names, llama_config
 
 WORKLOAD = Workload(llama_config(3, 64, 32, 128), batch_size=4, sequence_length=128)
 RANDOM_STATE_BYTES = 5056
@@ -14,7 +15,7 @@ RANDOM_STATE_BYTES = 5056
 
 def growth(arm, workload=WORKLOAD):
     """Return the bytes by which each of two added layers raises the peak."""
-    shallow, deep = (measure_in_this_process(workload.with_layers(layers), arm).peak for layers in (3, 5))
+    shallow, deep = (Measurer().peak(workload.with_layers(layers), arm).peak for layers in (3, 5))
     return (deep - shallow) / 2
 
 
@@ -48,40 +49,69 @@ def test_the_head_does_not_set_the_peak():
     # Otherwise the growth of the layers would hide below it.
     rebuild = Arm("rebuild", Midpoint().to_dict())
     larger = dataclasses.replace(WORKLOAD, model_config=llama_config(3, 64, 64, 128))
-    assert measure_in_this_process(larger, rebuild).peak == measure_in_this_process(WORKLOAD, rebuild).peak
+    assert Measurer().peak(larger, rebuild).peak == Measurer().peak(WORKLOAD, rebuild).peak
 
 
-def test_a_fresh_process_measures_the_same_whatever_ran_in_it_before():
-    store, rebuild = Arm(PLAIN_STORE), Arm("rebuild", Midpoint().to_dict())
-    here = {arm.name: measure_in_this_process(WORKLOAD, arm) for arm in (store, rebuild)}
-    fresh = measure_peak_memory([(WORKLOAD, arm) for arm in (rebuild, store, rebuild)], threads=1)
-    assert fresh == [here["rebuild"], here[PLAIN_STORE], here["rebuild"]]
+def test_the_optimizer_has_states_that_count_apart_and_leaves_the_weights_alone():
+    workload, measurer = dataclasses.replace(WORKLOAD, optimizer="adamw"), Measurer()
+    with_states, without = measurer.peak(workload, Arm(PLAIN_STORE)), Measurer().peak(WORKLOAD, Arm(PLAIN_STORE))
     parameters = WORKLOAD.build_model().num_parameters()
-    assert 8 * parameters <= fresh[0].weights_and_gradients < 8 * parameters + 4096
-    assert fresh[0].total == fresh[0].peak + fresh[0].weights_and_gradients
+    assert 8 * parameters <= with_states.optimizer_states < 8 * parameters + 4096
+    assert without.optimizer_states == 0
+    assert with_states.weights_and_gradients == without.weights_and_gradients
+    assert with_states.total == without.total + with_states.optimizer_states
+    times = measurer.times({"store": (workload, Arm(PLAIN_STORE))}, rounds=2, warm_up_rounds=0)
+    again = Measurer().times({"store": (WORKLOAD, Arm(PLAIN_STORE))}, rounds=2, warm_up_rounds=0)
+    assert times.losses == again.losses
 
 
-def test_processes_side_by_side_share_the_cores(monkeypatch):
-    asked = []
-
-    def measure(tasks, *, threads):
-        asked.append(threads)
-        return [PeakMemory(workload.layers, 0, None) for workload, _ in tasks]
-
-    monkeypatch.setattr(module, "measure_peak_memory", measure)
-    monkeypatch.setattr(module.os, "cpu_count", lambda: 6)
-    arm = Arm(PLAIN_STORE)
-    tasks = [[(WORKLOAD, arm), (WORKLOAD.with_layers(7), arm)], [(WORKLOAD.with_layers(2), arm)]]
-    measured = module.measure_side_by_side(tasks, 2)
-    assert [[one.peak for one in of_process] for of_process in measured] == [[3, 7], [2]]
-    assert asked == [3, 3]
-    module.measure_side_by_side(tasks, 1)
-    assert asked[2:] == [None, None]
+def test_arms_take_turns_on_one_model_and_see_the_same_batches():
+    names = ["plain_checkpoint", "rebuild", "checkpoint", "plain_store", "budget"]
+    arms = arms_from_names(names, Midpoint(), budget=2**22)
+    larger = dataclasses.replace(WORKLOAD, batch_size=6)
+    tasks = {arm.name: (WORKLOAD, arm) for arm in arms} | {"larger": (larger, arms[1])}
+    times = Measurer().times(tasks, rounds=3, warm_up_rounds=1)
+    assert times.out_of_memory == []
+    assert {name: len(seconds) for name, seconds in times.seconds.items()} == dict.fromkeys(tasks, 3)
+    losses = times.losses
+    assert losses["rebuild"] == losses["checkpoint"] == losses["budget"]
+    assert losses["plain_checkpoint"] == losses["plain_store"] != losses["rebuild"]
+    assert len(set(losses["rebuild"])) == 4  # another batch in every round, the one that warms up included
+    assert losses["larger"] != losses["rebuild"]
 
 
-def test_a_failure_in_the_process_is_told():
-    with pytest.raises(RuntimeError, match=r"rebuild at 3 layers failed: .*no inverse"):
-        measure_peak_memory([(WORKLOAD, Arm("rebuild", {"name": "residual"}))])
+class OutOfMemory(Arm):
+    """An arm that does not fit."""
+
+    def apply(self, model):
+        raise torch.OutOfMemoryError("Tried to allocate 80 GiB.")
+
+
+def test_what_does_not_fit_is_a_result():
+    tasks = {"none": (WORKLOAD, OutOfMemory(PLAIN_STORE)), "store": (WORKLOAD, Arm(PLAIN_STORE))}
+    times = Measurer().times(tasks, rounds=1, warm_up_rounds=0)
+    assert times.out_of_memory == ["none"]
+    assert list(times.seconds) == ["store"]
+    assert Measurer().times({"none": tasks["none"]}, 1, 0) == TurnTimes({}, {}, ["none"])
+    with pytest.raises(MemoryError, match="80 GiB"):
+        Measurer().peak(*tasks["none"])
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("DefaultCPUAllocator: can't allocate memory: you tried", MemoryError),
+        ("CUDA error: out of memory", MemoryError),
+        ("shapes cannot be multiplied", RuntimeError),
+    ],
+)
+def test_only_want_of_memory_is_taken_for_it(message, kind, monkeypatch):
+    def fail(*_):
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(Workload, "train_step", fail)
+    with pytest.raises(kind, match=message):
+        Measurer().peak(WORKLOAD, Arm(PLAIN_STORE))
 
 
 @pytest.mark.slow

@@ -2,8 +2,8 @@ import io
 
 from rich.console import Console
 
-from revformers.benchmark.terminal import comparison_tables, times_tables
-from tests.benchmark.example import comparison, quartiles
+from revformers.benchmark.terminal import comparison_tables
+from tests.benchmark.example import comparison
 
 
 def shown(renderable, width=90):
@@ -35,14 +35,3 @@ def test_what_is_wrong_stands_out():
 
 def test_depth_that_was_not_measured_says_why():
     assert "Too few blends." in shown(comparison_tables(comparison() | {"depth": {"unavailable": "Too few blends."}}))
-
-
-def test_times_and_ratios():
-    arms = {name: {"seconds": quartiles(0.5), "ratios": {"store": quartiles(1.375)}} for name in ("store", "rebuild")}
-    result = {"arms": arms, "references": ["store"], "rounds": 7, "recurrence": "p[l+1] = p[l-1] + f(p[l])"}
-    text = shown(times_tables(result))
-    assert "7 rounds" in text
-    assert "500 ms" in text
-    assert "1.375" in text
-    del arms["rebuild"]
-    assert "rebuild over" not in shown(times_tables(result))

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from revformers.benchmark import comparison, memory
+from revformers.benchmark import comparison, process
 from revformers.cli.main import main
 from tests.benchmark.example import measure_here
 from tests.training.tiny import write_recipe
@@ -12,7 +12,7 @@ SHORT = ["--dynamics_steps", "2", "--arm_steps", "2", "--depths", "2", "3"]
 
 @pytest.fixture
 def one_process(monkeypatch):
-    monkeypatch.setattr(memory, "measure_peak_memory", measure_here)
+    monkeypatch.setattr(process, "measure_peak_memory", measure_here)
 
 
 def test_it_shows_and_saves_the_comparison(tmp_path, one_process, monkeypatch, capsys):

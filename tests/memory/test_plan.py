@@ -5,7 +5,7 @@ import torch
 from transformers import AutoConfig
 
 from revformers import Midpoint
-from revformers.benchmark.memory import measure_in_this_process
+from revformers.benchmark.memory import Measurer
 from revformers.benchmark.workload import PLAIN_CHECKPOINT, PLAIN_STORE, Arm, llama_config
 from revformers.benchmark.workload import Workload as Measured
 from revformers.memory.model_size import meta_model, model_size
@@ -24,7 +24,7 @@ WORKLOAD = Workload(AutoConfig.for_model(**CONFIG), dtype=torch.float32, head="o
     ],
 )
 def test_the_plan_is_near_the_measured_peak(name, bits, arm):
-    measured = measure_in_this_process(Measured(CONFIG, 2, 256, head="own"), arm).peak
+    measured = Measurer().peak(Measured(CONFIG, 2, 256, head="own"), arm).peak
     planned = step_memory(WORKLOAD, name, bits, 2, 256).total
     assert measured <= planned <= 1.1 * measured
 

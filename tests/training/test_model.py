@@ -36,7 +36,7 @@ def test_weights_in_bfloat16(tmp_path):
 
 def test_options_reach_the_dynamics(tmp_path):
     recipe = tiny_recipe(tmp_path, {"dynamics.name": "midpoint", "dynamics.options": {"readout": "mean"}})
-    assert build_dynamics(recipe).readout == "mean"
+    assert build_dynamics(recipe.dynamics).readout == "mean"
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def test_every_recipe_describes_a_model_and_a_run(name, monkeypatch, tmp_path):
     # Autocast to bfloat16 is refused on a processor unless the run is kept on it.
     recipe = load_recipe(DIRECTORY / name, {"training.arguments.use_cpu": True, "output": str(tmp_path)})
     config = build_config(recipe)
-    dynamics = build_dynamics(recipe)
+    dynamics = build_dynamics(recipe.dynamics)
     dynamics.check(config.num_hidden_layers)
     assert dynamics.reversible or recipe.dynamics.activations != "rebuild"
     assert training_arguments(recipe).max_steps == recipe.training.max_steps
@@ -61,4 +61,4 @@ def test_the_models_of_the_paper(name, layers, width, heads, monkeypatch):
     config = build_config(recipe)
     assert (config.n_layer, config.n_embd, config.n_head) == (layers, width, heads)
     assert (config.vocab_size, config.n_positions, recipe.data.block_length) == (50257, 1024, 1024)
-    assert isinstance(build_dynamics(recipe), Hamiltonian)
+    assert isinstance(build_dynamics(recipe.dynamics), Hamiltonian)

@@ -13,8 +13,9 @@ from transformers import PreTrainedModel, default_data_collator
 
 from revformers import NotReversibleError, dynamics, verify_gradients
 from revformers.benchmark import numbers
-from revformers.benchmark.depth import DepthPoint, as_rows, growths, mean_side_information_bits, steps_per_layer
-from revformers.benchmark.memory import PeakMemory, measure_side_by_side
+from revformers.benchmark.depth import DepthPoint, as_rows, growths, mean_side_information_bits
+from revformers.benchmark.memory import PeakMemory
+from revformers.benchmark.process import measure_side_by_side
 from revformers.benchmark.short_training import mean_loss, train_in_turns
 from revformers.benchmark.step_time import StepTimes
 from revformers.benchmark.workload import PLAIN_STORE, Arm, Precision, Workload, arms_from_names, llama_config
@@ -78,7 +79,7 @@ class Comparison:
         self._recipe = recipe
         self._options = options
         self._progress = progress
-        self._dynamics = build_dynamics(recipe)
+        self._dynamics = build_dynamics(recipe.dynamics)
         if not self._dynamics.reversible:
             raise RecipeError(
                 "The recipe trains an ordinary network, which has nothing to rebuild; "
@@ -212,7 +213,7 @@ class Comparison:
         workload = self._depth_workload
         return {
             "recurrence": self._dynamics.recurrence,
-            "steps_per_layer": steps_per_layer(self._dynamics),
+            "steps_per_layer": self._dynamics.steps_per_layer,
             "width": workload.width,
             "vocabulary": DEPTH_VOCABULARY,
             "batch_size": workload.batch_size,

@@ -2,12 +2,12 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from revformers import dynamics
-from revformers.benchmark.memory import PeakMemory, measure_peak_memory
+from revformers.benchmark.memory import PeakMemory
 from revformers.benchmark.workload import Arm, Workload
 from revformers.dynamics import Dynamics
 
@@ -48,22 +48,6 @@ class Growth:
         return self.share_of_layer_input - self.side_information_share
 
 
-def measure_depths(
-    workload: Workload,
-    arms: Sequence[Arm],
-    depths: Sequence[int],
-    on_point: Callable[[DepthPoint], object] = lambda point: None,
-) -> list[DepthPoint]:
-    """Measure every arm at every depth, each in a fresh process; `on_point` is called with each point at once."""
-    points = []
-    for arm in arms:
-        for layers in sorted(depths):
-            (memory,) = measure_peak_memory([(workload.with_layers(layers), arm)])
-            points.append(DepthPoint(arm.name, layers, memory))
-            on_point(points[-1])
-    return points
-
-
 def growths(points: Sequence[DepthPoint], workload: Workload, arms: Sequence[Arm]) -> list[Growth]:
     """Return the growth between neighbouring depths of every arm."""
     result = []
@@ -92,13 +76,7 @@ def growths(points: Sequence[DepthPoint], workload: Workload, arms: Sequence[Arm
 
 def mean_side_information_bits(recurrence: Dynamics, layers: Sequence[int]) -> float:
     """Return the bits an element that the inverse keeps for all steps of a layer, on average over `layers`."""
-    steps = steps_per_layer(recurrence)
-    return sum(steps * recurrence.side_information_bits(layer) for layer in layers) / len(layers)
-
-
-def steps_per_layer(recurrence: Dynamics) -> int:
-    """Return how many steps of the recurrence one layer takes: a checkpointed network keeps as many tensors a layer."""
-    return 2 if recurrence.granularity == "branch" else 1
+    return sum(recurrence.steps_per_layer * recurrence.side_information_bits(layer) for layer in layers) / len(layers)
 
 
 def as_rows(points: Sequence[DepthPoint], growth: Sequence[Growth]) -> dict[str, list[dict[str, Any]]]:

@@ -56,6 +56,7 @@ def measure_step_times(
     warm_up_rounds: int = 1,
     *,
     device: str = "cpu",
+    before_step: Callable[[str, int], object] = lambda arm, round_number: None,
     after_step: Callable[[str, int], object] = lambda arm, round_number: None,
     on_round: Callable[[int], object] = lambda round_number: None,
 ) -> StepTimes:
@@ -66,6 +67,7 @@ def measure_step_times(
         rounds: timed rounds; every arm takes one step in each.
         warm_up_rounds: rounds before them, not timed.
         device: waited for before the clock is read, where it works asynchronously.
+        before_step: called outside the timing before each step with the arm and the round, e.g. to make a batch.
         after_step: called outside the timing after each step with the arm and the round, e.g. to update weights.
         on_round: called after each round with its number.
 
@@ -81,6 +83,7 @@ def measure_step_times(
         first = round_number % len(names)
         order = names[first:] + names[:first]
         for name in order if round_number % 2 == 0 else reversed(order):
+            before_step(name, round_number)
             _synchronize(device)
             started = time.perf_counter()
             steps[name](round_number)

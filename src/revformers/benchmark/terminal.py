@@ -1,15 +1,13 @@
-"""Measurements as tables in the terminal; they fit 90 columns."""
+"""A comparison as tables in the terminal; they fit 90 columns."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from revformers.benchmark import numbers
+from revformers.benchmark.titled_table import TitledTable
 
 
 def comparison_tables(comparison: Mapping[str, Any]) -> RenderableType:
@@ -25,7 +23,7 @@ def comparison_tables(comparison: Mapping[str, Any]) -> RenderableType:
 
 def dynamics_table(rows: Sequence[Mapping[str, Any]], steps: int) -> RenderableType:
     """Return one line per dynamics."""
-    table = _table(
+    table = TitledTable.empty(
         f"Every dynamics, {steps} steps each from the same weights on the same text",
         "Bits: kept per element and layer for the inverse. Loss: on held-out text. Exact: gradients to the bit.\n"
         "Time: forward and backward over that of the ordinary network storing activations, median of the steps.",
@@ -34,10 +32,9 @@ def dynamics_table(rows: Sequence[Mapping[str, Any]], steps: int) -> RenderableT
     )
     for row in rows:
         if "unavailable" in row:
-            _add(table, row["name"], row["unavailable"], "-", "-", "-", "-")
+            table.add(row["name"], row["unavailable"], "-", "-", "-", "-")
             continue
-        _add(
-            table,
+        table.add(
             row["name"],
             row["recurrence"],
             numbers.bits(row["side_information_bits"]),
@@ -50,7 +47,7 @@ def dynamics_table(rows: Sequence[Mapping[str, Any]], steps: int) -> RenderableT
 
 def arms_table(arms: Mapping[str, Any], steps: int) -> RenderableType:
     """Return one line per way to hold activations."""
-    table = _table(
+    table = TitledTable.empty(
         f"The same network three ways, {steps} steps each in turns",
         f"Dynamics: {arms['recurrence']}. "
         "Peak: above weights and gradients, in one forward and backward pass. Times: median (quartiles).\n"
@@ -59,8 +56,7 @@ def arms_table(arms: Mapping[str, Any], steps: int) -> RenderableType:
         right=("peak", "step", "time / store", "last loss", "weights"),
     )
     for row in arms["rows"]:
-        _add(
-            table,
+        table.add(
             row["arm"],
             numbers.mebibytes(row["peak"]),
             numbers.seconds(row["seconds"]["median"]),
@@ -77,19 +73,19 @@ def depth_tables(depth: Mapping[str, Any]) -> RenderableType:
         return Text(f"Memory against depth was not measured: {depth['unavailable']}")
     names = list(dict.fromkeys(point["arm"] for point in depth["points"]))
     peaks = {(point["arm"], point["layers"]): point["peak"] for point in depth["points"]}
-    table = _table(
+    table = TitledTable.empty(
         "Peak memory of one step above weights and gradients",
         f"Width {depth['width']}, {depth['batch_size']} x {depth['sequence_length']} tokens, {depth['recurrence']}",
         right=("layers", *names),
     )
     for layers in sorted({point["layers"] for point in depth["points"]}):
-        _add(table, str(layers), *(numbers.mebibytes(peaks[name, layers]) for name in names))
+        table.add(str(layers), *(numbers.mebibytes(peaks[name, layers]) for name in names))
     return Group(table.renderable(), growth_table(depth["growth"], depth["layer_input_bytes"]))
 
 
 def growth_table(rows: Sequence[Mapping[str, Any]], layer_input_bytes: int) -> RenderableType:
     """Return the growth of the peak per added layer."""
-    table = _table(
+    table = TitledTable.empty(
         "Growth of the peak per added layer",
         f"Shares are of one layer's input tensor, {layer_input_bytes:,} bytes.",
         left=("activations", "layers"),
@@ -97,8 +93,7 @@ def growth_table(rows: Sequence[Mapping[str, Any]], layer_input_bytes: int) -> R
     )
     for row in rows:
         rebuilt = row["arm"] == "rebuild"
-        _add(
-            table,
+        table.add(
             row["arm"],
             f"{row['from_layers']} to {row['to_layers']}",
             f"{row['bytes_per_layer']:,.0f}",
@@ -107,51 +102,3 @@ def growth_table(rows: Sequence[Mapping[str, Any]], layer_input_bytes: int) -> R
             numbers.share(row["excess_share"]) if rebuilt else "-",
         )
     return table.renderable()
-
-
-def times_tables(result: Mapping[str, Any]) -> RenderableType:
-    """Return the step times of `revformers benchmark time`, and what rebuilding takes over each other arm."""
-    arms = result["arms"]
-    title = f"Forward and backward pass, {result['rounds']} rounds, arms in turns: {result['recurrence']}"
-    times = _table(title, "", left=("arm",), right=("lower quartile", "median", "upper quartile"))
-    for name, row in arms.items():
-        _add(times, name, *(numbers.seconds(row["seconds"][key]) for key in ("lower", "median", "upper")))
-    if "rebuild" not in arms:
-        return times.renderable()
-    ratios = _table(
-        "Time of rebuild over that of the other arms",
-        "Formed within a round. The plain arms are the ordinary network as transformers makes it.",
-        left=("rebuild over",),
-        right=("lower quartile", "median", "upper quartile"),
-    )
-    for name, ratio in arms["rebuild"]["ratios"].items():
-        _add(ratios, name, *(f"{ratio[key]:.3f}" for key in ("lower", "median", "upper")))
-    return Group(times.renderable(), ratios.renderable())
-
-
-@dataclass(frozen=True)
-class _TitledTable:
-    """A table with a line above it and lines below it, which may be wider than the table."""
-
-    title: str
-    caption: str
-    table: Table
-
-    def renderable(self) -> RenderableType:
-        parts: list[RenderableType] = [Text(f"\n{self.title}", style="bold"), self.table]
-        return Group(*parts, Text(self.caption, style="dim")) if self.caption else Group(*parts)
-
-
-def _table(title: str, caption: str, left: Sequence[str] = (), right: Sequence[str] = ()) -> _TitledTable:
-    """Return an empty table; words stand left in their columns, numbers right."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in left:
-        table.add_column(column)
-    for column in right:
-        table.add_column(column, justify="right", no_wrap=True)
-    return _TitledTable(title, caption, table)
-
-
-def _add(titled: _TitledTable, *cells: str) -> None:
-    """Add a row of plain text: the brackets of p[l] are no markup."""
-    titled.table.add_row(*(Text(cell) for cell in cells))

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import inspect
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,16 +15,20 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 import revformers
 from revformers.activations.budget import Budget, Recompute
+from revformers.activations.budgeted import smallest_budget
 from revformers.hf.head import Head, apply_head
 
 Precision = Literal["float32", "bfloat16", "bfloat16_autocast"]
+Optimizer = Literal["none", "adamw"]
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 PLAIN_STORE = "plain_store"
 PLAIN_CHECKPOINT = "plain_checkpoint"
+PLAIN_OFFLOAD = "plain_offload"
+PLAIN_ARMS = (PLAIN_STORE, PLAIN_CHECKPOINT, PLAIN_OFFLOAD)
 BUDGETS: dict[str, Recompute] = {"budget": "rebuild", "budget_checkpoint": "checkpoint"}
-ARM_NAMES = (PLAIN_STORE, PLAIN_CHECKPOINT, "store", "checkpoint", "offload", "rebuild", *BUDGETS)
+ARM_NAMES = (*PLAIN_ARMS, "store", "checkpoint", "offload", "rebuild", *BUDGETS)
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,8 @@ class Workload:
         device: where it runs, e.g. ``"cpu"`` or ``"cuda"``.
         seed: of weights and tokens.
         head: how every arm computes its loss.
+        optimizer: ``"none"`` ends a step with the backward pass; ``"adamw"`` has the states of PyTorch's fused AdamW
+            and runs it at a learning rate of 0, so that it takes its time and all steps see the same weights.
 
     """
 
@@ -49,6 +56,7 @@ class Workload:
     device: str = "cpu"
     seed: int = 0
     head: Head = "auto"
+    optimizer: Optimizer = "none"
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):
@@ -60,10 +68,7 @@ class Workload:
         for name in ("batch_size", "sequence_length", "layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"A workload needs a {name} of at least 1, not {getattr(self, name)}.")
-        try:
-            torch.empty(0, device=self.device)
-        except (AssertionError, RuntimeError) as error:
-            raise ValueError(f"PyTorch cannot use the device {self.device!r} here: {error}") from error
+        _check_device(self.device)
 
     @cached_property
     def config(self) -> PreTrainedConfig:
@@ -81,6 +86,11 @@ class Workload:
         return int(self.config.hidden_size)
 
     @property
+    def longest_sequence(self) -> int | None:
+        """The most tokens that the model reads, where its configuration says so."""
+        return getattr(self.config, "max_position_embeddings", None)
+
+    @property
     def layer_input_elements(self) -> int:
         """Number of elements in the tensor that one block reads: batch x sequence x width."""
         return self.batch_size * self.sequence_length * self.width
@@ -89,6 +99,11 @@ class Workload:
     def layer_input_bytes(self) -> int:
         """Size of the tensor that one block reads, in bytes."""
         return self.layer_input_elements * (2 if self.precision == "bfloat16" else 4)
+
+    @property
+    def network(self) -> tuple[Any, ...]:
+        """What makes the model and its optimizer; workloads that agree in it differ in their batches alone."""
+        return (self.model_config, self.precision, self.device, self.seed, self.head, self.optimizer)
 
     def with_layers(self, layers: int) -> "Workload":
         """Return the same workload with another number of blocks."""
@@ -104,10 +119,18 @@ class Workload:
         config = copy.deepcopy(self.config)
         config.use_cache = False
         torch.manual_seed(self.seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        dtype = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+        # On the device at once: the host may be too small for the model, and slow to draw its weights.
+        with torch.device(self.device):
+            dtype = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
         apply_head(model, self.head)
-        return model.to(device=self.device, dtype=dtype).train()
+        return model.train()
+
+    def build_optimizer(self, model: PreTrainedModel) -> torch.optim.Optimizer | None:
+        """Return the optimizer of a step, if there is one."""
+        if self.optimizer == "none":
+            return None
+        return torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0, fused=True)
 
     def build_batch(self, number: int = 0) -> dict[str, torch.Tensor]:
         """Return `input_ids` and `labels`, int64 of shape (batch, sequence); `number` chooses among random batches."""
@@ -129,6 +152,15 @@ class Workload:
         loss.backward()
         return float(loss.detach())
 
+    def train_step(
+        self, model: PreTrainedModel, optimizer: torch.optim.Optimizer | None, batch: dict[str, torch.Tensor]
+    ) -> float:
+        """Run one forward and backward pass, and the optimizer where there is one; return the loss."""
+        loss = self.forward_backward(model, batch)
+        if optimizer is not None:
+            optimizer.step()
+        return loss
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -136,9 +168,10 @@ class Arm:
 
     Attributes:
         name: ``"store"``, ``"checkpoint"``, ``"offload"`` or ``"rebuild"`` for the network with `dynamics` and that
-            policy for its activations; ``"plain_store"`` and ``"plain_checkpoint"`` for the ordinary network untouched
-            by revformers, without and with transformers' own non-reentrant checkpointing; ``"budget"`` and
-            ``"budget_checkpoint"`` for what fits into `budget` stored and the rest rebuilt, or checkpointed.
+            policy for its activations; ``"plain_store"``, ``"plain_checkpoint"`` and ``"plain_offload"`` for the
+            ordinary network as transformers trains it: storing, with its own non-reentrant checkpointing, and with
+            the checkpoints in host memory; ``"budget"`` and ``"budget_checkpoint"`` for what fits into `budget` stored
+            and the rest rebuilt, or checkpointed.
         dynamics: what `Dynamics.to_dict` gives; plain arms leave it out.
         budget: bytes that a forward pass may keep, as `revformers.Budget` has it; only the two arms above take it.
 
@@ -160,23 +193,43 @@ class Arm:
     @property
     def plain(self) -> bool:
         """Whether this arm leaves the network as transformers made it."""
-        return self.name in (PLAIN_STORE, PLAIN_CHECKPOINT)
+        return self.name in PLAIN_ARMS
 
     @property
     def activations(self) -> str | Budget:
         """The activation policy of an arm that is not plain."""
         return self.name if self.budget is None else Budget(self.budget, BUDGETS[self.name])
 
+    def smallest_budget(self, workload: Workload) -> int:
+        """Return the bytes that a budget arm keeps at least of a workload."""
+        steps = revformers.dynamics.from_dict(self.dynamics).steps(workload.layers)
+        item_size = workload.layer_input_bytes // workload.layer_input_elements
+        return smallest_budget(workload.layer_input_elements, item_size, steps, Budget(1, BUDGETS[self.name]))
+
     def apply(self, model: Model) -> Model:
-        """Change `model` in place to train as this arm does, and return it."""
+        """Change `model`, which may have trained as another arm, in place to train as this one, and return it.
+
+        Raises:
+            NotReversibleError: for dynamics that the model cannot have.
+            ValueError: where this arm needs a later transformers.
+
+        """
+        # The names that every transformers 5 has; later ones call them deprecated.
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):
+            revformers.make_residual(model).gradient_checkpointing_disable()
+            if self.name == PLAIN_CHECKPOINT:
+                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if not self.plain:
             recurrence = revformers.dynamics.from_dict(self.dynamics)
             return revformers.make_reversible(model, recurrence, activations=self.activations)
-        revformers.make_residual(model)
-        if self.name == PLAIN_CHECKPOINT:
-            # The name that every transformers 5 has; later ones call it deprecated.
-            with warnings.catch_warnings(action="ignore", category=FutureWarning):
-                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if self.name == PLAIN_OFFLOAD:
+            enable = getattr(model, "activation_checkpointing_enable", None)
+            if enable is None or "offload" not in inspect.signature(enable).parameters:
+                raise ValueError(
+                    f"The arm {PLAIN_OFFLOAD!r} needs a transformers whose activation_checkpointing_enable offloads, "
+                    f"such as 5.24."
+                )
+            enable({"use_reentrant": False}, offload=True)
         return model
 
 
@@ -184,9 +237,8 @@ def arms_from_names(
     names: Sequence[str], dynamics: "revformers.dynamics.Dynamics", budget: int | None = None
 ) -> list[Arm]:
     """Return the arms called `names`, those that need a dynamics with `dynamics`, those that need one with `budget`."""
-    plain = (PLAIN_STORE, PLAIN_CHECKPOINT)
     return [
-        Arm(name) if name in plain else Arm(name, dynamics.to_dict(), budget if name in BUDGETS else None)
+        Arm(name) if name in PLAIN_ARMS else Arm(name, dynamics.to_dict(), budget if name in BUDGETS else None)
         for name in names
     ]
 
@@ -215,3 +267,16 @@ def llama_config(
         "bos_token_id": None,
         "eos_token_id": None,
     }
+
+
+def _check_device(device: str) -> None:
+    """Raise ValueError where PyTorch cannot use `device`; a GPU is not touched, as its context would take memory."""
+    try:
+        parsed = torch.device(device)
+        if parsed.type != "cuda":
+            torch.empty(0, device=parsed)
+            return
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"PyTorch cannot use the device {device!r} here: {error}") from error
+    if (parsed.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"PyTorch cannot use the device {device!r} here: it finds {torch.cuda.device_count()} GPUs.")

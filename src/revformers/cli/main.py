@@ -14,7 +14,7 @@ COMMANDS = {
     "compare": ("revformers.cli.compare", "compare every dynamics, and storing, checkpointing and rebuilding"),
     "plan": ("revformers.cli.plan", "say what training takes: memory, largest batch, longest context"),
     "report": ("revformers.cli.report", "write a run and its comparison as one HTML page"),
-    "benchmark": ("revformers.cli.benchmark", "measure memory against depth, or step time, of a synthetic network"),
+    "bench": ("revformers.cli.bench", "measure memory, step time and the largest batch of every way to train"),
 }
 """For each command its module, which has ``run(arguments) -> exit code``, and what it is for. The modules are imported
 when they are called, so that the help does not wait for PyTorch."""

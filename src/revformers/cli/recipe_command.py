@@ -1,9 +1,9 @@
-"""What ``revformers pretrain`` and ``revformers finetune`` share: reading RECIPE and its options, and a stopped run."""
+"""What commands with a RECIPE share: their help, reading RECIPE and its options, and a stopped run."""
 
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 import tyro
 
@@ -64,17 +64,23 @@ def read_command(
     path = arguments[0] if arguments and not arguments[0].startswith("-") else None
     if "--help" in arguments or "-h" in arguments:
         shown = read_recipe(default, path) if path else default
-        tyro.cli(
-            options,
-            prog=f"revformers {name} {path or 'RECIPE'}",
-            default=options(shown),
-            args=["--help"],
-            use_underscores=True,
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
+        show_help(f"{name} {path or 'RECIPE'}", options(shown))
     if path is None:
         raise RecipeError(f"Name a recipe first, as in: revformers {name} {example}.")
     overrides = [argument for argument in arguments[1:] if argument not in SWITCHES]
     resume, overwrite = (switch in arguments for switch in SWITCHES)
     words = shlex.join(["revformers", name, path, *overrides, "--resume"])
     return RecipeCommand(read_recipe(default, path, overrides), resume, overwrite, words)
+
+
+def show_help(command: str, options: Any) -> NoReturn:
+    """Print what `options`, a dataclass with the recipe in it, shows of `command`, and end the process."""
+    tyro.cli(
+        type(options),
+        prog=f"revformers {command}",
+        default=options,
+        args=["--help"],
+        use_underscores=True,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    raise AssertionError("--help ends the process")

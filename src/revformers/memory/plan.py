@@ -3,7 +3,7 @@
 A step is run without numbers at two depths (see `revformers.memory.saved`), and what each further layer adds is carried
 on to the model's depth. Stacks whose layers differ are therefore planned by their first three.
 
-Against the peaks that `revformers benchmark memory` counted on a CPU the plan of the activations is 1 to 8 % too large
+Against peaks that were counted on a CPU (`revformers bench`) the plan of the activations is 1 to 8 % too large
 (docs/plan.md has the table, and what is not known). It leaves out what a device's allocator and libraries keep for
 themselves.
 """

@@ -1,7 +1,8 @@
 """From a recipe to the network that it describes."""
 
 import difflib
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -16,21 +17,21 @@ from revformers.training.errors import RecipeError
 from revformers.training.strict import suggestion
 
 if TYPE_CHECKING:
-    from revformers.training.recipe import Recipe
+    from revformers.training.recipe import NetworkSection, Recipe, RecurrenceSection
 
 ACCEPTED_ALIASES = ("attn_implementation", "rope_theta", "rope_scaling")
 """Names that a transformers configuration takes without having a field of that name."""
 
 
-def build_dynamics(recipe: "Recipe") -> dynamics.Dynamics:
-    """Return the dynamics that the recipe names.
+def build_dynamics(section: "RecurrenceSection") -> dynamics.Dynamics:
+    """Return the dynamics that a recipe names.
 
     Raises:
         RecipeError: for a name or an option that does not exist, or a bad value.
 
     """
     try:
-        return dynamics.create(recipe.dynamics.name, **recipe.dynamics.options)
+        return dynamics.create(section.name, **section.options)
     except (TypeError, ValueError) as error:
         raise RecipeError(str(error)) from error
 
@@ -43,23 +44,14 @@ def build_config(recipe: "Recipe") -> PreTrainedConfig:
             training blocks longer than the model can read.
 
     """
-    section, data = recipe.model, recipe.data
-    if section.architecture not in CONFIG_MAPPING:
-        close = difflib.get_close_matches(section.architecture, CONFIG_MAPPING, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else "use a model type such as llama, gpt2 or qwen3."
-        raise RecipeError(f"transformers has no architecture {section.architecture!r}; {hint}")
-    values = dict(section.config)
-    _check_names(section.architecture, values)
+    data = recipe.data
     tokenizer = load_tokenizer(data.tokenizer) if data.tokenizer else None
-    values.setdefault("vocab_size", len(tokenizer) if tokenizer else data.vocabulary_size)
+    values: dict[str, Any] = {"vocab_size": len(tokenizer) if tokenizer else data.vocabulary_size}
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         # A tokenizer that is still to be trained marks both ends of a text with entry 0, and pads nothing.
         trained = None if name == "pad_token_id" else END_OF_TEXT_ID
-        values.setdefault(name, getattr(tokenizer, name) if tokenizer else trained)
-    try:
-        config = AutoConfig.for_model(section.architecture, **values)
-    except (StrictDataclassError, TypeError, ValueError) as error:
-        raise RecipeError(f"model.config does not describe a {section.architecture}: {_one_line(error)}") from error
+        values[name] = getattr(tokenizer, name) if tokenizer else trained
+    config = network_config(recipe.model, values)
     longest = getattr(config, "max_position_embeddings", None)
     if longest is not None and data.block_length > longest:
         raise RecipeError(
@@ -67,6 +59,24 @@ def build_config(recipe: "Recipe") -> PreTrainedConfig:
             f"blocks or raise max_position_embeddings in model.config."
         )
     return config
+
+
+def network_config(section: "NetworkSection", defaults: Mapping[str, Any]) -> PreTrainedConfig:
+    """Return the transformers configuration that `section` describes; `defaults` are for fields that it leaves out.
+
+    Raises:
+        RecipeError: for an architecture or a field that transformers does not have, or a value that it refuses.
+
+    """
+    if section.architecture not in CONFIG_MAPPING:
+        close = difflib.get_close_matches(section.architecture, CONFIG_MAPPING, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "use a model type such as llama, gpt2 or qwen3."
+        raise RecipeError(f"transformers has no architecture {section.architecture!r}; {hint}")
+    _check_names(section.architecture, section.config)
+    try:
+        return AutoConfig.for_model(section.architecture, **{**defaults, **section.config})
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        raise RecipeError(f"model.config does not describe a {section.architecture}: {_one_line(error)}") from error
 
 
 def build_model(recipe: "Recipe") -> nn.Module:
@@ -79,7 +89,7 @@ def build_model(recipe: "Recipe") -> nn.Module:
         NotReversibleError: for an architecture that cannot be given these dynamics.
 
     """
-    chosen = build_dynamics(recipe)
+    chosen = build_dynamics(recipe.dynamics)
     config = build_config(recipe)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.model.seed)
@@ -97,7 +107,7 @@ def build_model(recipe: "Recipe") -> nn.Module:
         raise RecipeError(str(error)) from error
 
 
-def _check_names(architecture: str, values: dict[str, object]) -> None:
+def _check_names(architecture: str, values: Mapping[str, object]) -> None:
     """Raise RecipeError for a field that the architecture does not have: transformers would ignore it in silence."""
     default = CONFIG_MAPPING[architecture]()
     for name in values:

@@ -82,7 +82,7 @@ def pretrain(
 
     metrics = run_metrics(trainer, trainer.state.global_step * tokens_per_step)
     if trainer.is_world_process_zero():
-        if isinstance(build_dynamics(recipe), Residual):
+        if isinstance(build_dynamics(recipe.dynamics), Residual):
             make_residual(model)  # what was trained is the ordinary network, which anything can load
         with replaced(run.model) as directory:
             trainer.accelerator.unwrap_model(model).save_pretrained(directory)

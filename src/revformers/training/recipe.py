@@ -14,32 +14,42 @@ from revformers.training.strict import Words, filled, parse_yaml
 
 
 @dataclass(frozen=True)
-class ModelSection:
-    """The network, with fresh weights."""
+class NetworkSection:
+    """A network with fresh weights."""
 
     architecture: str = "llama"
     """Model type in transformers, such as llama, gpt2 or qwen3."""
 
     config: dict[str, Any] = field(default_factory=dict)
     """Fields of that model's transformers configuration; what is left out keeps the default of the architecture, and
-    vocab_size that of the tokenizer."""
-
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the weights. For mixed precision leave float32 and set training.precision."""
+    vocab_size that of the tokenizer where there is one."""
 
     seed: int = 0
     """Seed of the initial weights."""
 
 
 @dataclass(frozen=True)
-class DynamicsSection:
-    """The recurrence that takes the place of the residual update, and what its backward pass keeps."""
+class ModelSection(NetworkSection):
+    """The network, with fresh weights."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the weights. For mixed precision leave float32 and set training.precision."""
+
+
+@dataclass(frozen=True)
+class RecurrenceSection:
+    """The recurrence that takes the place of the residual update."""
 
     name: str = "hamiltonian"
     """Recurrence: residual (the ordinary network), midpoint, blended_midpoint, leapfrog or hamiltonian."""
 
     options: dict[str, Any] = field(default_factory=dict)
     """Options of that recurrence, such as step_size, granularity, start and readout."""
+
+
+@dataclass(frozen=True)
+class DynamicsSection(RecurrenceSection):
+    """The recurrence that takes the place of the residual update, and what its backward pass keeps."""
 
     activations: str = "rebuild"
     """What the backward pass does for activations: store keeps all, checkpoint recomputes from each layer's kept input,
@@ -278,7 +288,8 @@ def read_recipe(
     """Return the recipe in the YAML file at `path`, with `overrides` in the place of what it says.
 
     Args:
-        default: a recipe of the kind that the file holds, for the fields that it leaves out.
+        default: a recipe of the kind that the file holds, for the fields that it leaves out. Where it has a run
+            directory, that is named after the file.
         path: the file.
         overrides: values by dotted name, ``{"training.max_steps": 5}``, or command-line words,
             ``["--training.max_steps", "5"]``.
@@ -297,7 +308,8 @@ def read_recipe(
         raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(values, Mapping):
         raise RecipeError(f"{path} does not hold the sections of a recipe, such as model, data and training.")
-    recipe = filled(default, {"output": str(Path("runs") / path.stem), **values}, origin=str(path))
+    run_directory = {"output": str(Path("runs") / path.stem)} if hasattr(default, "output") else {}
+    recipe = filled(default, {**run_directory, **values}, origin=str(path))
     if not overrides:
         return recipe
     if not isinstance(overrides, Mapping):

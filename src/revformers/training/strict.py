@@ -118,10 +118,10 @@ def _converted(value: Any, annotation: Any, dotted: str, origin: str) -> Any:
     optional = get_origin(annotation) in (types.UnionType, Union)
     if optional:
         (annotation,) = (choice for choice in get_args(annotation) if choice is not type(None))
+    if get_origin(annotation) is tuple:
+        return _converted_list(value, get_args(annotation)[0], dotted, origin)
     if annotation is str and isinstance(value, Words):
         value = None if optional and str(value).lower() in ("none", "null") else str(value)
-    elif get_origin(annotation) is tuple and isinstance(value, Words):
-        value = value.words
     else:
         value = _read(value)
     if value is None and optional:
@@ -130,10 +130,6 @@ def _converted(value: Any, annotation: Any, dotted: str, origin: str) -> Any:
         if value in get_args(annotation):
             return value
         expected = f"one of {', '.join(map(str, get_args(annotation)))}"
-    elif get_origin(annotation) is tuple:
-        if isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(item, str) for item in value):
-            return tuple(value)
-        expected = "a list of texts"
     elif annotation is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     elif annotation is int and isinstance(value, float) and value.is_integer():
@@ -143,3 +139,14 @@ def _converted(value: Any, annotation: Any, dotted: str, origin: str) -> Any:
     else:
         expected = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}[annotation]
     raise RecipeError(f"{origin}: {dotted!r} takes {expected}, not {str(value)!r}.")
+
+
+def _converted_list(value: Any, element: type, dotted: str, origin: str) -> tuple[Any, ...]:
+    """Return `value` as a tuple of texts or of whole numbers, or raise RecipeError."""
+    given = str(value)
+    if isinstance(value, Words):
+        value = value.words if element is str else [parse_yaml(word) for word in value.words]
+    if isinstance(value, Sequence) and not isinstance(value, str) and all(type(item) is element for item in value):
+        return tuple(value)
+    expected = {str: "a list of texts", int: "a list of whole numbers"}[element]
+    raise RecipeError(f"{origin}: {dotted!r} takes {expected}, not {given!r}.")

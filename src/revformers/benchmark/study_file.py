@@ -1,0 +1,83 @@
+"""The file of a study: written after every measurement, and where an interrupted study goes on."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from revformers.benchmark.environment import describe_environment, write_result
+from revformers.training.errors import RecipeError
+
+TABLES = ("memory", "peaks", "budgets", "largest", "points")
+
+
+class StudyFile:
+    """The rows that a study has measured so far.
+
+    Args:
+        path: the JSON file.
+        settings: what describes the study, in types that JSON keeps; a study goes on only with the same.
+        arguments: the words that followed ``revformers`` on the command line.
+        overwrite: discards what is there.
+
+    Attributes:
+        result: the settings, and the rows by table; see `Study` for what they hold.
+
+    Raises:
+        RecipeError: where the file holds another study, or one of another machine, other software or another commit.
+
+    """
+
+    def __init__(
+        self, path: Path, settings: Mapping[str, Any], arguments: Sequence[str], *, overwrite: bool = False
+    ) -> None:
+        self.path = path
+        self._arguments = arguments
+        self.result: dict[str, Any] = {**settings, "finished": False, **{table: [] for table in TABLES}}
+        if path.exists() and not overwrite:
+            self._go_on(settings)
+
+    def find(self, table: str, **key: Any) -> dict[str, Any] | None:
+        """Return the row of `table` whose fields are those of `key`, if there is one."""
+        rows: list[dict[str, Any]] = self.result[table]
+        return next((row for row in rows if all(row.get(name) == value for name, value in key.items())), None)
+
+    def add(self, table: str, *rows: dict[str, Any]) -> None:
+        """Add rows and write the file."""
+        self.result[table] += rows
+        self._write()
+
+    def finish(self) -> None:
+        """Note that nothing is left to measure."""
+        self.result["finished"] = True
+        self._write()
+
+    def _write(self) -> None:
+        write_result(self.path, self.result, self._arguments)
+
+    def _go_on(self, settings: Mapping[str, Any]) -> None:
+        """Take over the rows of the study that is there, or raise RecipeError where its figures do not go with ours."""
+        remedy = "name another --out, or discard what is there with --overwrite"
+        try:
+            before = json.loads(self.path.read_text(encoding="utf-8"))
+            rows = {table: before[table] for table in TABLES}
+            there = {**before["environment"], **_flat({name: before.get(name) for name in settings})}
+        except (ValueError, KeyError, TypeError) as error:
+            raise RecipeError(f"{self.path} holds no study that could go on; {remedy}.") from error
+        # Through JSON, so that both are in its types.
+        here = {**describe_environment(), **_flat(json.loads(json.dumps(settings)))}
+        for name in (name for name in {**here, **there} if name != "date"):
+            if here.get(name) != there.get(name):
+                raise RecipeError(
+                    f"{self.path} holds a study whose {name.replace('_', ' ')} is {there.get(name)!r}, not "
+                    f"{here.get(name)!r}, and figures of two are not put together; {remedy}."
+                )
+        self.result |= rows
+
+
+def _flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Return nested values by dotted name."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{path}{name}.") if isinstance(value, Mapping) else {f"{path}{name}": value}
+    return flat

@@ -1,0 +1,37 @@
+"""A table for the terminal with words above and below it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+
+@dataclass(frozen=True)
+class TitledTable:
+    """A table with a line above it and lines below it, which may be wider than the table."""
+
+    title: str
+    caption: str
+    table: Table
+
+    @classmethod
+    def empty(cls, title: str, caption: str, left: Sequence[str] = (), right: Sequence[str] = ()) -> "TitledTable":
+        """Return a table without rows; words stand left in their columns, numbers right."""
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for column in left:
+            table.add_column(column)
+        for column in right:
+            table.add_column(column, justify="right", no_wrap=True)
+        return cls(title, caption, table)
+
+    def add(self, *cells: str) -> None:
+        """Add a row of plain text: the brackets of p[l] are no markup."""
+        self.table.add_row(*(Text(cell) for cell in cells))
+
+    def renderable(self) -> RenderableType:
+        """Return what a console prints."""
+        parts: list[RenderableType] = [Text(f"\n{self.title}", style="bold"), self.table]
+        return Group(*parts, Text(self.caption, style="dim")) if self.caption else Group(*parts)
