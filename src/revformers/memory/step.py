@@ -1,0 +1,174 @@
+"""One training step of any depth, batch and length, on the meta device: its peak memory and its work.
+
+A step is run without numbers at two depths, and what the further layers add is carried on to the model's depth. So a
+stack whose later layers differ from the first is taken for one whose layers do not. In a long batch only the first
+tokens count in a chunked loss, which leaves out their share of two tensors of the stream's size: less than a percent of
+what the layers of such a batch take.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+
+from revformers.hf.head import HeadLoss, set_head_loss
+from revformers.memory.meta import without_numbers
+from revformers.memory.meter import CATEGORIES, MemoryByCategory, peak_by_category
+from revformers.memory.methods import Method
+from revformers.memory.model_size import Optimizer, Training, meta_model, with_adapter
+from revformers.memory.nf4 import quantise_linear_layers
+from revformers.memory.work import Work, work_of
+
+Head = Literal["chunked", "own"]
+
+SHALLOW, DEEP = 3, 4
+"""Depths at which a step is run: the first and the last layer of a stack differ from those between them."""
+
+COUNTED = 8192
+"""Tokens of a batch that count in a chunked loss at most: one chunk is in memory at a time, whatever their number."""
+
+
+@dataclass(frozen=True, eq=False)
+class Workload:
+    """What is trained.
+
+    Attributes:
+        config: a configuration of transformers, with num_hidden_layers.
+        training: all weights; a LoRA adapter ("lora"); or one on frozen NF4 weights ("qlora").
+        optimizer: whose states are counted.
+        dtype: of the weights and of the computation.
+        head: the loss from the logits of 1024 tokens at a time (`revformers.hf.head`), or the model's own.
+        rank: of the adapter.
+
+    """
+
+    config: PreTrainedConfig
+    training: Training = "full"
+    optimizer: Optimizer = "adamw"
+    dtype: torch.dtype = torch.bfloat16
+    head: Head = "chunked"
+    rank: int = 16
+
+    def build(self, layers: int, method: Method | None = None) -> nn.Module:
+        """Return the model on the meta device, with that many layers, trained as `method` does.
+
+        Raises:
+            ImportError: for an adapter without PEFT.
+            NotReversibleError: for a model that `method` cannot make reversible.
+
+        """
+        model = meta_model(self.config, layers, self.dtype)
+        if method is not None:
+            method.prepare(model)
+        if self.head == "chunked":
+            set_head_loss(model, HeadLoss())
+        if self.training == "qlora":
+            quantise_linear_layers(model)
+        return model if self.training == "full" else with_adapter(model, self.rank)
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """The peak of one step.
+
+    Attributes:
+        device: by category, without weights, gradients and optimizer states, bytes.
+        host: bytes in host memory.
+
+    """
+
+    device: MemoryByCategory
+    host: int = 0
+
+
+def step_memory(workload: Workload, method: Method, batch: int, tokens: int) -> StepMemory:
+    """Return what one step takes beyond weights, gradients and optimizer states.
+
+    Gradients count with the model, as they are there all the time where steps accumulate them.
+
+    Args:
+        workload: what is trained.
+        method: how.
+        batch: sequences.
+        tokens: of one sequence.
+
+    """
+    layers = int(workload.config.num_hidden_layers)
+    whole = {
+        name: max(0, round(_over_depth(layers, lambda depth: _memory(workload, method, depth, batch, tokens)[name])))
+        for name in CATEGORIES
+    }
+    host = 0
+    if method.offloads:
+        host = whole["activations"]
+        whole["activations"] = host // layers
+    return StepMemory(MemoryByCategory(**whole), host)
+
+
+def step_time(workload: Workload, method: Method, tokens: int, operations_per_byte: float) -> float:
+    """Return the time of one step of one sequence by the roofline model, in operations at the device's peak."""
+    return _over_work(workload, method, tokens, lambda work: work.time(operations_per_byte))
+
+
+def step_operations(workload: Workload, method: Method, tokens: int) -> int:
+    """Return the floating-point operations of one step of one sequence."""
+    return round(_over_work(workload, method, tokens, lambda work: work.operations))
+
+
+def _over_depth(layers: int, value: Callable[[int], float]) -> float:
+    """Return the value at a depth, from those at the depths that are run."""
+    if layers <= SHALLOW:
+        return value(layers)
+    shallow = value(SHALLOW)
+    return shallow + (layers - SHALLOW) * (value(DEEP) - shallow) / (DEEP - SHALLOW)
+
+
+def _over_work(workload: Workload, method: Method, tokens: int, value: Callable[[Work], float]) -> float:
+    """Return a value of the work of a step, from shallow ones and, as chunks of the head are alike, few chunks."""
+
+    def of_depth(depth: int) -> float:
+        few = min(tokens, COUNTED // 2)
+        more = min(tokens, COUNTED)
+        low = value(_work(workload, method, depth, tokens, few))
+        if more == few:
+            return low
+        return low + (tokens - few) * (value(_work(workload, method, depth, tokens, more)) - low) / (more - few)
+
+    return _over_depth(int(workload.config.num_hidden_layers), of_depth)
+
+
+@lru_cache(maxsize=4096)
+def _memory(workload: Workload, method: Method, layers: int, batch: int, tokens: int) -> dict[str, int]:
+    model = _model(workload, method, layers)
+    with without_numbers(COUNTED):
+        peak = peak_by_category(_step(model, batch, tokens), model)
+    return {name: getattr(peak, name) for name in CATEGORIES} | {"weights": 0}
+
+
+@lru_cache(maxsize=4096)
+def _work(workload: Workload, method: Method, layers: int, tokens: int, counted: int) -> Work:
+    with without_numbers(counted):
+        return work_of(_step(_model(workload, method, layers), 1, tokens))
+
+
+def _step(model: Any, batch: int, tokens: int) -> Callable[[], None]:
+    ids = torch.empty(batch, tokens, dtype=torch.int64, device="meta")
+    return lambda: model(input_ids=ids, labels=ids).loss.backward()
+
+
+@lru_cache(maxsize=64)
+def _model(workload: Workload, method: Method, layers: int) -> Any:
+    model = workload.build(layers, method)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            # Gradients that are kept are counted with the model, new ones only until they are added.
+            parameter.register_post_accumulate_grad_hook(_drop_gradient)
+    return model
+
+
+def _drop_gradient(parameter: torch.Tensor) -> None:
+    parameter.grad = None
