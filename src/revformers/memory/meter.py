@@ -158,7 +158,7 @@ class StorageCounter(TorchDispatchMode):
             return NotImplemented  # such a tensor then computes with tensors that this mode sees
         self._note_peak()
         result = func(*args, **(kwargs or {}))
-        for tensor in _plain(tree_leaves(result), self._device):
+        for tensor in _plain([result] if isinstance(result, Tensor) else tree_leaves(result), self._device):
             storage = tensor.untyped_storage()
             if storage._cdata not in self._storages:
                 before = _plain(tree_leaves((args, kwargs)), self._device)
@@ -222,7 +222,7 @@ def _plain(values: Iterable[Any], device: str) -> list[Tensor]:
     for value in values:
         if not isinstance(value, Tensor):
             continue
-        if is_traceable_wrapper_subclass(value):
+        if type(value) is not Tensor and is_traceable_wrapper_subclass(value):
             result += _plain([getattr(value, name) for name in value.__tensor_flatten__()[0]], device)
         elif value.device.type == device and value.layout is torch.strided:
             result.append(value)
@@ -268,9 +268,7 @@ def _gradients_named(counter: StorageCounter, parameters: Sequence[nn.Parameter]
             counter.assign([parameter.grad], "gradients")
 
     handles = [
-        parameter.register_post_accumulate_grad_hook(accumulated)
-        for parameter in parameters
-        if parameter.requires_grad
+        parameter.register_post_accumulate_grad_hook(accumulated) for parameter in parameters if parameter.requires_grad
     ]
     try:
         yield

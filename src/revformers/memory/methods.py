@@ -19,6 +19,8 @@ class Method:
         prepare: makes an ordinary model train so, in place.
         bits: side information an element a layer, of "rebuild".
         offloads: whether what the layers keep lies in host memory, one layer's apart.
+        steady_from: the depth from which on every further layer adds the same to the peak of a step: the layers at
+            either end of a stack are special.
 
     """
 
@@ -26,6 +28,7 @@ class Method:
     prepare: Callable[[Any], object]
     bits: int | None = None
     offloads: bool = field(default=False, compare=False)
+    steady_from: int = 2
 
     @property
     def title(self) -> str:
@@ -52,7 +55,7 @@ def _checkpoint(model: Any) -> None:
 def rebuild(bits: int) -> Method:
     """Return the midpoint rule (0 bits) or a blend of 1/2^bits, without update predictors."""
     dynamics = BlendedMidpoint(f"1/{2**bits}") if bits else Midpoint()
-    return Method("rebuild", lambda model: make_reversible(model, dynamics), bits)
+    return Method("rebuild", lambda model: make_reversible(model, dynamics), bits, steady_from=4)
 
 
 STORE = Method("store", _store)

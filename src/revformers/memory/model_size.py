@@ -1,6 +1,7 @@
 """A model on the meta device, of any depth, and what its parameters take."""
 
 import copy
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -69,7 +70,8 @@ def with_adapter(model: nn.Module, rank: int) -> Any:
     from peft import LoraConfig, get_peft_model
 
     adapter = LoraConfig(r=rank, target_modules="all-linear", task_type="CAUSAL_LM")
-    with torch.device("meta"):
+    # PEFT asks whether the model checkpoints by the name that every transformers 5 has.
+    with torch.device("meta"), warnings.catch_warnings(action="ignore", category=FutureWarning):
         return get_peft_model(model, adapter)
 
 

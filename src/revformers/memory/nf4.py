@@ -61,7 +61,7 @@ class _Product(torch.autograd.Function):
         return nn.functional.linear(hidden, hidden.new_empty(shape))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         return gradient @ gradient.new_empty(ctx.shape), None, None
 
 

@@ -11,15 +11,18 @@ from dataclasses import dataclass
 
 from revformers.errors import NotReversibleError
 from revformers.memory.devices import Device
-from revformers.memory.methods import STORE, Method, methods, rebuild
 from revformers.memory.meter import MemoryByCategory
+from revformers.memory.methods import STORE, Method, methods, rebuild
 from revformers.memory.model_size import ModelSize, model_size
 from revformers.memory.recommend import recommend
 from revformers.memory.search import largest_within
 from revformers.memory.step import Workload, step_memory, step_operations, step_time
 
 CONTEXT_UNIT = 256
-"""Tokens to which the longest context is found."""
+"""Tokens of which the longest context is a multiple."""
+
+CONTEXT_TOLERANCE = 0.01
+"""By which share the longest context may be too short."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Way:
         host: what lies in host memory meanwhile, bytes.
         largest_batch: sequences that fit; 0 where not one does.
         host_of_largest_batch: bytes.
-        longest_context: tokens of a single sequence that fit, a multiple of 256.
+        longest_context: tokens of a single sequence that fit, a multiple of 256, found to one percent.
         operations: floating-point operations of a step, relative to "store".
         time: of a step as predicted, relative to "store".
 
@@ -48,6 +51,11 @@ class Way:
     longest_context: int
     operations: float
     time: float
+
+    @property
+    def title(self) -> str:
+        """The name, with the bits."""
+        return self.name if self.bits is None else f"{self.name}, {self.bits} bits"
 
 
 @dataclass(frozen=True)
@@ -88,7 +96,7 @@ def make_plan(
         ImportError: for an adapter without PEFT.
 
     """
-    size = model_size(workload.build(workload.config.num_hidden_layers), workload.optimizer)
+    size = model_size(workload.build(workload.layers), workload.optimizer)
     choices, refusal = methods(bits), _refusal(workload)
     if refusal:
         choices = [method for method in choices if not method.reversible]
@@ -115,7 +123,12 @@ def _way(workload: Workload, method: Method, size: ModelSize, memory: int, token
     room = memory - size.total
     one = step_memory(workload, method, 1, tokens)
     batch = largest_within(lambda number: step_memory(workload, method, number, tokens).device.total, room)
-    units = largest_within(lambda number: step_memory(workload, method, 1, CONTEXT_UNIT * number).device.total, room)
+    units = largest_within(
+        lambda number: step_memory(workload, method, 1, CONTEXT_UNIT * number).device.total,
+        room,
+        start=max(1, tokens // CONTEXT_UNIT),
+        tolerance=CONTEXT_TOLERANCE,
+    )
     operations = device.operations(workload.dtype)
     per_byte = operations / device.memory
     # Copies to the host and back wait for the computation and it for them, as PyTorch makes them.

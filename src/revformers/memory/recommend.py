@@ -25,8 +25,8 @@ def recommend(ways: Sequence["Way"], fixed: int, memory: int, refusal: str | Non
     """
     if fixed > memory:
         return (
-            "Weights, gradients and optimizer states alone do not fit: train an adapter (--train lora or qlora), choose "
-            "an optimizer with smaller states, or take more memory."
+            "Weights, gradients and optimizer states alone do not fit: train an adapter (lora or qlora), choose an "
+            "optimizer with smaller states, or take more memory."
         )
     fitting = [way for way in ways if way.largest_batch]
     if not fitting:

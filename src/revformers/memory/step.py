@@ -25,10 +25,7 @@ from revformers.memory.work import Work, work_of
 
 Head = Literal["chunked", "own"]
 
-SHALLOW, DEEP = 3, 4
-"""Depths at which a step is run: the first and the last layer of a stack differ from those between them."""
-
-COUNTED = 8192
+COUNTED = 16384
 """Tokens of a batch that count in a chunked loss at most: one chunk is in memory at a time, whatever their number."""
 
 
@@ -52,6 +49,11 @@ class Workload:
     dtype: torch.dtype = torch.bfloat16
     head: Head = "chunked"
     rank: int = 16
+
+    @property
+    def layers(self) -> int:
+        """The model's depth."""
+        return int(self.config.num_hidden_layers)
 
     def build(self, layers: int, method: Method | None = None) -> nn.Module:
         """Return the model on the meta device, with that many layers, trained as `method` does.
@@ -97,15 +99,18 @@ def step_memory(workload: Workload, method: Method, batch: int, tokens: int) -> 
         tokens: of one sequence.
 
     """
-    layers = int(workload.config.num_hidden_layers)
-    whole = {
-        name: max(0, round(_over_depth(layers, lambda depth: _memory(workload, method, depth, batch, tokens)[name])))
-        for name in CATEGORIES
-    }
+
+    def part(name: str) -> int:
+        return max(0, round(_over_depth(workload, method, lambda depth: run(depth)[name])))
+
+    def run(depth: int) -> dict[str, int]:
+        return _memory(workload, method, depth, batch, tokens)
+
+    whole = {name: part(name) for name in CATEGORIES}
     host = 0
     if method.offloads:
         host = whole["activations"]
-        whole["activations"] = host // layers
+        whole["activations"] = host // workload.layers
     return StepMemory(MemoryByCategory(**whole), host)
 
 
@@ -119,12 +124,16 @@ def step_operations(workload: Workload, method: Method, tokens: int) -> int:
     return round(_over_work(workload, method, tokens, lambda work: work.operations))
 
 
-def _over_depth(layers: int, value: Callable[[int], float]) -> float:
-    """Return the value at a depth, from those at the depths that are run."""
-    if layers <= SHALLOW:
+def _over_depth(workload: Workload, method: Method, value: Callable[[int], float]) -> float:
+    """Return the value at the model's depth, from those at two depths from which on it grows by the same every layer.
+
+    A model that is no deeper is run as it is.
+    """
+    layers, shallow = workload.layers, method.steady_from
+    if layers <= shallow:
         return value(layers)
-    shallow = value(SHALLOW)
-    return shallow + (layers - SHALLOW) * (value(DEEP) - shallow) / (DEEP - SHALLOW)
+    least = value(shallow)
+    return least + (layers - shallow) * (value(shallow + 1) - least)
 
 
 def _over_work(workload: Workload, method: Method, tokens: int, value: Callable[[Work], float]) -> float:
@@ -138,7 +147,7 @@ def _over_work(workload: Workload, method: Method, tokens: int, value: Callable[
             return low
         return low + (tokens - few) * (value(_work(workload, method, depth, tokens, more)) - low) / (more - few)
 
-    return _over_depth(int(workload.config.num_hidden_layers), of_depth)
+    return _over_depth(workload, method, of_depth)
 
 
 @lru_cache(maxsize=4096)
