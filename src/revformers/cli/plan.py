@@ -17,6 +17,9 @@ from revformers.training.errors import RecipeError
 UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
+PLOT_FORMATS = ("svg", "png", "pdf")
+
+
 @dataclass(frozen=True)
 class PlanOptions:
     """Say what every way of training a model takes, from its configuration alone: no weights, no GPU."""
@@ -77,6 +80,10 @@ def run(arguments: Sequence[str]) -> int:
         raise RecipeError("--bits takes numbers from 0 to 8.")
     if options.operations_per_byte is not None and not 0 < options.operations_per_byte < math.inf:
         raise RecipeError(f"--operations_per_byte takes a positive number, not {options.operations_per_byte}.")
+    if options.plot and options.plot.suffix.lstrip(".") not in PLOT_FORMATS:
+        raise RecipeError(
+            f"No plot can be written to {options.plot}; name a file ending in .{' or .'.join(PLOT_FORMATS)}."
+        )
     # imported here, so that the help does not wait for PyTorch
     import torch
     from rich.console import Console
@@ -85,6 +92,7 @@ def run(arguments: Sequence[str]) -> int:
     from revformers.cli.quiet import quiet_libraries
     from revformers.memory.devices import DEVICES
     from revformers.memory.plan import make_plan
+    from revformers.memory.plan_plot import draw
     from revformers.memory.step import Workload
 
     quiet_libraries()
@@ -114,23 +122,12 @@ def run(arguments: Sequence[str]) -> int:
         if options.json:
             Path(options.json).write_text(_json(plan), encoding="utf-8")
     if options.plot:
-        _draw(workload, plan, options)
+        draw(workload, plan, options.plot_axis, options.plot)
     return 0
 
 
 def _json(plan: Any) -> str:
     return json.dumps(dataclasses.asdict(plan), indent=2) + "\n"
-
-
-def _draw(workload: Any, plan: Any, options: PlanOptions) -> None:
-    """Draw the plan; raise RecipeError for a format that cannot be written."""
-    from revformers.memory.plan_plot import draw
-
-    assert options.plot is not None
-    try:
-        draw(workload, plan, options.plot_axis, options.plot)
-    except ValueError as error:
-        raise RecipeError(f"No plot can be written to {options.plot}: {error}") from error
 
 
 def parse_memory(text: str) -> int:

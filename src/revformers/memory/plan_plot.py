@@ -25,9 +25,6 @@ def draw(workload: Workload, plan: Plan, axis: Axis, file: Path) -> None:
         axis: "length" goes along the tokens of one sequence, "batch" along sequences of the plan's length.
         file: e.g. plan.svg.
 
-    Raises:
-        ValueError: for a suffix that matplotlib does not write.
-
     """
     bits = [way.bits for way in plan.ways if way.bits is not None]
     figure = Figure(figsize=(8, 4.2), layout="constrained")
@@ -39,7 +36,16 @@ def draw(workload: Workload, plan: Plan, axis: Axis, file: Path) -> None:
             batch, tokens = (1, place) if axis == "length" else (place, plan.sequence_length)
             step = step_memory(workload, method, batch, tokens).device.total
             totals.append((step + plan.size.total) / 2**30)
-        axes.plot(at, totals, color=f"C{colour}", marker="o", markersize=3, linewidth=1.5, label=method.title)
+        axes.plot(
+            at,
+            totals,
+            color=f"C{colour}",
+            marker="o",
+            markersize=3,
+            linewidth=1.5,
+            label=method.title,
+            gid=method.title,
+        )
     axes.axhline(plan.memory / 2**30, color="grey", linewidth=1, linestyle="--", label="budget")
     if plan.size.total < plan.memory:
         axes.axhspan(0, plan.size.total / 2**30, color="grey", alpha=0.12, label="weights, gradients, optimizer")
