@@ -26,11 +26,17 @@ from revformers.memory.search import largest_within
 from revformers.memory.step import Workload as Planned
 from revformers.memory.step import step_memory
 
-WIDTH, VOCABULARY = 192, 512
-SHAPES = ((4, 256), (1, 768))
+WIDTH, VOCABULARY = 128, 256
+SHAPES = ((4, 128), (1, 384))
 """Sequences and their tokens."""
 
-BATCH, BATCH_TOKENS = 40, 64
+BATCH, BATCH_TOKENS = 40, 32
+"""Sequences, and their tokens, that the memory for the largest batch is chosen for."""
+
+AROUND = (-2, -1, 0, 1, 2)
+"""How far from the planned largest batch the measured one is looked for."""
+
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 
 ARMS: list[tuple[Method, Arm]] = [
     (STORE, Arm(PLAIN_STORE)),
@@ -42,7 +48,7 @@ ARMS: list[tuple[Method, Arm]] = [
 
 def models() -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the name and the configuration of every network."""
-    for layers in (6, 24):
+    for layers in (6, 16):
         yield f"Llama, {layers} layers", llama_config(layers, WIDTH, VOCABULARY, 1024)
     llama = llama_config(8, WIDTH, VOCABULARY, 1024)
     yield (
@@ -51,7 +57,7 @@ def models() -> Iterator[tuple[str, dict[str, Any]]]:
             "model_type": "gpt2",
             "n_layer": 8,
             "n_embd": WIDTH,
-            "n_head": 3,
+            "n_head": 2,
             "vocab_size": VOCABULARY,
             "bos_token_id": None,
             "eos_token_id": None,
@@ -60,16 +66,16 @@ def models() -> Iterator[tuple[str, dict[str, Any]]]:
     )
     grouped = {"num_key_value_heads": 1, "head_dim": 64}
     yield "Qwen3, 8 layers", llama | grouped | {"model_type": "qwen3"}
-    yield "Gemma 2, 8 layers", llama | grouped | {"model_type": "gemma2", "sliding_window": 128}
+    yield "Gemma 2, 8 layers", llama | grouped | {"model_type": "gemma2", "sliding_window": 64}
 
 
-def peaks(name: str, config: dict[str, Any], precision: Precision) -> list[dict[str, Any]]:
-    """Return the planned and the measured peak of every arm and shape, bytes."""
-    points = [(method, arm, *shape) for method, arm in ARMS for shape in SHAPES]
+def peaks(name: str, config: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the planned and the measured peak of every precision, arm and shape, bytes."""
+    points = [(precision, method, arm, *shape) for precision in PRECISIONS for method, arm in ARMS for shape in SHAPES]
     measured = measure_peak_memory(
-        [(Workload(config, batch, tokens, precision), arm) for _, arm, batch, tokens in points], threads=1
+        [(Workload(config, batch, tokens, precision), arm) for precision, _, arm, batch, tokens in points], threads=1
     )
-    workload = Planned(AutoConfig.for_model(**config), dtype=getattr(torch, precision), head="own")
+    workloads = {precision: planned_workload(config, precision) for precision in PRECISIONS}
     return [
         {
             "model": name,
@@ -78,34 +84,42 @@ def peaks(name: str, config: dict[str, Any], precision: Precision) -> list[dict[
             "batch": batch,
             "tokens": tokens,
             "measured": one.peak,
-            "planned": step_memory(workload, method, batch, tokens).device.total,
+            "planned": step_memory(workloads[precision], method, batch, tokens).device.total,
         }
-        for (method, _, batch, tokens), one in zip(points, measured, strict=True)
+        for (precision, method, _, batch, tokens), one in zip(points, measured, strict=True)
     ]
 
 
-def largest_batch(name: str, config: dict[str, Any], method: Method, arm: Arm) -> dict[str, Any]:
-    """Return the planned and the measured largest batch in a memory that half a sequence is left of."""
-    workload = Planned(AutoConfig.for_model(**config), dtype=torch.float32, head="own")
+def largest_batches(name: str, config: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the planned and the measured largest batch of every arm, in a memory that half a sequence is left of."""
+    workload, rows, tasks = planned_workload(config, "float32"), [], []
+    for method, arm in ARMS:
 
-    def cost(batch: int) -> int:
-        return step_memory(workload, method, batch, BATCH_TOKENS).device.total
+        def cost(batch: int, method: Method = method) -> int:
+            return step_memory(workload, method, batch, BATCH_TOKENS).device.total
 
-    room = (cost(BATCH) + cost(BATCH + 1)) // 2
-    planned = largest_within(cost, room)
-    candidates = range(planned - 3, planned + 4)
-    measured = measure_peak_memory([(Workload(config, batch, BATCH_TOKENS), arm) for batch in candidates], threads=1)
-    fitting = [batch for batch, one in zip(candidates, measured, strict=True) if one.peak <= room]
-    if not fitting or fitting[-1] == candidates[-1]:
-        raise SystemExit(f"{name}, {method.title}: the measured largest batch is not near the planned one, {planned}.")
-    return {
-        "model": name,
-        "arm": method.title,
-        "tokens": BATCH_TOKENS,
-        "memory": room,
-        "planned": planned,
-        "measured": max(fitting),
-    }
+        room = (cost(BATCH) + cost(BATCH + 1)) // 2
+        planned = largest_within(cost, room)
+        rows.append({"model": name, "arm": method.title, "tokens": BATCH_TOKENS, "memory": room, "planned": planned})
+        tasks += [(Workload(config, planned + more, BATCH_TOKENS), arm) for more in AROUND]
+    measured = iter(measure_peak_memory(tasks, threads=1))
+    for row in rows:
+        fitting = [
+            row["planned"] + more
+            for more, one in zip(AROUND, [next(measured) for _ in AROUND], strict=True)
+            if one.peak <= row["memory"]
+        ]
+        if not fitting or fitting[-1] == row["planned"] + AROUND[-1]:
+            raise SystemExit(
+                f"{name}, {row['arm']}: the measured largest batch is not near the planned {row['planned']}."
+            )
+        row["measured"] = fitting[-1]
+    return rows
+
+
+def planned_workload(config: dict[str, Any], precision: Precision) -> Planned:
+    """Return what the planner is told."""
+    return Planned(AutoConfig.for_model(**config), dtype=getattr(torch, precision), head="own")
 
 
 def main() -> None:
@@ -115,13 +129,11 @@ def main() -> None:
     options = parser.parse_args()
     console, rows, batches = Console(), [], []
     for name, config in models():
-        for precision in ("float32", "bfloat16"):
-            rows += peaks(name, config, precision)
-            errors = [row["planned"] / row["measured"] - 1 for row in rows[-len(ARMS) * len(SHAPES) :]]
-            console.print(f"{name}, {precision}: {min(errors):+.2%} to {max(errors):+.2%}", highlight=False)
-        for method, arm in ARMS:
-            batches.append(largest_batch(name, config, method, arm))
-            console.print(f"largest batch: {batches[-1]}", highlight=False)
+        rows += peaks(name, config)
+        errors = [row["planned"] / row["measured"] - 1 for row in rows if row["model"] == name]
+        console.print(f"{name}: {min(errors):+.2%} to {max(errors):+.2%}", highlight=False)
+        batches += largest_batches(name, config)
+        console.print({row["arm"]: (row["planned"], row["measured"]) for row in batches if row["model"] == name})
     write_result(
         options.output,
         {"width": WIDTH, "vocabulary": VOCABULARY, "rows": rows, "largest_batches": batches},
