@@ -10,7 +10,7 @@ from revformers.cli.plan import parse_memory
 @pytest.fixture
 def config(tmp_path):
     LlamaConfig(
-        vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=6, num_attention_heads=2
+        vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2
     ).save_pretrained(tmp_path)
     return str(tmp_path)
 

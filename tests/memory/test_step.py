@@ -9,7 +9,7 @@ from revformers.dynamics import Midpoint
 from revformers.memory.methods import CHECKPOINT, OFFLOAD, STORE, rebuild
 from revformers.memory.step import Workload, _memory, step_memory, step_operations, step_time
 
-CONFIG = llama_config(7, 128, 256, 256)
+CONFIG = llama_config(6, 128, 256, 256)
 WORKLOAD = Workload(AutoConfig.for_model(**CONFIG), dtype=torch.float32, head="own")
 METHODS = (STORE, CHECKPOINT, rebuild(0), rebuild(2))
 
@@ -27,19 +27,22 @@ def test_the_planned_peak_is_the_measured_one(method, arm):
     assert step_memory(WORKLOAD, method, 2, 256).device.total == pytest.approx(measured, rel=0.01)
 
 
-@pytest.mark.parametrize("training", ["full", "lora", "qlora"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("training", "dtype"), [("full", torch.float32), ("full", torch.bfloat16), ("qlora", torch.bfloat16)]
+)
 def test_depth_is_carried_on_exactly(training, dtype):
     pytest.importorskip("peft")
     workload = Workload(AutoConfig.for_model(**CONFIG), training, dtype=dtype)
     for method in METHODS:
-        whole = _memory(workload, method, 7, 2, 64)
+        whole = _memory(workload, method, 6, 2, 64)
         assert step_memory(workload, method, 2, 64).device.total == sum(whole.values())
-    # The ends of a stack are special: from shallower ones it would be wrong.
-    two, three = (
-        sum(_memory(Workload(workload.config, "lora"), rebuild(0), depth, 2, 64).values()) for depth in (2, 3)
-    )
-    assert three > two
+
+
+def test_the_ends_of_a_stack_are_special():
+    pytest.importorskip("peft")
+    workload = Workload(AutoConfig.for_model(**CONFIG), "lora")
+    peaks = [sum(_memory(workload, rebuild(0), depth, 2, 64).values()) for depth in (2, 3, 4, 5)]
+    assert peaks[0] < peaks[1] < peaks[2] == peaks[3]
 
 
 def test_a_shallow_model_is_run_as_it_is():
@@ -53,8 +56,8 @@ def test_a_shallow_model_is_run_as_it_is():
 def test_offloading_moves_the_checkpoints_of_all_layers_but_one():
     on_device, offloaded = (step_memory(WORKLOAD, method, 2, 64) for method in (CHECKPOINT, OFFLOAD))
     layer_input = 4 * 2 * 64 * 128
-    assert offloaded.host == on_device.device.activations == pytest.approx(7 * layer_input, rel=0.01)
-    assert on_device.device.total - offloaded.device.total == pytest.approx(6 * layer_input, rel=0.01)
+    assert offloaded.host == on_device.device.activations == pytest.approx(6 * layer_input, rel=0.01)
+    assert on_device.device.total - offloaded.device.total == pytest.approx(5 * layer_input, rel=0.01)
 
 
 def test_a_loss_of_few_chunks_takes_what_one_of_many_takes(monkeypatch):
@@ -72,10 +75,9 @@ def test_a_loss_of_few_chunks_takes_what_one_of_many_takes(monkeypatch):
 def test_operations_of_many_chunks_are_counted():
     workload = Workload(AutoConfig.for_model(**CONFIG))
     short, long = (step_operations(workload, STORE, tokens) for tokens in (16384, 32768))
-    head = 3 * 2 * 128 * 256 * 16384
-    attention = 7 * 7 * 2 * 16384**2 * 128
-    rest = (short - head - attention) / 16384
-    assert long == pytest.approx(2 * head + 4 * attention + 32768 * rest, rel=0.01)
+    # Two products forward and five backward a layer; all else grows with the tokens.
+    attention = 6 * 7 * 2 * 16384**2 * 128
+    assert long == pytest.approx(2 * (short - attention) + 4 * attention, rel=0.001)
 
 
 def test_checkpointing_and_rebuilding_cost_at_most_a_forward_pass():
