@@ -56,7 +56,7 @@ def test_a_shallow_model_is_run_as_it_is():
 def test_offloading_moves_the_checkpoints_of_all_layers_but_one():
     on_device, offloaded = (step_memory(WORKLOAD, method, 2, 64) for method in (CHECKPOINT, OFFLOAD))
     layer_input = 4 * 2 * 64 * 128
-    assert offloaded.host == on_device.device.activations == pytest.approx(6 * layer_input, rel=0.01)
+    assert offloaded.host == pytest.approx(6 * layer_input, rel=0.01)
     assert on_device.device.total - offloaded.device.total == pytest.approx(5 * layer_input, rel=0.01)
 
 

@@ -109,8 +109,10 @@ def step_memory(workload: Workload, method: Method, batch: int, tokens: int) -> 
     whole = {name: part(name) for name in CATEGORIES}
     host = 0
     if method.offloads:
-        host = whole["activations"]
-        whole["activations"] = host // workload.layers
+        # The input of the first layer, made before it, is among the others. It stands for the one layer's input that is
+        # on the device at a time.
+        host = whole["activations"] * workload.layers // max(1, workload.layers - 1)
+        whole["activations"] = 0
     return StepMemory(MemoryByCategory(**whole), host)
 
 
