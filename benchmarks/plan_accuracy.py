@@ -9,7 +9,8 @@ that holds what `BATCH` sequences were planned to take and half a sequence more.
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from rich.console import Console
 from transformers import AutoConfig
 
 from revformers.benchmark.environment import write_result
-from revformers.benchmark.memory import measure_peak_memory
+from revformers.benchmark.memory import PeakMemory, Task, measure_side_by_side
 from revformers.benchmark.workload import PLAIN_CHECKPOINT, PLAIN_STORE, Arm, Precision, Workload, llama_config
 from revformers.dynamics import BlendedMidpoint, Midpoint
 from revformers.memory.methods import CHECKPOINT, STORE, Method, rebuild
@@ -33,8 +34,8 @@ SHAPES = ((4, 128), (1, 384))
 BATCH, BATCH_TOKENS = 40, 32
 """Sequences, and their tokens, that the memory for the largest batch is chosen for."""
 
-AROUND = (-2, -1, 0, 1, 2)
-"""How far from the planned largest batch the measured one is looked for."""
+AROUND = (-1, 0, 1)
+"""How far from the planned largest batch the measured one is looked for; of one beyond them the largest is written."""
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 
@@ -69,52 +70,47 @@ def models() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "Gemma 2, 8 layers", llama | grouped | {"model_type": "gemma2", "sliding_window": 64}
 
 
-def peaks(name: str, config: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the planned and the measured peak of every precision, arm and shape, bytes."""
-    points = [(precision, method, arm, *shape) for precision in PRECISIONS for method, arm in ARMS for shape in SHAPES]
-    measured = measure_peak_memory(
-        [(Workload(config, batch, tokens, precision), arm) for precision, _, arm, batch, tokens in points], threads=1
-    )
-    workloads = {precision: planned_workload(config, precision) for precision in PRECISIONS}
-    return [
-        {
-            "model": name,
-            "precision": precision,
-            "arm": method.title,
-            "batch": batch,
-            "tokens": tokens,
-            "measured": one.peak,
-            "planned": step_memory(workloads[precision], method, batch, tokens).device.total,
-        }
-        for (precision, method, _, batch, tokens), one in zip(points, measured, strict=True)
-    ]
+@dataclass(frozen=True)
+class Study:
+    """The figures of one network: what the planner says, and the tasks that measure it, in the same order."""
+
+    rows: list[dict[str, Any]]
+    batches: list[dict[str, Any]]
+    tasks: list[Task]
+
+    def add_measured(self, measured: Sequence[PeakMemory]) -> None:
+        """Add what was measured to the rows."""
+        peaks = iter(one.peak for one in measured)
+        for row in self.rows:
+            row["measured"] = next(peaks)
+        for row in self.batches:
+            fitting = [row["planned"] + more for more in AROUND if next(peaks) <= row["memory"]]
+            row["measured"] = max(fitting, default=None)
 
 
-def largest_batches(name: str, config: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the planned and the measured largest batch of every arm, in a memory that half a sequence is left of."""
-    workload, rows, tasks = planned_workload(config, "float32"), [], []
+def study(name: str, config: dict[str, Any]) -> Study:
+    """Return what is planned for a network, every precision, arm and shape, and its largest batches."""
+    result = Study([], [], [])
+    for precision in PRECISIONS:
+        workload = planned_workload(config, precision)
+        for method, arm in ARMS:
+            for batch, tokens in SHAPES:
+                planned = step_memory(workload, method, batch, tokens).device.total
+                point = {"batch": batch, "tokens": tokens, "planned": planned}
+                result.rows.append({"model": name, "precision": precision, "arm": method.title, **point})
+                result.tasks.append((Workload(config, batch, tokens, precision), arm))
+    workload = planned_workload(config, "float32")
     for method, arm in ARMS:
 
         def cost(batch: int, method: Method = method) -> int:
             return step_memory(workload, method, batch, BATCH_TOKENS).device.total
 
         room = (cost(BATCH) + cost(BATCH + 1)) // 2
-        planned = largest_within(cost, room)
-        rows.append({"model": name, "arm": method.title, "tokens": BATCH_TOKENS, "memory": room, "planned": planned})
-        tasks += [(Workload(config, planned + more, BATCH_TOKENS), arm) for more in AROUND]
-    measured = iter(measure_peak_memory(tasks, threads=1))
-    for row in rows:
-        fitting = [
-            row["planned"] + more
-            for more, one in zip(AROUND, [next(measured) for _ in AROUND], strict=True)
-            if one.peak <= row["memory"]
-        ]
-        if not fitting or fitting[-1] == row["planned"] + AROUND[-1]:
-            raise SystemExit(
-                f"{name}, {row['arm']}: the measured largest batch is not near the planned {row['planned']}."
-            )
-        row["measured"] = fitting[-1]
-    return rows
+        largest = largest_within(cost, room)
+        point = {"tokens": BATCH_TOKENS, "memory": room, "planned": largest}
+        result.batches.append({"model": name, "arm": method.title, **point})
+        result.tasks.extend((Workload(config, largest + more, BATCH_TOKENS), arm) for more in AROUND)
+    return result
 
 
 def planned_workload(config: dict[str, Any], precision: Precision) -> Planned:
@@ -126,14 +122,15 @@ def main() -> None:
     """Measure every point, print how far the plan is off, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--processes", type=int, default=1, help="networks measured at once")
     options = parser.parse_args()
-    console, rows, batches = Console(), [], []
-    for name, config in models():
-        rows += peaks(name, config)
-        errors = [row["planned"] / row["measured"] - 1 for row in rows if row["model"] == name]
-        console.print(f"{name}: {min(errors):+.2%} to {max(errors):+.2%}", highlight=False)
-        batches += largest_batches(name, config)
-        console.print({row["arm"]: (row["planned"], row["measured"]) for row in batches if row["model"] == name})
+    studies = [study(name, config) for name, config in models()]
+    measured = measure_side_by_side([one.tasks for one in studies], options.processes)
+    for one, peaks in zip(studies, measured, strict=True):
+        one.add_measured(peaks)
+        errors = [row["planned"] / row["measured"] - 1 for row in one.rows]
+        Console().print(f"{one.rows[0]['model']}: {min(errors):+.2%} to {max(errors):+.2%}", highlight=False)
+    rows, batches = ([row for one in studies for row in getattr(one, name)] for name in ("rows", "batches"))
     write_result(
         options.output,
         {"width": WIDTH, "vocabulary": VOCABULARY, "rows": rows, "largest_batches": batches},
