@@ -139,15 +139,14 @@ def _over_depth(workload: Workload, method: Method, value: Callable[[int], float
 
 
 def _over_work(workload: Workload, method: Method, tokens: int, value: Callable[[Work], float]) -> float:
-    """Return a value of the work of a step, from shallow ones and, as chunks of the head are alike, few chunks."""
+    """Return a value of the work of a step, from those of shallow ones with few chunks of the head, which are alike."""
 
     def of_depth(depth: int) -> float:
-        few = min(tokens, COUNTED // 2)
-        more = min(tokens, COUNTED)
-        low = value(_work(workload, method, depth, tokens, few))
-        if more == few:
-            return low
-        return low + (tokens - few) * (value(_work(workload, method, depth, tokens, more)) - low) / (more - few)
+        whole = value(_work(workload, method, depth, tokens, min(tokens, COUNTED)))
+        if tokens <= COUNTED:
+            return whole
+        half = value(_work(workload, method, depth, tokens, COUNTED // 2))
+        return whole + (tokens - COUNTED) * (whole - half) / (COUNTED - COUNTED // 2)
 
     return _over_depth(workload, method, of_depth)
 
