@@ -216,8 +216,27 @@ def family_rows():
         )
 
 
+def plan_rows():
+    """How far the planner is off."""
+    rows = result("plan-accuracy")["rows"]
+    for model, arm in dict.fromkeys((row["model"], row["arm"]) for row in rows):
+        points = [row for row in rows if (row["model"], row["arm"]) == (model, arm)]
+        errors = [row["planned"] / row["measured"] - 1 for row in points]
+        assert max(map(abs, errors)) < 0.05
+        first = points[0]
+        figures = f"{first['measured']:,} | {first['planned']:,} | {min(errors):+.2%} to {max(errors):+.2%}"
+        yield f"| {model} | {arm} | {figures} |"
+
+
+def largest_batch_rows():
+    """How far the largest batch that it finds is off."""
+    for row in result("plan-accuracy")["largest_batches"]:
+        yield f"| {row['model']} | {row['arm']} | {row['planned']} | {row['measured']} |"
+
+
 TABLES = {
     "README.md": [quickstart_rows, depth_rows, time_rows, fidelity_rows, conversion_rows, healing_rows],
+    "docs/plan.md": [plan_rows, largest_batch_rows],
     "docs/conversion.md": [form_rows, stories_rows, depth_conversion_rows, annealing_rows, family_rows],
 }
 

@@ -10,7 +10,7 @@ from revformers.cli.plan import parse_memory
 @pytest.fixture
 def config(tmp_path):
     LlamaConfig(
-        vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=6, num_attention_heads=2
+        vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2
     ).save_pretrained(tmp_path)
     return str(tmp_path)
 
@@ -25,19 +25,50 @@ def test_a_table_and_a_file(config, tmp_path, capsys):
     assert plan["recommendation"] in shown
 
 
+def test_a_plan_for_scripts_is_nothing_but_json(config, capsys):
+    words = ["plan", config, "--memory", "1GB", "--sequence_length", "16", "--bits", "1", "--train", "qlora"]
+    assert main([*words, "--optimizer", "adamw8bit", "--json", "-"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["ways"][-1]["bits"] == 1
+    assert plan["ways"][0]["memory"]["weights"] == plan["size"]["weights"]
+
+
+def test_slow_memory_makes_what_moves_bytes_slower(config, tmp_path):
+    times = []
+    for ratio in ("1", "1000"):
+        out = tmp_path / f"{ratio}.json"
+        words = ["plan", config, "--memory", "1GB", "--sequence_length", "16", "--bits", "3", "--json", str(out)]
+        assert main([*words, "--operations_per_byte", ratio]) == 0
+        times.append(json.loads(out.read_text())["ways"][-1]["time"])
+    assert times[0] < times[1]
+
+
+@pytest.mark.parametrize("axis", ["length", "batch"])
+def test_a_plot_has_a_curve_a_way(config, tmp_path, axis):
+    file = tmp_path / "plan.svg"
+    words = ["plan", config, "--memory", "8MB", "--sequence_length", "64", "--bits", "0", "--plot", str(file)]
+    assert main([*words, "--plot_axis", axis]) == 0
+    drawn = file.read_text()
+    assert drawn.count('id="rebuild, 0 bits"') == 1
+    assert ("sequences of 64 tokens" in drawn) == (axis == "batch")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--memory", "much"], "such as 24GiB"),
         (["--memory", "1GiB", "--bits", "9"], "from 0 to 8"),
         (["--memory", "1GiB", "--sequence_length", "1"], "two tokens"),
+        (["--memory", "1GiB", "--operations_per_byte", "0"], "a positive number"),
+        (["--memory", "1GiB", "--plot", "plan.txt", "--sequence_length", "16"], "No plot can be written to plan.txt"),
     ],
 )
 def test_mistakes_are_one_sentence_and_exit_code_2(config, options, message, capsys):
     assert main(["plan", config, *options]) == 2
-    shown = capsys.readouterr().err
-    assert message in shown
-    assert shown.count("\n") == 1
+    shown = capsys.readouterr()
+    assert message in shown.err
+    assert shown.err.count("\n") == 1
+    assert not shown.out
 
 
 def test_a_missing_model_is_named(capsys):

@@ -36,7 +36,8 @@ class BenchRecipe:
     """float32; bfloat16 weights; or float32 weights under autocast, bfloat16_autocast."""
 
     head: Head = "chunked"
-    """The loss of every arm: chunked, from the logits of 1024 tokens at a time, or own, as the model computes it."""
+    """The loss of every arm: chunked, from the logits of a few tokens at a time; own, as the model computes it; auto,
+    chunked where the model can be."""
 
     optimizer: Optimizer = "none"
     """none ends a step with the backward pass; adamw has the states of AdamW, and its time, in every arm."""

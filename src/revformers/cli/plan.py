@@ -7,17 +7,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import tyro
 
 from revformers.byte_size import parse_size
 from revformers.training.errors import RecipeError
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from revformers.memory.plan import Plan
+PLOT_FORMATS = ("svg", "png", "pdf")
 
 
 @dataclass(frozen=True)
@@ -33,10 +30,10 @@ class PlanOptions:
     sequence_length: int = 2048
     """Tokens in a sequence."""
 
-    train: Literal["full", "lora"] = "full"
-    """All weights, or a LoRA adapter of rank 16 on all linear layers but the head."""
+    train: Literal["full", "lora", "qlora"] = "full"
+    """All weights; a LoRA adapter of rank 16 on all linear layers but the head; or one on frozen NF4 weights."""
 
-    optimizer: Literal["adamw", "adamw8bit", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "adamw8bit", "adafactor", "lion", "sgd"] = "adamw"
     """Whose states are counted."""
 
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -49,8 +46,20 @@ class PlanOptions:
     bits: tuple[int, ...] = (0, 2, 4)
     """Side information to plan for, bits an element a layer."""
 
-    json: Path | None = None
-    """File to write the plan to as well, in bytes."""
+    gpu: Literal["a100", "h100", "h200", "l4", "rtx4090"] = "h100"
+    """Whose data sheet the predicted times are for."""
+
+    operations_per_byte: float | None = None
+    """Floating-point operations that the device does while its memory moves one byte; left out, as of --gpu."""
+
+    json: str | None = None
+    """File to write the plan to as well, in bytes; - prints it in the place of the table."""
+
+    plot: Path | None = None
+    """File to draw memory to, such as plan.svg or plan.png."""
+
+    plot_axis: Literal["length", "batch"] = "length"
+    """What the plot goes along: tokens of one sequence, or sequences of --sequence_length."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -66,12 +75,22 @@ def run(arguments: Sequence[str]) -> int:
         raise RecipeError(f"A sequence has at least two tokens; raise --sequence_length {options.sequence_length}.")
     if not options.bits or not all(0 <= number <= 8 for number in options.bits):
         raise RecipeError("--bits takes numbers from 0 to 8.")
+    if options.operations_per_byte is not None and not 0 < options.operations_per_byte < math.inf:
+        raise RecipeError(f"--operations_per_byte takes a positive number, not {options.operations_per_byte}.")
+    if options.plot and options.plot.suffix.lstrip(".") not in PLOT_FORMATS:
+        raise RecipeError(
+            f"No plot can be written to {options.plot}; name a file ending in .{' or .'.join(PLOT_FORMATS)}."
+        )
     # imported here, so that the help does not wait for PyTorch
     import torch
     from rich.console import Console
 
+    from revformers.cli.plan_table import plan_table
     from revformers.cli.quiet import quiet_libraries
-    from revformers.memory.plan import Workload, make_plan
+    from revformers.memory.devices import DEVICES
+    from revformers.memory.plan import make_plan
+    from revformers.memory.plan_plot import draw
+    from revformers.memory.step import Workload
 
     quiet_libraries()
     config = _config(options.model)
@@ -79,20 +98,33 @@ def run(arguments: Sequence[str]) -> int:
     if options.sequence_length > longest:
         print(f"The model reads at most {longest} tokens; {options.sequence_length} were asked for.", file=sys.stderr)
     workload = Workload(config, options.train, options.optimizer, getattr(torch, options.dtype), options.head)
+    device, named = DEVICES[options.gpu], str(options.gpu)
+    if options.operations_per_byte is not None:
+        device = dataclasses.replace(device, memory=device.operations(workload.dtype) / options.operations_per_byte)
+        named = f"{options.operations_per_byte:g} operations a byte"
     try:
-        plan = make_plan(workload, memory, options.sequence_length, options.bits)
+        plan = make_plan(workload, memory, options.sequence_length, device, options.bits)
     except ImportError as error:
-        raise RecipeError('--train lora needs PEFT: pip install "revformers[finetune]".') from error
+        raise RecipeError(f'--train {options.train} needs PEFT: pip install "revformers[finetune]".') from error
     except ValueError as error:
         raise RecipeError(f"No step of {options.model} can be planned: {error}") from error
-    console = Console()
-    console.print(_table(plan), highlight=False)
-    if plan.refusal:
-        console.print(f"Not rebuilt: {plan.refusal}", highlight=False, soft_wrap=True)
-    console.print(plan.recommendation, highlight=False, soft_wrap=True)
-    if options.json:
-        options.json.write_text(json.dumps(dataclasses.asdict(plan), indent=2) + "\n", encoding="utf-8")
+    if options.json == "-":
+        print(_json(plan), end="")
+    else:
+        console = Console()
+        console.print(plan_table(plan, named), highlight=False)
+        if plan.refusal:
+            console.print(f"Not rebuilt: {plan.refusal}", highlight=False, soft_wrap=True)
+        console.print(plan.recommendation, highlight=False, soft_wrap=True)
+        if options.json:
+            Path(options.json).write_text(_json(plan), encoding="utf-8")
+    if options.plot:
+        draw(workload, plan, options.plot_axis, options.plot)
     return 0
+
+
+def _json(plan: Any) -> str:
+    return json.dumps(dataclasses.asdict(plan), indent=2) + "\n"
 
 
 def parse_memory(text: str) -> int:
@@ -117,32 +149,3 @@ def _config(name: str) -> Any:
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or getattr(config, "num_hidden_layers", None) is None:
         raise RecipeError(f"{name!r} describes no causal language model whose layers can be counted.")
     return config
-
-
-def _table(plan: "Plan") -> "Table":
-    from rich.table import Table
-
-    size = plan.size
-    table = Table(
-        title=f"{size.parameters:,} parameters, {size.trained:,} trained: weights {_gib(size.weights)}, "
-        f"gradients {_gib(size.gradients)}, optimizer {_gib(size.optimizer)} of {_gib(plan.memory)} GiB",
-        caption=f"GiB; one sequence of {plan.sequence_length:,} tokens. Time: operations, relative to store.",
-    )
-    headings = ("kept", "states", "working", "total", "host", "batch", "context", "time")
-    table.add_column("activations", no_wrap=True)
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    for way in plan.ways:
-        step = way.step
-        table.add_row(
-            way.title,
-            *map(_gib, (step.kept, step.states, step.working, step.total + size.total, step.host)),
-            f"{way.largest_batch:,}",
-            f"{way.longest_context:,}",
-            f"{way.operations:.2f}",
-        )
-    return table
-
-
-def _gib(number: int) -> str:
-    return f"{number / 2**30:.2f}"

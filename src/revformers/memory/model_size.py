@@ -1,6 +1,8 @@
 """A model on the meta device, of any depth, and what its parameters take."""
 
 import copy
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -8,8 +10,10 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-Training = Literal["full", "lora"]
-Optimizer = Literal["adamw", "adamw8bit", "sgd"]
+from revformers.memory.nf4 import Nf4Linear
+
+Training = Literal["full", "lora", "qlora"]
+Optimizer = Literal["adamw", "adamw8bit", "adafactor", "lion", "sgd"]
 
 SMALLEST_QUANTISED = 4096
 """Elements below which bitsandbytes keeps the states of a tensor in float32."""
@@ -39,7 +43,7 @@ class ModelSize:
 
     @property
     def total(self) -> int:
-        """All of them together, in bytes."""
+        """What is alive all the time, in bytes."""
         return self.weights + self.gradients + self.optimizer
 
 
@@ -66,7 +70,8 @@ def with_adapter(model: nn.Module, rank: int) -> Any:
     from peft import LoraConfig, get_peft_model
 
     adapter = LoraConfig(r=rank, target_modules="all-linear", task_type="CAUSAL_LM")
-    with torch.device("meta"):
+    # PEFT asks whether the model checkpoints by the name that every transformers 5 has.
+    with torch.device("meta"), warnings.catch_warnings(action="ignore", category=FutureWarning):
         return get_peft_model(model, adapter)
 
 
@@ -74,21 +79,38 @@ def model_size(model: nn.Module, optimizer: Optimizer) -> ModelSize:
     """Add up the parameters, buffers, gradients and optimizer states of `model`; shared parameters count once."""
     parameters = list(model.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
+    packed = [module for module in model.modules() if isinstance(module, Nf4Linear)]
     return ModelSize(
-        parameters=sum(parameter.numel() for parameter in parameters),
+        parameters=sum(parameter.numel() for parameter in parameters)
+        + sum(module.elements - module.weight.numel() for module in packed),
         trained=sum(parameter.numel() for parameter in trained),
         weights=sum(tensor.nbytes for tensor in (*parameters, *model.buffers())),
         gradients=sum(parameter.nbytes for parameter in trained),
-        optimizer=sum(_state_bytes(parameter, optimizer) for parameter in trained),
+        optimizer=sum(STATE_BYTES[optimizer](parameter) for parameter in trained),
     )
 
 
-def _state_bytes(parameter: nn.Parameter, optimizer: Optimizer) -> int:
-    """Return the bytes of the optimizer's states of one parameter; SGD without momentum has none."""
-    if optimizer == "sgd":
-        return 0
-    if optimizer == "adamw":
-        return 2 * parameter.nbytes
+def _adamw8bit(parameter: nn.Parameter) -> int:
+    """Two states of bitsandbytes: a byte an element and the scales, or float32 where the tensor is small."""
     if parameter.numel() < SMALLEST_QUANTISED:
         return 8 * parameter.numel()
     return 2 * (parameter.numel() + 4 * -(-parameter.numel() // QUANTISATION_BLOCK))
+
+
+def _adafactor(parameter: nn.Parameter) -> int:
+    """`torch.optim.Adafactor`: a mean for every row and every column, or one state where there is one dimension."""
+    if parameter.dim() < 2:
+        return parameter.nbytes
+    rows, columns = parameter.numel() // parameter.shape[-1], parameter.numel() // parameter.shape[-2]
+    return parameter.element_size() * (rows + columns)
+
+
+STATE_BYTES: dict[Optimizer, Callable[[nn.Parameter], int]] = {
+    "adamw": lambda parameter: 2 * parameter.nbytes,
+    "adamw8bit": _adamw8bit,
+    "adafactor": _adafactor,
+    "lion": lambda parameter: parameter.nbytes,
+    "sgd": lambda parameter: 0,
+}
+"""For each optimizer the bytes of its states of one parameter; the scalar step counts are left out, and so is momentum
+of "sgd", which has none by default."""

@@ -1,0 +1,78 @@
+"""Stand-ins on the meta device for linear layers in NF4, the 4-bit weights of bitsandbytes (QLoRA, arXiv 2305.14314).
+
+bitsandbytes computes on CUDA only. What matters for memory is known from its code: the packed weight stays, every
+product makes the whole weight in the compute dtype for as long as it runs, forward and backward, and keeps nothing.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+BLOCK = 64
+"""Elements that share one scale."""
+
+SCALE_BLOCK = 256
+"""Scales, quantised to a byte each, that share one float32 scale."""
+
+CODE_BYTES = 4 * (16 + 256 + 1)
+"""Float32 values of both code books and the mean of the scales, one set a weight."""
+
+
+class Nf4Linear(nn.Linear):
+    """A frozen linear layer whose weight takes half a byte an element, and scales.
+
+    Args:
+        linear: the layer on the meta device whose place it takes; its bias stays as it is.
+
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear.in_features, linear.out_features, bias=False, device="meta", dtype=linear.weight.dtype)
+        self.bias = linear.bias
+        self.compute_dtype = linear.weight.dtype
+        elements = linear.weight.numel()
+        scales = -(-elements // BLOCK)
+        packed = torch.empty(-(-elements // 2), 1, dtype=torch.uint8, device="meta")
+        self.weight = nn.Parameter(packed, requires_grad=False)
+        sizes = scales + 4 * -(-scales // SCALE_BLOCK) + CODE_BYTES
+        self.register_buffer("scales", torch.empty(sizes, dtype=torch.uint8, device="meta"))
+
+    @property
+    def elements(self) -> int:
+        """Elements of the weight before it is packed."""
+        return self.in_features * self.out_features
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return what the linear layer returns, for a floating `hidden` [..., in_features]."""
+        shape = (self.out_features, self.in_features)
+        product: Tensor = _Product.apply(hidden.to(self.compute_dtype), self.weight, shape)
+        return product if self.bias is None else product + self.bias
+
+
+class _Product(torch.autograd.Function):
+    """The product with a weight that is made for it and dropped."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, packed: Tensor, shape: tuple[int, int]) -> Tensor:
+        ctx.shape = shape
+        ctx.save_for_backward(packed)
+        return nn.functional.linear(hidden, hidden.new_empty(shape))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient @ gradient.new_empty(ctx.shape), None, None
+
+
+def quantise_linear_layers(model: PreTrainedModel) -> None:
+    """Replace every linear layer of a meta model but its output head by its NF4 stand-in, in place.
+
+    Embeddings, norms, head, and weights that are no `torch.nn.Linear` (GPT-2's Conv1D, stacked experts) stay as they
+    are.
+    """
+    head = model.get_output_embeddings()
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.Linear and child is not head:
+                setattr(parent, name, Nf4Linear(child))
