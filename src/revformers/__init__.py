@@ -16,6 +16,7 @@ from revformers.dynamics import (
     TwoEvaluationMidpoint,
 )
 from revformers.errors import NotReversibleError, RebuildMismatchError, StateRangeError
+from revformers.hf.compilation import compile_layers
 from revformers.hf.loading import from_pretrained, register
 from revformers.hf.ordinary import ordinary
 from revformers.hf.reversible import make_residual, make_reversible, set_activations
@@ -38,6 +39,7 @@ __all__ = [
     "Residual",
     "StateRangeError",
     "TwoEvaluationMidpoint",
+    "compile_layers",
     "convert",
     "dynamics",
     "errors",

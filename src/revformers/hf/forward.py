@@ -22,10 +22,12 @@ from revformers.field import Field
 from revformers.hf.discovery import find_stack
 from revformers.hf.families import find_layout
 from revformers.hf.fields import (
+    Evaluate,
     LayerCall,
     LayerReturn,
     NotKept,
     block_field,
+    evaluate,
     holds_cache,
     layer_inputs,
     named_fields,
@@ -47,6 +49,7 @@ class ReversibleStack:
         provenance: where the model came from, where that is known.
         predictor_features: what the layers' update predictors read; nothing without them.
         ordinary: whether the decoder runs as the ordinary network for now; see `revformers.ordinary`.
+        evaluate: what the layers' computations go through; see `revformers.compile_layers`.
 
     """
 
@@ -56,6 +59,7 @@ class ReversibleStack:
     provenance: Provenance | None = None
     predictor_features: tuple[str, ...] = ()
     ordinary: bool = False
+    evaluate: Evaluate = evaluate
 
     @property
     def policy(self) -> type[ActivationPolicy]:
@@ -113,7 +117,7 @@ class Pass:
         else:
             self._refuse_change(hidden)
         returned = LayerReturn(keep=not _recomputes(self.stack))
-        call = LayerCall(layer, index, inputs)
+        call = LayerCall(layer, index, inputs, self.stack.evaluate)
         for name, field in named_fields(call, self._before, self.stack.dynamics, returned):
             hidden = self._trajectory.step(name, self.stack.dynamics.coefficients(index), field, hidden)
         self._before = call
@@ -198,6 +202,7 @@ def _decide_cache(
     return arguments, keywords | {"use_cache": False}
 
 
+@torch.compiler.disable
 def layer_forward(layer: Any, hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Any:
     """Stand in for the forward of a layer of a reversible decoder."""
     if layer._reversible_role.stack.ordinary:
