@@ -30,9 +30,9 @@ each_reversible = pytest.mark.parametrize("dynamics", REVERSIBLE, ids=lambda dyn
 
 
 class Network(nn.Module):
-    def __init__(self, dropout=0.0, dtype=torch.float32):
+    def __init__(self, dropout=0.0, dtype=torch.float32, seed=0):
         super().__init__()
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         self.layers = nn.ModuleList(
             nn.Sequential(
                 nn.LayerNorm(WIDTH),
@@ -103,9 +103,10 @@ def test_the_residual_dynamics_is_the_ordinary_network():
 
 
 @each_reversible
+@pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("state", ["previous", "current"])
-def test_one_unit_in_one_state_is_detected(dynamics, state, monkeypatch):
-    network = Network()
+def test_one_unit_in_one_state_is_detected(dynamics, state, seed, monkeypatch):
+    network = Network(seed=seed)
     loss = network.run(dynamics, "rebuild")
     retreat = StatePair.retreat
 
@@ -266,13 +267,14 @@ class Waits(TorchDispatchMode):
         return torch.zeros(args[0].shape, dtype=kwargs["dtype"] or args[0].dtype) if to_host else True
 
 
+@pytest.mark.parametrize("blend", ["1/4", "3/2"])
 @pytest.mark.parametrize(("activations", "backward"), [("store", 0), ("checkpoint", 0), ("rebuild", 1)])
-def test_a_pass_waits_for_the_device_once_whatever_the_depth(activations, backward):
+def test_a_pass_waits_for_the_device_once_whatever_the_depth(activations, backward, blend):
     """Once at the end of a forward pass, for its range check, and once at the end of a rebuild, for its checksum."""
     network = Network(dropout=0.3).to("meta")
     network.embedding = network.embedding.detach().to("meta").requires_grad_()
     with Waits() as waits:
-        loss = network.run(rf.BlendedMidpoint("1/4"), activations)
+        loss = network.run(rf.BlendedMidpoint(blend), activations)
         assert waits.count == 1
         network.gradients(loss)
     assert waits.count == 1 + backward

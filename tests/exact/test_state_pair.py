@@ -51,9 +51,22 @@ def test_retreat_undoes_advance_to_the_bit(step):
     pair = StatePair(previous.clone(), current.clone())
     side_information = pair.advance(coefficients, update, keep_side_information=True)
     assert torch.equal(pair.previous, current)
-    pair.retreat(coefficients, update, side_information)
+    assert pair.retreat(coefficients, update, side_information) in (None, True)
     assert torch.equal(pair.previous, previous)
     assert torch.equal(pair.current, current)
+
+
+@given(steps(), st.sampled_from(["previous", "current"]), st.sampled_from([1, -1, 5]))
+@settings(max_examples=400, deadline=None)
+def test_no_error_in_a_state_is_lost_by_undoing_the_step(step, state, error):
+    previous, current, update, coefficients = step
+    pair = StatePair(previous.clone(), current.clone())
+    side_information = pair.advance(coefficients, update, keep_side_information=True)
+    getattr(pair, state).view(-1)[0] += error
+    possible = pair.retreat(coefficients, update, side_information)
+    assert (possible is None) == (abs(coefficients.previous) <= 1)
+    same = torch.equal(pair.previous, previous) and torch.equal(pair.current, current)
+    assert not same or not possible
 
 
 @given(steps())

@@ -3,6 +3,9 @@
 For a = n/d > 0 the product is Y = floor((n X + h) / d) with h = floor(d/2), the nearest integer to aX. The X that
 share one Y are consecutive: there are at most ceil(1/a) of them and X is their first, ceil((d Y - h) / n), plus a
 remainder r. For a >= 1 there is only one, and nothing needs to be kept. A negative a negates Y.
+
+For a > 1 not every integer is a product. Division would take an integer beside a product for the product, and an error
+of the caller would be gone; so division says whether it was given products.
 """
 
 from fractions import Fraction
@@ -36,17 +39,24 @@ def multiply_(states: Tensor, factor: Fraction, *, keep_remainder: bool) -> Tens
     return remainder
 
 
-def divide_(products: Tensor, factor: Fraction, remainder: Tensor | None) -> None:
-    """Undo `multiply_`: replace `products` (int64) by the states that gave them, with the remainder it returned."""
+def divide_(products: Tensor, factor: Fraction, remainder: Tensor | None) -> Tensor | None:
+    """Undo `multiply_`: replace `products` (int64) by the states that gave them, with the remainder it returned.
+
+    Returns:
+        Where |factor| > 1: bool[], whether every one of `products` is a product. Otherwise None, as every integer is.
+
+    """
     numerator, denominator = abs(factor.numerator), factor.denominator
     if factor < 0:
         products.neg_()
     if denominator != 1:
         products.mul_(denominator).sub_(denominator // 2)
+    lowest = products.clone() if numerator > denominator else None
     if numerator != 1:
         floor_divide_(products.add_(numerator - 1), numerator)
     if remainder is not None:
         products.add_(remainder)
+    return None if lowest is None else (lowest.neg_().add_(products, alpha=numerator) < denominator).all()
 
 
 def floor_divide_(values: Tensor, divisor: int) -> None:

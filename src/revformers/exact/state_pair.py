@@ -46,7 +46,7 @@ class StatePair:
         self.previous, self.current = self.current, self.previous
         return side_information
 
-    def retreat(self, coefficients: Coefficients, update: Tensor, side_information: Tensor | None) -> None:
+    def retreat(self, coefficients: Coefficients, update: Tensor, side_information: Tensor | None) -> Tensor | None:
         """Undo `advance`: move from (X[l], X[l+1]) back to (X[l-1], X[l]).
 
         Args:
@@ -54,9 +54,14 @@ class StatePair:
             update: f(p[l]), equal to the bit to the one that `advance` was given.
             side_information: what `advance` returned.
 
+        Returns:
+            Where |a| > 1: bool[], whether X[l+1] is the successor of any state at all. Otherwise None, as it always is.
+
         """
-        kernels_for(self.current).retreat(self.current, self.previous, coefficients, update, side_information)
+        kernels = kernels_for(self.current)
+        possible = kernels.retreat(self.current, self.previous, coefficients, update, side_information)
         self.previous, self.current = self.current, self.previous
+        return possible
 
     def read_previous(self, dtype: torch.dtype) -> Tensor:
         """Return p[l-1] in `dtype`."""

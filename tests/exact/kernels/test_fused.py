@@ -61,8 +61,17 @@ def assert_equal_to_the_bit(fused, device, count, coefficients, dtype, seed):
     for kind in (torch.float32, torch.float16, torch.float64, *([torch.bfloat16] if moved[0].is_cuda else [])):
         # The interpreter cuts bfloat16 off where a GPU rounds.
         assert torch.equal(fused.read(moved[0], kind), plain.read(moved[0], kind))
-    fused.retreat(moved[1], current, coefficients, update, packed[0] if bits else None)
+    possible = fused.retreat(moved[1], current, coefficients, update, packed[0] if bits else None)
     assert torch.equal(moved[1], previous)
+    assert possible is None or possible.item()
+    moved[0][0] += 1
+    moved[1] = moved[0].clone()
+    verdicts = [
+        kernels.retreat(states, current, coefficients, update, packed[0] if bits else None)
+        for kernels, states in zip((plain, fused), moved, strict=True)
+    ]
+    assert torch.equal(*moved)
+    assert verdicts == [None, None] or torch.equal(*verdicts)
 
 
 @interpreted

@@ -34,9 +34,15 @@ def advance(
 
 def retreat(
     successor: Tensor, current: Tensor, coefficients: Coefficients, update: Tensor, side_information: Tensor | None
-) -> None:
+) -> Tensor | None:
     """Replace X[l+1] by X[l-1]; see `kernels.plain.retreat`."""
-    _launch(_retreat, abs(coefficients.previous.numerator), successor, current, coefficients, update, side_information)
+    divisor = abs(coefficients.previous.numerator)
+    if divisor <= coefficients.previous.denominator:
+        _launch(_retreat, divisor, successor, current, coefficients, update, side_information)
+        return None
+    possible = torch.ones((), dtype=torch.uint8, device=successor.device)
+    _launch(_retreat, divisor, successor, current, coefficients, update, possible)
+    return possible.bool()
 
 
 def read(states: Tensor, dtype: torch.dtype) -> Tensor:
@@ -57,19 +63,24 @@ def _launch(
     current: Tensor,
     coefficients: Coefficients,
     update: Tensor,
-    side_information: Tensor | None,
+    extra: Tensor | None,
 ) -> None:
-    """Run `kernel` over all values; `divisor` is what it divides by to multiply by a, or to undo that."""
+    """Run `kernel` over all values.
+
+    `divisor` is what it divides by to multiply by a, or to undo that. `extra` is the side information, or for |a| > 1,
+    where there is none, what the kernel sets to 0 if it meets an impossible state.
+    """
     if not target.numel():
         return
     a, b = coefficients.previous, coefficients.current
+    bits = 0 if extra is None else coefficients.side_information_bits
     scale = coefficients.update * 2.0**FRACTION_BITS
     with torch.cuda.device_of(target):
         kernel[(_programs(target.numel()),)](
             target,
             current,
             update.contiguous(),
-            target if side_information is None else side_information,  # never read where there are no bits
+            target if extra is None else extra,  # Triton needs a pointer, used or not
             target.numel(),
             # Triton would round a float argument to float32.
             struct.unpack("<q", struct.pack("<d", scale))[0],
@@ -84,7 +95,8 @@ def _launch(
             SHIFT_A=_is_shift(divisor),
             SHIFT_B=_is_shift(b.denominator),
             HAS_B=b != 0,
-            BITS=0 if side_information is None else coefficients.side_information_bits,
+            EXPANDS=extra is not None and not bits,
+            BITS=bits,
             WIDE=update.dtype == torch.float64,
             ROW=_ROW,
             LANES=LANES,
@@ -116,7 +128,7 @@ def _advance(
     target,
     current,
     update,
-    packed,
+    extra,
     count,
     scale,
     n_a,
@@ -130,6 +142,7 @@ def _advance(
     SHIFT_A: tl.constexpr,
     SHIFT_B: tl.constexpr,
     HAS_B: tl.constexpr,
+    EXPANDS: tl.constexpr,
     BITS: tl.constexpr,
     WIDE: tl.constexpr,
     ROW: tl.constexpr,
@@ -140,7 +153,7 @@ def _advance(
     quotient = _floor_divide(product, divisor_a, SHIFT_A)
     if BITS:
         remainder = (product - quotient * d_a).to(tl.int32) // n_a
-        _pack(packed + group * ROW * BITS, tl.where(inside, remainder, 0), row, lane, lanes, BITS)
+        _pack(extra + group * ROW * BITS, tl.where(inside, remainder, 0), row, lane, lanes, BITS)
     successor = quotient * sign_a
     if HAS_B:
         product_b = tl.load(current + index, mask=inside, other=0) * n_b + half_b
@@ -154,7 +167,7 @@ def _retreat(
     target,
     current,
     update,
-    packed,
+    extra,
     count,
     scale,
     n_a,
@@ -168,6 +181,7 @@ def _retreat(
     SHIFT_A: tl.constexpr,
     SHIFT_B: tl.constexpr,
     HAS_B: tl.constexpr,
+    EXPANDS: tl.constexpr,
     BITS: tl.constexpr,
     WIDE: tl.constexpr,
     ROW: tl.constexpr,
@@ -179,9 +193,12 @@ def _retreat(
     if HAS_B:
         product_b = tl.load(current + index, mask=inside, other=0) * n_b + half_b
         product -= _floor_divide(product_b, divisor_b, SHIFT_B) * sign_b
-    predecessor = _floor_divide(product * sign_a * d_a - d_a // 2 + (n_a - 1), divisor_a, SHIFT_A)
+    lowest = product * sign_a * d_a - d_a // 2
+    predecessor = _floor_divide(lowest + (n_a - 1), divisor_a, SHIFT_A)
+    if EXPANDS:
+        tl.store(extra + row * 0 + lane * 0, 0, mask=inside & (predecessor * n_a - lowest >= d_a))
     if BITS:
-        predecessor += _unpack(packed + group * ROW * BITS, row, lane, lanes, BITS)
+        predecessor += _unpack(extra + group * ROW * BITS, row, lane, lanes, BITS)
     tl.store(target + index, predecessor, mask=inside)
 
 

@@ -49,8 +49,14 @@ def advance(
 
 def retreat(
     successor: Tensor, current: Tensor, coefficients: Coefficients, update: Tensor, side_information: Tensor | None
-) -> None:
-    """Replace X[l+1] by X[l-1]: undo `advance`; the same arguments, `successor` overwritten."""
+) -> Tensor | None:
+    """Replace X[l+1] by X[l-1]: undo `advance`; the same arguments, `successor` overwritten.
+
+    Returns:
+        Where |a| > 1: bool[], whether X[l+1] is the successor of any state at all. Otherwise None, as it always is.
+
+    """
+    possible = []
     bits = coefficients.side_information_bits
     successor, current, update = successor.view(-1), current.view(-1), update.reshape(-1)
     for block in _blocks(successor):
@@ -60,7 +66,9 @@ def retreat(
         remainder = None
         if side_information is not None:
             remainder = unpack(_packed(side_information, bits, block), bits, predecessor.shape)
-        divide_(predecessor, coefficients.previous, remainder)
+        possible.append(divide_(predecessor, coefficients.previous, remainder))
+    known = [value for value in possible if value is not None]
+    return torch.stack(known).all() if known else None
 
 
 def read(states: Tensor, dtype: torch.dtype) -> Tensor:
