@@ -120,6 +120,7 @@ def _shift_or_divisor(divisor: int) -> int:
     return divisor.bit_length() - 1 if _is_shift(divisor) else divisor
 
 
+# a = sign_a n_a / d_a, b = sign_b n_b / d_b, half_b = floor(d_b / 2). A divisor that is a power of two is its exponent.
 _NOT_CONSTANT = ["count", "scale", "n_a", "d_a", "sign_a", "divisor_a", "n_b", "half_b", "sign_b", "divisor_b"]
 
 
