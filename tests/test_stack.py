@@ -1,11 +1,13 @@
 """The tape and the other policies on a plain stack of modules, without transformers."""
 
 import gc
+import warnings
 import weakref
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import revformers as rf
 from revformers.activations import ACTIVATIONS
@@ -248,3 +250,61 @@ def test_values_that_fixed_point_cannot_hold_name_the_layer(value):
         network.layers[3][4].bias[0] = value
     with pytest.raises(rf.StateRangeError, match="update of layer 3 has magnitude"):
         network.run(rf.Midpoint(), "rebuild")
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes the host wait for a device: numbers of meta tensors, which do not exist, are made up."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        to_host = func is torch.ops.aten._to_copy.default and str(kwargs.get("device")) == "cpu"
+        reads = func in (torch.ops.aten.equal.default, torch.ops.aten._local_scalar_dense.default)
+        if not (to_host or reads) or not args[0].is_meta:
+            return func(*args, **kwargs)
+        self.count += 1
+        return torch.zeros(args[0].shape, dtype=kwargs["dtype"] or args[0].dtype) if to_host else True
+
+
+@pytest.mark.parametrize("blend", ["1/4", "3/2"])
+@pytest.mark.parametrize(("activations", "backward"), [("store", 0), ("checkpoint", 0), ("rebuild", 1)])
+def test_a_pass_waits_for_the_device_once_whatever_the_depth(activations, backward, blend):
+    """Once at the end of a forward pass, for its range check, and once at the end of a rebuild, for its checksum."""
+    network = Network(dropout=0.3).to("meta")
+    network.embedding = network.embedding.detach().to("meta").requires_grad_()
+    with Waits() as waits:
+        loss = network.run(rf.BlendedMidpoint(blend), activations)
+        assert waits.count == 1
+        network.gradients(loss)
+    assert waits.count == 1 + backward
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("activations", "backward"), [("store", 0), ("checkpoint", 0), ("rebuild", 1)])
+def test_a_pass_on_a_gpu_waits_once(activations, backward):
+    network = Network(dropout=0.3).to("cuda")
+    network.embedding = network.embedding.detach().to("cuda").requires_grad_()
+    network.gradients(network.run(rf.BlendedMidpoint("1/4"), activations))
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True, action="always") as forward_waits:
+            loss = network.run(rf.BlendedMidpoint("1/4"), activations)
+        with warnings.catch_warnings(record=True, action="always") as backward_waits:
+            network.gradients(loss)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    synchronisations = [
+        sum("synchroniz" in str(warning.message) for warning in seen) for seen in (forward_waits, backward_waits)
+    ]
+    assert synchronisations == [1, backward]
+
+
+@pytest.mark.gpu
+@each_reversible
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_gradients_on_a_gpu_are_rebuilt_to_the_bit(dynamics, dtype):
+    network = Network(dropout=0.3, dtype=dtype).to("cuda")
+    network.embedding = network.embedding.detach().to("cuda").requires_grad_()
+    stored = network.gradients(network.run(dynamics, "store"))
+    assert equal(network.gradients(network.run(dynamics, "rebuild")), stored)

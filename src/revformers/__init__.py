@@ -18,6 +18,7 @@ from revformers.dynamics import (
 )
 from revformers.errors import NotReversibleError, RebuildMismatchError, StateRangeError
 from revformers.hf.budget import budget_report, smallest_budget
+from revformers.hf.compilation import compile_layers
 from revformers.hf.loading import from_pretrained, register
 from revformers.hf.ordinary import ordinary
 from revformers.hf.reversible import make_residual, make_reversible, set_activations
@@ -43,6 +44,7 @@ __all__ = [
     "StateRangeError",
     "TwoEvaluationMidpoint",
     "budget_report",
+    "compile_layers",
     "convert",
     "dynamics",
     "errors",

@@ -12,7 +12,6 @@ from revformers.activations.budget import BudgetReport
 from revformers.activations.store import Store
 from revformers.dynamics.base import Coefficients, Dynamics
 from revformers.exact.fixed_point import quantise
-from revformers.exact.fixed_point import read as read_states
 from revformers.exact.range_check import RangeCheck
 from revformers.exact.state_pair import StatePair
 from revformers.field import Field
@@ -37,7 +36,7 @@ class Trajectory:
         self._dtype = embedding.dtype
         self._range = RangeCheck()
         self._range.observe("embedding", embedding)
-        current = quantise(embedding.detach())
+        current = quantise(embedding.detach().contiguous())
         previous = current.clone() if dynamics.start == "repeat" else torch.zeros_like(current)
         self._states = StatePair(previous, current)
         self._policy: ActivationPolicy = (policy if torch.is_grad_enabled() else Store)(self._states)
@@ -153,7 +152,7 @@ class _Mean(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, previous: Tensor, current: Tensor, states: StatePair, dtype: torch.dtype) -> Tensor:
         ctx.dtype = current.dtype
-        return read_states(states.previous + states.current, dtype).mul_(0.5)
+        return states.read_mean(dtype)
 
     @staticmethod
     @once_differentiable

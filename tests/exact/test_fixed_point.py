@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from revformers.exact.fixed_point import FRACTION_BITS, MAXIMUM_MAGNITUDE, quantise, read
+from revformers.exact.fixed_point import FRACTION_BITS, MAXIMUM_MAGNITUDE, quantise
+from revformers.exact.kernels.plain import read
 
 
 @given(st.floats(-MAXIMUM_MAGNITUDE, MAXIMUM_MAGNITUDE, width=32))

@@ -325,9 +325,12 @@ class Tape(ActivationPolicy):
 
     def _check(self) -> None:
         assert self._checksum is not None
-        possible = not self._possible or bool(torch.stack(self._possible).all())
-        self._possible.clear()
-        if not (possible and torch.equal(self.states.checksum(), self._checksum)):
+        rebuilt = self.states.checksum()
+        if self._possible:
+            # Made part of the comparison, so that the device is waited for once.
+            rebuilt = torch.where(torch.stack(self._possible).all(), rebuilt, ~self._checksum)
+            self._possible.clear()
+        if not torch.equal(rebuilt, self._checksum):
             name = self._records[self.position].name
             raise RebuildMismatchError(
                 f"The backward pass rebuilt another input of {name} than the forward pass had, so its gradients are "

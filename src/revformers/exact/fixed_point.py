@@ -37,7 +37,9 @@ def quantise(values: Tensor, weight: float = 1.0) -> Tensor:
     return scaled.to(torch.int64)
 
 
-def read(states: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the numbers that `states` (int64, any shape) holds, rounded to `dtype`."""
-    wide = states.to(torch.float64 if dtype == torch.float64 else torch.float32)
-    return wide.mul_(2.0**-FRACTION_BITS).to(dtype)
+def read_into(states: Tensor, values: Tensor) -> None:
+    """Write the numbers that `states` (int64, any shape) holds to `values`, rounded to the dtype of that."""
+    if values.dtype in (torch.float32, torch.float64):
+        values.copy_(states).mul_(2.0**-FRACTION_BITS)
+    else:
+        values.copy_(states.to(torch.float32).mul_(2.0**-FRACTION_BITS))

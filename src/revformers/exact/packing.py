@@ -1,8 +1,9 @@
 """Small integers packed to the bit.
 
 Values of `bits` bits are cut into fields of 8, 4, 2 or 1 bits (3 = 2 + 1), and a byte holds 8 / width of them. The
-values that share a byte lie an eighth (a quarter, a half) of the tensor apart, so that packing is a few whole-row
-operations instead of strided ones.
+values that share a byte lie an eighth (a quarter, a half) of a group apart, so that packing is a few operations on
+whole rows instead of strided ones. Groups of fixed size follow one another, the last may be shorter: a tensor can be
+packed in pieces of whole groups, in any order and by any kernel.
 """
 
 from collections.abc import Iterator
@@ -11,34 +12,49 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+GROUP = 2**17
+"""Values in a group: eight rows."""
+
 
 def packed_size(number_of_values: int, bits: int) -> int:
     """Return the bytes that `number_of_values` values of `bits` bits take: bits / 8 each, values padded to eights."""
     return -(-number_of_values // 8) * bits
 
 
-def pack(values: Tensor, bits: int) -> Tensor:
-    """Pack `values`, uint8 of any shape below 2**bits with bits from 1 to 8, into uint8[packed_size]."""
+def pack(values: Tensor, bits: int, out: Tensor) -> None:
+    """Pack `values`, uint8 of any shape below 2**bits with bits from 1 to 8, into `out`, uint8[packed_size]."""
     assert values.dtype == torch.uint8
     assert 1 <= bits <= 8
     flat = values.reshape(-1)
     flat = functional.pad(flat, (0, -flat.numel() % 8))
-    return torch.cat([_pack_field(flat, width, shift) for width, shift in _fields(bits)])
+    for rows, packed in _groups(flat, out, bits):
+        for width, shift in _fields(bits):
+            field = ((rows >> shift) & (2**width - 1)).unflatten(1, (8 // width, width))
+            target = packed[:, shift : shift + width]
+            target.copy_(field[:, 0])
+            for index in range(1, 8 // width):
+                target |= field[:, index] << (index * width)
 
 
 def unpack(packed: Tensor, bits: int, shape: torch.Size) -> Tensor:
     """Undo `pack`: return uint8 of the given shape."""
     number_of_values = shape.numel()
-    padded = -(-number_of_values // 8) * 8
-    values = torch.zeros(padded, dtype=torch.uint8, device=packed.device)
-    offset = 0
-    for width, shift in _fields(bits):
-        rows = values.view(8 // width, -1)
-        field = packed[offset : offset + rows.shape[1]]
-        offset += rows.shape[1]
-        for index, row in enumerate(rows):
-            row |= ((field >> (index * width)) & (2**width - 1)) << shift
+    values = torch.zeros(-(-number_of_values // 8) * 8, dtype=torch.uint8, device=packed.device)
+    for rows, bytes_ in _groups(values, packed, bits):
+        for width, shift in _fields(bits):
+            field = bytes_[:, shift : shift + width]
+            for index, row in enumerate(rows.unflatten(1, (8 // width, width)).unbind(1)):
+                row |= ((field >> (index * width)) & (2**width - 1)) << shift
     return values[:number_of_values].view(shape)
+
+
+def _groups(flat: Tensor, packed: Tensor, bits: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the whole groups, then the rest: values (groups, 8, lanes) with their bytes (groups, bits, lanes)."""
+    whole = flat.numel() // GROUP * GROUP
+    for values, lanes, start in ((flat[:whole], GROUP // 8, 0), (flat[whole:], (flat.numel() - whole) // 8, whole)):
+        if values.numel():
+            bytes_ = packed[start // 8 * bits : (start + values.numel()) // 8 * bits]
+            yield values.view(-1, 8, lanes), bytes_.view(-1, bits, lanes)
 
 
 def _fields(bits: int) -> Iterator[tuple[int, int]]:
@@ -48,11 +64,3 @@ def _fields(bits: int) -> Iterator[tuple[int, int]]:
         if bits & width:
             yield width, shift
             shift += width
-
-
-def _pack_field(flat: Tensor, width: int, shift: int) -> Tensor:
-    field = ((flat >> shift) & (2**width - 1)).view(8 // width, -1)
-    packed = field[0].clone()
-    for index, row in enumerate(field[1:], start=1):
-        packed |= row << (index * width)
-    return packed

@@ -17,6 +17,7 @@ class RangeCheck:
     def __init__(self) -> None:
         self._names: list[str] = []
         self._extremes: list[Tensor] = []
+        self._weights: list[float] = []
 
     def observe(self, name: str, values: Tensor, weight: float = 1.0) -> None:
         """Note the largest magnitude of weight * `values` (floating dtype, any shape) under `name`."""
@@ -24,19 +25,22 @@ class RangeCheck:
             return
         # aminmax is one pass and, unlike Python's max, keeps a NaN.
         self._names.append(name)
-        self._extremes.append(torch.stack(torch.aminmax(values.detach())).to(torch.float64).mul_(weight))
+        self._extremes.extend(torch.aminmax(values.detach()))
+        self._weights.append(abs(weight))
 
     def raise_if_exceeded(self) -> None:
         """Raise StateRangeError for the first value beyond the range of fixed point; the device is waited for."""
         if not self._extremes:
             return
         device = self._extremes[0].device
-        magnitudes = torch.stack([extremes.to(device) for extremes in self._extremes]).abs().amax(dim=1).tolist()
-        for name, magnitude in zip(self._names, magnitudes, strict=True):
-            if not magnitude <= MAXIMUM_MAGNITUDE:
+        extremes = torch.stack([extreme.to(device, torch.float64) for extreme in self._extremes])
+        magnitudes = extremes.view(-1, 2).abs().amax(dim=1).tolist()
+        for name, magnitude, weight in zip(self._names, magnitudes, self._weights, strict=True):
+            if not magnitude * weight <= MAXIMUM_MAGNITUDE:
                 raise StateRangeError(
-                    f"The {name} has magnitude {magnitude:g}; fixed-point states hold finite values up to "
+                    f"The {name} has magnitude {magnitude * weight:g}; fixed-point states hold finite values up to "
                     f"{MAXIMUM_MAGNITUDE:.0f}. Lower the learning rate or the step size, or clip what grows."
                 )
         self._names.clear()
         self._extremes.clear()
+        self._weights.clear()

@@ -29,10 +29,11 @@ def multiply_(states: Tensor, factor: Fraction, *, keep_remainder: bool) -> Tens
     if denominator != 1:
         states.add_(denominator // 2)
         if keep_remainder and numerator < denominator:
-            remainder = _modulo(states, denominator)
+            remainder = _floor_divide_with_remainder_(states, denominator)
             if numerator != 1:
                 remainder = remainder // numerator
-        floor_divide_(states, denominator)
+        else:
+            floor_divide_(states, denominator)
     if factor < 0:
         states.neg_()
     return remainder
@@ -66,9 +67,11 @@ def floor_divide_(values: Tensor, divisor: int) -> None:
         values.bitwise_right_shift_(divisor.bit_length() - 1)
 
 
-def _modulo(values: Tensor, divisor: int) -> Tensor:
-    """Return values mod divisor (at most 256), in [0, divisor), as uint8."""
+def _floor_divide_with_remainder_(values: Tensor, divisor: int) -> Tensor:
+    """Replace `values` by floor(values / divisor), divisor at most 256, and return values mod divisor as uint8."""
+    # Conversion keeps the low eight bits, and arithmetic modulo 256 is all that a remainder below 256 needs.
+    narrow = values.to(torch.uint8)
+    floor_divide_(values, divisor)
     if divisor & (divisor - 1):
-        return torch.remainder(values, divisor).to(torch.uint8)
-    # The conversion keeps the low eight bits, so the mask is applied to the narrow tensor.
-    return values.to(torch.uint8).bitwise_and_(divisor - 1)
+        return narrow.sub_(values.to(torch.uint8).mul_(divisor))
+    return narrow.bitwise_and_(divisor - 1)

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from revformers.dynamics.base import Coefficients
-from revformers.exact.fixed_point import quantise, read
-from revformers.exact.packing import pack, unpack
-from revformers.exact.rational import divide_, multiply_
+from revformers.exact.kernels import kernels_for
+from revformers.exact.packing import packed_size
 
 
 @dataclass
@@ -18,7 +17,7 @@ class StatePair:
     Both buffers belong to the pair and are overwritten by its steps.
 
     Attributes:
-        previous: X[l-1], int64 of shape (batch, tokens, width).
+        previous: X[l-1], int64 of shape (batch, tokens, width), contiguous.
         current: X[l], the same.
 
     """
@@ -39,16 +38,13 @@ class StatePair:
             `coefficients.side_information_bits` bits an element. Otherwise None.
 
         """
-        successor = self.previous
-        remainder = None
-        if coefficients.previous:
-            remainder = multiply_(successor, coefficients.previous, keep_remainder=keep_side_information)
-        else:
-            successor.zero_()
-        self._add_current(successor, coefficients, self.current, sign=1)
-        successor.add_(quantise(update, coefficients.update))
-        self.previous, self.current = self.current, successor
-        return None if remainder is None else pack(remainder, coefficients.side_information_bits)
+        side_information = None
+        if keep_side_information and coefficients.side_information_bits:
+            size = packed_size(self.previous.numel(), coefficients.side_information_bits)
+            side_information = torch.empty(size, dtype=torch.uint8, device=self.previous.device)
+        kernels_for(self.previous).advance(self.previous, self.current, coefficients, update, side_information)
+        self.previous, self.current = self.current, self.previous
+        return side_information
 
     def retreat(self, coefficients: Coefficients, update: Tensor, side_information: Tensor | None) -> Tensor | None:
         """Undo `advance`: move from (X[l], X[l+1]) back to (X[l-1], X[l]).
@@ -62,36 +58,23 @@ class StatePair:
             Where |a| > 1: bool[], whether X[l+1] is the successor of any state at all. Otherwise None, as it always is.
 
         """
-        predecessor = self.current
-        predecessor.sub_(quantise(update, coefficients.update))
-        self._add_current(predecessor, coefficients, self.previous, sign=-1)
-        remainder = None
-        if side_information is not None:
-            remainder = unpack(side_information, coefficients.side_information_bits, predecessor.shape)
-        possible = divide_(predecessor, coefficients.previous, remainder)
-        self.previous, self.current = predecessor, self.previous
+        kernels = kernels_for(self.current)
+        possible = kernels.retreat(self.current, self.previous, coefficients, update, side_information)
+        self.previous, self.current = self.current, self.previous
         return possible
 
     def read_previous(self, dtype: torch.dtype) -> Tensor:
         """Return p[l-1] in `dtype`."""
-        return read(self.previous, dtype)
+        return kernels_for(self.previous).read(self.previous, dtype)
 
     def read_current(self, dtype: torch.dtype) -> Tensor:
         """Return p[l] in `dtype`."""
-        return read(self.current, dtype)
+        return kernels_for(self.current).read(self.current, dtype)
+
+    def read_mean(self, dtype: torch.dtype) -> Tensor:
+        """Return (p[l-1] + p[l]) / 2 in `dtype`."""
+        return kernels_for(self.current).read(self.previous + self.current, dtype).mul_(0.5)
 
     def checksum(self) -> Tensor:
         """Return the sums of both states modulo 2**64, int64[2]: a change in one unit of one element changes them."""
         return torch.stack([self.previous.sum(), self.current.sum()])
-
-    @staticmethod
-    def _add_current(target: Tensor, coefficients: Coefficients, current: Tensor, *, sign: int) -> None:
-        """Add sign * round(b X[l]) to `target`."""
-        factor = coefficients.current
-        if factor.denominator == 1:
-            if factor:
-                target.add_(current, alpha=sign * factor.numerator)
-            return
-        product = current.clone()
-        multiply_(product, factor, keep_remainder=False)
-        target.add_(product, alpha=sign)

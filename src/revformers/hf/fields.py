@@ -1,7 +1,7 @@
 """The fields of a decoder layer: what it adds to the stream, as functions of the stream alone."""
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -69,6 +69,14 @@ class LayerReturn:
         return hidden if self._others is None else (hidden, *self._others)
 
 
+def evaluate(function: Callable[..., Any], layer: nn.Module, inputs: tuple[Any, ...], hidden: Tensor) -> Any:
+    """Return `function(layer, hidden, *inputs)`: all that a layer computes goes through here, compiled or not."""
+    return function(layer, hidden, *inputs)
+
+
+Evaluate = Callable[[Callable[..., Any], nn.Module, tuple[Any, ...], Tensor], Any]
+
+
 @dataclass(frozen=True)
 class LayerCall:
     """A decoder layer in one forward pass.
@@ -77,12 +85,14 @@ class LayerCall:
         layer: the layer, of transformers.
         index: its number, from 0.
         inputs: what it was called with besides its hidden state; every field sees the same.
+        evaluate: `evaluate`, or what `revformers.compile_layers` made of it.
 
     """
 
     layer: nn.Module
     index: int
     inputs: Mapping[str, Any]
+    evaluate: Evaluate = evaluate
 
 
 def named_fields(
@@ -107,8 +117,8 @@ def named_fields(
         if layout is None:
             raise no_branches(call.layer, dynamics)
         _announce(call.layer, layout, returned)
-        yield f"{name} (attention)", partial(_with, layout.attention_update, call.layer, call.inputs)
-        yield f"{name} (mlp)", partial(layout.mlp_update, call.layer)
+        yield f"{name} (attention)", partial(call.evaluate, layout.attention_update, call.layer, (call.inputs,))
+        yield f"{name} (mlp)", partial(call.evaluate, layout.mlp_update, call.layer, ())
         return
     field = block_field(call, before, dynamics, returned)
     predictor = getattr(call.layer, "update_predictor", None)
@@ -132,8 +142,8 @@ def ordinary_field(call: LayerCall, returned: LayerReturn) -> Field:
     layout = find_layout(call.layer)
     if layout is not None:
         _announce(call.layer, layout, returned)
-        return partial(_with, layout.block_update, call.layer, call.inputs)
-    return partial(_difference, call.layer, call.inputs, returned)
+        return partial(call.evaluate, layout.block_update, call.layer, (call.inputs,))
+    return partial(_difference, call, returned)
 
 
 def _announce(layer: nn.Module, layout: BlockLayout, returned: LayerReturn) -> None:
@@ -160,7 +170,7 @@ def previous_fields(form: PredictorForm, before: LayerCall | None) -> dict[str, 
                     f"into attention and MLP; use the features state and update, or add the family to "
                     f"revformers.hf.families."
                 )
-            fields[feature] = partial(layout.mlp_update, before.layer)
+            fields[feature] = partial(before.evaluate, layout.mlp_update, before.layer, ())
     return fields
 
 
@@ -175,11 +185,6 @@ def no_branches(layer: nn.Module, dynamics: Dynamics) -> NotReversibleError:
         f"{type(dynamics).__name__} steps by branch, and where {type(layer).__name__} splits into attention and MLP is "
         f'not known; use a dynamics with granularity="block", or add the family to revformers.hf.families.'
     )
-
-
-def _with(update: Any, layer: nn.Module, inputs: Mapping[str, Any], hidden: Tensor) -> Tensor:
-    result: Tensor = update(layer, hidden, inputs)
-    return result
 
 
 def _previous_update(before: LayerCall) -> Field:
@@ -209,15 +214,19 @@ def _corrected(field: Field, predictor: UpdatePredictor, previous: Mapping[str, 
     return update.to(wide) + correction.to(wide)
 
 
-def _difference(layer: nn.Module, inputs: Mapping[str, Any], returned: LayerReturn, hidden: Tensor) -> Tensor:
+def _difference(call: LayerCall, returned: LayerReturn, hidden: Tensor) -> Tensor:
     """f(x) = layer(x) - x: right for every layer that maps one hidden state to one hidden state.
 
     The difference is taken in at least float32, so that half-precision models lose no more than their own addition
     inside the layer already loses.
     """
-    output = type(layer).forward(layer, hidden, **inputs)
+    output = call.evaluate(_forward, call.layer, (call.inputs,), hidden)
     if not isinstance(output, Tensor):
         output, *others = output
         returned.set_others(others)
     wide = torch.promote_types(hidden.dtype, torch.float32)
     return output.to(wide) - hidden.to(wide)
+
+
+def _forward(layer: nn.Module, hidden: Tensor, inputs: Mapping[str, Any]) -> Any:
+    return type(layer).forward(layer, hidden, **inputs)

@@ -23,10 +23,12 @@ from revformers.field import Field
 from revformers.hf.discovery import find_stack
 from revformers.hf.families import find_layout
 from revformers.hf.fields import (
+    Evaluate,
     LayerCall,
     LayerReturn,
     NotKept,
     block_field,
+    evaluate,
     holds_cache,
     layer_inputs,
     named_fields,
@@ -49,6 +51,7 @@ class ReversibleStack:
         predictor_features: what the layers' update predictors read; nothing without them.
         ordinary: whether the decoder runs as the ordinary network for now; see `revformers.ordinary`.
         budget_report: what the last forward pass under a `Budget` chose.
+        evaluate: what the layers' computations go through; see `revformers.compile_layers`.
 
     """
 
@@ -59,6 +62,7 @@ class ReversibleStack:
     predictor_features: tuple[str, ...] = ()
     ordinary: bool = False
     budget_report: BudgetReport | None = None
+    evaluate: Evaluate = evaluate
 
     @property
     def policy(self) -> PolicyFactory:
@@ -116,7 +120,7 @@ class Pass:
         else:
             self._refuse_change(hidden)
         returned = LayerReturn(keep=not _recomputes(self.stack))
-        call = LayerCall(layer, index, inputs)
+        call = LayerCall(layer, index, inputs, self.stack.evaluate)
         for name, field in named_fields(call, self._before, self.stack.dynamics, returned):
             hidden = self._trajectory.step(name, self.stack.dynamics.coefficients(index), field, hidden)
         self._before = call
@@ -202,6 +206,7 @@ def _decide_cache(
     return arguments, keywords | {"use_cache": False}
 
 
+@torch.compiler.disable
 def layer_forward(layer: Any, hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Any:
     """Stand in for the forward of a layer of a reversible decoder."""
     if layer._reversible_role.stack.ordinary:
