@@ -151,7 +151,8 @@ def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
             label = arm if row["seed"] == rows[0]["seed"] else None
             axes.plot([value / 1000 for value in tokens], increases, color=f"C{index}", label=label, linewidth=1.2)
     axes.set(xlabel="thousand tokens", ylabel="validation loss over the original's, %")
-    axes.set_yscale("symlog", linthresh=1)
+    if max(row["before"] / row["original"] for row in rows) > 1.02:
+        axes.set_yscale("symlog", linthresh=1)
     axes.axhline(0, color="grey", linewidth=0.6)
     axes.legend(frameon=False)
     figure.savefig(file)

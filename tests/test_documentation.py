@@ -163,9 +163,12 @@ def conversion_rows():
         yield f"| {bits} | {' | '.join(figures)} |".replace("|  |", "| |")
 
 
+FORMS = [f"conversion{part}-wikitext-12L" for part in ("-fine", "", "-calibrated", "-forms")]
+
+
 def form_rows(*names):
     """The same by every way that was tried."""
-    for name in names or ("conversion-wikitext-12L", "conversion-fine-wikitext-12L", "conversion-forms-wikitext-12L"):
+    for name in names or FORMS:
         for row in result(name)["rows"]:
             figures = spread(list(row["increase_by_seed"].values()))
             yield f"| {row['arm']} | {row['bits']:g} | {figures} | {row['added_compute']:+.0%} |"
@@ -178,7 +181,7 @@ def stories_rows():
 
 def depth_conversion_rows():
     """Deeper models."""
-    for name in ("conversion-wikitext-32L", "conversion-deep-narrow", "conversion-deep-narrow-calibrated"):
+    for name in ("conversion-wikitext-32L", "conversion-deep-narrow"):
         study = result(name)
         for row in study["rows"]:
             figures = spread(list(row["increase_by_seed"].values()))

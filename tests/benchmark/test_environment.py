@@ -4,7 +4,7 @@ import socket
 import subprocess
 from pathlib import Path
 
-from revformers.benchmark.environment import command_line, describe_environment, write_result
+from revformers.benchmark.environment import _git_commit, command_line, describe_environment, write_result
 
 
 def test_the_environment_names_versions_and_no_machine(monkeypatch):
@@ -22,17 +22,20 @@ def test_the_environment_names_versions_and_no_machine(monkeypatch):
     assert socket.gethostname() not in environment.values()
 
 
-def test_the_commit_is_that_of_the_working_directory(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert describe_environment()["git_commit"] is None
+def test_the_commit_is_that_of_the_code(tmp_path):
+    source = tmp_path / "file"
+    source.write_text("one")
+    assert _git_commit(source) is None
     identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
-    (tmp_path / "file").write_text("one")
     for words in (["init", "-q"], ["add", "file"], ["commit", "-qm", "one"]):
-        subprocess.run(["git", *identity, *words], check=True)
-    clean = describe_environment()["git_commit"]
+        subprocess.run(["git", *identity, *words], check=True, cwd=tmp_path)
+    clean = _git_commit(source)
     assert re.fullmatch(r"[0-9a-f]{12}", clean)
-    (tmp_path / "file").write_text("two")
-    assert describe_environment()["git_commit"] == f"{clean}-modified"
+    source.write_text("two")
+    assert _git_commit(source) == f"{clean}-modified"
+    untracked = tmp_path / "installed"
+    untracked.write_text("three")
+    assert _git_commit(untracked) is None
 
 
 def test_commands_name_no_folders_of_this_machine(tmp_path, monkeypatch):

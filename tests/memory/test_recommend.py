@@ -37,6 +37,12 @@ CHECKPOINT = way("checkpoint", 4, time=1.2, activations=100)
         ),
         ([way("store", 0), CHECKPOINT], "Its layers differ.", "the model cannot be reversed (Its layers differ.)"),
         ([way("checkpoint", 0), way("offload", 2)], None, "2 sequences need 3.0 GiB of the host"),
+        (
+            [CHECKPOINT, way("rebuild", 6, 9999, 1.32, 0), way("offload", 7)],
+            None,
+            "in 1.10 of its predicted time. Offloaded checkpoints fit 7 sequences, with 3.0 GiB of the host",
+        ),
+        ([CHECKPOINT, way("offload", 5)], "Its layers differ.", "differ.). Offloaded checkpoints fit 5 sequences"),
         ([way("checkpoint", 0, context=512), way("rebuild", 1, bits=2)], None, "Rebuild with 2 bits"),
     ],
 )

@@ -21,8 +21,8 @@ PACKAGES = ("revformers", "torch", "transformers")
 def describe_environment() -> dict[str, Any]:
     """Return the machine and the software behind a measurement, in types that JSON keeps.
 
-    Memory is in bytes. `git_commit` is that of the working directory, with "-modified" where tracked files differ from
-    it, or None outside a checkout. Nothing names the machine, its user or its folders.
+    Memory is in bytes. `git_commit` is that of the running code, with "-modified" where tracked files differ from it, or
+    None where it is no checkout. Nothing names the machine, its user or its folders.
     """
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -79,15 +79,15 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git_commit() -> str | None:
-    """Return the commit of the working directory, or None without git or outside a checkout."""
+def _git_commit(source: Path = Path(__file__)) -> str | None:
+    """Return the commit of the checkout that `source` is tracked in, or None without git or a checkout."""
     try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=-modified"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        _git(source.parent, "ls-files", "--error-unmatch", source.name)
+        return _git(source.parent, "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=-modified")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return described.stdout.strip()
+
+
+def _git(folder: Path, *words: str) -> str:
+    run = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True)
+    return run.stdout.strip()

@@ -7,6 +7,7 @@ the environment when the process starts. `benchmarks/results` holds both whereve
 measured.
 """
 
+import gc
 import json
 import tempfile
 from collections.abc import Callable
@@ -32,6 +33,8 @@ def peak_allocated_bytes(function: Callable[[], object], device: torch.device) -
         ValueError: for a device other than the CPU and CUDA.
 
     """
+    # What earlier calls left in reference cycles would count as freed by this one.
+    gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)

@@ -1,5 +1,6 @@
 """A plan as a table."""
 
+from rich import box
 from rich.table import Table
 
 from revformers.memory.plan import Plan
@@ -13,6 +14,10 @@ def plan_table(plan: Plan, device: str) -> Table:
     table = Table(
         title=f"{size.parameters:,} parameters, {size.trained:,} trained\nweights {_gib(size.weights)}, gradients "
         f"{_gib(size.gradients)}, optimizer {_gib(size.optimizer)} of {_gib(plan.memory)} GiB",
+        # Ten columns within the 80 characters of a plain terminal.
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
         caption=f"GiB, one sequence of {plan.sequence_length:,} tokens; time as predicted for {device}, store = 1",
     )
     table.add_column("activations", no_wrap=True)

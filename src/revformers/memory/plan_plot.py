@@ -17,7 +17,7 @@ POINTS = 6
 
 
 def draw(workload: Workload, plan: Plan, axis: Axis, file: Path) -> None:
-    """Draw the memory of every way and the budget to `file`, in the format that its suffix names.
+    """Draw the memory of every way, and of the device, to `file`, in the format that its suffix names.
 
     Args:
         workload: what the plan is for.
@@ -46,17 +46,18 @@ def draw(workload: Workload, plan: Plan, axis: Axis, file: Path) -> None:
             label=method.title,
             gid=method.title,
         )
-    axes.axhline(plan.memory / 2**30, color="grey", linewidth=1, linestyle="--", label="budget")
+    axes.axhline(plan.memory / 2**30, color="grey", linewidth=1, linestyle="--", label="memory")
     if plan.size.total < plan.memory:
         axes.axhspan(0, plan.size.total / 2**30, color="grey", alpha=0.12, label="weights, gradients, optimizer")
     axes.set(
         xlabel="tokens of one sequence" if axis == "length" else f"sequences of {plan.sequence_length:,} tokens",
         ylabel="GiB",
         xlim=(0, None),
-        # Storing soon leaves the picture; beyond the budget it says no more.
+        # Storing soon leaves the picture; beyond the memory it says no more.
         ylim=(0, 1.3 * max(plan.memory, plan.size.total) / 2**30),
     )
     axes.spines[["top", "right"]].set_visible(False)
+    axes.locator_params(axis="x", nbins=6)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     figure.legend(loc="outside right center", frameon=False, fontsize=9)
     figure.savefig(file)

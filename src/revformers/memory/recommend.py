@@ -43,7 +43,7 @@ def recommend(ways: Sequence["Way"], fixed: int, memory: int, refusal: str | Non
         return f"Offload the checkpoints: nothing else fits, and {_sequences(offload)} need {host:.1f} GiB of the host."
     if best is None:
         reason = f"the model cannot be reversed ({refusal})" if refusal else "rebuilding does not fit"
-        return f"Use checkpointing, up to {_sequences(checkpoint)}: {reason.rstrip('.')}."
+        return f"Use checkpointing, up to {_sequences(checkpoint)}: {reason.rstrip('.')}.{_offloading(ways, checkpoint)}"
     more = max(
         best.largest_batch / max(1, checkpoint.largest_batch), best.longest_context / max(1, checkpoint.longest_context)
     )
@@ -54,11 +54,23 @@ def recommend(ways: Sequence["Way"], fixed: int, memory: int, refusal: str | Non
             if kept >= checkpoint.memory.activations
             else "rebuilding fits hardly more, and is another network"
         )
-        return f"Use checkpointing, up to {_sequences(checkpoint)}: {reason}."
+        return f"Use checkpointing, up to {_sequences(checkpoint)}: {reason}.{_offloading(ways, checkpoint)}"
     return (
         f"Rebuild with {best.bits} bits: up to {_sequences(best)} or {best.longest_context:,} tokens fit, where "
         f"checkpointing fits {checkpoint.largest_batch:,} and {checkpoint.longest_context:,}, in "
-        f"{best.time / checkpoint.time:.2f} of its predicted time."
+        f"{best.time / checkpoint.time:.2f} of its predicted time.{_offloading(ways, best)}"
+    )
+
+
+def _offloading(ways: Sequence["Way"], recommended: "Way") -> str:
+    """Return a further sentence where offloading fits more than what is recommended, at a speed that is not known."""
+    offload = next((way for way in ways if way.name == "offload"), None)
+    if offload is None or offload.largest_batch <= recommended.largest_batch:
+        return ""
+    host = offload.host_of_largest_batch / 2**30
+    return (
+        f" Offloaded checkpoints fit {_sequences(offload)}, with {host:.1f} GiB of the host, if its link to the device "
+        f"keeps up."
     )
 
 
