@@ -122,16 +122,56 @@ def depth_rows():
         yield f"| {layers} | " + " | ".join(mebibytes(peaks[arm]) for arm in ("store", "checkpoint", "rebuild")) + " |"
 
 
+def quartiles(ratio):
+    return f"{ratio['median']:.2f} ({ratio['lower']:.2f} to {ratio['upper']:.2f})"
+
+
+def bench_points(name):
+    """The recipe of a study, and its points by arm."""
+    study = result(name)
+    return study["recipe"], {point["arm"]: point for point in study["points"]}
+
+
 def time_rows():
-    """Step time of rebuilding over that of the rivals."""
+    """Step time of rebuilding over that of its rivals, and of a budget at the peak of checkpointing."""
     for precision in ("float32", "bfloat16"):
-        study = result(f"time-midpoint-{precision}")
-        ratios = study["arms"]["rebuild"]["ratios"]
+        recipe, points = bench_points(f"bench-time-{precision}")
         figures = [
-            f"{ratios[arm]['median']:.2f} ({ratios[arm]['lower']:.2f} to {ratios[arm]['upper']:.2f})"
-            for arm in ("plain_checkpoint", "plain_store")
+            quartiles(points[arm]["ratios"][rival])
+            for arm, rival in (
+                ("rebuild", "plain_checkpoint"),
+                ("rebuild", "plain_store"),
+                ("budget", "plain_checkpoint"),
+            )
         ]
-        yield f"| {precision}, width {study['width']} | {' | '.join(figures)} |"
+        yield f"| {precision}, width {recipe['model']['config']['hidden_size']} | {' | '.join(figures)} |"
+
+
+def bench_rows(name):
+    """Peak memory and time of every arm."""
+    recipe, points = bench_points(name)
+    for arm, point in points.items():
+        over = quartiles(point["ratios"]["plain_checkpoint"]) if arm != "plain_checkpoint" else "1"
+        yield f"| {recipe['precision']} | `{arm}` | {mebibytes(point['peak'])} | {over} |"
+
+
+def same_batch_rows():
+    """All arms at one batch, in both precisions."""
+    for precision in ("float32", "bfloat16"):
+        yield from bench_rows(f"bench-time-{precision}")
+
+
+def length_rows():
+    """Long sequences, at the peak of checkpointing."""
+    return bench_rows("bench-length-8192")
+
+
+def head_rows():
+    """The head's loss and gradients by three ways."""
+    for row in result("head-memory")["rows"]:
+        errors = f"{row['loss_error']:.0e} | {row['weight_gradient_error']:.0e}"
+        share = f"{row['peak_over_all_logits']:.1%}"
+        yield f"| {row['case']} | {row['arm']} | {mebibytes(row['peak'])} | {share} | {errors} |"
 
 
 def fidelity_rows():
@@ -240,6 +280,7 @@ def largest_batch_rows():
 TABLES = {
     "README.md": [quickstart_rows, depth_rows, time_rows, fidelity_rows, conversion_rows, healing_rows],
     "docs/plan.md": [plan_rows, largest_batch_rows],
+    "docs/when-to-use.md": [depth_rows, same_batch_rows, length_rows, head_rows],
     "docs/conversion.md": [form_rows, stories_rows, depth_conversion_rows, annealing_rows, family_rows],
 }
 

@@ -19,7 +19,8 @@ def test_the_largest_batch_fits_and_one_more_does_not():
     room = 10 * 2**20
     fixed = make_plan(WORKLOAD, 2**20, 64, DEVICE, bits=()).size.total
     plan = make_plan(WORKLOAD, fixed + room, 64, DEVICE, bits=(0,))
-    for way, method in zip(plan.ways, methods((0,)), strict=True):
+    ways = [way for way in plan.ways if way.name != "budget"]
+    for way, method in zip(ways, methods((0,)), strict=True):
         assert way.title == method.title
         assert way.memory.total == fixed + step_memory(WORKLOAD, method, 1, 64).device.total
         needed = [step_memory(WORKLOAD, method, way.largest_batch + more, 64).device.total for more in (0, 1)]
@@ -33,11 +34,25 @@ def test_the_largest_batch_fits_and_one_more_does_not():
 def test_times_are_relative_to_storing_and_copies_cost():
     slow_link = dataclasses.replace(DEVICE, link=DEVICE.link / 10)
     plans = [make_plan(WORKLOAD, 2**30, 64, device, bits=(0,)) for device in (DEVICE, slow_link)]
-    store, checkpoint, offload, rebuild = plans[0].ways
+    store, checkpoint, offload, rebuild, *_ = plans[0].ways
     assert store.time == store.operations == 1
     assert 1 < checkpoint.time < offload.time < plans[1].ways[2].time
     assert 1 < checkpoint.operations == offload.operations < rebuild.operations
     assert offload.host_of_largest_batch == pytest.approx(offload.host * offload.largest_batch, rel=0.01)
+
+
+def test_a_budget_spends_what_rebuilding_leaves_at_the_largest_batch_of_checkpointing():
+    deep = dataclasses.replace(WORKLOAD, config=AutoConfig.for_model(**CONFIG | {"num_hidden_layers": 16}))
+    fixed = make_plan(deep, 2**20, 64, DEVICE, bits=()).size.total
+    room = 30 * 2**20
+    *_, checkpoint, _, rebuild, budget = make_plan(deep, fixed + room, 64, DEVICE, bits=(0,)).ways
+    assert (budget.name, budget.largest_batch) == ("budget", checkpoint.largest_batch)
+    taken = (budget.memory.total - fixed) * checkpoint.largest_batch
+    assert 0.9 * room < taken <= room
+    assert 1 < budget.operations < rebuild.operations
+    assert 1 < budget.time < rebuild.time
+    shallow = make_plan(WORKLOAD, 2**28, 64, DEVICE, bits=(0,))
+    assert [way.name for way in shallow.ways if way.name == "budget"] == [], "two states take more than 3 checkpoints"
 
 
 def test_a_model_that_cannot_be_reversed_is_planned_without():

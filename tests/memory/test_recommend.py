@@ -42,6 +42,11 @@ CHECKPOINT = way("checkpoint", 4, time=1.2, activations=100)
             None,
             "in 1.10 of its predicted time. Offloaded checkpoints fit 7 sequences, with 3.0 GiB of the host",
         ),
+        (
+            [CHECKPOINT, way("rebuild", 6, 9999, 1.32, 0), way("budget", 4, time=1.08, bits=0)],
+            None,
+            "With a Budget that spends the rest of the memory, 4 sequences take 0.90 of checkpointing's",
+        ),
         ([CHECKPOINT, way("offload", 5)], "Its layers differ.", "differ.). Offloaded checkpoints fit 5 sequences"),
         ([way("checkpoint", 0, context=512), way("rebuild", 1, bits=2)], None, "Rebuild with 2 bits"),
     ],

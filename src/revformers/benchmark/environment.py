@@ -21,8 +21,8 @@ PACKAGES = ("revformers", "torch", "transformers")
 def describe_environment() -> dict[str, Any]:
     """Return the machine and the software behind a measurement, in types that JSON keeps.
 
-    Memory is in bytes. `git_commit` is that of the running code, with "-modified" where tracked files differ from it, or
-    None where it is no checkout. Nothing names the machine, its user or its folders.
+    Memory is in bytes. `git_commit` is that of the running code, with "-modified" where tracked files differ from it,
+    or None where it is no checkout. Nothing names the machine, its user or its folders.
     """
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+from revformers.activations.budget import Budget
 from revformers.dynamics import BlendedMidpoint, Midpoint
 from revformers.hf.reversible import make_reversible
 
@@ -15,7 +16,7 @@ class Method:
     """A way to train; two that run the same step are equal.
 
     Attributes:
-        name: "store", "checkpoint", "offload" or "rebuild".
+        name: "store", "checkpoint", "offload", "rebuild" or "budget".
         prepare: makes an ordinary model train so, in place.
         bits: side information an element a layer, of "rebuild".
         offloads: whether what the layers keep lies in host memory, one layer's apart.
@@ -56,6 +57,11 @@ def rebuild(bits: int) -> Method:
     """Return the midpoint rule (0 bits) or a blend of 1/2^bits, without update predictors."""
     dynamics = BlendedMidpoint(f"1/{2**bits}") if bits else Midpoint()
     return Method("rebuild", lambda model: make_reversible(model, dynamics), bits, steady_from=4)
+
+
+def budgeted(size: int, layers: int) -> Method:
+    """Return the midpoint rule that keeps what fits in `size` bytes; its layers differ, so all of them are run."""
+    return Method("budget", lambda model: make_reversible(model, Midpoint(), Budget(size)), 0, steady_from=layers)
 
 
 STORE = Method("store", _store)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from revformers.errors import NotReversibleError
 from revformers.memory.devices import Device
 from revformers.memory.meter import MemoryByCategory
-from revformers.memory.methods import STORE, Method, methods, rebuild
+from revformers.memory.methods import STORE, Method, budgeted, methods, rebuild
 from revformers.memory.model_size import ModelSize, model_size
 from revformers.memory.recommend import recommend
 from revformers.memory.search import largest_within
@@ -30,8 +30,8 @@ class Way:
     """One way to train.
 
     Attributes:
-        name: "store", "checkpoint", "offload" or "rebuild".
-        bits: side information an element a layer, of "rebuild".
+        name: "store", "checkpoint", "offload", "rebuild" or "budget".
+        bits: side information an element a layer, of "rebuild" and "budget".
         memory: of a step of one sequence, bytes by category.
         host: what lies in host memory meanwhile, bytes.
         largest_batch: sequences that fit; 0 where not one does.
@@ -101,6 +101,8 @@ def make_plan(
     if refusal:
         choices = [method for method in choices if not method.reversible]
     ways = [_way(workload, method, size, memory, sequence_length, device) for method in choices]
+    if mixed := _budgeted_way(workload, size, memory, sequence_length, device, ways):
+        ways.append(mixed)
     recommendation = recommend(ways, size.total, memory, refusal)
     return Plan(memory, sequence_length, size, ways, refusal, recommendation)
 
@@ -129,10 +131,6 @@ def _way(workload: Workload, method: Method, size: ModelSize, memory: int, token
         start=max(1, tokens // CONTEXT_UNIT),
         tolerance=CONTEXT_TOLERANCE,
     )
-    operations = device.operations(workload.dtype)
-    per_byte = operations / device.memory
-    # Copies to the host and back wait for the computation and it for them, as PyTorch makes them.
-    copies = 2 * one.host * operations / device.link
     return Way(
         method.name,
         method.bits,
@@ -141,6 +139,45 @@ def _way(workload: Workload, method: Method, size: ModelSize, memory: int, token
         batch,
         step_memory(workload, method, max(1, batch), tokens).host if batch else 0,
         CONTEXT_UNIT * units,
+        *_work_over_store(workload, method, tokens, device, one.host),
+    )
+
+
+def _budgeted_way(
+    workload: Workload, size: ModelSize, memory: int, tokens: int, device: Device, ways: Sequence[Way]
+) -> Way | None:
+    """Return rebuilding that spends what it leaves of the memory, at the largest batch of checkpointing.
+
+    None where there is nothing to gain or to spend: all that is stored fits, checkpointing fits nothing, or rebuilding
+    needs more.
+    """
+    by_name = {(way.name, way.bits): way for way in ways}
+    store, checkpoint, rebuilt = (by_name.get(key) for key in (("store", None), ("checkpoint", None), ("rebuild", 0)))
+    if store is None or checkpoint is None or rebuilt is None or store.largest_batch >= checkpoint.largest_batch:
+        return None
+    # Of one sequence: what a step takes grows with the batch in proportion, and so does what the budget has room for.
+    room = (memory - size.total) // checkpoint.largest_batch
+    least = step_memory(workload, rebuild(0), 1, tokens).device
+    budget = least.states + room - least.total
+    while budget >= least.states:
+        method = budgeted(budget, workload.layers)
+        one = step_memory(workload, method, 1, tokens)
+        if one.device.total <= room:
+            work = _work_over_store(workload, method, tokens, device, 0)
+            batch, context = checkpoint.largest_batch, rebuilt.longest_context
+            return Way(method.name, method.bits, with_model(size, one.device), 0, batch, 0, context, *work)
+        # The working set is larger than that of rebuilding alone, by a second pair of states for one.
+        budget -= one.device.total - room
+    return None
+
+
+def _work_over_store(workload: Workload, method: Method, tokens: int, device: Device, host: int) -> tuple[float, float]:
+    """Return the floating-point operations and the predicted time of a step, relative to storing."""
+    operations = device.operations(workload.dtype)
+    per_byte = operations / device.memory
+    # Copies to the host and back wait for the computation and it for them, as PyTorch makes them.
+    copies = 2 * host * operations / device.link
+    return (
         step_operations(workload, method, tokens) / step_operations(workload, STORE, tokens),
         (step_time(workload, method, tokens, per_byte) + copies) / step_time(workload, STORE, tokens, per_byte),
     )

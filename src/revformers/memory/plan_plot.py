@@ -26,7 +26,7 @@ def draw(workload: Workload, plan: Plan, axis: Axis, file: Path) -> None:
         file: e.g. plan.svg.
 
     """
-    bits = [way.bits for way in plan.ways if way.bits is not None]
+    bits = [way.bits for way in plan.ways if way.name == "rebuild" and way.bits is not None]
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     axes = figure.subplots()
     at = _places(plan.ways, axis, plan.sequence_length)

@@ -43,7 +43,8 @@ def recommend(ways: Sequence["Way"], fixed: int, memory: int, refusal: str | Non
         return f"Offload the checkpoints: nothing else fits, and {_sequences(offload)} need {host:.1f} GiB of the host."
     if best is None:
         reason = f"the model cannot be reversed ({refusal})" if refusal else "rebuilding does not fit"
-        return f"Use checkpointing, up to {_sequences(checkpoint)}: {reason.rstrip('.')}.{_offloading(ways, checkpoint)}"
+        advice = f"Use checkpointing, up to {_sequences(checkpoint)}: {reason.rstrip('.')}."
+        return advice + _offloading(ways, checkpoint)
     more = max(
         best.largest_batch / max(1, checkpoint.largest_batch), best.longest_context / max(1, checkpoint.longest_context)
     )
@@ -54,11 +55,25 @@ def recommend(ways: Sequence["Way"], fixed: int, memory: int, refusal: str | Non
             if kept >= checkpoint.memory.activations
             else "rebuilding fits hardly more, and is another network"
         )
-        return f"Use checkpointing, up to {_sequences(checkpoint)}: {reason}.{_offloading(ways, checkpoint)}"
+        advice = f"Use checkpointing, up to {_sequences(checkpoint)}: {reason}."
+        return advice + _spending(ways, checkpoint) + _offloading(ways, checkpoint)
     return (
         f"Rebuild with {best.bits} bits: up to {_sequences(best)} or {best.longest_context:,} tokens fit, where "
         f"checkpointing fits {checkpoint.largest_batch:,} and {checkpoint.longest_context:,}, in "
-        f"{best.time / checkpoint.time:.2f} of its predicted time.{_offloading(ways, best)}"
+        f"{best.time / checkpoint.time:.2f} of its predicted time."
+        + _spending(ways, checkpoint)
+        + _offloading(ways, best)
+    )
+
+
+def _spending(ways: Sequence["Way"], checkpoint: "Way") -> str:
+    """Return a further sentence where rebuilding is faster than checkpointing once it spends the memory it leaves."""
+    budget = next((way for way in ways if way.name == "budget"), None)
+    if budget is None or budget.time >= checkpoint.time:
+        return ""
+    return (
+        f" With a Budget that spends the rest of the memory, {_sequences(checkpoint)} take "
+        f"{budget.time / checkpoint.time:.2f} of checkpointing's predicted time."
     )
 
 
