@@ -38,7 +38,7 @@ def here(tmp_path, monkeypatch):
         ("depth", ["--memory", "0.3MB", "--tolerance", "0.2"], ["layers", "largest batch size", "0.3MB"]),
         ("batch", ["--optimizer", "adamw", "--arms", "store", "rebuild:2"], ["rebuild:2", "samples/s"]),
         ("length", ["--precision", "bfloat16"], ["tokens/s", "bfloat16 on cpu"]),
-        ("budget", [], ["budget", "over checkpoint"]),
+        ("budget", [], ["budget", "over store"]),
     ],
 )
 def test_every_study(name, words, shown, here, capsys):
