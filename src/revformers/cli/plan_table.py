@@ -5,11 +5,14 @@ from rich.table import Table
 
 from revformers.memory.plan import Plan
 
-HEADINGS = ("kept", "states", "working", "head", "total", "host", "batch", "context", "time")
+HEADINGS = ("kept", "states", "layer", "head", "total", "host", "batch", "context", "time")
 
 
 def plan_table(plan: Plan, device: str) -> Table:
-    """Return a row a way, in GiB, for one sequence; `device` names what the predicted times are for."""
+    """Return a row a way, in GiB, for one sequence; `device` names what the predicted times are for.
+
+    "layer" is the working set of one.
+    """
     size = plan.size
     table = Table(
         title=f"{size.parameters:,} parameters, {size.trained:,} trained\nweights {_gib(size.weights)}, gradients "
@@ -41,4 +44,5 @@ def plan_table(plan: Plan, device: str) -> Table:
 
 
 def _gib(number: int) -> str:
-    return f"{number / 2**30:.2f}"
+    gibibytes = number / 2**30
+    return f"{gibibytes:.3g}" if gibibytes < 1000 else f"{gibibytes:,.0f}"
