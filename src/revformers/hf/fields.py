@@ -148,9 +148,10 @@ def ordinary_field(call: LayerCall, returned: LayerReturn) -> Field:
 
 def _announce(layer: nn.Module, layout: BlockLayout, returned: LayerReturn) -> None:
     """Tell `returned` what is known of a layer before it runs."""
+    if layout.values_returned == 1:
+        return
     # Newer transformers return the hidden state alone from layers that returned more, and their annotation says so.
-    alone = inspect.signature(type(layer).forward).return_annotation is Tensor
-    if layout.values_returned > 1 and not alone:
+    if inspect.signature(type(layer).forward).return_annotation is not Tensor:
         returned.set_others([NOT_KEPT] * (layout.values_returned - 1))
 
 
