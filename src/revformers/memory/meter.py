@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 
 from revformers.errors import NotReversibleError
 from revformers.exact.state_pair import StatePair
@@ -233,8 +234,7 @@ def _states_of(optimizer: torch.optim.Optimizer) -> list[Any]:
     return [value for state in optimizer.state.values() for value in tree_leaves(state)]
 
 
-@contextlib.contextmanager
-def _parts_watched(counter: StorageCounter, model: nn.Module) -> Iterator[None]:
+def _parts_watched(counter: StorageCounter, model: nn.Module) -> contextlib.AbstractContextManager[None]:
     """Tell the counter where the forward pass is and when an optimizer steps."""
 
     def begin(*_: Any) -> None:
@@ -252,24 +252,30 @@ def _parts_watched(counter: StorageCounter, model: nn.Module) -> Iterator[None]:
     else:
         handles.append(layers[0].register_forward_pre_hook(lambda *_: counter.enter("layers")))
         handles.append(layers[-1].register_forward_hook(lambda *_: counter.enter("head")))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return _registered(handles)
 
 
-@contextlib.contextmanager
-def _gradients_named(counter: StorageCounter, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+def _gradients_named(
+    counter: StorageCounter, parameters: Sequence[nn.Parameter]
+) -> contextlib.AbstractContextManager[None]:
     """Tell the counter which tensors are the parameters' gradients."""
 
     def accumulated(parameter: Tensor) -> None:
         if parameter.grad is not None:
             counter.assign([parameter.grad], "gradients")
 
-    handles = [
-        parameter.register_post_accumulate_grad_hook(accumulated) for parameter in parameters if parameter.requires_grad
-    ]
+    return _registered(
+        [
+            parameter.register_post_accumulate_grad_hook(accumulated)
+            for parameter in parameters
+            if parameter.requires_grad
+        ]
+    )
+
+
+@contextlib.contextmanager
+def _registered(handles: Sequence[RemovableHandle]) -> Iterator[None]:
+    """Remove hooks at the end of the block."""
     try:
         yield
     finally:
