@@ -230,13 +230,15 @@ def _draw(conversions: Sequence["Conversion"], file: Path) -> None:
     memory = [row.side_information / row.checkpoints for row in rows]
     axes.plot(memory, [row.loss_increase for row in rows], marker="o")
     for row, x in zip(rows, memory, strict=True):
-        axes.annotate(f"{row.bits:g} bits", (x, row.loss_increase), textcoords="offset points", xytext=(6, 6))
+        label = "1 bit" if row.bits == 1 else f"{row.bits:g} bits"
+        axes.annotate(label, (x, row.loss_increase), textcoords="offset points", xytext=(6, 6))
     axes.set(
         xlabel="side information, share of what checkpointing keeps",
         ylabel="held-out loss increase, before any training",
     )
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.margins(0.12)  # room for the labels
     axes.grid(alpha=0.3)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file)
