@@ -63,8 +63,8 @@ def test_the_report_says_what_was_chosen():
         kept=2**30,
         layers=24,
         stored=12.5,
+        inputs_kept=4,
         attention_kept=3,
-        checkpointed=0,
         attention_found=True,
     )
-    assert str(report) == "12.5 of 24 layers stored, attention outputs kept in 3, 1 GiB of 2 GiB"
+    assert str(report) == ("12.5 of 24 layers stored, inputs kept of 4, attention outputs kept of 3, 1 GiB of 2 GiB")

@@ -120,5 +120,5 @@ def test_mistakes_are_one_sentence():
     with pytest.raises(ValueError, match="such as 24GiB"):
         rf.set_activations(model, "budget:plenty")
     rf.set_activations(model, "budget:1MB")
-    with pytest.raises(ValueError, match="rebuilding alone keeps"):
+    with pytest.raises(ValueError, match="rebuilding or checkpointing alone keeps"):
         model(input_ids=torch.zeros(100, 20, dtype=torch.long))

@@ -1,9 +1,10 @@
-"""What to do with the room that is left: which steps to store, and which attention outputs to keep."""
+"""What to do with the room that is left: which steps to store, which inputs and which attention outputs to keep."""
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from functools import lru_cache
+from itertools import accumulate, product
 
 
 @dataclass(frozen=True)
@@ -12,32 +13,42 @@ class StepCost:
 
     Attributes:
         stored: bytes of its activations.
-        recomputed: bytes that are kept in their place: side information, or the input of the field.
+        input: bytes of the input of its field.
+        side_information: bytes that undoing the step takes.
         outputs: bytes of its attention outputs.
-        operations: of the whole field.
-        attention_operations: of them, those that the attention outputs spare.
+        operations: of the whole field, which undoing the step takes.
+        operations_from_input: of them, those up to the last tensor that autograd saves.
+        attention_operations: of these, those that the attention outputs spare.
 
     """
 
-    stored: int
-    recomputed: int
-    outputs: int
-    operations: int
-    attention_operations: int
+    stored: int = 0
+    input: int = 0
+    side_information: int = 0
+    outputs: int = 0
+    operations: int = 0
+    operations_from_input: int = 0
+    attention_operations: int = 0
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """What to do with the steps of a stack.
+    """What to do with the steps of a stack, from the first: rebuild, then keep inputs, then store.
 
     Attributes:
+        first_with_input: of this step and those after it, up to the stored ones, the inputs are kept.
         first_stored: this step and those after it are stored.
         first_with_attention: of this step and those after it, up to the stored ones, the attention outputs are kept.
 
     """
 
+    first_with_input: int
     first_stored: int
     first_with_attention: int
+
+    def rebuilds(self, step: int) -> bool:
+        """Whether step number `step` is undone."""
+        return step < self.first_with_input
 
     def stores(self, step: int) -> bool:
         """Whether step number `step` is stored."""
@@ -48,38 +59,49 @@ class Allocation:
         return self.first_with_attention <= step < self.first_stored
 
 
-def allocate(costs: Sequence[StepCost], firsts: Iterable[int], pair: int, room: int) -> Allocation:
+@lru_cache(maxsize=16)
+def allocate(
+    costs: Sequence[StepCost], pair: int, room: int, first_stored: Sequence[int], first_with_input: Sequence[int]
+) -> Allocation:
     """Choose what makes the backward pass recompute the fewest operations.
 
-    Stored steps are the last ones, as the states before them are then all that a rebuild needs. How many there are
-    decides what room is left for attention outputs; every number is tried. At long sequences attention is most of the
-    operations and its outputs are a small part of a layer's activations, so these come first; at short ones storing
-    whole layers spares more operations a byte. Attention outputs are kept from the top as well: there the backward pass
-    frees them before it has reached its peak.
+    Rebuilt steps are the first ones, as the states from behind them are all that undoing them needs. What is kept of
+    the others is kept from the top as well: there the backward pass frees it before it has reached its peak. How many
+    steps are stored, and of how many the inputs are kept, decides what room is left for attention outputs; every pair
+    of numbers is tried. At long sequences attention is most of the operations and its outputs are a small part of a
+    layer's activations, so these come first; at short ones whole layers, or inputs, spare more operations a byte.
 
     Args:
         costs: of every step.
-        firsts: the steps that may be the first stored one; none at all may be stored in any case.
-        pair: bytes that are kept where not all steps are stored.
+        pair: bytes that are kept where any step is rebuilt.
         room: bytes that may be kept.
+        first_stored: the steps that may be the first stored one, or the number of steps, for none at all.
+        first_with_input: the steps from which on inputs may be kept, or the number of steps, for none; 0 rebuilds nothing.
 
     Returns:
-        The choice; where nothing fits, that of keeping nothing.
+        The choice. Some choice must fit.
 
     """
-    steps = len(costs)
     stored = list(accumulate((cost.stored for cost in reversed(costs)), initial=0))[::-1]
-    recomputed = list(accumulate((cost.recomputed for cost in costs), initial=0))
-    outputs = list(accumulate((cost.outputs for cost in costs), initial=0))
-    operations = list(accumulate((cost.operations for cost in costs), initial=0))
-    attention = list(accumulate((cost.attention_operations for cost in costs), initial=0))
-    best, fewest = Allocation(steps, steps), operations[steps]
-    for first in (steps, *firsts):
-        left = room - stored[first] - recomputed[first] - (pair if first else 0)
-        if left < 0:
+    inputs, side_information, outputs, operations, from_input, attention = (
+        list(accumulate((getattr(cost, name) for cost in costs), initial=0))
+        for name in (
+            "input",
+            "side_information",
+            "outputs",
+            "operations",
+            "operations_from_input",
+            "attention_operations",
+        )
+    )
+    best: tuple[int, Allocation] | None = None
+    for first, kept in product(first_stored, first_with_input):
+        left = room - stored[first] - (inputs[first] - inputs[kept]) - side_information[kept] - (pair if kept else 0)
+        if kept > first or left < 0:
             continue
         start = bisect_left(outputs, outputs[first] - left)
-        again = operations[first] - (attention[first] - attention[start])
-        if again < fewest:
-            best, fewest = Allocation(first, start), again
-    return best
+        again = operations[kept] + from_input[first] - from_input[kept] - (attention[first] - attention[start])
+        if best is None or again < best[0]:
+            best = again, Allocation(kept, first, start)
+    assert best is not None
+    return best[1]

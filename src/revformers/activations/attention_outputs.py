@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
+from revformers.activations.fingerprint import sum_of_bits
 from revformers.activations.rebuild import REMEDY
 from revformers.errors import RebuildMismatchError
 from revformers.field import Field
@@ -34,6 +35,10 @@ class AttentionKeeper:
     One object lives for one step of one forward pass. After the second evaluation nothing is kept, so that a third one,
     of a retained graph, runs the kernels again. Counts what its first evaluation computed.
 
+    Args:
+        field: what is evaluated.
+        note: called in the second evaluation with bool[], whether a kernel was given what it was given in the first.
+
     Attributes:
         kept_bytes: what the kept outputs take.
         operations: floating-point operations of all matrix products and attention, as PyTorch counts them; causal
@@ -42,11 +47,12 @@ class AttentionKeeper:
 
     """
 
-    def __init__(self, field: Field) -> None:
+    def __init__(self, field: Field, note: Callable[[Tensor], object]) -> None:
         self.kept_bytes = 0
         self.operations = 0
         self.attention_operations = 0
         self._field = field
+        self._note = note
         self._first = True
         self._outputs: deque[_KernelOutput] = deque()
 
@@ -74,7 +80,9 @@ class AttentionKeeper:
                 return kernel(*arguments, **keywords)
             if not outputs:
                 raise RebuildMismatchError(f"A layer ran more attention kernels than in the forward pass. {REMEDY}")
-            return outputs.popleft().value_of(kernel.name())
+            output = outputs.popleft()
+            self._note(output.inputs == _sum_of_inputs(arguments))
+            return output.value_of(kernel.name())
 
         with _EveryKernel(run):
             return self._field(hidden)
@@ -90,14 +98,20 @@ class AttentionKeeper:
         if _is_kept(kernel, arguments, keywords):
             self.attention_operations += operations
             self.kept_bytes += sum(value.untyped_storage().nbytes() for value in output if isinstance(value, Tensor))
-            self._outputs.append(_KernelOutput(kernel.name(), output))
+            self._outputs.append(_KernelOutput(kernel.name(), output, _sum_of_inputs(arguments)))
         return output
 
 
 class _KernelOutput:
-    """What a kernel returned, a tuple whose tensors must not be written to afterwards."""
+    """What a kernel returned, a tuple whose tensors must not be written to afterwards.
 
-    def __init__(self, kernel: str, values: tuple[Any, ...]) -> None:
+    Attributes:
+        inputs: int64[], the sum of the bits that the kernel was given.
+
+    """
+
+    def __init__(self, kernel: str, values: tuple[Any, ...], inputs: Tensor) -> None:
+        self.inputs = inputs
         self._kernel = kernel
         self._values = values
         self._versions = [value._version for value in values if isinstance(value, Tensor)]
@@ -138,6 +152,10 @@ class _EveryKernel(TorchDispatchMode):
 
 def _detached(value: Any) -> Any:
     return value.detach() if isinstance(value, Tensor) else value
+
+
+def _sum_of_inputs(arguments: tuple[Any, ...]) -> Tensor:
+    return sum_of_bits(*arguments[:3])  # queries, keys and values, of every kernel
 
 
 def _is_kept(kernel: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> bool:

@@ -28,8 +28,9 @@ class Budget:
     Attributes:
         size: bytes, a size such as ``"20GiB"``, or a share of the device's free memory, a float from above 0 to 1 (on
             a CPU, of the memory that the system calls available). A share is taken when a forward pass begins.
-        recompute: what happens to the layers that there is no room to store: ``"rebuild"`` reverses the recurrence;
-            ``"checkpoint"`` keeps their inputs, for a fair comparison, and for dynamics that have no inverse.
+        recompute: how layers are recomputed that there is no room to store: ``"rebuild"`` reverses the recurrence, or
+            keeps the input of a layer where there is room for that, as it spares the end of the layer;
+            ``"checkpoint"`` keeps all inputs, for a fair comparison, and for dynamics that have no inverse.
 
     Raises:
         ValueError: for a size or a way to recompute that does not exist.
@@ -78,7 +79,7 @@ class Budget:
 
     @property
     def rebuilds(self) -> bool:
-        """Whether layers are rebuilt, which takes dynamics with an inverse."""
+        """Whether layers may be rebuilt, which takes dynamics with an inverse."""
         return self.recompute == "rebuild"
 
     def bytes_on(self, device: torch.device) -> int:
@@ -99,8 +100,8 @@ class BudgetReport:
         kept: bytes that the forward pass left for the backward pass, of what the budget covers.
         layers: how many layers the stack has.
         stored: how many of them are stored; with steps by branch a half counts.
-        attention_kept: how many of the others keep the outputs of their attention.
-        checkpointed: how many keep their input.
+        inputs_kept: how many of the others keep their input, from which they are computed again; the rest is rebuilt.
+        attention_kept: how many that are not stored keep the outputs of their attention.
         attention_found: whether a kernel was found whose outputs can be kept. Eager attention has none, nor has
             attention with dropout on a CPU.
 
@@ -110,20 +111,20 @@ class BudgetReport:
     kept: int
     layers: int
     stored: float
+    inputs_kept: float
     attention_kept: int
-    checkpointed: float
     attention_found: bool
 
     def __str__(self) -> str:
         """Say it in one line."""
         attention = (
-            f"attention outputs kept in {self.attention_kept}"
+            f"attention outputs kept of {self.attention_kept}"
             if self.attention_found
             else "no fused attention kernel whose outputs could be kept"
         )
         return (
-            f"{self.stored:g} of {self.layers} layers stored, {attention}, {size_in_words(self.kept)} of "
-            f"{size_in_words(self.budget)}"
+            f"{self.stored:g} of {self.layers} layers stored, inputs kept of {self.inputs_kept:g}, {attention}, "
+            f"{size_in_words(self.kept)} of {size_in_words(self.budget)}"
         )
 
 

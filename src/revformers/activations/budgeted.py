@@ -3,13 +3,14 @@
 How it works:
 
 1. The fields of the first two layers are observed: what autograd saves of them, and what every kernel computes. That
-   tells what a layer takes when it is stored, what its attention outputs take, and which operations each spares.
+   tells what a layer takes when it is stored, what its attention outputs take, and which operations each spares. A kept
+   input spares little, the end of the field that only undoing the step needs, and takes little.
 2. From that the budget is allocated for the whole stack, further layers taken to be like the last one observed.
 3. As the pass runs on, what is really kept is counted. A layer that takes more than was expected is not stored, if
    there is no room for it: its input is kept, and it is computed again from that.
 
-The stored layers are the last ones. So the pair of fixed-point states from before the first of them is all that the
-tape needs to rebuild the others, and no stored layer is ever undone.
+The stored layers are the last ones, and below them are those whose inputs are kept. So the pair of fixed-point states
+from before these is all that the tape needs to rebuild the others, and no other layer is ever undone.
 """
 
 import dataclasses
@@ -46,17 +47,14 @@ def smallest_budget(elements: int, item_size: int, steps: Sequence[Coefficients]
         budget: says how layers are recomputed; its size does not matter.
 
     """
+    inputs = len(steps) * elements * item_size
     if not budget.rebuilds:
-        return len(steps) * elements * item_size
-    return _pair_bytes(elements) + sum(_side_information_bytes(elements, step) for step in steps)
+        return inputs
+    return min(inputs, _pair_bytes(elements) + sum(packed_size(elements, step.side_information_bits) for step in steps))
 
 
 def _pair_bytes(elements: int) -> int:
     return 2 * torch.int64.itemsize * elements
-
-
-def _side_information_bytes(elements: int, step: Coefficients) -> int:
-    return packed_size(elements, step.side_information_bits)
 
 
 @dataclass(frozen=True)
@@ -97,8 +95,8 @@ class Budgeted(ActivationPolicy):
         self._allocation: Allocation | None = None
         self._reserved: list[int] = []
         self._saved = SavedBytes()
-        self._kept = _pair_bytes(states.current.numel()) if self._rebuilds else 0
-        self._stored_steps = self._attention_steps = self._checkpointed_steps = 0
+        self._kept = 0
+        self._stored_steps = self._attention_steps = self._input_steps = 0
         self._attention_found = False
 
     @property
@@ -109,8 +107,8 @@ class Budgeted(ActivationPolicy):
             kept=self._kept,
             layers=len(self._steps) // self._steps_per_layer,
             stored=self._stored_steps / self._steps_per_layer,
+            inputs_kept=self._input_steps / self._steps_per_layer,
             attention_kept=self._attention_steps,
-            checkpointed=self._checkpointed_steps / self._steps_per_layer,
             attention_found=self._attention_found,
         )
 
@@ -124,23 +122,31 @@ class Budgeted(ActivationPolicy):
         if self._step == 0:
             self._require_enough(hidden)
         allocation = self._allocation
-        observed = allocation is None
         stored = allocation is not None and allocation.stores(self._step)
-        if allocation is not None and self._step == allocation.first_stored and self._rebuilds:
+        if allocation is not None and allocation.first_with_input == self._step:
             self._tape.keep_copy_of_states()
+        # The functions hold the list and the counter alone: what held the tape would be held by it.
+        repeated, saved, from_input = self._tape.repeated, self._saved, 0
         keeper = None
         if allocation is None or allocation.keeps_attention(self._step):
-            keeper = AttentionKeeper(field)
-        self._saved.count = 0
+            keeper = AttentionKeeper(field, lambda equal: repeated.append((name, equal)))
+        saved.count = 0
+
+        def on_save(tensor: Tensor) -> None:
+            nonlocal from_input
+            saved.add(tensor)
+            from_input = keeper.operations if keeper else 0
+
         update = self._tape.evaluate(
             name,
             coefficients,
             keeper or field,
             hidden,
-            hold=stored or (observed and self._may_store_all),
-            on_save=self._saved.add if observed or stored else None,
+            hold=stored or (allocation is None and self._may_store_all),
+            fingerprint=allocation is None or not allocation.rebuilds(self._step),
+            on_save=on_save if allocation is None or stored else None,
         )
-        cost = self._cost(hidden, keeper) if update.requires_grad else StepCost(0, 0, 0, 0, 0)
+        cost = self._cost(hidden, keeper, from_input) if update.requires_grad else StepCost()
         evaluated = _Evaluated(self._step, update.requires_grad, hidden.detach(), cost, keeper)
         if self._allocation is None:
             self._observe(evaluated)
@@ -150,7 +156,7 @@ class Budgeted(ActivationPolicy):
 
     def advance(self, coefficients: Coefficients, update: Tensor) -> None:
         """Advance the states; the tape notes the steps that it will undo."""
-        if self._rebuilds and (self._allocation is None or not self._allocation.stores(self._step)):
+        if self._rebuilds and (self._allocation is None or self._allocation.rebuilds(self._step)):
             self._tape.advance(coefficients, update)
         else:
             super().advance(coefficients, update)
@@ -159,23 +165,26 @@ class Budgeted(ActivationPolicy):
     def _require_enough(self, hidden: Tensor) -> None:
         smallest = smallest_budget(hidden.numel(), hidden.element_size(), self._steps, self._description)
         if self._budget < smallest:
-            what = "rebuilding alone keeps" if self._rebuilds else "checkpointing alone keeps"
+            how = "rebuilding or checkpointing" if self._rebuilds else "checkpointing"
             raise ValueError(
                 f"A budget of {size_in_words(self._budget)} is too small for a batch of {list(hidden.shape[:2])} "
-                f"tokens: {what} {smallest:,} bytes ({size_in_words(smallest)}); raise the budget, or take a smaller "
-                f"batch."
+                f"tokens: {how} alone keeps {smallest:,} bytes ({size_in_words(smallest)}); raise the budget, or take "
+                f"a smaller batch."
             )
 
-    def _cost(self, hidden: Tensor, keeper: AttentionKeeper | None) -> StepCost:
-        recomputed = self._recomputed_bytes(self._step, hidden)
-        if keeper is None:
-            return StepCost(self._saved.count, recomputed, 0, 0, 0)
+    def _cost(self, hidden: Tensor, keeper: AttentionKeeper | None, operations_from_input: int) -> StepCost:
         return StepCost(
-            self._saved.count, recomputed, keeper.kept_bytes, keeper.operations, keeper.attention_operations
+            stored=self._saved.count,
+            input=hidden.nbytes,
+            side_information=self._side_information_bytes(self._step, hidden),
+            outputs=keeper.kept_bytes if keeper else 0,
+            operations=keeper.operations if keeper else 0,
+            operations_from_input=operations_from_input,
+            attention_operations=keeper.attention_operations if keeper else 0,
         )
 
-    def _recomputed_bytes(self, step: int, hidden: Tensor) -> int:
-        return _side_information_bytes(hidden.numel(), self._steps[step]) if self._rebuilds else hidden.nbytes
+    def _side_information_bytes(self, step: int, hidden: Tensor) -> int:
+        return packed_size(hidden.numel(), self._steps[step].side_information_bits) if self._rebuilds else 0
 
     def _observe(self, evaluated: _Evaluated) -> None:
         """Put the steps of the first layers aside until enough is known to allocate the budget."""
@@ -199,41 +208,44 @@ class Budgeted(ActivationPolicy):
 
     def _allocate(self, hidden: Tensor) -> None:
         costs = [other.cost for other in self._evaluated]
-        for step in range(len(costs), len(self._steps)):
+        observed, steps = len(costs), len(self._steps)
+        for step in range(observed, steps):
             like = costs[step - self._steps_per_layer]
-            stored = max(like.stored, hidden.nbytes)
-            costs.append(dataclasses.replace(like, stored=stored, recomputed=self._recomputed_bytes(step, hidden)))
-        pair = _pair_bytes(hidden.numel()) if self._rebuilds else 0
-        # What was observed is held in full, or not at all.
-        firsts = [*reversed(range(len(self._evaluated), len(costs))), *([0] if self._may_store_all else [])]
-        self._allocation = allocate(costs, firsts, pair, self._budget)
-        first = self._allocation.first_stored
-        if first == 0 and self._rebuilds:
+            stored, side_information = max(like.stored, hidden.nbytes), self._side_information_bytes(step, hidden)
+            costs.append(dataclasses.replace(like, stored=stored, side_information=side_information))
+        pair = _pair_bytes(hidden.numel())
+        # The states are behind the first steps already, so these are all rebuilt or none of them is. Their activations
+        # are all held, or none of them are.
+        firsts = range(steps, observed - 1, -1)
+        first_stored = (*firsts, 0) if self._may_store_all else tuple(firsts)
+        first_with_input = (*firsts, 0) if self._rebuilds else (0,)
+        self._allocation = allocation = allocate(tuple(costs), pair, self._budget, first_stored, first_with_input)
+        if allocation.first_with_input:
+            self._kept = pair
+        else:
             self._tape.let_go_of_states()
-            self._kept = 0
-        least = [cost.recomputed if step < first else cost.stored for step, cost in enumerate(costs)]
+        least = [_least_bytes(cost, step, allocation) for step, cost in enumerate(costs)]
         self._reserved = list(accumulate(reversed(least), initial=0))[::-1]
         self._attention_found = any(cost.outputs for cost in costs)
 
     def _settle(self, evaluated: _Evaluated) -> None:
-        """Store, checkpoint or rebuild a step that was evaluated, and decide on its attention outputs."""
+        """Store or rebuild a step that was evaluated, or keep its input, and decide on its attention outputs."""
         assert self._allocation is not None
-        step, cost, input_bytes = evaluated.step, evaluated.cost, evaluated.hidden.nbytes
-        meant_to_store = self._allocation.stores(step)
+        step, cost = evaluated.step, evaluated.cost
         # The steps above are kept at least as inputs, should they turn out to take more than was expected.
-        least_above = (len(self._steps) - step - 1) * input_bytes
+        least_above = (len(self._steps) - step - 1) * evaluated.hidden.nbytes
         fits = self._kept + cost.stored + least_above <= self._budget
-        if not evaluated.requires_grad or (meant_to_store and fits):
+        if not evaluated.requires_grad or (self._allocation.stores(step) and fits):
             self._tape.store(step)
             self._kept += cost.stored
             self._stored_steps += 1
-        elif meant_to_store or not self._rebuilds:
-            self._tape.drop(step, evaluated.hidden)
-            self._kept += input_bytes
-            self._checkpointed_steps += 1
-        else:
+        elif self._allocation.rebuilds(step):
             self._tape.drop(step)
-            self._kept += cost.recomputed
+            self._kept += cost.side_information
+        else:
+            self._tape.drop(step, evaluated.hidden)
+            self._kept += evaluated.hidden.nbytes
+            self._input_steps += 1
         if evaluated.keeper is None:
             return
         wanted = self._allocation.keeps_attention(step)
@@ -242,3 +254,10 @@ class Budgeted(ActivationPolicy):
             self._attention_steps += 1
         else:
             evaluated.keeper.forget()
+
+
+def _least_bytes(cost: StepCost, step: int, allocation: Allocation) -> int:
+    """Return what a step keeps without its attention outputs."""
+    if allocation.rebuilds(step):
+        return cost.side_information
+    return cost.stored if allocation.stores(step) else cost.input

@@ -12,7 +12,7 @@ How it works:
 4. At the first step that has gradients, the pair is compared with a checksum from the forward pass. Integers have
    exact inverses, so the two differ only if some f_l did not repeat itself; then `RebuildMismatchError` is raised.
    Nothing hides on the way: different pairs have different predecessors, or (|a| > 1) one of them has none, which the
-   step says.
+   step says. Steps that are computed again from a kept input are compared by their `Fingerprint`.
 
 The tape can move both ways. A second backward pass through a retained graph, or gradients asked for layer by layer
 with `torch.autograd.grad`, find it at the bottom and wind it forward again.
@@ -32,6 +32,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from revformers.activations.base import ActivationPolicy
+from revformers.activations.fingerprint import Fingerprint
 from revformers.dynamics.base import Coefficients
 from revformers.errors import RebuildMismatchError
 from revformers.exact.state_pair import StatePair
@@ -92,6 +93,7 @@ class StepRecord:
     random_state: RandomState | None = None
     tickets: list[weakref.ref[SavedTensor]] = dataclasses.field(default_factory=list)
     side_information: Tensor | None = None
+    fingerprint: tuple[list[int], Tensor | None] | None = None
 
     def living_tickets(self) -> Iterator[SavedTensor]:
         """Yield the tickets that autograd still holds."""
@@ -119,6 +121,8 @@ class Tape(ActivationPolicy):
     Attributes:
         states: the pair (X[position-1], X[position]).
         position: how many steps the pair has been advanced.
+        repeated: names of steps, with bool[], whether what was computed again is what the forward pass had. They stay
+            on the device until the backward pass reaches the first step.
 
     """
 
@@ -128,7 +132,7 @@ class Tape(ActivationPolicy):
         self._records: list[StepRecord] = []
         self._first_step: int | None = None
         self._checksum: Tensor | None = None
-        self._possible: list[Tensor] = []
+        self.repeated: list[tuple[str, Tensor]] = []
         self._handed_out: StepRecord | None = None
 
     def evaluate(
@@ -139,6 +143,7 @@ class Tape(ActivationPolicy):
         hidden: Tensor,
         *,
         hold: bool = False,
+        fingerprint: bool = False,
         on_save: Callable[[Tensor], object] | None = None,
     ) -> Tensor:
         """Return f_l(p[l]), of which autograd keeps tickets instead of tensors.
@@ -149,6 +154,7 @@ class Tape(ActivationPolicy):
             field: f_l.
             hidden: p[l].
             hold: whether the tickets hold their tensors for now, until `store` or `drop` is called.
+            fingerprint: whether the step may be dropped with its input kept.
             on_save: called with every tensor that autograd wants to keep.
 
         """
@@ -158,11 +164,14 @@ class Tape(ActivationPolicy):
         step = len(self._records)
         # The hooks hold the tape only as long as the block runs; afterwards only tickets do.
         tape = self
+        first = Fingerprint() if fingerprint else None
 
         def pack(tensor: Tensor) -> SavedTensor:
             ticket = SavedTensor(tape, step, tensor)
             if hold:
                 ticket.hold(tensor)
+            if first is not None:
+                first.add(tensor)
             if on_save is not None:
                 on_save(tensor)
             record.tickets.append(weakref.ref(ticket))
@@ -171,6 +180,8 @@ class Tape(ActivationPolicy):
         before = RandomState.of(hidden.device)
         with saved_tensors_hooks(pack, SavedTensor.redeem):
             update = field(hidden)
+        if first is not None:
+            record.fingerprint = first.versions, first.sum()
         if not before.equals(RandomState.of(hidden.device)):
             record.random_state = before
         if update.requires_grad:
@@ -219,10 +230,11 @@ class Tape(ActivationPolicy):
 
     def let_go_of_states(self) -> None:
         """Keep no pair, where no step has to be rebuilt."""
-        nothing = torch.empty(0, dtype=torch.int64)
+        nothing = self.states.current.new_empty(0)
         self.states = StatePair(nothing, nothing)
         for record in self._records:
             record.side_information = None
+        self._checksum = None
 
     def rebuild(self, step: int, hidden: Tensor | None = None) -> None:
         """Rebuild the tensors that step number `step` saved, and hand them to its tickets.
@@ -244,9 +256,13 @@ class Tape(ActivationPolicy):
         self._take_back()
         record, saved = self._records[step], list[Tensor]()
         if hidden is not None:
+            again = Fingerprint()
             with contextlib.suppress(_AllSaved):
-                self._evaluate_at(hidden, record, saved, enough=len(record.tickets))
+                self._evaluate_at(hidden, record, saved, enough=len(record.tickets), fingerprint=again)
             self._hand_out(record, saved)
+            self._compare(record, again)
+            if step == self._first_step:
+                self._check()
             return
         while self.position > step + 1:
             self._retreat(self._evaluate_again(self.position - 1, []))
@@ -264,11 +280,19 @@ class Tape(ActivationPolicy):
         return self._evaluate_at(read(record.dtype), record, saved)
 
     @staticmethod
-    def _evaluate_at(hidden: Tensor, record: StepRecord, saved: list[Tensor], enough: int | None = None) -> Tensor:
+    def _evaluate_at(
+        hidden: Tensor,
+        record: StepRecord,
+        saved: list[Tensor],
+        enough: int | None = None,
+        fingerprint: Fingerprint | None = None,
+    ) -> Tensor:
         """Evaluate f at `hidden`; once `enough` tensors are saved, where it is given, raise _AllSaved."""
         hidden = hidden.detach().requires_grad_(record.requires_grad)
 
         def pack(tensor: Tensor) -> None:
+            if fingerprint is not None:
+                fingerprint.add(tensor)
             # detach: the rebuilt graph is discarded, only its values are wanted.
             saved.append(tensor.detach())
             if len(saved) == enough:
@@ -311,7 +335,7 @@ class Tape(ActivationPolicy):
         record = self._records[self.position - 1]
         possible = self.states.retreat(record.coefficients, update, record.side_information)
         if possible is not None:
-            self._possible.append(possible)
+            self.repeated.append((record.name, possible))
         record.side_information = None
         self.position -= 1
         if self.position == self._first_step:
@@ -323,16 +347,31 @@ class Tape(ActivationPolicy):
         record.side_information = self.states.advance(record.coefficients, update, keep_side_information=True)
         self.position += 1
 
-    def _check(self) -> None:
-        assert self._checksum is not None
-        rebuilt = self.states.checksum()
-        if self._possible:
-            # Made part of the comparison, so that the device is waited for once.
-            rebuilt = torch.where(torch.stack(self._possible).all(), rebuilt, ~self._checksum)
-            self._possible.clear()
-        if not torch.equal(rebuilt, self._checksum):
-            name = self._records[self.position].name
+    def _compare(self, record: StepRecord, again: Fingerprint) -> None:
+        assert record.fingerprint is not None
+        versions, bits = record.fingerprint
+        if again.versions != versions:
             raise RebuildMismatchError(
-                f"The backward pass rebuilt another input of {name} than the forward pass had, so its gradients are "
-                f"wrong. {REMEDY}"
+                f"A weight of {record.name} was modified in place between the forward pass and the backward pass. "
+                f"{REMEDY}"
+            )
+        again_bits = again.sum()
+        if bits is not None and again_bits is not None:
+            self.repeated.append((record.name, again_bits == bits))
+
+    def _check(self) -> None:
+        if self._checksum is not None:
+            name = self._records[self.position].name
+            self.repeated.insert(0, (name, (self.states.checksum() == self._checksum).all()))
+        if not self.repeated:
+            return
+        names = [name for name, _ in self.repeated]
+        repeated = torch.stack([equal.to(self.repeated[0][1].device) for _, equal in self.repeated])
+        self.repeated.clear()
+        # The device is waited for once.
+        if not torch.equal(repeated, torch.ones_like(repeated)):
+            name = names[repeated.tolist().index(False)]
+            raise RebuildMismatchError(
+                f"The backward pass rebuilt another input of {name} than the forward pass had, or evaluated it to "
+                f"another result, so its gradients are wrong. {REMEDY}"
             )

@@ -24,9 +24,9 @@ class SavedBytes:
 
     def add(self, tensor: Tensor) -> None:
         """Count a tensor that autograd saves."""
-        if isinstance(tensor, nn.Parameter) or isinstance(tensor._base, nn.Parameter):
+        if is_parameter(tensor):
             return
-        for part in _parts(tensor):
+        for part in plain_parts(tensor):
             storage = part.untyped_storage()
             reference = StorageWeakRef(storage)
             if reference not in self._seen:
@@ -34,10 +34,15 @@ class SavedBytes:
                 self.count += storage.nbytes()
 
 
-def _parts(tensor: Tensor) -> Iterator[Tensor]:
+def is_parameter(tensor: Tensor) -> bool:
+    """Whether a saved tensor is a parameter, or a view of one."""
+    return isinstance(tensor, nn.Parameter) or isinstance(tensor._base, nn.Parameter)
+
+
+def plain_parts(tensor: Tensor) -> Iterator[Tensor]:
     """Yield the plain tensors that a tensor is made of: itself, or the parts of a wrapper such as DTensor."""
     if is_traceable_wrapper_subclass(tensor):
         for name in tensor.__tensor_flatten__()[0]:
-            yield from _parts(getattr(tensor, name))
+            yield from plain_parts(getattr(tensor, name))
     else:
         yield tensor

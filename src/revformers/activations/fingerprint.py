@@ -1,0 +1,63 @@
+"""By what a second evaluation of a layer is compared with the first, where its result does not tell.
+
+Rebuilding compares the states, which hold every bit that the layers returned. But a layer that is computed again from
+its kept input is not evaluated to its end, as with checkpointing, and returns nothing; and a kept attention output
+hides what the kernel was given.
+"""
+
+from collections import deque
+
+import torch
+from torch import Tensor
+
+from revformers.activations.saved_bytes import is_parameter, plain_parts
+
+LAST = 2
+"""How many of the saved activations are compared: the last ones depend on nearly everything before them. Two, because
+under autocast the very last one can be a weight in another dtype."""
+
+
+class Fingerprint:
+    """The versions of the parameters that autograd saves of one evaluation, and the bits of the last activations.
+
+    Attributes:
+        versions: how often each parameter was written to, in the order in which they were saved.
+
+    """
+
+    def __init__(self) -> None:
+        self.versions: list[int] = []
+        self._last: deque[Tensor] = deque(maxlen=LAST)
+
+    def add(self, tensor: Tensor) -> None:
+        """Take note of a tensor that autograd saves."""
+        if is_parameter(tensor):
+            self.versions.append(tensor._version)
+        elif tensor.grad_fn is not None:  # what has none, such as a mask of dropout, does not depend on the input
+            self._last.append(tensor.detach())
+
+    def sum(self) -> Tensor | None:
+        """Return the sum of the bits of the last activations, int64[], and let go of them; None where none is saved."""
+        total = sum_of_bits(*self._last) if self._last else None
+        self._last.clear()
+        return total
+
+
+def sum_of_bits(*tensors: Tensor) -> Tensor:
+    """Return the sum of the bytes of one or more tensors, eight at a time, modulo 2**64: int64[].
+
+    PyTorch adds up integers of eight bytes many times faster on a CPU than narrower ones.
+    """
+    parts = [_sum_of_bits(part) for tensor in tensors for part in plain_parts(tensor.detach())]
+    return torch.stack(parts).sum()
+
+
+def _sum_of_bits(tensor: Tensor) -> Tensor:
+    bytes_ahead = [
+        size * tensor.itemsize for size in (tensor.storage_offset(), *tensor.stride()[:-1], tensor.shape[-1])
+    ]
+    if tensor.stride(-1) == 1 and not any(size % 8 for size in bytes_ahead):
+        return tensor.view(torch.int64).sum()
+    octets = tensor.clone(memory_format=torch.contiguous_format).view(-1).view(torch.uint8)
+    whole = octets.numel() // 8 * 8
+    return octets[:whole].view(torch.int64).sum() + octets[whole:].sum()
