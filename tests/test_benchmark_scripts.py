@@ -1,12 +1,17 @@
 """The studies in benchmarks/ that are scripts of their own run, on a tiny model, and write what they measured."""
 
+import importlib.util
 import json
 import runpy
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch.nn import functional
 
+from revformers.benchmark.memory import Measurer, PeakMemory
+from revformers.benchmark.workload import llama_config
 from revformers.training.data import standard_library
 from revformers.training.data.tokenizer import train_tokenizer
 from tests.conversion.test_convert import smooth_llama
@@ -33,6 +38,14 @@ def run(monkeypatch, script, *options):
     result = json.loads(Path("result.json").read_text())
     assert result["command"].startswith(f"python benchmarks/{script} model --length 16")
     return result
+
+
+def load(script):
+    """The script as a module, which does not run."""
+    specification = importlib.util.spec_from_file_location(script.removesuffix(".py"), BENCHMARKS / script)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
 
 
 def test_zero_shot_fidelity(folder, monkeypatch):
@@ -108,3 +121,52 @@ def test_head_memory(folder, monkeypatch):
         for name in ("hidden_gradient_error", "weight_gradient_error"):
             if own[name] is not None:
                 assert chunked[name] < 1.5 * own[name]
+
+
+def test_the_reference_of_head_memory_is_the_loss_of_pytorch_in_float64():
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(2, 70, 8, generator=generator, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(50, 8, generator=generator, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(50, (2, 70), generator=generator)
+    loss = functional.cross_entropy((hidden @ weight.T)[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+    of_hidden, of_weight = torch.autograd.grad(loss, (hidden, weight))
+    expected = loss.detach(), of_hidden[:, :-1].flatten(0, 1), of_weight
+    result = load("head_memory.py").exact(hidden.detach(), weight.detach(), labels)
+    torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_plan_accuracy(tmp_path, monkeypatch):
+    """The plan counts tensors without numbers; what it is held against are the events of the allocator."""
+    script = load("plan_accuracy.py")
+    smaller = {
+        "models": lambda: [("small", llama_config(4, 64, 256, 128))],
+        "ARMS": [script.ARMS[0], script.ARMS[-1]],
+        "PRECISIONS": ("float32",),
+        "SHAPES": ((2, 64),),
+        "BATCH": 3,
+        "measure_side_by_side": lambda groups, _: [[Measurer().peak(*task) for task in groups[0]]],
+    }
+    for name, value in smaller.items():
+        monkeypatch.setattr(script, name, value)
+    monkeypatch.setattr(sys, "argv", ["plan_accuracy.py", "--output", str(tmp_path / "result.json")])
+    script.main()
+    result = json.loads((tmp_path / "result.json").read_text())
+    store, rebuild = result["rows"]
+    assert [row["arm"] for row in (store, rebuild)] == ["store", "rebuild, 2 bits"]
+    assert rebuild["measured"] < store["measured"] / 2
+    for row in (store, rebuild):
+        assert row["planned"] == pytest.approx(row["measured"], rel=0.01)
+    assert [(row["arm"], row["planned"], row["measured"]) for row in result["largest_batches"]] == [
+        ("store", 3, 3),
+        ("rebuild, 2 bits", 3, 3),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("peaks", "largest"), [((80, 90, 100), 4), ((90, 100, 101), 3), ((100, 101, 102), 2), ((101, 102, 103), None)]
+)
+def test_plan_accuracy_writes_the_largest_batch_that_was_measured_to_fit(peaks, largest):
+    study = load("plan_accuracy.py").Study([{"planned": 7}], [{"planned": 3, "memory": 100}], [])
+    study.add_measured([PeakMemory(peak, 0, None) for peak in (8, *peaks)])
+    assert study.rows == [{"planned": 7, "measured": 8}]
+    assert study.batches == [{"planned": 3, "memory": 100, "measured": largest}]

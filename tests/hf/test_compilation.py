@@ -1,9 +1,12 @@
+import shutil
+
 import pytest
 import torch
 from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import revformers as rf
+from tests.hf.test_budget import check, each_recompute, equal, step
 from tests.tiny_models import batch, tiny
 
 LAYERS = 12
@@ -34,6 +37,37 @@ def test_compiled_layers_are_rebuilt_to_the_bit(family, dynamics, graphs):
     report = rf.verify_gradients(model, batch(model))
     assert report.bit_exact
     assert counter.frame_count == graphs, "layers of one kind share a graph, in both passes"
+
+
+within_budgets = pytest.mark.parametrize(
+    ("family", "dynamics"), [("llama", rf.BlendedMidpoint("1/4")), ("gpt2", rf.Hamiltonian())]
+)
+
+
+@within_budgets
+@each_recompute
+def test_every_budget_runs_the_graphs_of_storing(family, dynamics, recompute):
+    model = rf.make_reversible(tiny(family, num_hidden_layers=6), dynamics)
+    counter = CompileCounterWithBackend("aot_eager")
+    rf.compile_layers(model, backend=counter)
+    step(model, "store")
+    graphs = counter.frame_count
+    reports = check(model, recompute)
+    assert any(report.attention_kept for report in reports)
+    assert counter.frame_count == graphs
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+@within_budgets
+@each_recompute
+def test_every_budget_gives_the_gradients_of_kernels_that_round_in_their_own_way(family, dynamics, recompute):
+    model = rf.make_reversible(tiny(family, num_hidden_layers=6), dynamics)
+    eager = step(model, "store")
+    rf.compile_layers(model, backend="inductor")
+    reports = check(model, recompute)
+    assert any(report.attention_kept for report in reports)
+    assert not equal(step(model, "store"), eager), "a layer that ran uncompiled would go unnoticed"
 
 
 def test_the_recurrence_itself_is_never_compiled():

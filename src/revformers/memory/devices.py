@@ -28,10 +28,16 @@ class Device:
 
 
 DEVICES = {
-    "a100": Device(312e12, 19.5e12, 2.04e12, 32e9),
-    "h100": Device(989e12, 67e12, 3.35e12, 64e9),
-    "h200": Device(989e12, 67e12, 4.8e12, 64e9),
-    "l4": Device(121e12, 30.3e12, 0.3e12, 32e9),
-    "rtx4090": Device(165e12, 82.6e12, 1.01e12, 32e9),
+    # A100 80 GB data sheet (2188504, May 2022), SXM; PCIe 4.
+    "a100": Device(bfloat16=312e12, float32=19.5e12, memory=2.039e12, link=64e9 / 2),
+    # H100 data sheet, SXM; PCIe 5. It gives bfloat16 with sparsity.
+    "h100": Device(bfloat16=1979e12 / 2, float32=67e12, memory=3.35e12, link=128e9 / 2),
+    # H200 data sheet (3367400, July 2024), SXM; PCIe 5. It gives bfloat16 with sparsity.
+    "h200": Device(bfloat16=1979e12 / 2, float32=67e12, memory=4.8e12, link=128e9 / 2),
+    # L4 data sheet; PCIe 4. It gives bfloat16 with sparsity.
+    "l4": Device(bfloat16=242e12 / 2, float32=30.3e12, memory=0.3e12, link=64e9 / 2),
+    # White paper on the Ada architecture (2.01), appendix A; the link, PCIe 4 with 16 lanes, as sellers state it.
+    "rtx4090": Device(bfloat16=165.2e12, float32=82.6e12, memory=1.008e12, link=64e9 / 2),
 }
-"""A100 80 GB, H100 and H200 are the SXM modules; all links are PCIe."""
+"""All are NVIDIA's. Sparsity doubles a figure, and data sheets add up both ways of a link. They were read as others
+quote them: the originals were not at hand."""

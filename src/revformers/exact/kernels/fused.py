@@ -1,14 +1,13 @@
-"""The steps of two states as one Triton kernel each, for CUDA; equal to `kernels.plain` to the bit.
+"""The steps of two states as one Triton kernel, for CUDA; equal to `kernels.plain` to the bit.
 
-A step reads what it needs once and writes the new state once. Coefficients are arguments of the kernels, not constants
-in them, so that blends that differ from layer to layer, or change while training, compile nothing new; only the number
-of packed bits, and whether a division is a shift, make another kernel.
+A step reads what it needs once and writes the new state once. Coefficients are arguments of the kernel and not
+constants, so that blends that differ from layer to layer, or change while training, compile nothing new; only the
+direction, the number of packed bits, and whether a division is a shift, make another kernel.
 
 A program takes eight rows of `LANES` values that lie an eighth of a packing group apart: the values that share a byte.
 """
 
 import struct
-from typing import Any
 
 import torch
 import triton
@@ -29,19 +28,18 @@ def advance(
     previous: Tensor, current: Tensor, coefficients: Coefficients, update: Tensor, side_information: Tensor | None
 ) -> None:
     """Replace X[l-1] by X[l+1]; see `kernels.plain.advance`."""
-    _launch(_advance, coefficients.previous.denominator, previous, current, coefficients, update, side_information)
+    _launch(previous, current, coefficients, update, side_information, forward=True)
 
 
 def retreat(
     successor: Tensor, current: Tensor, coefficients: Coefficients, update: Tensor, side_information: Tensor | None
 ) -> Tensor | None:
     """Replace X[l+1] by X[l-1]; see `kernels.plain.retreat`."""
-    divisor = abs(coefficients.previous.numerator)
-    if divisor <= coefficients.previous.denominator:
-        _launch(_retreat, divisor, successor, current, coefficients, update, side_information)
+    if abs(coefficients.previous) <= 1:
+        _launch(successor, current, coefficients, update, side_information, forward=False)
         return None
     possible = torch.ones((), dtype=torch.uint8, device=successor.device)
-    _launch(_retreat, divisor, successor, current, coefficients, update, possible)
+    _launch(successor, current, coefficients, update, possible, forward=False)
     return possible.bool()
 
 
@@ -57,26 +55,21 @@ def read(states: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _launch(
-    kernel: Any,
-    divisor: int,
-    target: Tensor,
-    current: Tensor,
-    coefficients: Coefficients,
-    update: Tensor,
-    extra: Tensor | None,
+    target: Tensor, current: Tensor, coefficients: Coefficients, update: Tensor, extra: Tensor | None, *, forward: bool
 ) -> None:
-    """Run `kernel` over all values.
+    """Step all values.
 
-    `divisor` is what it divides by to multiply by a, or to undo that. `extra` is the side information, or for |a| > 1,
-    where there is none, what the kernel sets to 0 if it meets an impossible state.
+    `extra` is the side information, or on the way back with |a| > 1, where there is none, what the kernel sets to 0 if
+    it meets an impossible state.
     """
     if not target.numel():
         return
     a, b = coefficients.previous, coefficients.current
     bits = 0 if extra is None else coefficients.side_information_bits
     scale = coefficients.update * 2.0**FRACTION_BITS
+    divisor = a.denominator if forward else abs(a.numerator)  # to multiply by a, or to undo that
     with torch.cuda.device_of(target):
-        kernel[(_programs(target.numel()),)](
+        _step[(_programs(target.numel()),)](
             target,
             current,
             update.contiguous(),
@@ -92,6 +85,7 @@ def _launch(
             b.denominator // 2,
             _sign(b.numerator),
             _shift_or_divisor(b.denominator),
+            FORWARD=forward,
             SHIFT_A=_is_shift(divisor),
             SHIFT_B=_is_shift(b.denominator),
             HAS_B=b != 0,
@@ -125,7 +119,7 @@ _NOT_CONSTANT = ["count", "scale", "n_a", "d_a", "sign_a", "divisor_a", "n_b", "
 
 
 @triton.jit(do_not_specialize=_NOT_CONSTANT)
-def _advance(
+def _step(
     target,
     current,
     update,
@@ -140,6 +134,7 @@ def _advance(
     half_b,
     sign_b,
     divisor_b,
+    FORWARD: tl.constexpr,
     SHIFT_A: tl.constexpr,
     SHIFT_B: tl.constexpr,
     HAS_B: tl.constexpr,
@@ -150,57 +145,27 @@ def _advance(
     LANES: tl.constexpr,
 ):
     group, lanes, lane, row, index, inside = _place(count, ROW, LANES)
-    product = tl.load(target + index, mask=inside, other=0) * n_a + d_a // 2
-    quotient = _floor_divide(product, divisor_a, SHIFT_A)
-    if BITS:
-        remainder = (product - quotient * d_a).to(tl.int32) // n_a
-        _pack(extra + group * ROW * BITS, tl.where(inside, remainder, 0), row, lane, lanes, BITS)
-    successor = quotient * sign_a
+    packed = extra + group * ROW * BITS
+    state = tl.load(target + index, mask=inside, other=0)
+    added = _quantise(tl.load(update + index, mask=inside, other=0), scale, WIDE)
     if HAS_B:
         product_b = tl.load(current + index, mask=inside, other=0) * n_b + half_b
-        successor += _floor_divide(product_b, divisor_b, SHIFT_B) * sign_b
-    successor += _quantise(tl.load(update + index, mask=inside, other=0), scale, WIDE)
-    tl.store(target + index, successor, mask=inside)
-
-
-@triton.jit(do_not_specialize=_NOT_CONSTANT)
-def _retreat(
-    target,
-    current,
-    update,
-    extra,
-    count,
-    scale,
-    n_a,
-    d_a,
-    sign_a,
-    divisor_a,
-    n_b,
-    half_b,
-    sign_b,
-    divisor_b,
-    SHIFT_A: tl.constexpr,
-    SHIFT_B: tl.constexpr,
-    HAS_B: tl.constexpr,
-    EXPANDS: tl.constexpr,
-    BITS: tl.constexpr,
-    WIDE: tl.constexpr,
-    ROW: tl.constexpr,
-    LANES: tl.constexpr,
-):
-    group, lanes, lane, row, index, inside = _place(count, ROW, LANES)
-    product = tl.load(target + index, mask=inside, other=0)
-    product -= _quantise(tl.load(update + index, mask=inside, other=0), scale, WIDE)
-    if HAS_B:
-        product_b = tl.load(current + index, mask=inside, other=0) * n_b + half_b
-        product -= _floor_divide(product_b, divisor_b, SHIFT_B) * sign_b
-    lowest = product * sign_a * d_a - d_a // 2
-    predecessor = _floor_divide(lowest + (n_a - 1), divisor_a, SHIFT_A)
-    if EXPANDS:
-        tl.store(extra + row * 0 + lane * 0, 0, mask=inside & (predecessor * n_a - lowest >= d_a))
-    if BITS:
-        predecessor += _unpack(extra + group * ROW * BITS, row, lane, lanes, BITS)
-    tl.store(target + index, predecessor, mask=inside)
+        added += _floor_divide(product_b, divisor_b, SHIFT_B) * sign_b
+    if FORWARD:
+        product = state * n_a + d_a // 2
+        quotient = _floor_divide(product, divisor_a, SHIFT_A)
+        if BITS:
+            remainder = (product - quotient * d_a).to(tl.int32) // n_a
+            _pack(packed, tl.where(inside, remainder, 0), row, lane, lanes, BITS)
+        state = quotient * sign_a + added
+    else:
+        lowest = (state - added) * sign_a * d_a - d_a // 2
+        state = _floor_divide(lowest + (n_a - 1), divisor_a, SHIFT_A)
+        if EXPANDS:
+            tl.store(extra + row * 0 + lane * 0, 0, mask=inside & (state * n_a - lowest >= d_a))
+        if BITS:
+            state += _unpack(packed, row, lane, lanes, BITS)
+    tl.store(target + index, state, mask=inside)
 
 
 @triton.jit(do_not_specialize=["count"])
