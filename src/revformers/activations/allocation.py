@@ -76,7 +76,7 @@ def allocate(
         pair: bytes that are kept where any step is rebuilt.
         room: bytes that may be kept.
         first_stored: the steps that may be the first stored one, or the number of steps, for none at all.
-        first_with_input: the steps from which on inputs may be kept, or the number of steps, for none; 0 rebuilds nothing.
+        first_with_input: the steps from which on inputs may be kept, or the number of steps; 0 rebuilds nothing.
 
     Returns:
         The choice. Some choice must fit.
