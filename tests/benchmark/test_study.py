@@ -3,6 +3,7 @@ from typing import ClassVar
 
 import pytest
 
+from revformers.benchmark import environment, study_file
 from revformers.benchmark import study as module
 from revformers.benchmark.memory import PeakMemory, TurnTimes
 from revformers.benchmark.recipe import BenchRecipe
@@ -188,6 +189,32 @@ def test_a_finished_study_measures_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(Machine, "device_memory", None)
     assert run(tmp_path, "batch", recipe(batch_sizes=(1, 2), memory=("free",))) == first
     assert Machine.log == []
+
+
+def test_a_finished_study_keeps_the_day_and_the_command_of_its_measurement(tmp_path):
+    bench_recipe, path = recipe(batch_sizes=(1,)), tmp_path / "result.json"
+    run(tmp_path, "batch", bench_recipe)
+    written = json.loads(path.read_text())
+    path.write_text(json.dumps(written | {"environment": written["environment"] | {"date": "2000-01-01"}}))
+    before = path.read_text()
+    file = StudyFile(path, settings(AXES["batch"], bench_recipe), ["bench", "batch", "--plot", "plot.svg"])
+    assert Study(AXES["batch"], bench_recipe, file).run()["finished"]
+    assert path.read_text() == before
+
+
+def test_code_that_changes_while_a_study_runs_ends_it(tmp_path, monkeypatch):
+    """The processes that measure are fresh, so that they run the code as it is then."""
+    commits, bench_recipe, path = ["one"], recipe(batch_sizes=(1, 2)), tmp_path / "result.json"
+    for where in (environment, study_file):
+        monkeypatch.setattr(where, "describe_environment", lambda: {"git_commit": commits[-1]})
+    file = StudyFile(path, settings(AXES["batch"], bench_recipe), ["bench", "batch"])
+    with pytest.raises(RecipeError, match="whose git commit is 'one', not 'two'"):
+        Study(AXES["batch"], bench_recipe, file, lambda line: commits.append("two")).run()
+    written = json.loads(path.read_text())
+    assert written["environment"]["git_commit"] == "one"
+    assert len(written["peaks"]) == 1
+    commits.append("one")
+    assert run(tmp_path, "batch", bench_recipe)["finished"]
 
 
 def test_other_settings_another_commit_and_no_study_are_refused(tmp_path):
