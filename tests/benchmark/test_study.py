@@ -54,7 +54,7 @@ class Machine:
             peak[arm.name] = min(10 * layers * one, 9 * one + (arm.budget - 4 * one) // (10 * one) * 10 * one)
         if peak[arm.name] > 10**6:
             raise MemoryError("more than there is")
-        return PeakMemory(peak[arm.name], 1000 * layers, None)
+        return PeakMemory(peak[arm.name], 1000 * layers, 77 if resident else None)
 
     def times(self, tasks, rounds, warm_up_rounds, *, memory=None):
         self._note("times", *tasks)
@@ -139,6 +139,20 @@ def test_batch_and_length_search_once(tmp_path):
 def test_a_sequence_is_no_longer_than_the_model_reads(tmp_path):
     short = recipe({"max_position_embeddings": 64}, memory=("free",), length_unit=16, arms=("rebuild",))
     assert points(run(tmp_path, "length", short), "free")[None, "rebuild"]["sequence_length"] == 64
+
+
+def test_a_model_that_reads_less_than_the_unit_of_the_search_is_refused(tmp_path):
+    short = recipe({"max_position_embeddings": 64}, memory=("free",), length_unit=128, arms=("rebuild",))
+    with pytest.raises(RecipeError, match="reads 64 tokens at most, fewer than the length_unit of 128"):
+        run(tmp_path, "length", short)
+    assert Machine.log == []
+    assert run(tmp_path, "batch", short)["finished"]
+
+
+def test_what_a_budget_is_to_equal_is_measured_first_and_in_full(tmp_path):
+    at = points(run(tmp_path, "depth", recipe(depths=(16,), arms=("budget", "rebuild", "plain_checkpoint"))))
+    assert list(at) == [(16, "budget"), (16, "rebuild"), (16, "plain_checkpoint")]
+    assert {row["resident_peak"] for row in at.values() if row["arm"] != "budget"} == {77}
 
 
 def test_budget_has_sizes_and_what_equals_checkpointing(tmp_path):
