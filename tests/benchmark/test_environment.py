@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 from revformers.benchmark.environment import _git_commit, command_line, describe_environment, write_result
+from revformers.exact.kernels import SWITCH
 
 
 def test_the_environment_names_versions_and_no_machine(monkeypatch):
@@ -20,6 +21,13 @@ def test_the_environment_names_versions_and_no_machine(monkeypatch):
     assert str(Path.home()) not in text
     assert str(Path.cwd()) not in text
     assert socket.gethostname() not in environment.values()
+
+
+def test_kernels_that_were_switched_off_are_named(monkeypatch):
+    monkeypatch.delenv(SWITCH, raising=False)
+    assert describe_environment()["kernels"] is None
+    monkeypatch.setenv(SWITCH, "plain")
+    assert describe_environment()["kernels"] == "plain"
 
 
 def test_the_commit_is_that_of_the_code(tmp_path):
