@@ -123,6 +123,13 @@ def test_depth_has_peaks_times_and_the_largest_batch_of_every_arm(tmp_path):
     }  # fmt: skip
 
 
+def test_a_budget_that_cannot_equal_checkpointing_has_no_largest_batch(tmp_path):
+    """Of two layers the states take more than the checkpoints, at every batch: that is not a largest batch of 0."""
+    result = run(tmp_path, "depth", recipe(depths=(2,), memory=("0.1MB",)))
+    assert points(result, "0.1MB")[2, "plain_checkpoint"]["batch_size"] > 0
+    assert points(result, "0.1MB")[2, "budget"] == {"value": 2, "memory": "0.1MB", "arm": "budget", "fits": None}
+
+
 def test_batch_and_length_search_once(tmp_path):
     result = run(tmp_path, "batch", recipe(batch_sizes=(1, 2), memory=("0.05MB", "0.1MB")))
     assert points(result)[2, "rebuild"]["peak"] == 18 * INPUT

@@ -77,10 +77,12 @@ def test_what_was_not_measured_says_why():
     study["points"][0] = {"value": 16, "memory": None, "arm": "plain_store", "fits": False}
     study["points"][1] = {"value": 16, "memory": None, "arm": "plain_checkpoint", "fits": None}
     study["points"][5] = {"value": 16, "memory": "80GiB", "arm": "plain_store", "fits": False}
+    study["points"][9] = {"value": 16, "memory": "80GiB", "arm": "budget_checkpoint", "fits": None}
     text = shown(study)
     assert re.search(r"plain_store +does not fit +- +- +-", text)
     assert re.search(r"plain_checkpoint +none equal +- +- +-", text)
     assert re.search(r"80GiB +plain_store +0 +- +does not fit", text)
+    assert re.search(r"budget_checkpoint +- +- +none equal", text)
     assert re.search(r"rebuild +32 +- ", text)
 
 

@@ -177,9 +177,9 @@ class Study:
             self._file.add("largest", row)
             where = "" if value is None else f" at {axis.heading} {value}"
             self._progress(f"{name.text}{where} within {text}: largest {axis.grows} {size or 'none'}")
-        arm = name.arm(self._dynamics, row["budget"] or 1 if name.open else None)
         if not row[axis.grows]:
-            return Point(value, text, name.text, workload, arm, None)
+            return Point(value, text, name.text, workload, None if name.open else name.arm(self._dynamics), None)
+        arm = name.arm(self._dynamics, row["budget"] if name.open else None)
         sized = axis.sized(workload, row[axis.grows])
         with MeasuringProcess() as process:  # which does not start, as the search has measured this
             peak = self._peaks.measure(process, name.text, arm, sized, limit=self._limit(memory))

@@ -100,7 +100,7 @@ def _at_largest(result: Row) -> TitledTable:
         table.add(
             *(head if new else "" for head in heads),
             point["arm"],
-            f"{point[grows]:,}" if point["fits"] else "0",
+            f"{point[grows]:,}" if point["fits"] else NOTHING if point["fits"] is None else "0",
             _multiple(point, stored, lambda one: one[grows]),
             _fits(point, "total"),
             _written(rate(result, point)),
