@@ -113,3 +113,25 @@ def test_a_parameter_with_a_hook_is_refused():
     module.weight.register_hook(lambda gradient: 2 * gradient)
     with pytest.raises(ValueError, match=r"parameter \[29, 8\] of the head has a gradient hook"):
         chunked_sum(capped_loss(module), rows, targets, chunk=5)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 13])
+def test_gradients_that_autograd_returns_in_the_same_memory_are_added_apart(chunk):
+    """A sum hands one gradient to both of its terms."""
+    module, rows, targets = head(dtype=torch.float32)
+    shift = torch.zeros_like(module.weight, requires_grad=True)
+
+    def loss(hidden, chunk_targets):
+        logits = functional.linear(hidden, module.weight + shift, module.bias)
+        return functional.cross_entropy(logits, chunk_targets, reduction="sum")
+
+    inputs = module.weight, shift, module.bias
+    expected = gradients(loss(rows, targets), *inputs)
+    for one, other in zip(gradients(chunked_sum(loss, rows, targets, chunk=chunk), *inputs), expected, strict=True):
+        assert torch.allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_a_gradient_without_memory_of_its_own_is_added_up():
+    shift = torch.zeros(3, requires_grad=True)
+    result = chunked_sum(lambda rows: shift.sum() + rows.sum(), torch.ones(4, 2), chunk=1)
+    assert torch.equal(*gradients(result, shift), torch.full((3,), 4.0))

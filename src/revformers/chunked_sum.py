@@ -86,7 +86,8 @@ def _add(sums: dict[Tensor, Tensor], gradients: dict[Tensor, Tensor]) -> None:
             for total, addend in zip(_parts(sums[parameter]), _parts(gradient), strict=True):
                 total.add_(addend)
         else:
-            sums[parameter] = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+            # A copy, as autograd may hand the same memory to two parameters, or one number to all elements of one.
+            sums[parameter] = gradient.to(torch.promote_types(gradient.dtype, torch.float32), copy=True)
 
 
 def _parts(tensor: Tensor) -> tuple[Tensor, ...]:

@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 from revformers.benchmark.environment import _git_commit, command_line, describe_environment, write_result
+from revformers.exact.kernels import SWITCH
 
 
 def test_the_environment_names_versions_and_no_machine(monkeypatch):
@@ -22,18 +23,30 @@ def test_the_environment_names_versions_and_no_machine(monkeypatch):
     assert socket.gethostname() not in environment.values()
 
 
+def test_kernels_that_were_switched_off_are_named(monkeypatch):
+    monkeypatch.delenv(SWITCH, raising=False)
+    assert describe_environment()["kernels"] is None
+    monkeypatch.setenv(SWITCH, "plain")
+    assert describe_environment()["kernels"] == "plain"
+
+
 def test_the_commit_is_that_of_the_code(tmp_path):
-    source = tmp_path / "file"
-    source.write_text("one")
+    source, other, result = tmp_path / "package" / "file.py", tmp_path / "other.py", tmp_path / "result.json"
+    source.parent.mkdir()
+    for path in (source, other, result):
+        path.write_text("one")
     assert _git_commit(source) is None
     identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
-    for words in (["init", "-q"], ["add", "file"], ["commit", "-qm", "one"]):
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "one"]):
         subprocess.run(["git", *identity, *words], check=True, cwd=tmp_path)
     clean = _git_commit(source)
     assert re.fullmatch(r"[0-9a-f]{12}", clean)
-    source.write_text("two")
+    # A result that is measured anew does not change the code that measures the next one.
+    result.write_text("two")
+    assert _git_commit(source) == clean
+    other.write_text("two")
     assert _git_commit(source) == f"{clean}-modified"
-    untracked = tmp_path / "installed"
+    untracked = tmp_path / "installed.py"
     untracked.write_text("three")
     assert _git_commit(untracked) is None
 

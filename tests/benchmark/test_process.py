@@ -63,6 +63,13 @@ def test_a_process_starts_when_it_is_asked(monkeypatch):
         pass
 
 
+def test_a_process_that_is_ended_in_the_middle_of_its_answer_has_not_answered(monkeypatch):
+    popen, killed = module.subprocess.Popen, ["sh", "-c", """printf '{"result": [1' && kill -9 $$"""]
+    monkeypatch.setattr(module.subprocess, "Popen", lambda words, **options: popen(killed, **options))
+    with MeasuringProcess() as process, pytest.raises(MemoryError, match="system ended the process"):
+        process.device_memory("cpu")
+
+
 def test_want_of_memory_reaches_the_parent(monkeypatch, capfd):
     monkeypatch.setattr(Measurer, "peak", raise_memory_error)
     tasks = {"": [dataclasses.asdict(WORKLOAD), dataclasses.asdict(Arm(PLAIN_STORE))]}

@@ -3,6 +3,7 @@ from typing import ClassVar
 
 import pytest
 
+from revformers.benchmark import environment, study_file
 from revformers.benchmark import study as module
 from revformers.benchmark.memory import PeakMemory, TurnTimes
 from revformers.benchmark.recipe import BenchRecipe
@@ -53,7 +54,7 @@ class Machine:
             peak[arm.name] = min(10 * layers * one, 9 * one + (arm.budget - 4 * one) // (10 * one) * 10 * one)
         if peak[arm.name] > 10**6:
             raise MemoryError("more than there is")
-        return PeakMemory(peak[arm.name], 1000 * layers, None)
+        return PeakMemory(peak[arm.name], 1000 * layers, 77 if resident else None)
 
     def times(self, tasks, rounds, warm_up_rounds, *, memory=None):
         self._note("times", *tasks)
@@ -122,6 +123,13 @@ def test_depth_has_peaks_times_and_the_largest_batch_of_every_arm(tmp_path):
     }  # fmt: skip
 
 
+def test_a_budget_that_cannot_equal_checkpointing_has_no_largest_batch(tmp_path):
+    """Of two layers the states take more than the checkpoints, at every batch: that is not a largest batch of 0."""
+    result = run(tmp_path, "depth", recipe(depths=(2,), memory=("0.1MB",)))
+    assert points(result, "0.1MB")[2, "plain_checkpoint"]["batch_size"] > 0
+    assert points(result, "0.1MB")[2, "budget"] == {"value": 2, "memory": "0.1MB", "arm": "budget", "fits": None}
+
+
 def test_batch_and_length_search_once(tmp_path):
     result = run(tmp_path, "batch", recipe(batch_sizes=(1, 2), memory=("0.05MB", "0.1MB")))
     assert points(result)[2, "rebuild"]["peak"] == 18 * INPUT
@@ -138,6 +146,20 @@ def test_batch_and_length_search_once(tmp_path):
 def test_a_sequence_is_no_longer_than_the_model_reads(tmp_path):
     short = recipe({"max_position_embeddings": 64}, memory=("free",), length_unit=16, arms=("rebuild",))
     assert points(run(tmp_path, "length", short), "free")[None, "rebuild"]["sequence_length"] == 64
+
+
+def test_a_model_that_reads_less_than_the_unit_of_the_search_is_refused(tmp_path):
+    short = recipe({"max_position_embeddings": 64}, memory=("free",), length_unit=128, arms=("rebuild",))
+    with pytest.raises(RecipeError, match="reads 64 tokens at most, fewer than the length_unit of 128"):
+        run(tmp_path, "length", short)
+    assert Machine.log == []
+    assert run(tmp_path, "batch", short)["finished"]
+
+
+def test_what_a_budget_is_to_equal_is_measured_first_and_in_full(tmp_path):
+    at = points(run(tmp_path, "depth", recipe(depths=(16,), arms=("budget", "rebuild", "plain_checkpoint"))))
+    assert list(at) == [(16, "budget"), (16, "rebuild"), (16, "plain_checkpoint")]
+    assert {row["resident_peak"] for row in at.values() if row["arm"] != "budget"} == {77}
 
 
 def test_budget_has_sizes_and_what_equals_checkpointing(tmp_path):
@@ -188,6 +210,32 @@ def test_a_finished_study_measures_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(Machine, "device_memory", None)
     assert run(tmp_path, "batch", recipe(batch_sizes=(1, 2), memory=("free",))) == first
     assert Machine.log == []
+
+
+def test_a_finished_study_keeps_the_day_and_the_command_of_its_measurement(tmp_path):
+    bench_recipe, path = recipe(batch_sizes=(1,)), tmp_path / "result.json"
+    run(tmp_path, "batch", bench_recipe)
+    written = json.loads(path.read_text())
+    path.write_text(json.dumps(written | {"environment": written["environment"] | {"date": "2000-01-01"}}))
+    before = path.read_text()
+    file = StudyFile(path, settings(AXES["batch"], bench_recipe), ["bench", "batch", "--plot", "plot.svg"])
+    assert Study(AXES["batch"], bench_recipe, file).run()["finished"]
+    assert path.read_text() == before
+
+
+def test_code_that_changes_while_a_study_runs_ends_it(tmp_path, monkeypatch):
+    """The processes that measure are fresh, so that they run the code as it is then."""
+    commits, bench_recipe, path = ["one"], recipe(batch_sizes=(1, 2)), tmp_path / "result.json"
+    for where in (environment, study_file):
+        monkeypatch.setattr(where, "describe_environment", lambda: {"git_commit": commits[-1]})
+    file = StudyFile(path, settings(AXES["batch"], bench_recipe), ["bench", "batch"])
+    with pytest.raises(RecipeError, match="whose git commit is 'one', not 'two'"):
+        Study(AXES["batch"], bench_recipe, file, lambda line: commits.append("two")).run()
+    written = json.loads(path.read_text())
+    assert written["environment"]["git_commit"] == "one"
+    assert len(written["peaks"]) == 1
+    commits.append("one")
+    assert run(tmp_path, "batch", bench_recipe)["finished"]
 
 
 def test_other_settings_another_commit_and_no_study_are_refused(tmp_path):

@@ -77,11 +77,24 @@ def test_what_was_not_measured_says_why():
     study["points"][0] = {"value": 16, "memory": None, "arm": "plain_store", "fits": False}
     study["points"][1] = {"value": 16, "memory": None, "arm": "plain_checkpoint", "fits": None}
     study["points"][5] = {"value": 16, "memory": "80GiB", "arm": "plain_store", "fits": False}
+    study["points"][9] = {"value": 16, "memory": "80GiB", "arm": "budget_checkpoint", "fits": None}
     text = shown(study)
-    assert re.search(r"plain_store +out of memory +- +- +-", text)
+    assert re.search(r"plain_store +does not fit +- +- +-", text)
     assert re.search(r"plain_checkpoint +none equal +- +- +-", text)
-    assert re.search(r"80GiB +plain_store +0 +- +out of memory", text)
+    assert re.search(r"80GiB +plain_store +0 +- +does not fit", text)
+    assert re.search(r"budget_checkpoint +- +- +none equal", text)
     assert re.search(r"rebuild +32 +- ", text)
+
+
+@pytest.mark.parametrize(
+    ("study", "sentence"),
+    [
+        ("batch", "What is 2% (or 1) larger was found not to fit."),
+        ("length", "What is 2% (or 256 tokens) larger was found not to fit, or is more than the model reads."),
+    ],
+)
+def test_why_the_largest_is_no_larger(study, sentence):
+    assert sentence in " ".join(shown(result(study, (), ("24GB",))).split())
 
 
 @pytest.mark.parametrize(("name", "panels"), [("depth", 4), ("batch", 2), ("length", 4), ("budget", 1)])

@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 
 import revformers as rf
 from revformers.benchmark.meter import peak_allocated_bytes
@@ -112,3 +113,26 @@ def test_mistakes_are_named():
     model.model.layers[1].mlp.forward = lambda hidden: hidden
     with pytest.raises(ValueError, match="replaced by another library"):
         set_mlp_tiles(model, 5)
+
+
+def test_tiles_that_another_library_has_wrapped_change_with_the_others():
+    model = tiny("llama")
+    set_mlp_tiles(model, 5)
+    mlp = model.model.layers[1].mlp
+    add_hook_to_module(mlp, ModelHook())
+    lengths = []
+    mlp.down_proj.register_forward_hook(lambda module, inputs, output: lengths.append(output.shape[:2].numel()))
+    for tokens, expected in ((20, [20, 12]), (None, [32])):
+        set_mlp_tiles(model, tokens)
+        lengths.clear()
+        model(**batch(model))
+        assert lengths == expected
+
+
+def test_a_refusal_leaves_the_tiles_as_they_are():
+    model = tiny("llama")
+    set_mlp_tiles(model, 5)
+    model.model.layers[1].mlp = model.model.layers[1].self_attn.o_proj
+    with pytest.raises(ValueError, match="no module of its own"):
+        set_mlp_tiles(model, 7)
+    assert "forward" in vars(model.model.layers[0].mlp)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from torchao.optim import AdamW8bit
+from torchao.optim import AdamW8bit, CPUOffloadOptimizer
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 import revformers as rf
@@ -106,6 +106,16 @@ def test_other_optimizers_that_step_every_parameter_by_itself(optimizer_class):
     assert_same_training(rf.make_reversible(tiny("llama"), rf.Midpoint()), optimizer_class=optimizer_class)
 
 
+def test_a_state_that_is_loaded_later_brings_its_learning_rate():
+    """Loading a state gives the optimizer new groups."""
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    step_in_backward(optimizer)
+    optimizer.load_state_dict(torch.optim.SGD([torch.ones(3)], lr=0.25).state_dict())
+    weight.sum().backward()
+    assert torch.equal(weight, torch.full((3,), 0.75))
+
+
 def test_gradients_never_exist_together():
     model = rf.make_reversible(tiny("llama"), rf.Midpoint())
     optimizer = torch.optim.AdamW(model.parameters())
@@ -143,10 +153,13 @@ def test_a_weight_that_is_stepped_too_early_is_noticed(monkeypatch):
         test_a_weight_whose_gradient_is_complete_before_anything_was_needed_of_its_layer("rebuild")
 
 
-@pytest.mark.parametrize("kind", ["LBFGS", "own"])
+@pytest.mark.parametrize("kind", ["LBFGS", "own", "offloaded"])
 def test_optimizers_that_may_need_all_gradients_are_refused(kind):
     own = type("Own", (torch.optim.SGD,), {"__module__": "elsewhere"})
-    optimizer = {"LBFGS": torch.optim.LBFGS, "own": own}[kind](tiny("llama").parameters(), lr=1.0)
+    if kind == "offloaded":
+        optimizer = CPUOffloadOptimizer.__new__(CPUOffloadOptimizer)  # the rest of it needs a GPU
+    else:
+        optimizer = {"LBFGS": torch.optim.LBFGS, "own": own}[kind](tiny("llama").parameters(), lr=1.0)
     with pytest.raises(ValueError, match="not known to step every parameter by itself"):
         step_in_backward(optimizer)
 

@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import torch
 
+from revformers.exact.kernels import SWITCH
 from revformers.training.run_directory import write_json
 
 PACKAGES = ("revformers", "torch", "transformers")
@@ -21,8 +22,9 @@ PACKAGES = ("revformers", "torch", "transformers")
 def describe_environment() -> dict[str, Any]:
     """Return the machine and the software behind a measurement, in types that JSON keeps.
 
-    Memory is in bytes. `git_commit` is that of the running code, with "-modified" where tracked files differ from it,
-    or None where it is no checkout. Nothing names the machine, its user or its folders.
+    Memory is in bytes. `kernels` is "plain" where the fused ones were switched off, else None. `git_commit` is that of
+    the running code, with "-modified" where tracked Python files differ from it, or None where it is no checkout.
+    Nothing names the machine, its user or its folders.
     """
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -30,6 +32,7 @@ def describe_environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "memory_bytes": psutil.virtual_memory().total,
+        "kernels": os.environ.get(SWITCH),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
@@ -83,7 +86,9 @@ def _git_commit(source: Path = Path(__file__)) -> str | None:
     """Return the commit of the checkout that `source` is tracked in, or None without git or a checkout."""
     try:
         _git(source.parent, "ls-files", "--error-unmatch", source.name)
-        return _git(source.parent, "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=-modified")
+        # Only code: a result that is tracked too, and written while a study runs, says nothing of what it measures.
+        modified = _git(source.parent, "status", "--porcelain", "--untracked-files=no", "--", ":(top)*.py")
+        return _git(source.parent, "rev-parse", "--short=12", "HEAD") + ("-modified" if modified else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 

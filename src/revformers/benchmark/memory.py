@@ -195,7 +195,8 @@ class Measurer:
         try:
             yield
         except RuntimeError as error:
-            # torch.OutOfMemoryError of a GPU, and what the host's allocators, pinned memory among them, say in words.
+            # torch.OutOfMemoryError of a GPU, and what the host's allocators, pinned memory among them, and libraries
+            # that allocate on a GPU by themselves (CUBLAS_STATUS_ALLOC_FAILED) say in words.
             if not isinstance(error, torch.OutOfMemoryError) and not _says_out_of_memory(error):
                 raise
             refused = " ".join(str(error).split())[:300]
@@ -206,7 +207,7 @@ class Measurer:
 
 
 def _says_out_of_memory(error: RuntimeError) -> bool:
-    return any(words in str(error) for words in ("out of memory", "can't allocate memory"))
+    return any(words in str(error) for words in ("out of memory", "can't allocate memory", "_STATUS_ALLOC_FAILED"))
 
 
 def _give_back() -> None:

@@ -3,8 +3,7 @@
 On the CPU the count comes from the allocation events that PyTorch's profiler records: every block that an operator asks
 the allocator for, temporary ones included, to the byte. The resident set, read from Linux, serves as a cross-check that
 knows nothing of PyTorch; it is rounded to pages and holds whatever the C library keeps, so `MALLOC_SETTINGS` must be in
-the environment when the process starts. `benchmarks/results` holds both wherever memory was
-measured.
+the environment when the process starts. `benchmarks/results` holds both where an arm had a process to itself.
 """
 
 import gc

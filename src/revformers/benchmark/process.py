@@ -83,7 +83,7 @@ class MeasuringProcess:
             line = process.stdout.readline()
         except BrokenPipeError:
             line = ""
-        if line:
+        if line.endswith("\n"):
             answer = json.loads(line)
             if "out_of_memory" in answer:
                 raise MemoryError(answer["out_of_memory"])

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from revformers.benchmark.arm_names import ArmName
-from revformers.benchmark.workload import PLAIN_ARMS, PLAIN_CHECKPOINT, PLAIN_OFFLOAD, Optimizer, Precision, Workload
+from revformers.benchmark.workload import PLAIN_CHECKPOINT, PLAIN_OFFLOAD, Optimizer, Precision, Workload
 from revformers.byte_size import parse_size
 from revformers.dynamics import Dynamics
 from revformers.hf.head import Head
@@ -152,8 +152,7 @@ class BenchRecipe:
         """Return the dynamics; raise RecipeError where there are no such ones, or an arm cannot have them."""
         recurrence = build_dynamics(self.dynamics)
         for arm in self.arm_names():
-            needs_inverse = arm.name in ("rebuild", "budget") and not arm.dynamics(recurrence).reversible
-            if arm.name not in PLAIN_ARMS and needs_inverse:
+            if arm.name in ("rebuild", "budget") and not arm.dynamics(recurrence).reversible:
                 raise RecipeError(
                     f"The dynamics {recurrence.name} have no inverse; leave out the arm {arm.text}, or choose others."
                 )

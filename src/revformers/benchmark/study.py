@@ -82,6 +82,12 @@ class Study:
             raise RecipeError(f"bench {axis.name} needs values in {axis.field}{instead}; the recipe has none.")
         if axis.name == "budget" and not any(name.open for name in self._names):
             raise RecipeError("bench budget needs the arm budget or budget_checkpoint, without a size of its own.")
+        longest = self._workload.longest_sequence
+        if axis.grows == "sequence_length" and recipe.memory and longest is not None and longest < recipe.length_unit:
+            raise RecipeError(
+                f"The model reads {longest} tokens at most, fewer than the length_unit of {recipe.length_unit} to a "
+                f"multiple of which the longest is found; lower it, or raise max_position_embeddings in model.config."
+            )
         workloads = [axis.at(self._workload, value) for value in self._values] or [self._workload]
         model = dataclasses.replace(workloads[0], device="meta").build_model()
         for name in self._names:
@@ -119,13 +125,19 @@ class Study:
         if self._file.find("points", value=value, memory=None):
             return
         workload = self._axis.at(self._workload, value)
-        points = []
-        for name in self._names:
+
+        def measured(name: ArmName) -> Point:
             with MeasuringProcess() as process:
                 arm = self._arm_at(process, name, workload, value)
                 peak = self._peaks.measure(process, name.text, arm, workload, resident=True) if arm else None
-            points.append(Point(value, None, name.text, workload, arm, peak))
-        self._time(points, self._recipe.rounds, self._recipe.warm_up_rounds, None)
+            return Point(value, None, name.text, workload, arm, peak)
+
+        self._time(self._of_all(measured), self._recipe.rounds, self._recipe.warm_up_rounds, None)
+
+    def _of_all(self, point: Callable[[ArmName], Point]) -> list[Point]:
+        """Return the points of all arms as the recipe has them; open budgets are measured last, being set by others."""
+        points = {name.text: point(name) for name in sorted(self._names, key=lambda name: name.open)}
+        return [points[name.text] for name in self._names]
 
     def _arm_at(self, process: MeasuringProcess, name: ArmName, workload: Workload, value: Value) -> Arm | None:
         """Return the arm, its budget settled; None where plain_checkpoint, which it is to equal, does not fit."""
@@ -145,13 +157,9 @@ class Study:
         for text, memory in self._memory.items():
             if self._file.find("points", value=value, memory=text):
                 continue
-            points = {}
-            # Open budgets come last: they are compared at the size that plain_checkpoint was found to reach.
-            for name in sorted(self._names, key=lambda name: name.open):
-                points[name.text] = self._largest(name, value, text)
-            in_order = [points[name.text] for name in self._names]
+            points = self._of_all(partial(self._largest, value=value, text=text))
             # Every arm has taken a step when the rounds begin, and at its largest a step is long.
-            self._time(in_order, self._recipe.rounds_at_largest, 0, self._limit(memory))
+            self._time(points, self._recipe.rounds_at_largest, 0, self._limit(memory))
 
     def _largest(self, name: ArmName, value: Value, text: str) -> Point:
         """Return an arm at the largest workload that fits."""
@@ -169,9 +177,9 @@ class Study:
             self._file.add("largest", row)
             where = "" if value is None else f" at {axis.heading} {value}"
             self._progress(f"{name.text}{where} within {text}: largest {axis.grows} {size or 'none'}")
-        arm = name.arm(self._dynamics, row["budget"] or 1 if name.open else None)
         if not row[axis.grows]:
-            return Point(value, text, name.text, workload, arm, None)
+            return Point(value, text, name.text, workload, None if name.open else name.arm(self._dynamics), None)
+        arm = name.arm(self._dynamics, row["budget"] if name.open else None)
         sized = axis.sized(workload, row[axis.grows])
         with MeasuringProcess() as process:  # which does not start, as the search has measured this
             peak = self._peaks.measure(process, name.text, arm, sized, limit=self._limit(memory))

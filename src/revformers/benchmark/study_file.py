@@ -9,6 +9,7 @@ from revformers.benchmark.environment import describe_environment, write_result
 from revformers.training.errors import RecipeError
 
 TABLES = ("memory", "peaks", "budgets", "largest", "points")
+REMEDY = "name another --out, or discard what is there with --overwrite"
 
 
 class StudyFile:
@@ -33,6 +34,7 @@ class StudyFile:
     ) -> None:
         self.path = path
         self._arguments = arguments
+        self._environment = describe_environment()
         self.result: dict[str, Any] = {**settings, "finished": False, **{table: [] for table in TABLES}}
         if path.exists() and not overwrite:
             self._go_on(settings)
@@ -43,36 +45,46 @@ class StudyFile:
         return next((row for row in rows if all(row.get(name) == value for name, value in key.items())), None)
 
     def add(self, table: str, *rows: dict[str, Any]) -> None:
-        """Add rows and write the file."""
+        """Add rows and write the file.
+
+        Raises:
+            RecipeError: where the code has changed since the study began or went on; the rows may be of either.
+
+        """
+        self._require_equal(self._environment, describe_environment())
         self.result[table] += rows
         self._write()
 
     def finish(self) -> None:
-        """Note that nothing is left to measure."""
-        self.result["finished"] = True
-        self._write()
+        """Note that nothing is left to measure; a file that says so already stays as it is."""
+        if not self.result["finished"]:
+            self.result["finished"] = True
+            self._write()
 
     def _write(self) -> None:
         write_result(self.path, self.result, self._arguments)
 
     def _go_on(self, settings: Mapping[str, Any]) -> None:
         """Take over the rows of the study that is there, or raise RecipeError where its figures do not go with ours."""
-        remedy = "name another --out, or discard what is there with --overwrite"
         try:
             before = json.loads(self.path.read_text(encoding="utf-8"))
             rows = {table: before[table] for table in TABLES}
             there = {**before["environment"], **_flat({name: before.get(name) for name in settings})}
+            finished = before["finished"]
         except (ValueError, KeyError, TypeError) as error:
-            raise RecipeError(f"{self.path} holds no study that could go on; {remedy}.") from error
+            raise RecipeError(f"{self.path} holds no study that could go on; {REMEDY}.") from error
         # Through JSON, so that both are in its types.
-        here = {**describe_environment(), **_flat(json.loads(json.dumps(settings)))}
+        self._require_equal(there, {**self._environment, **_flat(json.loads(json.dumps(settings)))})
+        self.result |= {**rows, "finished": finished}
+
+    def _require_equal(self, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+        """Raise RecipeError where what the file was measured on, and with, is not what there is now."""
         for name in (name for name in {**here, **there} if name != "date"):
             if here.get(name) != there.get(name):
                 raise RecipeError(
                     f"{self.path} holds a study whose {name.replace('_', ' ')} is {there.get(name)!r}, not "
-                    f"{here.get(name)!r}, and figures of two are not put together; {remedy}."
+                    f"{here.get(name)!r}, and figures of two are not put together; {REMEDY}."
                 )
-        self.result |= rows
 
 
 def _flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:

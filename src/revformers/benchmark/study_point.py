@@ -23,7 +23,7 @@ class Point:
         memory: as the recipe names it, of a search.
         name: of the arm.
         workload: at the value, or the largest.
-        arm: None where there was nothing to equal its budget to.
+        arm: None where there was nothing to equal its budget to, or no budget equals it.
         peak: None where the step does not fit.
 
     """

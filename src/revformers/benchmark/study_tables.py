@@ -79,8 +79,8 @@ def _at_largest(result: Row) -> TitledTable:
     table = TitledTable.empty(
         f"bench {result['study']}: the largest {grows.replace('_', ' ')} that fits",
         f"{network_in_words(recipe)}\n"
-        f"Weights, gradients and optimizer states count. What is {recipe['tolerance']:.0%} larger was found not to "
-        f"fit. Budgets without a size are measured where {PLAIN_CHECKPOINT} ends, with all of the memory.",
+        f"Weights, gradients and optimizer states count.\n{_beyond(recipe, grows)}\n"
+        f"Budgets without a size are measured where {PLAIN_CHECKPOINT} ends, with all of the memory.",
         left=(*([AXES[result["study"]].heading] if by_value else []), "memory", "arm"),
         right=(
             "batch" if grows == "batch_size" else "tokens",
@@ -100,13 +100,21 @@ def _at_largest(result: Row) -> TitledTable:
         table.add(
             *(head if new else "" for head in heads),
             point["arm"],
-            f"{point[grows]:,}" if point["fits"] else "0",
+            f"{point[grows]:,}" if point["fits"] else NOTHING if point["fits"] is None else "0",
             _multiple(point, stored, lambda one: one[grows]),
             _fits(point, "total"),
             _written(rate(result, point)),
             _multiple(point, stored, lambda one: rate(result, one)),
         )
     return table
+
+
+def _beyond(recipe: Row, grows: str) -> str:
+    """Say why a largest batch or a longest sequence is no larger."""
+    unit, or_else = "1", ""
+    if grows == "sequence_length":
+        unit, or_else = f"{recipe['length_unit']} tokens", ", or is more than the model reads"
+    return f"What is {recipe['tolerance']:.0%} (or {unit}) larger was found not to fit{or_else}."
 
 
 def _value(value: Any) -> str:
@@ -118,7 +126,7 @@ def _fits(point: Row, figure: str) -> str:
     if point["fits"] is None:
         return "none equal"
     if not point["fits"]:
-        return "out of memory"
+        return "does not fit"  # memory ran out, or a budget is below the least that this batch needs
     total = point["peak"] + point["weights_and_gradients"] + point["optimizer_states"]
     return size_in_words(point["peak"] if figure == "peak" else total)
 

@@ -29,39 +29,47 @@ def set_mlp_tiles(model: nn.Module, tokens: int | None) -> None:
 
     Raises:
         NotReversibleError: where the layers of the model cannot be found.
-        ValueError: for fewer than 1 token, layers whose MLP is not known, or MLPs that do not treat every token apart
-            in a known way, such as mixtures of experts.
+        ValueError: for fewer than 1 token, layers whose MLP is not known, MLPs that do not treat every token apart in a
+            known way, such as mixtures of experts, or those whose forward another library has replaced.
 
     """
     if tokens is not None and tokens < 1:
         raise ValueError(f"A tile is at least 1 token, not {tokens}.")
-    for module in model.modules():
-        if isinstance(vars(module).get("forward"), _TiledForward):
-            del module.forward
     if tokens is None:
+        for module in model.modules():
+            if "_tile_tokens" in vars(module):
+                del module._tile_tokens
+                # Where accelerate has wrapped it meanwhile, it stays and hands every call on.
+                if isinstance(module.forward, _TiledForward):
+                    del module.forward
         return
     mlps = [_find_mlp(layer) for layer in find_stack(model).layers]
     for mlp in mlps:
-        if "forward" in vars(mlp):
+        if "forward" in vars(mlp) and "_tile_tokens" not in vars(mlp):
             raise ValueError(
                 f"The forward of {type(mlp).__name__} was replaced by another library; call set_mlp_tiles first "
                 f"(before accelerate's dispatch or hooks)."
             )
     for mlp in mlps:
-        mlp.forward = _TiledForward(mlp, tokens)
+        if "forward" not in vars(mlp):
+            mlp.forward = _TiledForward(mlp)
+        mlp._tile_tokens = tokens
 
 
 class _TiledForward:
-    """Stands in for the forward of an MLP."""
+    """Stands in for the forward of an MLP, which says how many tokens a tile has in `_tile_tokens`."""
 
-    def __init__(self, mlp: Any, tokens: int) -> None:
+    def __init__(self, mlp: Any) -> None:
         self._mlp = mlp
-        self._tokens = tokens
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Return the MLP's output, (..., width), of `hidden`, (..., width)."""
+        tokens: int | None = getattr(self._mlp, "_tile_tokens", None)
+        if tokens is None:
+            result: Tensor = type(self._mlp).forward(self._mlp, hidden)
+            return result
         # One long sequence: some MLPs take nothing without a batch dimension.
-        tiles = hidden.reshape(1, -1, hidden.shape[-1]).split(self._tokens, dim=1)
+        tiles = hidden.reshape(1, -1, hidden.shape[-1]).split(tokens, dim=1)
         return torch.cat([self._tile(tile) for tile in tiles], dim=1).view(hidden.shape)
 
     def _tile(self, tile: Tensor) -> Tensor:

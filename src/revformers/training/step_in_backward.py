@@ -15,11 +15,14 @@ it is evaluated again; but then nothing that it keeps depends on it.
 from typing import Any
 
 from torch import Tensor
-from torch.optim import LBFGS, Optimizer
+from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from revformers.training.errors import RecipeError
+
+NOT_BY_PARAMETER = ("LBFGS", "CPUOffloadOptimizer")
+"""Optimizers of torch.optim and torchao.optim that need all gradients, or have hooks of their own to wait for them."""
 
 
 class StepInBackward(TrainerCallback):
@@ -63,17 +66,20 @@ def step_in_backward(optimizer: Optimizer) -> list[RemovableHandle]:
     """
     kind = type(optimizer)
     known = isinstance(optimizer, Optimizer) and kind.__module__.startswith(("torch.optim", "torchao.optim"))
-    if not known or kind is LBFGS:
+    if not known or kind.__name__ in NOT_BY_PARAMETER:
         raise ValueError(
             f"The optimizer {kind.__module__}.{kind.__name__} is not known to step every parameter by itself, so it "
-            f"cannot step in the backward pass; use one of torch.optim or torchao.optim but LBFGS, such as AdamW."
+            f"cannot step in the backward pass; use one of torch.optim or torchao.optim but "
+            f"{' and '.join(NOT_BY_PARAMETER)}, such as AdamW."
         )
-    group_of = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
+    group_of = {
+        parameter: number for number, group in enumerate(optimizer.param_groups) for parameter in group["params"]
+    }
 
     def step(parameter: Tensor) -> None:
         groups = optimizer.param_groups
-        # The group is read now, since schedulers write to it.
-        optimizer.param_groups = [{**group_of[parameter], "params": [parameter]}]
+        # The group is read now: schedulers write to it, and loading a state puts another one in its place.
+        optimizer.param_groups = [{**groups[group_of[parameter]], "params": [parameter]}]
         try:
             optimizer.step()
         finally:
