@@ -109,6 +109,20 @@ def test_a_model_writes_its_own_text(folder, monkeypatch):
     assert texts[0].strip()
 
 
+def test_layer_memory(folder, monkeypatch):
+    sizes = ["--layers", "4", "--width", "64", "--sequence-length", "512", "--tile", "64", "--rounds", "1"]
+    monkeypatch.setattr(sys, "argv", ["layer_memory.py", *sizes, "--output", "result.json"])
+    runpy.run_path(str(BENCHMARKS / "layer_memory.py"), run_name="__main__")
+    rows = {row["way"]: row for row in json.loads(Path("result.json").read_text())["rows"]}
+    losses = {name: row["first_loss"] for name, row in rows.items()}
+    assert losses["rebuild"] == losses["MLP in tiles"] == losses["optimizer in backward"] != losses["checkpoint"]
+    assert losses["by branch"] == losses["by branch, MLP in tiles"] == losses["all three"] != losses["rebuild"]
+    shares = {name: row["peak_over_rebuild"] for name, row in rows.items()}
+    assert shares.pop("rebuild") == 1
+    assert all(share < 0.95 for name, share in shares.items() if name != "checkpoint")
+    assert shares["all three"] == min(shares.values())
+
+
 def test_head_memory(folder, monkeypatch):
     sizes = ["--vocabulary", "4096", "--width", "32", "--batch-size", "2", "--sequence-length", "512", "--rounds", "1"]
     monkeypatch.setattr(sys, "argv", ["head_memory.py", *sizes, "--output", "result.json"])
