@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from revformers.memory.parts import RememberedParts
 from revformers.memory.results import RememberedResults
 
 aten = torch.ops.aten
@@ -33,7 +34,7 @@ def without_numbers(counted: int) -> Iterator[None]:
     function = torch.nn.functional.scaled_dot_product_attention
     torch.nn.functional.scaled_dot_product_attention = partial(_attention, function)
     try:
-        with _Answers(counted):
+        with _Answers(counted) as answers, RememberedParts(answers).in_place():
             yield
     finally:
         torch.nn.functional.scaled_dot_product_attention = function

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 from revformers.errors import NotReversibleError
 from revformers.memory.devices import Device
-from revformers.memory.meter import MemoryByCategory
 from revformers.memory.methods import STORE, Method, budgeted, methods, rebuild
 from revformers.memory.model_size import ModelSize, model_size
 from revformers.memory.recommend import recommend
 from revformers.memory.search import largest_within
 from revformers.memory.step import Workload, step_memory, step_operations, step_time
+from revformers.memory.timeline import MemoryByCategory
 
 CONTEXT_UNIT = 256
 """Tokens of which the longest context is a multiple."""

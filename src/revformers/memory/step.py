@@ -17,10 +17,11 @@ from transformers import PreTrainedConfig
 
 from revformers.hf.head import HeadLoss, set_head_loss
 from revformers.memory.meta import without_numbers
-from revformers.memory.meter import CATEGORIES, MemoryByCategory, peak_by_category
+from revformers.memory.meter import peak_by_category
 from revformers.memory.methods import Method
 from revformers.memory.model_size import Optimizer, Training, meta_model, with_adapter
 from revformers.memory.nf4 import quantise_linear_layers
+from revformers.memory.timeline import CATEGORIES, MemoryByCategory
 from revformers.memory.work import Work, work_of
 
 Head = Literal["chunked", "own"]

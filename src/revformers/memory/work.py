@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+from revformers.memory.results import tensors_in
 
 aten = torch.ops.aten
 
@@ -52,12 +53,14 @@ class Work:
 
 def work_of(step: Callable[[], object]) -> Work:
     """Run `step` and return its operators."""
-    with _WorkCounter() as counter:
+    with WorkCounter() as counter:
         step()
     return Work(counter.operators)
 
 
-class _WorkCounter(TorchDispatchMode):
+class WorkCounter(TorchDispatchMode):
+    """Counts the operators that run while it watches."""
+
     def __init__(self) -> None:
         super().__init__()
         self.operators: Counter[tuple[int, int]] = Counter()
@@ -67,7 +70,9 @@ class _WorkCounter(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        read, written = _tensors((args, kwargs)), _tensors(result)
+        if func is aten.empty_strided.default:  # makes a tensor and writes nothing
+            return result
+        read, written = list(tensors_in((args, kwargs))), list(tensors_in(result))
         storages = {tensor.untyped_storage()._cdata for tensor in read}
         is_view = all(tensor.untyped_storage()._cdata in storages for tensor in written)
         if not is_view or func._schema.is_mutable:
@@ -75,10 +80,6 @@ class _WorkCounter(TorchDispatchMode):
             operations = int(count(*args, **kwargs, out_val=result)) if count else 0
             self.operators[operations, sum(map(_bytes, (*read, *written)))] += 1
         return result
-
-
-def _tensors(values: Any) -> list[Tensor]:
-    return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
 
 
 def _bytes(tensor: Tensor) -> int:
