@@ -28,9 +28,9 @@ def layout(tensor):
 )
 def test_a_remembered_result_is_like_the_operators_own(operator, arguments):
     results = RememberedResults()
-    own = list(tensors_in(operator(*arguments)))
+    own = tensors_in(operator(*arguments))
     for _ in range(2):
-        found = list(tensors_in(results.run(operator, arguments, {})))
+        found = tensors_in(results.run(operator, arguments, {}))
         assert list(map(layout, found)) == list(map(layout, own))
 
 

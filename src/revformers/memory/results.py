@@ -4,7 +4,7 @@ PyTorch works most of these out in Python, in up to a millisecond an operator, a
 same ones over and over.
 """
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from functools import cache
 from typing import Any
 
@@ -98,15 +98,21 @@ def _is_plain(tensor: Any) -> bool:
     return like.untyped_storage().nbytes() == tensor.untyped_storage().nbytes()
 
 
-def tensors_in(values: Any) -> Iterator[Tensor]:
-    """Yield the tensors among the arguments or the results of an operator."""
+def tensors_in(values: Any) -> list[Tensor]:
+    """Return the tensors among the arguments or the results of an operator."""
     if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, list | tuple):
-        for value in values:
-            yield from tensors_in(value)
-    elif isinstance(values, dict):
-        yield from tensors_in(list(values.values()))
+        return [values]
+    found: list[Tensor] = []
+    if isinstance(values, dict):
+        values = values.values()
+    elif not isinstance(values, list | tuple):
+        return found
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple | dict):
+            found += tensors_in(value)
+    return found
 
 
 def layout_of(tensor: Tensor) -> Layout:

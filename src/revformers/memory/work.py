@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from revformers.memory.results import tensors_in
+from revformers.memory.results import makes_new_tensors, tensors_in
 
 aten = torch.ops.aten
 
@@ -72,14 +72,18 @@ class WorkCounter(TorchDispatchMode):
         result = func(*args, **kwargs)
         if func is aten.empty_strided.default:  # makes a tensor and writes nothing
             return result
-        read, written = list(tensors_in((args, kwargs))), list(tensors_in(result))
-        storages = {tensor.untyped_storage()._cdata for tensor in read}
-        is_view = all(tensor.untyped_storage()._cdata in storages for tensor in written)
-        if not is_view or func._schema.is_mutable:
-            count = _OPERATIONS.get(func._overloadpacket)
-            operations = int(count(*args, **kwargs, out_val=result)) if count else 0
-            self.operators[operations, sum(map(_bytes, (*read, *written)))] += 1
+        if not makes_new_tensors(func) and not func._schema.is_mutable and _is_view(result, (args, kwargs)):
+            return result
+        count = _OPERATIONS.get(func._overloadpacket)
+        operations = int(count(*args, **kwargs, out_val=result)) if count else 0
+        self.operators[operations, sum(map(_bytes, tensors_in((args, kwargs, result))))] += 1
         return result
+
+
+def _is_view(result: Any, arguments: Any) -> bool:
+    """Say whether all that an operator returns lies in the memory of its arguments."""
+    storages = {tensor.untyped_storage()._cdata for tensor in tensors_in(arguments)}
+    return all(tensor.untyped_storage()._cdata in storages for tensor in tensors_in(result))
 
 
 def _bytes(tensor: Tensor) -> int:
