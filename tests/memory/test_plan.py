@@ -1,10 +1,12 @@
 import dataclasses
+from collections import Counter
 
 import pytest
 import torch
 from transformers import AutoConfig
 
 from revformers.benchmark.workload import llama_config
+from revformers.memory import step
 from revformers.memory.devices import DEVICES
 from revformers.memory.methods import methods
 from revformers.memory.plan import make_plan
@@ -29,6 +31,26 @@ def test_the_largest_batch_fits_and_one_more_does_not():
         needed = [step_memory(WORKLOAD, method, 1, tokens).device.total for tokens in lengths]
         assert needed[0] <= room < needed[1]
     assert plan.recommendation.startswith("Store activations")
+
+
+def test_few_steps_are_run(monkeypatch):
+    runs = Counter()
+    run = step._step
+
+    def counted(model, batch, tokens):
+        runs[id(model), batch, tokens] += 1
+        return run(model, batch, tokens)
+
+    monkeypatch.setattr(step, "_step", counted)
+    workload = Workload(AutoConfig.for_model(**CONFIG | {"num_hidden_layers": 6}))
+    fixed = make_plan(dataclasses.replace(workload), 2**20, 64, DEVICE, bits=()).size.total
+    runs.clear()
+    plan = make_plan(workload, fixed + 2**32, 16384, DEVICE, bits=(0, 2))
+    assert all(way.largest_batch > 10 for way in plan.ways)
+    # Of four ways that run, each at two depths: one sequence, two further batches, two further lengths. Offloading runs
+    # what checkpointing does, but fits other ones.
+    assert sum(runs.values()) <= 4 * 2 * 5 + 2 * 4
+    assert set(runs.values()) == {1}
 
 
 def test_times_are_relative_to_storing_and_copies_cost():

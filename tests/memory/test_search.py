@@ -35,5 +35,16 @@ def test_a_tolerance_ends_the_search_early():
     assert 9900 <= found <= 10000
 
 
+def test_a_line_whose_beginning_is_another_is_asked_for_few_times():
+    asked = []
+
+    def cost(number):
+        asked.append(number)
+        return max(5000 + 3 * number, 7 * number)
+
+    assert largest_within(cost, 700_000) == 100_000
+    assert len(asked) <= 7
+
+
 def test_a_cost_that_does_not_grow_ends_the_search():
     assert LARGEST / 4 < largest_within(lambda number: 5, 5) <= LARGEST

@@ -9,7 +9,7 @@ from revformers.benchmark.workload import PLAIN_CHECKPOINT, PLAIN_STORE, Arm, ll
 from revformers.benchmark.workload import Workload as Measured
 from revformers.dynamics import Midpoint
 from revformers.memory.methods import CHECKPOINT, OFFLOAD, STORE, rebuild
-from revformers.memory.step import Workload, _memory, step_memory, step_operations, step_time
+from revformers.memory.step import Workload, _known_steps, _memory, step_memory, step_operations, step_time
 
 CONFIG = llama_config(6, 128, 256, 256)
 WORKLOAD = Workload(AutoConfig.for_model(**CONFIG), dtype=torch.float32, head="own")
@@ -68,12 +68,17 @@ def test_a_loss_of_few_chunks_takes_what_one_of_many_takes(monkeypatch):
     workload = Workload(AutoConfig.for_model(**CONFIG))
     for method in METHODS:
         many = step_memory(workload, method, 1, 16384).device.total
-        _memory.cache_clear()
+        forget()
         with monkeypatch.context() as patch:
             patch.setattr("revformers.memory.step.COUNTED", 4096)
             few = step_memory(workload, method, 1, 16384).device.total
-        _memory.cache_clear()
+        forget()
         assert few == pytest.approx(many, rel=0.01)
+
+
+def forget():
+    _memory.cache_clear()
+    _known_steps.cache_clear()
 
 
 def test_operations_of_many_chunks_are_counted():

@@ -1,6 +1,7 @@
 """``revformers plan MODEL --memory 24GiB``."""
 
 import dataclasses
+import gc
 import json
 import math
 import sys
@@ -89,10 +90,10 @@ def run(arguments: Sequence[str]) -> int:
     from revformers.cli.quiet import quiet_libraries
     from revformers.memory.devices import DEVICES
     from revformers.memory.plan import make_plan
-    from revformers.memory.plan_plot import draw
     from revformers.memory.step import Workload
 
     quiet_libraries()
+    gc.freeze()  # what the libraries have made is there to stay, and takes long to search for garbage
     config = _config(options.model)
     longest = getattr(config, "max_position_embeddings", None) or math.inf
     if options.sequence_length > longest:
@@ -119,6 +120,8 @@ def run(arguments: Sequence[str]) -> int:
         if options.json:
             Path(options.json).write_text(_json(plan), encoding="utf-8")
     if options.plot:
+        from revformers.memory.plan_plot import draw
+
         draw(workload, plan, options.plot_axis, options.plot)
     return 0
 

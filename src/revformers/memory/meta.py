@@ -13,7 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from revformers.memory.parts import RememberedParts
+from revformers.memory.results import RememberedResults
+
 aten = torch.ops.aten
+_RESULTS = RememberedResults()
 
 
 @contextlib.contextmanager
@@ -30,7 +34,7 @@ def without_numbers(counted: int) -> Iterator[None]:
     function = torch.nn.functional.scaled_dot_product_attention
     torch.nn.functional.scaled_dot_product_attention = partial(_attention, function)
     try:
-        with _Answers(counted):
+        with _Answers(counted) as answers, RememberedParts(answers).in_place():
             yield
     finally:
         torch.nn.functional.scaled_dot_product_attention = function
@@ -58,7 +62,7 @@ class _Answers(TorchDispatchMode):
             return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
         if func is aten.nonzero.default:  # which tokens count in the loss
             return torch.arange(min(args[0].numel(), self._counted), device=args[0].device)[:, None]
-        return func(*args, **kwargs)
+        return _RESULTS.run(func, args, kwargs)
 
 
 def _attention(

@@ -16,12 +16,10 @@ where both were tried. It is not used, for three reasons:
 """
 
 import contextlib
-import dataclasses
 import sys
 import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -35,46 +33,8 @@ from torch.utils.hooks import RemovableHandle
 from revformers.errors import NotReversibleError
 from revformers.exact.state_pair import StatePair
 from revformers.hf.discovery import find_stack
-
-Category = Literal[
-    "weights", "gradients", "optimizer", "activations", "states", "side_information", "working", "head", "other"
-]
-
-
-@dataclass(frozen=True)
-class MemoryByCategory:
-    """What is alive at one moment, in bytes.
-
-    Attributes:
-        weights: parameters and buffers.
-        gradients: of the parameters, once they are accumulated.
-        optimizer: its states, and what its step makes.
-        activations: what the forward pass of the layers left: stored activations, or checkpoints.
-        states: the two fixed-point states of a reversible stack.
-        side_information: what its steps keep for their inverses.
-        working: what the backward pass of one layer makes: evaluated again, and gradients on their way.
-        head: what comes after the last layer, forward and backward: final norm, logits, loss.
-        other: what comes before the first layer, such as masks and embeddings, and tensors made before the step.
-
-    """
-
-    weights: int = 0
-    gradients: int = 0
-    optimizer: int = 0
-    activations: int = 0
-    states: int = 0
-    side_information: int = 0
-    working: int = 0
-    head: int = 0
-    other: int = 0
-
-    @property
-    def total(self) -> int:
-        """All of them together."""
-        return sum(dataclasses.astuple(self))
-
-
-CATEGORIES = tuple(field.name for field in dataclasses.fields(MemoryByCategory))
+from revformers.memory.results import makes_new_tensors, tensors_in
+from revformers.memory.timeline import MemoryByCategory, Recorder, Timeline
 
 
 def peak_by_category(
@@ -94,6 +54,13 @@ def peak_by_category(
         never.
 
     """
+    return timeline_of(step, model, optimizer).peak()
+
+
+def timeline_of(
+    step: Callable[[], object], model: nn.Module, optimizer: torch.optim.Optimizer | None = None
+) -> Timeline:
+    """Run `step` and return what was alive at every moment; see `peak_by_category`."""
     parameters = list(model.parameters())
     counter = StorageCounter(parameters[0].device)
     counter.assign([*parameters, *model.buffers()], "weights")
@@ -102,11 +69,11 @@ def peak_by_category(
         counter.assign(_states_of(optimizer), "optimizer")
     with counter, _parts_watched(counter, model), _gradients_named(counter, parameters), _states_named(counter):
         step()
-    return counter.peak
+    return counter.timeline
 
 
 class StorageCounter(TorchDispatchMode):
-    """Counts the storages of one device that are alive, each once, and remembers the peak.
+    """Counts the storages of one device that are alive, each once.
 
     A storage gets the category of where it is made, as `enter` and `optimizing` tell, until `assign` gives it another.
     """
@@ -114,19 +81,22 @@ class StorageCounter(TorchDispatchMode):
     def __init__(self, device: torch.device) -> None:
         super().__init__()
         self._device = device.type
-        self._held = dict.fromkeys(CATEGORIES, 0)
-        self._total = self._peak_total = 0
-        self._peak = dict(self._held)
-        self._storages: dict[int, tuple[Category, int, weakref.ref[Any]]] = {}
+        self._recorder = Recorder()
+        self._storages: dict[int, tuple[str, int, weakref.ref[Any]]] = {}
         self._part = "before"
         # Autograd numbers its nodes as they are made: the nodes of a part of the network are an interval.
         self._first_nodes, self._parts = [0], ["before"]
         self.optimizing = False
 
     @property
+    def timeline(self) -> Timeline:
+        """What was alive at every moment so far."""
+        return self._recorder.timeline()
+
+    @property
     def peak(self) -> MemoryByCategory:
         """What was alive when most was."""
-        return MemoryByCategory(**self._peak)
+        return self.timeline.peak()
 
     def enter(self, part: Literal["layers", "head"]) -> None:
         """Note that the forward pass has come to the layers, or past them."""
@@ -136,20 +106,24 @@ class StorageCounter(TorchDispatchMode):
         self._first_nodes.append(torch._C._autograd._get_sequence_nr())
         self._parts.append(part)
 
-    def assign(self, tensors: Iterable[Tensor], category: Category) -> None:
+    def assign(self, tensors: Iterable[Tensor], category: str) -> None:
         """Count the storages of `tensors` as of this category from now on."""
         for storage in map(Tensor.untyped_storage, _plain(tensors, self._device)):
             known = self._storages.get(storage._cdata)
             if known is None:
                 self._add(storage, category)
             elif known[0] != category:
-                self._held[known[0]] -= known[1]
-                self._held[category] += known[1]
+                self._recorder.change(known[0], -known[1])
+                self._recorder.change(category, known[1])
                 self._storages[storage._cdata] = (category, *known[1:])
-        self._note_peak()
+        self._recorder.moment()
+
+    def add_workspace(self, size: int) -> None:
+        """Count `size` bytes as made and freed now."""
+        self._recorder.moment(size, self._category())
 
     def __exit__(self, *arguments: Any) -> None:
-        self._note_peak()
+        self._recorder.moment()
         super().__exit__(*arguments)
 
     def __torch_dispatch__(
@@ -157,46 +131,43 @@ class StorageCounter(TorchDispatchMode):
     ) -> Any:
         if any(hasattr(kind, "__tensor_flatten__") for kind in types):
             return NotImplemented  # such a tensor then computes with tensors that this mode sees
-        self._note_peak()
+        self._recorder.moment()
+        self._recorder.operator(func)
         result = func(*args, **(kwargs or {}))
-        for tensor in _plain([result] if isinstance(result, Tensor) else tree_leaves(result), self._device):
+        for tensor in _plain(tensors_in(result), self._device):
             storage = tensor.untyped_storage()
             if storage._cdata not in self._storages:
-                before = _plain(tree_leaves((args, kwargs)), self._device)
-                existed = any(other.untyped_storage()._cdata == storage._cdata for other in before)
+                existed = not makes_new_tensors(func) and self._is_of_any(storage, (args, kwargs))
                 self._add(storage, "other" if existed else self._category())
         if not _accumulates(func):
-            self._note_peak()
-        # The engine, unwatched, writes such a sum into its first term where that is freed now. So the peak is noted
-        # when the next operator begins: by then the term is gone, or it is still in use and the sum had a place of its
-        # own.
+            self._recorder.moment()
+        # The engine, unwatched, writes such a sum into its first term where that is freed now. So memory counts when
+        # the next operator begins: by then the term is gone, or it is still in use and the sum had a place of its own.
         return result
 
-    def _category(self) -> Category:
+    def _is_of_any(self, storage: torch.UntypedStorage, values: Any) -> bool:
+        return any(
+            tensor.untyped_storage()._cdata == storage._cdata for tensor in _plain(tensors_in(values), self._device)
+        )
+
+    def _category(self) -> str:
         if self.optimizing:
             return "optimizer"
         if not _in_backward():
-            return {"before": "other", "layers": "activations", "head": "head"}[self._part]  # type: ignore[return-value]
+            return {"before": "other", "layers": "activations", "head": "head"}[self._part]
         node = torch._C._current_autograd_node()
         number = node._sequence_nr() if node is not None else 0
         part = self._parts[bisect_right(self._first_nodes, number) - 1]
-        return {"before": "other", "layers": "working", "head": "head"}[part]  # type: ignore[return-value]
+        return {"before": "other", "layers": "working", "head": "head"}[part]
 
-    def _add(self, storage: torch.UntypedStorage, category: Category) -> None:
+    def _add(self, storage: torch.UntypedStorage, category: str) -> None:
         key, size = storage._cdata, storage.nbytes()
         self._storages[key] = (category, size, weakref.ref(storage, partial(self._release, key)))
-        self._held[category] += size
-        self._total += size
+        self._recorder.change(category, size)
 
     def _release(self, key: int, _: object) -> None:
         category, size, _ = self._storages.pop(key)
-        self._held[category] -= size
-        self._total -= size
-
-    def _note_peak(self) -> None:
-        if self._total > self._peak_total:
-            self._peak_total = self._total
-            self._peak = dict(self._held)
+        self._recorder.change(category, -size)
 
 
 def _in_backward() -> bool:

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 from revformers.errors import NotReversibleError
 from revformers.memory.devices import Device
-from revformers.memory.meter import MemoryByCategory
 from revformers.memory.methods import STORE, Method, budgeted, methods, rebuild
 from revformers.memory.model_size import ModelSize, model_size
 from revformers.memory.recommend import recommend
 from revformers.memory.search import largest_within
 from revformers.memory.step import Workload, step_memory, step_operations, step_time
+from revformers.memory.timeline import MemoryByCategory
 
 CONTEXT_UNIT = 256
 """Tokens of which the longest context is a multiple."""
@@ -97,7 +97,7 @@ def make_plan(
 
     """
     size = model_size(workload.build(workload.layers), workload.optimizer)
-    choices, refusal = methods(bits), _refusal(workload)
+    choices, refusal = methods(bits), _refusal(workload, sequence_length)
     if refusal:
         choices = [method for method in choices if not method.reversible]
     ways = [_way(workload, method, size, memory, sequence_length, device) for method in choices]
@@ -112,10 +112,10 @@ def with_model(size: ModelSize, step: MemoryByCategory) -> MemoryByCategory:
     return dataclasses.replace(step, weights=size.weights, gradients=size.gradients, optimizer=size.optimizer)
 
 
-def _refusal(workload: Workload) -> str | None:
+def _refusal(workload: Workload, tokens: int) -> str | None:
     """Return why the model cannot be reversed, which some show in their first forward pass only, or nothing."""
     try:
-        step_memory(workload, rebuild(0), 1, 8)
+        step_operations(workload, rebuild(0), tokens)
     except NotReversibleError as error:
         return str(error)
     return None
@@ -123,6 +123,8 @@ def _refusal(workload: Workload) -> str | None:
 
 def _way(workload: Workload, method: Method, size: ModelSize, memory: int, tokens: int, device: Device) -> Way:
     room = memory - size.total
+    # The runs for the operations of a step tell its memory as well; those for its memory tell nothing else.
+    step_operations(workload, method, tokens)
     one = step_memory(workload, method, 1, tokens)
     batch = largest_within(lambda number: step_memory(workload, method, number, tokens).device.total, room)
     units = largest_within(
@@ -161,9 +163,9 @@ def _budgeted_way(
     budget = least.states + room - least.total
     while budget >= least.states:
         method = budgeted(budget, workload.layers)
+        work = _work_over_store(workload, method, tokens, device, 0)
         one = step_memory(workload, method, 1, tokens)
         if one.device.total <= room:
-            work = _work_over_store(workload, method, tokens, device, 0)
             batch, context = checkpoint.largest_batch, rebuilt.longest_context
             return Way(method.name, method.bits, with_model(size, one.device), 0, batch, 0, context, *work)
         # The working set is larger than that of rebuilding alone, by a second pair of states for one.

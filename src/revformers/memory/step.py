@@ -17,10 +17,11 @@ from transformers import PreTrainedConfig
 
 from revformers.hf.head import HeadLoss, set_head_loss
 from revformers.memory.meta import without_numbers
-from revformers.memory.meter import CATEGORIES, MemoryByCategory, peak_by_category
-from revformers.memory.methods import Method
+from revformers.memory.meter import timeline_of
+from revformers.memory.methods import STORE, Method
 from revformers.memory.model_size import Optimizer, Training, meta_model, with_adapter
 from revformers.memory.nf4 import quantise_linear_layers
+from revformers.memory.timeline import CATEGORIES, MemoryByCategory, Timeline, between
 from revformers.memory.work import Work, work_of
 
 Head = Literal["chunked", "own"]
@@ -139,30 +140,55 @@ def _over_depth(workload: Workload, method: Method, value: Callable[[int], float
 
 
 def _over_work(workload: Workload, method: Method, tokens: int, value: Callable[[Work], float]) -> float:
-    """Return a value of the work of a step, from those of shallow ones with few chunks of the head, which are alike."""
-
-    def of_depth(depth: int) -> float:
-        whole = value(_work(workload, method, depth, tokens, min(tokens, COUNTED)))
-        if tokens <= COUNTED:
-            return whole
-        half = value(_work(workload, method, depth, tokens, COUNTED // 2))
-        return whole + (tokens - COUNTED) * (whole - half) / (COUNTED - COUNTED // 2)
-
-    return _over_depth(workload, method, of_depth)
+    """Return a value of the work of a step, from that of shallow ones with few chunks of the head, which are alike."""
+    whole = _over_depth(workload, method, lambda depth: value(_work(workload, method, depth, tokens, COUNTED)))
+    if tokens <= COUNTED:
+        return whole
+    # Every way computes the head alike.
+    layers = min(workload.layers, STORE.steady_from)
+    most, half = (value(_work(workload, STORE, layers, tokens, counted)) for counted in (COUNTED, COUNTED // 2))
+    return whole + (tokens - COUNTED) * (most - half) / (COUNTED - COUNTED // 2)
 
 
 @lru_cache(maxsize=4096)
 def _memory(workload: Workload, method: Method, layers: int, batch: int, tokens: int) -> dict[str, int]:
+    """Return the peak of a step by category, from a run of it or from runs of smaller and larger ones."""
+    known = _known_steps(workload, method, layers)
+    timeline = known.get((batch, tokens))
+    if timeline is None:
+        batches = {other: step for (other, length), step in known.items() if length == tokens}
+        lengths = {other: step for (number, other), step in known.items() if number == batch}
+        timeline = between(batches, batch, degree=1) or between(lengths, tokens, degree=2)
+    if timeline is None:
+        timeline = known[batch, tokens] = _run(workload, method, layers, batch, tokens)
+    peak = timeline.peak()
+    return {name: getattr(peak, name) for name in CATEGORIES} | {"weights": 0}
+
+
+@lru_cache(maxsize=64)
+def _known_steps(workload: Workload, method: Method, layers: int) -> dict[tuple[int, int], Timeline]:
+    """Return the steps that were run, by their batch and tokens; `_memory` adds to them."""
+    return {}
+
+
+def _run(workload: Workload, method: Method, layers: int, batch: int, tokens: int) -> Timeline:
     model = _model(workload, method, layers)
     with without_numbers(COUNTED):
-        peak = peak_by_category(_step(model, batch, tokens), model)
-    return {name: getattr(peak, name) for name in CATEGORIES} | {"weights": 0}
+        return timeline_of(_step(model, batch, tokens), model)
 
 
 @lru_cache(maxsize=4096)
 def _work(workload: Workload, method: Method, layers: int, tokens: int, counted: int) -> Work:
+    """Return the work of a step of one sequence; a run for it tells its memory as well."""
+    model, known = _model(workload, method, layers), _known_steps(workload, method, layers)
+    step = _step(model, 1, tokens)
+    works = []
     with without_numbers(counted):
-        return work_of(_step(_model(workload, method, layers), 1, tokens))
+        if counted == COUNTED and (1, tokens) not in known:
+            known[1, tokens] = timeline_of(lambda: works.append(work_of(step)), model)
+        else:
+            works.append(work_of(step))
+    return works[0]
 
 
 def _step(model: Any, batch: int, tokens: int) -> Callable[[], None]:

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+from revformers.memory.results import makes_new_tensors, tensors_in
 
 aten = torch.ops.aten
 
@@ -52,12 +53,14 @@ class Work:
 
 def work_of(step: Callable[[], object]) -> Work:
     """Run `step` and return its operators."""
-    with _WorkCounter() as counter:
+    with WorkCounter() as counter:
         step()
     return Work(counter.operators)
 
 
-class _WorkCounter(TorchDispatchMode):
+class WorkCounter(TorchDispatchMode):
+    """Counts the operators that run while it watches."""
+
     def __init__(self) -> None:
         super().__init__()
         self.operators: Counter[tuple[int, int]] = Counter()
@@ -67,18 +70,20 @@ class _WorkCounter(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        read, written = _tensors((args, kwargs)), _tensors(result)
-        storages = {tensor.untyped_storage()._cdata for tensor in read}
-        is_view = all(tensor.untyped_storage()._cdata in storages for tensor in written)
-        if not is_view or func._schema.is_mutable:
-            count = _OPERATIONS.get(func._overloadpacket)
-            operations = int(count(*args, **kwargs, out_val=result)) if count else 0
-            self.operators[operations, sum(map(_bytes, (*read, *written)))] += 1
+        if func is aten.empty_strided.default:  # makes a tensor and writes nothing
+            return result
+        if not makes_new_tensors(func) and not func._schema.is_mutable and _is_view(result, (args, kwargs)):
+            return result
+        count = _OPERATIONS.get(func._overloadpacket)
+        operations = int(count(*args, **kwargs, out_val=result)) if count else 0
+        self.operators[operations, sum(map(_bytes, tensors_in((args, kwargs, result))))] += 1
         return result
 
 
-def _tensors(values: Any) -> list[Tensor]:
-    return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
+def _is_view(result: Any, arguments: Any) -> bool:
+    """Say whether all that an operator returns lies in the memory of its arguments."""
+    storages = {tensor.untyped_storage()._cdata for tensor in tensors_in(arguments)}
+    return all(tensor.untyped_storage()._cdata in storages for tensor in tensors_in(result))
 
 
 def _bytes(tensor: Tensor) -> int:

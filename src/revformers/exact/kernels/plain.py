@@ -74,10 +74,14 @@ def retreat(
 def read(states: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the numbers that `states` (int64, contiguous) holds, rounded to `dtype`."""
     values = torch.empty(states.shape, dtype=dtype, device=states.device)
-    flat_states, flat_values = states.view(-1), values.view(-1)
-    for block in _blocks(flat_states):
-        read_into(flat_states[block], flat_values[block])
+    _read(states.view(-1), values.view(-1))
     return values
+
+
+def _read(states: Tensor, values: Tensor) -> None:
+    """Write the numbers that flat `states` holds to flat `values`."""
+    for block in _blocks(states):
+        read_into(states[block], values[block])
 
 
 def _blocks(flat: Tensor) -> Iterator[slice]:
