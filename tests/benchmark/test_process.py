@@ -9,6 +9,7 @@ import pytest
 from revformers import Midpoint
 from revformers.benchmark import process as module
 from revformers.benchmark.memory import Measurer, PeakMemory
+from revformers.benchmark.meter import MALLOC_SETTINGS
 from revformers.benchmark.process import MeasuringProcess, measure_peak_memory
 from revformers.benchmark.workload import PLAIN_STORE, Arm, Workload, llama_config
 
@@ -61,6 +62,20 @@ def test_a_process_starts_when_it_is_asked(monkeypatch):
     monkeypatch.setattr(module.subprocess, "Popen", None)
     with MeasuringProcess():
         pass
+
+
+@pytest.mark.parametrize("returns_memory", [True, False])
+def test_freed_blocks_go_back_to_the_system_only_where_that_is_asked_for(returns_memory, monkeypatch):
+    environments, popen = [], module.subprocess.Popen
+
+    def start(words, env, **options):
+        environments.append(env)
+        return popen(["sh", "-c", """read line; echo '{"result": [1, 2]}'"""], **options)
+
+    monkeypatch.setattr(module.subprocess, "Popen", start)
+    with MeasuringProcess(returns_memory=returns_memory) as process:
+        assert process.device_memory("cpu") == (1, 2)
+    assert [MALLOC_SETTINGS.items() <= env.items() for env in environments] == [returns_memory]
 
 
 def test_a_process_that_is_ended_in_the_middle_of_its_answer_has_not_answered(monkeypatch):

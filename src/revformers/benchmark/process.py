@@ -25,11 +25,15 @@ class MeasuringProcess:
 
     Args:
         threads: CPU threads of the process; left out, as many as PyTorch takes.
+        returns_memory: whether every freed block goes back to the system at once. Resident memory means little without;
+            but then every tensor is made of new pages, which no training that people run pays for, so not for times.
 
     """
 
-    def __init__(self, threads: int | None = None) -> None:
-        self._threads = {"OMP_NUM_THREADS": str(threads)} if threads else {}
+    def __init__(self, threads: int | None = None, *, returns_memory: bool = True) -> None:
+        self._settings = {"OMP_NUM_THREADS": str(threads)} if threads else {}
+        if returns_memory:
+            self._settings |= MALLOC_SETTINGS
 
     def __enter__(self) -> "MeasuringProcess":
         self._process: subprocess.Popen[str] | None = None
@@ -107,7 +111,7 @@ class MeasuringProcess:
                 stdout=subprocess.PIPE,
                 stderr=self._messages,
                 text=True,
-                env={**os.environ, **MALLOC_SETTINGS, **self._threads},
+                env={**os.environ, **self._settings},
             )
         return self._process
 

@@ -231,7 +231,7 @@ class Study:
         times = TurnTimes({})
         if rounds and tasks:
             try:
-                with MeasuringProcess() as process:
+                with MeasuringProcess(returns_memory=False) as process:
                     times = process.times(tasks, rounds, warm_up_rounds, memory=memory)
             except MemoryError as error:
                 self._progress(f"no times: {error}")
