@@ -12,28 +12,33 @@ from torch import Tensor
 
 from revformers.activations.saved_bytes import is_parameter, plain_parts
 
-LAST = 2
-"""How many of the saved activations are compared: the last ones depend on nearly everything before them. Two, because
-under autocast the very last one can be a weight in another dtype."""
+LAST = 3
+"""How many of the saved activations are compared: the last ones depend on nearly everything before them. Several, as
+the very last one may be the noise of dropout, or under autocast a weight in another dtype."""
 
 
 class Fingerprint:
     """The versions of the parameters that autograd saves of one evaluation, and the bits of the last activations.
+
+    Args:
+        least: elements of an activation that counts. Smaller ones may hold what no kernel wrote, such as the padding of
+            the log-sum-exps of attention.
 
     Attributes:
         versions: how often each parameter was written to, in the order in which they were saved.
 
     """
 
-    def __init__(self) -> None:
+    def __init__(self, least: int) -> None:
         self.versions: list[int] = []
+        self._least = least
         self._last: deque[Tensor] = deque(maxlen=LAST)
 
     def add(self, tensor: Tensor) -> None:
         """Take note of a tensor that autograd saves."""
         if is_parameter(tensor):
             self.versions.append(tensor._version)
-        elif tensor.grad_fn is not None:  # what has none, such as a mask of dropout, does not depend on the input
+        elif tensor.is_floating_point() and tensor.numel() >= self._least:
             self._last.append(tensor.detach())
 
     def sum(self) -> Tensor | None:
@@ -53,10 +58,8 @@ def sum_of_bits(*tensors: Tensor) -> Tensor:
 
 
 def _sum_of_bits(tensor: Tensor) -> Tensor:
-    bytes_ahead = [
-        size * tensor.itemsize for size in (tensor.storage_offset(), *tensor.stride()[:-1], tensor.shape[-1])
-    ]
-    if tensor.stride(-1) == 1 and not any(size % 8 for size in bytes_ahead):
+    places = tensor.storage_offset(), *tensor.stride()[:-1], *tensor.shape[-1:]
+    if tensor.stride()[-1:] == (1,) and not any(place * tensor.itemsize % 8 for place in places):
         return tensor.view(torch.int64).sum()
     octets = tensor.clone(memory_format=torch.contiguous_format).view(-1).view(torch.uint8)
     whole = octets.numel() // 8 * 8

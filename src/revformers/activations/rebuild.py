@@ -164,7 +164,7 @@ class Tape(ActivationPolicy):
         step = len(self._records)
         # The hooks hold the tape only as long as the block runs; afterwards only tickets do.
         tape = self
-        first = Fingerprint() if fingerprint else None
+        first = Fingerprint(hidden.numel()) if fingerprint else None
 
         def pack(tensor: Tensor) -> SavedTensor:
             ticket = SavedTensor(tape, step, tensor)
@@ -256,7 +256,7 @@ class Tape(ActivationPolicy):
         self._take_back()
         record, saved = self._records[step], list[Tensor]()
         if hidden is not None:
-            again = Fingerprint()
+            again = Fingerprint(hidden.numel())
             with contextlib.suppress(_AllSaved):
                 self._evaluate_at(hidden, record, saved, enough=len(record.tickets), fingerprint=again)
             self._hand_out(record, saved)
