@@ -166,6 +166,13 @@ def length_rows():
     return bench_rows("bench-length-8192")
 
 
+def layer_rows():
+    """What lowers the peak of one layer."""
+    for row in result("layer-memory")["rows"]:
+        over = quartiles(row["time_over_rebuild"]) if row["way"] != "rebuild" else "1"
+        yield f"| {row['way']} | {mebibytes(row['peak'])} | {row['peak_over_rebuild']:.0%} | {over} |"
+
+
 def head_rows():
     """The head's loss and gradients by three ways."""
     for row in result("head-memory")["rows"]:
@@ -280,7 +287,7 @@ def largest_batch_rows():
 TABLES = {
     "README.md": [quickstart_rows, depth_rows, time_rows, fidelity_rows, conversion_rows, healing_rows],
     "docs/plan.md": [plan_rows, largest_batch_rows],
-    "docs/when-to-use.md": [depth_rows, same_batch_rows, length_rows, head_rows],
+    "docs/when-to-use.md": [depth_rows, same_batch_rows, length_rows, layer_rows, head_rows],
     "docs/conversion.md": [form_rows, stories_rows, depth_conversion_rows, annealing_rows, family_rows],
 }
 

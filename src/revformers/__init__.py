@@ -20,6 +20,7 @@ from revformers.errors import NotReversibleError, RebuildMismatchError, StateRan
 from revformers.hf.budget import budget_report, smallest_budget
 from revformers.hf.compilation import compile_layers
 from revformers.hf.loading import from_pretrained, register
+from revformers.hf.mlp_tiles import set_mlp_tiles
 from revformers.hf.ordinary import ordinary
 from revformers.hf.reversible import make_residual, make_reversible, set_activations
 from revformers.update_predictor import PredictorForm
@@ -53,6 +54,7 @@ __all__ = [
     "make_reversible",
     "ordinary",
     "set_activations",
+    "set_mlp_tiles",
     "smallest_budget",
     "verify_gradients",
 ]

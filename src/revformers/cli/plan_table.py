@@ -25,7 +25,7 @@ def plan_table(plan: Plan, device: str) -> Table:
     )
     table.add_column("activations", no_wrap=True)
     for heading in HEADINGS:
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", overflow="fold")  # a cut number would be a wrong one
     for way in plan.ways:
         memory = way.memory
         table.add_row(
@@ -45,4 +45,6 @@ def plan_table(plan: Plan, device: str) -> Table:
 
 def _gib(number: int) -> str:
     gibibytes = number / 2**30
-    return f"{gibibytes:.3g}" if gibibytes < 1000 else f"{gibibytes:,.0f}"
+    if 0 < gibibytes < 0.0005:
+        return "<0.001"
+    return f"{gibibytes:.3f}" if 0 < gibibytes < 1 else f"{gibibytes:.3g}" if gibibytes < 1000 else f"{gibibytes:,.0f}"
