@@ -22,7 +22,7 @@ import revformers as rf
 from revformers.benchmark.environment import write_result
 from revformers.benchmark.meter import peak_allocated_bytes
 from revformers.benchmark.step_time import measure_step_times
-from revformers.benchmark.workload import Workload, llama_config
+from revformers.benchmark.workload import PLAIN_CHECKPOINT, Arm, Workload, llama_config
 from revformers.hf.mlp_tiles import set_mlp_tiles
 from revformers.training.step_in_backward import step_in_backward
 
@@ -60,7 +60,7 @@ def step_of(way: Way, workload: Workload, tile: int) -> Callable[[int], float]:
     """Return a training step, which takes the number of a batch and returns the loss."""
     model: Any = workload.build_model()
     if way.granularity is None:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        Arm(PLAIN_CHECKPOINT).apply(model)
     else:
         rf.make_reversible(model, rf.Midpoint(granularity=way.granularity))  # type: ignore[arg-type]
     if way.tiled:

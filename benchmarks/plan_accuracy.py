@@ -3,8 +3,9 @@
     python benchmarks/plan_accuracy.py --output RESULT.json
 
 Peaks are measured on the CPU by the allocator's own events (`revformers.benchmark.meter`), in fresh processes. They and
-the plan leave out weights, gradients, optimizer states and the batch. The largest batch is searched for in a memory
-that holds what `BATCH` sequences were planned to take and half a sequence more.
+the plan leave out weights, gradients, optimizer states and the batch. A budget is a third of what storing is planned to
+take. The largest batch is searched for in a memory that holds what `BATCH` sequences were planned to take and half a
+sequence more.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from revformers.benchmark.memory import PeakMemory, Task
 from revformers.benchmark.process import measure_side_by_side
 from revformers.benchmark.workload import PLAIN_CHECKPOINT, PLAIN_STORE, Arm, Precision, Workload, llama_config
 from revformers.dynamics import BlendedMidpoint, Midpoint
-from revformers.memory.methods import CHECKPOINT, STORE, Method, rebuild
+from revformers.memory.methods import CHECKPOINT, STORE, Method, budgeted, rebuild
 from revformers.memory.search import largest_within
 from revformers.memory.step import Head, step_memory
 from revformers.memory.step import Workload as Planned
@@ -82,6 +83,14 @@ class Study:
     batches: list[dict[str, Any]]
     tasks: list[Task]
 
+    def add(self, name: str, planned: Planned, method: Method, measured: Workload, arm: Arm) -> None:
+        """Add a point: its plan, and the task that measures it."""
+        batch, tokens = measured.batch_size, measured.sequence_length
+        peak = step_memory(planned, method, batch, tokens).device.total
+        point = {"batch": batch, "tokens": tokens, "planned": peak}
+        self.rows.append({"model": name, "precision": measured.precision, "arm": method.title, **point})
+        self.tasks.append((measured, arm))
+
     def add_measured(self, measured: Sequence[PeakMemory]) -> None:
         """Add what was measured to the rows."""
         peaks = iter(one.peak for one in measured)
@@ -99,10 +108,12 @@ def study(name: str, config: dict[str, Any]) -> Study:
         workload = planned_workload(config, precision)
         for method, arm in ARMS:
             for batch, tokens in SHAPES:
-                planned = step_memory(workload, method, batch, tokens).device.total
-                point = {"batch": batch, "tokens": tokens, "planned": planned}
-                result.rows.append({"model": name, "precision": precision, "arm": method.title, **point})
-                result.tasks.append((Workload(config, batch, tokens, precision, head=HEAD), arm))
+                result.add(name, workload, method, Workload(config, batch, tokens, precision, head=HEAD), arm)
+        for batch, tokens in SHAPES:
+            budget = step_memory(workload, STORE, batch, tokens).device.total // 3
+            arm = Arm("budget", Midpoint().to_dict(), budget)
+            measured = Workload(config, batch, tokens, precision, head=HEAD)
+            result.add(name, workload, budgeted(budget, workload.layers), measured, arm)
     workload = planned_workload(config, "float32")
     for method, arm in ARMS:
 

@@ -292,6 +292,12 @@ TABLES = {
 }
 
 
+def test_the_gain_at_long_sequences_is_that_of_the_committed_result():
+    _, points = bench_points("bench-length-8192")
+    gain = points["budget"]["ratios"]["plain_checkpoint"]["median"]
+    assert f"{gain:.2f} of checkpointing's at 8,192 tokens" in README
+
+
 @pytest.mark.parametrize(
     ("page", "rows"),
     [(page, rows) for page, tables in TABLES.items() for rows in tables],
