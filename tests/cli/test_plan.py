@@ -78,3 +78,11 @@ def test_a_missing_model_is_named(capsys):
 
 def test_sizes():
     assert [parse_memory(text) for text in ("24GiB", "80 GB", "1.5mib")] == [24 * 2**30, 80 * 10**9, 3 * 2**19]
+
+
+def test_small_memories_are_in_mebibytes_and_no_number_is_cut(config, capsys):
+    assert main(["plan", config, "--memory", "900MiB", "--sequence_length", "64"]) == 0
+    shown = capsys.readouterr().out
+    assert "of 900 MiB" in shown
+    assert "MiB, one sequence of 64 tokens" in shown
+    assert "…" not in shown

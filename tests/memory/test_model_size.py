@@ -5,9 +5,10 @@ from transformers import AutoConfig
 
 from revformers.benchmark.workload import Workload as Measured
 from revformers.benchmark.workload import llama_config
+from revformers.memory.methods import CHECKPOINT, STORE
 from revformers.memory.model_size import meta_model, model_size
 from revformers.memory.nf4 import Nf4Linear, quantise_linear_layers
-from revformers.memory.step import Workload
+from revformers.memory.step import Workload, step_memory
 
 CONFIG = llama_config(3, 128, 256, 256)
 ORDINARY = AutoConfig.for_model(**CONFIG)
@@ -73,3 +74,17 @@ def linear_layers(model):
     return [
         (name, module) for name, module in model.named_modules() if type(module) is nn.Linear and "head" not in name
     ]
+
+
+@pytest.mark.parametrize("training", ["lora", "qlora"])
+def test_an_adapter_on_experts_is_planned(training):
+    """PEFT asks for autocast on the device of the experts' weights, which there is none for without numbers."""
+    pytest.importorskip("peft")
+    config = llama_config(3, 32, 64, 64) | {"model_type": "mixtral", "num_local_experts": 4}
+    workload, autocast = Workload(AutoConfig.for_model(**config), training=training), torch.autocast
+    expert_adapters = [
+        name for name, value in workload.build(3).named_parameters() if "experts" in name and value.requires_grad
+    ]
+    assert expert_adapters
+    assert step_memory(workload, STORE, 2, 32).device.total > step_memory(workload, CHECKPOINT, 2, 32).device.total > 0
+    assert torch.autocast is autocast

@@ -34,10 +34,25 @@ def without_numbers(counted: int) -> Iterator[None]:
     function = torch.nn.functional.scaled_dot_product_attention
     torch.nn.functional.scaled_dot_product_attention = partial(_attention, function)
     try:
-        with _Answers(counted) as answers, RememberedParts(answers).in_place():
+        with _Answers(counted) as answers, RememberedParts(answers).in_place(), autocast_without_meta():
             yield
     finally:
         torch.nn.functional.scaled_dot_product_attention = function
+
+
+@contextlib.contextmanager
+def autocast_without_meta() -> Iterator[None]:
+    """Let autocast be asked for on the meta device, as PEFT does for adapters on experts; it is refused there."""
+    autocast = torch.autocast
+
+    def of_device(device_type: str, *arguments: Any, **keywords: Any) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext() if device_type == "meta" else autocast(device_type, *arguments, **keywords)
+
+    torch.autocast = of_device  # type: ignore[assignment, misc]
+    try:
+        yield
+    finally:
+        torch.autocast = autocast  # type: ignore[misc]
 
 
 class _Answers(TorchDispatchMode):

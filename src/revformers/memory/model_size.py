@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
+from revformers.memory.meta import autocast_without_meta
 from revformers.memory.nf4 import Nf4Linear
 
 Training = Literal["full", "lora", "qlora"]
@@ -70,8 +71,8 @@ def with_adapter(model: nn.Module, rank: int) -> Any:
     from peft import LoraConfig, get_peft_model
 
     adapter = LoraConfig(r=rank, target_modules="all-linear", task_type="CAUSAL_LM")
-    # PEFT asks whether the model checkpoints by the name that every transformers 5 has.
-    with torch.device("meta"), warnings.catch_warnings(action="ignore", category=FutureWarning):
+    # PEFT warns of settings that it makes itself, and asks whether the model checkpoints by a deprecated name.
+    with torch.device("meta"), autocast_without_meta(), warnings.catch_warnings(action="ignore"):
         return get_peft_model(model, adapter)
 
 
