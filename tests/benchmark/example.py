@@ -137,7 +137,7 @@ def measure_here(tasks, *, threads=None):
 class MeasureHere(Measurer):
     """Stand in for `MeasuringProcess` in the same way."""
 
-    def __init__(self, threads=None):
+    def __init__(self, threads=None, *, returns_memory=True):
         super().__init__()
 
     def __enter__(self):
