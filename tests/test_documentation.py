@@ -162,8 +162,11 @@ def same_batch_rows():
 
 
 def length_rows():
-    """Long sequences, at the peak of checkpointing."""
-    return bench_rows("bench-length-8192")
+    """Long sequences, at the peak of checkpointing, in two widths."""
+    for name in ("bench-length-8192", "bench-length-8192-wide"):
+        recipe, _ = bench_points(name)
+        for row in bench_rows(name):
+            yield f"| {recipe['model']['config']['hidden_size']} {row.removeprefix('| float32 ')}"
 
 
 def layer_rows():
