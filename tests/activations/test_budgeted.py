@@ -351,3 +351,17 @@ def test_no_gradients_no_budget():
     assert network.report is None
     assert isinstance(network.policy(rf.Midpoint(), "store"), type(ACTIVATIONS["store"]))
     assert network.policy(rf.Midpoint(), Budget(1)).func is Budgeted
+
+
+def test_a_narrow_layer_that_does_not_repeat_itself_is_detected():
+    """Heads may be narrower together than the stream; what a branch saves last is then smaller than its input."""
+    narrow, wide = nn.Linear(WIDTH, WIDTH // 2), nn.Linear(WIDTH // 2, WIDTH)
+    dynamics, embedding = rf.Midpoint(), torch.randn(BATCH, TOKENS, WIDTH, requires_grad=True)
+    budget = Budget(DEPTH * embedding.nbytes, "checkpoint")
+    trajectory = Trajectory(dynamics, policy_factory(str(budget), dynamics, DEPTH), embedding)
+    for index in range(DEPTH):
+        trajectory.step(f"layer {index}", dynamics.coefficients(index), lambda hidden: wide(narrow(hidden)))
+    loss = trajectory.readout().square().sum()
+    narrow.register_forward_hook(lambda _, __, output: output * 1.0001)
+    with pytest.raises(rf.RebuildMismatchError, match="deterministic"):
+        torch.autograd.grad(loss, embedding)

@@ -7,9 +7,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from revformers.activations.fingerprint import Fingerprint, sum_of_bits
 
 
-def fingerprint_of(function, least=32):
+def fingerprint_of(function, input_size=32):
     """The fingerprint of what a function saves, and what it saves."""
-    taken, saved = Fingerprint(least), []
+    taken, saved = Fingerprint(input_size), []
 
     def pack(tensor):
         taken.add(tensor)
@@ -72,8 +72,8 @@ def test_a_leaf_counts_as_much_as_what_was_computed():
 def test_small_tensors_do_not_count():
     """The kernels of some devices leave padding in what they save beside the activations."""
     hidden = torch.randn(4, 8, requires_grad=True)
-    assert fingerprint_of(hidden.exp, least=33)[1] is None
-    assert fingerprint_of(hidden.exp)[1] == bits(hidden.exp())
+    assert fingerprint_of(hidden.exp, input_size=4 * 33)[1] is None
+    assert fingerprint_of(hidden.exp, input_size=4 * 32)[1] == bits(hidden.exp())
 
 
 def test_where_nothing_is_saved_nothing_is_compared():

@@ -21,17 +21,18 @@ class Fingerprint:
     """The versions of the parameters that autograd saves of one evaluation, and the bits of the last activations.
 
     Args:
-        least: elements of an activation that counts. Smaller ones may hold what no kernel wrote, such as the padding of
-            the log-sum-exps of attention.
+        input_size: elements of the layer's input. Activations below a quarter of it do not count: they may hold what no
+            kernel wrote, such as the padding of the log-sum-exps of attention. Narrow ones, such as the heads of Gemma
+            together, do.
 
     Attributes:
         versions: how often each parameter was written to, in the order in which they were saved.
 
     """
 
-    def __init__(self, least: int) -> None:
+    def __init__(self, input_size: int) -> None:
         self.versions: list[int] = []
-        self._least = least
+        self._least = input_size // 4
         self._last: deque[Tensor] = deque(maxlen=LAST)
 
     def add(self, tensor: Tensor) -> None:
