@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 MOST = 100_000
 """Results that are remembered; after that many they are forgotten."""
@@ -100,19 +101,7 @@ def _is_plain(tensor: Any) -> bool:
 
 def tensors_in(values: Any) -> list[Tensor]:
     """Return the tensors among the arguments or the results of an operator."""
-    if isinstance(values, Tensor):
-        return [values]
-    found: list[Tensor] = []
-    if isinstance(values, dict):
-        values = values.values()
-    elif not isinstance(values, list | tuple):
-        return found
-    for value in values:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, list | tuple | dict):
-            found += tensors_in(value)
-    return found
+    return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
 
 
 def layout_of(tensor: Tensor) -> Layout:
