@@ -11,7 +11,7 @@ from torch.nn import functional
 
 import revformers as rf
 from revformers.conversion.allocation import BlendCosts, measure_blend_costs, uniform_blends
-from revformers.hf.reversible import add_update_predictors
+from revformers.hf.attach import add_update_predictors
 from revformers.hf.state import require_reversible
 from revformers.update_predictor import PredictorForm
 from tests.conversion.test_convert import BATCHES, TEXT, distance, smooth_llama

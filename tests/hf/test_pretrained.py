@@ -14,7 +14,16 @@ from revformers.hf.state import reversible_stack
 from tests.conversion.test_convert import TEXT, smooth_llama
 from tests.hf.test_reversible import llama
 
-INDEX = "model.safetensors.index.json"
+INDEX = r"model.safetensors.index(.reversible)?.json"
+
+
+def weights_of(folder):
+    """The file of weights of a model that is not in shards."""
+    return next(folder.glob("model*.safetensors"))
+
+
+def index_of(folder):
+    return next(folder.glob("model.safetensors.index*.json"))
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +44,9 @@ def truncate(path, size):
 
 def edit_weights(change):
     def damage(folder):
-        weights = load_file(folder / "model.safetensors")
+        weights = load_file(weights_of(folder))
         change(weights)
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        save_file(weights, weights_of(folder), metadata={"format": "pt"})
 
     return damage
 
@@ -47,30 +56,30 @@ def predictor_weight(weights):
 
 
 DAMAGES = {
-    "truncated": ("", lambda folder: truncate(folder / "model.safetensors", 5000), "model.safetensors is damaged"),
-    "header only": ("", lambda folder: truncate(folder / "model.safetensors", 50), "model.safetensors is damaged"),
-    "empty": ("", lambda folder: truncate(folder / "model.safetensors", 0), "model.safetensors is damaged"),
+    "truncated": ("", lambda folder: truncate(weights_of(folder), 5000), "model(.reversible)?.safetensors is damaged"),
+    "header only": ("", lambda folder: truncate(weights_of(folder), 50), "model(.reversible)?.safetensors is damaged"),
+    "empty": ("", lambda folder: truncate(weights_of(folder), 0), "model(.reversible)?.safetensors is damaged"),
     "no safetensors": (
         "",
-        lambda folder: (folder / "model.safetensors").write_text("some other text " * 20),
-        "model.safetensors is damaged",
+        lambda folder: weights_of(folder).write_text("some other text " * 20),
+        "model(.reversible)?.safetensors is damaged",
     ),
-    "no weights": ("", lambda folder: (folder / "model.safetensors").unlink(), "has a config.json but no weights"),
+    "no weights": ("", lambda folder: weights_of(folder).unlink(), "has a config.json but no weights"),
     "config": ("", lambda folder: (folder / "config.json").write_text("{model"), "config.json is damaged"),
     "config a list": ("", lambda folder: (folder / "config.json").write_text("[1]"), "config.json is damaged"),
     "no config": ("", lambda folder: (folder / "config.json").unlink(), "has no config.json"),
     "missing shard": (
         "-shards",
         lambda folder: sorted(folder.glob("*.safetensors"))[1].unlink(),
-        "model-00002-of-000\\d\\d.safetensors, one of \\d+ files of weights, is missing",
+        "model(.reversible)?-00002-of-000\\d\\d.safetensors, one of \\d+ files of weights, is missing",
     ),
     "damaged shard": (
         "-shards",
         lambda folder: truncate(sorted(folder.glob("*.safetensors"))[-1], 300),
-        "model-000\\d\\d-of-000\\d\\d.safetensors is damaged",
+        "model(.reversible)?-000\\d\\d-of-000\\d\\d.safetensors is damaged",
     ),
-    "index": ("-shards", lambda folder: (folder / INDEX).write_text("{x"), f"{INDEX} is damaged"),
-    "index names nothing": ("-shards", lambda folder: (folder / INDEX).write_text("{}"), f"{INDEX} is damaged"),
+    "index": ("-shards", lambda folder: index_of(folder).write_text("{x"), f"{INDEX} is damaged"),
+    "index names nothing": ("-shards", lambda folder: index_of(folder).write_text("{}"), f"{INDEX} is damaged"),
     "a missing weight": (
         "",
         edit_weights(lambda weights: weights.pop("model.layers.1.mlp.up_proj.weight")),
@@ -108,7 +117,7 @@ def test_damaged_files_are_named_in_one_sentence(saved, tmp_path, kind, damage):
         (
             # Without a check this one would be broadcast.
             lambda weights: weights.update({predictor_weight(weights): torch.ones(1)}),
-            "have, in another size, model.layers.2",
+            "have other sizes than its config.json describes",
         ),
         (lambda weights: weights.update({"model.extra": torch.ones(1)}), "have, where nothing takes it, model.extra"),
     ],
@@ -202,8 +211,8 @@ def test_other_mistakes_keep_their_own_error(saved):
 @pytest.mark.parametrize("kind", ["ordinary", "reversible"])
 def test_verify_ends_with_one_sentence_and_exit_code_2(saved, tmp_path, kind, capsys):
     shutil.copytree(saved / kind, tmp_path / "model")
-    truncate(tmp_path / "model/model.safetensors", 1000)
+    truncate(weights_of(tmp_path / "model"), 1000)
     assert main(["verify", str(tmp_path / "model"), "--dynamics", "midpoint"]) == 2
     shown = capsys.readouterr().err
-    assert "model.safetensors is damaged or incomplete" in shown
+    assert ".safetensors is damaged or incomplete" in shown
     assert shown.count("\n") == 1

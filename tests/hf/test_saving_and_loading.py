@@ -25,7 +25,7 @@ def saved(tmp_path):
 def test_a_saved_model_loads_as_itself(saved, load):
     model, path = saved
     loaded = load(path)
-    assert type(loaded) is LlamaForCausalLM
+    assert isinstance(loaded, LlamaForCausalLM)
     assert reversible_stack(loaded).dynamics == reversible_stack(model).dynamics
     assert reversible_stack(loaded).activations == "checkpoint"
     assert loaded.config.model_type == "llama"
@@ -39,7 +39,7 @@ def test_keyword_arguments_reach_transformers(saved):
 def test_the_weights_have_the_names_of_the_ordinary_network(saved):
     model, path = saved
     ordinary = rf.make_residual(model)
-    stored = load_file(path / "model.safetensors")
+    stored = load_file(path / "model.reversible.safetensors")
     assert stored.keys() == ordinary.state_dict().keys()
 
 
@@ -101,7 +101,7 @@ def test_tied_weights_and_shards(tmp_path):
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(vocab_size=61, n_embd=32, n_layer=3, n_head=2, n_positions=16)).eval()
     rf.make_reversible(model, rf.Hamiltonian()).save_pretrained(tmp_path, max_shard_size="40KB")
-    assert (tmp_path / "model.safetensors.index.json").exists()
+    assert (tmp_path / "model.safetensors.index.reversible.json").exists()
     loaded = rf.from_pretrained(tmp_path)
     assert loaded.lm_head.weight is loaded.transformer.wte.weight
     assert torch.equal(loaded(IDS).logits, model(IDS).logits)

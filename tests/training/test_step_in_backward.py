@@ -11,9 +11,9 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 import revformers as rf
 from revformers.activations import rebuild
 from revformers.errors import RebuildMismatchError
+from revformers.hf.attach import add_update_predictors
 from revformers.hf.head import HeadLoss, set_head_loss
 from revformers.hf.mlp_tiles import set_mlp_tiles
-from revformers.hf.reversible import add_update_predictors
 from revformers.training.errors import RecipeError
 from revformers.training.pretrain import training_arguments
 from revformers.training.step_in_backward import step_in_backward

@@ -16,9 +16,10 @@ from revformers.conversion.measure import Batch, mean_divergence, mean_loss, nex
 from revformers.dynamics.base import ONE
 from revformers.dynamics.blended_midpoint import BlendedMidpoint
 from revformers.dynamics.two_evaluation_midpoint import TwoEvaluationMidpoint
+from revformers.hf.attach import add_update_predictors
 from revformers.hf.discovery import find_stack, unwrap
 from revformers.hf.provenance import Provenance, hub_id
-from revformers.hf.reversible import add_update_predictors, make_residual, make_reversible
+from revformers.hf.reversible import make_residual, make_reversible
 from revformers.hf.state import record_provenance, require_reversible, reversible_stack, update_predictors
 from revformers.update_predictor import PredictorForm, PredictorName, predictor_form_of
 

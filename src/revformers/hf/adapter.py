@@ -19,9 +19,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from revformers import dynamics as dynamics_module
+from revformers.hf.attach import add_update_predictors
 from revformers.hf.pretrained import load_causal_lm
 from revformers.hf.quantization import quantization_options
-from revformers.hf.reversible import add_update_predictors, make_reversible
+from revformers.hf.reversible import make_reversible
 from revformers.hf.state import predictor_form, require_reversible, update_predictors
 from revformers.update_predictor import PredictorForm
 

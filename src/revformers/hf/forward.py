@@ -7,6 +7,7 @@ around the layers, masks, position embeddings and caches stay what they were.
 
 import inspect
 import warnings
+import weakref
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -17,7 +18,6 @@ from torch import Tensor, nn
 
 from revformers.activations import PolicyFactory, policy_factory
 from revformers.activations.budget import BudgetReport
-from revformers.dynamics.base import Dynamics
 from revformers.errors import NotReversibleError
 from revformers.field import Field
 from revformers.hf.discovery import find_stack
@@ -35,34 +35,37 @@ from revformers.hf.fields import (
     ordinary_field,
     previous_fields,
 )
-from revformers.hf.provenance import Provenance
+from revformers.hf.identity import Identity
 from revformers.stack import Trajectory
 
 
-@dataclass
-class ReversibleStack:
-    """What makes a decoder reversible; kept on the decoder as `_reversible_stack`.
+@dataclass(kw_only=True)
+class ReversibleStack(Identity):
+    """What makes a decoder reversible; kept on the decoder as `_reversible_stack`, and by the model's configuration.
 
     Attributes:
-        dynamics: the recurrence.
-        activations: a name in `activations.ACTIVATIONS`, or what `str` gives of a `Budget`.
         number_of_layers: the depth of the decoder.
-        provenance: where the model came from, where that is known.
-        predictor_features: what the layers' update predictors read; nothing without them.
         ordinary: whether the decoder runs as the ordinary network for now; see `revformers.ordinary`.
         budget_report: what the last forward pass under a `Budget` chose.
         evaluate: what the layers' computations go through; see `revformers.compile_layers`.
+        owner: the model that was made reversible, whose configuration holds this object.
 
     """
 
-    dynamics: Dynamics
-    activations: str
     number_of_layers: int
-    provenance: Provenance | None = None
-    predictor_features: tuple[str, ...] = ()
     ordinary: bool = False
     budget_report: BudgetReport | None = None
     evaluate: Evaluate = evaluate
+    owner: "weakref.ref[nn.Module] | None" = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to this process: the compiled layers, as PyTorch does, and the reference."""
+        return vars(self) | {"evaluate": evaluate, "owner": None}
+
+    @property
+    def predictor_features(self) -> tuple[str, ...]:
+        """What the layers' update predictors read; nothing without them."""
+        return () if self.predictor_form is None else self.predictor_form.features
 
     @property
     def policy(self) -> PolicyFactory:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from revformers.errors import ModelFilesError, NotReversibleError
 
 INDEX = "model.safetensors.index.json"
+VARIANT = "reversible"
 
 
 def load_causal_lm(name: str | os.PathLike, **keywords: Any) -> Any:
@@ -31,7 +32,7 @@ def load_causal_lm(name: str | os.PathLike, **keywords: Any) -> Any:
     """
     path = find_model(name)
     try:
-        with clear_errors(path, keywords):
+        with clear_errors(path, keywords, keywords.get("variant")):
             model, found = AutoModelForCausalLM.from_pretrained(path, **keywords, output_loading_info=True)
     except (ModelFilesError, NotReversibleError):
         raise
@@ -53,6 +54,21 @@ def find_model(name: str | os.PathLike) -> str:
     return str(path) if is_path else str(name)
 
 
+def hub_keywords(keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of `from_pretrained`'s keywords that say where a file is found and in which revision."""
+    names = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download")
+    return {name: keywords[name] for name in names if keywords.get(name) is not None}
+
+
+def own_variant(variant: str | None) -> str:
+    """Return the variant under which the weights of a reversible model are saved and loaded.
+
+    It is part of the names of the files (model.reversible.safetensors), so that what loads an ordinary model, from
+    whatever configuration, finds no weights.
+    """
+    return f"{VARIANT}.{variant}" if variant else VARIANT
+
+
 def refuse_weights(path: str, verb: str, names: Iterable[str]) -> None:
     """Raise ModelFilesError where there are `names` of parameters that the weights in `path` lack, or have too many."""
     wrong = sorted(names)
@@ -64,18 +80,23 @@ def refuse_weights(path: str, verb: str, names: Iterable[str]) -> None:
 
 
 @contextmanager
-def clear_errors(path: str, keywords: dict[str, Any]) -> Iterator[None]:
+def clear_errors(path: str, keywords: Mapping[str, Any], variant: str | None = None) -> Iterator[None]:
     """Turn what transformers and safetensors raise into a ModelFilesError, where a file of the model is at fault.
 
     Args:
         path: the directory or hub id that is loaded inside.
         keywords: those of `from_pretrained`; they say where on this machine the files of a hub id lie.
+        variant: which weights are loaded.
 
     """
     try:
         yield
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        fault = None if isinstance(error, ModelFilesError | NotReversibleError) else _fault_in_files(path, keywords)
+        fault = (
+            None
+            if isinstance(error, ModelFilesError | NotReversibleError)
+            else _fault_in_files(path, keywords, variant)
+        )
         if fault is None:
             raise
         raise ModelFilesError(fault) from error
@@ -87,7 +108,7 @@ def clear_errors(path: str, keywords: dict[str, Any]) -> Iterator[None]:
         ) from error
 
 
-def local_folder(path: str, keywords: dict[str, Any], **options: Any) -> Path:
+def local_folder(path: str, keywords: Mapping[str, Any], **options: Any) -> Path:
     """Return where on this machine the files of a directory or a hub id lie.
 
     Args:
@@ -98,25 +119,30 @@ def local_folder(path: str, keywords: dict[str, Any], **options: Any) -> Path:
     """
     folder = Path(path)
     if not folder.is_dir():
-        given = {
-            key: keywords[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in keywords
-        }
+        given = {name: value for name, value in hub_keywords(keywords).items() if name != "subfolder"}
         folder = Path(snapshot_download(path, **given | options))
-    return folder / keywords.get("subfolder", "")
+    return folder / (keywords.get("subfolder") or "")
 
 
 def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
     """Return the safetensors files that transformers loads from `folder`: one, or the shards that the index names."""
-    name = f"model.{variant}.safetensors" if variant else "model.safetensors"
-    if (folder / name).is_file():
-        return [folder / name]
-    index = folder / (f"{INDEX.removesuffix('.json')}.{variant}.json" if variant else INDEX)
+    single, index = folder / _single(variant), _index(folder, variant)
+    if single.is_file():
+        return [single]
     if not index.is_file():
         return []
     return sorted({folder / shard for shard in json.loads(index.read_text())["weight_map"].values()})
 
 
-def _fault_in_files(path: str, keywords: dict[str, Any]) -> str | None:
+def _single(variant: str | None) -> str:
+    return f"model.{variant}.safetensors" if variant else "model.safetensors"
+
+
+def _index(folder: Path, variant: str | None) -> Path:
+    return folder / (f"{INDEX.removesuffix('.json')}.{variant}.json" if variant else INDEX)
+
+
+def _fault_in_files(path: str, keywords: Mapping[str, Any], variant: str | None) -> str | None:
     """Return one sentence about the first file of a model that cannot be read, or None."""
     try:
         folder = local_folder(path, keywords, local_files_only=True)
@@ -128,7 +154,7 @@ def _fault_in_files(path: str, keywords: dict[str, Any]) -> str | None:
     config = folder / "config.json"
     if not config.is_file():
         return f"{folder} has no config.json, so it holds no causal language model; name the directory of one."
-    for file in (config, folder / INDEX):
+    for file in (config, _index(folder, variant)):
         try:
             readable = not file.is_file() or isinstance(json.loads(file.read_text()), dict)
         except ValueError:
@@ -136,9 +162,9 @@ def _fault_in_files(path: str, keywords: dict[str, Any]) -> str | None:
         if not readable:
             return f"{file} is damaged (it is not a JSON object); {again}."
     try:
-        files = weight_files(folder, keywords.get("variant"))
+        files = weight_files(folder, variant)
     except (KeyError, AttributeError):
-        return f"{folder / INDEX} is damaged (it names no files); {again}."
+        return f"{_index(folder, variant)} is damaged (it names no files); {again}."
     for file in files:
         if not file.is_file():
             return f"{file}, one of {len(files)} files of weights, is missing; {again}."
@@ -147,6 +173,6 @@ def _fault_in_files(path: str, keywords: dict[str, Any]) -> str | None:
                 pass
         except SafetensorError as error:
             return f"{file} is damaged or incomplete ({error}); {again}."
-    if not files and not any(folder.glob("pytorch_model*.bin")):
-        return f"{folder} has a config.json but no weights (model.safetensors); {again}."
+    if not files and (variant or not any(folder.glob("pytorch_model*.bin"))):
+        return f"{folder} has a config.json but no weights ({_single(variant)}); {again}."
     return None

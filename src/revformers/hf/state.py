@@ -34,9 +34,8 @@ def update_predictors(model: nn.Module) -> list[UpdatePredictor]:
 
 def predictor_form(model: nn.Module) -> PredictorForm | None:
     """Return the form of a model's update predictors, None where it has none."""
-    predictors = update_predictors(model)
-    # The first layer's lacks the features of a layer before it.
-    return predictors[-1].form if predictors else None
+    reversible = reversible_stack(model)
+    return None if reversible is None else reversible.predictor_form
 
 
 def record_provenance(model: nn.Module, provenance: Provenance) -> None:

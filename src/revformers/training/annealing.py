@@ -11,7 +11,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from revformers.dynamics.base import LARGEST_DENOMINATOR
 from revformers.dynamics.blended_midpoint import BlendedMidpoint
-from revformers.hf.saving import CONFIG_NAME, KEY
+from revformers.hf.model_config import KEY
+from revformers.hf.saving import CONFIG_NAME
 from revformers.hf.state import require_reversible, update_predictors
 from revformers.training.errors import RecipeError
 from revformers.training.run_directory import write_json

@@ -1,0 +1,108 @@
+"""Giving the decoder and the layers of a model their places in a reversible stack, and taking these away again."""
+
+import inspect
+import warnings
+from dataclasses import replace
+from functools import partial
+
+from torch import nn
+
+from revformers.activations import check_activations
+from revformers.hf.discovery import DecoderStack, find_stack, unwrap
+from revformers.hf.families import find_layout
+from revformers.hf.fields import LayerCall, no_branches, previous_fields
+from revformers.hf.forward import LayerRole, ReversibleStack, decoder_forward, layer_forward
+from revformers.hf.identity import Identity
+from revformers.hf.state import require_reversible
+from revformers.update_predictor import PredictorForm, UpdatePredictor
+
+
+def attach(model: nn.Module, identity: Identity) -> ReversibleStack:
+    """Let the decoder of an ordinary model follow the recurrence of `identity`, in place, update predictors included.
+
+    Raises:
+        NotReversibleError: where the model is no plain fold over its layers.
+        ValueError: for a policy that does not go with the dynamics, dynamics of another depth, or a forward that
+            another library has replaced.
+
+    """
+    stack = find_stack(model)
+    check_activations(identity.activations, identity.dynamics)
+    identity.dynamics.check(len(stack.layers))
+    for layer in stack.layers:
+        if identity.dynamics.granularity == "branch" and find_layout(layer) is None:
+            raise no_branches(layer, identity.dynamics)
+    for module in (stack.decoder, *stack.layers):
+        if "forward" in vars(module):
+            raise ValueError(
+                f"The forward of {type(module).__name__} was replaced by another library; call make_reversible first "
+                f"(before accelerate's dispatch or hooks)."
+            )
+    reversible = ReversibleStack(
+        dynamics=identity.dynamics,
+        activations=identity.activations,
+        provenance=identity.provenance,
+        number_of_layers=len(stack.layers),
+    )
+    stack.decoder._reversible_stack = reversible
+    stack.decoder.forward = StandIn(decoder_forward, stack.decoder)
+    for index, layer in enumerate(stack.layers):
+        layer._reversible_role = LayerRole(reversible, index)
+        layer.forward = StandIn(layer_forward, layer)
+    if identity.predictor_form is not None:
+        add_update_predictors(model, identity.predictor_form)
+    return reversible
+
+
+def detach(stack: DecoderStack) -> None:
+    """Give the decoder and the layers of a reversible model their own forward back; update predictors are removed."""
+    del stack.decoder._reversible_stack, stack.decoder.forward
+    for layer in stack.layers:
+        del layer._reversible_role, layer.forward
+        if hasattr(layer, "update_predictor"):
+            del layer.update_predictor
+
+
+def add_update_predictors(model: nn.Module, form: PredictorForm) -> list[UpdatePredictor]:
+    """Give every layer of a reversible model that steps by block an update predictor, and return them in order.
+
+    They predict zero until they are fitted, take the dtype and the device of their layers, belong to the model's
+    parameters and state dict, and go with `make_residual`. That of the first layer leaves out the features of a layer
+    before it.
+
+    Raises:
+        NotReversibleError: for features that need the branches of a family whose branches are not known.
+
+    """
+    stack = find_stack(model)
+    previous_fields(form, LayerCall(stack.layers[0], 0, {}))
+    own = tuple(feature for feature in form.features if not feature.startswith("previous_")) or ("state",)
+    width = unwrap(model).config.get_text_config(decoder=True).hidden_size
+    for index, layer in enumerate(stack.layers):
+        weight = next(parameter for parameter in layer.parameters() if parameter.is_floating_point())
+        layer.update_predictor = UpdatePredictor(
+            width, form if index else replace(form, features=own), device=weight.device, dtype=weight.dtype
+        )
+    require_reversible(model).predictor_form = form
+    return [layer.update_predictor for layer in stack.layers]
+
+
+def refuse_gradient_checkpointing() -> None:
+    """Say that the activation policy decides: trainers (TRL by default) ask for checkpointing on their own."""
+    warnings.warn(
+        "Gradient checkpointing is not switched on: this model is reversible, and its activation policy decides what "
+        'is recomputed. For checkpointing call revformers.set_activations(model, "checkpoint").',
+        stacklevel=3,
+    )
+
+
+class StandIn(partial):
+    """A function on a module in the place of the module's own forward.
+
+    It is pickled and copied with the module, and has the signature of the forward of its class, which trainers read.
+    """
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        own = inspect.signature(type(self.args[0]).forward)
+        return own.replace(parameters=list(own.parameters.values())[1:])

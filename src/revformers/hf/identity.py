@@ -1,0 +1,56 @@
+"""What makes a reversible model the network that it is, apart from its weights."""
+
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from revformers import dynamics as dynamics_module
+from revformers.dynamics.base import Dynamics
+from revformers.hf.provenance import Provenance
+from revformers.update_predictor import PredictorForm
+
+
+@dataclass(kw_only=True)
+class Identity:
+    """The recurrence of a model and how it is trained; config.json of a saved model holds it.
+
+    Attributes:
+        dynamics: the recurrence.
+        activations: a name in `activations.ACTIVATIONS`, or what `str` gives of a `Budget`.
+        predictor_form: what the layers' update predictors read; None without them.
+        provenance: where the model came from, where that is known.
+
+    """
+
+    dynamics: Dynamics
+    activations: str
+    predictor_form: PredictorForm | None = None
+    provenance: Provenance | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the identity in types that JSON keeps."""
+        values: dict[str, Any] = {
+            "dynamics": self.dynamics.to_dict(),
+            "activations": self.activations,
+            "update_predictors": None if self.predictor_form is None else self.predictor_form.to_dict(),
+            "version": version("revformers"),
+        }
+        if self.provenance is not None:
+            values["provenance"] = self.provenance.to_dict()
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Identity":
+        """Read what `to_dict` wrote.
+
+        Raises:
+            AttributeError, KeyError, TypeError, ValueError: for values that this version cannot read.
+
+        """
+        form = values["update_predictors"]
+        return cls(
+            dynamics=dynamics_module.from_dict(values["dynamics"]),
+            activations=values["activations"],
+            predictor_form=None if form is None else PredictorForm(**form),
+            provenance=Provenance.from_dict(values["provenance"]) if "provenance" in values else None,
+        )

@@ -1,0 +1,212 @@
+"""The class of a reversible model: the family's own, whose saving, loading and copying keep the model what it is.
+
+For every model class of transformers there is one subclass here, made when it is first needed. It has the same name and
+module, because trainers, pipelines and adapters look models up by these; `isinstance` tells the two apart. A model that
+is made from its configuration is reversible from the start, so that loading, quantising and spreading it over devices
+are transformers' own.
+"""
+
+import copy
+import os
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from revformers.hf import saving
+from revformers.hf.attach import attach, detach, refuse_gradient_checkpointing
+from revformers.hf.discovery import find_stack
+from revformers.hf.forward import ReversibleStack
+from revformers.hf.hub import push_to_hub
+from revformers.hf.model_config import (
+    KEY,
+    PREFIX,
+    ReversibleConfig,
+    identity_of,
+    mark_config,
+    reversible_config_class,
+    unmark_config,
+    with_identity,
+)
+from revformers.hf.pretrained import clear_errors, find_model, hub_keywords, own_variant, refuse_weights
+from revformers.hf.state import reversible_stack
+
+PREDICTOR = ".update_predictor."
+
+
+class ReversibleModel(PreTrainedModel):
+    """What a reversible model does in its own way; all else is its family's."""
+
+    _ordinary: Any = None
+
+    def __init__(self, config: Any, *arguments: Any, **keywords: Any) -> None:
+        identity = identity_of(config)
+        if isinstance(identity, ReversibleStack) and identity.owner is not None and identity.owner() is not None:
+            # What a model is stays its own: another one from the same configuration must not change it.
+            config = copy.deepcopy(config)
+        super().__init__(config, *arguments, **keywords)
+        if identity is not None:
+            # The language model inside another model may have been made from a configuration of its own.
+            become_reversible(self, reversible_stack(self) or attach(self, identity))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *arguments: Any,
+        config: Any = None,
+        variant: str | None = None,
+        output_loading_info: bool = False,
+        **keywords: Any,
+    ) -> Any:
+        """Load a saved reversible model as `transformers.PreTrainedModel.from_pretrained` loads others.
+
+        A configuration of an ordinary model gets the dynamics of the saved one.
+
+        Raises:
+            FileNotFoundError: where a local path does not exist.
+            ModelFilesError: where files are missing, damaged or do not fit each other; an OSError and a ValueError.
+            ValueError: where the model there is not a reversible one.
+
+        """
+        path, variant = find_model(pretrained_model_name_or_path), own_variant(variant)
+        with clear_errors(path, keywords, variant):
+            saved = saved_config(path, keywords)
+            if isinstance(config, PreTrainedConfig) and identity_of(config) is None:
+                config = with_identity(config, saved.identity)
+            model, info = super().from_pretrained(
+                path, *arguments, config=config, variant=variant, output_loading_info=True, **keywords
+            )
+        _refuse_other_weights(path, model, info, saved)
+        return (model, info) if output_loading_info else model
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *arguments: Any, **keywords: Any) -> None:
+        """Save as transformers does, with a marked configuration and a model card; see `revformers.hf.saving`."""
+        reversible = reversible_stack(self)
+        if reversible is None:
+            super().save_pretrained(save_directory, *arguments, **keywords)
+            return
+        mark_config(self.config, reversible)
+        saving.save_pretrained(self, super().save_pretrained, save_directory, *arguments, **keywords)
+
+    def push_to_hub(self, repo_id: str, *arguments: Any, **keywords: Any) -> Any:
+        """Upload as transformers does, with a marked configuration and the model's own card."""
+        if reversible_stack(self) is None:
+            return super().push_to_hub(repo_id, *arguments, **keywords)
+        return push_to_hub(self, repo_id, *arguments, **keywords)
+
+    def gradient_checkpointing_enable(self, *arguments: Any, **keywords: Any) -> None:
+        """Leave the decision to the activation policy, with a warning."""
+        if reversible_stack(self) is None:
+            super().gradient_checkpointing_enable(*arguments, **keywords)
+        else:
+            refuse_gradient_checkpointing()
+
+    def extra_repr(self) -> str:
+        """Say in the first line of ``print(model)`` that the model is reversible."""
+        reversible, own = identity_of(self.config), super().extra_repr()
+        if reversible is None:
+            return own
+        line = f"reversible: {type(reversible.dynamics).__name__}, activations={reversible.activations}"
+        return f"{own}\n{line}" if own else line
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle and copy a model by its ordinary class, as the subclass stands in no module."""
+        _, _, *state = super().__reduce_ex__(protocol)
+        return (_new_model, (self._ordinary,), *state)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Let a copy own its recurrence; the decoder is copied before the model around it, whose turn it is last."""
+        super().__setstate__(state)
+        reversible = reversible_stack(self)
+        if reversible is not None:
+            reversible.owner = weakref.ref(self)
+
+
+def reversible_class(ordinary: Any) -> Any:
+    """Return the class of reversible models for a model class of transformers."""
+    if issubclass(ordinary, ReversibleModel):
+        return ordinary
+    if ordinary not in _CLASSES:
+        _CLASSES[ordinary] = _make_class(ordinary)
+    return _CLASSES[ordinary]
+
+
+_CLASSES: dict[Any, Any] = {}
+
+
+def _make_class(ordinary: Any) -> Any:
+    namespace = {
+        name: vars(ordinary)[name] for name in ("__module__", "__qualname__", "__doc__") if name in vars(ordinary)
+    }
+    namespace |= {"config_class": reversible_config_class(ordinary.config_class), "_ordinary": ordinary}
+    return type(ordinary.__name__, (ReversibleModel, ordinary), namespace)
+
+
+def become_reversible(model: nn.Module, reversible: ReversibleStack) -> None:
+    """Give a model whose decoder is reversible, and what stands between the two, the classes that keep it so."""
+    for module in _around_decoder(model):
+        module.__class__ = reversible_class(type(module))
+        mark_config(module.config, reversible)
+    reversible.owner = weakref.ref(model)
+
+
+def become_ordinary(model: nn.Module) -> None:
+    """Make a reversible model the ordinary network again, in place, its classes and configurations included."""
+    detach(find_stack(model))
+    for module in _around_decoder(model):
+        unmark_config(module.config)
+        # FSDP puts a class of its own over ours, which then does what the ordinary one does.
+        if isinstance(module, ReversibleModel) and type(module) is reversible_class(type(module)._ordinary):
+            module.__class__ = module._ordinary
+
+
+def _around_decoder(model: nn.Module) -> list[Any]:
+    """Return the model, and every model of transformers inside it that holds the decoder."""
+    decoder = find_stack(model).decoder
+    holders = [module for module in model.modules() if any(inner is decoder for inner in module.modules())]
+    return [module for module in holders if isinstance(module, PreTrainedModel)]
+
+
+def saved_config(path: str, keywords: Mapping[str, Any]) -> ReversibleConfig:
+    """Return what the config.json of a saved reversible model says.
+
+    Args:
+        path: a directory or a hub id.
+        keywords: those of `from_pretrained`; they say which revision and where.
+
+    Raises:
+        ModelFilesError: for a description that this version cannot read.
+        ValueError: for an ordinary model.
+
+    """
+    values, _ = PreTrainedConfig.get_config_dict(path, **hub_keywords(keywords))
+    if KEY not in values:
+        raise ValueError(
+            f"{path} holds an ordinary model; load it with transformers and call revformers.make_reversible(model, "
+            f"dynamics)."
+        )
+    config: ReversibleConfig = ReversibleConfig.from_dict(values, name_or_path=path)
+    return config
+
+
+def _refuse_other_weights(path: str, model: Any, info: dict[str, Any], saved: ReversibleConfig) -> None:
+    """Raise ModelFilesError where weights are missing or left over that the model had when it was saved.
+
+    A model that is loaded under another head than it was saved with (a language model as a classifier) gets a new head,
+    as in transformers, which warns of it; its decoder must be whole.
+    """
+    missing, unexpected = set(info["missing_keys"]), set(info["unexpected_keys"])
+    if [PREFIX + type(model).__name__] != saved.architectures:
+        (decoder,) = (name for name, module in model.named_modules() if module is find_stack(model).decoder)
+        missing = {name for name in missing if name.startswith(f"{decoder}." if decoder else "")}
+        unexpected = {name for name in unexpected if PREDICTOR in name}
+    refuse_weights(path, "do not have", missing)
+    refuse_weights(path, "have, where nothing takes it,", unexpected)
+
+
+def _new_model(ordinary: type[PreTrainedModel]) -> Any:
+    kind = reversible_class(ordinary)
+    return kind.__new__(kind)
