@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 __version__ = version("revformers")
 
-from revformers import dynamics, errors
+from revformers import dynamics, errors, integrations
 from revformers.activations.budget import Budget, BudgetReport
 from revformers.conversion.convert import Conversion, convert
 from revformers.dynamics import (
@@ -17,6 +17,7 @@ from revformers.dynamics import (
     TwoEvaluationMidpoint,
 )
 from revformers.errors import NotReversibleError, RebuildMismatchError, StateRangeError
+from revformers.hf.adapter import load_adapter
 from revformers.hf.budget import budget_report, smallest_budget
 from revformers.hf.compilation import compile_layers
 from revformers.hf.loading import from_pretrained, register
@@ -27,6 +28,7 @@ from revformers.update_predictor import PredictorForm
 from revformers.verification import GradientReport, verify_gradients
 
 register()
+integrations.register()
 
 __all__ = [
     "BlendedMidpoint",
@@ -50,6 +52,8 @@ __all__ = [
     "dynamics",
     "errors",
     "from_pretrained",
+    "integrations",
+    "load_adapter",
     "make_residual",
     "make_reversible",
     "ordinary",

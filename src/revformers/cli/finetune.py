@@ -57,7 +57,7 @@ def run(arguments: Sequence[str]) -> int:
         highlight=False,
         soft_wrap=True,
     )
-    for name, loader in (("adapter", "revformers.hf.adapter.load_adapter"), ("model", "revformers.from_pretrained")):
+    for name, loader in (("adapter", "revformers.load_adapter"), ("model", "revformers.from_pretrained")):
         path = result.directory / name
         if path.is_dir():
             # Without a conversion there is nothing that transformers and PEFT would not load themselves.

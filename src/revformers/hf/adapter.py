@@ -1,128 +1,253 @@
-"""What a conversion did to a model, in files of its own, and adapters that cannot be loaded without it.
+"""Adapters that know the reversible network they were trained on, and what makes an ordinary network that one.
 
-A PEFT adapter holds no weights of its base, so one that was trained on a converted model would load on the ordinary
-network, silently, with other logits. Here it is saved with everything that makes its base reversible again: where the
-ordinary weights are, the dynamics, and the update predictors. Its adapter_config.json has a type that PEFT does not
-know, which stops at the words that say how to load it: with `load_adapter`.
+A PEFT adapter holds no weights of its base, so one that was trained on a reversible model would load on the ordinary
+network, silently, with other logits. Here it is saved with a description of its base: where the ordinary weights are,
+the dynamics, and the update predictors where the base is not itself a saved reversible model.
 """
 
+import hashlib
 import json
-import shutil
-import warnings
-from importlib.metadata import version
+import os
+from collections.abc import Mapping
 from pathlib import Path
-from types import MethodType
 from typing import Any
 
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
+from transformers.utils import cached_file
 
-from revformers import dynamics as dynamics_module
+from revformers.errors import ModelFilesError
 from revformers.hf.attach import add_update_predictors
-from revformers.hf.pretrained import load_causal_lm
-from revformers.hf.quantization import quantization_options
+from revformers.hf.discovery import unwrap
+from revformers.hf.identity import Identity
+from revformers.hf.model_class import reversible_class, saved_config
+from revformers.hf.pretrained import find_model, hub_keywords
 from revformers.hf.reversible import make_reversible
-from revformers.hf.state import predictor_form, require_reversible, update_predictors
-from revformers.update_predictor import PredictorForm
+from revformers.hf.state import require_reversible, reversible_stack, update_predictors
+from revformers.update_predictor import UpdatePredictor
 
 DESCRIPTION = "reversible.json"
 PREDICTORS = "update_predictors.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_TYPE = "LORA on a reversible model (pip install revformers, then revformers.hf.adapter.load_adapter)"
+MARK = " on a reversible model (pip install revformers, then import revformers)"
 
 
-def save_conversion(model: nn.Module, directory: Path, base: dict[str, str | None]) -> None:
+def save_conversion(model: nn.Module, directory: Path, base: Mapping[str, Any], predictors: bool = True) -> None:
     """Write what makes the ordinary network of a reversible model reversible: its dynamics and update predictors.
 
     Args:
-        model: a reversible model, without an adapter.
+        model: a reversible model, or a PEFT model around one.
         directory: an existing directory.
-        base: where the ordinary weights are: name, revision, dtype and quantization.
+        base: where the ordinary weights are: name, revision, dtype, quantization and architecture.
+        predictors: whether to write the weights of the predictors, or only what tells them from others.
 
     """
-    reversible, form = require_reversible(model), predictor_form(model)
-    if form is not None:
-        weights = {
-            f"{layer}.{name}": value.contiguous()
-            for layer, predictor in enumerate(update_predictors(model))
-            for name, value in predictor.state_dict().items()
-        }
+    weights = _predictor_weights(model)
+    if weights and predictors:
         save_file(weights, directory / PREDICTORS)
-    form = predictor_form(model)
-    description = {
-        "base": base,
-        "dynamics": reversible.dynamics.to_dict(),
-        "activations": reversible.activations,
-        "update_predictors": None if form is None else form.to_dict(),
-        "version": version("revformers"),
-    }
+    description = require_reversible(model).to_dict() | {"base": dict(base), "predictors_sha256": _digest(weights)}
     (directory / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
 def apply_conversion(model: nn.Module, directory: Path) -> None:
-    """Make the model that `save_conversion` was told about reversible again, in place, as it was to the bit."""
-    description = json.loads((directory / DESCRIPTION).read_text(encoding="utf-8"))
-    make_reversible(model, dynamics_module.from_dict(description["dynamics"]), description["activations"])
-    if description["update_predictors"] is None:
+    """Make the model that `save_conversion` was told about reversible again, in place, as it was to the bit.
+
+    Raises:
+        ModelFilesError: where the files of the conversion are missing, damaged or of another version.
+
+    """
+    description = _read(directory / DESCRIPTION)
+    identity = _identity(description, directory)
+    make_reversible(model, identity.dynamics, identity.activations)
+    if identity.predictor_form is None:
         return
-    form = PredictorForm(**description["update_predictors"])
+    if not (directory / PREDICTORS).is_file():
+        raise ModelFilesError(f"{directory} has no {PREDICTORS}; save the adapter again from the model it belongs to.")
     weights = load_file(directory / PREDICTORS)
-    for layer, predictor in enumerate(add_update_predictors(model, form)):
+    for layer, predictor in enumerate(add_update_predictors(model, identity.predictor_form)):
         predictor.load_state_dict({name: weights[f"{layer}.{name}"] for name in predictor.state_dict()})
 
 
-def describe_base(adapter: Any, conversion: Path) -> None:
-    """Have `adapter`, a PEFT model around a reversible one, save itself with the files in `conversion`, and marked.
+def seal_adapter(model: nn.Module, directory: Path, revision: str | None = None) -> None:
+    """Describe the reversible base of the adapter that was saved in `directory`, and mark the adapter's type.
 
     Args:
-        adapter: the PEFT model; its `save_pretrained` is replaced on the object.
-        conversion: a directory that `save_conversion` filled.
+        model: the base, a reversible model of transformers.
+        directory: what PEFT has just written.
+        revision: that of the base on the hub, where it has one.
 
     """
+    config = unwrap(model).config
+    name = config.name_or_path or None
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is not None and not isinstance(quantization, dict):
+        quantization = quantization.to_dict()
+    base = {
+        "name": name,
+        "revision": revision,
+        "dtype": str(unwrap(model).dtype).removeprefix("torch."),
+        "quantization": quantization,
+        "architecture": type(unwrap(model)).__name__.removeprefix("FSDP"),
+    }
+    save_conversion(model, directory, base, predictors=not _is_saved_reversible(name))
+    path = directory / ADAPTER_CONFIG
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values["peft_type"] = ordinary_type(values["peft_type"]) + MARK
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    partial.replace(path)
 
-    def save_pretrained(model: Any, save_directory: str, *arguments: Any, **keywords: Any) -> None:
-        with warnings.catch_warnings():
-            # PEFT asks the hub for the config of the base, to find new words in its vocabulary; there are none.
-            warnings.filterwarnings("ignore", "Could not find a config file")
-            type(model).save_pretrained(model, save_directory, *arguments, **keywords)
-        for name in (DESCRIPTION, PREDICTORS):
-            if (conversion / name).is_file() and conversion.resolve() != Path(save_directory).resolve():
-                shutil.copyfile(conversion / name, Path(save_directory) / name)
-        path = Path(save_directory) / ADAPTER_CONFIG
-        config = json.loads(path.read_text(encoding="utf-8"))
-        path.write_text(json.dumps(config | {"peft_type": ADAPTER_TYPE}, indent=2) + "\n", encoding="utf-8")
 
-    adapter.save_pretrained = MethodType(save_pretrained, adapter)
+def ordinary_type(peft_type: str) -> str:
+    """Return the type of an adapter as PEFT knows it."""
+    return peft_type.removesuffix(MARK)
 
 
-def load_adapter(directory: str | Path, *, trainable: bool = False, **keywords: Any) -> Any:
-    """Load an adapter that was saved beside its conversion, on its base, which is loaded and made reversible first.
+def check_base(model: nn.Module, adapter: str | os.PathLike, keywords: Mapping[str, Any]) -> None:
+    """Raise ValueError where `adapter` was trained on another network than `model` is.
 
     Args:
-        directory: what `revformers finetune` wrote to `adapter`, or a checkpoint of it.
+        model: the model that the adapter is loaded into, or a PEFT model around it.
+        adapter: a directory or a hub id.
+        keywords: those of the loading function; they say which revision and where.
+
+    """
+    file = cached_file(adapter, DESCRIPTION, _raise_exceptions_for_missing_entries=False, **hub_keywords(keywords))
+    own = reversible_stack(model)
+    if file is None:
+        if own is not None:
+            raise ValueError(
+                f"The adapter {adapter} was trained on an ordinary network, and this model is reversible; load it on "
+                f"the ordinary model, and call revformers.make_reversible or revformers.convert afterwards."
+            )
+        return
+    description = _read(Path(file))
+    identity = _identity(description, Path(file).parent)
+    same = (
+        own is not None
+        and own.dynamics.to_dict() == identity.dynamics.to_dict()
+        and own.predictor_form == identity.predictor_form
+        and _digest(_predictor_weights(model)) == description["predictors_sha256"]
+    )
+    if not same:
+        this = "an ordinary network" if own is None else f"another network ({own.dynamics.recurrence})"
+        raise ValueError(
+            f"The adapter {adapter} was trained on a reversible network ({identity.dynamics.recurrence}), and this "
+            f"model is {this}; load both with revformers.load_adapter({str(adapter)!r})."
+        )
+
+
+def load_adapter(
+    directory: str | os.PathLike, model: nn.Module | None = None, *, trainable: bool = False, **keywords: Any
+) -> Any:
+    """Load an adapter that was trained on a reversible model, on that model.
+
+    Args:
+        directory: an adapter's directory or hub id: what `save_pretrained` of a PEFT model around a reversible one, a
+            trainer or `revformers finetune` wrote.
+        model: the base, ordinary or reversible; an ordinary one is made reversible in place. Left out, it is loaded
+            from where it was when the adapter was trained.
         trainable: whether the adapter is to be trained further.
-        keywords: what `AutoModelForCausalLM.from_pretrained` takes, in the place of what the base was trained with.
+        keywords: what `from_pretrained` of transformers takes, in the place of what the base was trained with.
 
     Returns:
         A `peft.PeftModel`.
 
     Raises:
         FileNotFoundError: where there is no such adapter, or a local base is no longer where it was.
+        ValueError: where `model` is another reversible network than the adapter was trained on.
 
     """
-    from peft import LoraConfig, PeftModel
+    from peft import PeftModel
 
-    directory = Path(directory)
-    if not (directory / DESCRIPTION).is_file() or not (directory / ADAPTER_CONFIG).is_file():
+    hub = hub_keywords(keywords)
+    config = cached_file(directory, ADAPTER_CONFIG, _raise_exceptions_for_missing_entries=False, **hub)
+    file = cached_file(directory, DESCRIPTION, _raise_exceptions_for_missing_entries=False, **hub)
+    if file is None or config is None:
         raise FileNotFoundError(f"{directory} holds no adapter with the conversion of its base ({DESCRIPTION}).")
-    base = json.loads((directory / DESCRIPTION).read_text(encoding="utf-8"))["base"]
-    dtype = getattr(torch, base["dtype"])
-    options = {"revision": base["revision"], "dtype": dtype, **quantization_options(base["quantization"], dtype)}
-    model = load_causal_lm(base["name"], **{name: value for name, value in options.items() if value} | keywords)
-    apply_conversion(model, directory)
-    config = json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    config = LoraConfig.from_peft_type(**config | {"peft_type": "LORA"})
-    adapter = PeftModel.from_pretrained(model, directory, config=config, is_trainable=trainable)
-    describe_base(adapter, directory)
-    return adapter
+    description = _read(Path(file))
+    if model is None:
+        model = _load_base(directory, description["base"], keywords)
+    if reversible_stack(model) is None:
+        if description["update_predictors"] is not None:
+            cached_file(directory, PREDICTORS, _raise_exceptions_for_missing_entries=False, **hub)
+        apply_conversion(model, Path(file).parent)
+    return PeftModel.from_pretrained(model, directory, is_trainable=trainable, **hub)
+
+
+def _load_base(adapter: str | os.PathLike, base: Mapping[str, Any], keywords: Mapping[str, Any]) -> Any:
+    if base["name"] is None:
+        raise FileNotFoundError(
+            f"The base of {adapter} was never saved, so it cannot be loaded; pass it as revformers.load_adapter"
+            f"({str(adapter)!r}, model)."
+        )
+    name = find_model(base["name"])
+    kind = getattr(transformers, base["architecture"], None)
+    if kind is None:
+        raise ValueError(
+            f"The base of {adapter} is of the class {base['architecture']!r}, which is none of transformers'; load it "
+            f"and pass it as revformers.load_adapter({str(adapter)!r}, model)."
+        )
+    options = {
+        "revision": base["revision"],
+        "dtype": getattr(torch, base["dtype"]),
+        "quantization_config": base["quantization"],
+    }
+    kind = reversible_class(kind) if _is_saved_reversible(name) else kind
+    return kind.from_pretrained(name, **{key: value for key, value in options.items() if value} | dict(keywords))
+
+
+def _is_saved_reversible(name: str | None) -> bool:
+    """Whether `name` is where a reversible model was loaded from."""
+    if not name:
+        return False
+    try:
+        saved_config(name, {})
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _predictor_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return the weights of the update predictors by layer and name, without those of adapters on them."""
+    weights = {}
+    for layer, predictor in enumerate(update_predictors(model)):
+        with torch.device("meta"):
+            own = UpdatePredictor(predictor.bias.shape[0], predictor.form).state_dict().keys()
+        for name, value in predictor.state_dict().items():
+            name = name.replace(".base_layer.", ".")
+            if name in own:
+                weights[f"{layer}.{name}"] = value.detach().contiguous()
+    return weights
+
+
+def _digest(weights: Mapping[str, Tensor]) -> str | None:
+    """Return what tells weights from others, whatever dtype they were loaded in; None for none."""
+    if not weights:
+        return None
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(weights[name].to("cpu", torch.bfloat16).flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _identity(description: dict[str, Any], directory: Path) -> Identity:
+    try:
+        return Identity.from_dict(description)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ModelFilesError(
+            f"{directory / DESCRIPTION} describes no network that this version of revformers can read "
+            f"({type(error).__name__}: {error}); update revformers, or save the adapter again."
+        ) from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelFilesError(f"{path} is damaged (it is not a JSON object); save the adapter again.") from error
+    assert isinstance(values, dict)
+    return values

@@ -14,6 +14,7 @@ from revformers.hf.state import require_reversible, update_predictors
 
 CARD_NAME = "README.md"
 MARKER = "<!-- revformers writes this file anew with every save; remove this line to keep your own text. -->"
+SECTION = "<!-- revformers writes all that follows anew with every save. -->"
 
 TEMPLATE = """\
 ---
@@ -52,6 +53,25 @@ def model_card(model: PreTrainedModel, tags: Sequence[str] = ()) -> ModelCard:
     text = "\n\n".join(section for section in sections if section)
     card: ModelCard = ModelCard.from_template(data, template_str=TEMPLATE, marker=MARKER, text=text)
     return card
+
+
+def add_section(path: Path, model: PreTrainedModel) -> None:
+    """Say in a card that a trainer wrote what the network is, at its end; what stood there of an earlier save goes."""
+    card = ModelCard.load(path, ignore_metadata_errors=True)
+    reversible = require_reversible(model)
+    card.text = (
+        card.text.split(SECTION)[0].rstrip()
+        + "\n\n"
+        + "\n\n".join([SECTION, _introduction(model).replace("# ", "## ", 1), _dynamics(model, reversible)])
+        + "\n"
+    )
+    card.data.tags = sorted({*(card.data.tags or []), "revformers", "reversible"})
+    card.save(path)
+
+
+def has_section(card: Path) -> bool:
+    """Say whether there is a README.md of a trainer to which `add_section` added."""
+    return card.is_file() and SECTION in card.read_text(encoding="utf-8", errors="replace")
 
 
 def is_ours(card: Path) -> bool:

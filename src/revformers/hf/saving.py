@@ -16,7 +16,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from revformers.hf.card import CARD_NAME, is_ours, model_card
+from revformers.hf.card import CARD_NAME, add_section, has_section, is_ours, model_card
 from revformers.hf.hub import upload
 from revformers.hf.pretrained import VARIANT, own_variant
 
@@ -88,6 +88,9 @@ def _sorted_arguments(
 
 def _write_card(model: PreTrainedModel, partial: Path, target: Path) -> list[str]:
     """Write the model card into `partial`, unless `target` has one that is not ours; return the names written."""
+    if has_section(target / CARD_NAME):
+        add_section(target / CARD_NAME, model)
+        return []
     if (target / CARD_NAME).exists() and not is_ours(target / CARD_NAME):
         warnings.warn(
             f"{target / CARD_NAME} is not one of revformers and was left as it is; delete it to have the model card "

@@ -21,7 +21,7 @@ from transformers import (
 
 from revformers.conversion.convert import convert
 from revformers.errors import NotReversibleError
-from revformers.hf.adapter import apply_conversion, describe_base, save_conversion
+from revformers.hf.adapter import apply_conversion, save_conversion
 from revformers.hf.head import HeadLoss, apply_head, set_head_loss
 from revformers.hf.ordinary import ordinary
 from revformers.hf.pretrained import load_causal_lm
@@ -53,7 +53,7 @@ def finetune(
 
     The run directory then holds the checkpoints of the Trainer; `model` (weights and tokenizer, for
     ``revformers.from_pretrained``) or, of an adapter, `adapter` (in PEFT's format, for
-    ``revformers.hf.adapter.load_adapter``) and with adapter.merge `model` as well; `conversion` (the dynamics and the
+    ``revformers.load_adapter``) and with adapter.merge `model` as well; `conversion` (the dynamics and the
     update predictors as training began); `history.json` (the loss curve over steps and seconds); `start.json` and
     `metrics.json` (the figures before and after); and `recipe.yaml`. A resumed run ends with the same weights, bit for
     bit on the CPU, as one that went through. SIGINT and SIGTERM end the run after the step at hand, with a checkpoint.
@@ -94,7 +94,7 @@ def finetune(
     if recipe.conversion.bits is not None or reversible_stack(model) is not None:
         _prepare_dynamics(model, recipe, data, tokenizer, run, arguments, fresh=checkpoint is None)
     if lora is not None:
-        model = _with_adapter(model, lora, recipe, run)
+        model = _with_adapter(model, lora, recipe)
     apply_tiles(model, recipe.training)
     _set_loss(model, recipe, teacher)
     trainer = _trainer(model, arguments, data, tokenizer)
@@ -294,18 +294,15 @@ def _lora_config(section: AdapterSection) -> Any:
         raise RecipeError(f"PEFT refuses the adapter section: {' '.join(str(error).split())[:300]}") from error
 
 
-def _with_adapter(model: Any, config: Any, recipe: FinetuneRecipe, run: RunDirectory) -> Any:
-    """Return the PEFT model around `model`, seeded, which saves itself with the conversion of its base."""
+def _with_adapter(model: Any, config: Any, recipe: FinetuneRecipe) -> Any:
+    """Return the PEFT model around `model`, seeded."""
     from peft import get_peft_model
 
     set_seed(recipe.training.seed)
     try:
-        adapted = get_peft_model(model, config)
+        return get_peft_model(model, config, revision=recipe.model.revision)
     except ValueError as error:
         raise RecipeError(f"PEFT refuses the adapter section: {' '.join(str(error).split())[:300]}") from error
-    if reversible_stack(model) is not None:
-        describe_base(adapted, run.conversion)
-    return adapted
 
 
 def _set_loss(model: Any, recipe: FinetuneRecipe, teacher: Teacher | None) -> None:

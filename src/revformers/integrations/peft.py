@@ -1,0 +1,61 @@
+"""PEFT: an adapter knows the reversible network that it was trained on, and is refused on any other.
+
+A PEFT adapter holds no weights of its base. Beside one that was trained on a reversible network this writes what
+the network is (`revformers.hf.adapter`), and marks the type of the adapter in its adapter_config.json, so that PEFT
+alone stops at a type that it does not know, whose words say what to install.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from wrapt import wrap_function_wrapper
+
+from revformers.hf.adapter import ADAPTER_CONFIG, check_base, ordinary_type, seal_adapter
+from revformers.hf.state import reversible_stack
+
+Function = Callable[..., Any]
+
+
+def extend_configs(module: ModuleType) -> None:
+    """Let PEFT read the configurations of adapters that are marked."""
+    wrap_function_wrapper(module, "PeftConfigMixin.from_json_file", _from_json_file)
+
+
+def extend_models(module: ModuleType) -> None:
+    """Mark the adapters of reversible models as they are saved, and compare their base as they are loaded."""
+    wrap_function_wrapper(module, "PeftModel.save_pretrained", _save_pretrained)
+    wrap_function_wrapper(module, "PeftModel.load_adapter", _load_adapter)
+
+
+def extend_transformers(module: ModuleType) -> None:
+    """Compare the base of adapters that transformers loads into a model itself."""
+    wrap_function_wrapper(module, "PeftAdapterMixin.load_adapter", _load_adapter)
+
+
+def _from_json_file(ordinary: Function, _: Any, arguments: Any, keywords: Any) -> Any:
+    values = ordinary(*arguments, **keywords)
+    return values | {"peft_type": ordinary_type(values["peft_type"])} if "peft_type" in values else values
+
+
+def _save_pretrained(ordinary: Function, model: Any, arguments: Any, keywords: Any) -> Any:
+    def save(save_directory: Any, *others: Any, **options: Any) -> Any:
+        result = ordinary(save_directory, *others, **options)
+        base = model.get_base_model()
+        if reversible_stack(base) is not None and options.get("is_main_process", True):
+            for name, config in model.peft_config.items():
+                directory = Path(save_directory) / ("" if name == "default" else name)
+                if (directory / ADAPTER_CONFIG).is_file():
+                    seal_adapter(base, directory, config.revision)
+        return result
+
+    return save(*arguments, **keywords)
+
+
+def _load_adapter(ordinary: Function, model: Any, arguments: Any, keywords: Any) -> Any:
+    names = ("model_id", "peft_model_id")
+    adapter = arguments[0] if arguments else next((keywords[name] for name in names if name in keywords), None)
+    if adapter is not None:
+        check_base(model, adapter, keywords)
+    return ordinary(*arguments, **keywords)

@@ -1,0 +1,112 @@
+"""transformers' Trainer: checkpoints are resumed by the network that wrote them, and cards say what it is."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from safetensors.torch import load_file
+from wrapt import wrap_function_wrapper
+
+from revformers.hf.card import CARD_NAME, add_section
+from revformers.hf.discovery import unwrap
+from revformers.hf.identity import Identity
+from revformers.hf.model_config import KEY
+from revformers.hf.pretrained import VARIANT, weight_files
+from revformers.hf.state import reversible_stack
+
+Function = Callable[..., Any]
+
+
+def extend(module: ModuleType) -> None:
+    """Put the functions of this file around those of `transformers.trainer`."""
+    wrap_function_wrapper(module, "Trainer._load_from_checkpoint", _load_from_checkpoint)
+    wrap_function_wrapper(module, "Trainer._load_best_model", _load_best_model)
+    wrap_function_wrapper(module, "Trainer._push_from_checkpoint", _push_from_checkpoint)
+    wrap_function_wrapper(module, "Trainer.create_model_card", create_model_card)
+
+
+def check_checkpoint(model: Any, directory: str | os.PathLike) -> None:
+    """Raise ValueError where the checkpoint in `directory` is that of another network than `model` is.
+
+    The weights of a network mean something only under the dynamics that they were trained with. A checkpoint of sharded
+    training alone has no config.json, and is not checked; an adapter's is checked when it is loaded.
+    """
+    file = Path(directory) / "config.json"
+    if not file.is_file():
+        return
+    description = json.loads(file.read_text(encoding="utf-8")).get(KEY)
+    saved, own = None if description is None else Identity.from_dict(description), reversible_stack(model)
+    if _network(saved) == _network(own):
+        return
+    remedy = (
+        "load the model to train from it, with revformers.from_pretrained"
+        if saved is not None
+        else "load the model to train from it, with transformers"
+    )
+    raise ValueError(
+        f"The checkpoint {directory} is that of {_words(saved)}, and the model to train is {_words(own)}; {remedy}, or "
+        f"train from another checkpoint."
+    )
+
+
+def _network(identity: Identity | None) -> Any:
+    return identity and (identity.dynamics.to_dict(), identity.predictor_form)
+
+
+def _words(identity: Identity | None) -> str:
+    if identity is None:
+        return "an ordinary network"
+    predictors = " with update predictors" if identity.predictor_form else ""
+    return f"a reversible network{predictors} ({identity.dynamics.recurrence})"
+
+
+def _load_from_checkpoint(ordinary: Function, trainer: Any, arguments: Any, keywords: Any) -> Any:
+    def read(resume_from_checkpoint: str, model: Any = None) -> Any:
+        model = trainer.model if model is None else model
+        check_checkpoint(model, resume_from_checkpoint)
+        if not _load_weights(trainer, model, resume_from_checkpoint):
+            ordinary(resume_from_checkpoint, model)
+
+    return read(*arguments, **keywords)
+
+
+def _load_best_model(ordinary: Function, trainer: Any, arguments: Any, keywords: Any) -> Any:
+    directory = trainer.state.best_model_checkpoint
+    check_checkpoint(trainer.model, directory)
+    if trainer.is_deepspeed_enabled or not _load_weights(trainer, trainer.model, directory):
+        ordinary(*arguments, **keywords)
+
+
+def _load_weights(trainer: Any, model: Any, directory: str) -> bool:
+    """Load the weights of a reversible model, whose files have names of their own; return whether there are any."""
+    files = weight_files(Path(directory), VARIANT)
+    if not files or trainer.is_fsdp_enabled or reversible_stack(model) is None:
+        return False
+    weights = {name: value for file in files for name, value in load_file(file).items()}
+    trainer._issue_warnings_after_load(model.load_state_dict(weights, strict=False))
+    return True
+
+
+def _push_from_checkpoint(ordinary: Function, trainer: Any, arguments: Any, keywords: Any) -> Any:
+    """Copy the weights into the folder that is uploaded, as the Trainer does with files of the names that it knows."""
+
+    def push(checkpoint_folder: str) -> Any:
+        if trainer.is_world_process_zero() and reversible_stack(trainer.model) is not None:
+            for file in Path(checkpoint_folder).glob(f"model*{VARIANT}*"):
+                shutil.copy(file, trainer.args.output_dir)
+        return ordinary(checkpoint_folder)
+
+    return push(*arguments, **keywords)
+
+
+def create_model_card(ordinary: Function, trainer: Any, arguments: Any, keywords: Any) -> Any:
+    """Add to the card that a trainer writes what the network is."""
+    result = ordinary(*arguments, **keywords)
+    card = Path(trainer.args.output_dir) / CARD_NAME
+    if trainer.is_world_process_zero() and card.is_file() and reversible_stack(trainer.model) is not None:
+        add_section(card, unwrap(trainer.accelerator.unwrap_model(trainer.model)))
+    return result

@@ -1,0 +1,102 @@
+"""TRL: the reference of a reversible model is a copy of it, and cards say what it is.
+
+TRL's trainers load their reference model from the path that the trained model was loaded from. Where the model was made
+reversible in memory that is another network, and where it was trained in between, another one as well.
+"""
+
+import copy
+import sys
+from collections.abc import Callable
+from types import MethodType, ModuleType
+from typing import Any
+
+import torch
+import yaml
+from wrapt import wrap_function_wrapper
+
+from revformers.hf.model_config import identity_of
+from revformers.integrations.trainer import create_model_card
+
+LOADER, NAME = "create_model_from_path", "get_config_model_id"
+
+
+class ModelName(str):
+    """The name of a reversible model that knows the model: TRL asks for the one and loads by it."""
+
+    model: Any
+
+    def __new__(cls, name: str, model: Any) -> "ModelName":
+        """Return `name`, which stands for `model` where a reference is made."""
+        self = super().__new__(cls, name)
+        self.model = model
+        return self
+
+    def __reduce__(self) -> Any:
+        """Leave the model behind when the name is copied or stored."""
+        return str, (str(self),)
+
+
+def extend_references(module: ModuleType) -> None:
+    """Put the functions of this file around those of `trl.trainer.utils`, wherever TRL has imported them.
+
+    Raises:
+        ImportError: for a release of TRL that makes its references in another way.
+
+    """
+    if not hasattr(module, LOADER) or not hasattr(module, NAME):
+        raise ImportError(
+            f"revformers does not know how this release of TRL makes reference models ({module.__name__} has no "
+            f"{LOADER}); update revformers, or take TRL 1.16."
+        )
+    for dumper in (yaml.Dumper, yaml.SafeDumper):  # TRL writes the name into the metadata of its cards
+        yaml.add_representer(ModelName, lambda writer, name: writer.represent_str(str(name)), Dumper=dumper)
+    for function, wrapper in ((LOADER, _create_model_from_path), (NAME, _get_config_model_id)):
+        before = getattr(module, function)
+        wrap_function_wrapper(module, function, wrapper)
+        for other in [loaded for name, loaded in sys.modules.items() if name.startswith("trl.")]:
+            if vars(other).get(function) is before:
+                setattr(other, function, getattr(module, function))
+
+
+def extend_cards(module: ModuleType) -> None:
+    """Add to the cards of TRL's trainers what the network is."""
+    trainers = [
+        name for name, kind in vars(module).items() if isinstance(kind, type) and "create_model_card" in vars(kind)
+    ]
+    for name in trainers:
+        wrap_function_wrapper(module, f"{name}.create_model_card", create_model_card)
+
+
+def reference_copy(model: Any, dtype: Any = None) -> Any:
+    """Return a copy of a reversible model that trains nothing of its own, for use as a reference.
+
+    Args:
+        model: a reversible model of transformers, without adapters.
+        dtype: of the copy's weights; None or "auto" keeps that of the model, as quantised weights always do.
+
+    """
+    reference = copy.deepcopy(model)
+    if isinstance(vars(reference).get("forward"), MethodType):
+        # What a trainer before this one put there calls the model that it was made for.
+        del reference.forward
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else dtype
+    if isinstance(dtype, torch.dtype) and dtype != reference.dtype and not getattr(reference, "is_quantized", False):
+        reference = reference.to(dtype)
+    return reference
+
+
+def _get_config_model_id(ordinary: Callable[..., Any], _: Any, arguments: Any, keywords: Any) -> Any:
+    name = ordinary(*arguments, **keywords)
+    identity = identity_of(next(iter((*arguments, *keywords.values()))))
+    owner = getattr(identity, "owner", None)
+    model = owner and owner()
+    return name if model is None else ModelName(name or "", model)
+
+
+def _create_model_from_path(ordinary: Callable[..., Any], _: Any, arguments: Any, keywords: Any) -> Any:
+    def create(model_id: Any, architecture: Any = None, **options: Any) -> Any:
+        if isinstance(model_id, ModelName):
+            return reference_copy(model_id.model, options.get("dtype"))
+        return ordinary(model_id, architecture, **options)
+
+    return create(*arguments, **keywords)
