@@ -38,7 +38,7 @@ def test_a_run_from_the_command_line(recipe, capsys):
     assert "before training: original validation loss" in shown
     assert "step 2/2  loss" in shown
     assert "before training and" in shown
-    assert 'Adapter:  revformers.hf.adapter.load_adapter("runs/tiny/adapter")' in shown
+    assert 'Adapter:  revformers.load_adapter("runs/tiny/adapter")' in shown
     assert 'Model:    revformers.from_pretrained("runs/tiny/model")' in shown
 
 

@@ -8,11 +8,11 @@ from huggingface_hub import HfApi, RepoUrl
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
+from transformers import LlamaForCausalLM
 
 import revformers as rf
 from revformers.hf.card import MARKER
-from revformers.hf.reversible import BASE_WITHOUT_NAME
-from revformers.hf.saving import MODEL_TYPE
+from revformers.hf.model_config import MODEL_TYPE
 from revformers.hf.state import reversible_stack, update_predictors
 from tests.conversion.test_convert import TEXT, smooth_llama
 from tests.hf.test_reversible import llama
@@ -75,13 +75,13 @@ def hub(tmp_path, monkeypatch):
 
 
 def check_uploaded(hub, model):
-    assert {"config.json", "model.safetensors", "README.md", "generation_config.json"} == hub.files
+    assert {"config.json", "model.reversible.safetensors", "README.md", "generation_config.json"} == hub.files
     config = json.loads((hub.folder / "config.json").read_text())
     assert config["model_type"] == MODEL_TYPE
     assert config["revformers"]["update_predictors"]
     uploaded, expected = (
         {name for name in names if "update_predictor" in name}
-        for names in (load_file(hub.folder / "model.safetensors"), model.state_dict())
+        for names in (load_file(hub.folder / "model.reversible.safetensors"), model.state_dict())
     )
     assert uploaded == expected != set()
     card = (hub.folder / "README.md").read_text()
@@ -140,7 +140,7 @@ def test_saving_with_push_to_hub_keeps_the_arguments_of_saving(hub, model, tmp_p
     # By position, push_to_hub is the third after the directory; the repository is called as the directory.
     model.save_pretrained(tmp_path / "zeros", True, state, True, max_shard_size="40KB")
     assert hub.calls["create_repo"]["repo_id"] == "zeros"
-    assert "model.safetensors.index.json" in hub.files
+    assert "model.safetensors.index.reversible.json" in hub.files
     assert not any(value.any() for file in hub.folder.glob("*.safetensors") for value in load_file(file).values())
 
 
@@ -186,8 +186,8 @@ def test_a_card_in_the_folder_that_a_user_wrote_goes_along(hub, model, tmp_path)
 
 def test_a_model_made_ordinary_again_is_uploaded_by_transformers():
     model = rf.make_reversible(llama(), rf.Midpoint())
-    assert "push_to_hub" in vars(model)
-    assert "push_to_hub" not in vars(rf.make_residual(model))
+    assert type(model).push_to_hub is not LlamaForCausalLM.push_to_hub
+    assert type(rf.make_residual(model)) is LlamaForCausalLM
 
 
 def trained_adapter(model, **options):
@@ -245,15 +245,20 @@ def test_an_adapter_names_the_saved_reversible_model_as_its_base(model, tmp_path
     assert f"base_model: {tmp_path / 'base'}" in tags
 
 
-def test_an_adapter_of_a_base_made_reversible_in_memory_does_not_name_the_ordinary_network(tmp_path):
+def test_an_adapter_of_a_base_made_reversible_in_memory_is_refused_on_the_ordinary_network(tmp_path):
     llama().save_pretrained(tmp_path / "ordinary")
     ordinary = type(llama()).from_pretrained(tmp_path / "ordinary")
     rf.make_reversible(ordinary, rf.BlendedMidpoint(0.25))
-    trained = get_peft_model(ordinary, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    trained = get_peft_model(
+        ordinary, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    ).eval()
     trained.save_pretrained(tmp_path / "adapter")
-    with pytest.raises(OSError, match=BASE_WITHOUT_NAME):
+    with pytest.raises(ValueError, match=r"is an ordinary network; load both with revformers\.load_adapter"):
         AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
-    assert PeftModel.from_pretrained(
-        rf.make_reversible(llama(), rf.BlendedMidpoint(0.25)), tmp_path / "adapter"
-    )  # an explicit base
+    explicit = PeftModel.from_pretrained(
+        rf.make_reversible(llama(), rf.BlendedMidpoint(0.25)).eval(), tmp_path / "adapter"
+    )
+    with torch.no_grad():
+        for loaded in (explicit, rf.load_adapter(tmp_path / "adapter")):
+            assert torch.equal(loaded.eval()(TEXT).logits, trained(TEXT).logits)
     assert rf.make_residual(trained.unload()).name_or_path == str(tmp_path / "ordinary")

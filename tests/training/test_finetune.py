@@ -11,7 +11,8 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import revformers as rf
-from revformers.hf.adapter import ADAPTER_TYPE, load_adapter
+from revformers import load_adapter
+from revformers.hf.adapter import MARK
 from revformers.hf.state import reversible_stack, update_predictors
 from revformers.training import finetune as finetune_module
 from revformers.training import trainer_run
@@ -148,7 +149,7 @@ def test_an_interrupted_run_in_the_middle_of_annealing_ends_as_one_that_went_thr
     interrupted_at(-1)
     resumed = run(recipe, resume=True)
     assert resumed.finished
-    name = "adapter/adapter_model.safetensors" if adapter else "model/model.safetensors"
+    name = "adapter/adapter_model.safetensors" if adapter else "model/model.reversible.safetensors"
     assert (through.directory / name).read_bytes() == (resumed.directory / name).read_bytes()
     assert curve(through, "eval_loss") == curve(resumed, "eval_loss")
     assert reversible_stack(
@@ -166,10 +167,10 @@ def test_an_adapter_loads_with_its_conversion_and_not_without(shared, tmp_path):
         logits = adapter(IDS).logits
         assert torch.allclose(logits, merged(IDS).logits, atol=1e-3)
         assert not torch.allclose(logits, ordinary(IDS).logits, atol=1e-1)
-    with pytest.raises(KeyError, match=r"pip install revformers, then revformers\.hf\.adapter\.load_adapter"):
+    with pytest.raises(ValueError, match=r"is an ordinary network; load both with revformers\.load_adapter"):
         PeftModel.from_pretrained(ordinary, str(result.directory / "adapter"))
     checkpoint = result.directory / "checkpoint-4"
-    assert json.loads((checkpoint / "adapter_config.json").read_text())["peft_type"] == ADAPTER_TYPE
+    assert json.loads((checkpoint / "adapter_config.json").read_text())["peft_type"] == "LORA" + MARK
     with torch.no_grad():
         assert torch.equal(load_adapter(checkpoint)(IDS).logits, logits)
 

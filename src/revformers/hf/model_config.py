@@ -39,6 +39,13 @@ class ReversibleConfig(PreTrainedConfig):
     _ordinary: ClassVar[Any] = None
 
     @classmethod
+    def from_pretrained(cls, path: Any, *arguments: Any, **keywords: Any) -> Any:
+        """Read a config.json; that of an ordinary model is one of the ordinary class, as PEFT compares the two."""
+        if cls._ordinary is not None and KEY not in super().get_config_dict(path, **keywords)[0]:
+            return cls._ordinary.from_pretrained(path, *arguments, **keywords)
+        return super().from_pretrained(path, *arguments, **keywords)
+
+    @classmethod
     def get_config_dict(cls, *arguments: Any, **keywords: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """Read a config.json; of a reversible model, under the model type of its family."""
         values, others = super().get_config_dict(*arguments, **keywords)

@@ -11,6 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from revformers.dynamics.base import LARGEST_DENOMINATOR
 from revformers.dynamics.blended_midpoint import BlendedMidpoint
+from revformers.hf.adapter import DESCRIPTION
 from revformers.hf.model_config import KEY
 from revformers.hf.saving import CONFIG_NAME
 from revformers.hf.state import require_reversible, update_predictors
@@ -88,12 +89,14 @@ class Annealing(TrainerCallback):
         self.set(state.global_step)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Describe the model in the checkpoint by its target, to which its predictors, unscaled, belong."""
-        path = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / CONFIG_NAME
-        if state.is_world_process_zero and path.is_file():  # an adapter's checkpoint has the target already
-            config = json.loads(path.read_text(encoding="utf-8"))
-            config[KEY]["dynamics"] = self._target.to_dict()
-            write_json(path, config)
+        """Describe the network in the checkpoint by its target, to which its predictors, unscaled, belong."""
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        # A model's config.json holds the description among others, an adapter's file is the description.
+        for path in (folder / CONFIG_NAME, folder / DESCRIPTION):
+            if state.is_world_process_zero and path.is_file():
+                values = json.loads(path.read_text(encoding="utf-8"))
+                values.get(KEY, values)["dynamics"] = self._target.to_dict()
+                write_json(path, values)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
