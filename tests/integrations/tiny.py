@@ -6,7 +6,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast, TrainingArguments
 
 import revformers as rf
 from revformers.hf.discovery import unwrap
@@ -36,10 +36,11 @@ def sentences(count, length=6):
 
 def dataset(task, rows=8):
     prompts, good, bad = (sentences(rows, length) for length in (3, 6, 5))
+    answers = {"chosen": [f" {text}" for text in good], "rejected": [f" {text}" for text in bad]}
     columns = {
         "sft": {"text": good},
-        "dpo": {"prompt": prompts, "chosen": good, "rejected": bad},
-        "kto": {"prompt": prompts, "completion": good, "label": [row % 2 == 0 for row in range(rows)]},
+        "dpo": {"prompt": prompts} | answers,
+        "kto": {"prompt": prompts, "completion": answers["chosen"], "label": [row % 2 == 0 for row in range(rows)]},
         "grpo": {"prompt": prompts},
         "rloo": {"prompt": prompts},
         "reward": {"chosen": good, "rejected": bad},
@@ -132,6 +133,3 @@ def class_name(model):
     return type(unwrap(model)).__name__
 
 
-def train(trainer):
-    """Train, and return the mean loss to the last digit, which the log rounds."""
-    return Trainer.train(trainer).training_loss
