@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.utils import cached_file
@@ -23,14 +24,14 @@ from revformers.hf.attach import add_update_predictors
 from revformers.hf.discovery import unwrap
 from revformers.hf.identity import Identity
 from revformers.hf.model_class import reversible_class, saved_config
-from revformers.hf.pretrained import find_model, hub_keywords
+from revformers.hf.pretrained import VARIANT, find_model, hub_keywords, local_folder, weight_files
 from revformers.hf.reversible import make_reversible
+from revformers.hf.saving import ADAPTER_CONFIG
 from revformers.hf.state import require_reversible, reversible_stack, update_predictors
 from revformers.update_predictor import UpdatePredictor
 
 DESCRIPTION = "reversible.json"
 PREDICTORS = "update_predictors.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
 MARK = " on a reversible model (pip install revformers, then import revformers)"
 
 
@@ -47,7 +48,7 @@ def save_conversion(model: nn.Module, directory: Path, base: Mapping[str, Any], 
     weights = _predictor_weights(model)
     if weights and predictors:
         save_file(weights, directory / PREDICTORS)
-    description = require_reversible(model).to_dict() | {"base": dict(base), "predictors_sha256": _digest(weights)}
+    description = require_reversible(model).to_dict() | {"base": dict(base), "predictors_sha256": _digests(weights)}
     (directory / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
@@ -91,7 +92,7 @@ def seal_adapter(model: nn.Module, directory: Path, revision: str | None = None)
         "quantization": quantization,
         "architecture": type(unwrap(model)).__name__.removeprefix("FSDP"),
     }
-    save_conversion(model, directory, base, predictors=not _is_saved_reversible(name))
+    save_conversion(model, directory, base, predictors=not _is_saved_with_predictors(name, model))
     path = directory / ADAPTER_CONFIG
     values = json.loads(path.read_text(encoding="utf-8"))
     values["peft_type"] = ordinary_type(values["peft_type"]) + MARK
@@ -114,9 +115,14 @@ def check_base(model: nn.Module, adapter: str | os.PathLike, keywords: Mapping[s
         keywords: those of the loading function; they say which revision and where.
 
     """
-    file = cached_file(adapter, DESCRIPTION, _raise_exceptions_for_missing_entries=False, **hub_keywords(keywords))
-    own = reversible_stack(model)
+    file, own = _find(adapter, DESCRIPTION, keywords), reversible_stack(model)
     if file is None:
+        config = _find(adapter, ADAPTER_CONFIG, keywords)
+        if config is not None and str(_read(Path(config)).get("peft_type")).endswith(MARK):
+            raise ModelFilesError(
+                f"The adapter {adapter} was trained on a reversible model and lacks {DESCRIPTION}, which describes it; "
+                f"save or download the adapter again."
+            )
         if own is not None:
             raise ValueError(
                 f"The adapter {adapter} was trained on an ordinary network, and this model is reversible; load it on "
@@ -125,13 +131,7 @@ def check_base(model: nn.Module, adapter: str | os.PathLike, keywords: Mapping[s
         return
     description = _read(Path(file))
     identity = _identity(description, Path(file).parent)
-    same = (
-        own is not None
-        and own.dynamics.to_dict() == identity.dynamics.to_dict()
-        and own.predictor_form == identity.predictor_form
-        and _digest(_predictor_weights(model)) == description["predictors_sha256"]
-    )
-    if not same:
+    if not _is_base(model, description, Path(file).parent):
         this = "an ordinary network" if own is None else f"another network ({own.dynamics.recurrence})"
         raise ValueError(
             f"The adapter {adapter} was trained on a reversible network ({identity.dynamics.recurrence}), and this "
@@ -162,19 +162,40 @@ def load_adapter(
     """
     from peft import PeftModel
 
-    hub = hub_keywords(keywords)
-    config = cached_file(directory, ADAPTER_CONFIG, _raise_exceptions_for_missing_entries=False, **hub)
-    file = cached_file(directory, DESCRIPTION, _raise_exceptions_for_missing_entries=False, **hub)
+    config, file = (_find(directory, name, keywords) for name in (ADAPTER_CONFIG, DESCRIPTION))
     if file is None or config is None:
         raise FileNotFoundError(f"{directory} holds no adapter with the conversion of its base ({DESCRIPTION}).")
     description = _read(Path(file))
     if model is None:
         model = _load_base(directory, description["base"], keywords)
-    if reversible_stack(model) is None:
+        # What was made of a saved reversible model in memory is described here too.
+        known = _is_base(model, description, Path(file).parent)
+    else:
+        known = reversible_stack(model) is not None
+    if not known:
         if description["update_predictors"] is not None:
-            cached_file(directory, PREDICTORS, _raise_exceptions_for_missing_entries=False, **hub)
+            _find(directory, PREDICTORS, keywords)
         apply_conversion(model, Path(file).parent)
-    return PeftModel.from_pretrained(model, directory, is_trainable=trainable, **hub)
+    return PeftModel.from_pretrained(model, directory, is_trainable=trainable, **hub_keywords(keywords))
+
+
+def _find(adapter: str | os.PathLike, name: str, keywords: Mapping[str, Any]) -> str | None:
+    """Return where a file of an adapter lies on this machine, downloaded where it has to be; None where it has none."""
+    found: str | None = cached_file(
+        adapter, name, _raise_exceptions_for_missing_entries=False, **hub_keywords(keywords)
+    )
+    return found
+
+
+def _is_base(model: nn.Module, description: Mapping[str, Any], directory: Path) -> bool:
+    """Whether a model is the network that an adapter's description is of."""
+    own, identity = reversible_stack(model), _identity(description, directory)
+    return (
+        own is not None
+        and own.dynamics.to_dict() == identity.dynamics.to_dict()
+        and own.predictor_form == identity.predictor_form
+        and not set(_digests(_predictor_weights(model))).isdisjoint(description["predictors_sha256"])
+    )
 
 
 def _load_base(adapter: str | os.PathLike, base: Mapping[str, Any], keywords: Mapping[str, Any]) -> Any:
@@ -210,6 +231,23 @@ def _is_saved_reversible(name: str | None) -> bool:
     return True
 
 
+def _is_saved_with_predictors(name: str | None, model: nn.Module) -> bool:
+    """Whether the update predictors of a model are those of the reversible model that `name` holds."""
+    if not name or not _is_saved_reversible(name):
+        return False
+    inner = unwrap(model)
+    layers = {module: layer for layer, module in enumerate(update_predictors(model))}
+    places = {f"{path}.": layers[module] for path, module in inner.named_modules() if module in layers}
+    saved = {}
+    for file in weight_files(local_folder(name, {}, local_files_only=True), VARIANT):
+        with safe_open(file, framework="pt") as weights:
+            for key in weights.keys():  # noqa: SIM118
+                path = next((path for path in places if key.startswith(path)), None)
+                if path is not None:
+                    saved[f"{places[path]}.{key.removeprefix(path)}"] = weights.get_tensor(key)
+    return not set(_digests(saved)).isdisjoint(_digests(_predictor_weights(model)))
+
+
 def _predictor_weights(model: nn.Module) -> dict[str, Tensor]:
     """Return the weights of the update predictors by layer and name, without those of adapters on them."""
     weights = {}
@@ -223,20 +261,23 @@ def _predictor_weights(model: nn.Module) -> dict[str, Tensor]:
     return weights
 
 
-def _digest(weights: Mapping[str, Tensor]) -> str | None:
-    """Return what tells weights from others, whatever dtype they were loaded in; None for none."""
-    if not weights:
-        return None
-    digest = hashlib.sha256()
+def _digests(weights: Mapping[str, Tensor]) -> list[str]:
+    """Return what tells weights from others in whatever dtype they were loaded; one is the same, or more, for the same.
+
+    Rounding by way of float16 gives other numbers than rounding at once, so there are two.
+    """
+    digests = hashlib.sha256(), hashlib.sha256()
     for name in sorted(weights):
-        digest.update(name.encode())
-        digest.update(weights[name].to("cpu", torch.bfloat16).flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        for digest, dtype in zip(digests, (torch.float32, torch.float16), strict=True):
+            value = weights[name].to("cpu").to(dtype).to(torch.bfloat16)
+            digest.update(name.encode())
+            digest.update(value.flatten().view(torch.uint8).numpy().data)
+    return [digest.hexdigest() for digest in digests]
 
 
-def _identity(description: dict[str, Any], directory: Path) -> Identity:
+def _identity(description: Mapping[str, Any], directory: Path) -> Identity:
     try:
-        return Identity.from_dict(description)
+        return Identity.from_dict(dict(description))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ModelFilesError(
             f"{directory / DESCRIPTION} describes no network that this version of revformers can read "

@@ -12,7 +12,8 @@ from typing import Any
 
 from wrapt import wrap_function_wrapper
 
-from revformers.hf.adapter import ADAPTER_CONFIG, check_base, ordinary_type, seal_adapter
+from revformers.hf.adapter import check_base, ordinary_type, seal_adapter
+from revformers.hf.saving import ADAPTER_CONFIG
 from revformers.hf.state import reversible_stack
 
 Function = Callable[..., Any]
@@ -27,6 +28,11 @@ def extend_models(module: ModuleType) -> None:
     """Mark the adapters of reversible models as they are saved, and compare their base as they are loaded."""
     wrap_function_wrapper(module, "PeftModel.save_pretrained", _save_pretrained)
     wrap_function_wrapper(module, "PeftModel.load_adapter", _load_adapter)
+
+
+def extend_swapping(module: ModuleType) -> None:
+    """Compare the base of adapters that take the place of loaded ones."""
+    wrap_function_wrapper(module, "hotswap_adapter", _hotswap_adapter)
 
 
 def extend_transformers(module: ModuleType) -> None:
@@ -55,7 +61,17 @@ def _save_pretrained(ordinary: Function, model: Any, arguments: Any, keywords: A
 
 def _load_adapter(ordinary: Function, model: Any, arguments: Any, keywords: Any) -> Any:
     names = ("model_id", "peft_model_id")
-    adapter = arguments[0] if arguments else next((keywords[name] for name in names if name in keywords), None)
+    # PEFT's mixed models, which are no PeftModel, call the method as a function.
+    model, *others = arguments if model is None else (model, *arguments)
+    adapter = others[0] if others else next((keywords[name] for name in names if name in keywords), None)
     if adapter is not None:
-        check_base(model, adapter, keywords)
+        check_base(model, adapter, keywords | (keywords.get("adapter_kwargs") or {}))
     return ordinary(*arguments, **keywords)
+
+
+def _hotswap_adapter(ordinary: Function, _: Any, arguments: Any, keywords: Any) -> Any:
+    def swap(model: Any, model_name_or_path: Any, *others: Any, **options: Any) -> Any:
+        check_base(model, model_name_or_path, options)
+        return ordinary(model, model_name_or_path, *others, **options)
+
+    return swap(*arguments, **keywords)

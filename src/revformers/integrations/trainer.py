@@ -11,6 +11,7 @@ from typing import Any
 from safetensors.torch import load_file
 from wrapt import wrap_function_wrapper
 
+from revformers.hf.adapter import DESCRIPTION, PREDICTORS
 from revformers.hf.card import CARD_NAME, add_section
 from revformers.hf.discovery import unwrap
 from revformers.hf.identity import Identity
@@ -96,8 +97,9 @@ def _push_from_checkpoint(ordinary: Function, trainer: Any, arguments: Any, keyw
 
     def push(checkpoint_folder: str) -> Any:
         if trainer.is_world_process_zero() and reversible_stack(trainer.model) is not None:
-            for file in Path(checkpoint_folder).glob(f"model*{VARIANT}*"):
-                shutil.copy(file, trainer.args.output_dir)
+            for name in (f"model*{VARIANT}*", DESCRIPTION, PREDICTORS):
+                for file in Path(checkpoint_folder).glob(name):
+                    shutil.copy(file, trainer.args.output_dir)
         return ordinary(checkpoint_folder)
 
     return push(*arguments, **keywords)

@@ -1,0 +1,317 @@
+"""An adapter is loaded on the network that it was trained on, and refused on every other, by whatever route."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import peft.utils.hotswap
+import pytest
+import torch
+import transformers.integrations.peft
+from peft import (
+    AutoPeftModelForCausalLM,
+    AutoPeftModelForSequenceClassification,
+    LoraConfig,
+    PeftMixedModel,
+    PeftModel,
+    TaskType,
+    get_peft_model,
+)
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, LlamaForSequenceClassification, pipeline
+
+import revformers as rf
+from revformers.errors import ModelFilesError
+from revformers.hf.adapter import DESCRIPTION, MARK, PREDICTORS
+from tests.conversion.test_convert import TEXT, smooth_llama
+from tests.integrations.tiny import (
+    DYNAMICS,
+    IDS,
+    logits,
+    lora,
+    make,
+    ordinary,
+    saved,
+    tokenizer,
+    what_it_is,
+    with_adapter,
+)
+
+BASES = ("memory", "loaded", "converted", "converted and saved")
+WRONG = ("ordinary", "other dynamics", "other predictors")
+REFUSED = r"(an ordinary|another) network.*; load both with revformers\.load_adapter"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapters")
+    ordinary(folder / "ordinary")
+    return folder
+
+
+def base(kind, folder):
+    if kind == "converted and saved":
+        return rf.from_pretrained(saved(folder / "converted", converted=True))
+    return make(kind, folder)
+
+
+def wrong_base(kind, folder):
+    model = LlamaForCausalLM.from_pretrained(folder / "ordinary")
+    if kind == "other dynamics":
+        rf.make_reversible(model, rf.Midpoint())
+    if kind == "other predictors":
+        rf.convert(model, 0.5, TEXT[3:])
+    return model
+
+
+@pytest.fixture(scope="module")
+def adapters(folder):
+    """The directory of an adapter of every base, and what the adapted network answers."""
+    made = {}
+    for kind in BASES:
+        model = with_adapter(base(kind, folder))
+        directory = folder / f"adapter of {kind}"
+        model.save_pretrained(directory)
+        tokenizer().save_pretrained(directory)
+        made[kind] = directory, logits(model), what_it_is(model)
+    return made
+
+
+@pytest.fixture(scope="module")
+def ordinary_adapter(folder):
+    model = with_adapter(LlamaForCausalLM.from_pretrained(folder / "ordinary"))
+    model.save_pretrained(folder / "ordinary adapter")
+    return folder / "ordinary adapter"
+
+
+def by_peft(model, directory):
+    return PeftModel.from_pretrained(model, directory)
+
+
+def by_mixed_peft(model, directory):
+    return PeftMixedModel.from_pretrained(model, directory)
+
+
+def by_transformers(model, directory):
+    model.load_adapter(directory)
+    return model
+
+
+def by_swapping(model, directory):
+    model = with_adapter(model)
+    peft.utils.hotswap.hotswap_adapter(model, directory, "default")
+    return model
+
+
+ROUTES = [by_peft, by_mixed_peft, by_transformers, by_swapping]
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("kind", BASES)
+def test_an_adapter_is_refused_on_a_wrong_base_and_loaded_on_the_right_one(kind, route, folder, adapters):
+    directory, expected, network = adapters[kind]
+    for wrong in WRONG:
+        with pytest.raises(ValueError, match=REFUSED):
+            route(wrong_base(wrong, folder), directory)
+    loaded = route(base(kind, folder), str(directory))
+    assert what_it_is(loaded) == network
+    assert torch.equal(logits(loaded), expected)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_an_adapter_of_an_ordinary_network_is_refused_on_a_reversible_one(route, folder, ordinary_adapter):
+    route(wrong_base("ordinary", folder), ordinary_adapter)
+    for kind in ("memory", "converted"):
+        with pytest.raises(ValueError, match="was trained on an ordinary network, and this model is reversible"):
+            route(base(kind, folder), ordinary_adapter)
+
+
+@pytest.mark.parametrize("kind", BASES)
+def test_loaders_that_find_the_base_themselves_load_the_right_one_or_none(kind, adapters):
+    directory, expected, _ = adapters[kind]
+    directory = str(directory)
+    loaders = [
+        AutoPeftModelForCausalLM.from_pretrained,
+        AutoModelForCausalLM.from_pretrained,
+        lambda path: pipeline("text-generation", path).model,
+    ]
+    for load in loaders:
+        if kind in ("memory", "converted"):  # named after the ordinary network, which they load
+            with pytest.raises(ValueError, match=REFUSED):
+                load(directory)
+        else:
+            assert torch.equal(logits(load(directory)), expected)
+
+
+@pytest.mark.parametrize("kind", BASES)
+def test_one_call_makes_the_base_right(kind, folder, adapters):
+    directory, expected, network = adapters[kind]
+    for loaded in (rf.load_adapter(directory), rf.load_adapter(str(directory), base(kind, folder))):
+        assert what_it_is(loaded) == network
+        assert torch.equal(logits(loaded), expected)
+    for wrong in ("other dynamics", "other predictors"):
+        with pytest.raises(ValueError, match=REFUSED):
+            rf.load_adapter(directory, wrong_base(wrong, folder))
+
+
+@pytest.mark.parametrize("kind", ["memory", "converted"])
+def test_one_call_makes_an_ordinary_base_right_in_place(kind, folder, adapters):
+    directory, expected, network = adapters[kind]
+    model = wrong_base("ordinary", folder)
+    loaded = rf.load_adapter(directory, model)
+    assert loaded.get_base_model() is model
+    assert what_it_is(model) == network
+    assert torch.equal(logits(loaded), expected)
+
+
+def test_a_saved_base_that_was_changed_in_memory_is_described_as_it_was_changed(folder, tmp_path):
+    model = rf.from_pretrained(saved(folder / "converted", converted=True))
+    for number, change in enumerate((lambda: rf.make_reversible(model, DYNAMICS), lambda: converted_anew(model))):
+        change()
+        adapted = with_adapter(model)
+        adapted.save_pretrained(tmp_path / str(number))
+        assert torch.equal(logits(rf.load_adapter(tmp_path / str(number))), logits(adapted))
+        adapted.unload()
+
+
+def converted_anew(model):
+    rf.convert(rf.make_residual(model), 0.5, TEXT[3:])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_base_in_another_dtype_is_the_same_base(dtype, folder, adapters, tmp_path):
+    narrow = rf.from_pretrained(saved(folder / "converted", converted=True), dtype=dtype)
+    PeftModel.from_pretrained(narrow, adapters["converted and saved"][0])
+    with_adapter(rf.from_pretrained(folder / "converted", dtype=dtype)).save_pretrained(tmp_path)
+    assert rf.load_adapter(tmp_path).get_base_model().dtype == dtype
+    PeftModel.from_pretrained(rf.from_pretrained(folder / "converted", dtype=torch.float32), tmp_path)
+
+
+def test_the_predictors_lie_beside_the_adapter_only_where_the_base_does_not_hold_them(adapters):
+    for kind in BASES:
+        assert (adapters[kind][0] / PREDICTORS).is_file() == (kind == "converted")
+
+
+def test_an_adapter_that_lost_its_description_is_refused(folder, adapters, tmp_path):
+    shutil.copytree(adapters["memory"][0], tmp_path / "adapter")
+    (tmp_path / "adapter" / DESCRIPTION).unlink()
+    for model in (wrong_base("ordinary", folder), base("memory", folder)):
+        with pytest.raises(ModelFilesError, match=rf"trained on a reversible model and lacks {DESCRIPTION}"):
+            PeftModel.from_pretrained(model, tmp_path / "adapter")
+
+
+def test_an_adapter_of_a_base_that_was_never_saved_asks_for_it(folder, tmp_path):
+    adapted = with_adapter(make("unnamed", folder))
+    adapted.save_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"was never saved.*pass it as revformers\.load_adapter"):
+        rf.load_adapter(tmp_path)
+    assert torch.equal(logits(rf.load_adapter(tmp_path, smooth_llama())), logits(adapted))
+
+
+def test_several_adapters_of_one_model_are_each_refused_on_the_wrong_base(folder, tmp_path):
+    adapted = with_adapter(base("converted", folder))
+    adapted.add_adapter("second", lora(init_lora_weights=False))
+    adapted.save_pretrained(tmp_path)
+    for name, directory in (("default", tmp_path), ("second", tmp_path / "second")):
+        adapted.set_adapter(name)
+        with pytest.raises(ValueError, match=REFUSED):
+            PeftModel.from_pretrained(wrong_base("ordinary", folder), directory)
+        assert torch.equal(logits(rf.load_adapter(directory)), logits(adapted))
+    loaded = PeftModel.from_pretrained(base("converted", folder), tmp_path)
+    loaded.load_adapter(tmp_path / "second", "second")
+    loaded.set_adapter("second")
+    assert torch.equal(logits(loaded), logits(adapted))
+
+
+def test_saving_some_of_the_adapters_describes_these(folder, tmp_path):
+    adapted = with_adapter(base("memory", folder))
+    adapted.add_adapter("second", lora())
+    adapted.save_pretrained(tmp_path, selected_adapters=["second"])
+    assert not (tmp_path / DESCRIPTION).exists()
+    assert (tmp_path / "second" / DESCRIPTION).is_file()
+
+
+def test_an_adapter_of_a_classifier(folder, tmp_path):
+    model = LlamaForSequenceClassification.from_pretrained(folder / "ordinary", num_labels=3, pad_token_id=0)
+    rf.make_reversible(model, DYNAMICS)
+    config = LoraConfig(task_type=TaskType.SEQ_CLS, r=2, target_modules=["q_proj"], init_lora_weights=False)
+    adapted = get_peft_model(model, config)
+    with torch.no_grad():
+        adapted.base_model.model.score.modules_to_save["default"].weight.add_(1)
+    adapted.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=REFUSED):
+        AutoPeftModelForSequenceClassification.from_pretrained(tmp_path, num_labels=3)
+    loaded = rf.load_adapter(tmp_path, num_labels=3, pad_token_id=0)
+    assert type(loaded).__name__ == "PeftModelForSequenceClassification"
+    assert torch.equal(logits(loaded), logits(adapted))
+
+
+@pytest.mark.parametrize("kind", ["memory", "loaded"])
+def test_resized_embeddings_are_saved_with_the_adapter(kind, folder, tmp_path):
+    model = base(kind, folder)
+    model.resize_token_embeddings(70, mean_resizing=False)
+    adapted = with_adapter(model)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[61:].fill_(0.5)
+    with pytest.warns(UserWarning, match="the embedding layer has been resized"):
+        adapted.save_pretrained(tmp_path)
+    names = load_file(tmp_path / "adapter_model.safetensors")
+    assert any("embed_tokens" in name for name in names)
+    right = base(kind, folder)
+    right.resize_token_embeddings(70, mean_resizing=False)
+    assert torch.equal(logits(rf.load_adapter(tmp_path, right)), logits(adapted))
+
+
+def test_embeddings_that_were_not_resized_are_not_saved(adapters):
+    for directory, _, _ in adapters.values():
+        assert not any("embed_tokens" in name for name in load_file(directory / "adapter_model.safetensors"))
+
+
+@pytest.fixture
+def any_peft(monkeypatch):
+    """Let transformers add adapters with a release of PEFT that is older than the one it asks for."""
+    monkeypatch.setattr(transformers.integrations.peft, "MIN_PEFT_VERSION", "0.18.0")
+
+
+@pytest.mark.parametrize("kind", BASES)
+def test_an_adapter_that_transformers_saves_knows_its_base(kind, folder, tmp_path, any_peft):
+    model = base(kind, folder)
+    torch.manual_seed(0)
+    model.add_adapter(lora(init_lora_weights=False))
+    expected = logits(model)
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"] == "LORA" + MARK
+    for wrong in WRONG:
+        with pytest.raises(ValueError, match=REFUSED):
+            by_transformers(wrong_base(wrong, folder), tmp_path)
+    assert torch.equal(logits(by_transformers(base(kind, folder), tmp_path)), expected)
+    assert torch.equal(logits(rf.load_adapter(tmp_path)), expected)
+
+
+def test_an_adapter_of_an_ordinary_network_is_saved_as_peft_saves_it(ordinary_adapter, folder, tmp_path, any_peft):
+    assert not (ordinary_adapter / DESCRIPTION).exists()
+    model = wrong_base("ordinary", folder)
+    model.add_adapter(lora())
+    model.save_pretrained(tmp_path)
+    for directory in (ordinary_adapter, tmp_path):
+        assert json.loads((directory / "adapter_config.json").read_text())["peft_type"] == "LORA"
+
+
+def test_without_revformers_peft_stops_at_a_type_that_says_what_to_install(folder, adapters, tmp_path):
+    code = (
+        "import sys, peft, transformers\n"
+        "model = transformers.LlamaForCausalLM.from_pretrained(sys.argv[1])\n"
+        "for load in (lambda: peft.PeftModel.from_pretrained(model, sys.argv[2]),\n"
+        "             lambda: model.load_adapter(sys.argv[2]),\n"
+        "             lambda: transformers.AutoModelForCausalLM.from_pretrained(sys.argv[2])):\n"
+        "    try:\n"
+        "        load()\n"
+        "    except Exception as error:\n"
+        "        assert 'pip install revformers, then import revformers' in str(error), error\n"
+        "        print('stopped')\n"
+        "assert 'revformers' not in sys.modules\n"
+    )
+    command = [sys.executable, "-c", code, str(folder / "ordinary"), str(adapters["memory"][0])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.stdout.split() == ["stopped"] * 3, done.stderr
