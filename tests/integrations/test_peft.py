@@ -27,7 +27,6 @@ from revformers.hf.adapter import DESCRIPTION, MARK, PREDICTORS
 from tests.conversion.test_convert import TEXT, smooth_llama
 from tests.integrations.tiny import (
     DYNAMICS,
-    IDS,
     logits,
     lora,
     make,

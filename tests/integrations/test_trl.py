@@ -91,7 +91,7 @@ def reward(completions, **columns):
 
 @contextlib.contextmanager
 def reference(trainer):
-    """The network that the trainer compares with: one of its own, or the trained one under its first adapter or none."""
+    """The network that the trainer compares with: its own, or the trained one under the first adapter or without."""
     if trainer.ref_model is not None:
         yield trainer.ref_model
     elif "ref" in trainer.model.peft_config:

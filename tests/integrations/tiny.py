@@ -131,5 +131,3 @@ def what_it_is(model):
 
 def class_name(model):
     return type(unwrap(model)).__name__
-
-

@@ -55,14 +55,21 @@ def model_card(model: PreTrainedModel, tags: Sequence[str] = ()) -> ModelCard:
     return card
 
 
-def add_section(path: Path, model: PreTrainedModel) -> None:
-    """Say in a card that a trainer wrote what the network is, at its end; what stood there of an earlier save goes."""
+def add_section(path: Path, model: PreTrainedModel, adapter: bool = False) -> None:
+    """Say in a card that a trainer or PEFT wrote what the network is, at its end, in the place of an earlier save's.
+
+    Args:
+        path: the card.
+        model: a reversible model.
+        adapter: whether the card is that of an adapter of the model.
+
+    """
     card = ModelCard.load(path, ignore_metadata_errors=True)
     reversible = require_reversible(model)
     card.text = (
         card.text.split(SECTION)[0].rstrip()
         + "\n\n"
-        + "\n\n".join([SECTION, _introduction(model).replace("# ", "## ", 1), _dynamics(model, reversible)])
+        + "\n\n".join([SECTION, _introduction(model, adapter).replace("# ", "## ", 1), _dynamics(model, reversible)])
         + "\n"
     )
     card.data.tags = sorted({*(card.data.tags or []), "revformers", "reversible"})
@@ -79,11 +86,14 @@ def is_ours(card: Path) -> bool:
     return card.is_file() and MARKER in card.read_text(encoding="utf-8", errors="replace")
 
 
-def _introduction(model: PreTrainedModel) -> str:
+def _introduction(model: PreTrainedModel, adapter: bool = False) -> str:
+    network, load, kind = "This", "from_pretrained", "model"
+    if adapter:
+        network, load, kind = "The base of this adapter", "load_adapter", "adapter"
     return f"""\
 # {type(model).__name__} with its own recurrence
 
-**This is not the ordinary network.** Its hidden states follow the recurrence below in place of
+**{network} is not the ordinary network.** Its hidden states follow the recurrence below in place of
 `p[l+1] = p[l] + f(p[l])`, and its weights mean something only with it. transformers alone refuses to load it.
 
     pip install revformers
@@ -91,7 +101,7 @@ def _introduction(model: PreTrainedModel) -> str:
 ```python
 import revformers
 
-model = revformers.from_pretrained("the directory or hub id of this model")
+model = revformers.{load}("the directory or hub id of this {kind}")
 ```"""
 
 

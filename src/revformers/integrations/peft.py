@@ -13,6 +13,7 @@ from typing import Any
 from wrapt import wrap_function_wrapper
 
 from revformers.hf.adapter import check_base, ordinary_type, seal_adapter
+from revformers.hf.card import CARD_NAME, add_section, has_section
 from revformers.hf.saving import ADAPTER_CONFIG
 from revformers.hf.state import reversible_stack
 
@@ -47,9 +48,13 @@ def _from_json_file(ordinary: Function, _: Any, arguments: Any, keywords: Any) -
 
 def _save_pretrained(ordinary: Function, model: Any, arguments: Any, keywords: Any) -> Any:
     def save(save_directory: Any, *others: Any, **options: Any) -> Any:
+        card = Path(save_directory) / CARD_NAME
+        ours = has_section(card) or not card.exists()
         result = ordinary(save_directory, *others, **options)
         base = model.get_base_model()
         if reversible_stack(base) is not None and options.get("is_main_process", True):
+            if ours and card.is_file():
+                add_section(card, base, adapter=True)
             for name, config in model.peft_config.items():
                 directory = Path(save_directory) / ("" if name == "default" else name)
                 if (directory / ADAPTER_CONFIG).is_file():

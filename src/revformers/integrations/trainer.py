@@ -110,5 +110,6 @@ def create_model_card(ordinary: Function, trainer: Any, arguments: Any, keywords
     result = ordinary(*arguments, **keywords)
     card = Path(trainer.args.output_dir) / CARD_NAME
     if trainer.is_world_process_zero() and card.is_file() and reversible_stack(trainer.model) is not None:
-        add_section(card, unwrap(trainer.accelerator.unwrap_model(trainer.model)))
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        add_section(card, unwrap(model), adapter=unwrap(model) is not model)
     return result

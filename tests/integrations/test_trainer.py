@@ -1,0 +1,242 @@
+"""transformers' Trainer: checkpoints belong to the network that wrote them, and cards say what it is."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from datasets import Dataset
+from huggingface_hub import HfApi, ModelCard
+from transformers import LlamaForCausalLM, Trainer, TrainingArguments
+from transformers.trainer import PushInProgress
+from trl import SFTConfig, SFTTrainer
+
+import revformers as rf
+from revformers.hf.adapter import DESCRIPTION, PREDICTORS
+from revformers.hf.card import SECTION
+from revformers.hf.state import reversible_stack
+from tests.conversion.test_convert import TEXT, smooth_llama
+from tests.integrations.tiny import (
+    DYNAMICS,
+    IDS,
+    arguments,
+    dataset,
+    logits,
+    make,
+    ordinary,
+    token_rows,
+    tokenizer,
+    with_adapter,
+)
+
+STEPS = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("models")
+
+
+def trainer_of(model, tmp_path, **options):
+    return Trainer(model, arguments(tmp_path, **options), train_dataset=token_rows())
+
+
+def saving_in_shards(model):
+    save = model.save_pretrained
+    model.save_pretrained = lambda *others, **options: save(*others, **options | {"max_shard_size": "20KB"})
+    return model
+
+
+@pytest.mark.parametrize("way", ["memory", "converted"])
+@pytest.mark.parametrize(
+    "prepare", [lambda model: model, saving_in_shards, with_adapter], ids=["full", "shards", "lora"]
+)
+def test_a_resumed_run_ends_as_one_that_went_through(way, prepare, folder, tmp_path):
+    through = trainer_of(prepare(make(way, folder)), tmp_path, **STEPS)
+    through.train()
+    files = {file.name for file in (tmp_path / "run/checkpoint-2").iterdir()}
+    assert ("model.reversible-00001-of-" in " ".join(files)) == (prepare is saving_in_shards)
+    resumed = trainer_of(prepare(make(way, folder)), tmp_path / "other", **STEPS)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run/checkpoint-2"))
+    losses = [
+        [entry["loss"] for entry in trainer.state.log_history if "loss" in entry] for trainer in (through, resumed)
+    ]
+    assert losses[0] == losses[1]
+    for (name, own), other in zip(through.model.named_parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(own, other), name
+
+
+def test_weights_are_read_from_the_checkpoint(folder, tmp_path):
+    """The control of the test before: with the checkpoint's weights left out, the end is another one."""
+    trainer_of(make("memory", folder), tmp_path, **STEPS).train()
+    resumed = trainer_of(make("memory", folder), tmp_path / "other", **STEPS)
+    resumed._load_from_checkpoint = lambda *others: None
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run/checkpoint-2"))
+    assert not torch.equal(logits(resumed.model), logits(rf.from_pretrained(tmp_path / "run/checkpoint-4")))
+
+
+@pytest.mark.parametrize(
+    "prepare", [lambda model: model, saving_in_shards, with_adapter], ids=["full", "shards", "lora"]
+)
+def test_the_best_weights_come_back_at_the_end(prepare, folder, tmp_path):
+    # The loss falls, so that the first checkpoint is the best where more is better.
+    options = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2}
+    options |= {"metric_for_best_model": "eval_loss", "greater_is_better": True}
+    model = prepare(make("memory", folder))
+    trainer = Trainer(
+        model, arguments(tmp_path, **STEPS | options), train_dataset=token_rows(), eval_dataset=token_rows(2)
+    )
+    trainer.train()
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-2")
+    again = rf.load_adapter if prepare is with_adapter else rf.from_pretrained
+    best, last = (logits(again(tmp_path / "run" / name)) for name in ("checkpoint-2", "checkpoint-4"))
+    assert not torch.equal(best, last)
+    assert torch.equal(logits(model), best)
+
+
+def network(kind, folder):
+    model = LlamaForCausalLM.from_pretrained(ordinary(folder / "ordinary"))
+    if kind == "converted":
+        rf.convert(model, 0.5, TEXT)
+    elif kind != "ordinary":
+        rf.make_reversible(model, {"blend": DYNAMICS, "other blend": rf.BlendedMidpoint(0.5)}[kind])
+    return model
+
+
+@pytest.fixture(scope="module")
+def checkpoints(folder):
+    made = {}
+    for kind in ("ordinary", "blend", "other blend", "converted"):
+        trainer_of(network(kind, folder), folder / kind, **STEPS | {"max_steps": 2}).train()
+        made[kind] = str(folder / kind / "run/checkpoint-2")
+    return made
+
+
+@pytest.mark.parametrize("checkpoint", ["ordinary", "blend", "other blend", "converted"])
+@pytest.mark.parametrize("kind", ["ordinary", "blend", "converted"])
+def test_a_checkpoint_is_resumed_by_its_own_network_only(kind, checkpoint, folder, checkpoints, tmp_path):
+    trainer = trainer_of(network(kind, folder), tmp_path, **STEPS)
+    before = logits(trainer.model)
+    if kind == checkpoint:
+        trainer.train(resume_from_checkpoint=checkpoints[checkpoint])
+        return
+    with pytest.raises(ValueError, match=r"is that of .*, and the model to train is ") as caught:
+        trainer.train(resume_from_checkpoint=checkpoints[checkpoint])
+    sentence = str(caught.value)
+    saved, own = sentence.split(", and the model to train is ")
+    for name, words in ((checkpoint, saved), (kind, own)):
+        assert ("ordinary network" in words) == (name == "ordinary")
+        assert ("update predictors" in words) == (name == "converted")
+    assert saved.partition("is that of ")[2] != own.partition(";")[0]
+    assert torch.equal(logits(trainer.model), before)
+
+
+def test_without_revformers_an_ordinary_model_does_not_resume_a_reversible_checkpoint(folder, checkpoints, tmp_path):
+    code = (
+        "import sys, torch\n"
+        "from transformers import LlamaForCausalLM, Trainer, TrainingArguments\n"
+        "rows = [{'input_ids': torch.arange(8), 'labels': torch.arange(8)}]\n"
+        "arguments = TrainingArguments(output_dir='run', report_to='none', use_cpu=True, max_steps=3)\n"
+        "for checkpoint in sys.argv[2:]:\n"
+        "    trainer = Trainer(LlamaForCausalLM.from_pretrained(sys.argv[1]), arguments, train_dataset=rows)\n"
+        "    try:\n"
+        "        trainer.train(resume_from_checkpoint=checkpoint)\n"
+        "        print('resumed')\n"
+        "    except ValueError as error:\n"
+        "        print('refused')\n"
+        "assert 'revformers' not in sys.modules\n"
+    )
+    names = ("blend", "converted", "ordinary")
+    command = [sys.executable, "-c", code, str(folder / "ordinary"), *(checkpoints[name] for name in names)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    words = [line for line in done.stdout.splitlines() if line in ("resumed", "refused")]
+    assert words == ["refused", "refused", "resumed"], done.stderr
+
+
+@pytest.mark.parametrize("way", ["memory", "converted"])
+@pytest.mark.parametrize(
+    "prepare", [lambda model: model, saving_in_shards, with_adapter], ids=["full", "shards", "lora"]
+)
+def test_every_save_pushes_what_loads_again(way, prepare, folder, tmp_path, monkeypatch):
+    pushed = []
+
+    def upload_folder(self, *, repo_id, folder_path, ignore_patterns=None, **others):
+        pushed.append(tmp_path / f"pushed {len(pushed)}")
+        shutil.copytree(folder_path, pushed[-1], ignore=shutil.ignore_patterns(*(ignore_patterns or ())))
+
+    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, name, **others: type("Repository", (), {"repo_id": name}))
+    monkeypatch.setattr(PushInProgress, "is_done", lambda self: True)
+    monkeypatch.setattr(PushInProgress, "wait_until_done", lambda self: None)
+    options = {"push_to_hub": True, "hub_model_id": "someone/model", "hub_strategy": "every_save"}
+    model = prepare(make(way, folder))
+    trainer_of(model, tmp_path, **STEPS | options | {"max_steps": 2}).train()
+    load = rf.load_adapter if prepare is with_adapter else rf.from_pretrained
+    assert torch.equal(logits(load(pushed[0])), logits(model))
+    if prepare is with_adapter:
+        assert (pushed[0] / DESCRIPTION).is_file()
+        assert (pushed[0] / PREDICTORS).is_file() == (way == "converted")
+
+
+def test_label_smoothing_shifts_the_labels_as_for_the_ordinary_model(folder, tmp_path):
+    losses = []
+    for model in (network("ordinary", folder), rf.make_reversible(network("ordinary", folder), rf.Residual(), "store")):
+        trainer = trainer_of(model, tmp_path, label_smoothing_factor=0.1)
+        losses.append(trainer.train().training_loss)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    plain = trainer_of(network("ordinary", folder), tmp_path).train().training_loss
+    assert losses[0] != pytest.approx(plain, rel=1e-3)
+
+
+@pytest.mark.parametrize("prepare", [lambda model: model, with_adapter], ids=["full", "lora"])
+@pytest.mark.parametrize(("kind", "config"), [(Trainer, TrainingArguments), (SFTTrainer, SFTConfig)])
+def test_the_card_of_a_trainer_says_once_that_the_model_is_reversible(kind, config, prepare, folder, tmp_path):
+    model = prepare(make("converted", folder))
+    rows = dataset("sft") if kind is SFTTrainer else Dataset.from_list(token_rows())
+    trainer = kind(model, arguments(tmp_path, config), train_dataset=rows, processing_class=tokenizer())
+    trainer.train()
+    card, adapter = tmp_path / "run/README.md", prepare is with_adapter
+    for action in ("save_model", "create_model_card", "create_model_card", "save_model", "create_model_card"):
+        getattr(trainer, action)()
+        text = card.read_text()
+        assert text.count(reversible_stack(model).dynamics.recurrence) == 1
+        assert text.count(f"{'The base of this adapter' if adapter else 'This'} is not the ordinary network") == 1
+        assert ("revformers.load_adapter(" in text) == adapter
+        assert {"revformers", "reversible"} <= set(ModelCard.load(card).data.tags)
+    assert ("trl" in text) == (kind is SFTTrainer)
+
+
+def test_the_card_of_an_ordinary_model_is_left_as_its_trainer_writes_it(folder, tmp_path):
+    trainer = trainer_of(network("ordinary", folder), tmp_path)
+    trainer.train()
+    trainer.create_model_card()
+    assert "reversible" not in (tmp_path / "run/README.md").read_text()
+
+
+@pytest.mark.parametrize("prepare", [lambda model: model, with_adapter], ids=["full", "lora"])
+def test_a_card_that_a_user_wrote_stays(prepare, folder, tmp_path):
+    trainer = trainer_of(prepare(make("memory", folder)), tmp_path)
+    (tmp_path / "run").mkdir(exist_ok=True)
+    (tmp_path / "run/README.md").write_text("# Mine")
+    if prepare is with_adapter:
+        trainer.save_model()  # PEFT writes metadata and its version into it
+        text = (tmp_path / "run/README.md").read_text()
+        assert "# Mine" in text
+        assert SECTION not in text
+        return
+    with pytest.warns(UserWarning, match="left as it is"):
+        trainer.save_model()
+    assert (tmp_path / "run/README.md").read_text() == "# Mine"
+    assert json.loads((tmp_path / "run/config.json").read_text())["revformers"]
+
+
+def test_a_checkpoint_of_a_network_without_name_is_resumed_too(tmp_path):
+    """Nothing in a checkpoint depends on where the model came from."""
+    kind = {"model": rf.make_reversible(smooth_llama(), DYNAMICS)}
+    trainer_of(kind["model"], tmp_path, **STEPS).train()
+    resumed = trainer_of(rf.make_reversible(smooth_llama(), DYNAMICS), tmp_path / "other", **STEPS)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run/checkpoint-2"))
+    with torch.no_grad():
+        assert torch.equal(resumed.model(IDS).logits, kind["model"](IDS).logits)
