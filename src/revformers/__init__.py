@@ -20,6 +20,7 @@ from revformers.errors import NotReversibleError, RebuildMismatchError, StateRan
 from revformers.hf.adapter import load_adapter
 from revformers.hf.budget import budget_report, smallest_budget
 from revformers.hf.compilation import compile_layers
+from revformers.hf.describe import Description, describe
 from revformers.hf.loading import from_pretrained, register
 from revformers.hf.mlp_tiles import set_mlp_tiles
 from revformers.hf.ordinary import ordinary
@@ -35,6 +36,7 @@ __all__ = [
     "Budget",
     "BudgetReport",
     "Conversion",
+    "Description",
     "Dynamics",
     "GradientReport",
     "Hamiltonian",
@@ -49,6 +51,7 @@ __all__ = [
     "budget_report",
     "compile_layers",
     "convert",
+    "describe",
     "dynamics",
     "errors",
     "from_pretrained",
