@@ -1,4 +1,4 @@
-"""The errors that are this library's own. Bad arguments raise Python's ``ValueError`` and ``TypeError``."""
+"""This library's own errors and warnings. Bad arguments raise Python's ``ValueError`` and ``TypeError``."""
 
 
 class NotReversibleError(ValueError):
@@ -11,6 +11,10 @@ class StateRangeError(ArithmeticError):
 
 class RebuildMismatchError(RuntimeError):
     """The backward pass rebuilt other hidden states than the forward pass had, so its gradients would be wrong."""
+
+
+class ConversionHint(UserWarning):
+    """Pretrained weights were given dynamics far from the ordinary network's; `revformers.convert` loses less."""
 
 
 class ModelFilesError(OSError, ValueError):

@@ -19,6 +19,7 @@ from revformers.dynamics.base import ONE
 from revformers.dynamics.blended_midpoint import BlendedMidpoint
 from revformers.dynamics.two_evaluation_midpoint import TwoEvaluationMidpoint
 from revformers.hf.discovery import find_stack, unwrap
+from revformers.hf.hint import without_hint
 from revformers.hf.provenance import Provenance, hub_id
 from revformers.hf.reversible import add_update_predictors, make_residual, make_reversible
 from revformers.hf.state import record_provenance, require_reversible, reversible_stack, update_predictors
@@ -249,6 +250,7 @@ class Converter:
         self._measured = _first_tokens(self._batches, MEASURED_TOKENS)
         self._predictions: list[Tensor] = []
 
+    @without_hint()
     def convert(self, bits: float) -> Conversion:
         """Convert the model in place, starting from the ordinary network; it is ordinary again where this fails.
 

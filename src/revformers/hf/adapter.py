@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from revformers import dynamics as dynamics_module
+from revformers.hf.hint import without_hint
 from revformers.hf.pretrained import load_causal_lm
 from revformers.hf.quantization import keep_trainable, quantization_options
 from revformers.hf.reversible import add_update_predictors, make_reversible
@@ -59,6 +60,7 @@ def save_conversion(model: nn.Module, directory: Path, base: dict[str, str | Non
     (directory / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
+@without_hint()
 def apply_conversion(model: nn.Module, directory: Path) -> None:
     """Make the model that `save_conversion` was told about reversible again, in place, as it was to the bit."""
     description = json.loads((directory / DESCRIPTION).read_text(encoding="utf-8"))

@@ -13,6 +13,7 @@ from transformers.utils import logging
 from revformers import dynamics as dynamics_module
 from revformers.dynamics.base import Dynamics
 from revformers.errors import ModelFilesError
+from revformers.hf.hint import without_hint
 from revformers.hf.pretrained import INDEX, clear_errors, find_model, local_folder, refuse_weights, weight_files
 from revformers.hf.provenance import Provenance
 from revformers.hf.reversible import add_update_predictors, make_reversible
@@ -23,6 +24,7 @@ from revformers.update_predictor import PredictorForm
 PREDICTOR = ".update_predictor."
 
 
+@without_hint()
 def from_pretrained(path: str | os.PathLike, **keywords: Any) -> Any:
     """Load a reversible model, with the dynamics and the activation policy it was saved with.
 

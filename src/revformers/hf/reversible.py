@@ -13,6 +13,7 @@ from revformers.hf.discovery import find_stack, unwrap
 from revformers.hf.families import find_layout
 from revformers.hf.fields import LayerCall, no_branches, previous_fields
 from revformers.hf.forward import LayerRole, ReversibleStack, decoder_forward, layer_forward
+from revformers.hf.hint import hint_at_conversion
 from revformers.hf.hub import push_to_hub
 from revformers.hf.saving import save_pretrained
 from revformers.hf.state import require_reversible, reversible_stack
@@ -30,6 +31,11 @@ def make_reversible(model: Model, dynamics: Dynamics, activations: str | Budget 
 
     Weights, module names and state-dict keys stay as they are. A model that is reversible already gets the new
     dynamics and policy.
+
+    Pretrained weights lose much of what they know in dynamics far from the ordinary network's. Where a model came from
+    `from_pretrained` and is still ordinary, and the dynamics have a coefficient |a| of p[l-1] beyond 1/8 (`Midpoint`,
+    `Leapfrog`, `Hamiltonian`, large blends), a `ConversionHint` warns of it, once a process: `revformers.convert` is
+    for that.
 
     Args:
         model: a decoder-only causal language model of transformers, or a PEFT model around one.
@@ -56,6 +62,8 @@ def make_reversible(model: Model, dynamics: Dynamics, activations: str | Budget 
         if dynamics.granularity == "branch" and find_layout(layer) is None:
             raise no_branches(layer, dynamics)
     inner = unwrap(model)
+    if reversible_stack(model) is None:
+        hint_at_conversion(model, dynamics, len(stack.layers))
     make_residual(model)
     if any(getattr(module, "gradient_checkpointing", False) for module in inner.modules()):
         _gradient_checkpointing_enable(inner)
