@@ -4,10 +4,10 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import revformers as rf
-from revformers.hf.quantization import keep_trainable, quantization_options
+from revformers.hf.quantization import quantization_options
 from tests.hf.test_reversible import llama
 
 BATCH = {"input_ids": torch.arange(20).view(2, 10)}
@@ -34,29 +34,42 @@ def test_an_adapter_on_nf4_weights_has_exact_gradients_without_cuda(saved, dtype
     assert rf.verify_gradients(adapter, BATCH).bit_exact
 
 
-def test_gradients_are_those_of_the_unpacked_weights_also_after_an_evaluation(saved):
+@pytest.mark.parametrize("evaluated", ["before", "after", "by a conversion"])
+def test_gradients_are_those_of_the_unpacked_weights_also_after_an_evaluation(tmp_path, evaluated):
     """The reference has ordinary layers of PyTorch with the dequantised weights in them."""
     pytest.importorskip("bitsandbytes")
     from bitsandbytes.functional import dequantize_4bit
 
+    # as wide as a block of nf4: bitsandbytes' packed form takes no narrower layers
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=61, hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=2
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
     options = quantization_options("nf4", torch.float32)
-    model = AutoModelForCausalLM.from_pretrained(saved, dtype=torch.float32, **options)
-    keep_trainable(model)
-    unpacked = copy.deepcopy(model)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, **options).eval()
+    if evaluated == "before":
+        with torch.no_grad():
+            model(**BATCH)
+    if evaluated == "by a conversion":
+        rf.convert(model, 1, BATCH)
+    else:
+        rf.make_reversible(model, rf.Midpoint())
+    with torch.no_grad():
+        model(**BATCH)
+    unpacked = copy.deepcopy(rf.make_residual(model))
     for name, module in list(unpacked.named_modules()):
         if type(module).__name__ == "Linear4bit":
             plain = nn.Linear(module.in_features, module.out_features, bias=False)
             plain.weight.data = dequantize_4bit(module.weight.data, module.weight.quant_state)
-            unpacked.set_submodule(name, plain)
+            unpacked.set_submodule(name, plain.to(torch.float32))
     gradients = []
     for network in (model, unpacked):
         rf.make_reversible(network.requires_grad_(False), rf.Midpoint())
         network.model.embed_tokens.requires_grad_(True)
-        network.eval()
-        with torch.no_grad():
-            network(**BATCH)
         network.train()(**BATCH, labels=BATCH["input_ids"]).loss.backward()
         gradients.append(network.model.embed_tokens.weight.grad)
+    assert gradients[1].abs().max() > 1e-3
     assert torch.allclose(*gradients, atol=1e-6)
 
 

@@ -21,6 +21,7 @@ from revformers.dynamics.two_evaluation_midpoint import TwoEvaluationMidpoint
 from revformers.hf.discovery import find_stack, unwrap
 from revformers.hf.hint import without_hint
 from revformers.hf.provenance import Provenance, hub_id
+from revformers.hf.quantization import keep_trainable
 from revformers.hf.reversible import add_update_predictors, make_residual, make_reversible
 from revformers.hf.state import record_provenance, require_reversible, reversible_stack, update_predictors
 from revformers.update_predictor import PredictorForm, PredictorName, predictor_form_of
@@ -238,6 +239,7 @@ class Converter:
             raise ValueError(
                 "The model is reversible already; call revformers.make_residual(model) to convert it anew."
             )
+        keep_trainable(model)  # before the first evaluation
         self._model = model
         self._method = method
         self._layers = len(find_stack(model).layers)

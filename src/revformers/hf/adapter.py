@@ -21,7 +21,7 @@ from torch import nn
 from revformers import dynamics as dynamics_module
 from revformers.hf.hint import without_hint
 from revformers.hf.pretrained import load_causal_lm
-from revformers.hf.quantization import keep_trainable, quantization_options
+from revformers.hf.quantization import quantization_options
 from revformers.hf.reversible import add_update_predictors, make_reversible
 from revformers.hf.state import predictor_form, require_reversible, update_predictors
 from revformers.update_predictor import PredictorForm
@@ -121,7 +121,6 @@ def load_adapter(directory: str | Path, *, trainable: bool = False, **keywords: 
     dtype = getattr(torch, base["dtype"])
     options = {"revision": base["revision"], "dtype": dtype, **quantization_options(base["quantization"], dtype)}
     model = load_causal_lm(base["name"], **{name: value for name, value in options.items() if value} | keywords)
-    keep_trainable(model)
     apply_conversion(model, directory)
     config = json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     config = LoraConfig.from_peft_type(**config | {"peft_type": "LORA"})

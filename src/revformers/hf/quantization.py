@@ -54,4 +54,7 @@ def keep_trainable(model: nn.Module) -> None:
     """
     for module in model.modules():
         if type(module).__name__ == "Linear4bit":
-            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+            layer: Any = module
+            layer.support_avx512bf16_for_cpu = False
+            if getattr(layer.weight.quant_state, "packing_format_for_cpu", False):
+                layer.state_dict()  # which bitsandbytes unpacks the weights for, and leaves them so

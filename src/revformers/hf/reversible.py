@@ -15,6 +15,7 @@ from revformers.hf.fields import LayerCall, no_branches, previous_fields
 from revformers.hf.forward import LayerRole, ReversibleStack, decoder_forward, layer_forward
 from revformers.hf.hint import hint_at_conversion
 from revformers.hf.hub import push_to_hub
+from revformers.hf.quantization import keep_trainable
 from revformers.hf.saving import save_pretrained
 from revformers.hf.state import require_reversible, reversible_stack
 from revformers.update_predictor import PredictorForm, UpdatePredictor
@@ -65,6 +66,7 @@ def make_reversible(model: Model, dynamics: Dynamics, activations: str | Budget 
     if reversible_stack(model) is None:
         hint_at_conversion(model, dynamics, len(stack.layers))
     make_residual(model)
+    keep_trainable(inner)
     if any(getattr(module, "gradient_checkpointing", False) for module in inner.modules()):
         _gradient_checkpointing_enable(inner)
         inner.gradient_checkpointing_disable()
