@@ -1,6 +1,7 @@
 """Train and fine-tune language models with reversible dynamics: exact gradients, activation memory free of depth."""
 
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 __version__ = version("revformers")
 
@@ -28,6 +29,9 @@ from revformers.hf.reversible import make_residual, make_reversible, set_activat
 from revformers.update_predictor import PredictorForm
 from revformers.verification import GradientReport, verify_gradients
 
+if TYPE_CHECKING:
+    from revformers.training.callback import ReversibleCallback
+
 register()
 integrations.register()
 
@@ -46,6 +50,7 @@ __all__ = [
     "PredictorForm",
     "RebuildMismatchError",
     "Residual",
+    "ReversibleCallback",
     "StateRangeError",
     "TwoEvaluationMidpoint",
     "budget_report",
@@ -65,3 +70,12 @@ __all__ = [
     "smallest_budget",
     "verify_gradients",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the callback where it is used: transformers' trainer callbacks take half a second."""
+    if name == "ReversibleCallback":
+        from revformers.training.callback import ReversibleCallback
+
+        return ReversibleCallback
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

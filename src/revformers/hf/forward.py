@@ -49,6 +49,7 @@ class ReversibleStack(Identity):
         budget_report: what the last forward pass under a `Budget` chose.
         evaluate: what the layers' computations go through; see `revformers.compile_layers`.
         owner: the model that was made reversible, whose configuration holds this object.
+        largest_magnitude: of a state or an update, over all forward passes since this was last set to 0.
 
     """
 
@@ -56,6 +57,7 @@ class ReversibleStack(Identity):
     ordinary: bool = False
     budget_report: BudgetReport | None = None
     evaluate: Evaluate = evaluate
+    largest_magnitude: float = 0.0
     owner: "weakref.ref[nn.Module] | None" = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -130,7 +132,9 @@ class Pass:
         self._next += 1
         if self._next == self.stack.number_of_layers:
             self.stack.budget_report = self._trajectory.report or self.stack.budget_report
-            return returned.of(self._trajectory.readout())
+            hidden = self._trajectory.readout()
+            self.stack.largest_magnitude = max(self.stack.largest_magnitude, self._trajectory.largest_magnitude)
+            return returned.of(hidden)
         self._version = _version(hidden)
         return returned.of(hidden)
 

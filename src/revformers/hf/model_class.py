@@ -32,6 +32,7 @@ from revformers.hf.model_config import (
     with_identity,
 )
 from revformers.hf.pretrained import clear_errors, find_model, hub_keywords, own_variant, refuse_weights
+from revformers.hf.quantization import keep_trainable
 from revformers.hf.state import reversible_stack
 
 PREDICTOR = ".update_predictor."
@@ -76,11 +77,14 @@ class ReversibleModel(PreTrainedModel):
         with clear_errors(path, keywords, variant):
             saved = saved_config(path, keywords)
             if isinstance(config, PreTrainedConfig) and identity_of(config) is None:
-                config = with_identity(config, identity_of(saved))
+                identity = identity_of(saved)
+                assert identity is not None
+                config = with_identity(config, identity)
             model, info = super().from_pretrained(
                 path, *arguments, config=config, variant=variant, output_loading_info=True, **keywords
             )
         _refuse_other_weights(path, model, info, saved)
+        keep_trainable(model)
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory: str | os.PathLike, *arguments: Any, **keywords: Any) -> None:
