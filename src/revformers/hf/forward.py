@@ -26,7 +26,6 @@ from revformers.hf.fields import (
     Evaluate,
     LayerCall,
     LayerReturn,
-    NotKept,
     block_field,
     evaluate,
     holds_cache,
@@ -99,16 +98,20 @@ class Pass:
         self._before: LayerCall | None = None
         self._trajectory: Trajectory | None = None
         self._version = 0
+        self._others: list[Tensor] = []
 
-    def layer(self, layer: Any, hidden: Tensor, inputs: dict[str, Any]) -> Tensor:
-        """Take the steps of `layer` and return what its forward returns: p[l+1], or the readout after the last."""
+    def layer(self, layer: Any, hidden: Tensor, inputs: dict[str, Any]) -> Any:
+        """Take the steps of `layer` and return what its forward returns: p[l+1], or the readout after the last.
+
+        A layer that returns more (attention weights) returns a tuple, with the values of this forward pass.
+        """
         index = layer._reversible_role.index
         if index != self._next:
             raise NotReversibleError(
                 f"{type(self._decoder).__name__} called layer {index} where layer {self._next} was due; only decoders "
                 f"that run every layer once and in order can be reversed."
             )
-        if any(isinstance(value, NotKept) for value in inputs.values()):
+        if any(value is other for value in inputs.values() for other in self._others):
             raise NotReversibleError(
                 f"{type(self._decoder).__name__} passes more than the hidden state from layer to layer; only layers "
                 f"that map one hidden state to one hidden state can be reversed."
@@ -119,7 +122,7 @@ class Pass:
             hidden = self._trajectory.hidden
         else:
             self._refuse_change(hidden)
-        returned = LayerReturn(keep=not _recomputes(self.stack))
+        returned = LayerReturn()
         call = LayerCall(layer, index, inputs, self.stack.evaluate)
         for name, field in named_fields(call, self._before, self.stack.dynamics, returned):
             hidden = self._trajectory.step(name, self.stack.dynamics.coefficients(index), field, hidden)
@@ -127,9 +130,14 @@ class Pass:
         self._next += 1
         if self._next == self.stack.number_of_layers:
             self.stack.budget_report = self._trajectory.report or self.stack.budget_report
-            return returned.of(self._trajectory.readout())
+            hidden = self._trajectory.readout()
         self._version = _version(hidden)
-        return returned.of(hidden)
+        return self._with_others(hidden, returned)
+
+    def _with_others(self, hidden: Tensor, returned: LayerReturn) -> Any:
+        others = returned.finish()
+        self._others = [value for value in others or () if isinstance(value, Tensor)]
+        return hidden if others is None else (hidden, *others)
 
     def finish(self) -> None:
         """Refuse a decoder that ran fewer layers than it has."""
@@ -249,7 +257,7 @@ class _Visit:
 
     def layer(self, layer: Any, hidden: Tensor, inputs: dict[str, Any]) -> Any:
         """Hand the functions of the chosen layer to the visitor; let every other layer pass."""
-        call, returned = LayerCall(layer, layer._reversible_role.index, inputs), LayerReturn(keep=False)
+        call, returned = LayerCall(layer, layer._reversible_role.index, inputs), LayerReturn()
         ordinary = ordinary_field(call, returned)
         if call.index == self._index:
             predictor = getattr(layer, "update_predictor", None)
@@ -259,7 +267,8 @@ class _Visit:
         if find_layout(layer) is None:
             ordinary(hidden)  # only its evaluation tells in what form such a layer returns its hidden state
         self._before = call
-        return returned.of(hidden)
+        others = returned.finish()
+        return hidden if others is None else (hidden, *others)
 
 
 def visit_layer(model: nn.Module, batch: Mapping[str, Tensor], index: int, visit: Callable[[LayerVisit], None]) -> None:
