@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,7 @@ from revformers.hf.fields import (
     previous_fields,
 )
 from revformers.hf.provenance import Provenance
+from revformers.hf.tracing import NEVER_COMPILED, refuse_export, warn_of_uncompiled_layers
 from revformers.stack import Trajectory
 
 
@@ -51,6 +52,7 @@ class ReversibleStack:
         ordinary: whether the decoder runs as the ordinary network for now; see `revformers.ordinary`.
         budget_report: what the last forward pass under a `Budget` chose.
         evaluate: what the layers' computations go through; see `revformers.compile_layers`.
+        warned_of_uncompiled_layers: whether it was said that torch.compile leaves the layers as they are.
 
     """
 
@@ -62,6 +64,7 @@ class ReversibleStack:
     ordinary: bool = False
     budget_report: BudgetReport | None = None
     evaluate: Evaluate = evaluate
+    warned_of_uncompiled_layers: bool = False
 
     @property
     def policy(self) -> PolicyFactory:
@@ -118,6 +121,7 @@ class Pass:
             )
         _refuse_cache(self.stack, inputs)
         if self._trajectory is None:
+            self._refuse_early_exit()
             self._trajectory = Trajectory(self.stack.dynamics, self.stack.policy, hidden)
             hidden = self._trajectory.hidden
         else:
@@ -147,6 +151,18 @@ class Pass:
                 f"decoders that run every layer once and in order can be reversed."
             )
 
+    def _refuse_early_exit(self) -> None:
+        """Refuse generation with assistant_early_exit, which shortens the config for as long as it drafts."""
+        depth, config = self.stack.number_of_layers, cast(Any, self._decoder.config)
+        asked = getattr(config, "num_hidden_layers", depth)
+        if asked < depth:
+            config.num_hidden_layers = depth  # nobody else would: the error skips the line that does
+            raise NotReversibleError(
+                f"{type(self._decoder).__name__} was to run the first {asked} of its {depth} layers alone, as "
+                f"assistant_early_exit asks for, which a reversible model does not do; config.num_hidden_layers is "
+                f"{depth} again."
+            )
+
     def _refuse_change(self, hidden: Tensor) -> None:
         """Refuse a decoder that does something to the stream between two layers: the inverse would not know of it."""
         assert self._trajectory is not None
@@ -165,15 +181,29 @@ _CURRENT_PASS: "ContextVar[Pass | _Visit | None]" = ContextVar("revformers_pass"
 
 def decoder_forward(decoder: Any, *arguments: Any, **keywords: Any) -> Any:
     """Stand in for the forward of a reversible decoder."""
-    stack: ReversibleStack = decoder._reversible_stack
-    if stack.ordinary:
+    if decoder._reversible_stack.ordinary:
         return type(decoder).forward(decoder, *arguments, **keywords)
+    # Where torch.compile traces this, it writes True into the call that it leaves to Python.
+    return _run_decoder(decoder, torch.compiler.is_compiling(), arguments, keywords)
+
+
+@torch.compiler.disable(reason=NEVER_COMPILED)
+def _run_decoder(decoder: Any, compiling: bool, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    """Run a decoder in a pass of its own.
+
+    Args:
+        decoder: the decoder.
+        compiling: whether compiled code calls it.
+        arguments: what its forward was called with by position,
+        keywords: and by name.
+
+    """
+    stack: ReversibleStack = decoder._reversible_stack
+    refuse_export(decoder)
+    if compiling:
+        _warn_of_uncompiled_layers(stack)
+    _refuse_collecting_twice(decoder, arguments, keywords)
     arguments, keywords = _decide_cache(decoder, arguments, keywords)
-    if keywords.get("output_router_logits") and stack.evaluates_mlps_twice:
-        raise ValueError(
-            "output_router_logits cannot be used with a model that evaluates MLPs twice a step: its auxiliary loss "
-            'would count routers twice. Convert with the predictor "update", or switch output_router_logits off.'
-        )
     current = Pass(stack, decoder)
     token = _CURRENT_PASS.set(current)
     try:
@@ -182,6 +212,39 @@ def decoder_forward(decoder: Any, *arguments: Any, **keywords: Any) -> Any:
         _CURRENT_PASS.reset(token)
     current.finish()
     return output
+
+
+def _warn_of_uncompiled_layers(stack: ReversibleStack) -> None:
+    """Say it once a model, unless `compile_layers` compiles its layers."""
+    if stack.evaluate is evaluate and not stack.warned_of_uncompiled_layers:
+        stack.warned_of_uncompiled_layers = True
+        warn_of_uncompiled_layers()
+
+
+def _argument(decoder: Any, arguments: tuple[Any, ...], keywords: Mapping[str, Any], name: str) -> Any:
+    """Return what a decoder was called with under a name; most models pass options by name, CPM-Ant by position."""
+    place = _place(decoder, name)
+    return arguments[place] if place is not None and place < len(arguments) else keywords.get(name)
+
+
+def _place(decoder: Any, name: str) -> int | None:
+    parameters = list(inspect.signature(type(decoder).forward).parameters)
+    return parameters.index(name) - 1 if name in parameters else None  # without self
+
+
+def _refuse_collecting_twice(decoder: Any, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
+    """Refuse to collect what modules return where a step evaluates them twice: transformers would list both."""
+    stack: ReversibleStack = decoder._reversible_stack
+    for name, twice, what in (
+        ("output_router_logits", stack.evaluates_mlps_twice, "MLPs"),
+        ("output_attentions", stack.evaluates_attention_twice, "attention"),
+    ):
+        asked = _argument(decoder, arguments, keywords, name)
+        if twice and (getattr(decoder.config, name, False) if asked is None else asked):
+            raise ValueError(
+                f"{name} cannot be used with a model that evaluates {what} twice a step, as both evaluations would "
+                f'count. Convert with the predictor "update", or switch {name} off.'
+            )
 
 
 def _decide_cache(
@@ -193,12 +256,10 @@ def _decide_cache(
     a matrix product may round otherwise for it; so a forward pass with gradients has one only where that is asked for.
     """
     stack: ReversibleStack = decoder._reversible_stack
-    parameters = list(inspect.signature(type(decoder).forward).parameters)
-    if "use_cache" not in parameters:
+    place = _place(decoder, "use_cache")
+    if place is None:
         return arguments, keywords
-    # Most models pass it by name, CPM-Ant by position; `parameters` counts self.
-    place = parameters.index("use_cache") - 1
-    asked = keywords.get("use_cache", place < len(arguments) and arguments[place])
+    asked = _argument(decoder, arguments, keywords, "use_cache")
     impossible = _recomputes(stack) or stack.evaluates_attention_twice
     if asked and impossible:
         warnings.warn(
@@ -214,13 +275,29 @@ def _decide_cache(
     return arguments, keywords | {"use_cache": False}
 
 
-@torch.compiler.disable
 def layer_forward(layer: Any, hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Any:
     """Stand in for the forward of a layer of a reversible decoder."""
     if layer._reversible_role.stack.ordinary:
         return type(layer).forward(layer, hidden_states, *arguments, **keywords)
+    return _run_layer(layer, torch.compiler.is_compiling(), hidden_states, arguments, keywords)
+
+
+@torch.compiler.disable(reason=NEVER_COMPILED)
+def _run_layer(
+    layer: Any, compiling: bool, hidden_states: Tensor, arguments: tuple[Any, ...], keywords: dict[str, Any]
+) -> Any:
+    """Run a layer in the pass of its decoder; see `_run_decoder`."""
+    stack: ReversibleStack = layer._reversible_role.stack
+    if compiling:
+        _warn_of_uncompiled_layers(stack)
     current = _CURRENT_PASS.get()
-    if current is None or current.stack is not layer._reversible_role.stack:
+    if current is not None and current.stack is not stack:
+        raise NotReversibleError(
+            f"This {type(layer).__name__} is not the one that was made reversible with its decoder, but a copy or "
+            f"another model's; change the list of layers (layer_replication of PEFT) before revformers.make_reversible "
+            f"or revformers.convert."
+        )
+    if current is None:
         raise RuntimeError(
             f"{type(layer).__name__} belongs to a reversible stack and was called outside its decoder's forward; call "
             f"the model, or revformers.make_residual(model) first."
