@@ -114,7 +114,8 @@ class Pass:
                 f"{type(self._decoder).__name__} called layer {index} where layer {self._next} was due; only decoders "
                 f"that run every layer once and in order can be reversed."
             )
-        if any(value is other for value in inputs.values() for other in self._others):
+        passed_on = any(value is other for value in inputs.values() for other in self._others)
+        if passed_on and _recomputes(self.stack):  # without a second evaluation it is as in the ordinary model (XLNet)
             raise NotReversibleError(
                 f"{type(self._decoder).__name__} passes more than the hidden state from layer to layer; only layers "
                 f"that map one hidden state to one hidden state can be reversed."
@@ -265,7 +266,7 @@ def _decide_cache(
         warnings.warn(
             "use_cache=True is set to False in a forward pass that evaluates layers twice (for the backward pass, "
             "or for their step): it would write to the cache twice.",
-            stacklevel=3,
+            stacklevel=5,
         )
     unasked = torch.is_grad_enabled() and not asked and not holds_cache(keywords)
     if not (impossible or unasked):

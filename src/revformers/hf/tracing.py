@@ -29,5 +29,5 @@ def warn_of_uncompiled_layers() -> None:
     warnings.warn(
         "torch.compile, also that of a trainer with torch_compile=True, compiles what surrounds the layers of a "
         "reversible model, and leaves the layers as they are; revformers.compile_layers(model) compiles them.",
-        stacklevel=4,
+        stacklevel=6,
     )
