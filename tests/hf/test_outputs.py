@@ -55,8 +55,7 @@ def test_outputs_hold_the_tensors_of_the_ordinary_model(architecture):
         model = perturb_(tiny_model(getattr(transformers, architecture), attn_implementation="eager")).eval()
         inputs = everything(model)
         expected = outputs(model, inputs)
-        rf.make_reversible(model, rf.Residual(), "store")
-        outputs(model, inputs)
+        outputs(rf.make_reversible(model, rf.Residual(), "checkpoint"), inputs, gradients=True)
     except rf.NotReversibleError as error:
         pytest.skip(f"refused: {error}")
     except Exception as error:  # the survey says why
@@ -105,10 +104,10 @@ def test_attention_weights_have_the_same_gradients_under_every_policy(architectu
     )
 
 
-def test_attention_weights_do_not_live_as_long_as_the_graph():
-    model = rf.make_reversible(
-        tiny("FalconForCausalLM", num_hidden_layers=3, attn_implementation="eager"), rf.Midpoint()
-    )
+@pytest.mark.parametrize(("dynamics", "evaluations"), [(rf.Midpoint(), 3), (rf.TwoEvaluationMidpoint("1/4"), 5)])
+def test_attention_weights_do_not_live_as_long_as_the_graph(dynamics, evaluations):
+    model = tiny("FalconForCausalLM", num_hidden_layers=3, attn_implementation="eager")
+    rf.make_reversible(model, dynamics)
     alive = []
 
     def note(_module, _arguments, output):
@@ -117,7 +116,7 @@ def test_attention_weights_do_not_live_as_long_as_the_graph():
     for layer in model.transformer.h:
         layer.self_attention.register_forward_hook(note)
     loss = model(**batch(model)).loss
-    assert len(alive) == 3
+    assert len(alive) == evaluations
     assert all(torch.UntypedStorage._expired(reference) for reference in alive)
     loss.backward()
 

@@ -203,7 +203,9 @@ def _previous_update(before: LayerCall) -> Field:
             "This model evaluates the attention of every layer twice, which a key-value cache has no place for; "
             "pass use_cache=False, also to generate."
         )
-    return ordinary_field(before, LayerReturn())
+    unread = LayerReturn()
+    unread.finish()
+    return ordinary_field(before, unread)
 
 
 def _sum(field: Field, second: Field, weight: float, hidden: Tensor) -> Tensor:
