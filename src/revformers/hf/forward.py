@@ -20,6 +20,7 @@ from revformers.activations import PolicyFactory, policy_factory
 from revformers.activations.budget import BudgetReport
 from revformers.errors import NotReversibleError
 from revformers.field import Field
+from revformers.hf.batch_hooks import batch_hooks, has_batch_hooks, with_batch_hooks
 from revformers.hf.discovery import find_stack
 from revformers.hf.families import find_layout
 from revformers.hf.fields import (
@@ -107,6 +108,7 @@ class Pass:
         self._trajectory: Trajectory | None = None
         self._version = 0
         self._others: list[Tensor] = []
+        self._keeps_batch_hooks = _recomputes(stack) and has_batch_hooks(decoder)
 
     def layer(self, layer: Any, hidden: Tensor, inputs: dict[str, Any]) -> Any:
         """Take the steps of `layer` and return what its forward returns: p[l+1], or the readout after the last.
@@ -135,7 +137,11 @@ class Pass:
             self._refuse_change(hidden)
         returned = LayerReturn()
         call = LayerCall(layer, index, inputs, self.stack.evaluate)
+        before = self._before.layer if self._before else layer
+        hooks = batch_hooks(before, layer) if self._keeps_batch_hooks else ()
         for name, field in named_fields(call, self._before, self.stack.dynamics, returned):
+            if hooks:
+                field = with_batch_hooks(field, hooks)
             hidden = self._trajectory.step(name, self.stack.dynamics.coefficients(index), field, hidden)
         self._before = call
         self._next += 1
