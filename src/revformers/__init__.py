@@ -1,6 +1,7 @@
 """Train and fine-tune language models with reversible dynamics: exact gradients, activation memory free of depth."""
 
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 __version__ = version("revformers")
 
@@ -20,12 +21,16 @@ from revformers.errors import NotReversibleError, RebuildMismatchError, StateRan
 from revformers.hf.adapter import load_adapter
 from revformers.hf.budget import budget_report, smallest_budget
 from revformers.hf.compilation import compile_layers
+from revformers.hf.describe import Description, describe
 from revformers.hf.loading import from_pretrained, register
 from revformers.hf.mlp_tiles import set_mlp_tiles
 from revformers.hf.ordinary import ordinary
 from revformers.hf.reversible import make_residual, make_reversible, set_activations
 from revformers.update_predictor import PredictorForm
 from revformers.verification import GradientReport, verify_gradients
+
+if TYPE_CHECKING:
+    from revformers.training.callback import ReversibleCallback
 
 register()
 integrations.register()
@@ -35,6 +40,7 @@ __all__ = [
     "Budget",
     "BudgetReport",
     "Conversion",
+    "Description",
     "Dynamics",
     "GradientReport",
     "Hamiltonian",
@@ -44,11 +50,13 @@ __all__ = [
     "PredictorForm",
     "RebuildMismatchError",
     "Residual",
+    "ReversibleCallback",
     "StateRangeError",
     "TwoEvaluationMidpoint",
     "budget_report",
     "compile_layers",
     "convert",
+    "describe",
     "dynamics",
     "errors",
     "from_pretrained",
@@ -62,3 +70,12 @@ __all__ = [
     "smallest_budget",
     "verify_gradients",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the callback where it is used: transformers' trainer callbacks take half a second."""
+    if name == "ReversibleCallback":
+        from revformers.training.callback import ReversibleCallback
+
+        return ReversibleCallback
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

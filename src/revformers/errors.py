@@ -1,16 +1,54 @@
-"""The errors that are this library's own. Bad arguments raise Python's ``ValueError`` and ``TypeError``."""
+"""This library's own errors and warnings. Bad arguments raise Python's ``ValueError`` and ``TypeError``."""
+
+import weakref
+from typing import Protocol
 
 
 class NotReversibleError(ValueError):
     """This model cannot be given reversible dynamics; the message says which part of it stands in the way."""
 
 
-class StateRangeError(ArithmeticError):
+class Watcher(Protocol):
+    """What knows more of the training that an error ends."""
+
+    def explain(self, error: Exception) -> str:
+        """Return a note for the error."""
+        ...
+
+
+_WATCHERS: "weakref.WeakSet[Watcher]" = weakref.WeakSet()
+
+
+def watch(watcher: Watcher) -> None:
+    """Have every `StateRangeError` and `RebuildMismatchError` explained by `watcher`, for as long as that lives.
+
+    A trainer's callbacks are not told of an error that ends the training: so the errors ask.
+    """
+    _WATCHERS.add(watcher)
+
+
+def unwatch(watcher: Watcher) -> None:
+    """End what `watch` began."""
+    _WATCHERS.discard(watcher)
+
+
+class _Explained(Exception):
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*arguments)
+        for watcher in list(_WATCHERS):
+            self.add_note(watcher.explain(self))
+
+
+class StateRangeError(_Explained, ArithmeticError):
     """A hidden state or an update is not finite, or too large for fixed point; the message names the layer."""
 
 
-class RebuildMismatchError(RuntimeError):
+class RebuildMismatchError(_Explained, RuntimeError):
     """The backward pass rebuilt other hidden states than the forward pass had, so its gradients would be wrong."""
+
+
+class ConversionHint(UserWarning):
+    """Pretrained weights were given dynamics far from the ordinary network's; `revformers.convert` loses less."""
 
 
 class ModelFilesError(OSError, ValueError):

@@ -86,6 +86,11 @@ class Trajectory:
         """What the activation policy chose, where it has a choice."""
         return self._policy.report
 
+    @property
+    def largest_magnitude(self) -> float:
+        """The largest magnitude of a state or an update, once `readout` was called."""
+        return self._range.largest
+
     def _read(self) -> Tensor:
         return _Read.apply(self._current, self._states, self._dtype)
 

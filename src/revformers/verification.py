@@ -1,7 +1,9 @@
 """Rebuilt gradients against stored ones: this model, this batch, this device, this random state."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -60,7 +62,9 @@ class GradientReport:
         )
 
 
-def verify_gradients(model: nn.Module, batch: Mapping[str, Any]) -> GradientReport:
+def verify_gradients(
+    model: nn.Module, batch: Mapping[str, Any], *, loss: Callable[[Any], Tensor] | None = None
+) -> GradientReport:
     """Compare the gradient with rebuilt activations against the one with stored activations.
 
     Runs the model twice on the same batch from the same random state (so dropout draws the same masks), in the mode
@@ -70,6 +74,8 @@ def verify_gradients(model: nn.Module, batch: Mapping[str, Any]) -> GradientRepo
         model: a reversible model.
         batch: what the model takes, e.g. ``{"input_ids": int64[batch, tokens]}``; tensors are moved to the model's
             device, and without ``labels`` the input ids are used.
+        loss: returns the scalar to differentiate, given what the model returns; left out, the model's own loss. With
+            it no labels are added.
 
     Raises:
         ValueError: where the model is not reversible, its dynamics have no inverse, or nothing in it is trainable.
@@ -77,34 +83,34 @@ def verify_gradients(model: nn.Module, batch: Mapping[str, Any]) -> GradientRepo
 
     """
     reversible = require_reversible(model)
-    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trainable = _trainable(model)
     if not trainable:
         raise ValueError("No parameter of the model requires a gradient; there is nothing to verify.")
     first = next(iter(trainable.values()))
     inputs = {key: value.to(first.device) if isinstance(value, Tensor) else value for key, value in batch.items()}
-    inputs.setdefault("labels", inputs.get("input_ids"))
-    before = {name: parameter.grad for name, parameter in trainable.items()}
-    activations, random_state = reversible.activations, RandomState.of(first.device)
-    try:
-        set_activations(model, "rebuild")
-        rebuilt_loss, rebuilt = _gradients(model, trainable, inputs, random_state)
-        set_activations(model, "store")
-        loss, stored = _gradients(model, trainable, inputs, random_state)
-    finally:
-        reversible.activations = activations
-        for name, parameter in trainable.items():
-            parameter.grad = before[name]
+    if loss is None:
+        inputs.setdefault("labels", inputs.get("input_ids"))
+        loss = attrgetter("loss")
+    activations = reversible.activations
+    with gradients_set_aside(model) as random_state:
+        try:
+            set_activations(model, "rebuild")
+            rebuilt_loss, rebuilt = _gradients(model, trainable, inputs, loss, random_state)
+            set_activations(model, "store")
+            stored_loss, stored = _gradients(model, trainable, inputs, loss, random_state)
+        finally:
+            reversible.activations = activations
     errors = {name: _largest(rebuilt[name].double() - stored[name].double()) for name in stored}
     scale = max((_largest(gradient) for gradient in stored.values()), default=0.0)
     differing = [name for name in stored if not torch.equal(rebuilt[name], stored[name])]
     largest = torch.tensor(list(errors.values()), dtype=torch.float64).max().item() if errors else 0.0
     return GradientReport(
-        bit_exact=not differing and rebuilt.keys() == stored.keys() and torch.equal(rebuilt_loss, loss),
+        bit_exact=not differing and rebuilt.keys() == stored.keys() and torch.equal(rebuilt_loss, stored_loss),
         max_relative_error=largest / scale if largest else 0.0,
         differing=tuple(sorted(differing, key=lambda name: -errors[name])),
         parameters=len(stored),
         entries=sum(gradient.numel() for gradient in stored.values()),
-        loss=loss.item(),
+        loss=stored_loss.item(),
         rebuilt_loss=rebuilt_loss.item(),
         recurrence=reversible.dynamics.recurrence,
         dtype=str(first.dtype).removeprefix("torch."),
@@ -112,13 +118,35 @@ def verify_gradients(model: nn.Module, batch: Mapping[str, Any]) -> GradientRepo
     )
 
 
+@contextlib.contextmanager
+def gradients_set_aside(model: nn.Module) -> Iterator[RandomState]:
+    """Give the parameters their gradients back after the block, and yield the random state before it."""
+    trainable = _trainable(model)
+    before = {name: parameter.grad for name, parameter in trainable.items()}
+    try:
+        for parameter in trainable.values():
+            parameter.grad = None
+        yield RandomState.of(next(model.parameters()).device)
+    finally:
+        for name, parameter in trainable.items():
+            parameter.grad = before[name]
+
+
+def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
 def _gradients(
-    model: nn.Module, trainable: Mapping[str, nn.Parameter], inputs: Mapping[str, Any], random_state: RandomState
+    model: nn.Module,
+    trainable: Mapping[str, nn.Parameter],
+    inputs: Mapping[str, Any],
+    loss_of: Callable[[Any], Tensor],
+    random_state: RandomState,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     for parameter in trainable.values():
         parameter.grad = None
     with random_state.restored(), torch.enable_grad():
-        loss = model(**inputs).loss
+        loss = loss_of(model(**inputs))
         loss.backward()
     return loss.detach(), {name: p.grad for name, p in trainable.items() if p.grad is not None}
 

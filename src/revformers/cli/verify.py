@@ -84,6 +84,7 @@ def run(arguments: Sequence[str]) -> int:
 def _model(options: VerifyOptions) -> "PreTrainedModel":
     """Return the reversible model that the options name."""
     from revformers import dynamics, make_reversible
+    from revformers.hf.hint import without_hint
     from revformers.hf.pretrained import load_causal_lm
     from revformers.hf.state import reversible_stack
     from revformers.training.model import build_model
@@ -95,7 +96,8 @@ def _model(options: VerifyOptions) -> "PreTrainedModel":
     model = load_causal_lm(options.model)
     if options.dynamics:
         try:
-            return make_reversible(model, dynamics.create(options.dynamics))
+            with without_hint():  # gradients are verified here, not what the network knows
+                return make_reversible(model, dynamics.create(options.dynamics))
         except ValueError as error:
             raise RecipeError(str(error)) from error
     if reversible_stack(model) is None:

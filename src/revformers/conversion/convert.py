@@ -2,15 +2,17 @@
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedTokenizerBase
 
 from revformers.conversion.allocation import BlendCosts, check_budget, measure_blend_costs, uniform_blends
+from revformers.conversion.calibration import Text, as_batches, read_text
 from revformers.conversion.fit import LayerFit, Trajectory, fit_step_sizes, fit_update_predictors
 from revformers.conversion.measure import Batch, mean_divergence, mean_loss, next_token_distributions
 from revformers.dynamics.base import ONE
@@ -18,7 +20,9 @@ from revformers.dynamics.blended_midpoint import BlendedMidpoint
 from revformers.dynamics.two_evaluation_midpoint import TwoEvaluationMidpoint
 from revformers.hf.attach import add_update_predictors
 from revformers.hf.discovery import find_stack, unwrap
+from revformers.hf.hint import without_hint
 from revformers.hf.provenance import Provenance, hub_id
+from revformers.hf.quantization import keep_trainable
 from revformers.hf.reversible import make_residual, make_reversible
 from revformers.hf.state import record_provenance, require_reversible, reversible_stack, update_predictors
 from revformers.update_predictor import PredictorForm, PredictorName, predictor_form_of
@@ -139,9 +143,13 @@ class Method:
 def convert(
     model: nn.Module,
     bits: float = 0,
-    calibration: Sequence[Mapping[str, Tensor]] | Tensor | None = None,
+    calibration: Text | None = None,
     *,
-    held_out: Sequence[Mapping[str, Tensor]] | Tensor | None = None,
+    held_out: Text | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    text_column: str = "text",
+    sequences: int = 128,
+    length: int = 256,
     allocation: Allocation = "uniform",
     predictor: PredictorName | PredictorForm = "update",
     trajectory: Trajectory = "converted",
@@ -153,9 +161,16 @@ def convert(
     Args:
         model: an ordinary causal language model of transformers.
         bits: side information in bits an element a layer, mean over the layers, from 0 to 8, fractions included.
-        calibration: text that the predictors are fitted to: int64[sequences, tokens], or batches
-            ``{"input_ids": int64[batch, tokens]}`` without padding.
-        held_out: text that the losses are measured on, in the same form; left out, on the calibration text.
+        calibration: text that the predictors are fitted to, without padding. Tokens: int64[sequences, tokens], batches
+            ``{"input_ids": int64[batch, tokens]}``, or a `datasets.Dataset` with a column ``input_ids``, each row of
+            which is a sequence. Text: a list of strings, each a document; a `datasets.Dataset` with a column of text;
+            or the path of a .txt, .jsonl, .json or .parquet file, or of a directory of such files. A string alone is
+            always a path.
+        held_out: text that the losses are measured on, in any of these forms; left out, on the calibration text.
+        tokenizer: the model's own, which text needs; tokens need none.
+        text_column: the column that holds the text of a data set or of a file of records.
+        sequences: how many sequences of text or of a data set are read at most, of `calibration` and of `held_out`.
+        length: tokens in a sequence of text: documents are written one after the other and cut into such blocks.
         allocation: ``"uniform"`` blends, or ``"calibrated"`` by what each costs; see `Method`.
         predictor: what the update predictors read, by name or form; ``"none"`` for the blends alone.
         trajectory: the states that the predictors are fitted on, ``"converted"`` or ``"original"``.
@@ -166,13 +181,22 @@ def convert(
         What the conversion costs. The model then trains, saves and loads as a reversible model.
 
     Raises:
+        FileNotFoundError: for a path where there is nothing.
         NotReversibleError: where the model is no plain fold over its layers.
-        ValueError: for bits out of range, no calibration text, or a model that is reversible already.
+        ValueError: for bits out of range, no calibration text, text without a tokenizer or in no form that can be read,
+            or a model that is reversible already.
 
     """
     form = predictor if isinstance(predictor, PredictorForm) else predictor_form_of(predictor)
+    check_budget(bits)
+    for name, value, least in (("sequences", sequences, 1), ("length", length, 2)):
+        if value < least:
+            raise ValueError(f"convert takes a {name} of at least {least}, not {value}.")
+    tokens, held_out_tokens = (
+        read_text(text, tokenizer, text_column, sequences, length) for text in (calibration, held_out)
+    )
     return convert_by(
-        model, Method(allocation, form, trajectory, two_evaluations), bits, calibration, held_out, progress
+        model, Method(allocation, form, trajectory, two_evaluations), bits, tokens, held_out_tokens, progress
     )
 
 
@@ -216,11 +240,12 @@ class Converter:
             raise ValueError(
                 "The model is reversible already; call revformers.make_residual(model) to convert it anew."
             )
+        keep_trainable(model)  # before the first evaluation
         self._model = model
         self._method = method
         self._layers = len(find_stack(model).layers)
-        self._batches = _batches(calibration)
-        self._held_out = _batches(held_out) if held_out is not None else []
+        self._batches = as_batches(calibration, model)
+        self._held_out = as_batches(held_out, model) if held_out is not None else []
         self._judged = self._held_out or self._batches
         self._progress = progress
         self._costs: BlendCosts | None = None
@@ -228,6 +253,7 @@ class Converter:
         self._measured = _first_tokens(self._batches, MEASURED_TOKENS)
         self._predictions: list[Tensor] = []
 
+    @without_hint()
     def convert(self, bits: float) -> Conversion:
         """Convert the model in place, starting from the ordinary network; it is ordinary again where this fails.
 
@@ -404,22 +430,3 @@ def _first_tokens(batches: Sequence[Batch], tokens: int) -> list[Batch]:
         ids = batch["input_ids"]
         first.append({"input_ids": ids[: max(1, left // ids.shape[1])]})
     return first
-
-
-def _batches(calibration: Any) -> list[Batch]:
-    """Return the calibration text as batches, or raise ValueError where there is none."""
-    if isinstance(calibration, Tensor):
-        if calibration.dim() != 2 or calibration.numel() == 0 or calibration.shape[1] < 2:
-            raise ValueError(
-                f"Calibration text is int64[sequences, tokens] with two tokens or more a sequence, not "
-                f"{list(calibration.shape)}."
-            )
-        return [{"input_ids": chunk} for chunk in calibration.split(8)]
-    batches = list(calibration or [])
-    if not batches:
-        raise ValueError("There is no calibration text; the loss of a conversion can only be measured on some.")
-    for batch in batches:
-        mask = batch.get("attention_mask")
-        if mask is not None and not bool(mask.bool().all()):
-            raise ValueError("Calibration text must not be padded; pack it into blocks of one length.")
-    return [{"input_ids": batch["input_ids"]} for batch in batches]

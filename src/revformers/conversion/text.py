@@ -35,8 +35,22 @@ def calibration_blocks(
     if split.separated and tokenizer.eos_token_id is None:
         raise RecipeError("The model's tokenizer has no end-of-sequence token to set between the documents.")
     return (
-        _blocks("calibration", split.training, sequences, data, tokenizer, split.separated),
-        _blocks("held-out", split.validation, held_out, data, tokenizer, split.separated),
+        first_blocks(
+            f"The calibration text in {data.source}",
+            split.training,
+            tokenizer,
+            sequences,
+            data.block_length,
+            split.separated,
+        ),
+        first_blocks(
+            f"The held-out text in {data.source}",
+            split.validation,
+            tokenizer,
+            held_out,
+            data.block_length,
+            split.separated,
+        ),
     )
 
 
@@ -61,15 +75,30 @@ def sampled_blocks(model: PreTrainedModel, sequences: int, length: int, seed: in
     return tokens
 
 
-def _blocks(
+def first_blocks(
     name: str,
     documents: Documents,
-    number: int,
-    data: DataSection,
     tokenizer: PreTrainedTokenizerBase,
+    number: int,
+    length: int,
     separated: bool,
 ) -> Tensor:
-    blocks = list(islice(packed_blocks(documents, tokenizer, data.block_length, separated), number))
+    """Return the first blocks of `documents`, int64[number, length], fewer rows where there is less text.
+
+    Args:
+        name: what messages call the text.
+        documents: the texts; empty ones and None are skipped.
+        tokenizer: the model's.
+        number: blocks to return.
+        length: tokens in a block.
+        separated: whether an end-of-sequence token follows every document.
+
+    Raises:
+        RecipeError: for text that does not fill a block, or separated documents and a tokenizer without an
+            end-of-sequence token.
+
+    """
+    blocks = list(islice(packed_blocks(documents, tokenizer, length, separated), number))
     if not blocks:
-        raise RecipeError(f"The {name} text in {data.source} does not fill one block of {data.block_length} tokens.")
+        raise RecipeError(f"{name} does not fill one block of {length} tokens.")
     return torch.stack([torch.from_numpy(block) for block in blocks])

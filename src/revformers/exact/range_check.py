@@ -18,6 +18,8 @@ class RangeCheck:
         self._names: list[str] = []
         self._extremes: list[Tensor] = []
         self._weights: list[float] = []
+        self.largest = 0.0
+        """The largest magnitude, once `raise_if_exceeded` has looked."""
 
     def observe(self, name: str, values: Tensor, weight: float = 1.0) -> None:
         """Note the largest magnitude of weight * `values` (floating dtype, any shape) under `name`."""
@@ -36,6 +38,7 @@ class RangeCheck:
         extremes = torch.stack([extreme.to(device, torch.float64) for extreme in self._extremes])
         magnitudes = extremes.view(-1, 2).abs().amax(dim=1).tolist()
         for name, magnitude, weight in zip(self._names, magnitudes, self._weights, strict=True):
+            self.largest = max(self.largest, magnitude * weight)
             if not magnitude * weight <= MAXIMUM_MAGNITUDE:
                 raise StateRangeError(
                     f"The {name} has magnitude {magnitude * weight:g}; fixed-point states hold finite values up to "

@@ -22,6 +22,7 @@ from transformers.utils import cached_file
 from revformers.errors import ModelFilesError
 from revformers.hf.attach import add_update_predictors
 from revformers.hf.discovery import unwrap
+from revformers.hf.hint import without_hint
 from revformers.hf.identity import Identity
 from revformers.hf.model_class import reversible_class, saved_config
 from revformers.hf.pretrained import VARIANT, find_model, hub_keywords, local_folder, weight_files
@@ -52,6 +53,7 @@ def save_conversion(model: nn.Module, directory: Path, base: Mapping[str, Any], 
     (directory / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
+@without_hint()
 def apply_conversion(model: nn.Module, directory: Path) -> None:
     """Make the model that `save_conversion` was told about reversible again, in place, as it was to the bit.
 

@@ -17,13 +17,12 @@ from revformers.hf.state import require_reversible
 from revformers.update_predictor import PredictorForm, UpdatePredictor
 
 
-def attach(model: nn.Module, identity: Identity) -> ReversibleStack:
-    """Let the decoder of an ordinary model follow the recurrence of `identity`, in place, update predictors included.
+def check(model: nn.Module, identity: Identity) -> DecoderStack:
+    """Return the decoder of a model that can follow the recurrence of `identity`.
 
     Raises:
         NotReversibleError: where the model is no plain fold over its layers.
-        ValueError: for a policy that does not go with the dynamics, dynamics of another depth, or a forward that
-            another library has replaced.
+        ValueError: for a policy that does not go with the dynamics, or dynamics of another depth.
 
     """
     stack = find_stack(model)
@@ -32,11 +31,22 @@ def attach(model: nn.Module, identity: Identity) -> ReversibleStack:
     for layer in stack.layers:
         if identity.dynamics.granularity == "branch" and find_layout(layer) is None:
             raise no_branches(layer, identity.dynamics)
+    return stack
+
+
+def attach(model: nn.Module, identity: Identity) -> ReversibleStack:
+    """Let the decoder of an ordinary model follow the recurrence of `identity`, in place, update predictors included.
+
+    Raises:
+        NotReversibleError, ValueError: as `check`, and for a forward that another library has replaced.
+
+    """
+    stack = check(model, identity)
     for module in (stack.decoder, *stack.layers):
         if "forward" in vars(module):
             raise ValueError(
-                f"The forward of {type(module).__name__} was replaced by another library; call make_reversible first "
-                f"(before accelerate's dispatch or hooks)."
+                f"The forward of {type(module).__name__} was replaced by another library; call make_reversible before "
+                f"that. To spread a reversible model over devices, save it and load it with device_map."
             )
     reversible = ReversibleStack(
         dynamics=identity.dynamics,
@@ -55,7 +65,18 @@ def attach(model: nn.Module, identity: Identity) -> ReversibleStack:
 
 
 def detach(stack: DecoderStack) -> None:
-    """Give the decoder and the layers of a reversible model their own forward back; update predictors are removed."""
+    """Give the decoder and the layers of a reversible model their own forward back; update predictors are removed.
+
+    Raises:
+        ValueError: where another library has wrapped a forward meanwhile.
+
+    """
+    for module in (stack.decoder, *stack.layers):
+        if not isinstance(vars(module).get("forward"), StandIn):
+            raise ValueError(
+                f"The forward of {type(module).__name__} was wrapped by another library after the model became "
+                f"reversible; undo that first (accelerate.hooks.remove_hook_from_submodules, after device_map)."
+            )
     del stack.decoder._reversible_stack, stack.decoder.forward
     for layer in stack.layers:
         del layer._reversible_role, layer.forward

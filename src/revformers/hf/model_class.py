@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from revformers.errors import ModelFilesError
 from revformers.hf import saving
 from revformers.hf.attach import attach, detach, refuse_gradient_checkpointing
 from revformers.hf.discovery import find_stack
@@ -31,6 +32,7 @@ from revformers.hf.model_config import (
     with_identity,
 )
 from revformers.hf.pretrained import clear_errors, find_model, hub_keywords, own_variant, refuse_weights
+from revformers.hf.quantization import keep_trainable
 from revformers.hf.state import reversible_stack
 
 PREDICTOR = ".update_predictor."
@@ -75,11 +77,14 @@ class ReversibleModel(PreTrainedModel):
         with clear_errors(path, keywords, variant):
             saved = saved_config(path, keywords)
             if isinstance(config, PreTrainedConfig) and identity_of(config) is None:
-                config = with_identity(config, saved.identity)
+                identity = identity_of(saved)
+                assert identity is not None
+                config = with_identity(config, identity)
             model, info = super().from_pretrained(
                 path, *arguments, config=config, variant=variant, output_loading_info=True, **keywords
             )
         _refuse_other_weights(path, model, info, saved)
+        keep_trainable(model)
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory: str | os.PathLike, *arguments: Any, **keywords: Any) -> None:
@@ -199,12 +204,18 @@ def _refuse_other_weights(path: str, model: Any, info: dict[str, Any], saved: Re
     as in transformers, which warns of it; its decoder must be whole.
     """
     missing, unexpected = set(info["missing_keys"]), set(info["unexpected_keys"])
-    if [PREFIX + type(model).__name__] != saved.architectures:
-        (decoder,) = (name for name, module in model.named_modules() if module is find_stack(model).decoder)
-        missing = {name for name in missing if name.startswith(f"{decoder}." if decoder else "")}
-        unexpected = {name for name in unexpected if PREDICTOR in name}
-    refuse_weights(path, "do not have", missing)
-    refuse_weights(path, "have, where nothing takes it,", unexpected)
+    if [PREFIX + type(model).__name__] == saved.architectures:
+        refuse_weights(path, "do not have", missing)
+        refuse_weights(path, "have, where nothing takes it,", unexpected)
+        return
+    decoder = find_stack(model).decoder
+    (name,) = (name for name, module in model.named_modules() if module is decoder)
+    prefix = f"{name}." if name else ""
+    if any(weight.startswith(prefix) for weight in missing) or any(PREDICTOR in weight for weight in unexpected):
+        raise ModelFilesError(
+            f"{path} was saved as {', '.join(saved.architectures or ['another class']).removeprefix(PREFIX)}, whose "
+            f"weights do not make a whole {type(model).__name__}; load it with revformers.from_pretrained."
+        )
 
 
 def _new_model(ordinary: type[PreTrainedModel]) -> Any:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch import nn
 
 
 def quantization_options(name: str, dtype: torch.dtype) -> dict[str, Any]:
@@ -14,7 +15,7 @@ def quantization_options(name: str, dtype: torch.dtype) -> dict[str, Any]:
 
     Raises:
         ImportError: where a package is missing; the message names it.
-        ValueError: for nf4 without a CUDA device, or an unknown name.
+        ValueError: for an unknown name.
 
     """
     if name == "none":
@@ -28,8 +29,6 @@ def quantization_options(name: str, dtype: torch.dtype) -> dict[str, Any]:
 
         return {"quantization_config": TorchAoConfig(Int8WeightOnlyConfig())}
     if name == "nf4":
-        if not torch.cuda.is_available():
-            raise ValueError("Weights in nf4 need a CUDA device, and there is none; use int8 or none.")
         try:
             import bitsandbytes  # noqa: F401
         except ImportError as error:
@@ -45,3 +44,17 @@ def quantization_options(name: str, dtype: torch.dtype) -> dict[str, Any]:
             )
         }
     raise ValueError(f"There is no quantization {name!r}; use none, int8 or nf4.")
+
+
+def keep_trainable(model: nn.Module) -> None:
+    """Have a model in nf4 keep its weights in the form that has gradients, in place; any other stays as it is.
+
+    On CPUs with AVX512-BF16 bitsandbytes packs the weights of a layer that is evaluated outside of training anew, for
+    a kernel that has no gradient: what is trained after the first evaluation gets wrong gradients, without an error.
+    """
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit":
+            layer: Any = module
+            layer.support_avx512bf16_for_cpu = False
+            if getattr(layer.weight.quant_state, "packing_format_for_cpu", False):
+                layer.state_dict()  # which bitsandbytes unpacks the weights for, and leaves them so

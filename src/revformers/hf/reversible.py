@@ -6,11 +6,13 @@ from torch import nn
 
 from revformers.activations import Budget, check_activations
 from revformers.dynamics.base import Dynamics
-from revformers.hf.attach import attach, refuse_gradient_checkpointing
-from revformers.hf.discovery import find_stack, unwrap
+from revformers.hf.attach import attach, check, refuse_gradient_checkpointing
+from revformers.hf.discovery import unwrap
+from revformers.hf.hint import hint_at_conversion
 from revformers.hf.identity import Identity
 from revformers.hf.loading import register_models
 from revformers.hf.model_class import become_ordinary, become_reversible
+from revformers.hf.quantization import keep_trainable
 from revformers.hf.state import require_reversible, reversible_stack
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -21,6 +23,11 @@ def make_reversible(model: Model, dynamics: Dynamics, activations: str | Budget 
 
     Weights, module names and state-dict keys stay as they are. A model that is reversible already gets the new
     dynamics and policy.
+
+    Pretrained weights lose much of what they know in dynamics far from the ordinary network's. Where a model came from
+    `from_pretrained` and is still ordinary, and the dynamics have a coefficient |a| of p[l-1] beyond 1/8 (`Midpoint`,
+    `Leapfrog`, `Hamiltonian`, large blends), a `ConversionHint` warns of it, once a process: `revformers.convert` is
+    for that.
 
     Args:
         model: a decoder-only causal language model of transformers, or a PEFT model around one.
@@ -39,15 +46,16 @@ def make_reversible(model: Model, dynamics: Dynamics, activations: str | Budget 
     """
     if not isinstance(dynamics, Dynamics):
         raise TypeError(f"make_reversible takes a dynamics such as revformers.Midpoint(), not {dynamics!r}.")
-    find_stack(model)
-    activations = str(activations)
-    check_activations(activations, dynamics)
-    inner = unwrap(model)
+    identity, inner = Identity(dynamics=dynamics, activations=str(activations)), unwrap(model)
+    stack = check(inner, identity)
+    if reversible_stack(model) is None:
+        hint_at_conversion(model, dynamics, len(stack.layers))
     make_residual(model)
+    keep_trainable(inner)
     if any(getattr(module, "gradient_checkpointing", False) for module in inner.modules()):
         refuse_gradient_checkpointing()
         inner.gradient_checkpointing_disable()
-    become_reversible(inner, attach(inner, Identity(dynamics=dynamics, activations=activations)))
+    become_reversible(inner, attach(inner, identity))
     register_models(type(inner.config))
     return model
 

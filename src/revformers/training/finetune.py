@@ -25,7 +25,7 @@ from revformers.hf.adapter import apply_conversion, save_conversion
 from revformers.hf.head import HeadLoss, apply_head, set_head_loss
 from revformers.hf.ordinary import ordinary
 from revformers.hf.pretrained import load_causal_lm
-from revformers.hf.quantization import quantization_options
+from revformers.hf.quantization import keep_trainable, quantization_options
 from revformers.hf.reversible import set_activations
 from revformers.hf.state import reversible_stack
 from revformers.hf.teacher import AdapterOff, FrozenCopy, Teacher
@@ -229,7 +229,9 @@ def _load_model(recipe: FinetuneRecipe) -> Any:
         options["revision"] = section.revision
     if section.quantization == "nf4":  # bitsandbytes quantises on the device that the weights stay on
         options["device_map"] = {"": PartialState().device}
-    return load_causal_lm(section.name, dtype=dtype, **options)
+    model = load_causal_lm(section.name, dtype=dtype, **options)
+    keep_trainable(model)
+    return model
 
 
 def _prepare_dynamics(

@@ -127,9 +127,18 @@ class LocalFiles(Source):
             [data.text_column, data.validation_fraction, data.validation_documents],
         )
 
+    @property
+    def separated(self) -> bool:
+        """Whether each record is a document of its own, as lines of .txt files are not."""
+        return self._training_files[0].suffix != ".txt"
+
     def split(self) -> Split:
         """Return the records' text, or the lines of .txt files."""
-        return _documents(*self._load_all(), self._data, separated=self._training_files[0].suffix != ".txt")
+        return _documents(*self._load_all(), self._data, self.separated)
+
+    def all_records(self) -> Any:
+        """Return the records, or the lines of .txt files, with nothing held out."""
+        return self._load(self._training_files)
 
     def records(self) -> tuple[Any, Any]:
         """Return the records, or the lines of .txt files."""

@@ -1,0 +1,184 @@
+"""What a user has as calibration text, in whatever form, as the batches that a conversion reads."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby, islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from revformers.conversion.measure import Batch
+from revformers.hf.discovery import unwrap
+
+Text = Tensor | Mapping[str, Any] | Iterable[Any] | str | os.PathLike[str]
+"""Tokens, batches of tokens, strings, a data set or a path; see `revformers.convert`."""
+
+BATCH_SIZE = 8
+"""Sequences that a model reads at once, where the caller does not batch them."""
+
+
+def read_text(
+    text: Text | None, tokenizer: PreTrainedTokenizerBase | None, text_column: str, sequences: int, length: int
+) -> Tensor | Sequence[Batch] | None:
+    """Return tokens or batches of tokens; those that are such already stay as they are.
+
+    Args:
+        text: see `revformers.convert`.
+        tokenizer: the model's; needed for strings, files, and data sets without `input_ids`.
+        text_column: the column of a data set or a file of records that holds the text.
+        sequences: how many sequences of a data set, of strings or of a file are read at most.
+        length: tokens in a sequence of strings, of a file, or of a column of text.
+
+    Raises:
+        FileNotFoundError: for a path where there is nothing.
+        ValueError: for text that needs a tokenizer and is given none, holds nothing, is too short to fill a sequence,
+            or is of no form that can be read.
+
+    """
+    if text is None or isinstance(text, Tensor):
+        return text
+    if isinstance(text, str | os.PathLike):
+        # A string is always a path: text that is read as a file's name, or the other way round, would go unnoticed.
+        if not os.path.exists(text := os.path.expanduser(os.fspath(text))):
+            raise FileNotFoundError(
+                f"There is no file or directory {text[:100]!r} to read text from; give text itself as a list of "
+                f"strings, and a data set of the hub as datasets.load_dataset(...)."
+            )
+        # imported here, as everywhere below: data sets take a second to import, and most conversions need none
+        from revformers.training.data.sources import LocalFiles
+        from revformers.training.recipe import DataSection
+
+        files = LocalFiles(DataSection(source=text, text_column=text_column))
+        return _blocks_of_column(files.all_records(), text_column, text, files.separated, tokenizer, sequences, length)
+    if hasattr(text, "column_names"):  # a Dataset or an IterableDataset
+        return _read_dataset(text, tokenizer, text_column, sequences, length)
+    if isinstance(text, Mapping):
+        if "input_ids" not in text:
+            raise ValueError(
+                f"Text was given as a mapping of {', '.join(map(str, text))}; give one split of a data set, or "
+                f'{{"input_ids": int64[batch, tokens]}}.'
+            )
+        return [text]
+    items = list(text)
+    if items and all(isinstance(item, str) for item in items):
+        return _blocks(items, "The list of strings", True, tokenizer, sequences, length)
+    return items
+
+
+def as_batches(text: Tensor | Sequence[Batch] | None, model: nn.Module) -> list[Batch]:
+    """Return tokens as batches on the device that `model` embeds them on.
+
+    Raises:
+        ValueError: where there are none, or they are nothing that a causal language model reads without padding.
+
+    """
+    if isinstance(text, Tensor):
+        if text.dim() != 2 or text.numel() == 0 or text.shape[1] < 2:
+            raise ValueError(
+                f"Calibration text is int64[sequences, tokens] with two tokens or more a sequence, not "
+                f"{list(text.shape)}."
+            )
+        text = [{"input_ids": chunk} for chunk in text.split(BATCH_SIZE)]
+    batches = list(text or [])
+    if not batches:
+        raise ValueError("There is no calibration text; the loss of a conversion can only be measured on some.")
+    for batch in batches:
+        _check(batch)
+    embedding: Any = unwrap(model).get_input_embeddings()
+    result: list[Batch] = []
+    for batch in batches:
+        ids = batch["input_ids"].long()
+        entries = embedding.weight.shape[0]
+        if not 0 <= ids.min() <= ids.max() < entries:
+            raise ValueError(
+                f"Calibration text holds tokens from {ids.min()} to {ids.max()}, and the model has {entries}; give the "
+                f"tokenizer that belongs to the model."
+            )
+        # weights that are offloaded lie on the meta device until they are used, and accelerate moves what they take
+        result.append({"input_ids": ids if embedding.weight.is_meta else ids.to(embedding.weight.device)})
+    return result
+
+
+def _check(batch: Any) -> None:
+    """Raise ValueError where `batch` is none that a causal language model reads without padding."""
+    if not isinstance(batch, Mapping) or not isinstance(batch.get("input_ids"), Tensor):
+        found = f"a mapping of {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else type(batch).__name__
+        raise ValueError(
+            f'A batch of calibration text is {{"input_ids": int64[batch, tokens]}}, not {found}; text itself is given '
+            f"as strings, a data set or a path."
+        )
+    ids, mask = batch["input_ids"], batch.get("attention_mask")
+    if ids.dim() != 2 or ids.shape[0] < 1 or ids.shape[1] < 2 or ids.is_floating_point():
+        kind = str(ids.dtype).removeprefix("torch.")
+        raise ValueError(
+            f"A batch of calibration text is int64[batch, tokens] with two tokens or more a sequence, not "
+            f"{kind}{list(ids.shape)}."
+        )
+    if mask is not None and not bool(torch.as_tensor(mask).bool().all()):
+        raise _padded()
+
+
+def _read_dataset(
+    dataset: Any, tokenizer: PreTrainedTokenizerBase | None, text_column: str, sequences: int, length: int
+) -> Tensor | Sequence[Batch]:
+    """Return the first sequences of a Dataset or IterableDataset: its tokens where it has them, or else its text."""
+    if isinstance(dataset, Mapping):
+        raise ValueError(
+            f"Text was given as a data set of several splits ({', '.join(dataset)}); choose one, such as "
+            f"dataset[{next(iter(dataset), 'train')!r}]."
+        )
+    # a stream does not always know its columns
+    names = dataset.column_names or list(next(iter(dataset), {}))
+    if "input_ids" not in names:
+        return _blocks_of_column(dataset, text_column, "The data set", True, tokenizer, sequences, length)
+    rows = list(islice(dataset, sequences))
+    if not all(torch.as_tensor(row.get("attention_mask", 1)).bool().all() for row in rows):
+        raise _padded()
+    batches: list[Batch] = []
+    for _, group in groupby((torch.as_tensor(row["input_ids"]) for row in rows), key=lambda ids: ids.shape):
+        batches += [{"input_ids": chunk} for chunk in torch.stack(list(group)).split(BATCH_SIZE)]
+    return batches
+
+
+def _padded() -> ValueError:
+    return ValueError("Calibration text must not be padded; pack it into blocks of one length.")
+
+
+def _blocks_of_column(
+    records: Any,
+    column: str,
+    name: str,
+    separated: bool,
+    tokenizer: PreTrainedTokenizerBase | None,
+    sequences: int,
+    length: int,
+) -> Tensor:
+    first = next(iter(records), None)
+    if first is None:
+        raise ValueError(f"{name} is empty.")
+    if column not in first:
+        raise ValueError(
+            f"{name} has no column {column!r} but {', '.join(first)}; say which holds text in text_column."
+        )
+    if not isinstance(first[column], str | None):
+        raise ValueError(f"The column {column!r} of {name} holds {type(first[column]).__name__}, no text.")
+    return _blocks((record[column] for record in records), name, separated, tokenizer, sequences, length)
+
+
+def _blocks(
+    documents: Iterable[str | None],
+    name: str,
+    separated: bool,
+    tokenizer: PreTrainedTokenizerBase | None,
+    sequences: int,
+    length: int,
+) -> Tensor:
+    if tokenizer is None:
+        raise ValueError(
+            f"{name} holds text, which only a tokenizer turns into tokens; pass the model's own as tokenizer=."
+        )
+    from revformers.conversion.text import first_blocks
+
+    return first_blocks(name, documents, tokenizer, sequences, length, separated)

@@ -1,0 +1,134 @@
+"""Whatever a user has as text reads as the tokens that a plain loop over the tokenizer gives."""
+
+import datasets
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerFast
+
+import revformers as rf
+from tests.hf.test_reversible import llama
+
+WORDS = ["the", "a", "model", "layer", "state", "step", "gradient", "learns", "reads", "writes", "forgets", "never"]
+DOCUMENTS = [" ".join(WORDS[(3 * start + k * k) % len(WORDS)] for k in range(11)) for start in range(30)]
+LENGTH = 9
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    vocabulary = {word: number for number, word in enumerate(["<end>", "<unknown>", *WORDS])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unknown>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>", unk_token="<unknown>")
+
+
+def expected(documents=DOCUMENTS, end=(0,), length=LENGTH):
+    """The blocks of the documents, made by hand from the vocabulary: 2 is "the"."""
+    tokens = [token for text in documents for token in [*(WORDS.index(word) + 2 for word in text.split()), *end]]
+    return torch.tensor(tokens[: len(tokens) // length * length]).view(-1, length)
+
+
+def converted(text, tokenizer=None, **options):
+    model = llama(layers=3)
+    conversion = rf.convert(model, 1, text, tokenizer=tokenizer, length=LENGTH, **options)
+    return conversion, model
+
+
+def same(left, right):
+    ids = expected()[:2]
+    return left[0] == right[0] and torch.equal(left[1](ids).logits, right[1](ids).logits)
+
+
+def test_strings_and_columns_of_text_are_documents_packed_into_blocks(tokenizer):
+    reference = converted(expected())
+    assert same(reference, converted(DOCUMENTS, tokenizer))
+    assert same(reference, converted(datasets.Dataset.from_dict({"text": DOCUMENTS}), tokenizer))
+    other = datasets.Dataset.from_dict({"n": range(30), "story": DOCUMENTS})
+    assert same(reference, converted(other, tokenizer, text_column="story"))
+    assert same(reference, converted(other.to_iterable_dataset(), tokenizer, text_column="story"))
+    assert not same(reference, converted(DOCUMENTS[1:], tokenizer))
+
+
+def test_files_are_read_as_the_recipes_read_them_with_nothing_held_out(tokenizer, tmp_path):
+    running = tmp_path / "text.txt"
+    running.write_text("\n".join(DOCUMENTS))
+    assert same(converted(expected(end=())), converted(running, tokenizer))
+    records = tmp_path / "text.jsonl"
+    datasets.Dataset.from_dict({"text": DOCUMENTS}).to_json(records)
+    assert same(converted(expected()), converted(str(records), tokenizer))
+
+
+def test_the_number_of_sequences_is_limited(tokenizer):
+    conversion, _ = converted(DOCUMENTS, tokenizer, held_out=DOCUMENTS[5:], sequences=7)
+    assert (conversion.calibration_tokens, conversion.held_out_tokens) == (7 * LENGTH, 7 * LENGTH)
+    assert converted(expected(), sequences=1)[0].calibration_tokens == expected().numel()  # tokens are taken whole
+
+
+def test_a_tokenised_data_set_is_read_row_by_row():
+    rows = expected()
+    dataset = datasets.Dataset.from_dict({"text": ["x"] * len(rows), "input_ids": rows.tolist()})
+    reference = converted(rows)
+    assert same(reference, converted(dataset))
+    assert same(reference, converted(dataset.with_format("torch")))
+    lengths = [rows[0].tolist(), rows[1].tolist(), rows[2, :4].tolist()]
+    uneven = datasets.Dataset.from_dict({"input_ids": lengths, "attention_mask": [[1] * len(row) for row in lengths]})
+    by_hand = [{"input_ids": rows[:2]}, {"input_ids": rows[2:3, :4]}]
+    assert same(converted(by_hand), converted(uneven))
+
+
+def test_batches_from_a_loader_and_one_batch_alone_are_read(tokenizer):
+    reference = converted(expected())
+    assert same(reference, converted(DataLoader([{"input_ids": row} for row in expected()], batch_size=8)))
+    encoded = tokenizer(DOCUMENTS, return_tensors="pt", return_token_type_ids=False)
+    assert same(converted([{"input_ids": encoded["input_ids"]}]), converted(encoded))
+
+
+def test_held_out_text_takes_the_same_forms(tokenizer):
+    tokens = converted(expected(), held_out=expected(DOCUMENTS[5:]))
+    assert same(tokens, converted(expected(), tokenizer, held_out=DOCUMENTS[5:]))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (DOCUMENTS, "list of strings holds text.*pass the model's own as tokenizer="),
+        (datasets.Dataset.from_dict({"text": DOCUMENTS}), "data set holds text.*tokenizer="),
+        (datasets.Dataset.from_dict({"story": DOCUMENTS}), "no column 'text' but story; .* in text_column"),
+        (datasets.Dataset.from_dict({"text": [1, 2]}), "column 'text' of The data set holds int"),
+        (datasets.Dataset.from_dict({"text": []}), "data set is empty"),
+        (datasets.DatasetDict(train=datasets.Dataset.from_dict({"text": DOCUMENTS})), r"choose one.*\['train'\]"),
+        (datasets.Dataset.from_dict({"input_ids": [[1, 2]], "attention_mask": [[1, 0]]}), "must not be padded"),
+        ([{"text": "the model"}], "not a mapping of text; text itself is given"),
+        ([["the"], ["model"]], "not list; text itself"),
+        ({"text": DOCUMENTS}, "mapping of text"),
+        ([{"input_ids": torch.ones(2, 5)}], r"not float32\[2, 5\]"),
+        (torch.full((2, 5), 61), "tokens from 61 to 61, and the model has 61"),
+        ([], "no calibration text"),
+    ],
+)
+def test_what_is_missing_or_wrong_is_said_in_a_sentence(text, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        converted(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_string_is_a_path_and_never_text(tokenizer):
+    for text in ("the model reads the state", "missing.txt", "the model reads " * 1000):
+        with pytest.raises(FileNotFoundError, match=r"no file or directory .* as a list of strings"):
+            converted(text, tokenizer)
+
+
+def test_text_of_less_than_a_block_is_refused(tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="list of strings does not fill one block of 9 tokens"):
+        converted(["the model"], tokenizer)
+    (tmp_path / "notes.md").write_text("the model")
+    with pytest.raises(ValueError, match="none of the kinds of text"):
+        converted(tmp_path / "notes.md", tokenizer)
+
+
+def test_bad_sizes_are_refused(tokenizer):
+    with pytest.raises(ValueError, match="sequences of at least 1"):
+        converted(DOCUMENTS, tokenizer, sequences=0)
+    with pytest.raises(ValueError, match="length of at least 2"):
+        rf.convert(llama(), 1, DOCUMENTS, tokenizer=tokenizer, length=1)
