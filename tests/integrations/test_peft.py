@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import peft.utils.hotswap
 import pytest
@@ -24,14 +22,16 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM, LlamaForSequenc
 import revformers as rf
 from revformers.errors import ModelFilesError
 from revformers.hf.adapter import DESCRIPTION, MARK, PREDICTORS
-from tests.conversion.test_convert import TEXT, smooth_llama
+from tests.conversion.test_convert import TEXT
 from tests.integrations.tiny import (
     DYNAMICS,
+    converted,
     logits,
     lora,
     make,
     ordinary,
     saved,
+    small,
     tokenizer,
     what_it_is,
     with_adapter,
@@ -56,12 +56,10 @@ def base(kind, folder):
 
 
 def wrong_base(kind, folder):
-    model = LlamaForCausalLM.from_pretrained(folder / "ordinary")
-    if kind == "other dynamics":
-        rf.make_reversible(model, rf.Midpoint())
     if kind == "other predictors":
-        rf.convert(model, 0.5, TEXT[3:])
-    return model
+        return converted(folder, first=3)
+    model = LlamaForCausalLM.from_pretrained(ordinary(folder / "ordinary"))
+    return rf.make_reversible(model, rf.Midpoint()) if kind == "other dynamics" else model
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +104,14 @@ def by_swapping(model, directory):
 ROUTES = [by_peft, by_mixed_peft, by_transformers, by_swapping]
 
 
-@pytest.mark.parametrize("route", ROUTES)
-@pytest.mark.parametrize("kind", BASES)
+@pytest.mark.parametrize(
+    ("kind", "route"),
+    [
+        *((kind, by_peft) for kind in BASES),
+        *(("converted", route) for route in ROUTES[1:]),
+        ("memory", by_transformers),
+    ],
+)
 def test_an_adapter_is_refused_on_a_wrong_base_and_loaded_on_the_right_one(kind, route, folder, adapters):
     directory, expected, network = adapters[kind]
     for wrong in WRONG:
@@ -205,7 +209,7 @@ def test_an_adapter_of_a_base_that_was_never_saved_asks_for_it(folder, tmp_path)
     adapted.save_pretrained(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"was never saved.*pass it as revformers\.load_adapter"):
         rf.load_adapter(tmp_path)
-    assert torch.equal(logits(rf.load_adapter(tmp_path, smooth_llama())), logits(adapted))
+    assert torch.equal(logits(rf.load_adapter(tmp_path, small())), logits(adapted))
 
 
 def test_several_adapters_of_one_model_are_each_refused_on_the_wrong_base(folder, tmp_path):
@@ -295,22 +299,3 @@ def test_an_adapter_of_an_ordinary_network_is_saved_as_peft_saves_it(ordinary_ad
     model.save_pretrained(tmp_path)
     for directory in (ordinary_adapter, tmp_path):
         assert json.loads((directory / "adapter_config.json").read_text())["peft_type"] == "LORA"
-
-
-def test_without_revformers_peft_stops_at_a_type_that_says_what_to_install(folder, adapters, tmp_path):
-    code = (
-        "import sys, peft, transformers\n"
-        "model = transformers.LlamaForCausalLM.from_pretrained(sys.argv[1])\n"
-        "for load in (lambda: peft.PeftModel.from_pretrained(model, sys.argv[2]),\n"
-        "             lambda: model.load_adapter(sys.argv[2]),\n"
-        "             lambda: transformers.AutoModelForCausalLM.from_pretrained(sys.argv[2])):\n"
-        "    try:\n"
-        "        load()\n"
-        "    except Exception as error:\n"
-        "        assert 'pip install revformers, then import revformers' in str(error), error\n"
-        "        print('stopped')\n"
-        "assert 'revformers' not in sys.modules\n"
-    )
-    command = [sys.executable, "-c", code, str(folder / "ordinary"), str(adapters["memory"][0])]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert done.stdout.split() == ["stopped"] * 3, done.stderr

@@ -19,8 +19,7 @@ from trl import (
 )
 
 import revformers as rf
-from tests.conversion.test_convert import TEXT, smooth_llama
-from tests.integrations.tiny import DYNAMICS, arguments, dataset, lora, tokenizer, what_it_is
+from tests.integrations.tiny import DYNAMICS, arguments, converted, dataset, lora, small, tokenizer, what_it_is
 
 ROLLOUTS = {"num_generations": 2, "max_completion_length": 4}
 TRAINERS = {
@@ -38,15 +37,14 @@ def reward(completions, **columns):
     return [float(len(set(text.split()))) + number / 8 for number, text in enumerate(completions)]
 
 
-def network(name, activations):
+def network(name, activations, folder):
     """The converted network; of the reward trainer, a classifier of one label, which is not converted."""
     if name == "reward":
-        config = smooth_llama().config
+        config = small().config
         config.num_labels, config.pad_token_id = 1, 0
         torch.manual_seed(0)
         return rf.make_reversible(LlamaForSequenceClassification(config), DYNAMICS, activations)
-    model = smooth_llama()
-    rf.convert(model, 0.5, TEXT)
+    model = converted(folder)
     rf.set_activations(model, activations)
     return model
 
@@ -54,7 +52,7 @@ def network(name, activations):
 def trajectory(name, adapter, activations, steps, folder):
     """The loss and the gradient norm of every step, and the weights at the end."""
     kind, config, options = TRAINERS[name]
-    model = network(name, activations)
+    model = network(name, activations, folder)
     expected = what_it_is(model)
     torch.manual_seed(0)
     task = {"task_type": "SEQ_CLS"} if name == "reward" else {}

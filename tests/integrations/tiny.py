@@ -1,6 +1,7 @@
 """A small reversible network, come about in every way, a tokenizer of words, and data for every trainer."""
 
 import copy
+import functools
 
 import torch
 from datasets import Dataset
@@ -16,8 +17,12 @@ from tests.conversion.test_convert import TEXT, smooth_llama
 IDS = TEXT[:2]
 WORDS = [f"word{number}" for number in range(58)]
 DYNAMICS = rf.BlendedMidpoint(0.25)
+LAYERS = r".*(q_proj|down_proj|maps\.\d+)"
 WAYS = ("memory", "unnamed", "loaded", "auto", "path", "converted", "trained")
 ADAPTERS = ("full", "peft_config", "peft_model")
+
+
+small = functools.partial(smooth_llama, layers=3)
 
 
 def tokenizer():
@@ -51,7 +56,7 @@ def dataset(task, rows=8):
 def ordinary(directory):
     """The directory of the ordinary network, with a tokenizer."""
     if not directory.is_dir():
-        smooth_llama().save_pretrained(directory)
+        small().save_pretrained(directory)
         tokenizer().save_pretrained(directory)
     return directory
 
@@ -67,20 +72,31 @@ def saved(directory, converted=False):
 def make(way, folder):
     """A reversible network, or its path, that came about in one of `WAYS`."""
     if way == "unnamed":
-        return rf.make_reversible(smooth_llama(), DYNAMICS)
+        return rf.make_reversible(small(), DYNAMICS)
     if way == "loaded":
         return rf.from_pretrained(saved(folder / "saved"))
     if way == "auto":
         return AutoModelForCausalLM.from_pretrained(saved(folder / "saved"))
     if way == "path":
         return str(saved(folder / "saved"))
-    model = LlamaForCausalLM.from_pretrained(ordinary(folder / "ordinary"))
     if way == "converted":
-        rf.convert(model, 0.5, TEXT)
-        return model
+        return converted(folder)
+    model = LlamaForCausalLM.from_pretrained(ordinary(folder / "ordinary"))
     rf.make_reversible(model, DYNAMICS)
     if way == "trained":
         train_two_steps(model, folder)
+    return model
+
+
+def converted(folder, first=0):
+    """The ordinary network of `folder`, converted in memory; another `first` line of text gives other predictors."""
+    return copy.deepcopy(_converted(ordinary(folder / "ordinary"), first))
+
+
+@functools.cache
+def _converted(path, first):
+    model = LlamaForCausalLM.from_pretrained(path)
+    rf.convert(model, 0.5, TEXT[first:])
     return model
 
 
@@ -109,7 +125,8 @@ def train_two_steps(model, folder):
 
 
 def lora(**options):
-    return LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", **options)
+    """LoRA on some linear layers, the update predictors' weights among them where there are any."""
+    return LoraConfig(**{"r": 2, "target_modules": LAYERS, "task_type": "CAUSAL_LM"} | options)
 
 
 def with_adapter(model, **options):
