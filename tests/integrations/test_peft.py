@@ -212,6 +212,35 @@ def test_an_adapter_of_a_base_that_was_never_saved_asks_for_it(folder, tmp_path)
     assert torch.equal(logits(rf.load_adapter(tmp_path, small())), logits(adapted))
 
 
+def test_a_base_that_is_gone_is_asked_for(folder, tmp_path):
+    make("memory", folder).save_pretrained(tmp_path / "base")
+    adapted = with_adapter(rf.from_pretrained(tmp_path / "base"))
+    adapted.save_pretrained(tmp_path / "adapter")
+    (tmp_path / "base").rename(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match=r"is no longer in .*base; pass it as revformers\.load_adapter"):
+        rf.load_adapter(tmp_path / "adapter")
+    loaded = rf.load_adapter(tmp_path / "adapter", rf.from_pretrained(tmp_path / "elsewhere"))
+    assert torch.equal(logits(loaded), logits(adapted))
+
+
+def test_one_call_refuses_an_adapter_of_an_ordinary_network(ordinary_adapter):
+    with pytest.raises(FileNotFoundError, match=r"load one of an ordinary model with peft\.PeftModel"):
+        rf.load_adapter(ordinary_adapter)
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong", "named"),
+    [
+        ("memory", "other dynamics", "name"),
+        ("memory", "other predictors", "update predictors"),
+        ("converted", "other predictors", "the weights of the update predictors|blend"),
+    ],
+)
+def test_the_sentence_says_what_tells_the_networks_apart(kind, wrong, named, folder, adapters):
+    with pytest.raises(ValueError, match=rf"they differ in .*({named}).*; load both"):
+        PeftModel.from_pretrained(wrong_base(wrong, folder), adapters[kind][0])
+
+
 def test_several_adapters_of_one_model_are_each_refused_on_the_wrong_base(folder, tmp_path):
     adapted = with_adapter(base("converted", folder))
     adapted.add_adapter("second", lora(init_lora_weights=False))
@@ -263,7 +292,8 @@ def test_resized_embeddings_are_saved_with_the_adapter(kind, folder, tmp_path):
     assert any("embed_tokens" in name for name in names)
     right = base(kind, folder)
     right.resize_token_embeddings(70, mean_resizing=False)
-    assert torch.equal(logits(rf.load_adapter(tmp_path, right)), logits(adapted))
+    for loaded in (rf.load_adapter(tmp_path, right), rf.load_adapter(tmp_path)):
+        assert torch.equal(logits(loaded), logits(adapted))
 
 
 def test_embeddings_that_were_not_resized_are_not_saved(adapters):

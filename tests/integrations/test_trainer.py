@@ -12,6 +12,7 @@ from transformers.trainer import PushInProgress
 from trl import SFTConfig, SFTTrainer
 
 import revformers as rf
+from revformers.errors import ModelFilesError
 from revformers.hf.adapter import DESCRIPTION, PREDICTORS
 from revformers.hf.card import SECTION
 from revformers.hf.state import reversible_stack
@@ -127,9 +128,30 @@ def test_a_checkpoint_is_resumed_by_its_own_network_only(kind, checkpoint, folde
     saved, own = sentence.split(", and the model to train is ")
     for name, words in ((checkpoint, saved), (kind, own)):
         assert ("ordinary network" in words) == (name == "ordinary")
-        assert ("update predictors" in words) == (name == "converted")
+        assert ("with update predictors" in words) == (name == "converted")
     assert saved.partition("is that of ")[2] != own.partition(";")[0]
+    assert ("they differ in" in sentence) == ("ordinary" not in (kind, checkpoint))
     assert torch.equal(logits(trainer.model), before)
+
+
+def test_blends_that_the_recurrence_does_not_show_are_named(folder, tmp_path):
+    model, other = (
+        rf.make_reversible(make("unnamed", folder), rf.BlendedMidpoint(blends))
+        for blends in ([0.25, 0.5, 0.5], [0.5] * 3)
+    )
+    trainer_of(model, tmp_path, save_strategy="steps", save_steps=1).train()
+    with pytest.raises(ValueError, match="they differ in blend;"):
+        trainer_of(other, tmp_path).train(resume_from_checkpoint=str(tmp_path / "run/checkpoint-1"))
+
+
+def test_a_checkpoint_of_a_later_version_is_refused(folder, tmp_path):
+    trainer_of(make("memory", folder), tmp_path, save_strategy="steps", save_steps=1).train()
+    config = tmp_path / "run/checkpoint-1/config.json"
+    values = json.loads(config.read_text())
+    values["revformers"]["dynamics"] = {"name": "of_tomorrow"}
+    config.write_text(json.dumps(values))
+    with pytest.raises(ModelFilesError, match=r"of_tomorrow.*update revformers"):
+        trainer_of(make("memory", folder), tmp_path).train(resume_from_checkpoint=str(config.parent))
 
 
 @FILES

@@ -23,7 +23,7 @@ from revformers.errors import ModelFilesError
 from revformers.hf.attach import add_update_predictors
 from revformers.hf.discovery import unwrap
 from revformers.hf.hint import without_hint
-from revformers.hf.identity import Identity
+from revformers.hf.identity import read_identity
 from revformers.hf.model_class import reversible_class, saved_config
 from revformers.hf.pretrained import VARIANT, find_model, hub_keywords, local_folder, weight_files
 from revformers.hf.reversible import make_reversible
@@ -33,6 +33,7 @@ from revformers.update_predictor import UpdatePredictor
 
 DESCRIPTION = "reversible.json"
 PREDICTORS = "update_predictors.safetensors"
+WEIGHTS = "adapter_model.safetensors"
 MARK = " on a reversible model (pip install revformers, then import revformers)"
 
 
@@ -62,7 +63,7 @@ def apply_conversion(model: nn.Module, directory: Path) -> None:
 
     """
     description = _read(directory / DESCRIPTION)
-    identity = _identity(description, directory)
+    identity = read_identity(description, directory / DESCRIPTION)
     make_reversible(model, identity.dynamics, identity.activations)
     if identity.predictor_form is None:
         return
@@ -131,13 +132,14 @@ def check_base(model: nn.Module, adapter: str | os.PathLike, keywords: Mapping[s
                 f"the ordinary model, and call revformers.make_reversible or revformers.convert afterwards."
             )
         return
-    description = _read(Path(file))
-    identity = _identity(description, Path(file).parent)
-    if not _is_base(model, description, Path(file).parent):
+    differences = _differences(model, _read(Path(file)), Path(file))
+    if differences:
+        identity = read_identity(_read(Path(file)), Path(file))
         this = "an ordinary network" if own is None else f"another network ({own.dynamics.recurrence})"
+        apart = f"; they differ in {', '.join(differences)}" if own is not None else ""
         raise ValueError(
             f"The adapter {adapter} was trained on a reversible network ({identity.dynamics.recurrence}), and this "
-            f"model is {this}; load both with revformers.load_adapter({str(adapter)!r})."
+            f"model is {this}{apart}; load both with revformers.load_adapter({str(adapter)!r})."
         )
 
 
@@ -166,12 +168,16 @@ def load_adapter(
 
     config, file = (_find(directory, name, keywords) for name in (ADAPTER_CONFIG, DESCRIPTION))
     if file is None or config is None:
-        raise FileNotFoundError(f"{directory} holds no adapter with the conversion of its base ({DESCRIPTION}).")
+        raise FileNotFoundError(
+            f"{directory} holds no adapter of a reversible model ({DESCRIPTION}); load one of an ordinary model with "
+            f"peft.PeftModel.from_pretrained."
+        )
     description = _read(Path(file))
     if model is None:
         model = _load_base(directory, description["base"], keywords)
+        _resize_embeddings(model, _find(directory, WEIGHTS, keywords))
         # What was made of a saved reversible model in memory is described here too.
-        known = _is_base(model, description, Path(file).parent)
+        known = not _differences(model, description, Path(file))
     else:
         known = reversible_stack(model) is not None
     if not known:
@@ -189,15 +195,15 @@ def _find(adapter: str | os.PathLike, name: str, keywords: Mapping[str, Any]) ->
     return found
 
 
-def _is_base(model: nn.Module, description: Mapping[str, Any], directory: Path) -> bool:
-    """Whether a model is the network that an adapter's description is of."""
-    own, identity = reversible_stack(model), _identity(description, directory)
-    return (
-        own is not None
-        and own.dynamics.to_dict() == identity.dynamics.to_dict()
-        and own.predictor_form == identity.predictor_form
-        and not set(_digests(_predictor_weights(model))).isdisjoint(description["predictors_sha256"])
-    )
+def _differences(model: nn.Module, description: Mapping[str, Any], file: Path) -> list[str]:
+    """Return the names of what tells a model from the base that an adapter's description is of; none for the base."""
+    own, identity = reversible_stack(model), read_identity(description, file)
+    if own is None:
+        return ["the recurrence"]
+    if differences := identity.differences(own):
+        return differences
+    same = not set(_digests(_predictor_weights(model))).isdisjoint(description["predictors_sha256"])
+    return [] if same else ["the weights of the update predictors"]
 
 
 def _load_base(adapter: str | os.PathLike, base: Mapping[str, Any], keywords: Mapping[str, Any]) -> Any:
@@ -206,7 +212,13 @@ def _load_base(adapter: str | os.PathLike, base: Mapping[str, Any], keywords: Ma
             f"The base of {adapter} was never saved, so it cannot be loaded; pass it as revformers.load_adapter"
             f"({str(adapter)!r}, model)."
         )
-    name = find_model(base["name"])
+    try:
+        name = find_model(base["name"])
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"The base of {adapter} is no longer in {base['name']}; pass it as revformers.load_adapter"
+            f"({str(adapter)!r}, model)."
+        ) from error
     kind = getattr(transformers, base["architecture"], None)
     if kind is None:
         raise ValueError(
@@ -220,6 +232,20 @@ def _load_base(adapter: str | os.PathLike, base: Mapping[str, Any], keywords: Ma
     }
     kind = reversible_class(kind) if _is_saved_reversible(name) else kind
     return kind.from_pretrained(name, **{key: value for key, value in options.items() if value} | dict(keywords))
+
+
+def _resize_embeddings(model: Any, weights: str | None) -> None:
+    """Give the vocabulary of a base that was just loaded the size of the embeddings that its adapter brings, if any."""
+    if weights is None:
+        return
+    embeddings = model.get_input_embeddings()
+    (place,) = (name for name, module in model.named_modules() if module is embeddings)
+    with safe_open(weights, framework="pt") as file:
+        for key in (f"base_model.model.{place}.weight", f"base_model.model.{place}.base_layer.weight"):
+            if key in file.keys():  # noqa: SIM118
+                size = file.get_slice(key).get_shape()[0]
+                if size != embeddings.weight.shape[0]:
+                    model.resize_token_embeddings(size, mean_resizing=False)
 
 
 def _is_saved_reversible(name: str | None) -> bool:
@@ -275,16 +301,6 @@ def _digests(weights: Mapping[str, Tensor]) -> list[str]:
             digest.update(name.encode())
             digest.update(value.flatten().view(torch.uint8).numpy().data)
     return [digest.hexdigest() for digest in digests]
-
-
-def _identity(description: Mapping[str, Any], directory: Path) -> Identity:
-    try:
-        return Identity.from_dict(dict(description))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ModelFilesError(
-            f"{directory / DESCRIPTION} describes no network that this version of revformers can read "
-            f"({type(error).__name__}: {error}); update revformers, or save the adapter again."
-        ) from error
 
 
 def _read(path: Path) -> dict[str, Any]:

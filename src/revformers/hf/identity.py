@@ -1,11 +1,14 @@
 """What makes a reversible model the network that it is, apart from its weights."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from revformers import dynamics as dynamics_module
 from revformers.dynamics.base import Dynamics
+from revformers.errors import ModelFilesError
 from revformers.hf.provenance import Provenance
 from revformers.update_predictor import PredictorForm
 
@@ -26,6 +29,12 @@ class Identity:
     activations: str
     predictor_form: PredictorForm | None = None
     provenance: Provenance | None = None
+
+    def differences(self, other: "Identity") -> list[str]:
+        """Return the names of what tells this network from another; none for the same one, weights aside."""
+        own, others = self.dynamics.to_dict(), other.dynamics.to_dict()
+        names = sorted(name for name in own.keys() | others.keys() if own.get(name) != others.get(name))
+        return names + ([] if self.predictor_form == other.predictor_form else ["update predictors"])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the identity in types that JSON keeps."""
@@ -54,3 +63,23 @@ class Identity:
             predictor_form=None if form is None else PredictorForm(**form),
             provenance=Provenance.from_dict(values["provenance"]) if "provenance" in values else None,
         )
+
+
+def read_identity(values: Mapping[str, Any], path: Path) -> Identity:
+    """Return the identity that a file describes.
+
+    Args:
+        values: what `Identity.to_dict` wrote, among others perhaps.
+        path: where they were read, for the message.
+
+    Raises:
+        ModelFilesError: for a description that this version cannot read.
+
+    """
+    try:
+        return Identity.from_dict(dict(values))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ModelFilesError(
+            f"{path} describes no network that this version of revformers can read ({type(error).__name__}: {error}); "
+            f"update revformers, or save what it belongs to again."
+        ) from error

@@ -14,7 +14,7 @@ from wrapt import wrap_function_wrapper
 from revformers.hf.adapter import DESCRIPTION, PREDICTORS
 from revformers.hf.card import CARD_NAME, add_section
 from revformers.hf.discovery import unwrap
-from revformers.hf.identity import Identity
+from revformers.hf.identity import Identity, read_identity
 from revformers.hf.model_config import KEY
 from revformers.hf.pretrained import VARIANT, weight_files
 from revformers.hf.state import reversible_stack
@@ -40,22 +40,20 @@ def check_checkpoint(model: Any, directory: str | os.PathLike) -> None:
     if not file.is_file():
         return
     description = json.loads(file.read_text(encoding="utf-8")).get(KEY)
-    saved, own = None if description is None else Identity.from_dict(description), reversible_stack(model)
-    if _network(saved) == _network(own):
+    saved, own = None if description is None else read_identity(description, file), reversible_stack(model)
+    differences = saved.differences(own) if saved is not None and own is not None else []
+    if (saved is None) == (own is None) and not differences:
         return
+    apart = f"; they differ in {', '.join(differences)}" if differences else ""
     remedy = (
         "load the model to train from it, with revformers.from_pretrained"
         if saved is not None
         else "load the model to train from it, with transformers"
     )
     raise ValueError(
-        f"The checkpoint {directory} is that of {_words(saved)}, and the model to train is {_words(own)}; {remedy}, or "
-        f"train from another checkpoint."
+        f"The checkpoint {directory} is that of {_words(saved)}, and the model to train is {_words(own)}{apart}; "
+        f"{remedy}, or train from another checkpoint."
     )
-
-
-def _network(identity: Identity | None) -> Any:
-    return identity and (identity.dynamics.to_dict(), identity.predictor_form)
 
 
 def _words(identity: Identity | None) -> str:
