@@ -323,11 +323,14 @@ class Tape(ActivationPolicy):
             contextlib.suppress(_AllSaved),
             saved_tensors_hooks(pack, unpack),
         ):
-            update = record.field(hidden)
-        if update is not None:
-            graph = [update.grad_fn]
+            try:
+                update = record.field(hidden)
+            finally:
+                # The nodes of the graph keep the hooks, so that the hooks must not keep the nodes.
+                nodes = [update.grad_fn] if update is not None else graph.copy()
+                graph.clear()
         if record.used is not None:
-            record.used.require_same(leaves, graph, hidden, record.name, record.field, complete=update is not None)
+            record.used.require_same(leaves, nodes, hidden, record.name, record.field, complete=update is not None)
         return hidden if update is None else update.detach()
 
     def _take_back(self) -> None:
