@@ -250,6 +250,7 @@ def test_several_adapters_of_one_model_are_each_refused_on_the_wrong_base(folder
         with pytest.raises(ValueError, match=REFUSED):
             PeftModel.from_pretrained(wrong_base("ordinary", folder), directory)
         assert torch.equal(logits(rf.load_adapter(directory)), logits(adapted))
+    assert torch.equal(logits(rf.load_adapter(tmp_path, subfolder="second")), logits(adapted))
     loaded = PeftModel.from_pretrained(base("converted", folder), tmp_path)
     loaded.load_adapter(tmp_path / "second", "second")
     loaded.set_adapter("second")

@@ -95,7 +95,7 @@ def seal_adapter(model: nn.Module, directory: Path, revision: str | None = None)
         "quantization": quantization,
         "architecture": type(unwrap(model)).__name__.removeprefix("FSDP"),
     }
-    save_conversion(model, directory, base, predictors=not _is_saved_with_predictors(name, model))
+    save_conversion(model, directory, base, predictors=not _is_saved_with_predictors(name, revision, model))
     path = directory / ADAPTER_CONFIG
     values = json.loads(path.read_text(encoding="utf-8"))
     values["peft_type"] = ordinary_type(values["peft_type"]) + MARK
@@ -154,7 +154,8 @@ def load_adapter(
         model: the base, ordinary or reversible; an ordinary one is made reversible in place. Left out, it is loaded
             from where it was when the adapter was trained.
         trainable: whether the adapter is to be trained further.
-        keywords: what `from_pretrained` of transformers takes, in the place of what the base was trained with.
+        keywords: where the adapter is found (revision, subfolder, token, ...), and what `from_pretrained` of
+            transformers takes for the base, in the place of what it was trained with (dtype, device_map, ...).
 
     Returns:
         A `peft.PeftModel`.
@@ -225,13 +226,16 @@ def _load_base(adapter: str | os.PathLike, base: Mapping[str, Any], keywords: Ma
             f"The base of {adapter} is of the class {base['architecture']!r}, which is none of transformers'; load it "
             f"and pass it as revformers.load_adapter({str(adapter)!r}, model)."
         )
-    options = {
+    # The adapter's own place on the hub is not that of its base.
+    given = {key: value for key, value in keywords.items() if key not in ("revision", "subfolder")}
+    trained = {
         "revision": base["revision"],
         "dtype": getattr(torch, base["dtype"]),
         "quantization_config": base["quantization"],
     }
-    kind = reversible_class(kind) if _is_saved_reversible(name) else kind
-    return kind.from_pretrained(name, **{key: value for key, value in options.items() if value} | dict(keywords))
+    options = {key: value for key, value in trained.items() if value} | given
+    kind = reversible_class(kind) if _is_saved_reversible(name, options) else kind
+    return kind.from_pretrained(name, **options)
 
 
 def _resize_embeddings(model: Any, weights: str | None) -> None:
@@ -248,26 +252,25 @@ def _resize_embeddings(model: Any, weights: str | None) -> None:
                     model.resize_token_embeddings(size, mean_resizing=False)
 
 
-def _is_saved_reversible(name: str | None) -> bool:
+def _is_saved_reversible(name: str, keywords: Mapping[str, Any]) -> bool:
     """Whether `name` is where a reversible model was loaded from."""
-    if not name:
-        return False
     try:
-        saved_config(name, {})
+        saved_config(name, keywords)
     except (OSError, ValueError):
         return False
     return True
 
 
-def _is_saved_with_predictors(name: str | None, model: nn.Module) -> bool:
+def _is_saved_with_predictors(name: str | None, revision: str | None, model: nn.Module) -> bool:
     """Whether the update predictors of a model are those of the reversible model that `name` holds."""
-    if not name or not _is_saved_reversible(name):
+    here = {"revision": revision, "local_files_only": True}  # it was loaded, and the hub need not be asked again
+    if not name or not _is_saved_reversible(name, here):
         return False
     inner = unwrap(model)
     layers = {module: layer for layer, module in enumerate(update_predictors(model))}
     places = {f"{path}.": layers[module] for path, module in inner.named_modules() if module in layers}
     saved = {}
-    for file in weight_files(local_folder(name, {}, local_files_only=True), VARIANT):
+    for file in weight_files(local_folder(name, here), VARIANT):
         with safe_open(file, framework="pt") as weights:
             for key in weights.keys():  # noqa: SIM118
                 path = next((path for path in places if key.startswith(path)), None)
