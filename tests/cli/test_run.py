@@ -144,7 +144,7 @@ def saved(process):
 
 def process_of(*words):
     """Run `words` behind the Python of this process, in a process that imports nothing of ours before."""
-    return subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False, timeout=200)
 
 
 LM_EVAL = ["--model", "hf", "--model_args", "pretrained=model", "--include_path", str(TASKS), "--tasks", "local_piqa"]
@@ -168,12 +168,8 @@ def test_lm_eval_evaluates_a_saved_model(saved):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "launcher",
-    [
-        [],
-        ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"],
-        ["-m", "torch.distributed.run", "--nproc-per-node", "2"],
-    ],
-    ids=["alone", "accelerate", "torchrun"],
+    [[], ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]],
+    ids=["alone", "accelerate"],
 )
 def test_a_yaml_of_trl_trains_a_saved_model(launcher, saved):
     done = process_of(*launcher, "-m", "revformers.cli.run", *SFT)
@@ -181,6 +177,23 @@ def test_a_yaml_of_trl_trains_a_saved_model(launcher, saved):
     trained = rf.from_pretrained("trained")
     assert rf.describe(trained).recurrence == rf.describe(saved).recurrence
     assert "own recurrence" in Path("trained/README.md").read_text()
+
+
+LOAD = """
+import os, sys
+from transformers import AutoModelForCausalLM
+print(AutoModelForCausalLM.from_pretrained("model"), file=open(sys.argv[1] + os.environ["RANK"], "w"))
+"""
+
+
+@pytest.mark.slow
+def test_every_process_of_torchrun_loads_a_saved_model(saved):
+    write("load.py", LOAD)
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    done = process_of(*launcher, "-m", "revformers.cli.run", "load.py", "told")
+    assert done.returncode == 0, done.stderr
+    assert all("reversible: BlendedMidpoint" in Path(name).read_text() for name in ("told0", "told1"))
+    assert process_of(*launcher, "load.py", "alone").returncode != 0
 
 
 @pytest.mark.slow
