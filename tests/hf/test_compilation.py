@@ -1,9 +1,11 @@
 import shutil
+import warnings
 
 import pytest
 import torch
-from torch._dynamo.exc import FailOnRecompileLimitHit
+from torch._dynamo.exc import FailOnRecompileLimitHit, Unsupported
 from torch._dynamo.testing import CompileCounterWithBackend
+from transformers import Trainer, TrainingArguments
 
 import revformers as rf
 from tests.hf.test_budget import check, each_recompute, equal, step
@@ -95,3 +97,63 @@ def test_every_model_has_a_limit_of_its_own():
 def test_only_a_reversible_model_is_compiled():
     with pytest.raises(ValueError, match="ordinary network"):
         rf.compile_layers(tiny("llama"))
+
+
+def silent(function, *arguments, **keywords):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "torch.compile")
+        return function(*arguments, **keywords)
+
+
+@pytest.mark.parametrize(
+    "compiled",
+    [torch.compile, lambda model, backend: model.compile(backend=backend) or model],
+    ids=["torch.compile", "model.compile"],
+)
+def test_compiling_the_whole_model_says_once_that_layers_stay_as_they_are(compiled):
+    model = rf.make_reversible(tiny("llama"), rf.Midpoint())
+    inputs = batch(model)
+    counter = CompileCounterWithBackend("aot_eager")
+    whole = compiled(model, backend=counter)
+    with pytest.warns(UserWarning, match="leaves the layers as they are; revformers.compile_layers") as caught:
+        whole(**inputs)
+    assert sum("leaves the layers" in str(warning.message) for warning in caught) == 1
+    outside = counter.frame_count
+    assert outside > 0, "embeddings and head are compiled"
+    gradients = []
+    for activations in ("store", "rebuild"):
+        rf.set_activations(model, activations)
+        model.zero_grad()
+        silent(whole, **inputs).loss.backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    assert equal(*gradients)
+    inner = CompileCounterWithBackend("aot_eager")
+    rf.compile_layers(rf.make_reversible(model, rf.Midpoint()), backend=inner)
+    silent(whole, **inputs).loss.backward()
+    assert inner.frame_count == 1
+
+
+def test_a_trainer_that_compiles_says_that_layers_stay_as_they_are(tmp_path):
+    model = rf.make_reversible(tiny("llama"), rf.Midpoint())
+    options = TrainingArguments(
+        str(tmp_path), torch_compile=True, torch_compile_backend="aot_eager", max_steps=2, report_to=[], use_cpu=True
+    )
+    examples = [{"input_ids": row, "labels": row} for row in batch(model)["input_ids"]]
+    with pytest.warns(UserWarning, match="leaves the layers as they are"):
+        Trainer(model, options, train_dataset=examples).train()
+    counter = CompileCounterWithBackend("aot_eager")
+    model = rf.compile_layers(rf.make_reversible(tiny("llama"), rf.Midpoint()), backend=counter)
+    silent(Trainer(model, options, train_dataset=examples).train)
+    assert counter.frame_count == 1
+
+
+def test_what_cannot_be_compiled_as_a_whole_says_why():
+    model = rf.make_reversible(tiny("llama"), rf.Midpoint()).eval()
+    inputs = batch(model)
+    with torch.no_grad(), pytest.raises(Unsupported, match=r"call revformers.compile_layers\(model\)"):
+        torch.compile(model, backend="eager", fullgraph=True)(**inputs)
+    with pytest.raises(rf.NotReversibleError, match=r"torch.export cannot export LlamaModel"):
+        torch.export.export(model, (), inputs | {"use_cache": False})
+    with rf.ordinary(model), torch.no_grad():
+        torch.compile(model, backend="eager", fullgraph=True)(**inputs)
+    torch.export.export(rf.make_residual(model), (), inputs | {"use_cache": False})

@@ -302,7 +302,9 @@ def test_weights_on_disk_are_for_inference(saved):
     assert same(loaded, model)
     tokens = [network.generate(IDS, max_new_tokens=4, do_sample=False, pad_token_id=0) for network in (loaded, model)]
     assert torch.equal(*tokens)
-    with pytest.raises(ValueError, match=r"layer 1 .*weights are not on the device of its input"):
+    with pytest.raises(ValueError, match=r"cannot train layer 1, whose weights are not on the device of its input"):
         loaded.train()(input_ids=IDS, labels=IDS)
     loaded.save_pretrained(path / "again")
     assert same(rf.from_pretrained(path / "again"), model)
+    with pytest.raises(ValueError, match="wrapped by another library after the model became reversible"):
+        rf.make_residual(loaded)

@@ -250,6 +250,25 @@ def test_missing_last_layers_are_refused(model, batch):
         model(**batch)
 
 
+def test_replicated_layers_are_refused_until_the_model_is_made_reversible_again(batch):
+    def replicated(model):
+        config = LoraConfig(
+            r=2, layer_replication=[[0, 3], [1, 4]], target_modules=["up_proj"], init_lora_weights=False
+        )
+        torch.manual_seed(1)
+        return get_peft_model(model, config)
+
+    dynamics = rf.Midpoint()
+    model = rf.make_reversible(replicated(llama()), dynamics)
+    report = rf.verify_gradients(model, batch)
+    assert report.bit_exact
+    assert report.parameters == 2 * 6
+    late = replicated(rf.make_reversible(llama(), dynamics))
+    with pytest.raises(rf.NotReversibleError, match=r"before revformers\.make_reversible"):
+        late(**batch)
+    assert torch.equal(rf.make_reversible(late, dynamics)(**batch).logits, model(**batch).logits)
+
+
 def test_a_layer_called_on_its_own_is_refused(model):
     rf.make_reversible(model, rf.Midpoint())
     with pytest.raises(RuntimeError, match="outside its decoder's forward"):

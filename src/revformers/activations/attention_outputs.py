@@ -51,7 +51,7 @@ class AttentionKeeper:
         self.kept_bytes = 0
         self.operations = 0
         self.attention_operations = 0
-        self._field = field
+        self.__wrapped__ = field
         self._note = note
         self._first = True
         self._outputs: deque[_KernelOutput] = deque()
@@ -66,12 +66,12 @@ class AttentionKeeper:
         if self._first:
             self._first = False
             with _EveryKernel(self._observe):
-                update = self._field(hidden)
+                update = self.__wrapped__(hidden)
             for output in self._outputs:
                 output.detach()
             return update
         if not self._outputs:
-            return self._field(hidden)
+            return self.__wrapped__(hidden)
         # What an interrupted evaluation leaves unused is no use to the next one.
         self._outputs, outputs = deque(), self._outputs
 
@@ -85,7 +85,7 @@ class AttentionKeeper:
             return output.value_of(kernel.name())
 
         with _EveryKernel(run):
-            return self._field(hidden)
+            return self.__wrapped__(hidden)
 
     def forget(self) -> None:
         """Let go of what was kept."""

@@ -18,28 +18,22 @@ the very last one may be the noise of dropout, or under autocast a weight in ano
 
 
 class Fingerprint:
-    """The versions of the parameters that autograd saves of one evaluation, and the bits of the last activations.
+    """The bits of the last activations that autograd saves of one evaluation.
 
     Args:
         input_size: elements of the layer's input. Activations below a quarter of it do not count: they may hold what no
             kernel wrote, such as the padding of the log-sum-exps of attention. Narrow ones, such as the heads of Gemma
             together, do.
 
-    Attributes:
-        versions: how often each parameter was written to, in the order in which they were saved.
-
     """
 
     def __init__(self, input_size: int) -> None:
-        self.versions: list[int] = []
         self._least = input_size // 4
         self._last: deque[Tensor] = deque(maxlen=LAST)
 
     def add(self, tensor: Tensor) -> None:
         """Take note of a tensor that autograd saves."""
-        if is_parameter(tensor):
-            self.versions.append(tensor._version)
-        elif tensor.is_floating_point() and tensor.numel() >= self._least:
+        if not is_parameter(tensor) and tensor.is_floating_point() and tensor.numel() >= self._least:
             self._last.append(tensor.detach())
 
     def sum(self) -> Tensor | None:

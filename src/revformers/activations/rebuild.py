@@ -13,6 +13,7 @@ How it works:
    exact inverses, so the two differ only if some f_l did not repeat itself; then `RebuildMismatchError` is raised.
    Nothing hides on the way: different pairs have different predecessors, or (|a| > 1) one of them has none, which the
    step says. Steps that are computed again from a kept input are compared by their `Fingerprint`.
+5. Whatever the result, every evaluation is held to the weights that the forward pass used; see `UsedLeaves`.
 
 The tape can move both ways. A second backward pass through a retained graph, or gradients asked for layer by layer
 with `torch.autograd.grad`, find it at the bottom and wind it forward again.
@@ -26,6 +27,7 @@ import dataclasses
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +35,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from revformers.activations.base import ActivationPolicy
 from revformers.activations.fingerprint import Fingerprint
+from revformers.activations.used_leaves import LeafCollector, UsedLeaves
 from revformers.dynamics.base import Coefficients
 from revformers.errors import RebuildMismatchError
 from revformers.exact.state_pair import StatePair
@@ -40,9 +43,10 @@ from revformers.field import Field
 from revformers.replay import AutocastState, RandomState
 
 REMEDY = (
-    "The layers must compute the same result twice: make kernels deterministic "
-    "(torch.use_deterministic_algorithms(True)), keep weights, buffers and global settings such as sdpa_kernel "
-    'unchanged between forward and backward, or train with activations="checkpoint".'
+    "The layers must compute the same result twice: call backward before weights, buffers or adapters change (an "
+    "optimizer step, set_adapter, merging, freezing, entering or leaving disable_adapter(), eval()), keep global "
+    "settings such as sdpa_kernel, and make kernels deterministic (torch.use_deterministic_algorithms(True)); or train "
+    'with revformers.set_activations(model, "store").'
 )
 
 
@@ -74,8 +78,8 @@ class SavedTensor:
         assert self.tensor is not None
         if self.version is not None and self.tensor._version != self.version:
             raise RuntimeError(
-                f"A tensor {list(self.shape)} that is needed for the gradient was modified in place after the forward "
-                f"pass had stored it; leave weights and activations unchanged between forward and backward."
+                f"A tensor {list(self.shape)} that is needed for the gradient was modified in place after it had been "
+                f"stored or rebuilt; leave weights and activations unchanged between forward and backward."
             )
         return self.tensor
 
@@ -93,7 +97,8 @@ class StepRecord:
     random_state: RandomState | None = None
     tickets: list[weakref.ref[SavedTensor]] = dataclasses.field(default_factory=list)
     side_information: Tensor | None = None
-    fingerprint: tuple[list[int], Tensor | None] | None = None
+    fingerprint: Tensor | None = None
+    used: UsedLeaves | None = None
 
     def living_tickets(self) -> Iterator[SavedTensor]:
         """Yield the tickets that autograd still holds."""
@@ -165,6 +170,7 @@ class Tape(ActivationPolicy):
         # The hooks hold the tape only as long as the block runs; afterwards only tickets do.
         tape = self
         first = Fingerprint(hidden.numel()) if fingerprint else None
+        leaves = LeafCollector(hidden)
 
         def pack(tensor: Tensor) -> SavedTensor:
             ticket = SavedTensor(tape, step, tensor)
@@ -172,6 +178,7 @@ class Tape(ActivationPolicy):
                 ticket.hold(tensor)
             if first is not None:
                 first.add(tensor)
+            leaves.add(tensor)
             if on_save is not None:
                 on_save(tensor)
             record.tickets.append(weakref.ref(ticket))
@@ -181,10 +188,11 @@ class Tape(ActivationPolicy):
         with saved_tensors_hooks(pack, SavedTensor.redeem):
             update = field(hidden)
         if first is not None:
-            record.fingerprint = first.versions, first.sum()
+            record.fingerprint = first.sum()
         if not before.equals(RandomState.of(hidden.device)):
             record.random_state = before
         if update.requires_grad:
+            record.used = UsedLeaves(leaves, update, hidden)
             if self._first_step is None:
                 self._first_step = step
                 self._checksum = self.states.checksum()
@@ -257,10 +265,11 @@ class Tape(ActivationPolicy):
         record, saved = self._records[step], list[Tensor]()
         if hidden is not None:
             again = Fingerprint(hidden.numel())
-            with contextlib.suppress(_AllSaved):
-                self._evaluate_at(hidden, record, saved, enough=len(record.tickets), fingerprint=again)
+            self._evaluate_at(hidden, record, saved, again)
             self._hand_out(record, saved)
-            self._compare(record, again)
+            bits = again.sum()
+            if bits is not None and record.fingerprint is not None:
+                self.repeated.append((record.name, bits == record.fingerprint))
             if step == self._first_step:
                 self._check()
             return
@@ -281,30 +290,48 @@ class Tape(ActivationPolicy):
 
     @staticmethod
     def _evaluate_at(
-        hidden: Tensor,
-        record: StepRecord,
-        saved: list[Tensor],
-        enough: int | None = None,
-        fingerprint: Fingerprint | None = None,
+        hidden: Tensor, record: StepRecord, saved: list[Tensor], fingerprint: Fingerprint | None = None
     ) -> Tensor:
-        """Evaluate f at `hidden`; once `enough` tensors are saved, where it is given, raise _AllSaved."""
+        """Evaluate f at `hidden`; with a `fingerprint` only until everything is saved, and then return `hidden`."""
         hidden = hidden.detach().requires_grad_(record.requires_grad)
+        leaves, graph = LeafCollector(hidden), list[Any]()
+        looks_at_graph = record.used is not None and record.used.looks_at_graph
+        if record.used is not None:
+            record.used.require_unchanged(record.name, record.field)
 
         def pack(tensor: Tensor) -> None:
-            if fingerprint is not None:
-                fingerprint.add(tensor)
+            leaves.add(tensor)
             # detach: the rebuilt graph is discarded, only its values are wanted.
             saved.append(tensor.detach())
-            if len(saved) == enough:
-                raise _AllSaved
+            if fingerprint is not None:
+                fingerprint.add(tensor)
+                if looks_at_graph:
+                    graph.append(tensor.grad_fn)
+                if len(saved) == len(record.tickets):
+                    raise _AllSaved
 
         def unpack(_: None) -> Tensor:
             raise AssertionError("the rebuilt graph is never run backwards")
 
         replay = record.random_state.restored() if record.random_state else contextlib.nullcontext()
+        update = None
         # Gradients stay enabled even where nothing is caught: kernels may choose another algorithm without them.
-        with torch.enable_grad(), record.autocast.restored(), replay, saved_tensors_hooks(pack, unpack):
-            return record.field(hidden).detach()
+        with (
+            torch.enable_grad(),
+            record.autocast.restored(),
+            replay,
+            contextlib.suppress(_AllSaved),
+            saved_tensors_hooks(pack, unpack),
+        ):
+            try:
+                update = record.field(hidden)
+            finally:
+                # The nodes of the graph keep the hooks, so that the hooks must not keep the nodes.
+                nodes = [update.grad_fn] if update is not None else graph.copy()
+                graph.clear()
+        if record.used is not None:
+            record.used.require_same(leaves, nodes, hidden, record.name, record.field, complete=update is not None)
+        return hidden if update is None else update.detach()
 
     def _take_back(self) -> None:
         """Drop the tensors of tickets that a retained graph still holds; they are rebuilt when they are asked for."""
@@ -329,6 +356,7 @@ class Tape(ActivationPolicy):
                     f"pass saved {list(ticket.shape)} of {ticket.dtype}. {REMEDY}"
                 )
             ticket.tensor = tensor
+            ticket.version = tensor._version
         self._handed_out = record
 
     def _retreat(self, update: Tensor) -> None:
@@ -346,18 +374,6 @@ class Tape(ActivationPolicy):
         record = self._records[self.position]
         record.side_information = self.states.advance(record.coefficients, update, keep_side_information=True)
         self.position += 1
-
-    def _compare(self, record: StepRecord, again: Fingerprint) -> None:
-        assert record.fingerprint is not None
-        versions, bits = record.fingerprint
-        if again.versions != versions:
-            raise RebuildMismatchError(
-                f"A weight of {record.name} was modified in place between the forward pass and the backward pass. "
-                f"{REMEDY}"
-            )
-        again_bits = again.sum()
-        if bits is not None and again_bits is not None:
-            self.repeated.append((record.name, again_bits == bits))
 
     def _check(self) -> None:
         if self._checksum is not None:

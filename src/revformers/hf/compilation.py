@@ -17,7 +17,8 @@ def compile_layers(model: Model, *, fullgraph: bool = True, **options: Any) -> M
 
     Only what a layer computes is compiled, not the recurrence around it. Layers of the same structure share one
     compiled graph, however many they are, and both passes run the same graph, so rebuilt gradients stay equal to stored
-    ones. ``model.compile()`` and ``layer.compile()`` leave the layers of a reversible model alone.
+    ones. ``torch.compile(model)``, ``model.compile()``, ``layer.compile()`` and ``torch_compile=True`` of a trainer
+    leave the layers of a reversible model alone, and warn; after this call they compile what surrounds the layers.
 
     Args:
         model: a reversible causal language model of transformers, or a PEFT model around one.

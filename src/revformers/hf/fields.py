@@ -14,7 +14,7 @@ from revformers.dynamics.base import Dynamics
 from revformers.errors import NotReversibleError
 from revformers.field import Field
 from revformers.hf.families import find_layout
-from revformers.hf.families.layout import BlockLayout
+from revformers.hf.families.layout import BlockLayout, ModuleCall
 from revformers.update_predictor import PredictorForm, UpdatePredictor
 
 
@@ -37,36 +37,30 @@ def layer_inputs(layer: nn.Module, arguments: tuple[Any, ...], keywords: Mapping
     return inputs
 
 
-class NotKept:
-    """Stands where an ordinary layer returns something besides its hidden state, such as attention weights.
-
-    A backward pass that evaluates layers again rebuilds the hidden state alone. Decoders that ignore the rest run as
-    they are; a layer that is called with this object would have read it, and then the model is refused.
-    """
-
-
-NOT_KEPT = NotKept()
-
-
 class LayerReturn:
-    """In what form a layer returns its hidden state: alone, or first of several values.
+    """In what form a layer returns its hidden state: alone, or first of several values, such as attention weights.
 
-    Args:
-        keep: whether the other values are handed on as they are.
-
+    The other values are those of the forward pass, in its autograd graph: they have gradients under every activation
+    policy, whose second evaluation of the layer rebuilds what autograd saved for them as well.
     """
 
-    def __init__(self, keep: bool) -> None:
-        self._keep = keep
+    def __init__(self) -> None:
         self._others: tuple[Any, ...] | None = None
+        self._finished = False
 
     def set_others(self, others: Sequence[Any]) -> None:
         """Note that the layer returns a tuple, with `others` behind its hidden state."""
-        self._others = tuple(value if self._keep or value is None else NOT_KEPT for value in others)
+        if not self._finished:
+            self._others = tuple(others)
 
-    def of(self, hidden: Tensor) -> Any:
-        """Return `hidden` in the form that the decoder expects from the layer."""
-        return hidden if self._others is None else (hidden, *self._others)
+    def finish(self) -> tuple[Any, ...] | None:
+        """Return the other values, None where the hidden state is returned alone, and hold them no longer.
+
+        What a second evaluation of the layer returns is not noted: it would live as long as the autograd graph.
+        """
+        self._finished = True
+        others, self._others = self._others, None
+        return others
 
 
 def evaluate(function: Callable[..., Any], layer: nn.Module, inputs: tuple[Any, ...], hidden: Tensor) -> Any:
@@ -104,7 +98,7 @@ def named_fields(
         call: the layer.
         before: the layer before it; None for the first.
         dynamics: decides between one step a block and one a branch.
-        returned: told in what form the layer returns its hidden state, at the latest when its fields are evaluated.
+        returned: told in what form the layer returns its hidden state, and what besides, when its fields are evaluated.
 
     Raises:
         NotReversibleError: for what needs the branches of a family whose branches are not known.
@@ -116,8 +110,7 @@ def named_fields(
     if dynamics.granularity == "branch":
         if layout is None:
             raise no_branches(call.layer, dynamics)
-        _announce(call.layer, layout, returned)
-        yield f"{name} (attention)", partial(call.evaluate, layout.attention_update, call.layer, (call.inputs,))
+        yield f"{name} (attention)", _with_attention(layout.attention_update, layout, call, returned)
         yield f"{name} (mlp)", partial(call.evaluate, layout.mlp_update, call.layer, ())
         return
     field = block_field(call, before, dynamics, returned)
@@ -141,18 +134,33 @@ def ordinary_field(call: LayerCall, returned: LayerReturn) -> Field:
     """Return f_l, what the layer adds to the stream in the ordinary network."""
     layout = find_layout(call.layer)
     if layout is not None:
-        _announce(call.layer, layout, returned)
-        return partial(call.evaluate, layout.block_update, call.layer, (call.inputs,))
+        return _with_attention(layout.block_update, layout, call, returned)
     return partial(_difference, call, returned)
 
 
-def _announce(layer: nn.Module, layout: BlockLayout, returned: LayerReturn) -> None:
-    """Tell `returned` what is known of a layer before it runs."""
-    if layout.values_returned == 1:
-        return
-    # Newer transformers return the hidden state alone from layers that returned more, and their annotation says so.
-    if inspect.signature(type(layer).forward).return_annotation is not Tensor:
-        returned.set_others([NOT_KEPT] * (layout.values_returned - 1))
+def _with_attention(
+    function: Callable[..., tuple[Tensor, tuple[Any, ...]]], layout: BlockLayout, call: LayerCall, returned: LayerReturn
+) -> Field:
+    """Return the field `function` of a layout, which notes what attention returns besides its update."""
+    number = layout.others_returned(call.layer)
+    if number:
+        returned.set_others([None] * number)
+    return partial(_noting, function, call, layout.attention_call(call.layer, call.inputs), number, returned)
+
+
+def _noting(
+    function: Callable[..., tuple[Tensor, tuple[Any, ...]]],
+    call: LayerCall,
+    attention: ModuleCall,
+    number: int,
+    returned: LayerReturn,
+    hidden: Tensor,
+) -> Tensor:
+    update: Tensor
+    update, others = call.evaluate(function, call.layer, (attention,), hidden)
+    if number:
+        returned.set_others([*others, *[None] * number][:number])
+    return update
 
 
 def previous_fields(form: PredictorForm, before: LayerCall | None) -> dict[str, Field]:
@@ -195,7 +203,9 @@ def _previous_update(before: LayerCall) -> Field:
             "This model evaluates the attention of every layer twice, which a key-value cache has no place for; "
             "pass use_cache=False, also to generate."
         )
-    return ordinary_field(before, LayerReturn(keep=False))
+    unread = LayerReturn()
+    unread.finish()
+    return ordinary_field(before, unread)
 
 
 def _sum(field: Field, second: Field, weight: float, hidden: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +20,13 @@ from revformers.activations import PolicyFactory, policy_factory
 from revformers.activations.budget import BudgetReport
 from revformers.errors import NotReversibleError
 from revformers.field import Field
+from revformers.hf.batch_hooks import batch_hooks, has_batch_hooks, with_batch_hooks
 from revformers.hf.discovery import find_stack
 from revformers.hf.families import find_layout
 from revformers.hf.fields import (
     Evaluate,
     LayerCall,
     LayerReturn,
-    NotKept,
     block_field,
     evaluate,
     holds_cache,
@@ -36,6 +36,7 @@ from revformers.hf.fields import (
     previous_fields,
 )
 from revformers.hf.identity import Identity
+from revformers.hf.tracing import NEVER_COMPILED, refuse_export, warn_of_uncompiled_layers
 from revformers.stack import Trajectory
 
 
@@ -50,6 +51,7 @@ class ReversibleStack(Identity):
         evaluate: what the layers' computations go through; see `revformers.compile_layers`.
         owner: the model that was made reversible, whose configuration holds this object.
         largest_magnitude: of a state or an update, over all forward passes since this was last set to 0.
+        warned_of_uncompiled_layers: whether it was said that torch.compile leaves the layers as they are.
 
     """
 
@@ -57,6 +59,7 @@ class ReversibleStack(Identity):
     ordinary: bool = False
     budget_report: BudgetReport | None = None
     evaluate: Evaluate = evaluate
+    warned_of_uncompiled_layers: bool = False
     largest_magnitude: float = 0.0
     owner: "weakref.ref[nn.Module] | None" = None
 
@@ -104,29 +107,41 @@ class Pass:
         self._before: LayerCall | None = None
         self._trajectory: Trajectory | None = None
         self._version = 0
+        self._others: list[Tensor] = []
+        self._keeps_batch_hooks = _recomputes(stack) and has_batch_hooks(decoder)
 
-    def layer(self, layer: Any, hidden: Tensor, inputs: dict[str, Any]) -> Tensor:
-        """Take the steps of `layer` and return what its forward returns: p[l+1], or the readout after the last."""
+    def layer(self, layer: Any, hidden: Tensor, inputs: dict[str, Any]) -> Any:
+        """Take the steps of `layer` and return what its forward returns: p[l+1], or the readout after the last.
+
+        A layer that returns more (attention weights) returns a tuple, with the values of this forward pass.
+        """
         index = layer._reversible_role.index
         if index != self._next:
             raise NotReversibleError(
                 f"{type(self._decoder).__name__} called layer {index} where layer {self._next} was due; only decoders "
                 f"that run every layer once and in order can be reversed."
             )
-        if any(isinstance(value, NotKept) for value in inputs.values()):
+        passed_on = any(value is other for value in inputs.values() for other in self._others)
+        if passed_on and _recomputes(self.stack):  # without a second evaluation it is as in the ordinary model (XLNet)
             raise NotReversibleError(
                 f"{type(self._decoder).__name__} passes more than the hidden state from layer to layer; only layers "
                 f"that map one hidden state to one hidden state can be reversed."
             )
         _refuse_cache(self.stack, inputs)
+        self._refuse_other_devices(layer, hidden)
         if self._trajectory is None:
+            self._refuse_early_exit()
             self._trajectory = Trajectory(self.stack.dynamics, self.stack.policy, hidden)
             hidden = self._trajectory.hidden
         else:
             self._refuse_change(hidden)
-        returned = LayerReturn(keep=not _recomputes(self.stack))
+        returned = LayerReturn()
         call = LayerCall(layer, index, inputs, self.stack.evaluate)
+        before = self._before.layer if self._before else layer
+        hooks = batch_hooks(before, layer) if self._keeps_batch_hooks else ()
         for name, field in named_fields(call, self._before, self.stack.dynamics, returned):
+            if hooks:
+                field = with_batch_hooks(field, hooks)
             hidden = self._trajectory.step(name, self.stack.dynamics.coefficients(index), field, hidden)
         self._before = call
         self._next += 1
@@ -134,9 +149,13 @@ class Pass:
             self.stack.budget_report = self._trajectory.report or self.stack.budget_report
             hidden = self._trajectory.readout()
             self.stack.largest_magnitude = max(self.stack.largest_magnitude, self._trajectory.largest_magnitude)
-            return returned.of(hidden)
         self._version = _version(hidden)
-        return returned.of(hidden)
+        return self._with_others(hidden, returned)
+
+    def _with_others(self, hidden: Tensor, returned: LayerReturn) -> Any:
+        others = returned.finish()
+        self._others = [value for value in others or () if isinstance(value, Tensor)]
+        return hidden if others is None else (hidden, *others)
 
     def finish(self) -> None:
         """Refuse a decoder that ran fewer layers than it has."""
@@ -144,6 +163,38 @@ class Pass:
             raise NotReversibleError(
                 f"{type(self._decoder).__name__} ran {self._next} of its {self.stack.number_of_layers} layers; only "
                 f"decoders that run every layer once and in order can be reversed."
+            )
+
+    def _refuse_other_devices(self, layer: nn.Module, hidden: Tensor) -> None:
+        """Refuse layers on several devices, and training with weights that accelerate brings from disk or host memory.
+
+        The states stay on one device. Weights that are brought for one evaluation lose their gradients, which PyTorch
+        does not notice.
+        """
+        states = hidden.device if self._trajectory is None else self._trajectory.hidden.device
+        if hidden.device != states:
+            raise ValueError(
+                f"{type(self._decoder).__name__} runs layer {self._next} on {hidden.device} and the layers before it "
+                f"on {states}; a reversible model runs on one device a process: load it with device_map={{'': 0}}, or "
+                f"shard it with FSDP."
+            )
+        if torch.is_grad_enabled() and not hidden.is_meta and any(value.is_meta for value in layer.parameters()):
+            raise ValueError(
+                f"{type(self._decoder).__name__} cannot train layer {self._next}, whose weights are not on the device "
+                f"of its input: device_map offloads them, which is for inference; load the model without it, or shard "
+                f"it with FSDP."
+            )
+
+    def _refuse_early_exit(self) -> None:
+        """Refuse generation with assistant_early_exit, which shortens the config for as long as it drafts."""
+        depth, config = self.stack.number_of_layers, cast(Any, self._decoder.config)
+        asked = getattr(config, "num_hidden_layers", depth)
+        if asked < depth:
+            config.num_hidden_layers = depth  # nobody else would: the error skips the line that does
+            raise NotReversibleError(
+                f"{type(self._decoder).__name__} was to run the first {asked} of its {depth} layers alone, as "
+                f"assistant_early_exit asks for, which a reversible model does not do; config.num_hidden_layers is "
+                f"{depth} again."
             )
 
     def _refuse_change(self, hidden: Tensor) -> None:
@@ -164,15 +215,29 @@ _CURRENT_PASS: "ContextVar[Pass | _Visit | None]" = ContextVar("revformers_pass"
 
 def decoder_forward(decoder: Any, *arguments: Any, **keywords: Any) -> Any:
     """Stand in for the forward of a reversible decoder."""
-    stack: ReversibleStack = decoder._reversible_stack
-    if stack.ordinary:
+    if decoder._reversible_stack.ordinary:
         return type(decoder).forward(decoder, *arguments, **keywords)
+    # Where torch.compile traces this, it writes True into the call that it leaves to Python.
+    return _run_decoder(decoder, torch.compiler.is_compiling(), arguments, keywords)
+
+
+@torch.compiler.disable(reason=NEVER_COMPILED)
+def _run_decoder(decoder: Any, compiling: bool, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    """Run a decoder in a pass of its own.
+
+    Args:
+        decoder: the decoder.
+        compiling: whether compiled code calls it.
+        arguments: what its forward was called with by position,
+        keywords: and by name.
+
+    """
+    stack: ReversibleStack = decoder._reversible_stack
+    refuse_export(decoder)
+    if compiling:
+        _warn_of_uncompiled_layers(stack)
+    _refuse_collecting_twice(decoder, arguments, keywords)
     arguments, keywords = _decide_cache(decoder, arguments, keywords)
-    if keywords.get("output_router_logits") and stack.evaluates_mlps_twice:
-        raise ValueError(
-            "output_router_logits cannot be used with a model that evaluates MLPs twice a step: its auxiliary loss "
-            'would count routers twice. Convert with the predictor "update", or switch output_router_logits off.'
-        )
     current = Pass(stack, decoder)
     token = _CURRENT_PASS.set(current)
     try:
@@ -181,6 +246,39 @@ def decoder_forward(decoder: Any, *arguments: Any, **keywords: Any) -> Any:
         _CURRENT_PASS.reset(token)
     current.finish()
     return output
+
+
+def _warn_of_uncompiled_layers(stack: ReversibleStack) -> None:
+    """Say it once a model, unless `compile_layers` compiles its layers."""
+    if stack.evaluate is evaluate and not stack.warned_of_uncompiled_layers:
+        stack.warned_of_uncompiled_layers = True
+        warn_of_uncompiled_layers()
+
+
+def _argument(decoder: Any, arguments: tuple[Any, ...], keywords: Mapping[str, Any], name: str) -> Any:
+    """Return what a decoder was called with under a name; most models pass options by name, CPM-Ant by position."""
+    place = _place(decoder, name)
+    return arguments[place] if place is not None and place < len(arguments) else keywords.get(name)
+
+
+def _place(decoder: Any, name: str) -> int | None:
+    parameters = list(inspect.signature(type(decoder).forward).parameters)
+    return parameters.index(name) - 1 if name in parameters else None  # without self
+
+
+def _refuse_collecting_twice(decoder: Any, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
+    """Refuse to collect what modules return where a step evaluates them twice: transformers would list both."""
+    stack: ReversibleStack = decoder._reversible_stack
+    for name, twice, what in (
+        ("output_router_logits", stack.evaluates_mlps_twice, "MLPs"),
+        ("output_attentions", stack.evaluates_attention_twice, "attention"),
+    ):
+        asked = _argument(decoder, arguments, keywords, name)
+        if twice and (getattr(decoder.config, name, False) if asked is None else asked):
+            raise ValueError(
+                f"{name} cannot be used with a model that evaluates {what} twice a step, as both evaluations would "
+                f'count. Convert with the predictor "update", or switch {name} off.'
+            )
 
 
 def _decide_cache(
@@ -192,18 +290,16 @@ def _decide_cache(
     a matrix product may round otherwise for it; so a forward pass with gradients has one only where that is asked for.
     """
     stack: ReversibleStack = decoder._reversible_stack
-    parameters = list(inspect.signature(type(decoder).forward).parameters)
-    if "use_cache" not in parameters:
+    place = _place(decoder, "use_cache")
+    if place is None:
         return arguments, keywords
-    # Most models pass it by name, CPM-Ant by position; `parameters` counts self.
-    place = parameters.index("use_cache") - 1
-    asked = keywords.get("use_cache", place < len(arguments) and arguments[place])
+    asked = _argument(decoder, arguments, keywords, "use_cache")
     impossible = _recomputes(stack) or stack.evaluates_attention_twice
     if asked and impossible:
         warnings.warn(
             "use_cache=True is set to False in a forward pass that evaluates layers twice (for the backward pass, "
             "or for their step): it would write to the cache twice.",
-            stacklevel=3,
+            stacklevel=5,
         )
     unasked = torch.is_grad_enabled() and not asked and not holds_cache(keywords)
     if not (impossible or unasked):
@@ -213,13 +309,29 @@ def _decide_cache(
     return arguments, keywords | {"use_cache": False}
 
 
-@torch.compiler.disable
 def layer_forward(layer: Any, hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Any:
     """Stand in for the forward of a layer of a reversible decoder."""
     if layer._reversible_role.stack.ordinary:
         return type(layer).forward(layer, hidden_states, *arguments, **keywords)
+    return _run_layer(layer, torch.compiler.is_compiling(), hidden_states, arguments, keywords)
+
+
+@torch.compiler.disable(reason=NEVER_COMPILED)
+def _run_layer(
+    layer: Any, compiling: bool, hidden_states: Tensor, arguments: tuple[Any, ...], keywords: dict[str, Any]
+) -> Any:
+    """Run a layer in the pass of its decoder; see `_run_decoder`."""
+    stack: ReversibleStack = layer._reversible_role.stack
+    if compiling:
+        _warn_of_uncompiled_layers(stack)
     current = _CURRENT_PASS.get()
-    if current is None or current.stack is not layer._reversible_role.stack:
+    if current is not None and current.stack is not stack:
+        raise NotReversibleError(
+            f"This {type(layer).__name__} is not the one that was made reversible with its decoder, but a copy or "
+            f"another model's; change the list of layers (layer_replication of PEFT) before revformers.make_reversible "
+            f"or revformers.convert."
+        )
+    if current is None:
         raise RuntimeError(
             f"{type(layer).__name__} belongs to a reversible stack and was called outside its decoder's forward; call "
             f"the model, or revformers.make_residual(model) first."
@@ -256,7 +368,7 @@ class _Visit:
 
     def layer(self, layer: Any, hidden: Tensor, inputs: dict[str, Any]) -> Any:
         """Hand the functions of the chosen layer to the visitor; let every other layer pass."""
-        call, returned = LayerCall(layer, layer._reversible_role.index, inputs), LayerReturn(keep=False)
+        call, returned = LayerCall(layer, layer._reversible_role.index, inputs), LayerReturn()
         ordinary = ordinary_field(call, returned)
         if call.index == self._index:
             predictor = getattr(layer, "update_predictor", None)
@@ -266,7 +378,8 @@ class _Visit:
         if find_layout(layer) is None:
             ordinary(hidden)  # only its evaluation tells in what form such a layer returns its hidden state
         self._before = call
-        return returned.of(hidden)
+        others = returned.finish()
+        return hidden if others is None else (hidden, *others)
 
 
 def visit_layer(model: nn.Module, batch: Mapping[str, Tensor], index: int, visit: Callable[[LayerVisit], None]) -> None:

@@ -25,7 +25,7 @@ from revformers.dynamics import BlendedMidpoint, Hamiltonian, Midpoint, Residual
 from revformers.errors import NotReversibleError
 from revformers.hf.discovery import find_stack
 from revformers.hf.families import find_layout
-from revformers.hf.fields import layer_inputs
+from revformers.hf.fields import LayerCall, LayerReturn, layer_inputs, ordinary_field
 from revformers.hf.reversible import make_residual, make_reversible
 from revformers.hf.tiny import perturb_, tiny_batch, tiny_model
 from revformers.verification import verify_gradients
@@ -125,10 +125,9 @@ def block_updates(model: PreTrainedModel, batch: dict[str, Any]) -> Iterator[tup
     for hook in hooks:
         hook.remove()
     for layer, hidden, inputs, output in calls:
-        layout = find_layout(layer)
-        assert layout is not None
+        assert find_layout(layer) is not None
         with torch.no_grad():
-            yield layer, layout.block_update(layer, hidden, inputs), output - hidden
+            yield layer, ordinary_field(LayerCall(layer, 0, inputs), LayerReturn())(hidden), output - hidden
 
 
 def _check_branches(model: PreTrainedModel, batch: dict[str, Any]) -> str:

@@ -10,11 +10,9 @@ from torch import nn
 
 from revformers.hf.families.layout import BlockLayout, Branch
 
-_CACHE_PARAMS = {"past_key_values": "cache_params"}
-
 _PRE_NORM = BlockLayout(Branch("self_attn", before="input_layernorm"), Branch("mlp", before="post_attention_layernorm"))
 _LINEAR_ATTENTION = BlockLayout(
-    Branch("linear_attn", before="input_layernorm", renamed=_CACHE_PARAMS),
+    Branch("linear_attn", before="input_layernorm"),
     Branch("mlp", before="post_attention_layernorm"),
 )
 _SANDWICH_NORM = BlockLayout(
@@ -48,9 +46,8 @@ def _flat_mlp(*inner_dropout: str, **when: object) -> BlockLayout:
 
 
 def _granite(attention: str, mlp: str, beside: str | None = None, **when: object) -> BlockLayout:
-    renamed = _CACHE_PARAMS if attention == "mamba" else {}
     return BlockLayout(
-        Branch(attention, before="input_layernorm", scale="residual_multiplier", renamed=renamed),
+        Branch(attention, before="input_layernorm", scale="residual_multiplier"),
         Branch(mlp, before="post_attention_layernorm", scale="residual_multiplier", beside=beside),
         when=when,
     )
@@ -77,10 +74,11 @@ def _falcon(attention_norm: str, mlp_norm: str, **when: object) -> BlockLayout:
 
 _DECODER_LAYERS: list[tuple[str, tuple[BlockLayout, ...]]] = [
     (
-        "AXK1 AXK2 AriaText Arcee BitNet Cwm DeepseekV2 DeepseekV3 DeepseekV32 DiffLlama Dots1 Dots3NoteText Ernie4_5 "
-        "Ernie4_5_Moe ExaoneMoe Flint Gemma Glm Glm4Moe Glm4MoeLite GptOss HYV3 Helium HunYuanDenseV1 HunYuanMoEV1 "
-        "Jais2 Laguna Llama Mellum MiMoV2Flash MiniMaxM2 MiniMaxM3VL Ministral Ministral3 Mistral Mixtral NanoChat "
-        "Nemotron Olmo Olmoe Phimoe Qwen2 Qwen2Moe Qwen3 Qwen3Moe SeedOss SmolLM3 SolarOpen Starcoder2 Youtu",
+        "AXK1 AXK2 AriaText Arcee BailingHybrid BitNet Cwm DeepseekV2 DeepseekV3 DeepseekV32 DiffLlama Dots1 "
+        "Dots3NoteText Ernie4_5 Ernie4_5_Moe ExaoneMoe Flint Gemma Glm Glm4Moe Glm4MoeLite GptOss HYV3 Helium "
+        "HunYuanDenseV1 HunYuanMoEV1 Jais2 KimiLinear Laguna Llama Mellum MiMoV2Flash MiniMaxM2 MiniMaxM3VL Ministral "
+        "Ministral3 Mistral Mixtral NanoChat Nemotron Olmo Olmoe Phimoe Qwen2 Qwen2Moe Qwen3 Qwen3Moe SeedOss SmolLM3 "
+        "SolarOpen Starcoder2 Youtu",
         (_PRE_NORM,),
     ),
     ("Gemma2 Gemma3", (_SANDWICH_NORM,)),
@@ -103,17 +101,6 @@ _DECODER_LAYERS: list[tuple[str, tuple[BlockLayout, ...]]] = [
     ),
     ("Lfm2 Lfm2Moe", (_lfm("self_attn", True), _lfm("conv", False))),
     ("Lfm3", (_lfm("self_attn", True, sandwich=True), _lfm("conv", False, sandwich=True))),
-    (
-        "BailingHybrid KimiLinear",
-        (
-            _when(_PRE_NORM, block_type="full_attention"),
-            BlockLayout(
-                Branch("self_attn", before="input_layernorm", renamed=_CACHE_PARAMS),
-                Branch("mlp", before="post_attention_layernorm"),
-                when={"block_type": "linear_attention"},
-            ),
-        ),
-    ),
     (
         "Qwen3Next Qwen3_5 Qwen3_5Moe",
         (
@@ -169,7 +156,7 @@ _LINES: dict[str, BlockLayout | tuple[BlockLayout, ...]] = {
             when={"block_type": "full_attention"},
         ),
         BlockLayout(
-            Branch("mamba", before="input_layernorm", renamed=_CACHE_PARAMS),
+            Branch("mamba", before="input_layernorm"),
             Branch("feed_forward", before="pre_ff_layernorm"),
             values_returned=2,
         ),
@@ -203,7 +190,7 @@ _LINES: dict[str, BlockLayout | tuple[BlockLayout, ...]] = {
         Branch("self_attn", before="input_layernorm"), Branch("feed_forward", before="pre_ff_layernorm")
     ),
     "JambaMambaDecoderLayer": BlockLayout(
-        Branch("mamba", before="input_layernorm", renamed=_CACHE_PARAMS),
+        Branch("mamba", before="input_layernorm"),
         Branch("feed_forward", before="pre_ff_layernorm"),
     ),
     "JetMoeDecoderLayer": BlockLayout(

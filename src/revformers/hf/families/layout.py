@@ -1,12 +1,36 @@
 """How a decoder layer splits into its two branches, attention and MLP."""
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from revformers.errors import NotReversibleError
+
+
+@dataclass(frozen=True)
+class ModuleCall:
+    """How a layer calls the module of a branch.
+
+    Attributes:
+        hidden: the name under which the hidden state is passed; None where it comes first, by position.
+        inputs: everything that is passed besides, by name.
+
+    """
+
+    hidden: str | None = None
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, module: nn.Module, hidden: Tensor) -> Any:
+        """Call `module` with `hidden`, and return what it returns."""
+        if self.hidden is None:
+            return module(hidden, **self.inputs)
+        return module(**{self.hidden: hidden}, **self.inputs)
 
 
 @dataclass(frozen=True)
@@ -22,7 +46,6 @@ class Branch:
         beside: another module with the same input, whose output is added (shared experts of Granite), if any; the
             attribute may be None.
         scale: the attribute with a number that multiplies the branch (Granite), if any.
-        renamed: the layer's inputs that the module takes under another name.
 
     """
 
@@ -31,16 +54,23 @@ class Branch:
     after: tuple[str, ...] = ()
     beside: str | None = None
     scale: str | None = None
-    renamed: Mapping[str, str] = field(default_factory=dict)
 
-    def __call__(self, layer: nn.Module, hidden: Tensor, inputs: Mapping[str, Any]) -> Tensor:
-        """Return what the branch of `layer` adds to `hidden`, (batch, tokens, width); `inputs` go to the module."""
+    def __call__(self, layer: nn.Module, hidden: Tensor, call: ModuleCall) -> tuple[Tensor, tuple[Any, ...]]:
+        """Return what the branch of `layer` adds to `hidden`, (batch, tokens, width), and what its module returns more.
+
+        The module is called as `call` says.
+        """
+        return self.after_norm(layer, self.norm(layer, hidden), call)
+
+    def norm(self, layer: nn.Module, hidden: Tensor) -> Tensor:
+        """Return what the module of the branch reads, (batch, tokens, width)."""
+        return getattr(layer, self.before)(hidden) if self.before else hidden
+
+    def after_norm(self, layer: nn.Module, hidden: Tensor, call: ModuleCall) -> tuple[Tensor, tuple[Any, ...]]:
+        """Return what `__call__` returns, given what `norm` does."""
         shape = hidden.shape
-        if self.before:
-            hidden = getattr(layer, self.before)(hidden)
-        inputs = {self.renamed.get(name, name): value for name, value in inputs.items()}
-        output = getattr(layer, self.module)(hidden, **inputs)
-        update: Tensor = output[0] if isinstance(output, tuple) else output
+        output = call(getattr(layer, self.module), hidden)
+        update, others = (output[0], output[1:]) if isinstance(output, tuple) else (output, ())
         beside = getattr(layer, self.beside) if self.beside else None
         if beside is not None:
             update = update + beside(hidden)
@@ -52,7 +82,7 @@ class Branch:
                 update = functional.dropout(update, following, layer.training)
         # The experts of Llama 4 return all tokens in one row.
         update = update.view(shape)
-        return update * getattr(layer, self.scale) if self.scale else update
+        return update * getattr(layer, self.scale) if self.scale else update, others
 
 
 @dataclass(frozen=True)
@@ -64,8 +94,8 @@ class BlockLayout:
         mlp: the branch that reads the stream with attention's update added, or beside it where `parallel`.
         parallel: whether both branches read the same state (GPT-J, Cohere).
         unless: an input that must be absent or None, as the layout does not cover it (GPT-2's cross-attention).
-        values_returned: how many values the layer's forward returns, the hidden state and others (attention weights),
-            in the versions of transformers where it is not annotated to return one tensor.
+        values_returned: how many values the layer's forward returns, the hidden state and what its attention returns
+            besides (weights), in the versions of transformers where it is not annotated to return one tensor.
         when: values that attributes of the layer must have, e.g. ``{"use_parallel_residual": True}``, where a class
             of layers has several layouts.
 
@@ -82,17 +112,83 @@ class BlockLayout:
         """Whether `layer`, of a class that the layout is for, is built in the way that the layout describes."""
         return all(attrgetter(name)(layer) == value for name, value in self.when.items())
 
-    def attention_update(self, layer: nn.Module, hidden: Tensor, inputs: Mapping[str, Any]) -> Tensor:
-        """Return what attention adds to `hidden`, (batch, tokens, width)."""
+    def attention_call(self, layer: nn.Module, inputs: Mapping[str, Any]) -> ModuleCall:
+        """Return how `layer` calls its attention when it is called with `inputs` besides its hidden state.
+
+        The layer's own forward says it: it runs until it calls its attention, on nothing and with no module evaluated.
+
+        Raises:
+            NotReversibleError: where it does not call its attention.
+            ValueError: for inputs that the layout does not cover.
+
+        """
         if self.unless and inputs.get(self.unless) is not None:
             raise ValueError(f"{type(layer).__name__} with {self.unless} is not covered by its branch-level fields.")
-        return self.attention(layer, hidden, inputs)
+        hidden = torch.empty(0, 0, 0)
+        try:
+            type(layer).forward(_UntilModule(layer, self.attention.module), hidden, **inputs)
+        except _Called as called:
+            names = [name for name, value in called.keywords.items() if value is hidden]
+            others = {name: value for name, value in called.keywords.items() if value is not hidden}
+            return ModuleCall(names[0] if names else None, others)
+        raise NotReversibleError(f"{type(layer).__name__} does not call its {self.attention.module}.")
+
+    def others_returned(self, layer: nn.Module) -> int:
+        """Return how many values the layer's forward returns behind its hidden state."""
+        # Newer transformers return the hidden state alone from layers that returned more, and their annotation says so.
+        alone = self.values_returned == 1 or inspect.signature(type(layer).forward).return_annotation is Tensor
+        return 0 if alone else self.values_returned - 1
+
+    def attention_update(self, layer: nn.Module, hidden: Tensor, call: ModuleCall) -> tuple[Tensor, tuple[Any, ...]]:
+        """Return what attention adds to `hidden`, (batch, tokens, width), and what it returns besides."""
+        return self.attention(layer, hidden, call)
 
     def mlp_update(self, layer: nn.Module, hidden: Tensor) -> Tensor:
         """Return what the MLP adds to `hidden`, (batch, tokens, width)."""
-        return self.mlp(layer, hidden, {})
+        return self.mlp(layer, hidden, ModuleCall())[0]
 
-    def block_update(self, layer: nn.Module, hidden: Tensor, inputs: Mapping[str, Any]) -> Tensor:
-        """Return what the whole layer adds to `hidden`, without ever subtracting it from the layer's output."""
-        attention = self.attention_update(layer, hidden, inputs)
-        return attention + self.mlp_update(layer, hidden if self.parallel else hidden + attention)
+    def block_update(self, layer: nn.Module, hidden: Tensor, call: ModuleCall) -> tuple[Tensor, tuple[Any, ...]]:
+        """Return what the whole layer adds to `hidden`, and what its attention returns besides.
+
+        What it adds is never the difference of the layer's output and `hidden`, so it is not rounded twice.
+        """
+        if self.parallel and self.attention.before == self.mlp.before:
+            # As in the layer's own forward, the norm that both branches share is evaluated once.
+            hidden = self.attention.norm(layer, hidden)
+            attention, others = self.attention.after_norm(layer, hidden, call)
+            return attention + self.mlp.after_norm(layer, hidden, ModuleCall())[0], others
+        attention, others = self.attention_update(layer, hidden, call)
+        return attention + self.mlp_update(layer, hidden if self.parallel else hidden + attention), others
+
+
+class _Called(Exception):
+    """Ends a forward at the call that was looked for, and carries what was passed."""
+
+    def __init__(self, keywords: dict[str, Any]) -> None:
+        super().__init__()
+        self.keywords = keywords
+
+
+class _UntilModule:
+    """Stands in for a layer in its own forward: the call of one module ends it, all others return their input."""
+
+    forward = None
+    """Transformers looks whether the forward of a layer's class is the one that checkpoints; this one is not."""
+
+    def __init__(self, layer: nn.Module, module: str) -> None:
+        self._layer = layer
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._layer, name)
+        if name == self._module:
+            return _end
+        return _unchanged if isinstance(value, nn.Module) else value
+
+
+def _end(*_: Any, **keywords: Any) -> None:
+    raise _Called(keywords)
+
+
+def _unchanged(hidden: Tensor, *_: Any, **__: Any) -> Tensor:
+    return hidden

@@ -1,0 +1,269 @@
+"""Adapters that change between the forward and the backward pass, and those that PEFT sets for one forward pass."""
+
+import contextlib
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+import revformers as rf
+from revformers.hf import forward
+from tests.tiny_models import batch, tiny
+
+DYNAMICS = rf.BlendedMidpoint("1/4")
+POLICIES = ["rebuild", "budget:checkpoint", "budget:rebuild"]
+
+
+def adapted(activations="rebuild", names=("default",), dtype=torch.float32, **options):
+    """A tiny Llama with fresh adapters, whose B is zero."""
+    model = rf.make_reversible(tiny("llama"), DYNAMICS, "rebuild")
+    config = LoraConfig(
+        **(
+            {"r": 2, "task_type": "CAUSAL_LM", "target_modules": ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"]}
+            | options
+        )
+    )
+    torch.manual_seed(0)
+    model = get_peft_model(model, config, names[0])
+    for name in names[1:]:
+        model.add_adapter(name, config)
+    set_policy(model, activations)
+    return model.train()
+
+
+def set_policy(model, activations):
+    if activations.startswith("budget:"):
+        recompute = activations.removeprefix("budget:")
+        smallest = rf.smallest_budget(model, *batch(model)["input_ids"].shape, recompute)
+        activations = rf.Budget(int(1.3 * smallest), recompute)
+    rf.set_activations(model, activations)
+
+
+def gradients(model):
+    found = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    model.zero_grad()
+    return found
+
+
+def scale_first_matrices(model, layers=("0", "1")):
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_A" in name and name.split("layers.")[1][0] in layers:
+                parameter.mul_(3)
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
+@pytest.mark.parametrize("activations", POLICIES)
+@pytest.mark.parametrize("layers", ["0", "1"])
+def test_a_weight_that_no_output_depends_on_must_not_change(activations, autocast, layers):
+    model = adapted(activations)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss = model(**batch(model)).loss
+    scale_first_matrices(model, layers)
+    with pytest.raises(rf.RebuildMismatchError, match=rf"lora_A\S* \[.*\] of layer {layers} was changed") as caught:
+        loss.backward()
+    assert "checkpoint" not in str(caught.value)
+
+
+def test_the_remedy_refuses_or_is_right():
+    model = adapted("store")
+    loss = model(**batch(model)).loss
+    scale_first_matrices(model)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
+@pytest.mark.parametrize("activations", POLICIES)
+@pytest.mark.parametrize("layers", [None, [0]], ids=["all layers", "first layer"])
+def test_the_losses_of_two_adapters_are_refused_in_one_backward_pass_and_the_remedies_work(
+    activations, autocast, layers
+):
+    model = adapted(activations, ("a", "b"), layers_to_transform=layers)
+
+    def losses():
+        for name in ("a", "b"):
+            model.set_adapter(name)
+            for weight_name, weight in model.named_parameters():  # PEFT has frozen the other adapter
+                weight.requires_grad_("lora_" in weight_name)
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                yield model(**batch(model)).loss
+
+    first, second = losses()
+    with pytest.raises(rf.RebuildMismatchError, match=r"lora_[AB]\.[ab]\S* \[.*\] of layer \d was used") as caught:
+        (first + second).backward()
+    assert 'set_activations(model, "store")' in str(caught.value)
+    assert "checkpoint" not in str(caught.value)
+    model.zero_grad()
+
+    one_by_one = {}
+    for loss in losses():
+        loss.backward()
+        one_by_one |= gradients(model)
+    set_policy(model, "store")
+    first, second = losses()
+    (first + second).backward()
+    stored = gradients(model)
+    assert stored.keys() == one_by_one.keys()
+    assert all(torch.equal(one_by_one[name], stored[name]) for name in stored)
+
+
+@pytest.mark.parametrize("activations", POLICIES)
+def test_a_retained_graph_is_refused_after_an_optimizer_step(activations):
+    model = adapted(activations)
+    optimizer = torch.optim.SGD([one for name, one in model.named_parameters() if "lora_A" in name], lr=1.0)
+    loss = model(**batch(model)).loss
+    loss.backward(retain_graph=True)
+    for name, parameter in model.named_parameters():
+        if "lora_A" in name:
+            parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    with pytest.raises((rf.RebuildMismatchError, RuntimeError), match=r"of layer \d was changed|modified in place"):
+        loss.backward()
+
+
+def test_a_retained_graph_of_one_layer_is_refused_too():
+    """Its tensors are still at hand from the first backward pass, so nothing is rebuilt in the second."""
+    model = rf.make_reversible(tiny("llama", num_hidden_layers=1), rf.Midpoint())
+    loss = model(**batch(model)).loss
+    loss.backward(retain_graph=True)
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified in place"):
+        loss.backward()
+
+
+def test_a_partial_backward_pass_checks_what_it_rebuilds():
+    model = adapted()
+    loss = model(**batch(model)).loss
+    scale_first_matrices(model, "1")
+    wanted = [one for name, one in model.named_parameters() if "layers.1.mlp.up_proj.lora_B" in name]
+    with pytest.raises(rf.RebuildMismatchError, match="of layer 1 was changed"):
+        torch.autograd.grad(loss, wanted)
+
+
+@pytest.mark.parametrize("activations", POLICIES)
+def test_weights_that_are_given_other_memory_are_refused(activations):
+    model = adapted(activations)
+    loss = model(**batch(model)).loss
+    for name, parameter in model.named_parameters():
+        if "lora_A" in name:
+            parameter.data = parameter.data * 3
+    with pytest.raises(rf.RebuildMismatchError, match=r"lora_A\S* \[.*\] of layer \d was changed"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("activations", POLICIES)
+def test_weights_that_are_replaced_are_refused(activations):
+    model = adapted(activations)
+    loss = model(**batch(model)).loss
+    for module in model.modules():
+        for matrices in [module.lora_A] if hasattr(module, "lora_A") else []:
+            for matrix in matrices.values():
+                matrix.weight = torch.nn.Parameter(matrix.weight.detach() * 3)
+    with pytest.raises(rf.RebuildMismatchError, match=r"lora_A\S* \[.*\] of layer \d was used"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("activations", POLICIES)
+@pytest.mark.parametrize("change", ["disable", "merge", "freeze", "delete"])
+def test_an_adapter_that_changes_before_the_backward_pass_is_refused(activations, change):
+    model = adapted(activations, ("default", "other"), modules_to_save=["embed_tokens"])
+    inputs = batch(model)
+    with model.disable_adapter() if change == "disable" else contextlib.nullcontext():
+        embedded = model.get_input_embeddings()(inputs["input_ids"]).detach().requires_grad_()
+        loss = model(inputs_embeds=embedded, labels=inputs["labels"]).loss
+    if change == "merge":
+        model.merge_adapter()
+    elif change == "freeze":
+        for name, parameter in model.named_parameters():
+            if "lora_A" in name:
+                parameter.requires_grad_(False)
+    elif change == "delete":
+        model.set_adapter("other")
+        model.delete_adapter("default")
+    with pytest.raises(rf.RebuildMismatchError, match=r"layer \d") as caught:
+        loss.backward()
+    for word in ("adapter", "disable_adapter", "merging", "optimizer", 'set_activations(model, "store")'):
+        assert word in str(caught.value), str(caught.value)
+    assert "checkpoint" not in str(caught.value)
+
+
+@pytest.mark.parametrize("activations", POLICIES)
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
+def test_weights_that_a_pass_does_not_use_may_change(activations, autocast):
+    """One adapter is stepped between the forward and the backward pass of another."""
+    model = adapted(activations, ("a", "b"))
+
+    def run():
+        model.set_adapter("a")
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = model(**batch(model)).loss
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if ".b." in name:
+                    parameter.add_(1)
+        loss.backward()
+        return gradients(model)
+
+    found = run()
+    set_policy(model, "store")
+    stored = run()
+    assert all(torch.equal(found[name], stored[name]) for name in stored)
+
+
+def of_one_batch(model, **options):
+    """Gradients of a batch for which PEFT sets hooks on its modules while the forward pass runs, and the logits."""
+    output = model(**batch(model), **options)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    output.loss.backward()
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    return gradients(model), output.logits
+
+
+@pytest.mark.parametrize(
+    "dynamics", [DYNAMICS, rf.TwoEvaluationMidpoint("1/2"), rf.Hamiltonian()], ids=lambda d: d.name
+)
+@pytest.mark.parametrize("activations", [*POLICIES, "checkpoint"])
+def test_activated_lora_is_rebuilt_to_the_bit(activations, dynamics):
+    """The adapter acts from its invocation tokens on, in every row from another place."""
+    model = adapted()
+    start = int(batch(model)["input_ids"][0, 5])
+    model = adapted(activations, alora_invocation_tokens=[start], init_lora_weights=False)
+    rf.make_reversible(model, dynamics)
+    set_policy(model, activations)
+    found, logits = of_one_batch(model)
+    set_policy(model, "store")
+    stored, expected = of_one_batch(model)
+    assert stored
+    assert all(torch.equal(found[name], stored[name]) for name in stored)
+    assert torch.equal(logits, expected)
+    with model.disable_adapter():
+        assert not torch.equal(of_one_batch_without_gradients(model), expected)
+
+
+def of_one_batch_without_gradients(model):
+    with torch.no_grad():
+        return model(**batch(model)).logits
+
+
+@pytest.mark.parametrize("activations", [*POLICIES, "checkpoint"])
+def test_an_adapter_for_each_row_is_rebuilt_to_the_bit(activations):
+    model = adapted(activations, ("a", "b"), init_lora_weights=False).eval()
+    for name, weight in model.named_parameters():
+        weight.requires_grad_("lora_" in name)
+    rows = len(batch(model)["input_ids"])
+    names = (["a", "b", "__base__"] * rows)[:rows]
+    found, _ = of_one_batch(model, adapter_names=names)
+    set_policy(model, "store")
+    stored, _ = of_one_batch(model, adapter_names=names)
+    other, _ = of_one_batch(model, adapter_names=names[::-1])
+    assert {name.split(".")[-2] for name in stored} == {"a", "b"}
+    assert all(torch.equal(found[name], stored[name]) for name in stored)
+    assert not all(torch.equal(other[name], stored[name]) for name in other)
+
+
+def test_without_the_hooks_of_the_batch_activated_lora_is_noticed(monkeypatch):
+    monkeypatch.setattr(forward, "has_batch_hooks", lambda _: False)
+    with pytest.raises(rf.RebuildMismatchError, match=r"layer \d"):
+        test_activated_lora_is_rebuilt_to_the_bit("rebuild", DYNAMICS)
