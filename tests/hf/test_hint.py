@@ -81,3 +81,15 @@ def test_conversions_and_saved_reversible_models_are_not_warned_of(pretrained, t
     assert torch.equal(loaded(TEXT).logits, model(TEXT).logits)
     rf.make_reversible(loaded, rf.Midpoint())
     rf.make_reversible(load(tmp_path), rf.Leapfrog())
+
+
+def test_new_dynamics_take_update_predictors_with_a_warning():
+    model = smooth_llama()
+    rf.convert(model, 1, TEXT)
+    with pytest.warns(UserWarning, match="update predictors of LlamaForCausalLM .* are removed"):
+        rf.make_reversible(model, rf.BlendedMidpoint("1/16"))
+    assert rf.describe(model).predictors == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rf.make_reversible(model, rf.BlendedMidpoint("1/4"))  # there are none to lose
+        rf.convert(rf.make_residual(model), 1, TEXT)

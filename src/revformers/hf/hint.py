@@ -1,4 +1,4 @@
-"""A hint at `revformers.convert`, for pretrained weights that get dynamics far from those they were trained in."""
+"""Warnings of what new dynamics do to the weights of a model that had others."""
 
 import warnings
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ from torch import nn
 from revformers.dynamics.base import Dynamics
 from revformers.errors import ConversionHint
 from revformers.hf.discovery import unwrap
+from revformers.hf.state import update_predictors
 
 NEAR = Fraction(1, 8)
 """Largest |a| that is near the ordinary network: it adds one percent to the loss of a trained five-layer Llama, where
@@ -28,6 +29,16 @@ def without_hint() -> Iterator[None]:
         yield
     finally:
         _SILENT.reset(token)
+
+
+def warn_of_lost_predictors(model: nn.Module) -> None:
+    """Warn where new dynamics take the update predictors that a conversion fitted to the ones before."""
+    if update_predictors(model) and not _SILENT.get():
+        warnings.warn(
+            f"The update predictors of {type(unwrap(model)).__name__} were fitted to the dynamics that it had, and are "
+            f"removed with these; call revformers.convert for new ones.",
+            stacklevel=3,
+        )
 
 
 def hint_at_conversion(model: nn.Module, dynamics: Dynamics, number_of_layers: int) -> None:

@@ -8,7 +8,7 @@ from revformers.activations import Budget, check_activations
 from revformers.dynamics.base import Dynamics
 from revformers.hf.attach import attach, check, refuse_gradient_checkpointing
 from revformers.hf.discovery import unwrap
-from revformers.hf.hint import hint_at_conversion
+from revformers.hf.hint import hint_at_conversion, warn_of_lost_predictors
 from revformers.hf.identity import Identity
 from revformers.hf.loading import register_models
 from revformers.hf.model_class import become_ordinary, become_reversible
@@ -22,7 +22,7 @@ def make_reversible(model: Model, dynamics: Dynamics, activations: str | Budget 
     """Give a causal language model reversible dynamics, in place.
 
     Weights, module names and state-dict keys stay as they are. A model that is reversible already gets the new
-    dynamics and policy.
+    dynamics and policy, and loses update predictors, with a warning.
 
     Pretrained weights lose much of what they know in dynamics far from the ordinary network's. Where a model came from
     `from_pretrained` and is still ordinary, and the dynamics have a coefficient |a| of p[l-1] beyond 1/8 (`Midpoint`,
@@ -50,6 +50,7 @@ def make_reversible(model: Model, dynamics: Dynamics, activations: str | Budget 
     stack = check(inner, identity)
     if reversible_stack(model) is None:
         hint_at_conversion(model, dynamics, len(stack.layers))
+    warn_of_lost_predictors(model)
     make_residual(model)
     keep_trainable(inner)
     if any(getattr(module, "gradient_checkpointing", False) for module in inner.modules()):
