@@ -97,8 +97,8 @@ def test_the_exit_code_and_the_error_are_the_tools(text, code, said, capsys):
         (["-m", "nothing_here.inside"], "There is no module 'nothing_here.inside'"),
         (
             ["trl", "sft", "--config", "my file.yaml"],
-            "in one process it is: revformers run -m trl.scripts.sft --config 'my file.yaml' and in several: accelerate "
-            "launch -m revformers.cli.run -m trl.scripts.sft --config 'my file.yaml'",
+            "in one process it is: revformers run -m trl.scripts.sft --config 'my file.yaml' and in several: "
+            "accelerate launch -m revformers.cli.run -m trl.scripts.sft --config 'my file.yaml'",
         ),
         (["torchrun", "a.py"], "torchrun OPTIONS -m revformers.cli.run SCRIPT.py"),
         (["-m", "torch.distributed.run", "a.py"], "torchrun OPTIONS -m revformers.cli.run SCRIPT.py"),

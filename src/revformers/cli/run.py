@@ -1,6 +1,6 @@
 """``revformers run TOOL ARGUMENTS``: the command line of another library, in a process that knows reversible models.
 
-Command lines import nothing of ours, and so cannot load a saved reversible model. In this process revformers is imported
+Command lines import nothing of ours, and so cannot load a saved reversible model. Here revformers is imported
 before the tool is.
 """
 
