@@ -94,6 +94,13 @@ def test_the_block_runs(title, workspace):
         assert all(torch.equal(value, weights[name]) for name, value in trained.state_dict().items())
 
 
+def test_the_checkpointing_that_trl_asks_for_is_left_out_with_a_warning(workspace):
+    with pytest.warns(UserWarning, match="Gradient checkpointing is not switched on"):
+        names = run_block("SFT")
+    assert names["trainer"].args.gradient_checkpointing  # TRL's default
+    assert names["trainer"].args.bf16
+
+
 def test_there_is_a_block_for_every_trainer():
     titles = " ".join(BLOCKS)
     for name in ("Trainer", "SFT", "DPO", "GRPO", "Reward", "PEFT", "accelerate", "lm-evaluation-harness"):
@@ -146,13 +153,13 @@ def test_gradients_of_an_adapter_are_exact(name):
     assert name in row
     report = rf.verify_gradients(adapted(PEFT_TABLE[name]), {"input_ids": IDS, "labels": IDS})
     assert report.bit_exact
-    assert math.isfinite(report.stored_loss)
+    assert math.isfinite(report.loss)
 
 
 def test_prefix_tuning_is_refused_unless_activations_are_stored():
     config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
     for activations in ("rebuild", "checkpoint"):
-        with pytest.raises(ValueError, match=r"prefix tuning.* set_activations\(model, \"store\"\)"):
+        with pytest.raises(ValueError, match=r"prefix tuning.*set_activations\(model, \"store\"\)"):
             adapted(config, activations)(input_ids=IDS, labels=IDS)
     model = adapted(config, "store")
     model(input_ids=IDS, labels=IDS).loss.backward()
