@@ -117,7 +117,8 @@ _CLASSES: dict[Any, Any] = {}
 
 def _make_class(ordinary: Any) -> Any:
     # transformers makes every subclass a dataclass, which would replace an __init__ that a family wrote itself.
-    namespace = {name: getattr(ordinary, name) for name in ("__module__", "__qualname__", "__doc__")}
+    # The module stays ours: for a class of its own modules transformers registers no models (5.17).
+    namespace = {"__qualname__": ordinary.__qualname__, "__doc__": ordinary.__doc__, "__module__": __name__}
     namespace |= {"__init__": ordinary.__init__, "model_type": ordinary.model_type, "_ordinary": ordinary}
     return type(ordinary.__name__, (ReversibleConfig, ordinary), namespace)
 

@@ -91,7 +91,7 @@ def clear_errors(path: str, keywords: Mapping[str, Any], variant: str | None = N
     """
     try:
         yield
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         fault = (
             None
             if isinstance(error, ModelFilesError | NotReversibleError)

@@ -129,7 +129,8 @@ def tiny_options(config_class: type[PreTrainedConfig]) -> dict[str, Any]:
     heads = defaults.get("num_attention_heads")
     if heads is not None and heads == defaults.get("num_key_value_heads"):
         options["num_key_value_heads"] = 4
-    for name, part in config_class.sub_configs_defaults.items():
+    # transformers 5.17 has no such attribute, and makes the parts of composite models in their usual size.
+    for name, part in getattr(config_class, "sub_configs_defaults", {}).items():
         if not part.optional:
             part_class = CONFIG_MAPPING[part.model_type] if part.config_class is AutoConfig else part.config_class
             options[name] = part.init_kwargs | {"model_type": part_class.model_type} | tiny_options(part_class)
