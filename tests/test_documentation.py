@@ -94,7 +94,7 @@ def test_the_python_of_the_readme_runs(workspace, monkeypatch, capsys):
     assert len(blocks) == 3
     exec("\n".join(blocks), {})
     assert "to the bit" in capsys.readouterr().out
-    assert (workspace / "reversible-model/model.safetensors").is_file()
+    assert (workspace / "reversible-model/model.reversible.safetensors").is_file()
 
 
 def result(name):

@@ -52,6 +52,7 @@ def test_the_card_of_a_converted_model_tells_what_is_known(converted, tmp_path):
     for words in (
         "not the ordinary network",
         "pip install revformers",
+        "`revformers run`",
         "from_pretrained",
         f"torch {torch.__version__}",
     ):

@@ -14,6 +14,7 @@ COMMANDS = {
     "compare": ("revformers.cli.compare", "compare every dynamics, and storing, checkpointing and rebuilding"),
     "plan": ("revformers.cli.plan", "say what training takes: memory, largest batch, longest context"),
     "report": ("revformers.cli.report", "write a run and its comparison as one HTML page"),
+    "run": ("revformers.cli.run", "run another library's command line on saved reversible models"),
     "bench": ("revformers.cli.bench", "measure memory, step time and the largest batch of every way to train"),
 }
 """For each command its module, which has ``run(arguments) -> exit code``, and what it is for. The modules are imported

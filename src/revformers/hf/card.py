@@ -98,6 +98,8 @@ def _introduction(model: PreTrainedModel, adapter: bool = False) -> str:
 
     pip install revformers
 
+The command lines of other libraries, such as lm_eval, load it behind `revformers run`; in Python:
+
 ```python
 import revformers
 

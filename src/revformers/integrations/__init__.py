@@ -14,6 +14,7 @@ def register() -> None:
     register_post_import_hook(trainer.extend, "transformers.trainer")
     register_post_import_hook(trl.extend_references, "trl.trainer.utils")
     register_post_import_hook(trl.extend_cards, "trl.trainer.base_trainer")
+    register_post_import_hook(trl.extend_generation, "trl.generation.vllm_generation")
     register_post_import_hook(peft.extend_configs, "peft.config")
     register_post_import_hook(peft.extend_models, "peft.peft_model")
     register_post_import_hook(peft.extend_swapping, "peft.utils.hotswap")

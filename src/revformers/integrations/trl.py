@@ -1,4 +1,4 @@
-"""TRL: the reference of a reversible model is a copy of it, and cards say what it is.
+"""TRL: the reference of a reversible model is a copy of it, cards say what it is, and vLLM does not generate for it.
 
 TRL's trainers load their reference model from the path that the trained model was loaded from. Where the model was made
 reversible in memory that is another network, and where it was trained in between, another one as well.
@@ -15,6 +15,7 @@ import yaml
 from wrapt import wrap_function_wrapper
 
 from revformers.hf.model_config import identity_of
+from revformers.hf.state import reversible_stack
 from revformers.integrations.trainer import create_model_card
 
 LOADER, NAME = "create_model_from_path", "get_config_model_id"
@@ -67,6 +68,11 @@ def extend_cards(module: ModuleType) -> None:
         wrap_function_wrapper(module, f"{name}.create_model_card", create_model_card)
 
 
+def extend_generation(module: ModuleType) -> None:
+    """Refuse to generate with vLLM for a reversible model."""
+    wrap_function_wrapper(module, "VLLMGeneration.__init__", _refuse_vllm)
+
+
 def reference_copy(model: Any, dtype: Any = None) -> Any:
     """Return a copy of a reversible model that trains nothing of its own, for use as a reference.
 
@@ -100,3 +106,15 @@ def _create_model_from_path(ordinary: Callable[..., Any], _: Any, arguments: Any
         return ordinary(model_id, architecture, **options)
 
     return create(*arguments, **keywords)
+
+
+def _refuse_vllm(ordinary: Callable[..., Any], _: Any, arguments: Any, keywords: Any) -> Any:
+    def make(model: Any, *others: Any, **options: Any) -> Any:
+        if reversible_stack(model) is not None:
+            raise ValueError(
+                "use_vllm=True would generate with vLLM's own network, which is the ordinary one, from the weights of "
+                "this reversible one; leave it out, and the model generates itself."
+            )
+        return ordinary(model, *others, **options)
+
+    return make(*arguments, **keywords)

@@ -1,0 +1,137 @@
+"""``revformers run TOOL ARGUMENTS``: the command line of another library, in a process that knows reversible models.
+
+Command lines import nothing of ours, and so cannot load a saved reversible model. Here revformers is imported
+before the tool is.
+"""
+
+import os
+import runpy
+import shlex
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from revformers.cli.main import INTERRUPTED, USER_ERROR, main
+from revformers.training.errors import RecipeError
+
+HELP = """\
+usage: revformers run TOOL ...          a command that a package installed, such as lm_eval
+       revformers run -m MODULE ...     a module, as python -m runs it
+       revformers run SCRIPT.py ...     a script
+
+Import revformers, then run another library's command line in this process, so that it loads saved reversible models:
+
+  revformers run lm_eval --model hf --model_args pretrained=DIRECTORY --tasks piqa
+  revformers run -m trl.scripts.sft --config sft.yaml
+
+Where a launcher starts the processes, this stands behind it:
+
+  accelerate launch -m revformers.cli.run -m trl.scripts.sft --config sft.yaml
+  torchrun --nproc-per-node 2 -m revformers.cli.run script.py
+
+The exit code is the tool's."""
+
+THIS = "revformers.cli.run"
+LAUNCHERS = {
+    "torchrun": "torchrun",
+    "deepspeed": "deepspeed",
+    "accelerate-launch": "accelerate launch",
+    "accelerate launch": "accelerate launch",
+    "-m torch.distributed.run": "torchrun",
+    "-m torch.distributed.launch": "torchrun",
+    "-m accelerate.commands.launch": "accelerate launch",
+}
+"""Tools that start other processes, which import nothing of ours, by their first words; and how they are called."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the tool that `arguments` name and return its exit code.
+
+    As in a process of its own, an error that the tool does not catch is printed with its traceback, and the code is 1.
+
+    Raises:
+        FileNotFoundError: for a script that is not there.
+        RecipeError: for a tool or a module that is not installed, or that starts other processes.
+
+    """
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(HELP)
+        return 0 if arguments else USER_ERROR
+    words = list(arguments)
+    _refuse_launchers(words)
+    return _exit_code(_tool(words))
+
+
+def _tool(words: list[str]) -> Callable[[], Any]:
+    """Return what runs the tool, and give this process the arguments and the module path that it expects."""
+    if words[0] == "-m":
+        if len(words) < 2:
+            raise RecipeError("Name a module after -m, as in: revformers run -m trl.scripts.sft --config sft.yaml.")
+        module = words[1]
+        sys.path.insert(0, os.getcwd())
+        if not _exists(module):
+            raise RecipeError(f"There is no module {module!r} to run; install the package that has it.")
+        sys.argv = words[1:]
+        return lambda: runpy.run_module(module, run_name="__main__", alter_sys=True)
+    if words[0].endswith(".py") or os.sep in words[0]:
+        script = Path(words[0]).expanduser()
+        if not script.exists():
+            raise FileNotFoundError(f"There is no script {words[0]!r} to run.")
+        sys.path.insert(0, str(script.resolve().parent))
+        sys.argv = [str(script), *words[1:]]
+        return lambda: runpy.run_path(str(script), run_name="__main__")
+    found = list(entry_points(group="console_scripts", name=words[0]))
+    if not found:
+        raise RecipeError(
+            f"No package here installed a command {words[0]!r}; name one that is installed, such as lm_eval, a module "
+            f"(-m trl.scripts.sft) or a script that ends in .py."
+        )
+    sys.argv = words
+    return lambda: sys.exit(found[0].load()())
+
+
+def _exists(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of a package around it
+        return False
+
+
+def _refuse_launchers(words: list[str]) -> None:
+    """Raise RecipeError for tools that start other processes, with the line that works."""
+    two = " ".join(words[:2])
+    if words[0] == "trl" and words[1:2] != ["env"] and words[1:] and _exists(f"trl.scripts.{words[1]}"):
+        line = shlex.join(["-m", f"trl.scripts.{words[1]}", *words[2:]])
+        raise RecipeError(
+            f"{two} starts other processes, which do not import revformers; in one process it is: revformers run "
+            f"{line} and in several: accelerate launch -m {THIS} {line}"
+        )
+    launcher = LAUNCHERS.get(words[0]) or LAUNCHERS.get(two)
+    if launcher is not None:
+        raise RecipeError(
+            f"{launcher} starts other processes, which do not import revformers; put revformers behind its own "
+            f"options: {launcher} OPTIONS -{'-module' if launcher == 'deepspeed' else 'm'} {THIS} SCRIPT.py ARGUMENTS"
+        )
+
+
+def _exit_code(call: Callable[[], Any]) -> int:
+    """Return the exit code that a process would have that does `call` and nothing else, having said what it would."""
+    try:
+        call()
+    except SystemExit as stop:
+        if stop.code is None or isinstance(stop.code, int):
+            return stop.code or 0
+        print(stop.code, file=sys.stderr)
+        return 1
+    except BaseException as error:
+        traceback.print_exc()
+        return INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(["run", *sys.argv[1:]]))

@@ -1,0 +1,67 @@
+"""docs/integrations.md lists what is wrapped in other libraries, and its code undoes it."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+from wrapt import FunctionWrapper
+
+import revformers as rf
+from revformers import integrations
+from tests.tiny_models import tiny
+
+PAGE = (Path(__file__).parents[1] / "docs/integrations.md").read_text(encoding="utf-8")
+
+
+def extended_modules(monkeypatch):
+    """The modules of other libraries that have functions of ours."""
+    names = []
+    monkeypatch.setattr(integrations, "register_post_import_hook", lambda _, name: names.append(name))
+    integrations.register()
+    return [importlib.import_module(name) for name in names]
+
+
+def wrapped(module):
+    """The functions of a module, and of the classes that it defines, that something is wrapped around."""
+    for name, value in vars(module).items():
+        if isinstance(value, FunctionWrapper) and value.__module__ == module.__name__:
+            yield f"{module.__name__}.{name}"
+        if isinstance(value, type) and value.__module__ == module.__name__:
+            yield from (
+                f"{module.__name__}.{name}.{method}"
+                for method, function in vars(value).items()
+                if isinstance(function, FunctionWrapper)
+            )
+
+
+def test_the_page_lists_every_function_that_is_wrapped(monkeypatch):
+    pytest.importorskip("trl")
+    found = [name for module in extended_modules(monkeypatch) for name in wrapped(module)]
+    assert len(found) >= 12
+    listed = re.findall(r"^\| `([\w.]+)` \|", PAGE, re.MULTILINE)
+    assert not set(found) - set(listed)
+    modules = {name.rpartition(".")[0] for name in found}
+    unknown = [name for name in listed if name not in found and name.rpartition(".")[0] in modules]
+    assert not unknown
+
+
+def test_the_code_of_the_page_undoes_a_change(monkeypatch):
+    from transformers import Trainer
+
+    before = vars(Trainer)["_load_best_model"]
+    monkeypatch.setattr(Trainer, "_load_best_model", before)
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    exec(code, {})
+    assert isinstance(before, FunctionWrapper)
+    assert vars(Trainer)["_load_best_model"] is before.__wrapped__
+
+
+def test_the_files_of_a_saved_model_and_an_adapter_are_those_of_the_page(tmp_path):
+    peft = pytest.importorskip("peft")
+    listed = set(re.findall(r"^    ([\w.]+\.(?:json|md|safetensors))$", PAGE, re.MULTILINE))
+    model = rf.make_reversible(tiny("llama"), rf.Midpoint())
+    model.save_pretrained(tmp_path / "model")
+    peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules="all-linear")).save_pretrained(tmp_path / "adapter")
+    written = {file.name for file in tmp_path.rglob("*") if file.is_file()} - {"generation_config.json"}
+    assert written == listed - {"update_predictors.safetensors"}  # that of a model converted in memory
