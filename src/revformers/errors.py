@@ -44,7 +44,7 @@ class StateRangeError(_Explained, ArithmeticError):
 
 
 class RebuildMismatchError(_Explained, RuntimeError):
-    """The backward pass rebuilt other states or used other weights than the forward pass, so gradients would be wrong."""
+    """The backward pass rebuilt other states or used other weights than the forward pass: gradients would be wrong."""
 
 
 class ConversionHint(UserWarning):
