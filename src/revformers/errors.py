@@ -9,7 +9,7 @@ class NotReversibleError(ValueError):
 
 
 class Watcher(Protocol):
-    """What knows more of the training that an error ends."""
+    """An object that knows more of the training that an error ends."""
 
     def explain(self, error: Exception) -> str:
         """Return a note for the error."""

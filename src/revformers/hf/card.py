@@ -56,7 +56,7 @@ def model_card(model: PreTrainedModel, tags: Sequence[str] = ()) -> ModelCard:
 
 
 def add_section(path: Path, model: PreTrainedModel, adapter: bool = False) -> None:
-    """Say in a card that a trainer or PEFT wrote what the network is, at its end, in the place of an earlier save's.
+    """Say at the end of a card that a trainer or PEFT wrote what the network is; an earlier section is replaced.
 
     Args:
         path: the card.
