@@ -9,7 +9,7 @@ class NotReversibleError(ValueError):
 
 
 class Watcher(Protocol):
-    """What knows more of the training that an error ends."""
+    """An object that knows more of the training that an error ends."""
 
     def explain(self, error: Exception) -> str:
         """Return a note for the error."""
@@ -44,7 +44,7 @@ class StateRangeError(_Explained, ArithmeticError):
 
 
 class RebuildMismatchError(_Explained, RuntimeError):
-    """The backward pass rebuilt other hidden states than the forward pass had, so its gradients would be wrong."""
+    """The backward pass rebuilt other states or used other weights than the forward pass: gradients would be wrong."""
 
 
 class ConversionHint(UserWarning):

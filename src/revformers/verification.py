@@ -79,7 +79,7 @@ def verify_gradients(
 
     Raises:
         ValueError: where the model is not reversible, its dynamics have no inverse, or nothing in it is trainable.
-        RebuildMismatchError: where the backward pass itself found that it rebuilt other states.
+        RebuildMismatchError: where the backward pass itself found that it rebuilt other states, or used other weights.
 
     """
     reversible = require_reversible(model)

@@ -2,6 +2,7 @@ import warnings
 
 import pytest
 import torch
+import transformers
 from huggingface_hub import ModelCard
 
 import revformers as rf
@@ -10,6 +11,7 @@ from revformers.hf.provenance import Provenance
 from revformers.hf.state import record_provenance
 from tests.conversion.test_convert import TEXT, smooth_llama
 from tests.hf.test_reversible import llama
+from tests.tiny_models import tiny
 
 
 @pytest.fixture
@@ -29,6 +31,23 @@ def converted():
     )
     record_provenance(model, measured)
     return model, conversion
+
+
+@pytest.mark.parametrize(
+    ("architecture", "task"),
+    [
+        ("LlamaForCausalLM", "text-generation"),
+        ("LlamaForSequenceClassification", "text-classification"),
+        ("LlamaForTokenClassification", "token-classification"),
+        ("LlamaModel", None),
+    ],
+)
+def test_the_card_names_the_task_of_the_head(architecture, task, tmp_path):
+    config = tiny("llama").config
+    config.pad_token_id = 0
+    model = rf.make_reversible(getattr(transformers, architecture)(config), rf.Midpoint())
+    model.save_pretrained(tmp_path)
+    assert ModelCard.load(tmp_path / "README.md").data.pipeline_tag == task
 
 
 def test_the_card_of_a_converted_model_tells_what_is_known(converted, tmp_path):

@@ -136,8 +136,12 @@ def with_adapter(model, **options):
 
 
 def logits(model):
+    """The answers of the model itself, no copy of it, which is left in its mode."""
+    training = model.training
     with torch.no_grad():
-        return copy.deepcopy(model).eval()(input_ids=IDS).logits
+        result = model.eval()(input_ids=IDS).logits
+    model.train(training)
+    return result
 
 
 def what_it_is(model):

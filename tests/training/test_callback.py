@@ -183,11 +183,13 @@ def test_states_out_of_range_say_when_and_what_to_do(tokenizer, lines, tmp_path)
         with torch.no_grad():
             model.model.embed_tokens.weight.fill_(1e8)
 
+    callback = BreakAt(2, explode)
     with pytest.raises(rf.StateRangeError) as caught:
-        trainer_of(tmp_path, model_of(tokenizer), tokenizer, lines, [BreakAt(2, explode)]).train()
+        trainer_of(tmp_path, model_of(tokenizer), tokenizer, lines, [callback]).train()
     (note,) = caught.value.__notes__
     assert "At step 2 of training" in note
     assert "lower the learning rate" in note
+    assert not hasattr(rf.StateRangeError("an error of no training"), "__notes__")
 
 
 def test_errors_outside_of_the_training_have_no_note(tokenizer, lines, tmp_path):

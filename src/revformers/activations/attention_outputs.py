@@ -51,7 +51,7 @@ class AttentionKeeper:
         self.kept_bytes = 0
         self.operations = 0
         self.attention_operations = 0
-        self.__wrapped__ = field
+        self.__wrapped__ = field  # by this name messages find the weights of the field (`used_leaves`)
         self._note = note
         self._first = True
         self._outputs: deque[_KernelOutput] = deque()

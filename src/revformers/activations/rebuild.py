@@ -252,7 +252,7 @@ class Tape(ActivationPolicy):
             hidden: p[l], where it was kept.
 
         Raises:
-            RebuildMismatchError: where the rebuilt tensors or states are not those of the forward pass.
+            RebuildMismatchError: where the rebuilt tensors or states, or the weights, differ from the forward pass.
             RuntimeError: under create_graph=True; a rebuilt graph has no second derivative.
 
         """

@@ -1,4 +1,4 @@
-"""By what an evaluation of a field is held to the weights that the forward pass used, where results do not tell.
+"""Hold every later evaluation of a field to the weights that the forward pass used, where results do not tell.
 
 The states show every bit that a layer returned, but not every weight: the matrix B of a fresh LoRA adapter is zero, so
 that the layer returns the same for any A, and only the gradient differs. So for every step the tape notes which leaves

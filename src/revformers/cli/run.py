@@ -35,7 +35,7 @@ Where a launcher starts the processes, this stands behind it:
 
 The exit code is the tool's."""
 
-THIS = "revformers.cli.run"
+THIS_MODULE = "revformers.cli.run"
 LAUNCHERS = {
     "torchrun": "torchrun",
     "deepspeed": "deepspeed",
@@ -108,18 +108,19 @@ def _refuse_launchers(words: list[str]) -> None:
         line = shlex.join(["-m", f"trl.scripts.{words[1]}", *words[2:]])
         raise RecipeError(
             f"{two} starts other processes, which do not import revformers; in one process it is: revformers run "
-            f"{line} and in several: accelerate launch -m {THIS} {line}"
+            f"{line} and in several: accelerate launch -m {THIS_MODULE} {line}"
         )
     launcher = LAUNCHERS.get(words[0]) or LAUNCHERS.get(two)
     if launcher is not None:
+        option = "--module" if launcher == "deepspeed" else "-m"
         raise RecipeError(
             f"{launcher} starts other processes, which do not import revformers; put revformers behind its own "
-            f"options: {launcher} OPTIONS -{'-module' if launcher == 'deepspeed' else 'm'} {THIS} SCRIPT.py ARGUMENTS"
+            f"options: {launcher} OPTIONS {option} {THIS_MODULE} SCRIPT.py ARGUMENTS"
         )
 
 
 def _exit_code(call: Callable[[], Any]) -> int:
-    """Return the exit code that a process would have that does `call` and nothing else, having said what it would."""
+    """Do `call` and return the exit code of a process that does nothing else; print the error of one that fails."""
     try:
         call()
     except SystemExit as stop:

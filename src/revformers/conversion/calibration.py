@@ -1,4 +1,4 @@
-"""What a user has as calibration text, in whatever form, as the batches that a conversion reads."""
+"""Calibration text in whatever form a user has it, turned into the batches that a conversion reads."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence

@@ -155,7 +155,7 @@ def load_adapter(
             from where it was when the adapter was trained.
         trainable: whether the adapter is to be trained further.
         keywords: where the adapter is found (revision, subfolder, token, ...), and what `from_pretrained` of
-            transformers takes for the base, in the place of what it was trained with (dtype, device_map, ...).
+            transformers takes for the base, instead of what it was trained with (dtype, device_map, ...).
 
     Returns:
         A `peft.PeftModel`.
@@ -183,7 +183,7 @@ def load_adapter(
         known = reversible_stack(model) is not None
     if not known:
         if description["update_predictors"] is not None:
-            _find(directory, PREDICTORS, keywords)
+            _find(directory, PREDICTORS, keywords)  # which downloads the file beside the description
         apply_conversion(model, Path(file).parent)
     return PeftModel.from_pretrained(model, directory, is_trainable=trainable, **hub_keywords(keywords))
 

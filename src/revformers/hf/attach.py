@@ -118,7 +118,7 @@ def refuse_gradient_checkpointing() -> None:
 
 
 class StandIn(partial):
-    """A function on a module in the place of the module's own forward.
+    """A function that replaces the forward of a module.
 
     It is pickled and copied with the module, and has the signature of the forward of its class, which trainers read.
     """

@@ -1,4 +1,4 @@
-"""What PEFT tells its adapters about one batch, for every evaluation of a layer in that batch's pass.
+"""Keep what PEFT tells its adapters about one batch for every evaluation of a layer in that batch's pass.
 
 Which row uses which adapter (`adapter_names=`), and where an activated LoRA (aLoRA) begins in each row, PEFT hands to
 its modules by forward pre-hooks, which it removes when the forward pass is over. A layer that the backward pass

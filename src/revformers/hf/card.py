@@ -39,7 +39,7 @@ def model_card(model: PreTrainedModel, tags: Sequence[str] = ()) -> ModelCard:
     provenance = reversible.provenance or Provenance()
     data = ModelCardData(
         library_name="revformers",
-        pipeline_tag="text-generation",
+        pipeline_tag=_task(model),
         base_model=provenance.base_model or hub_id(model.config.name_or_path or ""),
         tags=sorted({"revformers", "reversible", *(model.model_tags or []), *tags}),
     )
@@ -56,7 +56,7 @@ def model_card(model: PreTrainedModel, tags: Sequence[str] = ()) -> ModelCard:
 
 
 def add_section(path: Path, model: PreTrainedModel, adapter: bool = False) -> None:
-    """Say in a card that a trainer or PEFT wrote what the network is, at its end, in the place of an earlier save's.
+    """Say at the end of a card that a trainer or PEFT wrote what the network is; an earlier section is replaced.
 
     Args:
         path: the card.
@@ -84,6 +84,14 @@ def has_section(card: Path) -> bool:
 def is_ours(card: Path) -> bool:
     """Say whether there is a README.md that revformers wrote, and may write again."""
     return card.is_file() and MARKER in card.read_text(encoding="utf-8", errors="replace")
+
+
+def _task(model: PreTrainedModel) -> str | None:
+    """Return what the hub calls the task of the model's head; None for a bare decoder."""
+    from transformers.modelcard import TASK_MAPPING  # which imports trainers
+
+    name = type(model).__name__
+    return next((task for task, models in TASK_MAPPING.items() if name in models.values()), None)
 
 
 def _introduction(model: PreTrainedModel, adapter: bool = False) -> str:

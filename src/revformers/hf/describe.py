@@ -19,7 +19,7 @@ KEPT = {
 
 @dataclass(frozen=True)
 class Description:
-    """What a model is; `str` gives it in a few lines.
+    """A model's dynamics, policy, bits and predictors; `str` gives them in a few lines.
 
     Attributes:
         model: the class of the model, e.g. "LlamaForCausalLM".
@@ -89,7 +89,7 @@ def describe(model: nn.Module) -> Description:
         bits = sum(dynamics.side_information_bits(layer) for layer in range(layers)) / layers
     rebuilds = activations == "rebuild"
     if activations in ACTIVATIONS:
-        kept = KEPT.get(activations, activations)
+        kept = KEPT[activations]
     else:
         budget = Budget.parse(activations)
         kept, rebuilds = "as many layers as fit the budget", budget.rebuilds

@@ -32,7 +32,7 @@ def find_stack(model: nn.Module) -> DecoderStack:
     name = type(inner).__name__
     config = getattr(inner, "config", None)
     if config is None or not hasattr(inner, "get_decoder"):
-        raise NotReversibleError(f"{name} is not a transformers model; make_reversible takes causal language models.")
+        raise NotReversibleError(f"{name} is not a transformers model; make_reversible takes nothing else.")
     if getattr(config, "is_encoder_decoder", False):
         raise NotReversibleError(f"{name} is an encoder-decoder; only decoder-only models can be reversed.")
     decoder = inner.get_decoder()

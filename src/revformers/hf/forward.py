@@ -1,6 +1,6 @@
 """The forward pass of a reversible model: the decoder's own loop over its layers, with the recurrence inside it.
 
-Nothing of the model is wrapped or rewritten. The `forward` of the decoder and of each layer is replaced on the
+No module is wrapped or rewritten. The `forward` of the decoder and of each layer is replaced on the
 object: the decoder's opens a `Pass`, and each layer's takes its steps in it. So module names, state-dict keys, hooks
 around the layers, masks, position embeddings and caches stay what they were.
 """

@@ -1,4 +1,4 @@
-"""What makes a reversible model the network that it is, apart from its weights."""
+"""The identity of a reversible model: all that makes it the network that it is, apart from its weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -42,7 +42,7 @@ def from_pretrained(path: str | os.PathLike, **keywords: Any) -> Any:
 
 
 class AutoReversibleConfig(ReversibleConfig):
-    """What `AutoConfig` reads a saved reversible model with."""
+    """The configuration class by which `AutoConfig` reads a saved reversible model."""
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], **keywords: Any) -> Any:

@@ -39,7 +39,7 @@ PREDICTOR = ".update_predictor."
 
 
 class ReversibleModel(PreTrainedModel):
-    """What a reversible model does in its own way; all else is its family's."""
+    """The methods that a reversible model does not share with its family: loading, saving, uploading, copying."""
 
     _ordinary: Any = None
 

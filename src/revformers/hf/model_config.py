@@ -27,7 +27,7 @@ none, and take the auto class (TRL)."""
 
 
 class ReversibleConfig(PreTrainedConfig):
-    """What every configuration of a reversible model has besides its family's own.
+    """The methods that the configuration of a reversible model does not share with its family.
 
     Attributes:
         auto_map: empty, as no code in the model's folder is needed; TRL reads it.

@@ -153,7 +153,7 @@ def _fault_in_files(path: str, keywords: Mapping[str, Any], variant: str | None)
     again = "save or download the model again"
     config = folder / "config.json"
     if not config.is_file():
-        return f"{folder} has no config.json, so it holds no causal language model; name the directory of one."
+        return f"{folder} has no config.json, so it holds no model; name the directory of one."
     for file in (config, _index(folder, variant)):
         try:
             readable = not file.is_file() or isinstance(json.loads(file.read_text()), dict)

@@ -19,9 +19,10 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def make_reversible(model: Model, dynamics: Dynamics, activations: str | Budget = "rebuild") -> Model:
-    """Give a causal language model reversible dynamics, in place.
+    """Give a model reversible dynamics, in place.
 
-    Weights, module names and state-dict keys stay as they are. A model that is reversible already gets the new
+    Weights, module names and state-dict keys stay as they are; the class of the model and of its configuration become
+    subclasses of the same name (`revformers.hf.model_class`). A model that is reversible already gets the new
     dynamics and policy, and loses update predictors, with a warning.
 
     Pretrained weights lose much of what they know in dynamics far from the ordinary network's. Where a model came from
@@ -30,7 +31,8 @@ def make_reversible(model: Model, dynamics: Dynamics, activations: str | Budget 
     for that.
 
     Args:
-        model: a decoder-only causal language model of transformers, or a PEFT model around one.
+        model: a model of transformers with one stack of layers, under any head (a causal language model, a classifier,
+            a bare decoder, an encoder, a model with a language model inside), or a PEFT model around one.
         dynamics: e.g. `Midpoint()`.
         activations: what the backward pass finds: ``"rebuild"``, ``"store"``, ``"checkpoint"``, ``"offload"``, or as
             much as a `Budget` has room for.
@@ -41,7 +43,9 @@ def make_reversible(model: Model, dynamics: Dynamics, activations: str | Budget 
     Raises:
         NotReversibleError: where the model is no plain fold over its layers; some models show it only in their first
             forward pass.
-        ValueError: for an unknown policy, one that does not go with the dynamics, or dynamics of another depth.
+        TypeError: where `dynamics` is none.
+        ValueError: for an unknown policy, one that does not go with the dynamics, dynamics of another depth, or a model
+            whose forward another library has replaced.
 
     """
     if not isinstance(dynamics, Dynamics):

@@ -5,7 +5,7 @@ from torch import nn
 from revformers.hf.discovery import unwrap
 from revformers.hf.forward import ReversibleStack
 from revformers.hf.provenance import Provenance
-from revformers.update_predictor import PredictorForm, UpdatePredictor
+from revformers.update_predictor import UpdatePredictor
 
 
 def reversible_stack(model: nn.Module) -> ReversibleStack | None:
@@ -30,12 +30,6 @@ def require_reversible(model: nn.Module) -> ReversibleStack:
 def update_predictors(model: nn.Module) -> list[UpdatePredictor]:
     """Return the update predictors that a conversion gave the layers, in order; none otherwise."""
     return [module for module in unwrap(model).modules() if isinstance(module, UpdatePredictor)]
-
-
-def predictor_form(model: nn.Module) -> PredictorForm | None:
-    """Return the form of a model's update predictors, None where it has none."""
-    reversible = reversible_stack(model)
-    return None if reversible is None else reversible.predictor_form
 
 
 def record_provenance(model: nn.Module, provenance: Provenance) -> None:

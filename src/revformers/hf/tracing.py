@@ -1,4 +1,4 @@
-"""What a reversible model says to torch.compile and torch.export, which cannot look into its recurrence."""
+"""Warnings and errors for torch.compile and torch.export, which cannot look into a recurrence."""
 
 import warnings
 

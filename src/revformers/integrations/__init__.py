@@ -1,4 +1,4 @@
-"""What revformers changes in other libraries, one file a library, so that a reversible model stays itself in them.
+"""Changes to other libraries, one file a library, by which a reversible model stays itself in them.
 
 Each is a function around one of theirs, put there when that library is imported, before or after revformers. All of
 them leave ordinary models to the library. `docs/integrations.md` lists them.

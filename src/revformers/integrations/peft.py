@@ -1,8 +1,8 @@
 """PEFT: an adapter knows the reversible network that it was trained on, and is refused on any other.
 
-A PEFT adapter holds no weights of its base. Beside one that was trained on a reversible network this writes what
-the network is (`revformers.hf.adapter`), and marks the type of the adapter in its adapter_config.json, so that PEFT
-alone stops at a type that it does not know, whose words say what to install.
+A PEFT adapter holds no weights of its base. Where the base is reversible, a description of it (`revformers.hf.adapter`)
+is saved beside the adapter, and the type in adapter_config.json is marked: PEFT without revformers does not know that
+type and prints it, and it says what to install.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def extend_models(module: ModuleType) -> None:
 
 
 def extend_swapping(module: ModuleType) -> None:
-    """Compare the base of adapters that take the place of loaded ones."""
+    """Compare the base of adapters that replace loaded ones."""
     wrap_function_wrapper(module, "hotswap_adapter", _hotswap_adapter)
 
 

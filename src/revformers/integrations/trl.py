@@ -1,7 +1,7 @@
 """TRL: the reference of a reversible model is a copy of it, cards say what it is, and vLLM does not generate for it.
 
-TRL's trainers load their reference model from the path that the trained model was loaded from. Where the model was made
-reversible in memory that is another network, and where it was trained in between, another one as well.
+TRL's trainers load their reference model from the path that the trained model was loaded from. That path holds another
+network where the model was made reversible, or trained further, in memory.
 """
 
 import copy
@@ -22,7 +22,7 @@ LOADER, NAME = "create_model_from_path", "get_config_model_id"
 
 
 class ModelName(str):
-    """The name of a reversible model that knows the model: TRL asks for the one and loads by it."""
+    """The name of a reversible model, which also holds the model: TRL asks for a name, and makes references by it."""
 
     model: Any
 

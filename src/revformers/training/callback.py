@@ -157,6 +157,8 @@ class ReversibleCallback(TrainerCallback):
 
     def explain(self, error: Exception) -> str:
         """Return what an error of reversible training means at this step, and what to do; errors take it as a note."""
+        # The training ends here, without on_train_end, and later errors are not of its steps.
+        unwatch(self)
         if isinstance(error, RebuildMismatchError):
             meaning = (
                 "a layer computed something else when it was evaluated again for the backward pass than in the forward "
