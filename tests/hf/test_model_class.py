@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 import transformers
+from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -25,10 +26,12 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import revformers as rf
 from revformers.errors import ModelFilesError
 from revformers.hf.model_class import ReversibleModel, reversible_class
+from revformers.hf.model_config import identity_of
 from revformers.hf.state import reversible_stack
 from tests.conversion.test_convert import TEXT, smooth_llama
 
@@ -146,6 +149,22 @@ def test_a_class_that_is_none_of_transformers_is_loaded_by_itself(tmp_path):
     assert same(reversible_class(OwnModel).from_pretrained(tmp_path), model)
 
 
+def test_a_configuration_class_that_transformers_does_not_know_is_named(tmp_path):
+    own_config = type("OwnConfig", (LlamaConfig,), {"model_type": "own_llama", "_auto_class": "AutoConfig"})
+    own_model = type("OwnModel", (LlamaForCausalLM,), {"config_class": own_config})
+    model = rf.make_reversible(own_model(own_config(**vars(config()) | {"model_type": "own_llama"})), DYNAMICS)
+    model.save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("*.py"))
+    for load in (AutoModelForCausalLM.from_pretrained, rf.from_pretrained, reversible_class(own_model).from_pretrained):
+        with pytest.raises(ModelFilesError, match=r"AutoConfig.register\('own_llama', YourConfig\)"):
+            load(tmp_path)
+    AutoConfig.register("own_llama", own_config)
+    try:
+        assert same(reversible_class(own_model).from_pretrained(tmp_path), model)
+    finally:
+        CONFIG_MAPPING._extra_content.pop("own_llama")
+
+
 @pytest.mark.parametrize(
     "copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["deepcopy", "pickle"]
 )
@@ -184,6 +203,49 @@ def test_models_from_one_configuration_do_not_share_what_they_are(tmp_path):
     first.save_pretrained(tmp_path)
     loaded = reversible_stack(rf.from_pretrained(tmp_path))
     assert (loaded.dynamics, loaded.activations) == (DYNAMICS, "rebuild")
+
+
+def test_what_was_made_from_the_configuration_of_a_reversible_model_before_stays_ordinary(tmp_path):
+    shared = config()
+    ordinary, reversible = LlamaForCausalLM(shared), LlamaForCausalLM(shared)
+    rf.make_reversible(reversible, DYNAMICS)
+    ordinary.save_pretrained(tmp_path)
+    assert reversible_stack(AutoModelForCausalLM.from_pretrained(tmp_path)) is None
+    assert reversible_stack(AutoModelForCausalLM.from_config(shared)) is None
+    modules = [module for module in reversible.modules() if "config" in vars(module)]
+    assert len(modules) > 2
+    assert {id(module.config) for module in modules} == {id(reversible.config)}
+
+
+def test_two_reversible_models_from_one_configuration_do_not_change_each_other():
+    shared = config()
+    first, second = LlamaForCausalLM(shared), LlamaForCausalLM(shared)
+    rf.make_reversible(first, DYNAMICS)
+    rf.make_reversible(second, rf.Midpoint())
+    assert AutoModelForCausalLM.from_config(first.config).model._reversible_stack.dynamics == DYNAMICS
+    rf.make_residual(second)
+    assert reversible_stack(AutoModelForCausalLM.from_config(first.config)) is not None
+
+
+def test_a_peft_model_has_the_configuration_of_the_reversible_model_in_it():
+    model = get_peft_model(LlamaForCausalLM(config()), LoraConfig(target_modules="all-linear"))
+    rf.make_reversible(model, DYNAMICS)
+    assert model.config is model.get_base_model().config
+    assert identity_of(model.config) is reversible_stack(model)
+
+
+@pytest.mark.parametrize("make", [copy.deepcopy, lambda own: config()], ids=["copied", "ordinary"])
+def test_a_configuration_that_takes_the_place_of_another_says_what_the_model_is(make):
+    model = with_head("LlamaForCausalLM")
+    model.config = replaced = make(model.config)
+    assert model.config is replaced
+    assert identity_of(model.config) is reversible_stack(model)
+
+
+def test_a_shallow_copy_leaves_the_recurrence_to_the_model():
+    model = with_head("LlamaForCausalLM")
+    copy.copy(model)
+    assert reversible_stack(model).owner() is model
 
 
 def test_a_configuration_that_is_saved_alone_is_marked(tmp_path):
