@@ -4,7 +4,7 @@ import logging
 import pytest
 import torch
 from torch import nn
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaForSequenceClassification
 
 import revformers as rf
 from revformers.conversion.measure import mean_loss
@@ -153,4 +153,10 @@ def test_an_interrupted_conversion_leaves_the_ordinary_network():
 def test_a_model_that_is_reversible_already_is_refused():
     model = rf.make_reversible(smooth_llama(), rf.Midpoint())
     with pytest.raises(ValueError, match="reversible already"):
+        rf.convert(model, 1, TEXT)
+
+
+def test_a_classifier_is_converted_as_the_language_model_that_it_starts_from():
+    model = LlamaForSequenceClassification(smooth_llama().config)
+    with pytest.raises(ValueError, match="LlamaForSequenceClassification has no head that predicts tokens"):
         rf.convert(model, 1, TEXT)

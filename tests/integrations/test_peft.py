@@ -330,3 +330,12 @@ def test_an_adapter_of_an_ordinary_network_is_saved_as_peft_saves_it(ordinary_ad
     model.save_pretrained(tmp_path)
     for directory in (ordinary_adapter, tmp_path):
         assert json.loads((directory / "adapter_config.json").read_text())["peft_type"] == "LORA"
+
+
+def test_the_auto_class_of_peft_loads_an_adapter_that_was_made_without_a_task(tmp_path):
+    rf.make_reversible(small(), DYNAMICS).save_pretrained(tmp_path / "base")
+    base = rf.from_pretrained(tmp_path / "base")
+    adapted = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)).eval()
+    adapted.save_pretrained(tmp_path / "adapter")
+    loaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
+    assert torch.equal(logits(loaded), logits(adapted))

@@ -83,7 +83,10 @@ def as_batches(text: Tensor | Sequence[Batch] | None, model: nn.Module) -> list[
         text = [{"input_ids": chunk} for chunk in text.split(BATCH_SIZE)]
     batches = list(text or [])
     if not batches:
-        raise ValueError("There is no calibration text; the loss of a conversion can only be measured on some.")
+        raise ValueError(
+            "There is no calibration text, which predictors are fitted to and losses are measured on; pass some as "
+            "calibration=, such as a list of texts with tokenizer=."
+        )
     for batch in batches:
         _check(batch)
     embedding: Any = unwrap(model).get_input_embeddings()

@@ -240,6 +240,11 @@ class Converter:
             raise ValueError(
                 "The model is reversible already; call revformers.make_residual(model) to convert it anew."
             )
+        if unwrap(model).get_output_embeddings() is None:
+            raise ValueError(
+                f"{type(unwrap(model)).__name__} has no head that predicts tokens, by which a conversion is measured; "
+                f"convert the language model, save it, and load that with the head that you need."
+            )
         keep_trainable(model)  # before the first evaluation
         self._model = model
         self._method = method

@@ -17,6 +17,7 @@ import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import cached_file
 
 from revformers.errors import ModelFilesError
@@ -28,8 +29,7 @@ from revformers.hf.model_class import reversible_class, saved_config
 from revformers.hf.pretrained import VARIANT, find_model, hub_keywords, local_folder, weight_files
 from revformers.hf.reversible import make_reversible
 from revformers.hf.saving import ADAPTER_CONFIG
-from revformers.hf.state import require_reversible, reversible_stack, update_predictors
-from revformers.update_predictor import UpdatePredictor
+from revformers.hf.state import predictor_weights, require_reversible, reversible_stack, update_predictors
 
 DESCRIPTION = "reversible.json"
 PREDICTORS = "update_predictors.safetensors"
@@ -47,7 +47,7 @@ def save_conversion(model: nn.Module, directory: Path, base: Mapping[str, Any], 
         predictors: whether to write the weights of the predictors, or only what tells them from others.
 
     """
-    weights = _predictor_weights(model)
+    weights = predictor_weights(model)
     if weights and predictors:
         save_file(weights, directory / PREDICTORS)
     description = require_reversible(model).to_dict() | {"base": dict(base), "predictors_sha256": _digests(weights)}
@@ -99,6 +99,9 @@ def seal_adapter(model: nn.Module, directory: Path, revision: str | None = None)
     path = directory / ADAPTER_CONFIG
     values = json.loads(path.read_text(encoding="utf-8"))
     values["peft_type"] = ordinary_type(values["peft_type"]) + MARK
+    if values.get("task_type") is None and base["architecture"] in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+        # By the class alone PEFT's auto class would load the base as the ordinary network.
+        values |= {"task_type": "CAUSAL_LM", "auto_mapping": None}
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     partial.replace(path)
@@ -168,7 +171,11 @@ def load_adapter(
     from peft import PeftModel
 
     config, file = (_find(directory, name, keywords) for name in (ADAPTER_CONFIG, DESCRIPTION))
-    if file is None or config is None:
+    if config is None:
+        raise FileNotFoundError(
+            f"{directory} holds no adapter ({ADAPTER_CONFIG}); load a whole model with revformers.from_pretrained."
+        )
+    if file is None:
         raise FileNotFoundError(
             f"{directory} holds no adapter of a reversible model ({DESCRIPTION}); load one of an ordinary model with "
             f"peft.PeftModel.from_pretrained."
@@ -203,7 +210,7 @@ def _differences(model: nn.Module, description: Mapping[str, Any], file: Path) -
         return ["the recurrence"]
     if differences := identity.differences(own):
         return differences
-    same = not set(_digests(_predictor_weights(model))).isdisjoint(description["predictors_sha256"])
+    same = not set(_digests(predictor_weights(model))).isdisjoint(description["predictors_sha256"])
     return [] if same else ["the weights of the update predictors"]
 
 
@@ -276,20 +283,7 @@ def _is_saved_with_predictors(name: str | None, revision: str | None, model: nn.
                 path = next((path for path in places if key.startswith(path)), None)
                 if path is not None:
                     saved[f"{places[path]}.{key.removeprefix(path)}"] = weights.get_tensor(key)
-    return not set(_digests(saved)).isdisjoint(_digests(_predictor_weights(model)))
-
-
-def _predictor_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return the weights of the update predictors by layer and name, without those of adapters on them."""
-    weights = {}
-    for layer, predictor in enumerate(update_predictors(model)):
-        with torch.device("meta"):
-            own = UpdatePredictor(predictor.bias.shape[0], predictor.form).state_dict().keys()
-        for name, value in predictor.state_dict().items():
-            name = name.replace(".base_layer.", ".")
-            if name in own:
-                weights[f"{layer}.{name}"] = value.detach().contiguous()
-    return weights
+    return not set(_digests(saved)).isdisjoint(_digests(predictor_weights(model)))
 
 
 def _digests(weights: Mapping[str, Tensor]) -> list[str]:
@@ -311,5 +305,6 @@ def _read(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ModelFilesError(f"{path} is damaged (it is not a JSON object); save the adapter again.") from error
-    assert isinstance(values, dict)
+    if not isinstance(values, dict):
+        raise ModelFilesError(f"{path} is damaged (it is not a JSON object); save the adapter again.")
     return values

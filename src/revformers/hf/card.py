@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from revformers.hf.forward import ReversibleStack
 from revformers.hf.provenance import Provenance, hub_id
-from revformers.hf.state import require_reversible, update_predictors
+from revformers.hf.state import predictor_weights, require_reversible, update_predictors
 
 CARD_NAME = "README.md"
 MARKER = "<!-- revformers writes this file anew with every save; remove this line to keep your own text. -->"
@@ -66,10 +66,15 @@ def add_section(path: Path, model: PreTrainedModel, adapter: bool = False) -> No
     """
     card = ModelCard.load(path, ignore_metadata_errors=True)
     reversible = require_reversible(model)
+    sections = [
+        _introduction(model, adapter).replace("# ", "## ", 1),
+        _dynamics(model, reversible),
+        _measurements(reversible.provenance or Provenance()),
+    ]
     card.text = (
         card.text.split(SECTION)[0].rstrip()
         + "\n\n"
-        + "\n\n".join([SECTION, _introduction(model, adapter).replace("# ", "## ", 1), _dynamics(model, reversible)])
+        + "\n\n".join([SECTION, *(section for section in sections if section)])
         + "\n"
     )
     card.data.tags = sorted({*(card.data.tags or []), "revformers", "reversible"})
@@ -137,7 +142,7 @@ def _dynamics(model: PreTrainedModel, reversible: ReversibleStack) -> str:
             *(f"| {previous} | {number} | {kept} |" for (previous, kept), number in sorted(counts.items())),
         ]
     predictors = update_predictors(model)
-    parameters = sum(parameter.numel() for module in predictors for parameter in module.parameters())
+    parameters = sum(weight.numel() for weight in predictor_weights(model).values())
     kept = f"{len(predictors)}, {parameters:,} parameters together" if predictors else "none"
     return "\n".join([*lines, "", f"Update predictors: {kept}."])
 

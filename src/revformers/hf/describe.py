@@ -7,7 +7,7 @@ from torch import nn
 from revformers.activations import ACTIVATIONS
 from revformers.activations.budget import Budget
 from revformers.hf.discovery import unwrap
-from revformers.hf.state import reversible_stack, update_predictors
+from revformers.hf.state import predictor_weights, reversible_stack, update_predictors
 
 KEPT = {
     "store": "every activation",
@@ -108,6 +108,6 @@ def describe(model: nn.Module) -> Description:
         kept=kept,
         bits=bits,
         predictors=len(predictors),
-        predictor_parameters=sum(value.numel() for module in predictors for value in module.parameters()),
+        predictor_parameters=sum(value.numel() for value in predictor_weights(model).values()),
         base_model=reversible.provenance.base_model if reversible.provenance else None,
     )

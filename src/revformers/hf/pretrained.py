@@ -104,7 +104,8 @@ def clear_errors(path: str, keywords: Mapping[str, Any], variant: str | None = N
         if "ignore_mismatched_sizes" not in str(error):
             raise
         raise ModelFilesError(
-            f"The weights in {path} have other sizes than its config.json describes; save or download the model again."
+            f"The weights in {path} have other sizes than its config.json describes; save or download the model again, "
+            f"or, for another number of labels, pass ignore_mismatched_sizes=True."
         ) from error
 
 
@@ -153,7 +154,10 @@ def _fault_in_files(path: str, keywords: Mapping[str, Any], variant: str | None)
     again = "save or download the model again"
     config = folder / "config.json"
     if not config.is_file():
-        return f"{folder} has no config.json, so it holds no model; name the directory of one."
+        remedy = "load the adapter there with revformers.load_adapter or PEFT"
+        if not (folder / "adapter_config.json").is_file():
+            remedy = "name the directory of one"
+        return f"{folder} has no config.json, so it holds no whole model; {remedy}."
     for file in (config, _index(folder, variant)):
         try:
             readable = not file.is_file() or isinstance(json.loads(file.read_text()), dict)

@@ -1,6 +1,7 @@
 """What a model is: reversible or ordinary, and with which parts."""
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from revformers.hf.discovery import unwrap
 from revformers.hf.forward import ReversibleStack
@@ -41,3 +42,16 @@ def record_provenance(model: nn.Module, provenance: Provenance) -> None:
     """
     reversible = require_reversible(model)
     reversible.provenance = (reversible.provenance or Provenance()).updated(provenance)
+
+
+def predictor_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return the weights of the update predictors by layer and name, without those of adapters on them."""
+    weights = {}
+    for layer, predictor in enumerate(update_predictors(model)):
+        with torch.device("meta"):
+            own = UpdatePredictor(predictor.bias.shape[0], predictor.form).state_dict().keys()
+        for name, value in predictor.state_dict().items():
+            name = name.replace(".base_layer.", ".")
+            if name in own:
+                weights[f"{layer}.{name}"] = value.detach().contiguous()
+    return weights
