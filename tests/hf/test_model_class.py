@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 import transformers
+from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -29,6 +30,7 @@ from transformers import (
 import revformers as rf
 from revformers.errors import ModelFilesError
 from revformers.hf.model_class import ReversibleModel, reversible_class
+from revformers.hf.model_config import identity_of
 from revformers.hf.state import reversible_stack
 from tests.conversion.test_convert import TEXT, smooth_llama
 
@@ -184,6 +186,49 @@ def test_models_from_one_configuration_do_not_share_what_they_are(tmp_path):
     first.save_pretrained(tmp_path)
     loaded = reversible_stack(rf.from_pretrained(tmp_path))
     assert (loaded.dynamics, loaded.activations) == (DYNAMICS, "rebuild")
+
+
+def test_what_was_made_from_the_configuration_of_a_reversible_model_before_stays_ordinary(tmp_path):
+    shared = config()
+    ordinary, reversible = LlamaForCausalLM(shared), LlamaForCausalLM(shared)
+    rf.make_reversible(reversible, DYNAMICS)
+    ordinary.save_pretrained(tmp_path)
+    assert reversible_stack(AutoModelForCausalLM.from_pretrained(tmp_path)) is None
+    assert reversible_stack(AutoModelForCausalLM.from_config(shared)) is None
+    modules = [module for module in reversible.modules() if "config" in vars(module)]
+    assert len(modules) > 2
+    assert {id(module.config) for module in modules} == {id(reversible.config)}
+
+
+def test_two_reversible_models_from_one_configuration_do_not_change_each_other():
+    shared = config()
+    first, second = LlamaForCausalLM(shared), LlamaForCausalLM(shared)
+    rf.make_reversible(first, DYNAMICS)
+    rf.make_reversible(second, rf.Midpoint())
+    assert AutoModelForCausalLM.from_config(first.config).model._reversible_stack.dynamics == DYNAMICS
+    rf.make_residual(second)
+    assert reversible_stack(AutoModelForCausalLM.from_config(first.config)) is not None
+
+
+def test_a_peft_model_has_the_configuration_of_the_reversible_model_in_it():
+    model = get_peft_model(LlamaForCausalLM(config()), LoraConfig(target_modules="all-linear"))
+    rf.make_reversible(model, DYNAMICS)
+    assert model.config is model.get_base_model().config
+    assert identity_of(model.config) is reversible_stack(model)
+
+
+@pytest.mark.parametrize("make", [copy.deepcopy, lambda own: config()], ids=["copied", "ordinary"])
+def test_a_configuration_that_takes_the_place_of_another_says_what_the_model_is(make):
+    model = with_head("LlamaForCausalLM")
+    model.config = replaced = make(model.config)
+    assert model.config is replaced
+    assert identity_of(model.config) is reversible_stack(model)
+
+
+def test_a_shallow_copy_leaves_the_recurrence_to_the_model():
+    model = with_head("LlamaForCausalLM")
+    copy.copy(model)
+    assert reversible_stack(model).owner() is model
 
 
 def test_a_configuration_that_is_saved_alone_is_marked(tmp_path):

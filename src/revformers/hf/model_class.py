@@ -126,8 +126,20 @@ class ReversibleModel(PreTrainedModel):
         """Let a copy own its recurrence; the decoder is copied before the model around it, whose turn it is last."""
         super().__setstate__(state)
         reversible = reversible_stack(self)
-        if reversible is not None:
+        if reversible is None:
+            return
+        owner = reversible.owner and reversible.owner()
+        # A shallow copy has the decoder of the model, which owns the recurrence still.
+        if owner is None or any(module is owner for module in self.modules()):
             reversible.owner = weakref.ref(self)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Let a configuration that takes the place of another say what the model is, as that did."""
+        super().__setattr__(name, value)
+        if name == "config" and isinstance(value, PreTrainedConfig):
+            reversible = reversible_stack(self)
+            if reversible is not None:
+                mark_config(value, reversible)
 
 
 def reversible_class(ordinary: Any) -> Any:
@@ -156,6 +168,20 @@ def become_reversible(model: nn.Module, reversible: ReversibleStack) -> None:
         module.__class__ = reversible_class(type(module))
         mark_config(module.config, reversible)
     reversible.owner = weakref.ref(model)
+
+
+def own_configs(model: nn.Module) -> None:
+    """Give a model copies of its configurations: others may be made from the same, and stay what they are.
+
+    Args:
+        model: a model of transformers, or a PEFT model around one.
+
+    """
+    copies: dict[int, Any] = {}  # what is one object, or a part of another, stays so
+    for module in model.modules():
+        config = vars(module).get("config")
+        if isinstance(config, PreTrainedConfig):
+            vars(module)["config"] = copy.deepcopy(config, copies)
 
 
 def become_ordinary(model: nn.Module) -> None:

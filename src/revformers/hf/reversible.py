@@ -11,7 +11,7 @@ from revformers.hf.discovery import unwrap
 from revformers.hf.hint import hint_at_conversion, warn_of_lost_predictors
 from revformers.hf.identity import Identity
 from revformers.hf.loading import register_models
-from revformers.hf.model_class import become_ordinary, become_reversible
+from revformers.hf.model_class import become_ordinary, become_reversible, own_configs
 from revformers.hf.quantization import keep_trainable
 from revformers.hf.state import require_reversible, reversible_stack
 
@@ -56,7 +56,9 @@ def make_reversible(model: Model, dynamics: Dynamics, activations: str | Budget 
     if any(getattr(module, "gradient_checkpointing", False) for module in inner.modules()):
         refuse_gradient_checkpointing()
         inner.gradient_checkpointing_disable()
-    become_reversible(inner, attach(inner, identity))
+    reversible = attach(inner, identity)
+    own_configs(model)
+    become_reversible(inner, reversible)
     register_models(type(inner.config))
     return model
 
