@@ -1,12 +1,14 @@
 """Every network that a trainer of TRL holds is the one that the user made, whatever way that came about."""
 
 import contextlib
+import copy
 import math
 import sys
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+import trl.trainer.utils as trl_utils
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 from trl import (
     DPOConfig,
     DPOTrainer,
@@ -165,6 +167,31 @@ def test_the_reference_of_an_ordinary_model_is_left_to_trl(folder, tmp_path):
     trainer = trainer_of("dpo", model, tmp_path)
     assert reversible_stack(trainer.ref_model) is None
     assert not torch.equal(logits(trainer.ref_model), logits(model))
+
+
+def test_a_configuration_without_its_model_makes_no_reference(folder):
+    name = trl_utils.get_config_model_id(copy.deepcopy(make("memory", folder).config))
+    assert name == str(ordinary(folder / "ordinary"))
+    with pytest.raises(ValueError, match="pass ref_model"):
+        trl_utils.create_model_from_path(name)
+
+
+@pytest.mark.parametrize("name", ["dpo", "grpo"])
+def test_a_model_whose_configuration_was_replaced_has_itself_as_reference(name, folder, tmp_path):
+    model = make("memory", folder)
+    model.config = copy.deepcopy(model.config)
+    copy.copy(model)
+    trainer = trainer_of(name, model, tmp_path)
+    assert torch.equal(logits(trainer.ref_model), logits(model))
+    check_first_step(name, trainer)
+
+
+def test_two_models_of_one_configuration_have_their_own_references(folder, tmp_path):
+    config = AutoConfig.from_pretrained(ordinary(folder / "ordinary"))
+    model, reversible = LlamaForCausalLM(config), LlamaForCausalLM(config)
+    rf.make_reversible(reversible, DYNAMICS)
+    assert reversible_stack(trainer_of("dpo", model, tmp_path).ref_model) is None
+    assert what_it_is(trainer_of("dpo", reversible, tmp_path).ref_model) == what_it_is(reversible)
 
 
 @pytest.mark.parametrize("name", ["dpo", "grpo"])

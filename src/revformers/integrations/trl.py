@@ -22,7 +22,12 @@ LOADER, NAME = "create_model_from_path", "get_config_model_id"
 
 
 class ModelName(str):
-    """The name of a reversible model that knows the model: TRL asks for the one and loads by it."""
+    """The name of a reversible model that knows the model: TRL asks for the one and loads by it.
+
+    Attributes:
+        model: None where the configuration that was asked is no longer that of a model.
+
+    """
 
     model: Any
 
@@ -94,14 +99,20 @@ def reference_copy(model: Any, dtype: Any = None) -> Any:
 def _get_config_model_id(ordinary: Callable[..., Any], _: Any, arguments: Any, keywords: Any) -> Any:
     name = ordinary(*arguments, **keywords)
     identity = identity_of(next(iter((*arguments, *keywords.values()))))
+    if identity is None:
+        return name
     owner = getattr(identity, "owner", None)
-    model = owner and owner()
-    return name if model is None else ModelName(name or "", model)
+    return ModelName(name or "", owner and owner())
 
 
 def _create_model_from_path(ordinary: Callable[..., Any], _: Any, arguments: Any, keywords: Any) -> Any:
     def create(model_id: Any, architecture: Any = None, **options: Any) -> Any:
         if isinstance(model_id, ModelName):
+            if model_id.model is None:
+                raise ValueError(
+                    "The reference of a reversible model is a copy of it, and this configuration is a copy that "
+                    "belongs to no model; pass ref_model, or give the model its own configuration back."
+                )
             return reference_copy(model_id.model, options.get("dtype"))
         return ordinary(model_id, architecture, **options)
 
