@@ -26,6 +26,7 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import revformers as rf
 from revformers.errors import ModelFilesError
@@ -146,6 +147,22 @@ def test_a_class_that_is_none_of_transformers_is_loaded_by_itself(tmp_path):
     with pytest.raises(ValueError, match=r"class 'OwnModel'.*reversible_class\(OwnModel\)"):
         rf.from_pretrained(tmp_path)
     assert same(reversible_class(OwnModel).from_pretrained(tmp_path), model)
+
+
+def test_a_configuration_class_that_transformers_does_not_know_is_named(tmp_path):
+    own_config = type("OwnConfig", (LlamaConfig,), {"model_type": "own_llama", "_auto_class": "AutoConfig"})
+    own_model = type("OwnModel", (LlamaForCausalLM,), {"config_class": own_config})
+    model = rf.make_reversible(own_model(own_config(**vars(config()) | {"model_type": "own_llama"})), DYNAMICS)
+    model.save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("*.py"))
+    for load in (AutoModelForCausalLM.from_pretrained, rf.from_pretrained, reversible_class(own_model).from_pretrained):
+        with pytest.raises(ModelFilesError, match=r"AutoConfig.register\('own_llama', YourConfig\)"):
+            load(tmp_path)
+    AutoConfig.register("own_llama", own_config)
+    try:
+        assert same(reversible_class(own_model).from_pretrained(tmp_path), model)
+    finally:
+        CONFIG_MAPPING._extra_content.pop("own_llama")
 
 
 @pytest.mark.parametrize(

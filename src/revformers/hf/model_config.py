@@ -72,6 +72,11 @@ class ReversibleConfig(PreTrainedConfig):
         try:
             identity = Identity.from_dict(description)
             values["model_type"] = description["ordinary_model_type"]
+            if values["model_type"] not in CONFIG_MAPPING:
+                raise ValueError(
+                    f"transformers knows no model of the type {values['model_type']!r} until transformers.AutoConfig."
+                    f"register({values['model_type']!r}, YourConfig) is called"
+                )
             kind = reversible_config_class(CONFIG_MAPPING[values["model_type"]])
             made = super(ReversibleConfig, kind).from_dict(values, **keywords)
         except (AttributeError, KeyError, TypeError, ValueError, StrictDataclassError) as error:
@@ -127,6 +132,7 @@ def _make_class(ordinary: Any) -> Any:
     # The module stays ours: for a class of its own modules transformers registers no models (5.17).
     namespace = {"__qualname__": ordinary.__qualname__, "__doc__": ordinary.__doc__, "__module__": __name__}
     namespace |= {"__init__": ordinary.__init__, "model_type": ordinary.model_type, "_ordinary": ordinary}
+    namespace |= {"_auto_class": None}  # or transformers saves this module as the code of a remote one
     return type(ordinary.__name__, (ReversibleConfig, ordinary), namespace)
 
 
