@@ -348,6 +348,39 @@ def test_what_transformers_refuses_is_refused_as_by_transformers(saved, load, ke
     assert not isinstance(ours.value, ModelFilesError)
 
 
+def test_weights_in_memory_are_loaded_without_a_path():
+    model = with_head("LlamaForCausalLM")
+    loaded = type(model).from_pretrained(None, config=model.config, state_dict=model.state_dict())
+    assert same(loaded, model)
+
+
+@pytest.mark.parametrize("load", LOADERS.values(), ids=LOADERS)
+def test_what_was_given_in_the_place_of_the_configuration_is_named(saved, load):
+    path = saved[1] / "reversible"
+    with pytest.raises(ModelFilesError, match="what was given in its place"):
+        load(path, attention_bias=True)
+    with pytest.raises(ModelFilesError, match="ignore_mismatched_sizes=True"):
+        load(path, vocab_size=99)
+
+
+@pytest.mark.parametrize("name", ["AutoModel", "pipeline", "NoSuchModel"])
+def test_a_name_that_is_no_model_of_transformers_is_refused(name, tmp_path):
+    model = with_head("LlamaForCausalLM")
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(file.read_text().replace("ReversibleLlamaForCausalLM", f"Reversible{name}"))
+    with pytest.raises(ValueError, match="which is none of transformers'"):
+        rf.from_pretrained(tmp_path)
+
+
+def test_an_activation_policy_that_is_no_text_is_refused(tmp_path):
+    with_head("LlamaForCausalLM").save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(file.read_text().replace('"activations": "rebuild"', '"activations": {"a": 1}'))
+    with pytest.raises(ModelFilesError, match="activations is text"):
+        rf.from_pretrained(tmp_path)
+
+
 def test_a_variant_is_saved_and_loaded_beside_the_other_weights(saved):
     model, path = saved
     half = copy.deepcopy(model).half()

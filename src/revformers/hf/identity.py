@@ -57,6 +57,8 @@ class Identity:
 
         """
         form = values["update_predictors"]
+        if not isinstance(values["activations"], str):
+            raise TypeError(f"activations is text, not {type(values['activations']).__name__}")
         return cls(
             dynamics=dynamics_module.from_dict(values["dynamics"]),
             activations=values["activations"],

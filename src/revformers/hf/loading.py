@@ -4,7 +4,7 @@ import os
 from typing import Any
 
 import transformers
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 from revformers.hf.model_class import reversible_class, saved_config
@@ -33,7 +33,7 @@ def from_pretrained(path: str | os.PathLike, **keywords: Any) -> Any:
         architectures = saved_config(path, keywords).architectures or [""]
     name = architectures[0].removeprefix(PREFIX)
     kind = getattr(transformers, name, None)
-    if kind is None:
+    if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel) and getattr(kind, "config_class", None)):
         raise ValueError(
             f"{path} holds a model of the class {name!r}, which is none of transformers'; load it with "
             f"revformers.hf.model_class.reversible_class({name or 'YourClass'}).from_pretrained({path!r})."

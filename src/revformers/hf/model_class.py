@@ -56,7 +56,7 @@ class ReversibleModel(PreTrainedModel):
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_model_name_or_path: str | os.PathLike,
+        pretrained_model_name_or_path: str | os.PathLike | None,
         *arguments: Any,
         config: Any = None,
         variant: str | None = None,
@@ -73,6 +73,9 @@ class ReversibleModel(PreTrainedModel):
             ValueError: where the model there is not a reversible one.
 
         """
+        if pretrained_model_name_or_path is None:  # weights in memory, with their configuration and state_dict=
+            loading = {"config": config, "variant": variant, "output_loading_info": output_loading_info}
+            return super().from_pretrained(None, *arguments, **loading, **keywords)
         path, variant = find_model(pretrained_model_name_or_path), own_variant(variant)
         with clear_errors(path, keywords, variant):
             saved = saved_config(path, keywords)

@@ -75,7 +75,8 @@ def refuse_weights(path: str, verb: str, names: Iterable[str]) -> None:
     if wrong:
         raise ModelFilesError(
             f"The weights in {path} {verb} {', '.join(wrong[:3])}{f' and {len(wrong) - 3} more' if wrong[3:] else ''}; "
-            f"they do not fit its config.json, so save or download the model again."
+            f"they do not fit its config.json, or what was given in its place (num_hidden_layers, num_labels, ...): "
+            f"leave that out, or save or download the model again."
         )
 
 
@@ -104,8 +105,9 @@ def clear_errors(path: str, keywords: Mapping[str, Any], variant: str | None = N
         if "ignore_mismatched_sizes" not in str(error):
             raise
         raise ModelFilesError(
-            f"The weights in {path} have other sizes than its config.json describes; save or download the model again, "
-            f"or, for another number of labels, pass ignore_mismatched_sizes=True."
+            f"The weights in {path} have other sizes than its config.json describes, or what was given in its place "
+            f"(num_labels, vocab_size, ...): leave that out, pass ignore_mismatched_sizes=True for new weights there, "
+            f"or save or download the model again."
         ) from error
 
 
