@@ -166,6 +166,20 @@ def test_weights_that_are_replaced_are_refused(activations):
 
 
 @pytest.mark.parametrize("activations", POLICIES)
+def test_weights_that_are_replaced_by_tensors_that_are_no_parameters_are_refused(activations):
+    """As functional calls do; in a layer whose graph is not looked at, so that only the old ones' absence tells."""
+    model = adapted(activations)
+    loss = model(**batch(model)).loss
+    for name, module in model.named_modules():
+        if ".2." in name and name.endswith(".lora_A.default"):
+            weight = module.weight.detach() * 3
+            del module.weight
+            module.weight = weight.requires_grad_()
+    with pytest.raises(rf.RebuildMismatchError, match="of layer 2 was used by the forward pass, and not by"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("activations", POLICIES)
 @pytest.mark.parametrize("change", ["disable", "merge", "freeze", "delete"])
 def test_an_adapter_that_changes_before_the_backward_pass_is_refused(activations, change):
     model = adapted(activations, ("default", "other"), modules_to_save=["embed_tokens"])
@@ -210,6 +224,22 @@ def test_weights_that_a_pass_does_not_use_may_change(activations, autocast):
     set_policy(model, "store")
     stored = run()
     assert all(torch.equal(found[name], stored[name]) for name in stored)
+
+
+@pytest.mark.parametrize("activations", POLICIES)
+def test_what_a_layer_is_given_may_come_from_weights_outside_of_it(activations):
+    """Position embeddings with a graph of their own: what that is made of is not held against the layer."""
+    model = rf.make_reversible(tiny("llama", attention_bias=True), DYNAMICS)
+    scale = torch.nn.Parameter(torch.zeros(1))
+    model.model.rotary_emb.register_forward_hook(lambda *called: tuple(part * scale.exp().exp() for part in called[2]))
+    found = []
+    for policy in (activations, "store"):
+        set_policy(model, policy)
+        model(**batch(model)).loss.backward()
+        found.append(gradients(model) | {"scale": scale.grad})
+        scale.grad = None
+    assert found[0]["scale"] != 0
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[1])
 
 
 def of_one_batch(model, **options):

@@ -102,7 +102,8 @@ class UsedLeaves:
         saved = collector.saved()
         trained, goes_on = _leaves_of_graph([update.grad_fn], hidden)
         self._leaves = [_UsedLeaf(leaf, key in saved) for key, leaf in (saved | trained).items()]
-        # A graph that goes on beyond the layer, into an encoder say, would be walked to its end.
+        # A graph that goes on beyond the layer (an encoder's states, trained position embeddings) cannot be told from
+        # the layer's own in a later evaluation, whose input has no node: its weights would be taken for new ones.
         self.looks_at_graph = not goes_on and not trained.keys() <= saved.keys()
 
     def require_unchanged(self, name: str, field: Field) -> None:
@@ -157,7 +158,8 @@ class UsedLeaves:
                     f"again, and not by the forward pass, so the gradients would be wrong. {REMEDY_FOR_WEIGHTS}"
                 )
         for used in self._leaves:
-            expected = complete and used.is_parameter and used.trains and (used.is_saved or self.looks_at_graph)
+            # An evaluation that ends early has saved all that autograd saves.
+            expected = used.is_parameter and used.trains and (used.is_saved or (complete and self.looks_at_graph))
             leaf = used.reference()
             if expected and (leaf is None or id(leaf) not in again):
                 raise RebuildMismatchError(
