@@ -66,7 +66,7 @@ def test_the_recipe_keeps_its_own_options(tmp_path):
 
 def test_an_architecture_without_branches_has_no_hamiltonian(tmp_path, monkeypatch):
     recipe = tiny_recipe(tmp_path, {"dynamics.name": "midpoint"})
-    monkeypatch.setattr("revformers.hf.reversible.find_layout", lambda layer: None)
+    monkeypatch.setattr("revformers.hf.attach.find_layout", lambda layer: None)
     row = Comparison(recipe, OPTIONS).compare_dynamics()[-1]
     assert row["name"] == "hamiltonian"
     assert row["unavailable"]

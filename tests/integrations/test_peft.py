@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM, LlamaForSequenc
 
 import revformers as rf
 from revformers.errors import ModelFilesError
-from revformers.hf.adapter import DESCRIPTION, MARK, PREDICTORS
+from revformers.hf.adapter_base import DESCRIPTION, MARK, PREDICTORS
 from tests.conversion.test_convert import TEXT
 from tests.integrations.tiny import (
     DYNAMICS,

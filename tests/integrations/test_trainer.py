@@ -13,7 +13,7 @@ from trl import SFTConfig, SFTTrainer
 
 import revformers as rf
 from revformers.errors import ModelFilesError
-from revformers.hf.adapter import DESCRIPTION, PREDICTORS
+from revformers.hf.adapter_base import DESCRIPTION, PREDICTORS
 from revformers.hf.card import SECTION
 from revformers.hf.state import reversible_stack
 from tests.integrations.tiny import (

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import math
 import sys
+import warnings
 
 import pytest
 import torch
@@ -218,6 +219,18 @@ def test_a_reference_that_is_handed_over_is_taken(folder, tmp_path):
     )
     assert trainer.ref_model is given
     assert what_it_is(given) != what_it_is(model)
+    with pytest.warns(UserWarning, match="The ref_model of this DPOTrainer is a reversible network .* differ before"):
+        trainer.train()
+
+
+def test_an_ordinary_reference_is_taken_with_a_warning(folder, tmp_path):
+    model, given = make("memory", folder), AutoModelForCausalLM.from_pretrained(ordinary(tmp_path / "ordinary"))
+    options = {"train_dataset": dataset("dpo"), "processing_class": tokenizer()}
+    with pytest.warns(UserWarning, match="The ref_model of this DPOTrainer is an ordinary network"):
+        DPOTrainer(model, given, arguments(tmp_path, DPOConfig), **options).train()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="The ref_model")
+        DPOTrainer(make("memory", folder), None, arguments(tmp_path, DPOConfig), **options).train()
 
 
 def test_the_second_trainer_of_a_model_starts_from_what_the_first_one_left(folder, tmp_path):

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import revformers as rf
 from revformers import load_adapter
-from revformers.hf.adapter import MARK
+from revformers.hf.adapter_base import MARK
 from revformers.hf.state import reversible_stack, update_predictors
 from revformers.training import finetune as finetune_module
 from revformers.training import trainer_run

@@ -102,9 +102,9 @@ def test_a_signal_in_the_last_step_does_not_keep_a_run_from_finishing(tmp_path, 
 def test_resuming_a_finished_run_changes_nothing(tmp_path):
     recipe = tiny_recipe(tmp_path)
     first = run(recipe)
-    before = (first.directory / "model" / "model.safetensors").stat().st_mtime_ns
+    before = (first.directory / "model" / "model.reversible.safetensors").stat().st_mtime_ns
     assert run(recipe, resume=True) == first
-    assert (first.directory / "model" / "model.safetensors").stat().st_mtime_ns == before
+    assert (first.directory / "model" / "model.reversible.safetensors").stat().st_mtime_ns == before
 
 
 def test_a_streamed_run_resumes(tmp_path, interrupted_at):

@@ -1,12 +1,5 @@
-"""Adapters that know the reversible network they were trained on, and what makes an ordinary network that one.
+"""Loading adapters that were trained on a reversible network, on that network."""
 
-A PEFT adapter holds no weights of its base, so one that was trained on a reversible model would load on the ordinary
-network, silently, with other logits. Here it is saved with a description of its base: where the ordinary weights are,
-the dynamics, and the update predictors where the base is not itself a saved reversible model.
-"""
-
-import hashlib
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,43 +8,28 @@ from typing import Any
 import torch
 import transformers
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.utils import cached_file
+from safetensors.torch import load_file
+from torch import nn
 
 from revformers.errors import ModelFilesError
+from revformers.hf.adapter_base import (
+    ADAPTER_CONFIG,
+    DESCRIPTION,
+    PREDICTORS,
+    base_differences,
+    find_file,
+    is_saved_reversible,
+    read_description,
+)
 from revformers.hf.attach import add_update_predictors
-from revformers.hf.discovery import unwrap
 from revformers.hf.hint import without_hint
 from revformers.hf.identity import read_identity
-from revformers.hf.model_class import reversible_class, saved_config
-from revformers.hf.pretrained import VARIANT, find_model, hub_keywords, local_folder, weight_files
+from revformers.hf.model_class import reversible_class
+from revformers.hf.pretrained import find_model, hub_keywords
 from revformers.hf.reversible import make_reversible
-from revformers.hf.saving import ADAPTER_CONFIG
-from revformers.hf.state import predictor_weights, require_reversible, reversible_stack, update_predictors
+from revformers.hf.state import reversible_stack
 
-DESCRIPTION = "reversible.json"
-PREDICTORS = "update_predictors.safetensors"
 WEIGHTS = "adapter_model.safetensors"
-MARK = " on a reversible model (pip install revformers, then import revformers)"
-
-
-def save_conversion(model: nn.Module, directory: Path, base: Mapping[str, Any], predictors: bool = True) -> None:
-    """Write what makes the ordinary network of a reversible model reversible: its dynamics and update predictors.
-
-    Args:
-        model: a reversible model, or a PEFT model around one.
-        directory: an existing directory.
-        base: where the ordinary weights are: name, revision, dtype, quantization and architecture.
-        predictors: whether to write the weights of the predictors, or only what tells them from others.
-
-    """
-    weights = predictor_weights(model)
-    if weights and predictors:
-        save_file(weights, directory / PREDICTORS)
-    description = require_reversible(model).to_dict() | {"base": dict(base), "predictors_sha256": _digests(weights)}
-    (directory / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
 @without_hint()
@@ -62,7 +40,7 @@ def apply_conversion(model: nn.Module, directory: Path) -> None:
         ModelFilesError: where the files of the conversion are missing, damaged or of another version.
 
     """
-    description = _read(directory / DESCRIPTION)
+    description = read_description(directory / DESCRIPTION)
     identity = read_identity(description, directory / DESCRIPTION)
     make_reversible(model, identity.dynamics, identity.activations)
     if identity.predictor_form is None:
@@ -72,78 +50,6 @@ def apply_conversion(model: nn.Module, directory: Path) -> None:
     weights = load_file(directory / PREDICTORS)
     for layer, predictor in enumerate(add_update_predictors(model, identity.predictor_form)):
         predictor.load_state_dict({name: weights[f"{layer}.{name}"] for name in predictor.state_dict()})
-
-
-def seal_adapter(model: nn.Module, directory: Path, revision: str | None = None) -> None:
-    """Describe the reversible base of the adapter that was saved in `directory`, and mark the adapter's type.
-
-    Args:
-        model: the base, a reversible model of transformers.
-        directory: what PEFT has just written.
-        revision: that of the base on the hub, where it has one.
-
-    """
-    config = unwrap(model).config
-    name = config.name_or_path or None
-    quantization = getattr(config, "quantization_config", None)
-    if quantization is not None and not isinstance(quantization, dict):
-        quantization = quantization.to_dict()
-    base = {
-        "name": name,
-        "revision": revision,
-        "dtype": str(unwrap(model).dtype).removeprefix("torch."),
-        "quantization": quantization,
-        "architecture": type(unwrap(model)).__name__.removeprefix("FSDP"),
-    }
-    save_conversion(model, directory, base, predictors=not _is_saved_with_predictors(name, revision, model))
-    path = directory / ADAPTER_CONFIG
-    values = json.loads(path.read_text(encoding="utf-8"))
-    values["peft_type"] = ordinary_type(values["peft_type"]) + MARK
-    if values.get("task_type") is None and base["architecture"] in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
-        # By the class alone PEFT's auto class would load the base as the ordinary network.
-        values |= {"task_type": "CAUSAL_LM", "auto_mapping": None}
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    partial.replace(path)
-
-
-def ordinary_type(peft_type: str) -> str:
-    """Return the type of an adapter as PEFT knows it."""
-    return peft_type.removesuffix(MARK)
-
-
-def check_base(model: nn.Module, adapter: str | os.PathLike, keywords: Mapping[str, Any]) -> None:
-    """Raise ValueError where `adapter` was trained on another network than `model` is.
-
-    Args:
-        model: the model that the adapter is loaded into, or a PEFT model around it.
-        adapter: a directory or a hub id.
-        keywords: those of the loading function; they say which revision and where.
-
-    """
-    file, own = _find(adapter, DESCRIPTION, keywords), reversible_stack(model)
-    if file is None:
-        config = _find(adapter, ADAPTER_CONFIG, keywords)
-        if config is not None and str(_read(Path(config)).get("peft_type")).endswith(MARK):
-            raise ModelFilesError(
-                f"The adapter {adapter} was trained on a reversible model and lacks {DESCRIPTION}, which describes it; "
-                f"save or download the adapter again."
-            )
-        if own is not None:
-            raise ValueError(
-                f"The adapter {adapter} was trained on an ordinary network, and this model is reversible; load it on "
-                f"the ordinary model, and call revformers.make_reversible or revformers.convert afterwards."
-            )
-        return
-    differences = _differences(model, _read(Path(file)), Path(file))
-    if differences:
-        identity = read_identity(_read(Path(file)), Path(file))
-        this = "an ordinary network" if own is None else f"another network ({own.dynamics.recurrence})"
-        apart = f"; they differ in {', '.join(differences)}" if own is not None else ""
-        raise ValueError(
-            f"The adapter {adapter} was trained on a reversible network ({identity.dynamics.recurrence}), and this "
-            f"model is {this}{apart}; load both with revformers.load_adapter({str(adapter)!r})."
-        )
 
 
 def load_adapter(
@@ -170,7 +76,7 @@ def load_adapter(
     """
     from peft import PeftModel
 
-    config, file = (_find(directory, name, keywords) for name in (ADAPTER_CONFIG, DESCRIPTION))
+    config, file = (find_file(directory, name, keywords) for name in (ADAPTER_CONFIG, DESCRIPTION))
     if config is None:
         raise FileNotFoundError(
             f"{directory} holds no adapter ({ADAPTER_CONFIG}); load a whole model with revformers.from_pretrained."
@@ -180,38 +86,19 @@ def load_adapter(
             f"{directory} holds no adapter of a reversible model ({DESCRIPTION}); load one of an ordinary model with "
             f"peft.PeftModel.from_pretrained."
         )
-    description = _read(Path(file))
+    description = read_description(Path(file))
     if model is None:
         model = _load_base(directory, description["base"], keywords)
-        _resize_embeddings(model, _find(directory, WEIGHTS, keywords))
+        _resize_embeddings(model, find_file(directory, WEIGHTS, keywords))
         # What was made of a saved reversible model in memory is described here too.
-        known = not _differences(model, description, Path(file))
+        known = not base_differences(model, description, Path(file))
     else:
         known = reversible_stack(model) is not None
     if not known:
         if description["update_predictors"] is not None:
-            _find(directory, PREDICTORS, keywords)  # which downloads the file beside the description
+            find_file(directory, PREDICTORS, keywords)  # which downloads the file beside the description
         apply_conversion(model, Path(file).parent)
     return PeftModel.from_pretrained(model, directory, is_trainable=trainable, **hub_keywords(keywords))
-
-
-def _find(adapter: str | os.PathLike, name: str, keywords: Mapping[str, Any]) -> str | None:
-    """Return where a file of an adapter lies on this machine, downloaded where it has to be; None where it has none."""
-    found: str | None = cached_file(
-        adapter, name, _raise_exceptions_for_missing_entries=False, **hub_keywords(keywords)
-    )
-    return found
-
-
-def _differences(model: nn.Module, description: Mapping[str, Any], file: Path) -> list[str]:
-    """Return the names of what tells a model from the base that an adapter's description is of; none for the base."""
-    own, identity = reversible_stack(model), read_identity(description, file)
-    if own is None:
-        return ["the recurrence"]
-    if differences := identity.differences(own):
-        return differences
-    same = not set(_digests(predictor_weights(model))).isdisjoint(description["predictors_sha256"])
-    return [] if same else ["the weights of the update predictors"]
 
 
 def _load_base(adapter: str | os.PathLike, base: Mapping[str, Any], keywords: Mapping[str, Any]) -> Any:
@@ -241,7 +128,7 @@ def _load_base(adapter: str | os.PathLike, base: Mapping[str, Any], keywords: Ma
         "quantization_config": base["quantization"],
     }
     options = {key: value for key, value in trained.items() if value} | given
-    kind = reversible_class(kind) if _is_saved_reversible(name, options) else kind
+    kind = reversible_class(kind) if is_saved_reversible(name, options) else kind
     return kind.from_pretrained(name, **options)
 
 
@@ -257,54 +144,3 @@ def _resize_embeddings(model: Any, weights: str | None) -> None:
                 size = file.get_slice(key).get_shape()[0]
                 if size != embeddings.weight.shape[0]:
                     model.resize_token_embeddings(size, mean_resizing=False)
-
-
-def _is_saved_reversible(name: str, keywords: Mapping[str, Any]) -> bool:
-    """Whether `name` is where a reversible model was loaded from."""
-    try:
-        saved_config(name, keywords)
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-def _is_saved_with_predictors(name: str | None, revision: str | None, model: nn.Module) -> bool:
-    """Whether the update predictors of a model are those of the reversible model that `name` holds."""
-    here = {"revision": revision, "local_files_only": True}  # it was loaded, and the hub need not be asked again
-    if not name or not _is_saved_reversible(name, here):
-        return False
-    inner = unwrap(model)
-    layers = {module: layer for layer, module in enumerate(update_predictors(model))}
-    places = {f"{path}.": layers[module] for path, module in inner.named_modules() if module in layers}
-    saved = {}
-    for file in weight_files(local_folder(name, here), VARIANT):
-        with safe_open(file, framework="pt") as weights:
-            for key in weights.keys():  # noqa: SIM118
-                path = next((path for path in places if key.startswith(path)), None)
-                if path is not None:
-                    saved[f"{places[path]}.{key.removeprefix(path)}"] = weights.get_tensor(key)
-    return not set(_digests(saved)).isdisjoint(_digests(predictor_weights(model)))
-
-
-def _digests(weights: Mapping[str, Tensor]) -> list[str]:
-    """Return what tells weights from others in whatever dtype they were loaded; one is the same, or more, for the same.
-
-    Rounding by way of float16 gives other numbers than rounding at once, so there are two.
-    """
-    digests = hashlib.sha256(), hashlib.sha256()
-    for name in sorted(weights):
-        for digest, dtype in zip(digests, (torch.float32, torch.float16), strict=True):
-            value = weights[name].to("cpu").to(dtype).to(torch.bfloat16)
-            digest.update(name.encode())
-            digest.update(value.flatten().view(torch.uint8).numpy().data)
-    return [digest.hexdigest() for digest in digests]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelFilesError(f"{path} is damaged (it is not a JSON object); save the adapter again.") from error
-    if not isinstance(values, dict):
-        raise ModelFilesError(f"{path} is damaged (it is not a JSON object); save the adapter again.")
-    return values

@@ -7,8 +7,8 @@ import transformers
 from transformers import AutoConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
-from revformers.hf.model_class import reversible_class, saved_config
-from revformers.hf.model_config import MODEL_TYPE, PREFIX, ReversibleConfig
+from revformers.hf.model_class import reversible_class
+from revformers.hf.model_config import MODEL_TYPE, PREFIX, ReversibleConfig, saved_config
 from revformers.hf.pretrained import clear_errors, find_model
 
 

@@ -9,7 +9,6 @@ are transformers' own.
 import copy
 import os
 import weakref
-from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -22,16 +21,16 @@ from revformers.hf.discovery import find_stack
 from revformers.hf.forward import ReversibleStack
 from revformers.hf.hub import push_to_hub
 from revformers.hf.model_config import (
-    KEY,
     PREFIX,
     ReversibleConfig,
     identity_of,
     mark_config,
     reversible_config_class,
+    saved_config,
     unmark_config,
     with_identity,
 )
-from revformers.hf.pretrained import clear_errors, find_model, hub_keywords, own_variant, refuse_weights
+from revformers.hf.pretrained import clear_errors, find_model, own_variant, refuse_weights
 from revformers.hf.quantization import keep_trainable
 from revformers.hf.state import reversible_stack
 
@@ -202,28 +201,6 @@ def _around_decoder(model: nn.Module) -> list[Any]:
     decoder = find_stack(model).decoder
     holders = [module for module in model.modules() if any(inner is decoder for inner in module.modules())]
     return [module for module in holders if isinstance(module, PreTrainedModel)]
-
-
-def saved_config(path: str, keywords: Mapping[str, Any]) -> ReversibleConfig:
-    """Return what the config.json of a saved reversible model says.
-
-    Args:
-        path: a directory or a hub id.
-        keywords: those of `from_pretrained`; they say which revision and where.
-
-    Raises:
-        ModelFilesError: for a description that this version cannot read.
-        ValueError: for an ordinary model.
-
-    """
-    values, _ = PreTrainedConfig.get_config_dict(path, **hub_keywords(keywords))
-    if KEY not in values:
-        raise ValueError(
-            f"{path} holds an ordinary model; load it with transformers and call revformers.make_reversible(model, "
-            f"dynamics)."
-        )
-    config: ReversibleConfig = ReversibleConfig.from_dict(values, name_or_path=path)
-    return config
 
 
 def _refuse_other_weights(path: str, model: Any, info: dict[str, Any], saved: ReversibleConfig) -> None:

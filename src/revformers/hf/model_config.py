@@ -9,6 +9,7 @@ model type) at the second. Both print how to load the model.
 
 import copy
 import json
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from huggingface_hub.errors import StrictDataclassError
@@ -17,6 +18,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from revformers.errors import ModelFilesError
 from revformers.hf.identity import Identity
+from revformers.hf.pretrained import hub_keywords
 
 MODEL_TYPE = "reversible (pip install revformers, then import revformers)"
 WEIGHTS_NOTE = "this is a reversible model: pip install revformers, then revformers.from_pretrained"
@@ -159,6 +161,28 @@ def with_identity(config: PreTrainedConfig, identity: Identity) -> Any:
     """Return a copy of a configuration that describes a model of this identity."""
     config = copy.deepcopy(config)
     mark_config(config, identity)
+    return config
+
+
+def saved_config(path: str, keywords: Mapping[str, Any]) -> ReversibleConfig:
+    """Return what the config.json of a saved reversible model says.
+
+    Args:
+        path: a directory or a hub id.
+        keywords: those of `from_pretrained`; they say which revision and where.
+
+    Raises:
+        ModelFilesError: for a description that this version cannot read.
+        ValueError: for an ordinary model.
+
+    """
+    values, _ = PreTrainedConfig.get_config_dict(path, **hub_keywords(keywords))
+    if KEY not in values:
+        raise ValueError(
+            f"{path} holds an ordinary model; load it with transformers and call revformers.make_reversible(model, "
+            f"dynamics)."
+        )
+    config: ReversibleConfig = ReversibleConfig.from_dict(values, name_or_path=path)
     return config
 
 

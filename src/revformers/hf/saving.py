@@ -16,12 +16,12 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from revformers.hf.adapter_base import ADAPTER_CONFIG, seal_adapter
 from revformers.hf.card import CARD_NAME, add_section, has_section, is_ours, model_card
 from revformers.hf.hub import upload
 from revformers.hf.pretrained import VARIANT, own_variant
 
 CONFIG_NAME = "config.json"
-ADAPTER_CONFIG = "adapter_config.json"
 WEIGHTS = re.compile(rf"model(\.{VARIANT})?(-\d{{5}}-of-\d{{5}})?\.safetensors(\.index(\.{VARIANT})?\.json)?")
 
 
@@ -56,7 +56,7 @@ def save_pretrained(
     try:
         ordinary(partial, **saving | {"variant": own_variant(saving.get("variant"))})
         if (partial / ADAPTER_CONFIG).is_file():  # transformers saves the adapter alone where there is one
-            _seal_adapter(model, partial)
+            seal_adapter(model, partial)
         written = sorted(file.name for file in partial.iterdir())
         if CONFIG_NAME in written:
             written += _write_card(model, partial, target)
@@ -72,12 +72,6 @@ def save_pretrained(
                 file.unlink()
     if uploading is not None and written:
         upload(model, target, written, **{"repo_id": target.name} | uploading)
-
-
-def _seal_adapter(model: PreTrainedModel, directory: Path) -> None:
-    from revformers.hf.adapter import seal_adapter  # which loads models, whose classes save with this file
-
-    seal_adapter(model, directory)
 
 
 def _sorted_arguments(

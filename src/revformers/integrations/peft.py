@@ -12,9 +12,8 @@ from typing import Any
 
 from wrapt import wrap_function_wrapper
 
-from revformers.hf.adapter import check_base, ordinary_type, seal_adapter
+from revformers.hf.adapter_base import ADAPTER_CONFIG, check_base, ordinary_type, seal_adapter
 from revformers.hf.card import CARD_NAME, add_section, has_section
-from revformers.hf.saving import ADAPTER_CONFIG
 from revformers.hf.state import reversible_stack
 
 Function = Callable[..., Any]

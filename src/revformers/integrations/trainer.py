@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -11,7 +12,7 @@ from typing import Any
 from safetensors.torch import load_file
 from wrapt import wrap_function_wrapper
 
-from revformers.hf.adapter import DESCRIPTION, PREDICTORS
+from revformers.hf.adapter_base import DESCRIPTION, PREDICTORS
 from revformers.hf.card import CARD_NAME, add_section
 from revformers.hf.discovery import unwrap
 from revformers.hf.identity import Identity, read_identity
@@ -24,6 +25,7 @@ Function = Callable[..., Any]
 
 def extend(module: ModuleType) -> None:
     """Put the functions of this file around those of `transformers.trainer`."""
+    wrap_function_wrapper(module, "Trainer.train", _train)
     wrap_function_wrapper(module, "Trainer._load_from_checkpoint", _load_from_checkpoint)
     wrap_function_wrapper(module, "Trainer._load_best_model", _load_best_model)
     wrap_function_wrapper(module, "Trainer._push_from_checkpoint", _push_from_checkpoint)
@@ -61,6 +63,20 @@ def _words(identity: Identity | None) -> str:
         return "an ordinary network"
     predictors = " with update predictors" if identity.predictor_form else ""
     return f"a reversible network{predictors} ({identity.dynamics.recurrence})"
+
+
+def _train(ordinary: Function, trainer: Any, arguments: Any, keywords: Any) -> Any:
+    """Say where a trainer compares the model with a reference of another network, which a caller may want."""
+    reference, own = getattr(trainer, "ref_model", None), reversible_stack(trainer.model)
+    if reference is not None and own is not None:
+        other = reversible_stack(reference)
+        if other is None or other.differences(own):
+            warnings.warn(
+                f"The ref_model of this {type(trainer).__name__} is {_words(other)}, and the model to train is "
+                f"{_words(own)}, so that they differ before training; leave ref_model out to have a copy of the model.",
+                stacklevel=3,
+            )
+    return ordinary(*arguments, **keywords)
 
 
 def _load_from_checkpoint(ordinary: Function, trainer: Any, arguments: Any, keywords: Any) -> Any:

@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from revformers.dynamics.base import LARGEST_DENOMINATOR
 from revformers.dynamics.blended_midpoint import BlendedMidpoint
-from revformers.hf.adapter import DESCRIPTION
+from revformers.hf.adapter_base import DESCRIPTION
 from revformers.hf.model_config import KEY
 from revformers.hf.saving import CONFIG_NAME
 from revformers.hf.state import require_reversible, update_predictors

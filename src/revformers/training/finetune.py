@@ -21,7 +21,8 @@ from transformers import (
 
 from revformers.conversion.convert import convert
 from revformers.errors import NotReversibleError
-from revformers.hf.adapter import apply_conversion, save_conversion
+from revformers.hf.adapter import apply_conversion
+from revformers.hf.adapter_base import save_conversion
 from revformers.hf.head import HeadLoss, apply_head, set_head_loss
 from revformers.hf.ordinary import ordinary
 from revformers.hf.pretrained import load_causal_lm
