@@ -133,8 +133,9 @@ def _dynamics(model: PreTrainedModel, reversible: ReversibleStack) -> str:
     if dynamics.reversible:
         bits = [dynamics.side_information_bits(layer) for layer in layers]
         counts = Counter((dynamics.coefficients(layer).previous, bits[layer]) for layer in layers)
+        mean = sum(bits) / len(bits)
         lines += [
-            f"The backward pass keeps {sum(bits) / len(bits):g} bits of side information an element a layer"
+            f"The backward pass keeps {mean:g} {'bit' if mean == 1 else 'bits'} of side information an element a layer"
             f"{', for each of its two steps,' if dynamics.granularity == 'branch' else ''} in the mean.",
             "",
             "| coefficient of p[l-1] | layers | side information, bits an element |",

@@ -1,6 +1,6 @@
 """PEFT: an adapter knows the reversible network that it was trained on, and is refused on any other.
 
-A PEFT adapter holds no weights of its base. Where the base is reversible, a description of it (`revformers.hf.adapter`)
+A PEFT adapter holds no weights of its base. Where the base is reversible, a description of it (`hf.adapter_base`)
 is saved beside the adapter, and the type in adapter_config.json is marked: PEFT without revformers does not know that
 type and prints it, and it says what to install.
 """
