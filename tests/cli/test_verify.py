@@ -74,7 +74,7 @@ def test_a_missing_model_is_named(name, capsys):
 
 def test_a_directory_without_a_model_is_named(tmp_path, capsys):
     assert main(["verify", str(tmp_path)]) == 2
-    assert "holds no causal language model" in capsys.readouterr().err
+    assert "has no config.json, so it holds no whole model" in capsys.readouterr().err
 
 
 def test_gradients_that_differ_have_exit_code_1(reversible, monkeypatch, capsys):
