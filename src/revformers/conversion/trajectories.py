@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from revformers.dynamics.base import Coefficients
-from revformers.hf.forward import LayerVisit, visit_layer
+from revformers.hf.visit import LayerVisit, visit_layer
 
 Batch = Mapping[str, Tensor]
 

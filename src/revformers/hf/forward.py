@@ -8,10 +8,10 @@ around the layers, masks, position embeddings and caches stay what they were.
 import inspect
 import warnings
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,21 +19,15 @@ from torch import Tensor, nn
 from revformers.activations import PolicyFactory, policy_factory
 from revformers.activations.budget import BudgetReport
 from revformers.errors import NotReversibleError
-from revformers.field import Field
 from revformers.hf.batch_hooks import batch_hooks, has_batch_hooks, with_batch_hooks
-from revformers.hf.discovery import find_stack
-from revformers.hf.families import find_layout
 from revformers.hf.fields import (
     Evaluate,
     LayerCall,
     LayerReturn,
-    block_field,
     evaluate,
     holds_cache,
     layer_inputs,
     named_fields,
-    ordinary_field,
-    previous_fields,
 )
 from revformers.hf.identity import Identity
 from revformers.hf.tracing import NEVER_COMPILED, refuse_export, warn_of_uncompiled_layers
@@ -210,7 +204,16 @@ class Pass:
             )
 
 
-_CURRENT_PASS: "ContextVar[Pass | _Visit | None]" = ContextVar("revformers_pass", default=None)
+class LayerRun(Protocol):
+    """What the layers of a decoder run in: a forward pass, or a visit to one of them."""
+
+    stack: ReversibleStack
+
+    def layer(self, layer: Any, hidden: Tensor, inputs: dict[str, Any]) -> Any:
+        """Return what the forward of `layer` returns for `hidden` and its other arguments, by name."""
+
+
+CURRENT_RUN: ContextVar[LayerRun | None] = ContextVar("revformers_run", default=None)
 
 
 def decoder_forward(decoder: Any, *arguments: Any, **keywords: Any) -> Any:
@@ -239,11 +242,11 @@ def _run_decoder(decoder: Any, compiling: bool, arguments: tuple[Any, ...], keyw
     _refuse_collecting_twice(decoder, arguments, keywords)
     arguments, keywords = _decide_cache(decoder, arguments, keywords)
     current = Pass(stack, decoder)
-    token = _CURRENT_PASS.set(current)
+    token = CURRENT_RUN.set(current)
     try:
         output = type(decoder).forward(decoder, *arguments, **keywords)
     finally:
-        _CURRENT_PASS.reset(token)
+        CURRENT_RUN.reset(token)
     current.finish()
     return output
 
@@ -324,7 +327,7 @@ def _run_layer(
     stack: ReversibleStack = layer._reversible_role.stack
     if compiling:
         _warn_of_uncompiled_layers(stack)
-    current = _CURRENT_PASS.get()
+    current = CURRENT_RUN.get()
     if current is not None and current.stack is not stack:
         raise NotReversibleError(
             f"This {type(layer).__name__} is not the one that was made reversible with its decoder, but a copy or "
@@ -337,69 +340,6 @@ def _run_layer(
             f"the model, or revformers.make_residual(model) first."
         )
     return current.layer(layer, hidden_states, layer_inputs(layer, arguments, keywords))
-
-
-@dataclass(frozen=True)
-class LayerVisit:
-    """One layer for a caller that keeps the states itself.
-
-    Attributes:
-        embedding: p[0] of the batch, (batch, tokens, width) in the compute dtype.
-        ordinary: f_l, what the layer adds in the ordinary network.
-        update: what its step adds under the model's dynamics, without update predictor.
-        previous: for each feature of its update predictor that the layer before is evaluated for, that function.
-
-    """
-
-    embedding: Tensor
-    ordinary: Field
-    update: Field
-    previous: Mapping[str, Field]
-
-
-class _Visit:
-    """A run through the decoder that computes only at one layer: what it prepares for the layers is its own."""
-
-    def __init__(self, stack: ReversibleStack, index: int, visit: Callable[[LayerVisit], None]) -> None:
-        self.stack = stack
-        self._index = index
-        self._visit = visit
-        self._before: LayerCall | None = None
-
-    def layer(self, layer: Any, hidden: Tensor, inputs: dict[str, Any]) -> Any:
-        """Hand the functions of the chosen layer to the visitor; let every other layer pass."""
-        call, returned = LayerCall(layer, layer._reversible_role.index, inputs), LayerReturn()
-        ordinary = ordinary_field(call, returned)
-        if call.index == self._index:
-            predictor = getattr(layer, "update_predictor", None)
-            previous = previous_fields(predictor.form, self._before) if predictor is not None else {}
-            update = block_field(call, self._before, self.stack.dynamics, returned)
-            self._visit(LayerVisit(hidden, ordinary, update, previous))
-        if find_layout(layer) is None:
-            ordinary(hidden)  # only its evaluation tells in what form such a layer returns its hidden state
-        self._before = call
-        others = returned.finish()
-        return hidden if others is None else (hidden, *others)
-
-
-def visit_layer(model: nn.Module, batch: Mapping[str, Tensor], index: int, visit: Callable[[LayerVisit], None]) -> None:
-    """Call `visit` with layer `index`, as the decoder runs on `batch`.
-
-    No other layer is evaluated, so that a whole stack can be walked layer by layer on states that the caller keeps.
-
-    Args:
-        model: a reversible model that steps by block.
-        batch: what the decoder takes, e.g. ``{"input_ids": int64[batch, tokens]}``.
-        index: the number of the layer.
-        visit: given the functions of the layer, which it may call until it returns.
-
-    """
-    decoder = find_stack(model).decoder
-    token = _CURRENT_PASS.set(_Visit(decoder._reversible_stack, index, visit))
-    try:
-        type(decoder).forward(decoder, **batch, use_cache=False)
-    finally:
-        _CURRENT_PASS.reset(token)
 
 
 def _recomputes(stack: ReversibleStack) -> bool:
