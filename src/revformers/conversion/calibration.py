@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import Any
 
@@ -39,6 +40,7 @@ def read_text(
     """
     if text is None or isinstance(text, Tensor):
         return text
+    packer = _Packer(tokenizer, text_column, sequences, length)
     if isinstance(text, str | os.PathLike):
         # A string is always a path: text that is read as a file's name, or the other way round, would go unnoticed.
         if not os.path.exists(text := os.path.expanduser(os.fspath(text))):
@@ -51,9 +53,9 @@ def read_text(
         from revformers.training.recipe import DataSection
 
         files = LocalFiles(DataSection(source=text, text_column=text_column))
-        return _blocks_of_column(files.all_records(), text_column, text, files.separated, tokenizer, sequences, length)
+        return packer.records(files.all_records(), text, files.separated)
     if hasattr(text, "column_names"):  # a Dataset or an IterableDataset
-        return _read_dataset(text, tokenizer, text_column, sequences, length)
+        return _read_dataset(text, packer)
     if isinstance(text, Mapping):
         if "input_ids" not in text:
             raise ValueError(
@@ -63,7 +65,7 @@ def read_text(
         return [text]
     items = list(text)
     if items and all(isinstance(item, str) for item in items):
-        return _blocks(items, "The list of strings", True, tokenizer, sequences, length)
+        return packer.documents(items, "The list of strings")
     return items
 
 
@@ -123,9 +125,7 @@ def _check(batch: Any) -> None:
         raise _padded()
 
 
-def _read_dataset(
-    dataset: Any, tokenizer: PreTrainedTokenizerBase | None, text_column: str, sequences: int, length: int
-) -> Tensor | Sequence[Batch]:
+def _read_dataset(dataset: Any, packer: "_Packer") -> Tensor | Sequence[Batch]:
     """Return the first sequences of a Dataset or IterableDataset: its tokens where it has them, or else its text."""
     if isinstance(dataset, Mapping):
         raise ValueError(
@@ -135,8 +135,8 @@ def _read_dataset(
     # a stream does not always know its columns
     names = dataset.column_names or list(next(iter(dataset), {}))
     if "input_ids" not in names:
-        return _blocks_of_column(dataset, text_column, "The data set", True, tokenizer, sequences, length)
-    rows = list(islice(dataset, sequences))
+        return packer.records(dataset, "The data set")
+    rows = list(islice(dataset, packer.sequences))
     if not all(torch.as_tensor(row.get("attention_mask", 1)).bool().all() for row in rows):
         raise _padded()
     batches: list[Batch] = []
@@ -149,39 +149,35 @@ def _padded() -> ValueError:
     return ValueError("Calibration text must not be padded; pack it into blocks of one length.")
 
 
-def _blocks_of_column(
-    records: Any,
-    column: str,
-    name: str,
-    separated: bool,
-    tokenizer: PreTrainedTokenizerBase | None,
-    sequences: int,
-    length: int,
-) -> Tensor:
-    first = next(iter(records), None)
-    if first is None:
-        raise ValueError(f"{name} is empty.")
-    if column not in first:
-        raise ValueError(
-            f"{name} has no column {column!r} but {', '.join(first)}; say which holds text in text_column."
-        )
-    if not isinstance(first[column], str | None):
-        raise ValueError(f"The column {column!r} of {name} holds {type(first[column]).__name__}, no text.")
-    return _blocks((record[column] for record in records), name, separated, tokenizer, sequences, length)
+@dataclass(frozen=True)
+class _Packer:
+    """Packs text into int64[sequences, length]."""
 
+    tokenizer: PreTrainedTokenizerBase | None
+    column: str
+    sequences: int
+    length: int
 
-def _blocks(
-    documents: Iterable[str | None],
-    name: str,
-    separated: bool,
-    tokenizer: PreTrainedTokenizerBase | None,
-    sequences: int,
-    length: int,
-) -> Tensor:
-    if tokenizer is None:
-        raise ValueError(
-            f"{name} holds text, which only a tokenizer turns into tokens; pass the model's own as tokenizer=."
-        )
-    from revformers.conversion.text import first_blocks
+    def records(self, records: Iterable[Mapping[str, Any]], name: str, separated: bool = True) -> Tensor:
+        """Pack the column of records that holds the text; where `separated` is not set they are lines of one text."""
+        first = next(iter(records), None)
+        if first is None:
+            raise ValueError(f"{name} is empty.")
+        if self.column not in first:
+            raise ValueError(
+                f"{name} has no column {self.column!r} but {', '.join(first)}; say which holds text in text_column."
+            )
+        if not isinstance(first[self.column], str | None):
+            raise ValueError(
+                f"The column {self.column!r} of {name} holds {type(first[self.column]).__name__}, no text."
+            )
+        return self.documents((record[self.column] for record in records), name, separated)
 
-    return first_blocks(name, documents, tokenizer, sequences, length, separated)
+    def documents(self, documents: Iterable[str | None], name: str, separated: bool = True) -> Tensor:
+        if self.tokenizer is None:
+            raise ValueError(
+                f"{name} holds text, which only a tokenizer turns into tokens; pass the model's own as tokenizer=."
+            )
+        from revformers.conversion.text import first_blocks
+
+        return first_blocks(name, documents, self.tokenizer, self.sequences, self.length, separated)
