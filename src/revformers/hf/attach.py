@@ -108,7 +108,7 @@ def add_update_predictors(model: nn.Module, form: PredictorForm) -> list[UpdateP
     return [layer.update_predictor for layer in stack.layers]
 
 
-def refuse_gradient_checkpointing() -> None:
+def warn_of_gradient_checkpointing() -> None:
     """Say that the activation policy decides: trainers (TRL by default) ask for checkpointing on their own."""
     warnings.warn(
         "Gradient checkpointing is not switched on: this model is reversible, and its activation policy decides what "

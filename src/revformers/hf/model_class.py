@@ -7,6 +7,7 @@ are transformers' own.
 """
 
 import copy
+import functools
 import os
 import weakref
 from typing import Any
@@ -16,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from revformers.errors import ModelFilesError
 from revformers.hf import saving
-from revformers.hf.attach import attach, detach, refuse_gradient_checkpointing
+from revformers.hf.attach import attach, detach, warn_of_gradient_checkpointing
 from revformers.hf.discovery import find_stack
 from revformers.hf.forward import ReversibleStack
 from revformers.hf.hub import push_to_hub
@@ -109,7 +110,7 @@ class ReversibleModel(PreTrainedModel):
         if reversible_stack(self) is None:
             super().gradient_checkpointing_enable(*arguments, **keywords)
         else:
-            refuse_gradient_checkpointing()
+            warn_of_gradient_checkpointing()
 
     def extra_repr(self) -> str:
         """Say in the first line of ``print(model)`` that the model is reversible."""
@@ -148,18 +149,12 @@ def reversible_class(ordinary: Any) -> Any:
     """Return the class of reversible models for a model class of transformers."""
     if issubclass(ordinary, ReversibleModel):
         return ordinary
-    if ordinary not in _CLASSES:
-        _CLASSES[ordinary] = _make_class(ordinary)
-    return _CLASSES[ordinary]
+    return _make_class(ordinary)
 
 
-_CLASSES: dict[Any, Any] = {}
-
-
+@functools.cache
 def _make_class(ordinary: Any) -> Any:
-    namespace = {
-        name: vars(ordinary)[name] for name in ("__module__", "__qualname__", "__doc__") if name in vars(ordinary)
-    }
+    namespace = {"__module__": ordinary.__module__, "__qualname__": ordinary.__qualname__, "__doc__": ordinary.__doc__}
     namespace |= {"config_class": reversible_config_class(ordinary.config_class), "_ordinary": ordinary}
     return type(ordinary.__name__, (ReversibleModel, ordinary), namespace)
 

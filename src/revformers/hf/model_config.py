@@ -8,6 +8,7 @@ model type) at the second. Both print how to load the model.
 """
 
 import copy
+import functools
 import json
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -121,14 +122,10 @@ def reversible_config_class(ordinary: Any) -> Any:
     """Return the class of reversible models' configurations for a configuration class of transformers."""
     if issubclass(ordinary, ReversibleConfig):
         return ordinary
-    if ordinary not in _CLASSES:
-        _CLASSES[ordinary] = _make_class(ordinary)
-    return _CLASSES[ordinary]
+    return _make_class(ordinary)
 
 
-_CLASSES: dict[Any, Any] = {}
-
-
+@functools.cache
 def _make_class(ordinary: Any) -> Any:
     # transformers makes every subclass a dataclass, which would replace an __init__ that a family wrote itself.
     # The module stays ours: for a class of its own modules transformers registers no models (5.17).

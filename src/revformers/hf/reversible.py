@@ -6,7 +6,7 @@ from torch import nn
 
 from revformers.activations import Budget, check_activations
 from revformers.dynamics.base import Dynamics
-from revformers.hf.attach import attach, check, refuse_gradient_checkpointing
+from revformers.hf.attach import attach, check, warn_of_gradient_checkpointing
 from revformers.hf.discovery import unwrap
 from revformers.hf.hint import hint_at_conversion, warn_of_lost_predictors
 from revformers.hf.identity import Identity
@@ -58,7 +58,7 @@ def make_reversible(model: Model, dynamics: Dynamics, activations: str | Budget 
     make_residual(model)
     keep_trainable(inner)
     if any(getattr(module, "gradient_checkpointing", False) for module in inner.modules()):
-        refuse_gradient_checkpointing()
+        warn_of_gradient_checkpointing()
         inner.gradient_checkpointing_disable()
     reversible = attach(inner, identity)
     own_configs(model)
