@@ -179,6 +179,52 @@ def test_weights_that_are_replaced_by_tensors_that_are_no_parameters_are_refused
         loss.backward()
 
 
+def bring_weights(model, trained, until="evaluation"):
+    """Let the base of layer 1's up-projection be a new parameter in every evaluation, as offloading does.
+
+    It is taken away when the evaluation, or when the forward pass of the model, is over.
+    """
+    base = next(one for name, one in model.named_modules() if name.endswith("layers.1.mlp.up_proj")).base_layer
+    kept = base.weight.detach().clone()
+    evaluations = []
+
+    def bring(module, arguments):
+        module.weight = torch.nn.Parameter(kept.clone(), requires_grad=trained)
+        evaluations.append(module.weight.data_ptr())
+
+    def take_away(module, arguments, output):
+        base.weight = None
+
+    base.register_forward_pre_hook(bring)
+    (base if until == "evaluation" else model).register_forward_hook(take_away)
+    return evaluations
+
+
+@pytest.mark.parametrize("until", ["evaluation", "forward pass"])
+@pytest.mark.parametrize("activations", POLICIES)
+def test_frozen_weights_may_be_brought_for_every_evaluation_anew(activations, until):
+    model = adapted(activations)
+    inputs = batch(model)
+    rf.set_activations(model, "store")
+    model(**inputs).loss.backward()
+    expected = gradients(model)
+    set_policy(model, activations)
+    evaluations = bring_weights(model, trained=False, until=until)
+    model(**inputs).loss.backward()
+    assert len(evaluations) == 2, "the layer was evaluated again"
+    again = gradients(model)
+    assert again.keys() == expected.keys()
+    assert all(torch.equal(again[name], expected[name]) for name in expected)
+
+
+def test_weights_that_train_may_not():
+    model = adapted()
+    bring_weights(model, trained=True)
+    loss = model(**batch(model)).loss
+    with pytest.raises(rf.RebuildMismatchError, match=r"weight \[.*\] of layer 1 was used by the backward pass"):
+        loss.backward()
+
+
 @pytest.mark.parametrize("activations", POLICIES)
 @pytest.mark.parametrize("change", ["disable", "merge", "freeze", "delete"])
 def test_an_adapter_that_changes_before_the_backward_pass_is_refused(activations, change):
