@@ -27,11 +27,13 @@ from revformers.hf.mlp_tiles import set_mlp_tiles
 from revformers.hf.ordinary import ordinary
 from revformers.hf.reversible import make_residual, make_reversible, set_activations
 from revformers.update_predictor import PredictorForm
+from revformers.vector_math import resolve_vector_math
 from revformers.verification import GradientReport, verify_gradients
 
 if TYPE_CHECKING:
     from revformers.training.callback import ReversibleCallback
 
+resolve_vector_math()
 register()
 integrations.register()
 
