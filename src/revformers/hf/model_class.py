@@ -31,7 +31,7 @@ from revformers.hf.model_config import (
     unmark_config,
     with_identity,
 )
-from revformers.hf.pretrained import clear_errors, find_model, own_variant, refuse_weights
+from revformers.hf.pretrained import clear_errors, find_model, hub_keywords, own_variant, refuse_weights
 from revformers.hf.quantization import keep_trainable
 from revformers.hf.state import reversible_stack
 
@@ -45,7 +45,7 @@ class ReversibleModel(PreTrainedModel):
 
     def __init__(self, config: Any, *arguments: Any, **keywords: Any) -> None:
         identity = identity_of(config)
-        if isinstance(identity, ReversibleStack) and identity.owner is not None and identity.owner() is not None:
+        if _is_owned(config):
             # What a model is stays its own: another one from the same configuration must not change it.
             config = copy.deepcopy(config)
         super().__init__(config, *arguments, **keywords)
@@ -65,12 +65,12 @@ class ReversibleModel(PreTrainedModel):
     ) -> Any:
         """Load a saved reversible model as `transformers.PreTrainedModel.from_pretrained` loads others.
 
-        A configuration of an ordinary model gets the dynamics of the saved one.
+        A configuration of an ordinary model, or a path to one, gets the dynamics of the saved one.
 
         Raises:
             FileNotFoundError: where a local path does not exist.
             ModelFilesError: where files are missing, damaged or do not fit each other; an OSError and a ValueError.
-            ValueError: where the model there is not a reversible one.
+            ValueError: where the model there is not a reversible one, or `config` is that of another one.
 
         """
         if pretrained_model_name_or_path is None:  # weights in memory, with their configuration and state_dict=
@@ -79,10 +79,8 @@ class ReversibleModel(PreTrainedModel):
         path, variant = find_model(pretrained_model_name_or_path), own_variant(variant)
         with clear_errors(path, keywords, variant):
             saved = saved_config(path, keywords)
-            if isinstance(config, PreTrainedConfig) and identity_of(config) is None:
-                identity = identity_of(saved)
-                assert identity is not None
-                config = with_identity(config, identity)
+            if config is not None:
+                config, keywords = _own_config(cls, config, keywords, saved)
             model, info = super().from_pretrained(
                 path, *arguments, config=config, variant=variant, output_loading_info=True, **keywords
             )
@@ -138,11 +136,13 @@ class ReversibleModel(PreTrainedModel):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Let a configuration that takes the place of another say what the model is, as that did."""
-        super().__setattr__(name, value)
         if name == "config" and isinstance(value, PreTrainedConfig):
             reversible = reversible_stack(self)
-            if reversible is not None:
+            if reversible is not None and identity_of(value) is not reversible:
+                if identity_of(value) is None or _is_owned(value):
+                    value = copy.deepcopy(value)  # it may be another model's, which stays what it is
                 mark_config(value, reversible)
+        super().__setattr__(name, value)
 
 
 def reversible_class(ordinary: Any) -> Any:
@@ -196,6 +196,41 @@ def _around_decoder(model: nn.Module) -> list[Any]:
     decoder = find_stack(model).decoder
     holders = [module for module in model.modules() if any(inner is decoder for inner in module.modules())]
     return [module for module in holders if isinstance(module, PreTrainedModel)]
+
+
+def _is_owned(config: PreTrainedConfig) -> bool:
+    """Whether a configuration is that of a reversible model that lives."""
+    identity = identity_of(config)
+    return isinstance(identity, ReversibleStack) and identity.owner is not None and identity.owner() is not None
+
+
+def _own_config(
+    kind: Any, config: Any, keywords: dict[str, Any], saved: ReversibleConfig
+) -> tuple[PreTrainedConfig, dict[str, Any]]:
+    """Return a configuration that takes the place of the saved one, with the saved identity, and the other keywords.
+
+    Raises:
+        ValueError: for the configuration of another reversible network.
+
+    """
+    if not isinstance(config, PreTrainedConfig):
+        config = kind.config_class.from_pretrained(config, **hub_keywords(keywords))
+        # As transformers does for a path; those three say how to load, and are fields as well.
+        names = (keywords.keys() & config.to_dict().keys()) - {"dtype", "torch_dtype", "quantization_config"}
+        for name in names:
+            setattr(config, name, keywords[name])
+        keywords = {name: value for name, value in keywords.items() if name not in names}
+    identity, given = identity_of(saved), identity_of(config)
+    assert identity is not None
+    if given is None:
+        return with_identity(config, identity), keywords
+    if differences := identity.differences(given):
+        raise ValueError(
+            f"config= is that of another reversible network ({given.dynamics.recurrence}) than the saved one "
+            f"({identity.dynamics.recurrence}); they differ in {', '.join(differences)}. Leave config= out, and call "
+            f"revformers.make_reversible on the loaded model to give it other dynamics."
+        )
+    return config, keywords
 
 
 def _refuse_other_weights(path: str, model: Any, info: dict[str, Any], saved: ReversibleConfig) -> None:

@@ -56,12 +56,12 @@ def make_reversible(model: Model, dynamics: Dynamics, activations: str | Budget 
         hint_at_conversion(model, dynamics, len(stack.layers))
     warn_of_lost_predictors(model)
     make_residual(model)
+    own_configs(model)
     keep_trainable(inner)
     if any(getattr(module, "gradient_checkpointing", False) for module in inner.modules()):
         warn_of_gradient_checkpointing()
         inner.gradient_checkpointing_disable()
     reversible = attach(inner, identity)
-    own_configs(model)
     become_reversible(inner, reversible)
     register_models(type(inner.config))
     return model
@@ -76,6 +76,7 @@ def make_residual(model: Model) -> Model:
     """
     if reversible_stack(model) is None:
         return model
+    own_configs(model)
     become_ordinary(unwrap(model))
     return model
 
