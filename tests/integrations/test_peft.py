@@ -11,6 +11,7 @@ from peft import (
     AutoPeftModelForCausalLM,
     AutoPeftModelForSequenceClassification,
     LoraConfig,
+    PeftConfig,
     PeftMixedModel,
     PeftModel,
     TaskType,
@@ -224,7 +225,7 @@ def test_a_base_that_is_gone_is_asked_for(folder, tmp_path):
 
 
 def test_one_call_refuses_an_adapter_of_an_ordinary_network(ordinary_adapter):
-    with pytest.raises(FileNotFoundError, match=r"load one of an ordinary model with peft\.PeftModel"):
+    with pytest.raises(FileNotFoundError, match=r"an adapter of an ordinary model; load it with peft\.PeftModel"):
         rf.load_adapter(ordinary_adapter)
 
 
@@ -263,6 +264,44 @@ def test_saving_some_of_the_adapters_describes_these(folder, tmp_path):
     adapted.save_pretrained(tmp_path, selected_adapters=["second"])
     assert not (tmp_path / DESCRIPTION).exists()
     assert (tmp_path / "second" / DESCRIPTION).is_file()
+
+
+def test_saving_some_of_the_adapters_leaves_what_lies_beside_them_alone(folder, tmp_path):
+    with_adapter(wrong_base("ordinary", folder)).save_pretrained(tmp_path)
+    adapted = with_adapter(base("memory", folder))
+    adapted.add_adapter("second", lora())
+    adapted.save_pretrained(tmp_path, True, ["second"])
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"] == "LORA"
+    assert not (tmp_path / DESCRIPTION).exists()
+
+
+def test_an_adapter_that_is_saved_over_one_of_a_reversible_network_is_of_its_own(folder, tmp_path):
+    with_adapter(base("memory", folder)).save_pretrained(tmp_path)
+    adapted = with_adapter(wrong_base("ordinary", folder))
+    adapted.save_pretrained(tmp_path)
+    assert (tmp_path / DESCRIPTION).is_file()  # is left, as PEFT leaves what it does not know
+    assert torch.equal(logits(PeftModel.from_pretrained(wrong_base("ordinary", folder), tmp_path)), logits(adapted))
+    with pytest.raises(ValueError, match="was trained on an ordinary network"):
+        PeftModel.from_pretrained(base("memory", folder), tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"load it with peft\.PeftModel"):
+        rf.load_adapter(tmp_path)
+
+
+@pytest.mark.parametrize("lost", ["base", "predictors_sha256", "update_predictors", "dynamics"])
+def test_a_damaged_description_is_named(lost, folder, adapters, tmp_path):
+    shutil.copytree(adapters["memory"][0], tmp_path / "adapter")
+    file = tmp_path / "adapter" / DESCRIPTION
+    values = json.loads(file.read_text())
+    del values[lost]
+    file.write_text(json.dumps(values))
+    for load in (rf.load_adapter, lambda place: PeftModel.from_pretrained(base("memory", folder), place)):
+        with pytest.raises(ModelFilesError, match=rf"{DESCRIPTION}.*{lost}.*save .* again"):
+            load(file.parent)
+
+
+def test_a_configuration_without_a_type_is_read_as_peft_reads_it(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": null}')
+    assert PeftConfig.from_json_file(str(tmp_path / "adapter_config.json")) == {"peft_type": None}
 
 
 def test_an_adapter_of_a_classifier(folder, tmp_path):

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -16,7 +15,9 @@ from revformers.hf.adapter_base import (
     ADAPTER_CONFIG,
     DESCRIPTION,
     PREDICTORS,
+    AdapterBase,
     base_differences,
+    find_description,
     find_file,
     is_saved_reversible,
     read_description,
@@ -71,61 +72,61 @@ def load_adapter(
 
     Raises:
         FileNotFoundError: where there is no such adapter, or a local base is no longer where it was.
+        ModelFilesError: where files are missing, damaged or of another version.
         ValueError: where `model` is another reversible network than the adapter was trained on.
 
     """
     from peft import PeftModel
 
-    config, file = (find_file(directory, name, keywords) for name in (ADAPTER_CONFIG, DESCRIPTION))
-    if config is None:
+    if find_file(directory, ADAPTER_CONFIG, keywords) is None:
         raise FileNotFoundError(
             f"{directory} holds no adapter ({ADAPTER_CONFIG}); load a whole model with revformers.from_pretrained."
         )
+    file = find_description(directory, keywords)
     if file is None:
         raise FileNotFoundError(
-            f"{directory} holds no adapter of a reversible model ({DESCRIPTION}); load one of an ordinary model with "
-            f"peft.PeftModel.from_pretrained."
+            f"{directory} holds an adapter of an ordinary model; load it with peft.PeftModel.from_pretrained."
         )
-    description = read_description(Path(file))
+    base = AdapterBase.read(file)
     if model is None:
-        model = _load_base(directory, description["base"], keywords)
+        model = _load_base(directory, base, keywords)
         _resize_embeddings(model, find_file(directory, WEIGHTS, keywords))
         # What was made of a saved reversible model in memory is described here too.
-        known = not base_differences(model, description, Path(file))
+        known = not base_differences(model, base)
     else:
         known = reversible_stack(model) is not None
     if not known:
-        if description["update_predictors"] is not None:
+        if base.identity.predictor_form is not None:
             find_file(directory, PREDICTORS, keywords)  # which downloads the file beside the description
-        apply_conversion(model, Path(file).parent)
+        apply_conversion(model, file.parent)
     return PeftModel.from_pretrained(model, directory, is_trainable=trainable, **hub_keywords(keywords))
 
 
-def _load_base(adapter: str | os.PathLike, base: Mapping[str, Any], keywords: Mapping[str, Any]) -> Any:
-    if base["name"] is None:
+def _load_base(adapter: str | os.PathLike, base: AdapterBase, keywords: Mapping[str, Any]) -> Any:
+    if base.name is None:
         raise FileNotFoundError(
             f"The base of {adapter} was never saved, so it cannot be loaded; pass it as revformers.load_adapter"
             f"({str(adapter)!r}, model)."
         )
     try:
-        name = find_model(base["name"])
+        name = find_model(base.name)
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"The base of {adapter} is no longer in {base['name']}; pass it as revformers.load_adapter"
+            f"The base of {adapter} is no longer in {base.name}; pass it as revformers.load_adapter"
             f"({str(adapter)!r}, model)."
         ) from error
-    kind = getattr(transformers, base["architecture"], None)
+    kind = getattr(transformers, base.architecture, None)
     if kind is None:
         raise ValueError(
-            f"The base of {adapter} is of the class {base['architecture']!r}, which is none of transformers'; load it "
+            f"The base of {adapter} is of the class {base.architecture!r}, which is none of transformers'; load it "
             f"and pass it as revformers.load_adapter({str(adapter)!r}, model)."
         )
     # The adapter's own place on the hub is not that of its base.
     given = {key: value for key, value in keywords.items() if key not in ("revision", "subfolder")}
     trained = {
-        "revision": base["revision"],
-        "dtype": getattr(torch, base["dtype"]),
-        "quantization_config": base["quantization"],
+        "revision": base.revision,
+        "dtype": base.dtype,
+        "quantization_config": base.quantization,
     }
     options = {key: value for key, value in trained.items() if value} | given
     kind = reversible_class(kind) if is_saved_reversible(name, options) else kind

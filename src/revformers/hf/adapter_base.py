@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from transformers.utils import cached_file
 
 from revformers.errors import ModelFilesError
 from revformers.hf.discovery import unwrap
-from revformers.hf.identity import read_identity
+from revformers.hf.identity import Identity, read_identity
 from revformers.hf.model_config import saved_config
 from revformers.hf.pretrained import VARIANT, hub_keywords, local_folder, weight_files
 from revformers.hf.state import predictor_weights, require_reversible, reversible_stack, update_predictors
@@ -32,20 +33,70 @@ PREDICTORS = "update_predictors.safetensors"
 MARK = " on a reversible model (pip install revformers, then import revformers)"
 
 
-def save_conversion(model: nn.Module, directory: Path, base: Mapping[str, Any], predictors: bool = True) -> None:
+@dataclass(frozen=True)
+class AdapterBase:
+    """The reversible base of an adapter, as the files of the adapter describe it.
+
+    Attributes:
+        identity: its dynamics and the form of its update predictors.
+        predictors_sha256: what tells the weights of its update predictors from others; see `_digests`.
+        name: the directory or hub id it was loaded from; None where it never was.
+        revision: that of the hub.
+        dtype: of its weights.
+        quantization: the configuration of the quantisation it was loaded with.
+        architecture: the name of its class in transformers.
+
+    """
+
+    identity: Identity
+    predictors_sha256: frozenset[str]
+    name: str | None
+    revision: str | None
+    dtype: torch.dtype
+    quantization: dict[str, Any] | None
+    architecture: str
+
+    @classmethod
+    def read(cls, file: Path) -> "AdapterBase":
+        """Read what `seal_adapter` wrote; raise ModelFilesError for what this version cannot read."""
+        values = read_description(file)
+        identity = read_identity(values, file)
+        try:
+            base = values["base"]
+            return cls(
+                identity=identity,
+                predictors_sha256=frozenset(values["predictors_sha256"]),
+                name=base["name"],
+                revision=base["revision"],
+                dtype=getattr(torch, base["dtype"]),
+                quantization=base["quantization"],
+                architecture=base["architecture"],
+            )
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ModelFilesError(
+                f"{file} does not describe the base of an adapter so that this version of revformers can read it "
+                f"({type(error).__name__}: {error}); save the adapter again."
+            ) from error
+
+
+def save_conversion(
+    model: nn.Module, directory: Path, base: Mapping[str, Any] | None = None, predictors: bool = True
+) -> None:
     """Write what makes the ordinary network of a reversible model reversible: its dynamics and update predictors.
 
     Args:
         model: a reversible model, or a PEFT model around one.
         directory: an existing directory.
-        base: where the ordinary weights are: name, revision, dtype, quantization and architecture.
+        base: for an adapter, where the ordinary weights are: name, revision, dtype, quantization and architecture.
         predictors: whether to write the weights of the predictors, or only what tells them from others.
 
     """
     weights = predictor_weights(model)
     if weights and predictors:
         save_file(weights, directory / PREDICTORS)
-    description = require_reversible(model).to_dict() | {"base": dict(base), "predictors_sha256": _digests(weights)}
+    description = require_reversible(model).to_dict()
+    if base is not None:
+        description |= {"base": dict(base), "predictors_sha256": _digests(weights)}
     (directory / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
@@ -96,29 +147,44 @@ def check_base(model: nn.Module, adapter: str | os.PathLike, keywords: Mapping[s
         keywords: those of the loading function; they say which revision and where.
 
     """
-    file, own = find_file(adapter, DESCRIPTION, keywords), reversible_stack(model)
+    file, own = find_description(adapter, keywords), reversible_stack(model)
     if file is None:
-        config = find_file(adapter, ADAPTER_CONFIG, keywords)
-        if config is not None and str(read_description(Path(config)).get("peft_type")).endswith(MARK):
-            raise ModelFilesError(
-                f"The adapter {adapter} was trained on a reversible model and lacks {DESCRIPTION}, which describes it; "
-                f"save or download the adapter again."
-            )
         if own is not None:
             raise ValueError(
                 f"The adapter {adapter} was trained on an ordinary network, and this model is reversible; load it on "
                 f"the ordinary model, and call revformers.make_reversible or revformers.convert afterwards."
             )
         return
-    differences = base_differences(model, read_description(Path(file)), Path(file))
+    base = AdapterBase.read(file)
+    differences = base_differences(model, base)
     if differences:
-        identity = read_identity(read_description(Path(file)), Path(file))
         this = "an ordinary network" if own is None else f"another network ({own.dynamics.recurrence})"
         apart = f"; they differ in {', '.join(differences)}" if own is not None else ""
         raise ValueError(
-            f"The adapter {adapter} was trained on a reversible network ({identity.dynamics.recurrence}), and this "
-            f"model is {this}{apart}; load both with revformers.load_adapter({str(adapter)!r})."
+            f"The adapter {adapter} was trained on a reversible network ({base.identity.dynamics.recurrence}), and "
+            f"this model is {this}{apart}; load both with revformers.load_adapter({str(adapter)!r})."
         )
+
+
+def find_description(adapter: str | os.PathLike, keywords: Mapping[str, Any]) -> Path | None:
+    """Return where the description of an adapter's reversible base lies; None for one of an ordinary network.
+
+    The type of the adapter decides, which every saving writes: a description may be left from an older adapter.
+
+    Raises:
+        ModelFilesError: for the adapter of a reversible network that lacks its description, or a damaged configuration.
+
+    """
+    config = find_file(adapter, ADAPTER_CONFIG, keywords)
+    if config is None or not str(read_description(Path(config)).get("peft_type")).endswith(MARK):
+        return None
+    file = find_file(adapter, DESCRIPTION, keywords)
+    if file is None:
+        raise ModelFilesError(
+            f"The adapter {adapter} was trained on a reversible model and lacks {DESCRIPTION}, which describes it; "
+            f"save or download the adapter again."
+        )
+    return Path(file)
 
 
 def find_file(adapter: str | os.PathLike, name: str, keywords: Mapping[str, Any]) -> str | None:
@@ -129,19 +195,19 @@ def find_file(adapter: str | os.PathLike, name: str, keywords: Mapping[str, Any]
     return found
 
 
-def base_differences(model: nn.Module, description: Mapping[str, Any], file: Path) -> list[str]:
-    """Return the names of what tells a model from the base that an adapter's description is of; none for the base."""
-    own, identity = reversible_stack(model), read_identity(description, file)
+def base_differences(model: nn.Module, base: AdapterBase) -> list[str]:
+    """Return the names of what tells a model from the base of an adapter; none for the base itself."""
+    own = reversible_stack(model)
     if own is None:
         return ["the recurrence"]
-    if differences := identity.differences(own):
+    if differences := base.identity.differences(own):
         return differences
-    same = not set(_digests(predictor_weights(model))).isdisjoint(description["predictors_sha256"])
+    same = not base.predictors_sha256.isdisjoint(_digests(predictor_weights(model)))
     return [] if same else ["the weights of the update predictors"]
 
 
 def is_saved_reversible(name: str, keywords: Mapping[str, Any]) -> bool:
-    """Whether `name` is where a reversible model was loaded from."""
+    """Whether `name` is a directory or a hub id that holds a reversible model."""
     try:
         saved_config(name, keywords)
     except (OSError, ValueError):

@@ -5,6 +5,7 @@ is saved beside the adapter, and the type in adapter_config.json is marked: PEFT
 type and prints it, and it says what to install.
 """
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -42,7 +43,8 @@ def extend_transformers(module: ModuleType) -> None:
 
 def _from_json_file(ordinary: Function, _: Any, arguments: Any, keywords: Any) -> Any:
     values = ordinary(*arguments, **keywords)
-    return values | {"peft_type": ordinary_type(values["peft_type"])} if "peft_type" in values else values
+    # PeftConfig without a type is read as it is.
+    return values | {"peft_type": ordinary_type(values["peft_type"])} if values.get("peft_type") else values
 
 
 def _save_pretrained(ordinary: Function, model: Any, arguments: Any, keywords: Any) -> Any:
@@ -54,10 +56,11 @@ def _save_pretrained(ordinary: Function, model: Any, arguments: Any, keywords: A
         if reversible_stack(base) is not None and options.get("is_main_process", True):
             if ours and card.is_file():
                 add_section(card, base, adapter=True)
-            for name, config in model.peft_config.items():
+            chosen = inspect.signature(ordinary).bind(save_directory, *others, **options).arguments
+            for name in chosen.get("selected_adapters") or model.peft_config:
                 directory = Path(save_directory) / ("" if name == "default" else name)
                 if (directory / ADAPTER_CONFIG).is_file():
-                    seal_adapter(base, directory, config.revision)
+                    seal_adapter(base, directory, model.peft_config[name].revision)
         return result
 
     return save(*arguments, **keywords)

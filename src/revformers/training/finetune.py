@@ -253,8 +253,7 @@ def _prepare_dynamics(
                 blocks = calibration_blocks(data, tokenizer, section.sequences, recipe.data.block_length)
                 _convert(model, recipe, blocks.to(model.device))
             with replaced(run.conversion) as directory:
-                base = {name: getattr(recipe.model, name) for name in ("name", "revision", "dtype", "quantization")}
-                save_conversion(model, directory, base)
+                save_conversion(model, directory)
         else:
             apply_conversion(model, run.conversion)
     try:
