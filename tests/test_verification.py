@@ -43,6 +43,21 @@ def test_wrong_gradients_are_reported_with_their_names_and_size(monkeypatch):
     assert "DIFFER" in str(report)
 
 
+@pytest.mark.parametrize("lacks", [0, 1], ids=["rebuilt", "stored"])
+def test_a_gradient_that_one_of_the_two_lacks_is_named(lacks):
+    model = rf.make_reversible(llama(), rf.Midpoint())
+    passes = []
+
+    def loss(output):
+        passes.append(None)
+        return output.loss if len(passes) - 1 != lacks else model.model.norm.weight.sum()
+
+    report = rf.verify_gradients(model, BATCH | {"labels": BATCH["input_ids"]}, loss=loss)
+    assert not report.bit_exact
+    assert "model.layers.0.mlp.up_proj.weight" in report.differing
+    assert report.max_relative_error > 0
+
+
 def test_a_mismatch_raises_and_the_model_is_left_as_it_was(monkeypatch):
     model = rf.make_reversible(llama(), rf.Midpoint(), "checkpoint")
     monkeypatch.setattr(StatePair, "retreat", lambda self, *_: None)

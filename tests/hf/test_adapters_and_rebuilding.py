@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, RoadConfig, get_peft_model
 
 import revformers as rf
 from revformers.hf import forward
@@ -337,6 +337,25 @@ def test_an_adapter_for_each_row_is_rebuilt_to_the_bit(activations):
     assert {name.split(".")[-2] for name in stored} == {"a", "b"}
     assert all(torch.equal(found[name], stored[name]) for name in stored)
     assert not all(torch.equal(other[name], stored[name]) for name in other)
+
+
+@pytest.mark.parametrize("activations", POLICIES)
+def test_rotations_for_each_row_are_rebuilt_to_the_bit(activations):
+    """RoAd takes adapter_names too, and is no LoRA."""
+    config = RoadConfig(target_modules=["q_proj", "down_proj"], group_size=4, init_weights=False)
+    torch.manual_seed(0)
+    model = get_peft_model(rf.make_reversible(tiny("llama"), DYNAMICS), config, "a")
+    model.add_adapter("b", config)
+    model.eval()
+    for name, weight in model.named_parameters():
+        weight.requires_grad_("road_" in name)
+    set_policy(model, activations)
+    names = (["a", "b"] * len(batch(model)["input_ids"]))[: len(batch(model)["input_ids"])]
+    found, _ = of_one_batch(model, adapter_names=names)
+    set_policy(model, "store")
+    stored, _ = of_one_batch(model, adapter_names=names)
+    assert {name.split(".")[-1] for name in stored} == {"a", "b"}
+    assert all(torch.equal(found[name], stored[name]) for name in stored)
 
 
 def test_without_the_hooks_of_the_batch_activated_lora_is_noticed(monkeypatch):

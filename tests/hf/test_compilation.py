@@ -154,6 +154,8 @@ def test_what_cannot_be_compiled_as_a_whole_says_why():
         torch.compile(model, backend="eager", fullgraph=True)(**inputs)
     with pytest.raises(rf.NotReversibleError, match=r"torch.export cannot export LlamaModel"):
         torch.export.export(model, (), inputs | {"use_cache": False})
+    with pytest.raises(rf.NotReversibleError, match=r"torch.jit.trace cannot export LlamaModel"):
+        torch.jit.trace(model, (inputs["input_ids"],), strict=False)
     with rf.ordinary(model), torch.no_grad():
         torch.compile(model, backend="eager", fullgraph=True)(**inputs)
     torch.export.export(rf.make_residual(model), (), inputs | {"use_cache": False})

@@ -304,6 +304,43 @@ def test_a_configuration_without_a_type_is_read_as_peft_reads_it(tmp_path):
     assert PeftConfig.from_json_file(str(tmp_path / "adapter_config.json")) == {"peft_type": None}
 
 
+def test_an_adapter_that_is_merged_into_the_predictors_is_not_saved(folder, tmp_path):
+    adapted = with_adapter(base("converted", folder))
+    adapted.merge_adapter()
+    with pytest.raises(ValueError, match=r"merged into the update predictors.* unmerge_adapter\(\)"):
+        adapted.save_pretrained(tmp_path)
+    adapted.unmerge_adapter()
+    adapted.save_pretrained(tmp_path)
+    torch.testing.assert_close(logits(rf.load_adapter(tmp_path)), logits(adapted))
+
+
+@pytest.mark.parametrize("kind", ["converted", "converted and saved"])
+def test_predictors_that_an_adapter_trains_in_full_come_back(kind, folder, tmp_path):
+    adapted = get_peft_model(base(kind, folder), lora(target_modules=["q_proj"], modules_to_save=["update_predictor"]))
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "modules_to_save" in name:
+                parameter.add_(0.1)
+    adapted.save_pretrained(tmp_path)
+    for load in (rf.load_adapter, lambda place: PeftModel.from_pretrained(base(kind, folder), place)):
+        assert torch.equal(logits(load(tmp_path)), logits(adapted))
+
+
+@pytest.mark.parametrize("options", [{"use_dora": True}, {"init_lora_weights": "pissa"}], ids=["dora", "pissa"])
+def test_adapters_that_read_or_change_the_weights_they_adapt_leave_the_predictors_out(options, folder, tmp_path):
+    """As docs/trainers.md says; the first layer's predictor has rows of zeros, and PiSSA changes what it adapts."""
+
+    def saved_and_loaded(**more):
+        adapted = get_peft_model(base("converted", folder), lora(target_modules="all-linear", **options, **more))
+        expected = logits(adapted)
+        adapted.save_pretrained(tmp_path)
+        return logits(rf.load_adapter(tmp_path)), expected
+
+    with pytest.raises((rf.StateRangeError, ValueError), match=r"nan|they differ in .* of the update predictors"):
+        saved_and_loaded()
+    torch.testing.assert_close(*saved_and_loaded(exclude_modules=".*update_predictor.*"), rtol=1e-3, atol=1e-3)
+
+
 def test_an_adapter_of_a_classifier(folder, tmp_path):
     model = LlamaForSequenceClassification.from_pretrained(folder / "ordinary", num_labels=3, pad_token_id=0)
     rf.make_reversible(model, DYNAMICS)

@@ -28,6 +28,7 @@ from tests.integrations.tiny import (
     tokenizer,
     with_adapter,
 )
+from tests.tiny_models import tiny
 
 STEPS = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
 
@@ -94,6 +95,29 @@ def test_the_best_weights_come_back_at_the_end(way, prepare, folder, tmp_path):
     best, last = (logits(again(tmp_path / "run" / name)) for name in ("checkpoint-2", "checkpoint-4"))
     assert not torch.equal(best, last)
     assert torch.equal(logits(model), best)
+
+
+@pytest.mark.parametrize("kind", ["qwen3_moe", "mixtral"])
+def test_weights_that_a_family_saves_under_other_names_come_back_too(kind, tmp_path):
+    """Experts are one tensor in the model and one each in the files."""
+
+    def model():
+        return rf.make_reversible(tiny(kind), DYNAMICS)
+
+    through = trainer_of(model(), tmp_path, **STEPS)
+    through.train()
+    resumed = trainer_of(model(), tmp_path / "other", **STEPS)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run/checkpoint-2"))
+    for (name, own), other in zip(through.model.named_parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(own, other), name
+
+
+def test_a_damaged_checkpoint_is_named(folder, tmp_path):
+    trainer_of(make("memory", folder), tmp_path, **STEPS | {"max_steps": 2}).train()
+    checkpoint = tmp_path / "run/checkpoint-2"
+    (checkpoint / "config.json").write_text("{")
+    with pytest.raises(ModelFilesError, match=r"config\.json is damaged"):
+        trainer_of(make("memory", folder), tmp_path, **STEPS).train(resume_from_checkpoint=str(checkpoint))
 
 
 def network(kind, folder):

@@ -192,6 +192,17 @@ def test_states_out_of_range_say_when_and_what_to_do(tokenizer, lines, tmp_path)
     assert not hasattr(rf.StateRangeError("an error of no training"), "__notes__")
 
 
+def test_a_training_that_another_error_ends_leaves_nothing_behind(tokenizer, lines, tmp_path):
+    def fail(model):
+        raise KeyError("an error of the data")
+
+    model = model_of(tokenizer)
+    with pytest.raises(KeyError):
+        trainer_of(tmp_path, model, tokenizer, lines, [BreakAt(1, fail)]).train()
+    assert not model._forward_pre_hooks
+    assert not hasattr(rf.StateRangeError("of another model"), "__notes__")
+
+
 def test_errors_outside_of_the_training_have_no_note(tokenizer, lines, tmp_path):
     callback = rf.ReversibleCallback()
     trainer_of(tmp_path, model_of(tokenizer), tokenizer, lines, [callback], max_steps=1).train()

@@ -216,13 +216,13 @@ def is_saved_reversible(name: str, keywords: Mapping[str, Any]) -> bool:
 
 
 def read_description(path: Path) -> dict[str, Any]:
-    """Return what a JSON file of an adapter says; raise ModelFilesError for a damaged one."""
+    """Return what a JSON file of an adapter or a checkpoint says; raise ModelFilesError for a damaged one."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ModelFilesError(f"{path} is damaged (it is not a JSON object); save the adapter again.") from error
+        raise ModelFilesError(f"{path} is damaged (it is not a JSON object); save or download it again.") from error
     if not isinstance(values, dict):
-        raise ModelFilesError(f"{path} is damaged (it is not a JSON object); save the adapter again.")
+        raise ModelFilesError(f"{path} is damaged (it is not a JSON object); save or download it again.")
     return values
 
 

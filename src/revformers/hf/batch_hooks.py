@@ -20,12 +20,12 @@ BatchHooks = Sequence[tuple[nn.Module, Callable[..., Any]]]
 
 
 def has_batch_hooks(model: nn.Module) -> bool:
-    """Whether PEFT has set hooks for the forward pass that runs: it gives them to every LoRA module, or to none."""
+    """Whether PEFT has set hooks for the forward pass that runs: it gives them to every adapted module, or to none."""
     if "peft" not in sys.modules:
         return False
-    from peft.tuners.lora import LoraLayer
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
-    first = next((module for module in model.modules() if isinstance(module, LoraLayer)), None)
+    first = next((module for module in model.modules() if isinstance(module, BaseTunerLayer)), None)
     return first is not None and bool(batch_hooks(first))
 
 

@@ -337,7 +337,8 @@ def _run_layer(
     if current is None:
         raise RuntimeError(
             f"{type(layer).__name__} belongs to a reversible stack and was called outside its decoder's forward; call "
-            f"the model, or revformers.make_residual(model) first."
+            f"the model, or revformers.make_residual(model) first. Where activation checkpointing around the layers "
+            f'did it, leave that out and call revformers.set_activations(model, "checkpoint").'
         )
     return current.layer(layer, hidden_states, layer_inputs(layer, arguments, keywords))
 

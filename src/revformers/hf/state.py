@@ -29,8 +29,12 @@ def require_reversible(model: nn.Module) -> ReversibleStack:
 
 
 def update_predictors(model: nn.Module) -> list[UpdatePredictor]:
-    """Return the update predictors that a conversion gave the layers, in order; none otherwise."""
-    return [module for module in unwrap(model).modules() if isinstance(module, UpdatePredictor)]
+    """Return the update predictors that a conversion gave the layers, in order; none otherwise.
+
+    Copies that PEFT trains in their place (modules_to_save) are an adapter's, and do not count.
+    """
+    named = unwrap(model).named_modules()
+    return [module for name, module in named if isinstance(module, UpdatePredictor) and ".modules_to_save." not in name]
 
 
 def record_provenance(model: nn.Module, provenance: Provenance) -> None:
@@ -45,9 +49,19 @@ def record_provenance(model: nn.Module, provenance: Provenance) -> None:
 
 
 def predictor_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return the weights of the update predictors by layer and name, without those of adapters on them."""
+    """Return the weights of the update predictors by layer and name, without those of adapters on them.
+
+    Raises:
+        ValueError: where an adapter is merged into them, so that their own weights are not there.
+
+    """
     weights = {}
     for layer, predictor in enumerate(update_predictors(model)):
+        if any(getattr(module, "merged", False) for module in predictor.modules()):
+            raise ValueError(
+                "An adapter is merged into the update predictors of this model, which an adapter that is saved or "
+                "loaded needs without it; call unmerge_adapter() first, or merge_and_unload() to save the whole model."
+            )
         with torch.device("meta"):
             own = UpdatePredictor(predictor.bias.shape[0], predictor.form).state_dict().keys()
         for name, value in predictor.state_dict().items():

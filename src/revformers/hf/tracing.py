@@ -1,4 +1,4 @@
-"""Warnings and errors for torch.compile and torch.export, which cannot look into a recurrence."""
+"""Warnings and errors for torch.compile, torch.export and torch.jit.trace, which cannot look into a recurrence."""
 
 import warnings
 
@@ -16,10 +16,11 @@ NEVER_COMPILED = (
 
 
 def refuse_export(module: nn.Module) -> None:
-    """Raise NotReversibleError where torch.export runs the forward of a reversible decoder."""
-    if torch.compiler.is_exporting():
+    """Raise NotReversibleError where torch.export or torch.jit.trace runs the forward of a reversible decoder."""
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        exporter = "torch.export" if torch.compiler.is_exporting() else "torch.jit.trace"
         raise NotReversibleError(
-            f"torch.export cannot export {type(module).__name__} with reversible dynamics, whose states are exact "
+            f"{exporter} cannot export {type(module).__name__} with reversible dynamics, whose states are exact "
             f"integers, checked as they change; export the ordinary network (revformers.make_residual(model))."
         )
 

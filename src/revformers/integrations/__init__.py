@@ -6,11 +6,12 @@ them leave ordinary models to the library. `docs/integrations.md` lists them.
 
 from wrapt import register_post_import_hook
 
-from revformers.integrations import peft, trainer, trl
+from revformers.integrations import modeling, peft, trainer, trl
 
 
 def register() -> None:
     """Extend the libraries that are imported already, and the others as soon as they are."""
+    register_post_import_hook(modeling.extend, "transformers.modeling_utils")
     register_post_import_hook(trainer.extend, "transformers.trainer")
     register_post_import_hook(trl.extend_references, "trl.trainer.utils")
     register_post_import_hook(trl.extend_cards, "trl.trainer.base_trainer")

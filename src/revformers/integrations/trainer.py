@@ -1,6 +1,5 @@
 """transformers' Trainer: checkpoints are resumed by the network that wrote them, and cards say what it is."""
 
-import json
 import os
 import shutil
 import warnings
@@ -9,10 +8,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from safetensors.torch import load_file
 from wrapt import wrap_function_wrapper
 
-from revformers.hf.adapter_base import DESCRIPTION, PREDICTORS
+from revformers.errors import RebuildMismatchError, StateRangeError
+from revformers.hf.adapter_base import DESCRIPTION, PREDICTORS, read_description
 from revformers.hf.card import CARD_NAME, add_section
 from revformers.hf.discovery import unwrap
 from revformers.hf.identity import Identity, read_identity
@@ -41,7 +40,7 @@ def check_checkpoint(model: Any, directory: str | os.PathLike) -> None:
     file = Path(directory) / "config.json"
     if not file.is_file():
         return
-    description = json.loads(file.read_text(encoding="utf-8")).get(KEY)
+    description = read_description(file).get(KEY)
     saved, own = None if description is None else read_identity(description, file), reversible_stack(model)
     differences = saved.differences(own) if saved is not None and own is not None else []
     if (saved is None) == (own is None) and not differences:
@@ -66,7 +65,10 @@ def _words(identity: Identity | None) -> str:
 
 
 def _train(ordinary: Function, trainer: Any, arguments: Any, keywords: Any) -> Any:
-    """Say where a trainer compares the model with a reference of another network, which a caller may want."""
+    """Say where the reference is another network, which a caller may want, and have errors explained by callbacks."""
+    # imported here: this module is imported with revformers, and transformers' trainer callbacks take half a second
+    from revformers.training.callback import ReversibleCallback
+
     reference, own = getattr(trainer, "ref_model", None), reversible_stack(trainer.model)
     if reference is not None and own is not None:
         other = reversible_stack(reference)
@@ -76,7 +78,16 @@ def _train(ordinary: Function, trainer: Any, arguments: Any, keywords: Any) -> A
                 f"{_words(own)}, so that they differ before training; leave ref_model out to have a copy of the model.",
                 stacklevel=3,
             )
-    return ordinary(*arguments, **keywords)
+    callbacks = [one for one in trainer.callback_handler.callbacks if isinstance(one, ReversibleCallback)]
+    try:
+        return ordinary(*arguments, **keywords)
+    except (RebuildMismatchError, StateRangeError) as error:
+        for callback in callbacks:
+            error.add_note(callback.explain(error))
+        raise
+    finally:
+        for callback in callbacks:
+            callback.close()
 
 
 def _load_from_checkpoint(ordinary: Function, trainer: Any, arguments: Any, keywords: Any) -> Any:
@@ -101,8 +112,9 @@ def _load_weights(trainer: Any, model: Any, directory: str) -> bool:
     files = weight_files(Path(directory), VARIANT)
     if not files or trainer.is_fsdp_enabled or reversible_stack(model) is None:
         return False
-    weights = {name: value for file in files for name, value in load_file(file).items()}
-    trainer._issue_warnings_after_load(model.load_state_dict(weights, strict=False))
+    # By its own loading, since many families (mixtures of experts, Llava) save their weights under other names.
+    loaded = type(model).from_pretrained(directory, dtype="auto")
+    model.load_state_dict(loaded.state_dict())
     return True
 
 

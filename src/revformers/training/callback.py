@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from revformers.activations.rebuild import REMEDY
-from revformers.errors import RebuildMismatchError, unwatch, watch
+from revformers.errors import RebuildMismatchError
 from revformers.exact.fixed_point import MAXIMUM_MAGNITUDE
 from revformers.hf.discovery import unwrap
 from revformers.hf.state import require_reversible
@@ -92,7 +92,6 @@ class ReversibleCallback(TrainerCallback):
         self._stop_waiting()
         if self._verifies or self._counts:
             self._handle = model.register_forward_pre_hook(self._note_inputs, with_kwargs=True)
-        watch(self)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -152,13 +151,18 @@ class ReversibleCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Leave the model alone."""
+        self.close()
+
+    def close(self) -> None:
+        """Leave the model alone; after a training that an error ended `Trainer.train` calls it."""
         self._stop_waiting()
-        unwatch(self)
+        self._inputs = None
 
     def explain(self, error: Exception) -> str:
-        """Return what an error of reversible training means at this step, and what to do; errors take it as a note."""
-        # The training ends here, without on_train_end, and later errors are not of its steps.
-        unwatch(self)
+        """Return what an error of reversible training means at this step, and what to do.
+
+        A trainer's callbacks are not told of an error that ends the training, so `Trainer.train` adds this as a note.
+        """
         if isinstance(error, RebuildMismatchError):
             meaning = (
                 "a layer computed something else when it was evaluated again for the backward pass than in the forward "

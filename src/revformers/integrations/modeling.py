@@ -1,0 +1,31 @@
+"""transformers' models: what is saved is the network that runs.
+
+A reversible model says in its configuration what it is. A decoder that is taken out of its model and put into another
+one takes its dynamics along, and the configuration of that model knows nothing of it.
+"""
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from wrapt import wrap_function_wrapper
+
+from revformers.hf.model_config import identity_of
+from revformers.hf.state import reversible_stack
+
+
+def extend(module: ModuleType) -> None:
+    """Refuse to save a model whose decoder is not what its configuration says."""
+    wrap_function_wrapper(module, "PreTrainedModel.save_pretrained", _save_pretrained)
+
+
+def _save_pretrained(ordinary: Callable[..., Any], model: Any, arguments: Any, keywords: Any) -> Any:
+    reversible, told = reversible_stack(model), identity_of(model.config)
+    if (reversible is None) != (told is None):
+        decoder, config = ("reversible", "ordinary") if told is None else ("ordinary", "reversible")
+        raise ValueError(
+            f"The decoder in this {type(model).__name__} is {decoder}, and its configuration is that of a model that "
+            f"is {config}, as where a decoder was put into a finished model, so that another network would be loaded; "
+            f"call revformers.make_reversible(model, dynamics) on the whole model, and save it then."
+        )
+    return ordinary(*arguments, **keywords)

@@ -1,0 +1,37 @@
+"""transformers' models: what is saved is the network that runs."""
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, LlamaForSequenceClassification
+
+import revformers as rf
+from tests.integrations.tiny import DYNAMICS, IDS, small
+
+
+def classifier():
+    torch.manual_seed(0)
+    config = small().config
+    config.num_labels, config.pad_token_id = 1, 0
+    return LlamaForSequenceClassification(config)
+
+
+def test_a_reversible_decoder_in_an_ordinary_model_is_not_saved_as_the_ordinary_network(tmp_path):
+    model = classifier()
+    model.model = rf.make_reversible(small(), DYNAMICS).model
+    with pytest.raises(ValueError, match=r"decoder .* is reversible.* call revformers\.make_reversible"):
+        model.save_pretrained(tmp_path)
+    rf.make_reversible(model, DYNAMICS)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(IDS).logits, model.eval()(IDS).logits)
+
+
+def test_an_ordinary_decoder_in_a_reversible_model_is_not_saved_as_a_reversible_network(tmp_path):
+    model = rf.make_reversible(classifier(), DYNAMICS)
+    model.model = small().model
+    with pytest.raises(ValueError, match=r"decoder .* is ordinary.* call revformers\.make_reversible"):
+        model.save_pretrained(tmp_path)
+    assert not any(tmp_path.iterdir())
+    rf.make_reversible(model, rf.Midpoint()).save_pretrained(tmp_path)
+    assert rf.describe(rf.from_pretrained(tmp_path)).recurrence == rf.Midpoint().recurrence
