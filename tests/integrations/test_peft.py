@@ -40,7 +40,7 @@ from tests.integrations.tiny import (
 
 BASES = ("memory", "loaded", "converted", "converted and saved")
 WRONG = ("ordinary", "other dynamics", "other predictors")
-REFUSED = r"(an ordinary|another) network.*; load both with revformers\.load_adapter"
+REFUSED = r"this model is (an ordinary|a reversible) network.*; load both with revformers\.load_adapter"
 
 
 @pytest.fixture(scope="module")

@@ -72,7 +72,7 @@ class _UsedLeaf:
         self.is_parameter = isinstance(leaf, nn.Parameter)
         self.is_saved = is_saved
         self.trains = leaf.requires_grad
-        self.version = _version(leaf)
+        self.version = version_of(leaf)
         # A weak reference, like a strong one, keeps the number of a block from being given to another.
         self.storages = [StorageWeakRef(part.untyped_storage()) for part in _parts(leaf)]
 
@@ -80,7 +80,7 @@ class _UsedLeaf:
         """Whether the leaf has its memory and was not written to since; one that is gone counts as unchanged."""
         leaf = self.reference()
         return leaf is None or (
-            _version(leaf) == self.version
+            version_of(leaf) == self.version
             and [part.untyped_storage()._cdata for part in _parts(leaf)] == [known.cdata for known in self.storages]
         )
 
@@ -199,9 +199,9 @@ def _leaves_of_graph(nodes: Iterable[Any], hidden: Tensor) -> tuple[dict[int, Te
     return leaves, goes_on
 
 
-def _version(leaf: Tensor) -> int:
-    """Return how often the leaf was written to; inference tensors do not count."""
-    return 0 if leaf.is_inference() else leaf._version
+def version_of(tensor: Tensor) -> int:
+    """Return how often a tensor was written to in place; inference tensors do not count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _parts(leaf: Tensor) -> Iterable[Tensor]:

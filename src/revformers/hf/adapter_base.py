@@ -22,7 +22,7 @@ from transformers.utils import cached_file
 
 from revformers.errors import ModelFilesError
 from revformers.hf.discovery import unwrap
-from revformers.hf.identity import Identity, read_identity
+from revformers.hf.identity import Identity, in_words, read_identity
 from revformers.hf.model_config import saved_config
 from revformers.hf.pretrained import VARIANT, hub_keywords, local_folder, weight_files
 from revformers.hf.state import predictor_weights, require_reversible, reversible_stack, update_predictors
@@ -158,11 +158,10 @@ def check_base(model: nn.Module, adapter: str | os.PathLike, keywords: Mapping[s
     base = AdapterBase.read(file)
     differences = base_differences(model, base)
     if differences:
-        this = "an ordinary network" if own is None else f"another network ({own.dynamics.recurrence})"
         apart = f"; they differ in {', '.join(differences)}" if own is not None else ""
         raise ValueError(
-            f"The adapter {adapter} was trained on a reversible network ({base.identity.dynamics.recurrence}), and "
-            f"this model is {this}{apart}; load both with revformers.load_adapter({str(adapter)!r})."
+            f"The adapter {adapter} was trained on {in_words(base.identity)}, and this model is {in_words(own)}{apart}"
+            f"; load both with revformers.load_adapter({str(adapter)!r})."
         )
 
 

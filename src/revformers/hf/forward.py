@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from revformers.activations import PolicyFactory, policy_factory
 from revformers.activations.budget import BudgetReport
+from revformers.activations.used_leaves import version_of
 from revformers.errors import NotReversibleError
 from revformers.hf.batch_hooks import batch_hooks, has_batch_hooks, with_batch_hooks
 from revformers.hf.fields import (
@@ -143,7 +144,7 @@ class Pass:
             self.stack.budget_report = self._trajectory.report or self.stack.budget_report
             hidden = self._trajectory.readout()
             self.stack.largest_magnitude = max(self.stack.largest_magnitude, self._trajectory.largest_magnitude)
-        self._version = _version(hidden)
+        self._version = version_of(hidden)
         return self._with_others(hidden, returned)
 
     def _with_others(self, hidden: Tensor, returned: LayerReturn) -> Any:
@@ -197,7 +198,7 @@ class Pass:
         expected = self._trajectory.hidden
         # Other objects with the same memory are fine: FSDP passes a layer's input through a node of its own.
         same = hidden is expected or (hidden.shape == expected.shape and hidden.data_ptr() == expected.data_ptr())
-        if not same or _version(hidden) != self._version:
+        if not same or version_of(hidden) != self._version:
             raise NotReversibleError(
                 f"{type(self._decoder).__name__} changes the hidden state between layers {self._next - 1} and "
                 f"{self._next}; only decoders that hand a layer's output to the next layer as it is can be reversed."
@@ -355,8 +356,3 @@ def _refuse_cache(stack: ReversibleStack, inputs: dict[str, Any]) -> None:
             f'evaluates layers again (activations="{stack.activations}"); use torch.no_grad(), or '
             'revformers.set_activations(model, "store").'
         )
-
-
-def _version(tensor: Tensor) -> int:
-    """Return how often the tensor was written in place; inference tensors do not count."""
-    return 0 if tensor.is_inference() else tensor._version

@@ -67,6 +67,14 @@ class Identity:
         )
 
 
+def in_words(identity: Identity | None) -> str:
+    """Return what messages call a network; None is the ordinary one."""
+    if identity is None:
+        return "an ordinary network"
+    predictors = " with update predictors" if identity.predictor_form else ""
+    return f"a reversible network{predictors} ({identity.dynamics.recurrence})"
+
+
 def read_identity(values: Mapping[str, Any], path: Path) -> Identity:
     """Return the identity that a file describes.
 

@@ -14,7 +14,7 @@ from revformers.errors import RebuildMismatchError, StateRangeError
 from revformers.hf.adapter_base import DESCRIPTION, PREDICTORS, read_description
 from revformers.hf.card import CARD_NAME, add_section
 from revformers.hf.discovery import unwrap
-from revformers.hf.identity import Identity, read_identity
+from revformers.hf.identity import in_words, read_identity
 from revformers.hf.model_config import KEY
 from revformers.hf.pretrained import VARIANT, weight_files
 from revformers.hf.state import reversible_stack
@@ -52,16 +52,9 @@ def check_checkpoint(model: Any, directory: str | os.PathLike) -> None:
         else "load the model to train from it, with transformers"
     )
     raise ValueError(
-        f"The checkpoint {directory} is that of {_words(saved)}, and the model to train is {_words(own)}{apart}; "
+        f"The checkpoint {directory} is that of {in_words(saved)}, and the model to train is {in_words(own)}{apart}; "
         f"{remedy}, or train from another checkpoint."
     )
-
-
-def _words(identity: Identity | None) -> str:
-    if identity is None:
-        return "an ordinary network"
-    predictors = " with update predictors" if identity.predictor_form else ""
-    return f"a reversible network{predictors} ({identity.dynamics.recurrence})"
 
 
 def _train(ordinary: Function, trainer: Any, arguments: Any, keywords: Any) -> Any:
@@ -74,8 +67,9 @@ def _train(ordinary: Function, trainer: Any, arguments: Any, keywords: Any) -> A
         other = reversible_stack(reference)
         if other is None or other.differences(own):
             warnings.warn(
-                f"The ref_model of this {type(trainer).__name__} is {_words(other)}, and the model to train is "
-                f"{_words(own)}, so that they differ before training; leave ref_model out to have a copy of the model.",
+                f"The ref_model of this {type(trainer).__name__} is {in_words(other)}, and the model to train is "
+                f"{in_words(own)}, so that they differ before training; leave ref_model out to have a copy of "
+                f"the model.",
                 stacklevel=3,
             )
     callbacks = [one for one in trainer.callback_handler.callbacks if isinstance(one, ReversibleCallback)]
