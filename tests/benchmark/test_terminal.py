@@ -24,6 +24,12 @@ def test_every_table_of_a_comparison_is_shown():
     assert max(map(len, text.splitlines())) <= 90
 
 
+def test_a_narrow_terminal_shows_every_column():
+    text = shown(comparison_tables(comparison()), width=80)
+    assert all(word in text.split("Bits:")[0] for word in ("bits", "loss", "exact", "time"))
+    assert max(map(len, text.splitlines())) <= 80
+
+
 def test_what_is_wrong_stands_out():
     example = comparison()
     example["arms"]["rows"][2]["same_weights_as_store"] = False

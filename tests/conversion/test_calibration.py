@@ -94,8 +94,8 @@ def test_held_out_text_takes_the_same_forms(tokenizer):
     [
         (DOCUMENTS, "list of strings holds text.*pass the model's own as tokenizer="),
         (datasets.Dataset.from_dict({"text": DOCUMENTS}), "data set holds text.*tokenizer="),
-        (datasets.Dataset.from_dict({"story": DOCUMENTS}), "no column 'text' but story; .* in text_column"),
-        (datasets.Dataset.from_dict({"text": [1, 2]}), "column 'text' of The data set holds int"),
+        (datasets.Dataset.from_dict({"story": DOCUMENTS}), "no column 'text'; its columns are story.* in text_column"),
+        (datasets.Dataset.from_dict({"text": [1, 2]}), "The data set holds int in its column 'text'.* plain text"),
         (datasets.Dataset.from_dict({"text": []}), "data set is empty"),
         (datasets.DatasetDict(train=datasets.Dataset.from_dict({"text": DOCUMENTS})), r"choose one.*\['train'\]"),
         (datasets.Dataset.from_dict({"input_ids": [[1, 2]], "attention_mask": [[1, 0]]}), "must not be padded"),

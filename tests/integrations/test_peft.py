@@ -225,7 +225,7 @@ def test_a_base_that_is_gone_is_asked_for(folder, tmp_path):
 
 
 def test_one_call_refuses_an_adapter_of_an_ordinary_network(ordinary_adapter):
-    with pytest.raises(FileNotFoundError, match=r"an adapter of an ordinary model; load it with peft\.PeftModel"):
+    with pytest.raises(ValueError, match=r"an adapter of an ordinary model; load it with peft\.PeftModel"):
         rf.load_adapter(ordinary_adapter)
 
 
@@ -283,7 +283,7 @@ def test_an_adapter_that_is_saved_over_one_of_a_reversible_network_is_of_its_own
     assert torch.equal(logits(PeftModel.from_pretrained(wrong_base("ordinary", folder), tmp_path)), logits(adapted))
     with pytest.raises(ValueError, match="was trained on an ordinary network"):
         PeftModel.from_pretrained(base("memory", folder), tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"load it with peft\.PeftModel"):
+    with pytest.raises(ValueError, match=r"load it with peft\.PeftModel"):
         rf.load_adapter(tmp_path)
 
 
@@ -324,6 +324,17 @@ def test_predictors_that_an_adapter_trains_in_full_come_back(kind, folder, tmp_p
     adapted.save_pretrained(tmp_path)
     for load in (rf.load_adapter, lambda place: PeftModel.from_pretrained(base(kind, folder), place)):
         assert torch.equal(logits(load(tmp_path)), logits(adapted))
+
+
+@pytest.mark.parametrize("kind", ["memory", "converted"])
+def test_a_base_of_another_size_stays_what_it_was(kind, adapters):
+    own = small().config
+    own.hidden_size, own.head_dim = 2 * own.hidden_size, 2 * own.head_dim
+    other = LlamaForCausalLM(own)
+    with pytest.raises(ValueError, match=r"does not fit this LlamaForCausalLM, whose weights have other sizes"):
+        rf.load_adapter(adapters[kind][0], other)
+    assert what_it_is(other) is None
+    assert type(other) is LlamaForCausalLM
 
 
 @pytest.mark.parametrize("options", [{"use_dora": True}, {"init_lora_weights": "pissa"}], ids=["dora", "pissa"])

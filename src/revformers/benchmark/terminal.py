@@ -29,6 +29,7 @@ def dynamics_table(rows: Sequence[Mapping[str, Any]], steps: int) -> RenderableT
         "Time: forward and backward over that of the ordinary network storing activations, median of the steps.",
         left=("dynamics", "recurrence"),
         right=("bits", "loss", "exact", "time"),
+        wraps="recurrence",
     )
     for row in rows:
         if "unavailable" in row:

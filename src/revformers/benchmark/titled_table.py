@@ -18,15 +18,18 @@ class TitledTable:
     table: Table
 
     @classmethod
-    def empty(cls, title: str, caption: str, left: Sequence[str] = (), right: Sequence[str] = ()) -> "TitledTable":
+    def empty(
+        cls, title: str, caption: str, left: Sequence[str] = (), right: Sequence[str] = (), wraps: str | None = None
+    ) -> "TitledTable":
         """Return a table without rows; words stand left in their columns, numbers right.
 
-        In a narrow terminal the last column is written in several lines, so that nothing is cut off.
+        In a narrow terminal the column `wraps`, or else the last one, is written in several lines, so that nothing is
+        cut off.
         """
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         columns = [*((column, "left") for column in left), *((column, "right") for column in right)]
         for column, side in columns:
-            table.add_column(column, justify=side, no_wrap=column != columns[-1][0])  # type: ignore[arg-type]
+            table.add_column(column, justify=side, no_wrap=column != (wraps or columns[-1][0]))  # type: ignore[arg-type]
         return cls(title, caption, table)
 
     def add(self, *cells: str) -> None:

@@ -165,18 +165,21 @@ class _Packer:
             raise ValueError(f"{name} is empty.")
         if self.column not in first:
             raise ValueError(
-                f"{name} has no column {self.column!r} but {', '.join(first)}; say which holds text in text_column."
+                f"{name} has no column {self.column!r}; its columns are {', '.join(first)}. Say which one holds text "
+                f"in text_column."
             )
         if not isinstance(first[self.column], str | None):
             raise ValueError(
-                f"The column {self.column!r} of {name} holds {type(first[self.column]).__name__}, no text."
+                f"{name} holds {type(first[self.column]).__name__} in its column {self.column!r}, and calibration "
+                f"takes plain text; render conversations with tokenizer.apply_chat_template first."
             )
         return self.documents((record[self.column] for record in records), name, separated)
 
     def documents(self, documents: Iterable[str | None], name: str, separated: bool = True) -> Tensor:
-        if self.tokenizer is None:
+        if not isinstance(self.tokenizer, PreTrainedTokenizerBase):
             raise ValueError(
-                f"{name} holds text, which only a tokenizer turns into tokens; pass the model's own as tokenizer=."
+                f"{name} holds text, which only a tokenizer turns into tokens; pass the model's own as tokenizer=, "
+                f"such as transformers.AutoTokenizer.from_pretrained(...)."
             )
         from revformers.conversion.text import first_blocks
 

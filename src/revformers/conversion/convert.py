@@ -94,7 +94,7 @@ class Conversion:
         """Say in a few lines what the conversion costs."""
         text = "held-out text   " if self.held_out_tokens else "calibration text"
         lines = [
-            f"converted at {self.bits:g} bits an element a layer",
+            f"converted at {self.bits:g} {'bit' if self.bits == 1 else 'bits'} per element and layer",
             f"  loss on {text}      {self.loss:.4f}, {self.loss_increase:+.2%} on {self.original_loss:.4f}",
         ]
         if self.predicted_loss is not None:

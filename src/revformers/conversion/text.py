@@ -100,5 +100,5 @@ def first_blocks(
     """
     blocks = list(islice(packed_blocks(documents, tokenizer, length, separated), number))
     if not blocks:
-        raise RecipeError(f"{name} does not fill one block of {length} tokens.")
+        raise RecipeError(f"{name} does not fill one block of {length} tokens; give more text, or a smaller length.")
     return torch.stack([torch.from_numpy(block) for block in blocks])

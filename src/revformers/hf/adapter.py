@@ -23,11 +23,12 @@ from revformers.hf.adapter_base import (
     read_description,
 )
 from revformers.hf.attach import add_update_predictors
+from revformers.hf.discovery import unwrap
 from revformers.hf.hint import without_hint
 from revformers.hf.identity import read_identity
 from revformers.hf.model_class import reversible_class
 from revformers.hf.pretrained import find_model, hub_keywords
-from revformers.hf.reversible import make_reversible
+from revformers.hf.reversible import make_residual, make_reversible
 from revformers.hf.state import reversible_stack
 
 WEIGHTS = "adapter_model.safetensors"
@@ -71,20 +72,24 @@ def load_adapter(
         A `peft.PeftModel`.
 
     Raises:
-        FileNotFoundError: where there is no such adapter, or a local base is no longer where it was.
+        FileNotFoundError: where there is no adapter, or a local base is no longer where it was.
         ModelFilesError: where files are missing, damaged or of another version.
-        ValueError: where `model` is another reversible network than the adapter was trained on.
+        ValueError: where `model` is another network than the adapter was trained on (an ordinary one stays ordinary),
+            or the adapter is that of an ordinary network.
 
     """
     from peft import PeftModel
 
     if find_file(directory, ADAPTER_CONFIG, keywords) is None:
+        place = (
+            f"{directory} holds" if Path(directory).is_dir() else f"There is no directory {directory}, and the hub has"
+        )
         raise FileNotFoundError(
-            f"{directory} holds no adapter ({ADAPTER_CONFIG}); load a whole model with revformers.from_pretrained."
+            f"{place} no adapter ({ADAPTER_CONFIG}); load a whole model with revformers.from_pretrained."
         )
     file = find_description(directory, keywords)
     if file is None:
-        raise FileNotFoundError(
+        raise ValueError(
             f"{directory} holds an adapter of an ordinary model; load it with peft.PeftModel.from_pretrained."
         )
     base = AdapterBase.read(file)
@@ -95,11 +100,22 @@ def load_adapter(
         known = not base_differences(model, base)
     else:
         known = reversible_stack(model) is not None
-    if not known:
-        if base.identity.predictor_form is not None:
-            find_file(directory, PREDICTORS, keywords)  # which downloads the file beside the description
-        apply_conversion(model, file.parent)
-    return PeftModel.from_pretrained(model, directory, is_trainable=trainable, **hub_keywords(keywords))
+    was_ordinary = reversible_stack(model) is None
+    try:
+        if not known:
+            if base.identity.predictor_form is not None:
+                find_file(directory, PREDICTORS, keywords)  # which downloads the file beside the description
+            apply_conversion(model, file.parent)
+        return PeftModel.from_pretrained(model, directory, is_trainable=trainable, **hub_keywords(keywords))
+    except Exception as error:
+        if was_ordinary:
+            make_residual(model)
+        if "size mismatch" not in str(error):
+            raise
+        raise ValueError(
+            f"The adapter {directory} does not fit this {type(unwrap(model)).__name__}, whose weights have other sizes "
+            f"than those of the base that it was trained on, {base.name or 'a model that was never saved'}."
+        ) from error
 
 
 def _load_base(adapter: str | os.PathLike, base: AdapterBase, keywords: Mapping[str, Any]) -> Any:

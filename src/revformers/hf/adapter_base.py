@@ -91,7 +91,7 @@ def save_conversion(
         predictors: whether to write the weights of the predictors, or only what tells them from others.
 
     """
-    weights = predictor_weights(model)
+    weights = _own_predictor_weights(model)
     if weights and predictors:
         save_file(weights, directory / PREDICTORS)
     description = require_reversible(model).to_dict()
@@ -201,7 +201,7 @@ def base_differences(model: nn.Module, base: AdapterBase) -> list[str]:
         return ["the recurrence"]
     if differences := base.identity.differences(own):
         return differences
-    same = not base.predictors_sha256.isdisjoint(_digests(predictor_weights(model)))
+    same = not base.predictors_sha256.isdisjoint(_digests(_own_predictor_weights(model)))
     return [] if same else ["the weights of the update predictors"]
 
 
@@ -240,7 +240,17 @@ def _is_saved_with_predictors(name: str | None, revision: str | None, model: nn.
                 path = next((path for path in places if key.startswith(path)), None)
                 if path is not None:
                     saved[f"{places[path]}.{key.removeprefix(path)}"] = weights.get_tensor(key)
-    return not set(_digests(saved)).isdisjoint(_digests(predictor_weights(model)))
+    return not set(_digests(saved)).isdisjoint(_digests(_own_predictor_weights(model)))
+
+
+def _own_predictor_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return the weights of a base's update predictors; raise ValueError where an adapter is merged into them."""
+    if any(getattr(module, "merged", False) for one in update_predictors(model) for module in one.modules()):
+        raise ValueError(
+            "An adapter is merged into the update predictors of this model, which an adapter that is saved or loaded "
+            "needs without it; call unmerge_adapter() first, or merge_and_unload() to save the whole model."
+        )
+    return predictor_weights(model)
 
 
 def _digests(weights: Mapping[str, Tensor]) -> list[str]:

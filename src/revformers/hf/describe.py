@@ -62,7 +62,7 @@ class Description:
             "activations": f"{self.activations}: keeps {self.kept}",
             "side information": "none, there is no inverse"
             if self.bits is None
-            else f"{self.bits:g} {'bit' if self.bits == 1 else 'bits'} an element a step in the mean",
+            else f"{self.bits:g} {'bit' if self.bits == 1 else 'bits'} per element and step, on average",
             "update predictors": f"{self.predictors}, {self.predictor_parameters:,} parameters"
             if self.predictors
             else "none",

@@ -49,19 +49,9 @@ def record_provenance(model: nn.Module, provenance: Provenance) -> None:
 
 
 def predictor_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return the weights of the update predictors by layer and name, without those of adapters on them.
-
-    Raises:
-        ValueError: where an adapter is merged into them, so that their own weights are not there.
-
-    """
+    """Return the weights of the update predictors by layer and name, without those of adapters on them."""
     weights = {}
     for layer, predictor in enumerate(update_predictors(model)):
-        if any(getattr(module, "merged", False) for module in predictor.modules()):
-            raise ValueError(
-                "An adapter is merged into the update predictors of this model, which an adapter that is saved or "
-                "loaded needs without it; call unmerge_adapter() first, or merge_and_unload() to save the whole model."
-            )
         with torch.device("meta"):
             own = UpdatePredictor(predictor.bias.shape[0], predictor.form).state_dict().keys()
         for name, value in predictor.state_dict().items():

@@ -32,7 +32,7 @@ def packed_blocks(
 
     """
     if separated and tokenizer.eos_token_id is None:
-        raise RecipeError("The tokenizer has no end-of-sequence token to set between the documents.")
+        raise RecipeError("The tokenizer has no end-of-sequence token to set between the documents; set its eos_token.")
     end = [tokenizer.eos_token_id] if separated else []
     iterator = iter(documents)
     rest = np.empty(0, dtype=np.int64)
