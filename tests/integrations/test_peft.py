@@ -309,6 +309,7 @@ def test_an_adapter_that_is_merged_into_the_predictors_is_not_saved(folder, tmp_
     adapted.merge_adapter()
     with pytest.raises(ValueError, match=r"merged into the update predictors.* unmerge_adapter\(\)"):
         adapted.save_pretrained(tmp_path)
+    assert not any(tmp_path.iterdir())
     adapted.unmerge_adapter()
     adapted.save_pretrained(tmp_path)
     torch.testing.assert_close(logits(rf.load_adapter(tmp_path)), logits(adapted))

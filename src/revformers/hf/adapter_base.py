@@ -243,13 +243,17 @@ def _is_saved_with_predictors(name: str | None, revision: str | None, model: nn.
     return not set(_digests(saved)).isdisjoint(_digests(_own_predictor_weights(model)))
 
 
-def _own_predictor_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return the weights of a base's update predictors; raise ValueError where an adapter is merged into them."""
+def require_own_predictors(model: nn.Module) -> None:
+    """Raise ValueError where an adapter is merged into the update predictors of a model."""
     if any(getattr(module, "merged", False) for one in update_predictors(model) for module in one.modules()):
         raise ValueError(
             "An adapter is merged into the update predictors of this model, which an adapter that is saved or loaded "
             "needs without it; call unmerge_adapter() first, or merge_and_unload() to save the whole model."
         )
+
+
+def _own_predictor_weights(model: nn.Module) -> dict[str, Tensor]:
+    require_own_predictors(model)
     return predictor_weights(model)
 
 

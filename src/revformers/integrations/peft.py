@@ -13,7 +13,7 @@ from typing import Any
 
 from wrapt import wrap_function_wrapper
 
-from revformers.hf.adapter_base import ADAPTER_CONFIG, check_base, ordinary_type, seal_adapter
+from revformers.hf.adapter_base import ADAPTER_CONFIG, check_base, ordinary_type, require_own_predictors, seal_adapter
 from revformers.hf.card import CARD_NAME, add_section, has_section
 from revformers.hf.state import reversible_stack
 
@@ -51,8 +51,9 @@ def _save_pretrained(ordinary: Function, model: Any, arguments: Any, keywords: A
     def save(save_directory: Any, *others: Any, **options: Any) -> Any:
         card = Path(save_directory) / CARD_NAME
         ours = has_section(card) or not card.exists()
-        result = ordinary(save_directory, *others, **options)
         base = model.get_base_model()
+        require_own_predictors(base)  # before an adapter without a description is written
+        result = ordinary(save_directory, *others, **options)
         if reversible_stack(base) is not None and options.get("is_main_process", True):
             if ours and card.is_file():
                 add_section(card, base, adapter=True)
