@@ -339,6 +339,16 @@ def test_an_adapter_for_each_row_is_rebuilt_to_the_bit(activations):
     assert not all(torch.equal(other[name], stored[name]) for name in other)
 
 
+def test_an_adapter_for_each_row_beside_trained_tokens_is_rebuilt_to_the_bit():
+    """PEFT gives hooks to the LoRA layers, and none to the embeddings."""
+    model = adapted("rebuild", ("a", "b"), init_lora_weights=False, trainable_token_indices=[1, 2]).eval()
+    names = (["a", "b"] * len(batch(model)["input_ids"]))[: len(batch(model)["input_ids"])]
+    found, _ = of_one_batch(model, adapter_names=names)
+    set_policy(model, "store")
+    stored, _ = of_one_batch(model, adapter_names=names)
+    assert all(torch.equal(found[name], stored[name]) for name in stored)
+
+
 @pytest.mark.parametrize("activations", POLICIES)
 def test_rotations_for_each_row_are_rebuilt_to_the_bit(activations):
     """RoAd takes adapter_names too, and is no LoRA."""

@@ -234,24 +234,28 @@ def test_a_peft_model_has_the_configuration_of_the_reversible_model_in_it():
     assert identity_of(model.config) is reversible_stack(model)
 
 
-def test_a_configuration_that_takes_the_place_of_another_says_what_the_model_is():
+@pytest.mark.parametrize("make", [copy.deepcopy, lambda own: config()], ids=["copied", "ordinary"])
+def test_a_configuration_that_takes_the_place_of_another_says_what_the_model_is(make):
     model = with_head("LlamaForCausalLM")
-    model.config = replaced = copy.deepcopy(model.config)
+    model.config = replaced = make(model.config)
     assert model.config is replaced
     assert identity_of(model.config) is reversible_stack(model)
 
 
-@pytest.mark.parametrize("other", [None, rf.Midpoint()], ids=["ordinary", "reversible"])
-def test_the_configuration_of_another_model_that_is_taken_over_stays_what_it_is(other, tmp_path):
-    giver, model = LlamaForCausalLM(config()), with_head("LlamaForCausalLM")
-    if other is not None:
-        rf.make_reversible(giver, other)
+def test_the_configuration_of_another_reversible_model_that_is_taken_over_stays_what_it_is():
+    giver, model = rf.make_reversible(LlamaForCausalLM(config()), rf.Midpoint()), with_head("LlamaForCausalLM")
     model.config = giver.config
     assert identity_of(model.config) is reversible_stack(model)
     assert identity_of(giver.config) is reversible_stack(giver)
-    giver.save_pretrained(tmp_path)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert (reversible_stack(loaded) and reversible_stack(loaded).dynamics) == other
+
+
+def test_an_ordinary_model_that_shares_a_configuration_with_a_reversible_one_is_not_saved(tmp_path):
+    giver, model = LlamaForCausalLM(config()), with_head("LlamaForCausalLM")
+    model.config = giver.config
+    model.config.use_cache = False
+    assert giver.config.use_cache is False
+    with pytest.raises(ValueError, match="two models share a configuration"):
+        giver.save_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,13 @@
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, LlamaForSequenceClassification
+from transformers import (
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedModel,
+)
 
 import revformers as rf
 from tests.integrations.tiny import DYNAMICS, IDS, small
@@ -18,7 +24,7 @@ def classifier():
 def test_a_reversible_decoder_in_an_ordinary_model_is_not_saved_as_the_ordinary_network(tmp_path):
     model = classifier()
     model.model = rf.make_reversible(small(), DYNAMICS).model
-    with pytest.raises(ValueError, match=r"decoder .* is reversible.* call revformers\.make_reversible"):
+    with pytest.raises(ValueError, match=r"decoder .* is reversible.* Call revformers\.make_reversible"):
         model.save_pretrained(tmp_path)
     rf.make_reversible(model, DYNAMICS)
     model.save_pretrained(tmp_path)
@@ -30,8 +36,31 @@ def test_a_reversible_decoder_in_an_ordinary_model_is_not_saved_as_the_ordinary_
 def test_an_ordinary_decoder_in_a_reversible_model_is_not_saved_as_a_reversible_network(tmp_path):
     model = rf.make_reversible(classifier(), DYNAMICS)
     model.model = small().model
-    with pytest.raises(ValueError, match=r"decoder .* is ordinary.* call revformers\.make_reversible"):
+    with pytest.raises(ValueError, match=r"decoder .* is ordinary.* Call revformers\.make_reversible"):
         model.save_pretrained(tmp_path)
     assert not any(tmp_path.iterdir())
     rf.make_reversible(model, rf.Midpoint()).save_pretrained(tmp_path)
     assert rf.describe(rf.from_pretrained(tmp_path)).recurrence == rf.Midpoint().recurrence
+
+
+class OwnModel(PreTrainedModel):
+    """A user's model around a reversible one, which it makes in its own __init__."""
+
+    config_class = LlamaConfig
+    _supports_sdpa = True
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.inner = rf.make_reversible(LlamaForCausalLM(config), DYNAMICS)
+        self.post_init()
+
+    def forward(self, input_ids):
+        return self.inner(input_ids)
+
+
+def test_a_class_that_makes_its_own_decoder_reversible_is_saved_with_a_warning(tmp_path):
+    model = OwnModel(small().config)
+    with pytest.warns(UserWarning, match="only where the __init__ of OwnModel makes it so"):
+        model.save_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(OwnModel.from_pretrained(tmp_path).eval()(IDS).logits, model.eval()(IDS).logits)

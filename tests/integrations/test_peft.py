@@ -279,12 +279,29 @@ def test_an_adapter_that_is_saved_over_one_of_a_reversible_network_is_of_its_own
     with_adapter(base("memory", folder)).save_pretrained(tmp_path)
     adapted = with_adapter(wrong_base("ordinary", folder))
     adapted.save_pretrained(tmp_path)
-    assert (tmp_path / DESCRIPTION).is_file()  # is left, as PEFT leaves what it does not know
     assert torch.equal(logits(PeftModel.from_pretrained(wrong_base("ordinary", folder), tmp_path)), logits(adapted))
     with pytest.raises(ValueError, match="was trained on an ordinary network"):
         PeftModel.from_pretrained(base("memory", folder), tmp_path)
     with pytest.raises(ValueError, match=r"load it with peft\.PeftModel"):
         rf.load_adapter(tmp_path)
+
+
+def test_files_that_contradict_each_other_are_refused(folder, tmp_path):
+    """As where PEFT alone has saved over the adapter, or somebody has written its configuration anew."""
+    adapted = with_adapter(base("memory", folder))
+    adapted.save_pretrained(tmp_path)
+    config = PeftConfig.from_pretrained(tmp_path)
+    config.save_pretrained(tmp_path)
+    for load in (
+        rf.load_adapter,
+        lambda place: PeftModel.from_pretrained(base("memory", folder), place),
+        lambda place: PeftModel.from_pretrained(wrong_base("ordinary", folder), place),
+    ):
+        with pytest.raises(ModelFilesError, match=r"contradict .*delete reversible\.json; otherwise write \"LORA on a"):
+            load(tmp_path)
+    values = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(values | {"peft_type": values["peft_type"] + MARK}))
+    assert torch.equal(logits(rf.load_adapter(tmp_path)), logits(adapted))
 
 
 @pytest.mark.parametrize("lost", ["base", "predictors_sha256", "update_predictors", "dynamics"])

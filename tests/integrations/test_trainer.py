@@ -112,6 +112,45 @@ def test_weights_that_a_family_saves_under_other_names_come_back_too(kind, tmp_p
         assert torch.equal(own, other), name
 
 
+@pytest.mark.parametrize("kind", ["LlamaForCausalLM", "qwen3_moe"])
+def test_weights_of_several_types_come_back_in_their_own(kind, tmp_path):
+    """A frozen network in bfloat16 under a head in float32, which the configuration says nothing of."""
+
+    def model():
+        made = rf.make_reversible(tiny(kind).bfloat16(), DYNAMICS)
+        made.lm_head.float()
+        return made
+
+    source = model()
+    with torch.no_grad():
+        source.lm_head.weight.add_(1e-4)
+    source.save_pretrained(tmp_path)
+    target = model()
+    assert not torch.equal(target.lm_head.weight, source.lm_head.weight)
+    trainer_of(target, tmp_path / "run")._load_from_checkpoint(str(tmp_path))
+    for (name, own), other in zip(source.named_parameters(), target.named_parameters(), strict=True):
+        assert torch.equal(own, other[1]), name
+
+
+def test_a_model_that_its_configuration_does_not_describe_is_resumed(folder, tmp_path):
+    def model():
+        made = make("memory", folder)
+        made.value_head = torch.nn.Linear(4, 1)
+        return made
+
+    source, target = model(), model()
+    source.save_pretrained(tmp_path / "checkpoint")
+    trainer_of(target, tmp_path)._load_from_checkpoint(str(tmp_path / "checkpoint"))
+    assert torch.equal(source.value_head.weight, target.value_head.weight)
+
+
+def test_a_compiled_model_is_resumed(folder, tmp_path):
+    source, target = make("trained", folder), make("memory", folder)
+    source.save_pretrained(tmp_path / "checkpoint")
+    trainer_of(torch.compile(target, backend="eager"), tmp_path)._load_from_checkpoint(str(tmp_path / "checkpoint"))
+    assert torch.equal(source.lm_head.weight, target.lm_head.weight)
+
+
 def test_a_damaged_checkpoint_is_named(folder, tmp_path):
     trainer_of(make("memory", folder), tmp_path, **STEPS | {"max_steps": 2}).train()
     checkpoint = tmp_path / "run/checkpoint-2"

@@ -133,6 +133,12 @@ def seal_adapter(model: nn.Module, directory: Path, revision: str | None = None)
     partial.replace(path)
 
 
+def unseal_adapter(directory: Path) -> None:
+    """Remove what describes the reversible base of an older adapter from where that of an ordinary one was saved."""
+    for name in (DESCRIPTION, PREDICTORS):
+        (directory / name).unlink(missing_ok=True)
+
+
 def ordinary_type(peft_type: str) -> str:
     """Return the type of an adapter as PEFT knows it."""
     return peft_type.removesuffix(MARK)
@@ -168,16 +174,24 @@ def check_base(model: nn.Module, adapter: str | os.PathLike, keywords: Mapping[s
 def find_description(adapter: str | os.PathLike, keywords: Mapping[str, Any]) -> Path | None:
     """Return where the description of an adapter's reversible base lies; None for one of an ordinary network.
 
-    The type of the adapter decides, which every saving writes: a description may be left from an older adapter.
-
     Raises:
-        ModelFilesError: for the adapter of a reversible network that lacks its description, or a damaged configuration.
+        ModelFilesError: for the adapter of a reversible network that lacks its description, one whose files contradict
+            each other, or a damaged configuration.
 
     """
-    config = find_file(adapter, ADAPTER_CONFIG, keywords)
-    if config is None or not str(read_description(Path(config)).get("peft_type")).endswith(MARK):
+    config, file = (find_file(adapter, name, keywords) for name in (ADAPTER_CONFIG, DESCRIPTION))
+    if config is None:
         return None
-    file = find_file(adapter, DESCRIPTION, keywords)
+    peft_type = str(read_description(Path(config)).get("peft_type"))
+    if not peft_type.endswith(MARK):
+        if file is not None:
+            # Left from an older adapter in this folder, or somebody has written the configuration anew.
+            raise ModelFilesError(
+                f"The files of the adapter {adapter} contradict each other: {DESCRIPTION} describes a reversible base, "
+                f"and {ADAPTER_CONFIG} an adapter of an ordinary network. If it is one, delete {DESCRIPTION}; "
+                f'otherwise write "{peft_type}{MARK}" as its peft_type.'
+            )
+        return None
     if file is None:
         raise ModelFilesError(
             f"The adapter {adapter} was trained on a reversible model and lacks {DESCRIPTION}, which describes it; "

@@ -20,13 +20,8 @@ BatchHooks = Sequence[tuple[nn.Module, Callable[..., Any]]]
 
 
 def has_batch_hooks(model: nn.Module) -> bool:
-    """Whether PEFT has set hooks for the forward pass that runs: it gives them to every adapted module, or to none."""
-    if "peft" not in sys.modules:
-        return False
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    first = next((module for module in model.modules() if isinstance(module, BaseTunerLayer)), None)
-    return first is not None and bool(batch_hooks(first))
+    """Whether PEFT has set hooks for the forward pass that runs; which modules get them depends on the method."""
+    return "peft" in sys.modules and bool(batch_hooks(model))
 
 
 def batch_hooks(*parts: nn.Module) -> BatchHooks:

@@ -139,8 +139,8 @@ class ReversibleModel(PreTrainedModel):
         if name == "config" and isinstance(value, PreTrainedConfig):
             reversible = reversible_stack(self)
             if reversible is not None and identity_of(value) is not reversible:
-                if identity_of(value) is None or _is_owned(value):
-                    value = copy.deepcopy(value)  # it may be another model's, which stays what it is
+                if _is_owned(value):
+                    value = copy.deepcopy(value)  # it is another model's, which stays what it is
                 mark_config(value, reversible)
         super().__setattr__(name, value)
 

@@ -4,6 +4,7 @@ A reversible model says in its configuration what it is. A decoder that is taken
 one takes its dynamics along, and the configuration of that model knows nothing of it.
 """
 
+import warnings
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -23,9 +24,18 @@ def _save_pretrained(ordinary: Callable[..., Any], model: Any, arguments: Any, k
     reversible, told = reversible_stack(model), identity_of(model.config)
     if (reversible is None) != (told is None):
         decoder, config = ("reversible", "ordinary") if told is None else ("ordinary", "reversible")
+        name = type(model).__name__
+        if told is None and not type(model).__module__.startswith("transformers."):
+            warnings.warn(
+                f"The decoder in this {name} is reversible, and its configuration does not say so: it is loaded as a "
+                f"reversible one only where the __init__ of {name} makes it so.",
+                stacklevel=3,
+            )
+            return ordinary(*arguments, **keywords)
         raise ValueError(
-            f"The decoder in this {type(model).__name__} is {decoder}, and its configuration is that of a model that "
-            f"is {config}, as where a decoder was put into a finished model, so that another network would be loaded; "
-            f"call revformers.make_reversible(model, dynamics) on the whole model, and save it then."
+            f"The decoder in this {name} is {decoder}, and its configuration is that of a model that is {config}, as "
+            f"where a decoder was put into a finished model or two models share a configuration, so that another "
+            f"network would be loaded. Call revformers.make_reversible(model, dynamics) on the whole model, save the "
+            f"reversible part by itself, or give an ordinary model a configuration of its own."
         )
     return ordinary(*arguments, **keywords)

@@ -13,7 +13,14 @@ from typing import Any
 
 from wrapt import wrap_function_wrapper
 
-from revformers.hf.adapter_base import ADAPTER_CONFIG, check_base, ordinary_type, require_own_predictors, seal_adapter
+from revformers.hf.adapter_base import (
+    ADAPTER_CONFIG,
+    check_base,
+    ordinary_type,
+    require_own_predictors,
+    seal_adapter,
+    unseal_adapter,
+)
 from revformers.hf.card import CARD_NAME, add_section, has_section
 from revformers.hf.state import reversible_stack
 
@@ -54,14 +61,18 @@ def _save_pretrained(ordinary: Function, model: Any, arguments: Any, keywords: A
         base = model.get_base_model()
         require_own_predictors(base)  # before an adapter without a description is written
         result = ordinary(save_directory, *others, **options)
-        if reversible_stack(base) is not None and options.get("is_main_process", True):
-            if ours and card.is_file():
-                add_section(card, base, adapter=True)
-            chosen = inspect.signature(ordinary).bind(save_directory, *others, **options).arguments
-            for name in chosen.get("selected_adapters") or model.peft_config:
-                directory = Path(save_directory) / ("" if name == "default" else name)
-                if (directory / ADAPTER_CONFIG).is_file():
-                    seal_adapter(base, directory, model.peft_config[name].revision)
+        if not options.get("is_main_process", True):
+            return result
+        reversible = reversible_stack(base) is not None
+        if reversible and ours and card.is_file():
+            add_section(card, base, adapter=True)
+        chosen = inspect.signature(ordinary).bind(save_directory, *others, **options).arguments
+        for name in chosen.get("selected_adapters") or model.peft_config:
+            directory = Path(save_directory) / ("" if name == "default" else name)
+            if not reversible:
+                unseal_adapter(directory)
+            elif (directory / ADAPTER_CONFIG).is_file():
+                seal_adapter(base, directory, model.peft_config[name].revision)
         return result
 
     return save(*arguments, **keywords)

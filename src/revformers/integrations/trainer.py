@@ -1,5 +1,6 @@
 """transformers' Trainer: checkpoints are resumed by the network that wrote them, and cards say what it is."""
 
+import functools
 import os
 import shutil
 import warnings
@@ -8,6 +9,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+from safetensors.torch import load_file
 from wrapt import wrap_function_wrapper
 
 from revformers.errors import RebuildMismatchError, StateRangeError
@@ -106,9 +109,15 @@ def _load_weights(trainer: Any, model: Any, directory: str) -> bool:
     files = weight_files(Path(directory), VARIANT)
     if not files or trainer.is_fsdp_enabled or reversible_stack(model) is None:
         return False
-    # By its own loading, since many families (mixtures of experts, Llava) save their weights under other names.
-    loaded = type(model).from_pretrained(directory, dtype="auto")
-    model.load_state_dict(loaded.state_dict())
+    model = trainer.accelerator.unwrap_model(model, keep_torch_compile=False)
+    weights = {name: value for file in files for name, value in load_file(file).items()}
+    if not weights.keys() <= model.state_dict().keys():
+        # Many families (mixtures of experts, Llava) save their weights under other names: their own loading knows them.
+        # In the widest type of the files, which holds the numbers of all others.
+        dtypes = {one.dtype for one in weights.values() if one.is_floating_point()}
+        dtype = functools.reduce(torch.promote_types, dtypes)
+        weights = type(model).from_pretrained(directory, dtype=dtype).state_dict()
+    trainer._issue_warnings_after_load(model.load_state_dict(weights, strict=False))
     return True
 
 
