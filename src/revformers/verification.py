@@ -104,7 +104,8 @@ def verify_gradients(
     zero = torch.zeros(())
     errors = {
         name: _largest(rebuilt.get(name, zero).double() - stored.get(name, zero).double())
-        for name in rebuilt.keys() | stored.keys()
+        for name in trainable
+        if name in rebuilt or name in stored
     }
     scale = max((_largest(gradient) for gradient in stored.values()), default=0.0)
     differing = [name for name in errors if name in missing or not torch.equal(rebuilt[name], stored[name])]

@@ -135,8 +135,9 @@ def seal_adapter(model: nn.Module, directory: Path, revision: str | None = None)
 
 def unseal_adapter(directory: Path) -> None:
     """Remove what describes the reversible base of an older adapter from where that of an ordinary one was saved."""
-    for name in (DESCRIPTION, PREDICTORS):
-        (directory / name).unlink(missing_ok=True)
+    if (directory / DESCRIPTION).is_file():
+        (directory / PREDICTORS).unlink(missing_ok=True)
+        (directory / DESCRIPTION).unlink()
 
 
 def ordinary_type(peft_type: str) -> str:

@@ -45,7 +45,7 @@ class ReversibleModel(PreTrainedModel):
 
     def __init__(self, config: Any, *arguments: Any, **keywords: Any) -> None:
         identity = identity_of(config)
-        if _is_owned(config):
+        if owner_of(config) is not None:
             # What a model is stays its own: another one from the same configuration must not change it.
             config = copy.deepcopy(config)
         super().__init__(config, *arguments, **keywords)
@@ -139,7 +139,7 @@ class ReversibleModel(PreTrainedModel):
         if name == "config" and isinstance(value, PreTrainedConfig):
             reversible = reversible_stack(self)
             if reversible is not None and identity_of(value) is not reversible:
-                if _is_owned(value):
+                if owner_of(value) is not None:
                     value = copy.deepcopy(value)  # it is another model's, which stays what it is
                 mark_config(value, reversible)
         super().__setattr__(name, value)
@@ -198,10 +198,10 @@ def _around_decoder(model: nn.Module) -> list[Any]:
     return [module for module in holders if isinstance(module, PreTrainedModel)]
 
 
-def _is_owned(config: PreTrainedConfig) -> bool:
-    """Whether a configuration is that of a reversible model that lives."""
+def owner_of(config: PreTrainedConfig) -> Any:
+    """Return the reversible model that a configuration is that of; None where there is none any more."""
     identity = identity_of(config)
-    return isinstance(identity, ReversibleStack) and identity.owner is not None and identity.owner() is not None
+    return identity.owner() if isinstance(identity, ReversibleStack) and identity.owner is not None else None
 
 
 def _own_config(

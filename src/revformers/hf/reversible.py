@@ -61,8 +61,7 @@ def make_reversible(model: Model, dynamics: Dynamics, activations: str | Budget 
     if any(getattr(module, "gradient_checkpointing", False) for module in inner.modules()):
         warn_of_gradient_checkpointing()
         inner.gradient_checkpointing_disable()
-    reversible = attach(inner, identity)
-    become_reversible(inner, reversible)
+    become_reversible(inner, attach(inner, identity))
     register_models(type(inner.config))
     return model
 

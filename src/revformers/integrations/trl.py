@@ -14,6 +14,7 @@ import torch
 import yaml
 from wrapt import wrap_function_wrapper
 
+from revformers.hf.model_class import owner_of
 from revformers.hf.model_config import identity_of
 from revformers.hf.state import reversible_stack
 from revformers.integrations.trainer import create_model_card
@@ -98,11 +99,8 @@ def reference_copy(model: Any, dtype: Any = None) -> Any:
 
 def _get_config_model_id(ordinary: Callable[..., Any], _: Any, arguments: Any, keywords: Any) -> Any:
     name = ordinary(*arguments, **keywords)
-    identity = identity_of(next(iter((*arguments, *keywords.values()))))
-    if identity is None:
-        return name
-    owner = getattr(identity, "owner", None)
-    return ModelName(name or "", owner and owner())
+    config = next(iter((*arguments, *keywords.values())))
+    return name if identity_of(config) is None else ModelName(name or "", owner_of(config))
 
 
 def _create_model_from_path(ordinary: Callable[..., Any], _: Any, arguments: Any, keywords: Any) -> Any:
