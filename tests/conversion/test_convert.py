@@ -7,6 +7,7 @@ from torch import nn
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaForSequenceClassification
 
 import revformers as rf
+from revformers.conversion.convert import _split
 from revformers.conversion.measure import mean_loss
 from revformers.hf.state import update_predictors
 from tests.hf.test_reversible import llama
@@ -41,8 +42,8 @@ def test_the_predictor_brings_the_converted_network_back(bits):
     conversion = rf.convert(corrected, bits, TEXT)
     assert distance(original, corrected) < 0.2 * distance(original, alone)
     assert rf.verify_gradients(corrected, {"input_ids": TEXT[:2]}).bit_exact
-    assert all(0 <= fit.explained <= 1 for fit in conversion.fits)
-    assert conversion.added_parameters == 6 * (2 * 32 * 32 + 32)
+    assert all(fit.explained <= 1 for fit in conversion.fits)
+    assert conversion.added_parameters == 6 * (32 * 32 + 32)
     assert conversion.side_information == bits * 6 * 32 / 8
     assert conversion.checkpoints == 6 * 32 * 4
     assert conversion.loss == pytest.approx(mean_loss(corrected, BATCHES))
@@ -58,16 +59,56 @@ def test_the_fit_is_the_least_squares_solution_of_the_recurrence():
     model = GPTNeoXForCausalLM(config).eval()
     with torch.no_grad():
         states = model(TEXT, output_hidden_states=True).hidden_states
-    first, second, third = (state.flatten(0, 1).double() for state in states[:3])
-    rf.convert(model, 0, TEXT)
+    # Of twelve sequences the last is set aside.
+    first, second, third = (state[:-1].flatten(0, 1).double() for state in states[:3])
+    rf.convert(model, 0, TEXT, predictor="update")
     # The first step is the ordinary one: the second has p[0] = first, p[1] = second, and p[2] = p[0] + f(p[1]).
     update = third - second
     features = torch.cat([second, update, torch.ones(len(second), 1)], dim=1)
-    weights = torch.linalg.lstsq(features, third - (first + update)).solution
+    size = third.square().mean(dim=1, keepdim=True).sqrt()  # every token counts by its error relative to its state
+    weights = torch.linalg.lstsq(features / size, (third - (first + update)) / size).solution
     predictor = update_predictors(model)[1]
     with torch.no_grad():
         ours = predictor([second.float(), update.float()])
     assert torch.allclose(ours.double(), features @ weights, atol=2e-2 * (third - second).abs().max().item())
+
+
+def test_one_token_with_a_massive_activation_does_not_decide_the_fit():
+    """As in trained networks: a token whose state is a thousand times larger than the others'."""
+    model = smooth_llama()
+    with torch.no_grad():
+        model.model.embed_tokens.weight[7] *= 1000
+    ordinary = copy.deepcopy(model)
+    rf.convert(model, 1, TEXT)
+    alone = rf.convert(copy.deepcopy(ordinary), 1, TEXT, predictor="none")
+    assert distance(ordinary, model) < 0.3 * (alone.loss - alone.original_loss)
+
+
+def test_the_text_that_predictors_are_judged_on_is_not_the_text_of_the_fit():
+    """With more features than tokens the fit leaves nothing of the calibration text's error, and much of other text's."""
+    few = TEXT[:3, :8]
+    conversion = rf.convert(smooth_llama(), 0, few, predictor="update")
+    seen = rf.convert(smooth_llama(), 0, few[:1], predictor="update")  # one sequence: nothing is set aside
+    assert min(fit.explained for fit in seen.fits[1:]) > 0.9
+    assert max(fit.explained for fit in conversion.fits[1:]) < 0.8
+    assert conversion.calibration_tokens == 24
+
+
+@pytest.mark.parametrize(("shape", "kept"), [((12, 20), (11, 1)), ((1, 20), (1, 0)), ((64, 256), (56, 8))])
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_an_eighth_of_the_sequences_is_set_aside(shape, kept, batch_size):
+    text = torch.arange(shape[0]).repeat_interleave(shape[1]).view(shape)
+    parts = _split([{"input_ids": chunk} for chunk in text.split(batch_size)])
+    rows = [[row for batch in part for row in batch["input_ids"][:, 0].tolist()] for part in parts]
+    assert (len(rows[0]), len(rows[1])) == kept
+    assert sorted(rows[0] + rows[1]) == list(range(shape[0]))
+    assert all(row >= kept[0] for row in rows[1])
+
+
+def test_at_most_4096_tokens_are_set_aside():
+    text = torch.zeros(64, 1024, dtype=torch.long)
+    fitted, set_aside = _split([{"input_ids": text}])
+    assert [sum(batch["input_ids"].shape[0] for batch in part) for part in (fitted, set_aside)] == [60, 4]
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 12])

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 import revformers as rf
-from revformers.conversion.fit import NormalEquations, fit_step_sizes
+from revformers.conversion.fit import NormalEquations
 from revformers.hf.state import update_predictors
-from tests.conversion.test_convert import BATCHES, TEXT, smooth_llama
+from tests.conversion.test_convert import TEXT, smooth_llama
 
 
 def data(rows=400, features=6, width=4, seed=0):
@@ -55,18 +55,19 @@ def test_the_full_fit_is_ordinary_least_squares():
     assert sums.fit(solution).explained == pytest.approx(1 - left.item(), abs=1e-6)
 
 
-def test_step_sizes_are_least_squares_of_the_recurrence():
-    model = smooth_llama()
-    with torch.no_grad():
-        states = [state.flatten(0, 1) for state in model(TEXT, output_hidden_states=True).hidden_states]
-    rf.make_reversible(model, rf.BlendedMidpoint(0.5))
-    steps = fit_step_sizes(model, [rf.BlendedMidpoint(0.5).coefficients(0)] * 6, BATCHES)
-    assert steps[0] == pytest.approx(1, abs=1e-5)  # the first step is the ordinary one
-    update = states[2] - states[1]
-    target = states[2] - (0.5 * states[0] + 0.5 * states[1])
-    expected = torch.linalg.lstsq(update.reshape(-1, 1), target.reshape(-1, 1)).solution.item()
-    assert steps[1] == pytest.approx(expected, rel=1e-4)
-    assert expected != pytest.approx(1, abs=0.002)
+def test_every_row_counts_by_its_error_relative_to_its_state():
+    inputs, target = data()
+    state = torch.linspace(0.1, 1000, len(target), dtype=torch.float64)[:, None].expand_as(target)
+    design = torch.cat([inputs, torch.ones(len(inputs), 1)], dim=1)
+    sums = NormalEquations()
+    sums.add(design, target, state)
+    size = state[:, :1]
+    reference = torch.linalg.lstsq(design / size, target / size).solution
+    assert torch.allclose(sums.solve(), reference, rtol=0.1, atol=0.02)
+    fit = sums.fit(reference)
+    error = ((design @ reference - target) / size).square()
+    assert fit.error == pytest.approx(error.mean().item())
+    assert fit.explained == pytest.approx(1 - (error.sum() / (target / size).square().sum()).item())
 
 
 @pytest.mark.parametrize("rank", [4, 31])
@@ -77,7 +78,7 @@ def test_a_predictor_of_low_rank_predicts_what_its_fit_says(rank):
     for predictor in update_predictors(model):
         assert predictor.output.weight.shape == (32, rank)
         assert predictor.maps[1].weight.shape == (rank, 32)
-    full = rf.convert(smooth_llama(), 0, TEXT)
+    full = rf.convert(smooth_llama(), 0, TEXT, predictor="update")
     assert conversion.added_parameters == 6 * (3 * 32 * rank + 32)
     assert conversion.fits[3].error >= full.fits[3].error
     assert rf.verify_gradients(model, {"input_ids": TEXT[:2]}).bit_exact

@@ -1,6 +1,5 @@
 """Converting a pretrained model: blends from a bit budget, then the update predictor."""
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,12 +10,14 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedTokenizerBase
 
-from revformers.conversion.allocation import BlendCosts, check_budget, measure_blend_costs, uniform_blends
+from revformers.conversion.allocation import LayerCosts, check_budget, uniform_blends
 from revformers.conversion.calibration import Text, as_batches, read_text
-from revformers.conversion.fit import LayerFit, Trajectory, fit_step_sizes, fit_update_predictors
-from revformers.conversion.measure import Batch, mean_divergence, mean_loss, next_token_distributions
+from revformers.conversion.costs import measure_layer_costs
+from revformers.conversion.fit import LayerFit, Trajectory, fit_update_predictors
+from revformers.conversion.measure import Batch, mean_loss
 from revformers.dynamics.base import ONE
 from revformers.dynamics.blended_midpoint import BlendedMidpoint
+from revformers.dynamics.compensation import compensating_step_sizes
 from revformers.dynamics.two_evaluation_midpoint import TwoEvaluationMidpoint
 from revformers.hf.attach import add_update_predictors
 from revformers.hf.discovery import find_stack, unwrap
@@ -24,13 +25,14 @@ from revformers.hf.hint import without_hint
 from revformers.hf.provenance import Provenance, hub_id
 from revformers.hf.quantization import keep_trainable
 from revformers.hf.reversible import make_residual, make_reversible
-from revformers.hf.state import record_provenance, require_reversible, reversible_stack, update_predictors
+from revformers.hf.state import record_provenance, reversible_stack, update_predictors
 from revformers.update_predictor import PredictorForm, PredictorName, predictor_form_of
 
 Allocation = Literal["uniform", "calibrated"]
 
-MEASURED_TOKENS = 1024
-"""Calibration tokens that the divergence from the original is measured on: every layer is measured several times."""
+LEAST_SET_ASIDE, MOST_SET_ASIDE = 8, 4096
+"""One of so many calibration sequences, and at most so many tokens, are set aside: the predictors are not fitted to
+them but judged on them, and they say what the blend of each layer costs."""
 
 TARGET_BUDGETS = (0, 0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
 """Budgets that `Converter.convert_to_target` chooses from, bits an element a layer."""
@@ -119,25 +121,30 @@ class Method:
     """How a model is converted, whatever the budget.
 
     Attributes:
-        allocation: ``"uniform"`` gives every layer the same blend (up to one bit); ``"calibrated"`` spends the bits
-            where they count, by the measured cost of every blend in every layer, and where there is no predictor
-            fits a step size a layer as well. The calibrated blends are taken only if they bring the model nearer to
-            the original's predictions than uniform ones.
-        predictor: the form of the update predictors; None converts by the blends alone.
+        allocation: ``"calibrated"`` spends the bits where they count, by the measured cost of the blend of each layer;
+            ``"uniform"`` gives every layer the same blend (up to one bit).
+        predictor: the form of the update predictors; None converts by the blends alone, with step sizes that make up
+            for them (`dynamics.compensation`).
         trajectory: the states that the predictors are fitted on; see `fit.fit_update_predictors`.
         two_evaluations: use `TwoEvaluationMidpoint`, the paper's own way, in the place of `BlendedMidpoint`.
 
     """
 
-    allocation: Allocation = "uniform"
-    predictor: PredictorForm | None = field(default_factory=PredictorForm)
+    allocation: Allocation = "calibrated"
+    predictor: PredictorForm | None = field(default_factory=lambda: PredictorForm(("state",)))
     trajectory: Trajectory = "converted"
     two_evaluations: bool = False
 
-    def dynamics(self, blends: Sequence[Fraction], step_sizes: Sequence[float] | None = None) -> BlendedMidpoint:
+    @property
+    def compensated(self) -> bool:
+        """Whether step sizes make up for the blends: where neither a predictor nor a second evaluation does."""
+        return self.predictor is None and not self.two_evaluations
+
+    def dynamics(self, blends: Sequence[Fraction]) -> BlendedMidpoint:
         """Return the dynamics with these blends, one per layer."""
-        kind = TwoEvaluationMidpoint if self.two_evaluations else BlendedMidpoint
-        return kind(blends, 1.0 if step_sizes is None else step_sizes)
+        if self.two_evaluations:
+            return TwoEvaluationMidpoint(blends)
+        return BlendedMidpoint(blends, compensating_step_sizes(blends) if self.compensated else 1.0)
 
 
 def convert(
@@ -150,8 +157,8 @@ def convert(
     text_column: str = "text",
     sequences: int = 128,
     length: int = 256,
-    allocation: Allocation = "uniform",
-    predictor: PredictorName | PredictorForm = "update",
+    allocation: Allocation = "calibrated",
+    predictor: PredictorName | PredictorForm = "state",
     trajectory: Trajectory = "converted",
     two_evaluations: bool = False,
     progress: Callable[[int], None] = lambda layer: None,
@@ -161,7 +168,8 @@ def convert(
     Args:
         model: an ordinary causal language model of transformers.
         bits: side information in bits an element a layer, mean over the layers, from 0 to 8, fractions included.
-        calibration: text that the predictors are fitted to, without padding. Tokens: int64[sequences, tokens], batches
+        calibration: text that the predictors are fitted to, without padding; an eighth of its sequences, 4,096 tokens
+            at most, is set aside to judge them on, where it has two or more. Tokens: int64[sequences, tokens], batches
             ``{"input_ids": int64[batch, tokens]}``, or a `datasets.Dataset` with a column ``input_ids``, each row of
             which is a sequence. Text: a list of strings, each a document; a `datasets.Dataset` with a column of text;
             or the path of a .txt, .jsonl, .json or .parquet file, or of a directory of such files. A string alone is
@@ -171,7 +179,7 @@ def convert(
         text_column: the column that holds the text of a data set or of a file of records.
         sequences: how many sequences of text or of a data set are read at most, of `calibration` and of `held_out`.
         length: tokens in a sequence of text: documents are written one after the other and cut into such blocks.
-        allocation: ``"uniform"`` blends, or ``"calibrated"`` by what each costs; see `Method`.
+        allocation: ``"calibrated"`` blends, by what each costs, or ``"uniform"`` ones; see `Method`.
         predictor: what the update predictors read, by name or form; ``"none"`` for the blends alone.
         trajectory: the states that the predictors are fitted on, ``"converted"`` or ``"original"``.
         two_evaluations: use `TwoEvaluationMidpoint` in the place of `BlendedMidpoint`.
@@ -250,13 +258,12 @@ class Converter:
         self._method = method
         self._layers = len(find_stack(model).layers)
         self._batches = as_batches(calibration, model)
+        self._fitted, self._set_aside = _split(self._batches)
         self._held_out = as_batches(held_out, model) if held_out is not None else []
         self._judged = self._held_out or self._batches
         self._progress = progress
-        self._costs: BlendCosts | None = None
+        self._costs: LayerCosts | None = None
         self._original_loss: float | None = None
-        self._measured = _first_tokens(self._batches, MEASURED_TOKENS)
-        self._predictions: list[Tensor] = []
 
     @without_hint()
     def convert(self, bits: float) -> Conversion:
@@ -272,18 +279,13 @@ class Converter:
         try:
             if self._original_loss is None:
                 self._original_loss = mean_loss(model, self._judged)
-                self._predictions = [next_token_distributions(model, batch) for batch in self._measured]
             operations = self._operations()
-            candidates = [uniform_blends(bits, self._layers)]
+            blends = uniform_blends(bits, self._layers)
             if self._method.allocation == "calibrated":
-                candidates += self._calibrated_blends(bits)
-            attempts = [
-                self._attempt(blends) for index, blends in enumerate(candidates) if blends not in candidates[:index]
-            ]
-            best = min(attempts, key=lambda attempt: attempt.divergence)
-            if best is not attempts[-1]:
-                best.restore(model)
-            conversion = self._conversion(best, operations)
+                self._costs = self._costs or self._measure_costs()
+                blends = self._costs.choose(bits)
+            dynamics = self._method.dynamics(blends)
+            conversion = self._conversion(dynamics, self._fit(dynamics, self._method.trajectory), blends, operations)
             record_provenance(model, conversion.provenance(model))
             return conversion
         except BaseException:
@@ -324,66 +326,42 @@ class Converter:
             )
         return conversion
 
-    def _attempt(self, blends: Sequence[Fraction]) -> "_Attempt":
-        """Give the model these blends, fit its predictors or, where it has none, its step sizes, and measure it."""
-        model, method = self._model, self._method
-        dynamics = method.dynamics(blends)
-        make_reversible(model, dynamics)
-        coefficients = [dynamics.coefficients(layer) for layer in range(self._layers)]
-        fits: list[LayerFit] = []
-        if method.predictor is not None:
-            predictors = add_update_predictors(model, method.predictor)
-            fits = fit_update_predictors(
-                model, predictors, coefficients, self._batches, method.trajectory, self._progress
-            )
-        elif method.allocation == "calibrated":
-            dynamics = method.dynamics(blends, fit_step_sizes(model, coefficients, self._batches))
-            require_reversible(model).dynamics = dynamics
-        weights = [copy.deepcopy(module.state_dict()) for module in update_predictors(model)]
-        divergence = mean_divergence(model, self._measured, self._predictions)
-        return _Attempt(blends, dynamics, weights, fits, divergence)
-
-    def _calibrated_blends(self, bits: float) -> list[list[Fraction]]:
-        """Return the allocations worth trying: the cheapest with any sign, and the cheapest of positive blends.
-
-        The costs are those of one layer alone. Errors of negative blends add up from layer to layer in a way that they
-        do not show, so that the two must be compared as a whole.
-        """
-        if self._costs is None:
-            self._costs = self._measure_costs()
-        positive = BlendCosts(
-            tuple({blend: cost for blend, cost in costs.items() if blend > 0} for costs in self._costs.divergence)
+    def _fit(self, dynamics: BlendedMidpoint, trajectory: Trajectory) -> list[LayerFit]:
+        """Give the model these dynamics and fit its predictors, where the method has any."""
+        make_reversible(self._model, dynamics)
+        if self._method.predictor is None:
+            return []
+        return fit_update_predictors(
+            self._model,
+            add_update_predictors(self._model, self._method.predictor),
+            [dynamics.coefficients(layer) for layer in range(self._layers)],
+            self._fitted,
+            self._set_aside,
+            trajectory,
+            self._progress,
         )
-        return [self._costs.choose(bits), positive.choose(bits)]
 
-    def _measure_costs(self) -> BlendCosts:
-        """Measure the costs of all blends, with predictors fitted to the ordinary trajectory at a = 1."""
-        model, ones = self._model, self._method.dynamics([ONE] * self._layers)
-        make_reversible(model, ones)
-        if self._method.predictor is not None:
-            fit_update_predictors(
-                model,
-                add_update_predictors(model, self._method.predictor),
-                [ones.coefficients(layer) for layer in range(self._layers)],
-                self._batches,
-                "original",
-                self._progress,
-            )
-        return measure_blend_costs(model, self._measured, self._progress)
+    def _measure_costs(self) -> LayerCosts:
+        """Measure what the blend of each layer costs, with predictors fitted to the ordinary trajectory at a = 1."""
+        method = self._method
+        ones = TwoEvaluationMidpoint(ONE) if method.two_evaluations else BlendedMidpoint(ONE)
+        self._fit(ones, "original")
+        costs = measure_layer_costs(self._model, self._set_aside or self._fitted, compensated=method.compensated)
+        make_residual(self._model)
+        return costs
 
     def _operations(self) -> int:
         """Return the floating-point operations of a forward pass on one sequence."""
-        (batch,) = _first_tokens(self._batches[:1], 1)
+        batch = {"input_ids": self._batches[0]["input_ids"][:1]}
         with FlopCounterMode(display=False) as counter:
             self._model(**batch)
         return counter.get_total_flops()
 
-    def _conversion(self, attempt: "_Attempt", operations: int) -> Conversion:
+    def _conversion(
+        self, dynamics: BlendedMidpoint, fits: Sequence[LayerFit], blends: Sequence[Fraction], operations: int
+    ) -> Conversion:
         assert self._original_loss is not None
-        model, dynamics = self._model, attempt.dynamics
-        predicted = None
-        if self._costs is not None:
-            predicted = self._original_loss + self._costs.predicted(attempt.blends)
+        model = self._model
         spent = sum(dynamics.side_information_bits(layer) for layer in range(self._layers))
         width = unwrap(model).config.get_text_config(decoder=True).hidden_size
         return Conversion(
@@ -391,7 +369,7 @@ class Converter:
             dynamics=dynamics,
             original_loss=self._original_loss,
             loss=mean_loss(model, self._judged),
-            predicted_loss=predicted,
+            predicted_loss=None if self._costs is None else self._original_loss + self._costs.predicted(blends),
             calibration_tokens=_tokens(self._batches),
             held_out_tokens=_tokens(self._held_out),
             added_parameters=sum(
@@ -400,38 +378,27 @@ class Converter:
             added_compute=self._operations() / operations - 1 if operations else math.nan,
             side_information=spent * width / 8,
             checkpoints=self._layers * width * unwrap(model).dtype.itemsize,
-            fits=tuple(attempt.fits),
+            fits=tuple(fits),
         )
-
-
-@dataclass(frozen=True)
-class _Attempt:
-    """One way of spending a budget, with everything that was fitted to it, and how far it is from the original."""
-
-    blends: Sequence[Fraction]
-    dynamics: BlendedMidpoint
-    predictors: Sequence[dict[str, Any]]
-    fits: Sequence[LayerFit]
-    divergence: float
-
-    def restore(self, model: nn.Module) -> None:
-        """Give a model that another attempt was made with this one's dynamics and predictors."""
-        require_reversible(model).dynamics = self.dynamics
-        for module, weights in zip(update_predictors(model), self.predictors, strict=True):
-            module.load_state_dict(weights)
 
 
 def _tokens(batches: Sequence[Batch]) -> int:
     return sum(batch["input_ids"].numel() for batch in batches)
 
 
-def _first_tokens(batches: Sequence[Batch], tokens: int) -> list[Batch]:
-    """Return the first sequences of the text, as many as hold `tokens` tokens, and one at least."""
-    first: list[Batch] = []
-    for batch in batches:
-        left = tokens - _tokens(first)
-        if left <= 0:
-            break
-        ids = batch["input_ids"]
-        first.append({"input_ids": ids[: max(1, left // ids.shape[1])]})
-    return first
+def _split(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
+    """Return the batches without their last sequences, and these: see `LEAST_SET_ASIDE`."""
+    sequences = [row for batch in batches for row in batch["input_ids"].split(1)]
+    number = max(len(sequences) // LEAST_SET_ASIDE, 1) if len(sequences) > 1 else 0
+    while number > 1 and sum(row.numel() for row in sequences[-number:]) > MOST_SET_ASIDE:
+        number -= 1
+    fitted = list(batches)
+    set_aside: list[Batch] = []
+    while number:
+        ids = fitted.pop()["input_ids"]
+        taken = min(number, len(ids))
+        set_aside.append({"input_ids": ids[len(ids) - taken :]})
+        if taken < len(ids):
+            fitted.append({"input_ids": ids[: len(ids) - taken]})
+        number -= taken
+    return fitted, set_aside

@@ -1,4 +1,4 @@
-"""Closed-form fits, layer by layer: update predictors, and step sizes where there are none."""
+"""Update predictors, fitted layer by layer in closed form."""
 
 import tempfile
 from collections.abc import Callable, Sequence
@@ -21,11 +21,12 @@ Trajectory = Literal["converted", "original"]
 
 @dataclass(frozen=True)
 class LayerFit:
-    """How well one layer's predictor fits the calibration text.
+    """How well one layer's predictor does, on text that it was not fitted to where there is such text.
 
     Attributes:
-        explained: share of the squared error of the next state that the predictor removes, from 0 to 1.
-        error: mean square error of the next state that is left, relative to the mean square of the state.
+        explained: share of the squared error of the next state that the predictor removes: 1 is all of it, and below 0
+            it adds to the error.
+        error: square error of the next state that is left, relative to the square of the state, mean over the tokens.
 
     """
 
@@ -39,40 +40,46 @@ def fit_update_predictors(
     predictors: Sequence[UpdatePredictor],
     coefficients: Sequence[Coefficients],
     batches: Sequence[Batch],
+    set_aside: Sequence[Batch] = (),
     trajectory: Trajectory = "converted",
     progress: Callable[[int], None] = lambda layer: None,
 ) -> list[LayerFit]:
     """Fit every layer's predictor so that the converted step lands on the ordinary network's next state.
 
     Ridge regression on the features of the predictor's form and a constant, in closed form, sums in float64. Every
-    layer is evaluated twice per token: on the original's trajectory and on the converted one.
+    token counts by its error relative to its state: a trained network holds a few tokens whose states are a thousand
+    times larger than the others', which would decide the fit alone. Every layer is evaluated twice per token: on the
+    original's trajectory and on the converted one.
 
     Args:
         model: the reversible model that the predictors belong to.
         predictors: one per layer, overwritten.
         coefficients: a, b and c of every layer.
         batches: what the model takes, e.g. ``{"input_ids": int64[batch, tokens]}``; without padding.
+        set_aside: more of it, which the fits are judged on; left out, they are judged on the text of the fit.
         trajectory: the states that a layer is fitted on: ``"converted"``, those that the converted layers before it
             produce, so that an error made early is corrected later; ``"original"``, those of the ordinary network.
         progress: called with each layer's number when it is fitted.
 
     """
+    text = [*batches, *set_aside]
     with tempfile.TemporaryDirectory(prefix="revformers-") as folder:
-        states = Trajectories(model, batches, Path(folder))
+        states = Trajectories(model, text, Path(folder))
         fits = []
         for layer, predictor in enumerate(predictors):
-            sums = NormalEquations()
+            fitted, judged = NormalEquations(), NormalEquations()
             names = predictor.form.features
-            for index in range(len(batches)):
+            for index in range(len(text)):
                 states.evaluate(layer, index)
                 target = states.original[index].double() - states.blended(index, coefficients[layer]).double()
                 features = [feature.double() for feature in states.features(index, names)]
                 constant = torch.ones(len(target), 1, dtype=torch.float64)
+                sums = fitted if index < len(batches) else judged
                 sums.add(torch.cat([*features, constant], dim=1), target, states.original[index].double())
-            solution = sums.solve(predictor.form.rank)
+            solution = fitted.solve(predictor.form.rank)
             _set(predictor, solution)
-            fits.append(sums.fit(solution))
-            for index in range(len(batches)):
+            fits.append((judged if set_aside else fitted).fit(solution))
+            for index in range(len(text)):
                 successor = states.original[index]
                 if trajectory == "converted":
                     place = predictor.bias.device
@@ -83,52 +90,26 @@ def fit_update_predictors(
         return fits
 
 
-@torch.no_grad()
-def fit_step_sizes(model: nn.Module, coefficients: Sequence[Coefficients], batches: Sequence[Batch]) -> list[float]:
-    """Return for every layer the weight of its update that brings the converted step nearest to the ordinary one.
-
-    It minimises the squared distance of a p[l-1] + b p[l] + h f(p[l]) to the ordinary network's next state, along the
-    converted network's trajectory: h = <f, target> / <f, f>, sums in float64.
-
-    Args:
-        model: the reversible model, without update predictors.
-        coefficients: a and b of every layer.
-        batches: as for `fit_update_predictors`.
-
-    """
-    with tempfile.TemporaryDirectory(prefix="revformers-") as folder:
-        states = Trajectories(model, batches, Path(folder))
-        steps = []
-        for layer, own in enumerate(coefficients):
-            alone = Coefficients(own.previous, own.current, 0.0)
-            product = square = 0.0
-            for index in range(len(batches)):
-                states.evaluate(layer, index)
-                update = states.update[index].double()
-                product += (update * (states.original[index] - states.blended(index, alone))).sum().item()
-                square += update.square().sum().item()
-            step = product / square if product > 0 else own.update
-            steps.append(step)
-            for index in range(len(batches)):
-                states.advance(index, states.blended(index, Coefficients(own.previous, own.current, step)))
-        return steps
-
-
 class NormalEquations:
-    """The sums of a ridge regression, in float64: constant memory in the number of rows."""
+    """The sums of a ridge regression, in float64: constant memory in the number of rows.
+
+    Every row is divided by the root mean square of the state that it belongs to.
+    """
 
     def __init__(self) -> None:
         self._gram: Tensor | float = 0.0
         self._moment: Tensor | float = 0.0
         self._target_squares = 0.0
-        self._state_squares = 0.0
+        self._elements = 0
 
     def add(self, features: Tensor, target: Tensor, state: Tensor) -> None:
         """Add rows: features float64[rows, n], targets float64[rows, width], and the states that they correct."""
+        weights = state.square().mean(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny).rsqrt()
+        features, target = features * weights, target * weights
         self._gram = self._gram + features.T @ features
         self._moment = self._moment + features.T @ target
         self._target_squares += target.square().sum().item()
-        self._state_squares += state.square().sum().item()
+        self._elements += target.numel()
 
     def solve(self, rank: int | None = None) -> Tensor:
         """Return the solution, float64[n, width], of at most the given rank apart from the constant's row."""
@@ -155,8 +136,8 @@ class NormalEquations:
         removed: Tensor = (2 * solution * self._moment - solution * (self._gram @ solution)).sum()
         left = max(self._target_squares - removed.item(), 0.0)
         # The first layer has nothing to correct: p[-1] = p[0], so its step is the ordinary one.
-        explained = max(1 - left / self._target_squares, 0.0) if self._target_squares else 1.0
-        return LayerFit(explained, left / self._state_squares)
+        explained = 1 - left / self._target_squares if self._target_squares else 1.0
+        return LayerFit(explained, left / self._elements)
 
 
 def _set(predictor: UpdatePredictor, solution: Tensor) -> None:

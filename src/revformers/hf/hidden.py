@@ -50,7 +50,7 @@ class LastHiddenState:
                 self._output = output
             return output
 
-        with _replaced_forward(decoder, record):
+        with replaced_forward(decoder, record):
             yield
 
     @property
@@ -82,7 +82,7 @@ def _apply_head(model: nn.Module, kind: type, hidden: Tensor) -> Tensor:
     hidden = hidden[None]
     # What comes before the decoder needs some input; nothing reads what it makes of this one.
     inputs = {"inputs_embeds": hidden} if "inputs_embeds" in inspect.signature(type(model).forward).parameters else {}
-    with _replaced_forward(find_stack(model).decoder, lambda *_, **__: kind(last_hidden_state=hidden)):
+    with replaced_forward(find_stack(model).decoder, lambda *_, **__: kind(last_hidden_state=hidden)):
         try:
             logits: Tensor = own_forward(model, inputs).logits
         except (AttributeError, IndexError, TypeError) as error:
@@ -91,7 +91,7 @@ def _apply_head(model: nn.Module, kind: type, hidden: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def _replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Put `forward` in the place of the module's on the object, for the length of the block."""
     before = vars(module).get("forward")
     module.forward = forward

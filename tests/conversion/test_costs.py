@@ -1,0 +1,90 @@
+import copy
+
+import pytest
+import torch
+from torch.nn import functional
+
+import revformers as rf
+from revformers.conversion.costs import measure_layer_costs
+from revformers.hf.state import update_predictors
+from tests.conversion.test_convert import TEXT, smooth_llama
+
+MANY = [{"input_ids": TEXT.repeat(40, 1)}]
+"""The cost is a mean over tokens that are drawn: many of them, for a mean that is near its expectation."""
+
+
+def divergence_of_single_tokens(model, layer, read_only):
+    """Mean over tokens t of KL(original || one with a small part of the last update taken from p[layer+1] at t) over
+    the square of that part: half of the Fisher information, by finite differences, from layers of transformers alone.
+    """
+    part = 1e-2
+    with torch.no_grad():
+        output = model(TEXT, output_hidden_states=True)
+        states = output.hidden_states
+        last = states[layer] - states[layer - 1]
+        positions = model.model.rotary_emb(last, torch.arange(TEXT.shape[1])[None])
+        total = 0.0
+        for token in range(TEXT.shape[1]):
+            error = torch.zeros_like(last)
+            error[:, token] = part * last[:, token]
+            hidden = model.model.layers[layer](states[layer] + (error if read_only else 0), position_embeddings=positions)
+            hidden = hidden - error
+            for following in model.model.layers[layer + 1 :]:
+                hidden = following(hidden, position_embeddings=positions)
+            logits = model.lm_head(model.model.norm(hidden))
+            total += functional.kl_div(
+                logits.double().log_softmax(-1), output.logits.double().log_softmax(-1), log_target=True, reduction="sum"
+            ).item()
+    return total / TEXT.numel() / part**2
+
+
+@pytest.mark.parametrize("compensated", [False, True])
+def test_the_cost_of_a_layer_is_half_its_fisher_information(compensated):
+    """The error of a blend without a predictor is the last update; step sizes that make up for it leave it to the next
+    layer's reading alone."""
+    model = smooth_llama()
+    expected = [divergence_of_single_tokens(model, layer, read_only=compensated) for layer in (1, 3)]
+    costs = measure_layer_costs(rf.make_reversible(model, rf.Midpoint()), MANY, compensated=compensated).divergence
+    assert [costs[1], costs[3]] == pytest.approx(expected, rel=0.1)
+    # The first layer's last update is nothing: p[-1] = p[0].
+    assert costs[0] == 0
+
+
+def test_what_a_predictor_knows_costs_nothing():
+    alone, corrected = smooth_llama(), smooth_llama()
+    rf.convert(corrected, 0, TEXT, trajectory="original")
+    without = measure_layer_costs(rf.make_reversible(alone, rf.BlendedMidpoint(1)), MANY)
+    fitted = measure_layer_costs(corrected, MANY)
+    assert fitted.predicted([1] * 6) < 0.2 * without.predicted([1] * 6)
+
+
+def test_measuring_changes_neither_the_model_nor_the_random_state_nor_gradients():
+    model = smooth_llama()
+    rf.convert(model, 0, TEXT)
+    weights, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    before = model(TEXT).logits
+    first, again = (measure_layer_costs(model, [{"input_ids": TEXT}]) for _ in range(2))
+    assert first == again
+    assert first != measure_layer_costs(model, [{"input_ids": TEXT}], seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(model(TEXT).logits, before)
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert len(update_predictors(model)) == 6
+
+
+@pytest.mark.parametrize("predictor", ["none", "state", "update"])
+def test_calibrated_blends_do_no_worse_than_uniform_ones(predictor):
+    from tests.conversion.test_convert import distance
+
+    model = smooth_llama()
+    with torch.no_grad():
+        model.model.layers[2].mlp.down_proj.weight.mul_(6)  # one layer whose update is expensive to forget
+    uniform, calibrated = copy.deepcopy(model), copy.deepcopy(model)
+    rf.convert(uniform, 1, TEXT, predictor=predictor, allocation="uniform")
+    chosen = rf.convert(calibrated, 1, TEXT, predictor=predictor)
+    assert distance(model, calibrated) < distance(model, uniform)
+    assert chosen.bits <= 1
+    blends = chosen.dynamics.blend
+    assert blends[3] < max(blends[1:]), "the layer after the expensive update gets a finer blend"
+    assert rf.verify_gradients(calibrated, {"input_ids": TEXT[:2]}).bit_exact
