@@ -29,14 +29,17 @@ class EvaluateOptions:
 
     tasks: tuple[str, ...]
     """Tasks or groups of the harness, such as piqa arc_easy mmlu, whose data come from the hub; or local_piqa,
-    local_gsm8k and local_wikitext, which read files below --data."""
+    local_arc_easy, local_arc_challenge, local_openbookqa, local_winogrande, local_gsm8k and local_wikitext, which read
+    files below --data."""
 
     against: str | None = None
     """Another model, such as the one that MODEL was converted from, to compare with document by document."""
 
     data: Path | None = None
-    """Directory of the local tasks' files: piqa/valid.jsonl, piqa/valid-labels.lst, gsm8k/train.jsonl,
-    gsm8k/test.jsonl, wikitext-2/test.txt."""
+    """Directory of the local tasks' files: piqa/valid.jsonl, piqa/valid-labels.lst; arc/arc_easy.jsonl,
+    arc/arc_challenge.jsonl, openbookqa/test.jsonl (lines with question, choices, and answer, the place of the right
+    choice, from 0); winogrande/validation.jsonl (sentence, with _ for the blank, option1, option2, and answer, "1" or
+    "2"); gsm8k/train.jsonl, gsm8k/test.jsonl; wikitext-2/test.txt."""
 
     limit: int | None = None
     """Take only the first so many documents of every task."""
