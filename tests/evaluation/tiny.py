@@ -73,8 +73,8 @@ def tiny_tokenizer():
     return train_tokenizer([" ".join(WORDS) + " Question: Answer: How many are there? and\n0123456789#."], 300)
 
 
-def tiny_model(positions=48):
-    torch.manual_seed(0)
+def tiny_model(positions=48, seed=0):
+    torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=300,
         hidden_size=32,

@@ -119,6 +119,7 @@ def evaluate(
         truncated={name: number for name, number in truncated.items() if number},
         few_shot={name: output["n-shot"][name] for name in requests},
         versions={name: output["versions"][name] for name in requests},
+        groups=output["group_subtasks"],
         first_token=language_model.prefix_token_id,
     )
 
