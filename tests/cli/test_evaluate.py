@@ -64,7 +64,7 @@ def test_the_mean_accuracy_over_the_tasks_is_shown(workspace, capsys):
     assert "…" not in shown
     words = " ".join(shown.split())
     assert "mean 5 tasks acc ↑" in words
-    assert "In the mean every task counts the same, and tasks are independent of each other." in words
+    assert "Every task counts the same in the mean, whose error takes tasks as independent." in words
     assert "acc_norm, else acc: acc_norm of a task that has it, and acc of local_winogrande." in words
     assert "left out" not in words
     result = json.loads((workspace / "two.json").read_text())
@@ -76,7 +76,7 @@ def test_the_mean_accuracy_over_the_tasks_is_shown(workspace, capsys):
         assert f"{metric} ↑ {' '.join(values)}" in words
     assert main(["evaluate", "damaged", "--out", "one.json", *options, "local_wikitext"]) == 0
     words = " ".join(capsys.readouterr().out.split())
-    assert "local_wikitext has neither and is left out." in words
+    assert "local_wikitext has neither acc nor acc_norm and is left out." in words
     mean = json.loads((workspace / "one.json").read_text())["model"]["means"][1]
     assert f"acc_norm, else acc ↑ {mean['value']:.4f} ± {mean['standard_error']:.4f}" in words
     assert mean["value"] == result["mean_differences"][1]["value"]

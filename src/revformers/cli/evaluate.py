@@ -22,6 +22,7 @@ class EvaluateOptions:
     """Evaluate a model on tasks of EleutherAI's lm-evaluation-harness, and beside another model on the same documents.
 
     Two tasks or more also get a mean accuracy: of acc, and of acc_norm, with acc for a task that has no acc_norm.
+
     Needs: pip install "revformers[evaluate]".
     """
 
@@ -201,16 +202,14 @@ def _mean_sentences(means: "Sequence[MeanAccuracy]") -> list[str]:
     """Return what the mean accuracies are of."""
     if not means:
         return []
-    sentences = ["In the mean every task counts the same, and tasks are independent of each other."]
+    sentences = ["Every task counts the same in the mean, whose error takes tasks as independent."]
     mean = means[-1]
     if len(set(mean.tasks.values())) > 1:
         plain = [task for task, metric in mean.tasks.items() if metric == "acc"]
         sentences.append(f"{mean.metric}: acc_norm of a task that has it, and acc of {', '.join(plain)}.")
     if mean.left_out:
-        sentences.append(
-            f"{', '.join(mean.left_out)} {'has' if len(mean.left_out) == 1 else 'have'} neither and "
-            f"{'is' if len(mean.left_out) == 1 else 'are'} left out."
-        )
+        verbs = ("has", "is") if len(mean.left_out) == 1 else ("have", "are")
+        sentences.append(f"{', '.join(mean.left_out)} {verbs[0]} neither acc nor acc_norm and {verbs[1]} left out.")
     return sentences
 
 
