@@ -53,6 +53,40 @@ def test_two_models_are_shown_side_by_side(workspace, capsys):
     assert near["against"] == far["against"]
 
 
+CHOICES = ["local_piqa", "local_arc_easy", "local_arc_challenge", "local_openbookqa", "local_winogrande"]
+
+
+def test_the_mean_accuracy_over_the_tasks_is_shown(workspace, capsys):
+    options = ["--data", "data", "--limit", "4", "--tasks", *CHOICES]
+    assert main(["evaluate", "damaged", "--against", "ordinary", "--out", "two.json", *options]) == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "…" not in shown
+    words = " ".join(shown.split())
+    assert "mean 5 tasks acc ↑" in words
+    assert "Every task counts the same in the mean, whose error takes tasks as independent." in words
+    assert "acc_norm, else acc: acc_norm of a task that has it, and acc of local_winogrande." in words
+    assert "left out" not in words
+    result = json.loads((workspace / "two.json").read_text())
+    for difference, metric in zip(result["mean_differences"], ("acc", "acc_norm, else acc"), strict=True):
+        assert (difference["metric"], list(difference["tasks"])) == (metric, CHOICES)
+        cells = (difference, difference["against"], difference["difference"])
+        values = [f"{cell['value']:.4f} ± {cell['standard_error']:.4f}" for cell in cells[:2]]
+        values.append(f"{cells[2]['value']:+.4f} ± {cells[2]['standard_error']:.4f}")
+        assert f"{metric} ↑ {' '.join(values)}" in words
+    assert main(["evaluate", "damaged", "--out", "one.json", *options, "local_wikitext"]) == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert "local_wikitext has neither acc nor acc_norm and is left out." in words
+    mean = json.loads((workspace / "one.json").read_text())["model"]["means"][1]
+    assert f"acc_norm, else acc ↑ {mean['value']:.4f} ± {mean['standard_error']:.4f}" in words
+    assert mean["value"] == result["mean_differences"][1]["value"]
+
+
+def test_without_two_accuracies_there_is_no_mean(workspace, capsys):
+    assert evaluate("ordinary", "--data", "data", "--limit", "2") == 0
+    assert "mean" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 from lm_eval.api.metrics import weighted_perplexity
 
-from revformers.evaluation import Difference, Score, compare, evaluate
+from revformers.evaluation import Difference, MeanAccuracy, MeanDifference, Score, compare, evaluate
 from tests.evaluation.tiny import damaged, tiny_model, tiny_tokenizer, write_data
 
 TASKS = ["local_piqa", "local_wikitext"]
+CHOICES = ["local_piqa", "local_arc_easy", "local_winogrande"]
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def score(items, aggregation="mean", value=0.0):
 
 def test_a_model_against_itself_differs_by_exactly_nothing(evaluations):
     original, repeated, _ = evaluations
-    differences = compare(repeated, original)
+    differences = compare(repeated, original).differences
     assert [(d.score.task, d.score.metric) for d in differences] == [
         ("local_piqa", "acc"),
         ("local_piqa", "acc_norm"),
@@ -39,10 +40,10 @@ def test_a_model_against_itself_differs_by_exactly_nothing(evaluations):
 
 def test_a_damaged_model_is_marked(evaluations):
     original, _, worse = evaluations
-    differences = {difference.score.metric: difference for difference in compare(worse, original)}
+    differences = {difference.score.metric: difference for difference in compare(worse, original).differences}
     assert differences["bits_per_byte"].marked
     assert differences["bits_per_byte"].value > 0
-    assert compare(original, worse)[-1].value == -differences["bits_per_byte"].value
+    assert compare(original, worse).differences[-1].value == -differences["bits_per_byte"].value
     # The same documents are hard for both: without pairing the error would be larger.
     paired = differences["bits_per_byte"].standard_error
     assert 0 < paired < math.hypot(original.scores[-1].standard_error, worse.scores[-1].standard_error)
@@ -93,3 +94,52 @@ def test_other_documents_or_tasks_are_refused(evaluations):
         compare(original, dataclasses.replace(other, scores=tuple(shorter)))
     with pytest.raises(ValueError, match="different tasks"):
         compare(original, dataclasses.replace(other, scores=other.scores[:1]))
+
+
+def test_the_means_of_several_tasks_are_compared_by_document(tmp_path):
+    data = write_data(tmp_path / "data")
+    models = tiny_model(), tiny_model(seed=1)
+    ours, theirs = (evaluate(model, tiny_tokenizer(), CHOICES, data=data, limit=9) for model in models)
+    plain, normalised = compare(ours, theirs).means
+    assert (plain.score.metric, normalised.score.metric) == ("acc", "acc_norm, else acc")
+    for difference, metrics in ((plain, ["acc"] * 3), (normalised, ["acc_norm", "acc_norm", "acc"])):
+        rows = []
+        for task, metric in zip(CHOICES, metrics, strict=True):
+            both = [
+                {(s.task, s.metric): s.terms[:, 0] for s in scores.scores}[task, metric] for scores in (ours, theirs)
+            ]
+            rows.append(both[0] - both[1])
+        assert any(row.any() for row in rows)
+        assert difference.value == pytest.approx(np.mean([row.mean() for row in rows]), rel=1e-12)
+        error = math.sqrt(sum(row.var(ddof=1) / 9 for row in rows)) / 3
+        assert difference.standard_error == pytest.approx(error, rel=1e-12)
+    (nothing, _) = compare(ours, ours).means
+    assert (nothing.value, nothing.standard_error, nothing.marked) == (0, 0, False)
+    written = compare(ours, theirs).to_dict()["mean_differences"][1]
+    assert written["tasks"] == {"local_piqa": "acc_norm", "local_arc_easy": "acc_norm", "local_winogrande": "acc"}
+    assert written["difference"]["value"] == written["value"] - written["against"]["value"]
+
+
+def test_the_error_of_a_mean_s_difference_covers_what_other_documents_would_have_given():
+    """Against the truth: the spread over many samples of documents, each as hard for one model as for the other."""
+    chance = np.random.default_rng(0)
+    sizes = (30, 60, 120)
+
+    def sample():
+        scores = []
+        for task, size in enumerate(sizes):
+            hard = chance.random(size)
+            answers = [(chance.random(size) < 0.2 + 0.6 * hard).astype(float) for _ in range(2)]
+            scores.append([named(f"task {task}", right) for right in answers])
+        ours, theirs = (MeanAccuracy("acc", tuple(column), ()) for column in zip(*scores, strict=True))
+        return MeanDifference(ours, theirs)
+
+    samples = [sample() for _ in range(300)]
+    spread = np.std([difference.value for difference in samples], ddof=1)
+    assert np.mean([difference.standard_error for difference in samples]) == pytest.approx(spread, rel=0.15)
+
+
+def named(task, right):
+    """The accuracy of a task of its own."""
+    plain = score(right, value=float(np.mean(right)))
+    return dataclasses.replace(plain, task=task, documents=tuple(f"{task} {name}" for name in plain.documents))

@@ -1,8 +1,17 @@
 import pytest
 
-from revformers.evaluation.documents import gsm8k, piqa, split_pages, wikitext
+from revformers.evaluation.documents import (
+    arc_challenge,
+    arc_easy,
+    gsm8k,
+    openbookqa,
+    piqa,
+    split_pages,
+    wikitext,
+    winogrande,
+)
 from revformers.training.errors import RecipeError
-from tests.evaluation.tiny import write_data
+from tests.evaluation.tiny import SHARED_DATA, needs_shared_data, write_data, write_rows
 
 
 def test_running_text_is_split_at_level_one_headings_only():
@@ -29,6 +38,40 @@ def test_documents_are_read_with_their_labels(tmp_path):
     assert len(wikitext(data)["test"]) == 6
 
 
+def test_questions_with_choices_get_the_columns_that_the_harness_reads(tmp_path):
+    data = write_data(tmp_path / "data")
+    question = {"question": "Why?", "choices": ["so", "thus", "hence"], "answer": 2}
+    choices = {"text": ["so", "thus", "hence"], "label": ["A", "B", "C"]}
+    for file in ("arc/arc_easy.jsonl", "arc/arc_challenge.jsonl", "openbookqa/test.jsonl"):
+        write_rows(data / file, [question])
+    for read in (arc_easy, arc_challenge):
+        assert list(read(str(data))["test"]) == [{"question": "Why?", "choices": choices, "answerKey": "C"}]
+    (document,) = openbookqa(str(data))["test"]
+    assert document == {"question_stem": "Why?", "choices": choices, "answerKey": "C"}
+    row = {"sentence": "It fits _ well.", "option1": "the box", "option2": "the lid", "answer": "2"}
+    write_rows(data / "winogrande/validation.jsonl", [row])
+    assert list(winogrande(str(data))["validation"]) == [row]
+
+
+@needs_shared_data
+@pytest.mark.parametrize(
+    ("read", "split", "documents"),
+    [
+        (arc_easy, "test", 2376),
+        (arc_challenge, "test", 1172),
+        (openbookqa, "test", 500),
+        (winogrande, "validation", 1267),
+    ],
+)
+def test_the_published_questions_are_read_whole(read, split, documents):
+    assert len(read(str(SHARED_DATA))[split]) == documents
+
+
+WITHOUT_A_RIGHT_CHOICE = '{"question": "?", "choices": ["a", "b"], "answer": 2}\n'
+WITHOUT_A_BLANK = '{"sentence": "It fits.", "option1": "a", "option2": "b", "answer": "1"}\n'
+OTHER_ANSWER = WITHOUT_A_BLANK.replace("fits", "fits _").replace('"1"', '"3"')
+
+
 @pytest.mark.parametrize(
     ("file", "text", "read", "error", "message"),
     [
@@ -38,6 +81,31 @@ def test_documents_are_read_with_their_labels(tmp_path):
         ("gsm8k/test.jsonl", '{"question": "?"}\n', gsm8k, RecipeError, "Line 1 of .* question, answer"),
         ("gsm8k/test.jsonl", "\n[1]\n", gsm8k, RecipeError, "Line 2 of"),
         ("gsm8k/test.jsonl", "\n", gsm8k, RecipeError, "is empty"),
+        ("arc/arc_easy.jsonl", None, arc_easy, FileNotFoundError, "holds no file arc/arc_easy.jsonl"),
+        ("arc/arc_easy.jsonl", WITHOUT_A_RIGHT_CHOICE, arc_easy, RecipeError, "Question 1 of .* right one, from 0"),
+        (
+            "arc/arc_challenge.jsonl",
+            '{"question": "?", "choices": "ab", "answer": 0}',
+            arc_challenge,
+            RecipeError,
+            "text",
+        ),
+        (
+            "arc/arc_challenge.jsonl",
+            '{"question": "?", "choices": ["a", 1], "answer": 0}',
+            arc_challenge,
+            RecipeError,
+            "text",
+        ),
+        (
+            "openbookqa/test.jsonl",
+            '{"question": "?"}',
+            openbookqa,
+            RecipeError,
+            "Line 1 of .* question, choices, answer",
+        ),
+        ("winogrande/validation.jsonl", WITHOUT_A_BLANK, winogrande, RecipeError, "Question 1 of .* blank"),
+        ("winogrande/validation.jsonl", OTHER_ANSWER, winogrande, RecipeError, 'answer "1" or "2"'),
         ("wikitext-2/test.txt", " \n", wikitext, RecipeError, "is empty"),
     ],
 )

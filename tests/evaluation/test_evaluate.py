@@ -1,6 +1,6 @@
+import dataclasses
 import json
 import math
-import os
 import random
 import sys
 from functools import partial
@@ -13,14 +13,21 @@ from lm_eval.api.metrics import mean_stderr
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import revformers as rf
-from revformers.evaluation import evaluate, harness
-from revformers.evaluation.documents import piqa, split_pages
+from revformers.evaluation import documents, evaluate, harness
+from revformers.evaluation.documents import split_pages
 from revformers.evaluation.language_model import LoadedLanguageModel
 from revformers.evaluation.scores import read_scores
 from revformers.training.errors import RecipeError
-from tests.evaluation.tiny import WORDS, tiny_model, tiny_tokenizer, write_data, write_rows
-
-SHARED = Path(os.environ.get("REVFORMERS_SHARED") or Path(__file__).parents[3] / "shared")
+from tests.evaluation.tiny import (
+    SHARED,
+    SHARED_DATA,
+    WORDS,
+    needs_shared_data,
+    tiny_model,
+    tiny_tokenizer,
+    write_data,
+    write_rows,
+)
 
 
 @pytest.fixture
@@ -182,12 +189,18 @@ def test_tokenizers_that_name_no_first_token_take_that_of_the_configuration(data
         evaluate(model, tokenizer, ["local_wikitext"], data=data, limit=1)
 
 
+FOLDERS = ("arc", "openbookqa", "piqa", "winogrande")
+CHOICES = [name for name in harness.LOCAL_TASKS if name not in ("local_gsm8k", "local_wikitext")]
+"""The local tasks that ask to choose."""
+
+
 @pytest.fixture
 def few_tasks(monkeypatch):
-    """The harness's own piqa beside the local tasks: to find all its tasks takes it half a minute."""
-    folders = [str(Path(harness.__file__).parent / "tasks"), str(Path(lm_eval.tasks.__file__).parent / "piqa")]
+    """The harness's own questions with choices beside the local tasks: to find all its tasks takes it half a minute."""
+    own = Path(lm_eval.tasks.__file__).parent
+    folders = [str(Path(harness.__file__).parent / "tasks"), *(str(own / name) for name in FOLDERS)]
     manager = partial(lm_eval.tasks.TaskManager, include_path=folders, include_defaults=False)
-    monkeypatch.setattr(harness, "task_manager", lambda names, data: manager())
+    monkeypatch.setattr(harness, "task_manager", lambda names, data: manager(metadata={"data_directory": str(data)}))
 
 
 def test_an_unknown_task_is_answered_with_the_closest_names(few_tasks):
@@ -204,14 +217,59 @@ def test_without_the_hub_the_local_task_is_named(few_tasks, monkeypatch):
         evaluate(tiny_model(), tiny_tokenizer(), ["piqa"])
 
 
-def test_the_local_task_asks_what_the_harness_s_own_does(few_tasks, data, monkeypatch):
-    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: piqa(str(data)) | {"train": None})
-    original = evaluate(tiny_model(), tiny_tokenizer(), ["piqa"])
-    monkeypatch.undo()
-    local = evaluate(tiny_model(), tiny_tokenizer(), ["local_piqa"], data=data)
-    assert [(s.metric, s.value, s.documents) for s in original.scores] == [
-        (s.metric, s.value, s.documents) for s in local.scores
-    ]
+def asked(monkeypatch, *arguments, **options):
+    """Evaluate a tiny model, and return the evaluation and every context with its continuation."""
+    requests = []
+    score = LoadedLanguageModel.loglikelihood
+
+    def noted(self, instances, disable_tqdm=False):
+        requests.extend(instance.args for instance in instances)
+        return score(self, instances, disable_tqdm=disable_tqdm)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LoadedLanguageModel, "loglikelihood", noted)
+        return evaluate(tiny_model(positions=1024), tiny_tokenizer(), *arguments, **options), requests
+
+
+def check_against_the_harness(task, data, monkeypatch, limit=None):
+    """Assert that a local task and the harness's own ask and find the same on the documents in `data`."""
+    original_name = harness.LOCAL_TASKS[task]
+    rows = getattr(documents, original_name)(str(data))
+    with monkeypatch.context() as patch:
+        patch.setattr("datasets.load_dataset", lambda *_, **__: {"train": None} | rows)
+        original, original_requests = asked(patch, [original_name], limit=limit)
+    local, requests = asked(monkeypatch, [task], data=data, limit=limit)
+    assert requests == original_requests
+    assert any(0 < score.value < 1 for score in local.scores)
+    assert [dataclasses.replace(s, task=original_name) for s in local.scores] == list(original.scores)
+    assert [s.terms.tolist() for s in local.scores] == [s.terms.tolist() for s in original.scores]
+    assert list(local.versions.values()) == list(original.versions.values())
+    assert list(local.few_shot.values()) == list(original.few_shot.values())
+
+
+@pytest.mark.parametrize("task", CHOICES)
+def test_the_local_task_asks_and_finds_what_the_harness_s_own_does(task, few_tasks, data, monkeypatch):
+    check_against_the_harness(task, data, monkeypatch)
+
+
+@needs_shared_data
+@pytest.mark.parametrize("task", CHOICES)
+def test_the_local_task_asks_what_the_harness_s_own_does_of_the_published_questions(task, few_tasks, monkeypatch):
+    check_against_the_harness(task, SHARED_DATA, monkeypatch, limit=20)
+
+
+def test_a_blank_is_filled_and_the_text_after_it_is_scored(data, monkeypatch):
+    row = {"sentence": "water paper _ pig cage.", "option1": "cage", "option2": "drawer", "answer": "2"}
+    write_rows(data / "winogrande/validation.jsonl", [row])
+    evaluation, requests = asked(monkeypatch, ["local_winogrande"], data=data)
+    assert requests == [("water paper cage", " pig cage."), ("water paper drawer", " pig cage.")]
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    likelihoods = []
+    for option in ("cage", "drawer"):
+        whole, rest = (tokenizer.encode(text) for text in (f"water paper {option} pig cage.", " pig cage."))
+        assert whole[-len(rest) :] == rest
+        likelihoods.append(log_likelihood(model, whole, len(rest)))
+    assert [(s.metric, s.value) for s in evaluation.scores] == [("acc", float(likelihoods[1] > likelihoods[0]))]
 
 
 def test_without_the_harness_the_line_to_install_is_given(monkeypatch):
@@ -244,7 +302,7 @@ def test_a_group_has_the_documents_of_its_tasks():
 def test_a_trained_model_on_piqa():
     path = SHARED / "models/stories260K"
     model, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
-    scores = scores_of(evaluate(model, tokenizer, ["local_piqa"], data=SHARED / "data", limit=20))
+    scores = scores_of(evaluate(model, tokenizer, ["local_piqa"], data=SHARED_DATA, limit=20))
     assert scores["acc", "none"].value == pytest.approx(0.40)
     assert scores["acc_norm", "none"].value == pytest.approx(0.50)
     assert len(scores["acc", "none"].documents) == 20

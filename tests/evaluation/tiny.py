@@ -1,14 +1,21 @@
 """A model that reads 48 tokens, its tokenizer, and a page of data for every local task."""
 
 import json
+import os
 import random
+from pathlib import Path
 
+import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from revformers.training.data.tokenizer import train_tokenizer
 
 WORDS = ["cage", "paper", "water", "inches", "bedding", "dish", "bottle", "strip", "guinea", "pig", "drawer", "wood"]
+
+SHARED = Path(os.environ.get("REVFORMERS_SHARED") or Path(__file__).parents[3] / "shared")
+SHARED_DATA = SHARED / "data"
+needs_shared_data = pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="needs the shared data")
 
 
 def sentence(chance, words):
@@ -26,6 +33,14 @@ def write_data(directory, questions=12):
     ]
     write_rows(directory / "piqa/valid.jsonl", rows)
     (directory / "piqa/valid-labels.lst").write_text("".join(f"{chance.randrange(2)}\n" for _ in rows))
+    for file in (
+        "arc/arc_easy.jsonl",
+        "arc/arc_challenge.jsonl",
+        "openbookqa/test.jsonl",
+        "winogrande/validation.jsonl",
+    ):
+        (directory / file).parent.mkdir(exist_ok=True)
+        write_rows(directory / file, [_question(chance, file) for _ in range(questions)])
     for split in ("train", "test"):
         rows = [
             {"question": f"How many {word} are there?", "answer": f"{n} and {n}.\n#### {n}"}
@@ -40,6 +55,16 @@ def write_data(directory, questions=12):
     return directory
 
 
+def _question(chance, file):
+    """Return one question of a file: a sentence with a blank, or a question with three or four choices."""
+    if file.startswith("winogrande"):
+        options = {"option1": sentence(chance, 1), "option2": sentence(chance, 2)}
+        text = f"{sentence(chance, 2)} _ {sentence(chance, 3)}"
+        return {"sentence": text, **options, "answer": chance.choice("12")}
+    choices = [sentence(chance, chance.randint(1, 5)) for _ in range(chance.randint(3, 4))]
+    return {"question": sentence(chance, 3), "choices": choices, "answer": chance.randrange(len(choices))}
+
+
 def write_rows(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -48,8 +73,8 @@ def tiny_tokenizer():
     return train_tokenizer([" ".join(WORDS) + " Question: Answer: How many are there? and\n0123456789#."], 300)
 
 
-def tiny_model(positions=48):
-    torch.manual_seed(0)
+def tiny_model(positions=48, seed=0):
+    torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=300,
         hidden_size=32,

@@ -14,12 +14,14 @@ from revformers.training.errors import RecipeError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from revformers.evaluation import Difference, Evaluation, Score
+    from revformers.evaluation import Comparison, Evaluation, MeanAccuracy, Score
 
 
 @dataclass(frozen=True)
 class EvaluateOptions:
     """Evaluate a model on tasks of EleutherAI's lm-evaluation-harness, and beside another model on the same documents.
+
+    Two tasks or more also get a mean accuracy: of acc, and of acc_norm, with acc for a task that has no acc_norm.
 
     Needs: pip install "revformers[evaluate]".
     """
@@ -29,14 +31,17 @@ class EvaluateOptions:
 
     tasks: tuple[str, ...]
     """Tasks or groups of the harness, such as piqa arc_easy mmlu, whose data come from the hub; or local_piqa,
-    local_gsm8k and local_wikitext, which read files below --data."""
+    local_arc_easy, local_arc_challenge, local_openbookqa, local_winogrande, local_gsm8k and local_wikitext, which read
+    files below --data."""
 
     against: str | None = None
     """Another model, such as the one that MODEL was converted from, to compare with document by document."""
 
     data: Path | None = None
-    """Directory of the local tasks' files: piqa/valid.jsonl, piqa/valid-labels.lst, gsm8k/train.jsonl,
-    gsm8k/test.jsonl, wikitext-2/test.txt."""
+    """Directory of the local tasks' files: piqa/valid.jsonl, piqa/valid-labels.lst; arc/arc_easy.jsonl,
+    arc/arc_challenge.jsonl, openbookqa/test.jsonl (lines with question, choices, and answer, the place of the right
+    choice, from 0); winogrande/validation.jsonl (sentence, with _ for the blank, option1, option2, and answer, "1" or
+    "2"); gsm8k/train.jsonl, gsm8k/test.jsonl; wikitext-2/test.txt."""
 
     limit: int | None = None
     """Take only the first so many documents of every task."""
@@ -79,15 +84,17 @@ def run(arguments: Sequence[str]) -> int:
         table, caption = score_table(evaluation), "± standard error over the documents"
     else:
         against = _evaluate(options.against, options)
-        differences = compare(evaluation, against)
-        table = difference_table(differences)
+        comparison = compare(evaluation, against)
+        table = difference_table(comparison)
         caption = (
             "± standard error over the documents; that of the difference, MODEL less ORIGINAL, is paired by document. "
             "* beyond two standard errors"
         )
-        result |= {"against": against.to_dict(), "differences": [difference.to_dict() for difference in differences]}
+        result |= {"against": against.to_dict(), **comparison.to_dict()}
     console.print(table, highlight=False)
     console.print(f"{caption}; higher (↑) or lower (↓) is better.", highlight=False)
+    for sentence in _mean_sentences(evaluation.means):
+        console.print(sentence, highlight=False)
     if options.out is not None:
         write_result(options.out, result, ["evaluate", *arguments])
         console.print(f"Written to {options.out}.", highlight=False, soft_wrap=True)
@@ -132,14 +139,15 @@ def _evaluate(name: str, options: EvaluateOptions) -> "Evaluation":
 
 
 def score_table(evaluation: "Evaluation") -> "Table":
-    """Return one line per score, below the name of its task."""
-    return _table(("value",), [(score, _value_cell(score.value, score.standard_error)) for score in evaluation.scores])
+    """Return one line per score, below the name of its task, and one per mean accuracy."""
+    scores: list[Score | MeanAccuracy] = [*evaluation.scores, *evaluation.means]
+    return _table(("value",), [(score, _value_cell(score.value, score.standard_error)) for score in scores])
 
 
-def difference_table(differences: "Sequence[Difference]") -> "Table":
-    """Return one line per score of two models, with their difference."""
+def difference_table(comparison: "Comparison") -> "Table":
+    """Return one line per score and per mean accuracy of two models, with their difference."""
     rows = []
-    for difference in differences:
+    for difference in (*comparison.differences, *comparison.means):
         score, against = difference.score, difference.against
         cells = (
             _value_cell(score.value, score.standard_error),
@@ -150,7 +158,7 @@ def difference_table(differences: "Sequence[Difference]") -> "Table":
     return _table(("MODEL", "ORIGINAL", "difference"), rows)
 
 
-def _table(columns: Sequence[str], rows: "Sequence[tuple[Score, *tuple[str, ...]]]") -> "Table":
+def _table(columns: Sequence[str], rows: "Sequence[tuple[Score | MeanAccuracy, *tuple[str, ...]]]") -> "Table":
     """Return a table of scores and their cells; it fits 80 columns."""
     from rich import box
     from rich.table import Table
@@ -159,20 +167,50 @@ def _table(columns: Sequence[str], rows: "Sequence[tuple[Score, *tuple[str, ...]
     table.add_column("")
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
-    task = None
+    above = None
     for score, *cells in rows:
-        if score.task != task:
-            task = score.task
-            table.add_row(task, *[""] * (len(columns) - 1), f"{len(score.documents):,} documents", style="bold")
+        heading = _heading(score)
+        if heading != above:
+            above = heading
+            name, size = heading
+            table.add_row(name, *[""] * (len(columns) - 1), size, style="bold")
         table.add_row(f"  {_metric_cell(score)}", *cells)
     return table
 
 
-def _metric_cell(score: "Score") -> str:
+def _heading(score: "Score | MeanAccuracy") -> tuple[str, str]:
+    """Return what stands above a score, and over how much it is."""
+    from revformers.evaluation import MeanAccuracy
+
+    if isinstance(score, MeanAccuracy):
+        return "mean", f"{len(score.scores)} tasks"
+    return score.task, f"{len(score.documents):,} documents"
+
+
+def _metric_cell(score: "Score | MeanAccuracy") -> str:
     """Return the metric with its filter and its direction."""
+    from revformers.evaluation import MeanAccuracy
+
+    if isinstance(score, MeanAccuracy):
+        return f"{score.metric} ↑"
     arrow = {True: " ↑", False: " ↓", None: ""}[score.higher_is_better]
     answer_filter = "" if score.filter == "none" else f" ({score.filter})"
     return f"{score.metric}{answer_filter}{arrow}"
+
+
+def _mean_sentences(means: "Sequence[MeanAccuracy]") -> list[str]:
+    """Return what the mean accuracies are of."""
+    if not means:
+        return []
+    sentences = ["Every task counts the same in the mean, whose error takes tasks as independent."]
+    mean = means[-1]
+    if len(set(mean.tasks.values())) > 1:
+        plain = [task for task, metric in mean.tasks.items() if metric == "acc"]
+        sentences.append(f"{mean.metric}: acc_norm of a task that has it, and acc of {', '.join(plain)}.")
+    if mean.left_out:
+        verbs = ("has", "is") if len(mean.left_out) == 1 else ("have", "are")
+        sentences.append(f"{', '.join(mean.left_out)} {verbs[0]} neither acc nor acc_norm and {verbs[1]} left out.")
+    return sentences
 
 
 def _value_cell(value: float, error: float | None, sign: str = "") -> str:

@@ -1,18 +1,19 @@
 """Two evaluations on the same documents, side by side."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
 from revformers.evaluation import jackknife
+from revformers.evaluation.mean_accuracy import MeanAccuracy
 from revformers.evaluation.scores import Evaluation, Score
 
 
-@dataclass(frozen=True)
-class Difference:
-    """One score of a model beside that of another, on the same documents."""
+class _SideBySide(ABC):
+    """A value of a model beside that of another."""
 
-    score: Score
-    against: Score
+    score: Score | MeanAccuracy
+    against: Score | MeanAccuracy
 
     @property
     def value(self) -> float:
@@ -20,15 +21,9 @@ class Difference:
         return self.score.value - self.against.value
 
     @property
+    @abstractmethod
     def standard_error(self) -> float | None:
-        """The standard error of the difference, paired by document; None where a score has none.
-
-        With d_(i) for the difference of the two values when document i is left out of both, and n documents, it is
-        sqrt((n - 1) / n * sum_i (d_(i) - mean_j d_(j))^2). For means that is the sample standard deviation of the
-        documents' differences over sqrt(n).
-        """
-        ours, theirs = self.score.without_each, self.against.without_each
-        return None if ours is None or theirs is None else jackknife.standard_error(ours - theirs)
+        """The standard error of the difference, or None where none is known."""
 
     @property
     def marked(self) -> bool:
@@ -45,8 +40,61 @@ class Difference:
         }
 
 
-def compare(evaluation: Evaluation, against: Evaluation) -> tuple[Difference, ...]:
-    """Return the difference of every score of `evaluation` from the same score of `against`.
+@dataclass(frozen=True)
+class Difference(_SideBySide):
+    """One score of a model beside that of another, on the same documents."""
+
+    score: Score
+    against: Score
+
+    @property
+    def standard_error(self) -> float | None:
+        """The standard error of the difference, paired by document; None where a score has none.
+
+        With d_(i) for the difference of the two values when document i is left out of both, and n documents, it is
+        sqrt((n - 1) / n * sum_i (d_(i) - mean_j d_(j))^2). For means that is the sample standard deviation of the
+        documents' differences over sqrt(n).
+        """
+        ours, theirs = self.score.without_each, self.against.without_each
+        return None if ours is None or theirs is None else jackknife.standard_error(ours - theirs)
+
+
+@dataclass(frozen=True)
+class MeanDifference(_SideBySide):
+    """One mean accuracy of a model beside that of another, on the same documents of the same tasks."""
+
+    score: MeanAccuracy
+    against: MeanAccuracy
+
+    @property
+    def standard_error(self) -> float | None:
+        """The standard error of the difference, paired by document, with tasks independent of each other.
+
+        It is sqrt(sum of squares of the tasks' `Difference.standard_error`) / number of tasks; None where
+        `MeanAccuracy.error_of_mean` knows none.
+        """
+        pairs = zip(self.score.scores, self.against.scores, strict=True)
+        return self.score.error_of_mean([Difference(ours, theirs).standard_error for ours, theirs in pairs])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two evaluations side by side."""
+
+    differences: tuple[Difference, ...]
+    means: tuple[MeanDifference, ...]
+    """The differences of `Evaluation.means`."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the comparison in types that JSON keeps."""
+        return {
+            "differences": [difference.to_dict() for difference in self.differences],
+            "mean_differences": [difference.to_dict() for difference in self.means],
+        }
+
+
+def compare(evaluation: Evaluation, against: Evaluation) -> Comparison:
+    """Return the difference of every score, and every mean accuracy, of `evaluation` from that of `against`.
 
     Raises:
         ValueError: where the two were not evaluated on the same metrics of the same documents.
@@ -58,7 +106,10 @@ def compare(evaluation: Evaluation, against: Evaluation) -> tuple[Difference, ..
     for score in evaluation.scores:
         if score.documents != others[_name(score)].documents:
             raise ValueError(f"The two evaluations of {score.task} are on different documents; repeat one of them.")
-    return tuple(Difference(score, others[_name(score)]) for score in evaluation.scores)
+    return Comparison(
+        differences=tuple(Difference(score, others[_name(score)]) for score in evaluation.scores),
+        means=tuple(MeanDifference(ours, theirs) for ours, theirs in zip(evaluation.means, against.means, strict=True)),
+    )
 
 
 def _name(score: Score) -> tuple[str, str, str]:

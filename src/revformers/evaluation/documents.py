@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 from datasets import Dataset
@@ -30,6 +31,55 @@ def piqa(data_directory: str, **_: Any) -> dict[str, Dataset]:
             [document | {"label": int(label)} for document, label in zip(documents, answers, strict=True)]
         )
     }
+
+
+def arc_easy(data_directory: str, **_: Any) -> dict[str, Dataset]:
+    """Return ARC's easy test documents: question, choices (text and label of each), answerKey, a label.
+
+    Raises:
+        FileNotFoundError: where `arc/arc_easy.jsonl` is missing.
+        RecipeError: where a line cannot be read.
+
+    """
+    return {"test": _choice_questions(data_directory, "arc/arc_easy.jsonl", "question")}
+
+
+def arc_challenge(data_directory: str, **_: Any) -> dict[str, Dataset]:
+    """Return ARC's challenge test documents, in the columns of `arc_easy`.
+
+    Raises:
+        FileNotFoundError: where `arc/arc_challenge.jsonl` is missing.
+        RecipeError: where a line cannot be read.
+
+    """
+    return {"test": _choice_questions(data_directory, "arc/arc_challenge.jsonl", "question")}
+
+
+def openbookqa(data_directory: str, **_: Any) -> dict[str, Dataset]:
+    """Return OpenBookQA's test documents: question_stem, and choices and answerKey as in `arc_easy`.
+
+    Raises:
+        FileNotFoundError: where `openbookqa/test.jsonl` is missing.
+        RecipeError: where a line cannot be read.
+
+    """
+    return {"test": _choice_questions(data_directory, "openbookqa/test.jsonl", "question_stem")}
+
+
+def winogrande(data_directory: str, **_: Any) -> dict[str, Dataset]:
+    """Return WinoGrande's validation documents: sentence, with _ for the blank, option1, option2, and answer, 1 or 2.
+
+    Raises:
+        FileNotFoundError: where `winogrande/validation.jsonl` is missing.
+        RecipeError: where a line cannot be read, or a sentence has no blank.
+
+    """
+    path = _file(data_directory, "winogrande/validation.jsonl")
+    documents = _rows(path, ("sentence", "option1", "option2", "answer"))
+    for number, document in enumerate(documents, start=1):
+        if "_" not in document["sentence"] or document["answer"] not in ("1", "2"):
+            raise RecipeError(f'Question {number} of {path} needs a _ for the blank and the answer "1" or "2".')
+    return {"validation": Dataset.from_list(documents)}
 
 
 def gsm8k(data_directory: str, **_: Any) -> dict[str, Dataset]:
@@ -94,6 +144,35 @@ def _file(data_directory: str, name: str) -> Path:
     return directory / name
 
 
+def _choice_questions(data_directory: str, name: str, question: str) -> Dataset:
+    """Return questions with choices in the columns of the hub's data sets, which the harness's tasks read.
+
+    Args:
+        data_directory: the directory of the local tasks' files.
+        name: the file, whose lines have question, choices (texts), and answer, the place of the right one, from 0.
+        question: the column that the task reads the question from.
+
+    """
+    path = _file(data_directory, name)
+    documents = []
+    for number, row in enumerate(_rows(path, ("question", "choices", "answer")), start=1):
+        texts, answer = row["choices"], row["answer"]
+        if not (
+            isinstance(texts, list)
+            and all(isinstance(text, str) for text in texts)
+            and isinstance(answer, int)
+            and 0 <= answer < len(texts) <= len(ascii_uppercase)
+        ):
+            raise RecipeError(
+                f"Question {number} of {path} needs a list of texts as choices, and as answer the place of the right "
+                f"one, from 0."
+            )
+        labels = list(ascii_uppercase[: len(texts)])
+        choices = {"text": texts, "label": labels}
+        documents.append({question: row["question"], "choices": choices, "answerKey": labels[answer]})
+    return Dataset.from_list(documents)
+
+
 def _rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, Any]]:
     """Return `columns` of every line of a JSON Lines file that is not blank."""
     rows = []
@@ -105,9 +184,7 @@ def _rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, Any]]:
                 row = json.loads(line)
                 rows.append({column: row[column] for column in columns})
             except (ValueError, KeyError, TypeError) as error:
-                raise RecipeError(
-                    f"Line {number} of {path} is no JSON object with the strings {', '.join(columns)}."
-                ) from error
+                raise RecipeError(f"Line {number} of {path} is no JSON object with {', '.join(columns)}.") from error
     if not rows:
         raise RecipeError(f"{path} is empty.")
     return rows

@@ -14,7 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from revformers.evaluation.scores import Evaluation, read_scores
 from revformers.training.errors import RecipeError
 
-LOCAL_TASKS = {"local_piqa": "piqa", "local_gsm8k": "gsm8k", "local_wikitext": "wikitext"}
+LOCAL_TASKS = {
+    f"local_{name}": name
+    for name in ("piqa", "arc_easy", "arc_challenge", "openbookqa", "winogrande", "gsm8k", "wikitext")
+}
 """For each local task the harness's task that it repeats."""
 
 NOISE = (
@@ -54,9 +57,13 @@ def evaluate(
             came in.
         tokenizer: the model's.
         tasks: names of tasks or groups of the harness, which fetches their data from the hub, or of the local tasks
-            `local_piqa`, `local_gsm8k` and `local_wikitext`.
-        data: the directory of the local tasks' files: `piqa/valid.jsonl`, `piqa/valid-labels.lst`, `gsm8k/train.jsonl`,
-            `gsm8k/test.jsonl`, `wikitext-2/test.txt`.
+            `local_piqa`, `local_arc_easy`, `local_arc_challenge`, `local_openbookqa`, `local_winogrande`,
+            `local_gsm8k` and `local_wikitext`.
+        data: the directory of the local tasks' files: `piqa/valid.jsonl` and `piqa/valid-labels.lst`,
+            `arc/arc_easy.jsonl`, `arc/arc_challenge.jsonl` and `openbookqa/test.jsonl` (lines with question, choices,
+            a list of texts, and answer, the place of the right one, from 0), `winogrande/validation.jsonl` (sentence,
+            with _ for the blank, option1, option2, and answer, "1" or "2"), `gsm8k/train.jsonl`, `gsm8k/test.jsonl`,
+            `wikitext-2/test.txt`.
         limit: take only the first so many documents of every task.
         batch_size: sequences in a forward pass.
         progress: draw the harness's progress bars.
@@ -112,6 +119,7 @@ def evaluate(
         truncated={name: number for name, number in truncated.items() if number},
         few_shot={name: output["n-shot"][name] for name in requests},
         versions={name: output["versions"][name] for name in requests},
+        groups=output["group_subtasks"],
         first_token=language_model.prefix_token_id,
     )
 

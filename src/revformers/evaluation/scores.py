@@ -1,6 +1,6 @@
 """What an evaluation found: a score for each task, metric and filter, with the terms of its documents."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from revformers.evaluation import jackknife
+from revformers.evaluation.mean_accuracy import MeanAccuracy, mean_accuracies
 
 
 @dataclass(frozen=True)
@@ -67,14 +68,23 @@ class Evaluation:
     versions: Mapping[str, Any]
     """The version of each task's definition."""
 
+    groups: Mapping[str, Sequence[str]]
+    """The tasks and groups right below each group."""
+
     first_token: int
     """The token that stands before text without a context, such as a document of word perplexity."""
+
+    @property
+    def means(self) -> tuple[MeanAccuracy, ...]:
+        """The mean accuracies over the tasks, see `revformers.evaluation.mean_accuracy`; none of fewer than two."""
+        return mean_accuracies(self.scores, self.groups)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the evaluation in types that JSON keeps."""
         names = ("requests", "truncated", "few_shot", "versions")
         return {
             "scores": [score.to_dict() for score in self.scores],
+            "means": [mean.to_dict() for mean in self.means],
             **{name: dict(getattr(self, name)) for name in names},
             "first_token": self.first_token,
         }
