@@ -7,7 +7,7 @@ from torch.nn import functional
 import revformers as rf
 from revformers.conversion.costs import measure_layer_costs
 from revformers.hf.state import update_predictors
-from tests.conversion.test_convert import TEXT, smooth_llama
+from tests.conversion.test_convert import TEXT, distance, smooth_llama
 
 MANY = [{"input_ids": TEXT.repeat(40, 1)}]
 """The cost is a mean over tokens that are drawn: many of them, for a mean that is near its expectation."""
@@ -27,13 +27,18 @@ def divergence_of_single_tokens(model, layer, read_only):
         for token in range(TEXT.shape[1]):
             error = torch.zeros_like(last)
             error[:, token] = part * last[:, token]
-            hidden = model.model.layers[layer](states[layer] + (error if read_only else 0), position_embeddings=positions)
+            hidden = model.model.layers[layer](
+                states[layer] + (error if read_only else 0), position_embeddings=positions
+            )
             hidden = hidden - error
             for following in model.model.layers[layer + 1 :]:
                 hidden = following(hidden, position_embeddings=positions)
             logits = model.lm_head(model.model.norm(hidden))
             total += functional.kl_div(
-                logits.double().log_softmax(-1), output.logits.double().log_softmax(-1), log_target=True, reduction="sum"
+                logits.double().log_softmax(-1),
+                output.logits.double().log_softmax(-1),
+                log_target=True,
+                reduction="sum",
             ).item()
     return total / TEXT.numel() / part**2
 
@@ -52,7 +57,7 @@ def test_the_cost_of_a_layer_is_half_its_fisher_information(compensated):
 
 def test_what_a_predictor_knows_costs_nothing():
     alone, corrected = smooth_llama(), smooth_llama()
-    rf.convert(corrected, 0, TEXT, trajectory="original")
+    rf.convert(corrected, 0, TEXT, predictor="update", trajectory="original", allocation="uniform")
     without = measure_layer_costs(rf.make_reversible(alone, rf.BlendedMidpoint(1)), MANY)
     fitted = measure_layer_costs(corrected, MANY)
     assert fitted.predicted([1] * 6) < 0.2 * without.predicted([1] * 6)
@@ -75,8 +80,6 @@ def test_measuring_changes_neither_the_model_nor_the_random_state_nor_gradients(
 
 @pytest.mark.parametrize("predictor", ["none", "state", "update"])
 def test_calibrated_blends_do_no_worse_than_uniform_ones(predictor):
-    from tests.conversion.test_convert import distance
-
     model = smooth_llama()
     with torch.no_grad():
         model.model.layers[2].mlp.down_proj.weight.mul_(6)  # one layer whose update is expensive to forget
