@@ -88,7 +88,7 @@ def test_one_token_with_a_massive_activation_does_not_decide_the_fit():
 
 
 def test_the_text_that_predictors_are_judged_on_is_not_the_text_of_the_fit():
-    """With more features than tokens the fit leaves nothing of the calibration text's error, and much of other text's."""
+    """With more features than tokens the fit leaves nothing of its own text's error, and much of other text's."""
     few = TEXT[:3, :8]
     conversion = rf.convert(smooth_llama(), 0, few, predictor="update")
     seen = rf.convert(smooth_llama(), 0, few[:1], predictor="update")  # one sequence: nothing is set aside
@@ -185,7 +185,7 @@ def test_an_interrupted_conversion_leaves_the_ordinary_network():
     model = smooth_llama()
     before = model(TEXT).logits
 
-    def stop(layer):
+    def stop(done, total):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

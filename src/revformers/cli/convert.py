@@ -36,8 +36,8 @@ class ConvertOptions:
     """In the place of bits: the largest increase of the held-out loss, such as 0.5%; the smallest budget that keeps it
     is taken."""
 
-    allocation: Literal["uniform", "calibrated"] = "uniform"
-    """How the bits are spent: the same blend in every layer, or by what each blend costs in each layer."""
+    allocation: Literal["uniform", "calibrated"] = "calibrated"
+    """How the bits are spent: by what the blend of each layer costs, or the same blend in every layer."""
 
     predictor: Literal["none", "state", "update", "previous_mlp", "previous_update"] = "update"
     """What the update predictors read: nothing (no predictors), the state, the update as well, the MLP of the layer
@@ -83,6 +83,7 @@ def run(arguments: Sequence[str]) -> int:
     from rich.console import Console
     from transformers import AutoTokenizer
 
+    from revformers.cli.conversion_progress import ConversionProgress
     from revformers.cli.quiet import quiet_libraries
     from revformers.conversion.convert import Converter
     from revformers.conversion.text import calibration_blocks
@@ -108,11 +109,7 @@ def run(arguments: Sequence[str]) -> int:
     if len(tokenizer) > vocabulary:
         raise RecipeError(f"The tokenizer has {len(tokenizer)} tokens and the model {vocabulary}: they do not match.")
     calibration, held_out = calibration_blocks(data, tokenizer, options.sequences, options.held_out)
-    with console.status("Converting") as status:
-
-        def progress(layer: int) -> None:
-            status.update(f"Layer {layer} is done")
-
+    with ConversionProgress(console) as progress:
         try:
             converter = Converter(model, method, calibration, held_out, progress)
             conversions = [converter.convert(bits) for bits in options.compare]
@@ -189,10 +186,17 @@ def _row(conversion: "Conversion") -> dict[str, Any]:
         "loss_increase",
         "added_parameters",
         "added_compute",
+        "total_bits",
+        "layer_bits",
         "side_information",
+        "states",
         "checkpoints",
     )
-    return {"dynamics": conversion.dynamics.to_dict(), **{name: getattr(conversion, name) for name in names}}
+    return {
+        "dynamics": conversion.dynamics.to_dict(),
+        **{name: getattr(conversion, name) for name in names},
+        "explained_by_layer": [fit.explained for fit in conversion.fits],
+    }
 
 
 def _table(conversions: Sequence["Conversion"]) -> Any:
@@ -200,15 +204,15 @@ def _table(conversions: Sequence["Conversion"]) -> Any:
     from rich.table import Table
 
     table = Table(
-        caption="loss: on held-out text; predicted: from the costs of single layers; bytes: of side "
-        "information, a token, all layers; share: of what checkpointing keeps"
+        caption="bits: an element, mean over the layers and in total; loss: on held-out text; kept: bytes of side "
+        "information a token, and their share of what checkpointing keeps"
     )
-    for heading in ("bits", "predicted", "loss", "increase", "weights", "compute", "bytes", "share"):
+    for heading in ("bits", "total", "loss", "increase", "weights", "compute", "kept", "share"):
         table.add_column(heading, justify="right")
     for row in sorted(conversions, key=lambda conversion: conversion.bits):
         table.add_row(
-            f"{row.bits:g}",
-            "" if row.predicted_loss is None else f"{row.predicted_loss:.4f}",
+            f"{row.bits:.3g}",
+            f"{row.total_bits:g}",
             f"{row.loss:.4f}",
             f"{row.loss_increase:+.2%}",
             f"{row.added_parameters:+,}",

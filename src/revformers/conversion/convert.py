@@ -1,6 +1,7 @@
 """Converting a pretrained model: blends from a bit budget, then the update predictor."""
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -30,6 +31,14 @@ from revformers.update_predictor import PredictorForm, PredictorName, predictor_
 
 Allocation = Literal["uniform", "calibrated"]
 
+Progress = Callable[[int, int], None]
+
+NOTABLE_INCREASE = 0.01
+"""Share of the original's loss beyond which a conversion says that its loss rises."""
+
+MASSIVE_TOKEN = 100
+"""Size of a token's state, relative to the median token's, from which on it is remarked."""
+
 LEAST_SET_ASIDE, MOST_SET_ASIDE = 8, 4096
 """One of so many calibration sequences, and at most so many tokens, are set aside: the predictors are not fitted to
 them but judged on them, and they say what the blend of each layer costs."""
@@ -56,6 +65,7 @@ class Conversion:
         added_compute: operations of a forward pass that the conversion adds, as a share of the ordinary network's.
         side_information: bytes that the backward pass keeps of a token, over all layers.
         checkpoints: bytes that checkpointing keeps of a token: the input of every layer.
+        states: bytes a token of the two states that the backward pass holds, whatever the depth.
         fits: how well each layer's predictor fits; empty without predictors.
 
     """
@@ -71,7 +81,43 @@ class Conversion:
     added_compute: float
     side_information: float
     checkpoints: int
+    states: int
     fits: tuple[LayerFit, ...]
+
+    @property
+    def total_bits(self) -> float:
+        """Side information in bits an element over all layers."""
+        return self.bits * len(self.layer_bits)
+
+    @property
+    def layer_bits(self) -> list[int]:
+        """Side information in bits an element, layer by layer."""
+        assert isinstance(self.dynamics.blend, tuple)
+        return [self.dynamics.side_information_bits(layer) for layer in range(len(self.dynamics.blend))]
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a user should know before the converted model is put to use, a sentence each."""
+        found = []
+        if self.loss_increase > NOTABLE_INCREASE:
+            found.append(
+                f"The loss rises by {self.loss_increase:.1%}, more than {NOTABLE_INCREASE:.0%}: give more bits or more "
+                f"calibration text, or heal the model by fine-tuning."
+            )
+        # The first layer has nothing to correct, and one without a blend to speak of has no use for a predictor.
+        weak = [layer for layer, fit in enumerate(self.fits) if layer and fit.explained < 0.5]
+        if weak:
+            found.append(
+                f"The predictors of {len(weak)} of {len(self.fits)} layers explain less than half of what the blends "
+                f"take away; at few bits the rest counts."
+            )
+        massive = max((fit.largest_token for fit in self.fits), default=1.0)
+        if massive > MASSIVE_TOKEN:
+            found.append(
+                f"A token's state is {massive:,.0f} times as large as the median token's; every token has the same "
+                f"weight in the fit."
+            )
+        return tuple(found)
 
     @property
     def loss_increase(self) -> float:
@@ -96,7 +142,8 @@ class Conversion:
         """Say in a few lines what the conversion costs."""
         text = "held-out text   " if self.held_out_tokens else "calibration text"
         lines = [
-            f"converted at {self.bits:g} {'bit' if self.bits == 1 else 'bits'} per element and layer",
+            f"converted at {self.bits:g} {'bit' if self.bits == 1 else 'bits'} per element and layer, "
+            f"{self.total_bits:g} in total",
             f"  loss on {text}      {self.loss:.4f}, {self.loss_increase:+.2%} on {self.original_loss:.4f}",
         ]
         if self.predicted_loss is not None:
@@ -104,8 +151,8 @@ class Conversion:
         lines += [
             f"  added parameters              {self.added_parameters:,}",
             f"  added compute                 {self.added_compute:+.1%} of a forward pass",
-            f"  kept for the backward pass    {self.side_information:,.0f} bytes a token; checkpointing keeps "
-            f"{self.checkpoints:,}",
+            f"  kept for the backward pass    {self.side_information:,.0f} bytes a token beside the two states' "
+            f"{self.states:,}; checkpointing keeps {self.checkpoints:,}",
         ]
         if self.fits:
             worst = max(range(len(self.fits)), key=lambda layer: self.fits[layer].error)
@@ -113,7 +160,7 @@ class Conversion:
                 f"  worst layer                   {worst}, next state off by {math.sqrt(self.fits[worst].error):.2%} "
                 f"of its size"
             )
-        return "\n".join(lines)
+        return "\n".join(lines + [f"  {remark}" for remark in self.remarks])
 
 
 @dataclass(frozen=True)
@@ -161,7 +208,7 @@ def convert(
     predictor: PredictorName | PredictorForm = "state",
     trajectory: Trajectory = "converted",
     two_evaluations: bool = False,
-    progress: Callable[[int], None] = lambda layer: None,
+    progress: Progress = lambda done, total: None,
 ) -> Conversion:
     """Make a pretrained model reversible with as little loss as a budget of side information allows, in place.
 
@@ -183,10 +230,14 @@ def convert(
         predictor: what the update predictors read, by name or form; ``"none"`` for the blends alone.
         trajectory: the states that the predictors are fitted on, ``"converted"`` or ``"original"``.
         two_evaluations: use `TwoEvaluationMidpoint` in the place of `BlendedMidpoint`.
-        progress: called with the number of every layer that is fitted or measured.
+        progress: called after every layer with the number of layers that are done and of those that there are to do,
+            each counted as often as it is fitted.
 
     Returns:
         What the conversion costs. The model then trains, saves and loads as a reversible model.
+
+    Warns:
+        UserWarning: where the loss rises by more than 1 %.
 
     Raises:
         FileNotFoundError: for a path where there is nothing.
@@ -203,9 +254,12 @@ def convert(
     tokens, held_out_tokens = (
         read_text(text, tokenizer, text_column, sequences, length) for text in (calibration, held_out)
     )
-    return convert_by(
+    conversion = convert_by(
         model, Method(allocation, form, trajectory, two_evaluations), bits, tokens, held_out_tokens, progress
     )
+    if conversion.loss_increase > NOTABLE_INCREASE:
+        warnings.warn(conversion.remarks[0], stacklevel=2)
+    return conversion
 
 
 def convert_by(
@@ -214,7 +268,7 @@ def convert_by(
     bits: float,
     calibration: Any,
     held_out: Any = None,
-    progress: Callable[[int], None] = lambda layer: None,
+    progress: Progress = lambda done, total: None,
 ) -> Conversion:
     """As `convert`, by a `Method`."""
     return Converter(model, method, calibration, held_out, progress).convert(bits)
@@ -242,7 +296,7 @@ class Converter:
         method: Method,
         calibration: Sequence[Batch] | Tensor | None,
         held_out: Sequence[Batch] | Tensor | None = None,
-        progress: Callable[[int], None] = lambda layer: None,
+        progress: Progress = lambda done, total: None,
     ) -> None:
         if reversible_stack(model) is not None:
             raise ValueError(
@@ -280,6 +334,7 @@ class Converter:
             if self._original_loss is None:
                 self._original_loss = mean_loss(model, self._judged)
             operations = self._operations()
+            self._done, self._to_do = 0, self._layers * self._passes
             blends = uniform_blends(bits, self._layers)
             if self._method.allocation == "calibrated":
                 self._costs = self._costs or self._measure_costs()
@@ -338,8 +393,19 @@ class Converter:
             self._fitted,
             self._set_aside,
             trajectory,
-            self._progress,
+            self._layer_done,
         )
+
+    def _layer_done(self, layer: int) -> None:
+        self._done += 1
+        self._progress(self._done, self._to_do)
+
+    @property
+    def _passes(self) -> int:
+        """How often the next conversion fits every layer."""
+        if self._method.predictor is None:
+            return 0
+        return 2 if self._method.allocation == "calibrated" and self._costs is None else 1
 
     def _measure_costs(self) -> LayerCosts:
         """Measure what the blend of each layer costs, with predictors fitted to the ordinary trajectory at a = 1."""
@@ -378,6 +444,7 @@ class Converter:
             added_compute=self._operations() / operations - 1 if operations else math.nan,
             side_information=spent * width / 8,
             checkpoints=self._layers * width * unwrap(model).dtype.itemsize,
+            states=2 * 8 * width,
             fits=tuple(fits),
         )
 

@@ -27,11 +27,13 @@ class LayerFit:
         explained: share of the squared error of the next state that the predictor removes: 1 is all of it, and below 0
             it adds to the error.
         error: square error of the next state that is left, relative to the square of the state, mean over the tokens.
+        largest_token: root mean square of the largest next state of a token, relative to the median token's.
 
     """
 
     explained: float
     error: float
+    largest_token: float
 
 
 @torch.no_grad()
@@ -101,11 +103,13 @@ class NormalEquations:
         self._moment: Tensor | float = 0.0
         self._target_squares = 0.0
         self._elements = 0
+        self._sizes: list[Tensor] = []
 
     def add(self, features: Tensor, target: Tensor, state: Tensor) -> None:
         """Add rows: features float64[rows, n], targets float64[rows, width], and the states that they correct."""
-        weights = state.square().mean(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny).rsqrt()
-        features, target = features * weights, target * weights
+        size = state.square().mean(dim=1, keepdim=True).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+        self._sizes.append(size)
+        features, target = features / size, target / size
         self._gram = self._gram + features.T @ features
         self._moment = self._moment + features.T @ target
         self._target_squares += target.square().sum().item()
@@ -137,7 +141,8 @@ class NormalEquations:
         left = max(self._target_squares - removed.item(), 0.0)
         # The first layer has nothing to correct: p[-1] = p[0], so its step is the ordinary one.
         explained = 1 - left / self._target_squares if self._target_squares else 1.0
-        return LayerFit(explained, left / self._elements)
+        sizes = torch.cat(self._sizes)
+        return LayerFit(explained, left / self._elements, (sizes.max() / sizes.median()).item())
 
 
 def _set(predictor: UpdatePredictor, solution: Tensor) -> None:

@@ -1,0 +1,56 @@
+"""What a conversion shows while it works: a bar in a terminal, plain lines elsewhere."""
+
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 30.0
+
+
+class ConversionProgress:
+    """Shows how many layers are done and about how long the others will take, from the first layer on.
+
+    A context, which gives the terminal back; called as `revformers.convert` calls its `progress`.
+
+    Args:
+        console: where to show it.
+        clock: what tells the seconds.
+
+    """
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console = console
+        self._clock = clock
+        self._started = self._shown = clock()
+        columns = (TextColumn("layer"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(), TextColumn("left"))
+        self._bar = Progress(*columns, console=console, transient=True)
+        self._task = self._bar.add_task("")
+
+    def __enter__(self) -> "ConversionProgress":
+        """Begin to show the bar where there is a terminal."""
+        if self._console.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Take the bar away."""
+        if self._console.is_terminal:
+            self._bar.stop()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show that `done` of `total` layers are done."""
+        now = self._clock()
+        if done == 1 and self._bar.tasks[0].completed:  # the next of several conversions
+            self._started = now
+            self._bar.reset(self._task)
+        self._bar.update(self._task, completed=done, total=total)
+        if not self._console.is_terminal and (done in (1, total) or now - self._shown >= SECONDS_BETWEEN_LINES):
+            self._shown = now
+            left = timedelta(seconds=round((now - self._started) / done * (total - done)))
+            self._console.print(f"layer {done}/{total}  about {left} left", highlight=False, soft_wrap=True)
