@@ -60,7 +60,7 @@ def test_two_models_are_shown_side_by_side(workspace, capsys):
         (["ordinary"], "name their directory with data (--data)"),
         (["./nowhere", "--data", "data"], "There is no model './nowhere'"),
         (["ordinary", "--against", "./nowhere", "--data", "data"], "There is no model './nowhere'"),
-        (["data", "--data", "data"], "'data' holds no causal language model and tokenizer that can be loaded"),
+        (["data", "--data", "data"], "data has no config.json, so it holds no whole model"),
         (["ordinary", "--data", "data", "--device", "nothing"], "PyTorch cannot use the device 'nothing'"),
     ],
 )
