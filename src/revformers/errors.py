@@ -13,6 +13,10 @@ class RebuildMismatchError(RuntimeError):
     """The backward pass rebuilt other states or used other weights than the forward pass: gradients would be wrong."""
 
 
+class MissingPackageError(ImportError):
+    """A package that is not installed is needed; the message says how to install it."""
+
+
 class ConversionHint(UserWarning):
     """Pretrained weights were given dynamics far from the ordinary network's; `revformers.convert` loses less."""
 

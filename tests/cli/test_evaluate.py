@@ -94,7 +94,7 @@ def test_without_two_accuracies_there_is_no_mean(workspace, capsys):
         (["ordinary"], "name their directory with data (--data)"),
         (["./nowhere", "--data", "data"], "There is no model './nowhere'"),
         (["ordinary", "--against", "./nowhere", "--data", "data"], "There is no model './nowhere'"),
-        (["data", "--data", "data"], "'data' holds no causal language model and tokenizer that can be loaded"),
+        (["data", "--data", "data"], "data has no config.json, so it holds no whole model"),
         (["ordinary", "--data", "data", "--device", "nothing"], "PyTorch cannot use the device 'nothing'"),
     ],
 )

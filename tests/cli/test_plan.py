@@ -73,7 +73,7 @@ def test_mistakes_are_one_sentence_and_exit_code_2(config, options, message, cap
 
 def test_a_missing_model_is_named(capsys):
     assert main(["plan", "./nowhere", "--memory", "1GiB"]) == 2
-    assert "There is no directory or file" in capsys.readouterr().err
+    assert "There is no directory './nowhere'" in capsys.readouterr().err
 
 
 def test_sizes():

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import revformers as rf
 from revformers import load_adapter
 from revformers.hf.adapter_base import MARK
+from revformers.hf.pretrained import load_tokenizer
 from revformers.hf.state import reversible_stack, update_predictors
 from revformers.training import finetune as finetune_module
 from revformers.training import trainer_run
@@ -93,7 +94,7 @@ def test_the_loss_before_training_is_that_of_the_ordinary_network(shared, tmp_pa
     """Against transformers' own loss of the model that was never converted."""
     result = run(recipe_in(shared, tmp_path, {"training.max_steps": 1}))
     recipe = recipe_in(shared, tmp_path)
-    tokenizer = finetune_module._load_tokenizer(recipe)
+    tokenizer = load_tokenizer(recipe.model.name)
     data = finetune_module.load_finetune_data(recipe.data, tokenizer)
     blocks = torch.stack([block["input_ids"] for block in data.validation])
     model = AutoModelForCausalLM.from_pretrained(shared / "model")
@@ -222,7 +223,7 @@ def test_the_loss_of_instructions_is_that_of_their_completions(shared, tmp_path)
     source = str(write_records(tmp_path / "a.json", INSTRUCTIONS))
     overrides = {"data.source": source, "data.columns": COLUMNS, "training.max_steps": 1, "data.validation_blocks": 1}
     result = run(recipe_in(shared, tmp_path, overrides))
-    tokenizer = finetune_module._load_tokenizer(recipe_in(shared, tmp_path))
+    tokenizer = load_tokenizer(recipe_in(shared, tmp_path).model.name)
     model = AutoModelForCausalLM.from_pretrained(shared / "model")
     row = INSTRUCTIONS[0]
     prompt = tokenizer(f"{row['instruction']} {row['input']}\n")["input_ids"]

@@ -20,7 +20,7 @@ class ConvertOptions:
     """Make a pretrained model reversible with as little loss as a budget of side information allows."""
 
     model: tyro.conf.Positional[str]
-    """Directory or hub id of an ordinary causal language model."""
+    """Directory or hub id of an ordinary causal language model, or a GGUF file, whose weights are dequantised."""
 
     out: Path
     """Directory that the reversible model and its tokenizer are saved to."""
@@ -81,14 +81,13 @@ def run(arguments: Sequence[str]) -> int:
     _refuse(options)
     # imported here, so that the help does not wait for PyTorch
     from rich.console import Console
-    from transformers import AutoTokenizer
 
     from revformers.cli.conversion_progress import ConversionProgress
     from revformers.cli.quiet import quiet_libraries
     from revformers.conversion.convert import Converter
     from revformers.conversion.text import calibration_blocks
     from revformers.errors import NotReversibleError
-    from revformers.hf.pretrained import load_causal_lm
+    from revformers.hf.pretrained import load_causal_lm, load_tokenizer
     from revformers.hf.provenance import Provenance
     from revformers.hf.state import record_provenance, reversible_stack
     from revformers.training.recipe import DataSection
@@ -101,10 +100,7 @@ def run(arguments: Sequence[str]) -> int:
     model = load_causal_lm(options.model).eval()
     if reversible_stack(model) is not None:
         raise RecipeError(f"{options.model} is reversible already; convert the ordinary model that it was made from.")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(options.model)
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"{options.model} comes without a tokenizer that can be loaded.") from error
+    tokenizer = load_tokenizer(options.model)
     vocabulary = model.config.get_text_config().vocab_size
     if len(tokenizer) > vocabulary:
         raise RecipeError(f"The tokenizer has {len(tokenizer)} tokens and the model {vocabulary}: they do not match.")

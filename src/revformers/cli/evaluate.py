@@ -27,7 +27,7 @@ class EvaluateOptions:
     """
 
     model: tyro.conf.Positional[str]
-    """Directory or hub id of a causal language model, ordinary or reversible."""
+    """Directory, hub id or GGUF file of a causal language model, ordinary or reversible."""
 
     tasks: tuple[str, ...]
     """Tasks or groups of the harness, such as piqa arc_easy mmlu, whose data come from the hub; or local_piqa,
@@ -102,27 +102,20 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _check_model(name: str | None) -> None:
-    """Raise FileNotFoundError for a directory that is not there, before the other model is evaluated for hours."""
-    if name is not None and name.startswith((".", "/", "~")) and not Path(name).expanduser().exists():
+    """Raise FileNotFoundError for what is not there, before the other model is evaluated for hours."""
+    from revformers.hf.gguf_file import is_gguf
+
+    is_path = name is not None and (name.startswith((".", "/", "~")) or is_gguf(name))
+    if name is not None and is_path and not Path(name).expanduser().exists():
         raise FileNotFoundError(f"There is no model {name!r}.")
 
 
 def _evaluate(name: str, options: EvaluateOptions) -> "Evaluation":
     """Load one model and evaluate it."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from revformers.errors import NotReversibleError
     from revformers.evaluation import evaluate
+    from revformers.hf.pretrained import load_causal_lm, load_tokenizer
 
-    path = Path(name).expanduser().as_posix()
-    try:
-        model, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
-    except NotReversibleError:
-        raise
-    except (OSError, ValueError) as error:
-        raise RecipeError(
-            f"{name!r} holds no causal language model and tokenizer that can be loaded: {error}"
-        ) from error
+    model, tokenizer = load_causal_lm(name), load_tokenizer(name)
     try:
         model.to(options.device)
     except (AssertionError, RuntimeError) as error:

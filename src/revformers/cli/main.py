@@ -62,10 +62,11 @@ def _can_be_put_right(error: Exception) -> bool:
     Only errors that were raised for the user count, and what the operating system or the hub refuse. A bare ValueError
     does not: PyTorch and transformers raise it for their own and for our mistakes, whose traceback must stay visible.
     """
-    from revformers.errors import NotReversibleError, RebuildMismatchError, StateRangeError
+    from revformers.errors import MissingPackageError, NotReversibleError, RebuildMismatchError, StateRangeError
     from revformers.training.errors import RecipeError
 
-    return isinstance(error, RecipeError | NotReversibleError | StateRangeError | RebuildMismatchError | OSError)
+    own = RecipeError | NotReversibleError | StateRangeError | RebuildMismatchError | MissingPackageError
+    return isinstance(error, own | OSError)
 
 
 def _sentence(error: Exception) -> str:

@@ -23,7 +23,7 @@ class PlanOptions:
     """Say what every way of training a model takes, from its configuration alone: no weights, no GPU."""
 
     model: tyro.conf.Positional[str]
-    """A directory, a hub id, or a config.json."""
+    """A directory, a hub id, a config.json or a GGUF file."""
 
     memory: str
     """Memory of the device, such as 24GiB."""
@@ -140,15 +140,11 @@ def parse_memory(text: str) -> int:
 
 def _config(name: str) -> Any:
     """Return the configuration that `name` names; raise RecipeError where there is none of a language model."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    if name.startswith((".", "/", "~")) and not Path(name).expanduser().exists():
-        raise RecipeError(f"There is no directory or file {name!r} to read a configuration from.")
-    try:
-        config = AutoConfig.from_pretrained(Path(name).expanduser() if Path(name).expanduser().exists() else name)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise RecipeError(f"No configuration of a model can be read from {name!r}: {reason}") from error
+    from revformers.hf.pretrained import load_config
+
+    config = load_config(name)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or getattr(config, "num_hidden_layers", None) is None:
         raise RecipeError(f"{name!r} describes no causal language model whose layers can be counted.")
     return config

@@ -21,7 +21,7 @@ class VerifyOptions:
     """Compare the gradients of rebuilt activations with those of stored ones, on a batch of random tokens."""
 
     model: tyro.conf.Positional[str]
-    """A recipe (.yaml), or a directory or hub id of a causal language model."""
+    """A recipe (.yaml), or a directory, hub id or GGUF file of a causal language model."""
 
     dynamics: str | None = None
     """Recurrence to give the model: midpoint, blended_midpoint, leapfrog or hamiltonian. An ordinary model needs one;

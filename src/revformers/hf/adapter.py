@@ -24,6 +24,7 @@ from revformers.hf.adapter_base import (
 )
 from revformers.hf.attach import add_update_predictors
 from revformers.hf.discovery import unwrap
+from revformers.hf.gguf_file import find_gguf, is_gguf, load_gguf_model
 from revformers.hf.hint import without_hint
 from revformers.hf.identity import read_identity
 from revformers.hf.model_class import reversible_class
@@ -125,7 +126,7 @@ def _load_base(adapter: str | os.PathLike, base: AdapterBase, keywords: Mapping[
             f"({str(adapter)!r}, model)."
         )
     try:
-        name = find_model(base.name)
+        name = str(find_gguf(base.name)) if is_gguf(base.name) else find_model(base.name)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"The base of {adapter} is no longer in {base.name}; pass it as revformers.load_adapter"
@@ -145,6 +146,8 @@ def _load_base(adapter: str | os.PathLike, base: AdapterBase, keywords: Mapping[
         "quantization_config": base.quantization,
     }
     options = {key: value for key, value in trained.items() if value} | given
+    if is_gguf(name):
+        return load_gguf_model(name, kind, **options)[0]
     kind = reversible_class(kind) if is_saved_reversible(name, options) else kind
     return kind.from_pretrained(name, **options)
 

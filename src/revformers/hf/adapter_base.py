@@ -22,6 +22,7 @@ from transformers.utils import cached_file
 
 from revformers.errors import ModelFilesError
 from revformers.hf.discovery import unwrap
+from revformers.hf.gguf_file import is_gguf
 from revformers.hf.identity import Identity, in_words, read_identity
 from revformers.hf.model_config import saved_config
 from revformers.hf.pretrained import VARIANT, hub_keywords, local_folder, weight_files
@@ -222,6 +223,8 @@ def base_differences(model: nn.Module, base: AdapterBase) -> list[str]:
 
 def is_saved_reversible(name: str, keywords: Mapping[str, Any]) -> bool:
     """Whether `name` is a directory or a hub id that holds a reversible model."""
+    if is_gguf(name):
+        return False
     try:
         saved_config(name, keywords)
     except (OSError, ValueError):

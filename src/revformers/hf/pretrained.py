@@ -10,9 +10,10 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, StrictDataclassError
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from revformers.errors import ModelFilesError, NotReversibleError
+from revformers.hf.gguf_file import is_gguf, load_gguf_config, load_gguf_model, load_gguf_tokenizer
 
 INDEX = "model.safetensors.index.json"
 VARIANT = "reversible"
@@ -22,14 +23,19 @@ def load_causal_lm(name: str | os.PathLike, **keywords: Any) -> Any:
     """Load an ordinary or a reversible causal language model, whole or not at all.
 
     Args:
-        name: a directory or a hub id.
+        name: a directory, a hub id or a GGUF file, whose weights are dequantised.
         keywords: what `AutoModelForCausalLM.from_pretrained` takes.
 
     Raises:
-        FileNotFoundError: for a directory that does not exist.
+        FileNotFoundError: for a directory or a file that does not exist.
+        MissingPackageError: for a GGUF file without the package gguf.
         ModelFilesError: where files are missing, damaged or do not fit each other; an OSError and a ValueError.
 
     """
+    if is_gguf(name):
+        model, found = load_gguf_model(name, AutoModelForCausalLM, **keywords)
+        refuse_weights(str(name), "do not have", found["missing_keys"])
+        return model
     path = find_model(name)
     try:
         with clear_errors(path, keywords, keywords.get("variant")):
@@ -43,6 +49,54 @@ def load_causal_lm(name: str | os.PathLike, **keywords: Any) -> Any:
     # transformers would go on with random numbers in their place.
     refuse_weights(path, "do not have", found["missing_keys"])
     return model
+
+
+def load_tokenizer(name: str | os.PathLike, **keywords: Any) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model.
+
+    Args:
+        name: a directory, a hub id or a GGUF file.
+        keywords: what `AutoTokenizer.from_pretrained` takes; a GGUF file needs none of them.
+
+    Raises:
+        FileNotFoundError: for a directory or a file that does not exist.
+        MissingPackageError: for a GGUF file without the package gguf.
+        ModelFilesError: where there is no tokenizer that can be loaded; an OSError and a ValueError.
+
+    """
+    if is_gguf(name):
+        return load_gguf_tokenizer(name)
+    path = find_model(name)
+    try:
+        return AutoTokenizer.from_pretrained(path, **keywords)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        raise ModelFilesError(
+            f"There is no tokenizer in {path!r} here or on the hub that can be loaded: {reason}."
+        ) from error
+
+
+def load_config(name: str | os.PathLike) -> Any:
+    """Load the configuration of a model, without its weights.
+
+    Args:
+        name: a directory, a hub id, a config.json or a GGUF file.
+
+    Raises:
+        FileNotFoundError: for a path to nothing.
+        MissingPackageError: for a GGUF file without the package gguf.
+        ModelFilesError: where there is no configuration that can be read; an OSError and a ValueError.
+
+    """
+    if is_gguf(name):
+        return load_gguf_config(name)
+    file = Path(name).expanduser()
+    path = str(file) if file.is_file() else find_model(name)
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        raise ModelFilesError(f"No configuration of a model can be read from {str(name)!r}: {reason}.") from error
 
 
 def find_model(name: str | os.PathLike) -> str:

@@ -10,7 +10,6 @@ import torch
 from accelerate import PartialState
 from rich.console import Console
 from transformers import (
-    AutoTokenizer,
     PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
@@ -23,9 +22,10 @@ from revformers.conversion.convert import convert
 from revformers.errors import NotReversibleError
 from revformers.hf.adapter import apply_conversion
 from revformers.hf.adapter_base import save_conversion
+from revformers.hf.gguf_file import is_gguf
 from revformers.hf.head import HeadLoss, apply_head, set_head_loss
 from revformers.hf.ordinary import ordinary
-from revformers.hf.pretrained import load_causal_lm
+from revformers.hf.pretrained import load_causal_lm, load_tokenizer
 from revformers.hf.quantization import keep_trainable, quantization_options
 from revformers.hf.reversible import set_activations
 from revformers.hf.state import reversible_stack
@@ -78,7 +78,10 @@ def finetune(
     console = console or Console()
     _check(recipe)
     run = RunDirectory(recipe.output)
-    tokenizer = _load_tokenizer(recipe)
+    section = recipe.model
+    tokenizer = load_tokenizer(
+        section.tokenizer or section.name, revision=None if section.tokenizer else section.revision
+    )
     lora = _lora_config(recipe.adapter) if recipe.adapter.kind == "lora" else None
     model = _load_model(recipe)
     _check_model(recipe, model, tokenizer)
@@ -162,6 +165,8 @@ def _check(recipe: FinetuneRecipe) -> None:
         raise RecipeError("The recipe names no run directory; set output.")
     if not recipe.model.name:
         raise RecipeError("The recipe names no model to fine-tune; set model.name.")
+    if is_gguf(recipe.model.name) and recipe.model.quantization != "none":
+        raise RecipeError("The weights of a GGUF file are dequantised; set model.quantization to none.")
     if recipe.adapter.kind == "none":
         if recipe.model.quantization != "none":
             raise RecipeError("Quantised weights cannot be trained; set adapter.kind to lora or quantization to none.")
@@ -207,15 +212,6 @@ def _check_model(recipe: FinetuneRecipe, model: Any, tokenizer: PreTrainedTokeni
             )
         if recipe.annealing.steps:
             raise RecipeError("annealing.steps needs a conversion; set conversion.bits, or annealing.steps to 0.")
-
-
-def _load_tokenizer(recipe: FinetuneRecipe) -> PreTrainedTokenizerBase:
-    section = recipe.model
-    name = section.tokenizer or section.name
-    try:
-        return AutoTokenizer.from_pretrained(name, revision=None if section.tokenizer else section.revision)
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"There is no tokenizer {name!r} here or on the hub that can be reached.") from error
 
 
 def _load_model(recipe: FinetuneRecipe) -> Any:

@@ -21,7 +21,8 @@ class PretrainedSection:
     """The network that is fine-tuned."""
 
     name: str = ""
-    """Directory or hub id of a causal language model, an ordinary or a saved reversible one."""
+    """Directory or hub id of a causal language model, an ordinary or a saved reversible one; or a GGUF file, whose
+    weights are dequantised."""
 
     revision: str | None = None
     """Commit, branch or tag of a hub model; left out, its main branch as it is today."""
@@ -33,7 +34,7 @@ class PretrainedSection:
     """Type that the frozen weights under an adapter are kept in: int8 by torchao, nf4 (4 bits) by bitsandbytes."""
 
     tokenizer: str | None = None
-    """Directory or hub id of the tokenizer; left out, the model's own."""
+    """Directory, hub id or GGUF file of the tokenizer; left out, the model's own."""
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,6 @@ def test_what_cannot_be_used_is_named(tmp_path, monkeypatch):
     with pytest.raises(RecipeError, match="There is no tokenizer"):
         load_tokenizer(tmp_path)
     without_end = PreTrainedTokenizerFast(tokenizer_object=train_tokenizer(TEXT, 280).backend_tokenizer)
-    monkeypatch.setattr(module.AutoTokenizer, "from_pretrained", lambda name: without_end)
+    monkeypatch.setattr(module.pretrained, "load_tokenizer", lambda name: without_end)
     with pytest.raises(RecipeError, match="no end-of-sequence token"):
         load_tokenizer("somewhere")

@@ -5,8 +5,9 @@ from itertools import islice
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from revformers.hf import pretrained
 from revformers.training.errors import RecipeError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -36,17 +37,17 @@ def train_tokenizer(documents: Iterable[str | None], vocabulary_size: int) -> Pr
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT)
 
 
-def load_tokenizer(name: str | Path) -> PreTrainedTokenizerFast:
-    """Return the tokenizer in a local directory or on the hub.
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """Return the tokenizer in a local directory, on the hub or in a GGUF file.
 
     Raises:
         RecipeError: where there is none, or it has no token that ends a text.
 
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"There is no tokenizer {str(name)!r} here or on the hub that can be reached.") from error
+        tokenizer = pretrained.load_tokenizer(name)
+    except OSError as error:
+        raise RecipeError(str(error)) from error
     if tokenizer.eos_token_id is None:
         raise RecipeError(f"The tokenizer {str(name)!r} has no end-of-sequence token, which separates documents.")
     return tokenizer

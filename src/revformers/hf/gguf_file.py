@@ -1,0 +1,202 @@
+"""Models, tokenizers and configurations from GGUF files, the format of llama.cpp, in which weights are quantised.
+
+What is loaded is an ordinary model: the weights are dequantised once, and the model trains and is saved as any other.
+"""
+
+import os
+import struct
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence
+from transformers import AutoConfig, GgufConfig, PreTrainedTokenizerFast
+from transformers.integrations.gguf import reader as gguf_reader
+from transformers.utils import is_gguf_available
+
+from revformers.errors import MissingPackageError, ModelFilesError
+
+SPECIAL_TOKENS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+TOKENS = "tokenizer.ggml.tokens"
+SPLIT = "tokenizer.ggml.pre"
+
+
+def is_gguf(name: str | os.PathLike) -> bool:
+    """Say whether `name` is that of a GGUF file."""
+    return str(name).lower().endswith(".gguf")
+
+
+def load_gguf_model(name: str | os.PathLike, kind: Any, **keywords: Any) -> tuple[Any, dict[str, Any]]:
+    """Load a model with its weights dequantised.
+
+    Args:
+        name: path of the file.
+        kind: class, or auto class, of the model.
+        keywords: what `kind.from_pretrained` takes. Left out, dtype is bfloat16 for a file with quantised weights,
+            and the file's own type for one without.
+
+    Returns:
+        The model, whose name is the path of the file, and what transformers says about the loading.
+
+    Raises:
+        FileNotFoundError: where there is no such file.
+        MissingPackageError: without the package gguf.
+        ModelFilesError: for a file that is damaged, or whose model transformers would load as another one.
+        ValueError: for a quantization_config: these weights are dequantised.
+
+    """
+    if keywords.get("quantization_config") is not None:
+        raise ValueError(
+            f"{name} holds quantised weights, which cannot be loaded into another quantisation; load the model without "
+            f"one, save it, and load that directory."
+        )
+    path = find_gguf(name)
+    if (path.parent / "adapter_config.json").is_file():
+        raise ModelFilesError(
+            f"Beside {path} lies an adapter (adapter_config.json), which transformers would put on the model; move one "
+            f"of them into a directory of its own."
+        )
+    with _clear_errors(path):
+        config = keywords.pop("config", None) or _config(path)
+        _refuse_scaled_rotation(path, config)
+        keywords.setdefault("dtype", _own_type(path))
+        model, found = kind.from_pretrained(
+            path.parent,
+            gguf_file=path.name,
+            config=config,
+            quantization_config=GgufConfig(dequantize=True),
+            output_loading_info=True,
+            **keywords,
+        )
+    model.config.name_or_path = model.name_or_path = str(path)
+    return model, found
+
+
+def load_gguf_config(name: str | os.PathLike) -> Any:
+    """Return the configuration of the model, from the head of the file; raise as `load_gguf_model` does."""
+    path = find_gguf(name)
+    with _clear_errors(path):
+        return _config(path)
+
+
+def load_gguf_tokenizer(name: str | os.PathLike) -> PreTrainedTokenizerFast:
+    """Return the tokenizer, with the special tokens and the chat template of the file.
+
+    Raises:
+        FileNotFoundError: where there is no such file.
+        MissingPackageError: without the package gguf.
+        ModelFilesError: for a file that is damaged or has no tokenizer that transformers can make.
+
+    """
+    path = find_gguf(name)
+    with _clear_errors(path):
+        metadata, _ = gguf_reader.read_gguf_metadata(str(path), (TOKENS,))
+        # An auto class would prefer the files of another tokenizer in the same directory.
+        tokenizer = PreTrainedTokenizerFast(gguf_file=path.name, name_or_path=str(path.parent))
+        # transformers 5.17 takes the first token of a text for the last one.
+        for role, key in SPECIAL_TOKENS.items():
+            index = metadata.get(f"tokenizer.ggml.{key}_token_id")
+            setattr(tokenizer, role, None if index is None else metadata[TOKENS][index])
+        _set_split(path, tokenizer, metadata)
+    tokenizer.name_or_path = str(path)
+    return tokenizer
+
+
+def require_gguf(name: str) -> None:
+    """Raise MissingPackageError where the package is missing, or too old, that reads `name`."""
+    if not is_gguf_available():
+        raise MissingPackageError(f'To read {name} the package gguf is needed: pip install "revformers[gguf]".')
+
+
+def find_gguf(name: str | os.PathLike) -> Path:
+    """Return the whole path of a GGUF file that can be read: PEFT would take a part of it for a hub id.
+
+    Raises:
+        FileNotFoundError: where there is none.
+        MissingPackageError: without the package gguf.
+        ModelFilesError: for a file whose head cannot be read, or that ends before its last weight.
+
+    """
+    path = Path(name).expanduser().absolute()
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {str(name)!r} to load a model from.")
+    require_gguf(path.name)
+    with _clear_errors(path):
+        gguf_reader.read_gguf_metadata(str(path))
+        header = _header(path)
+    if header is not None:
+        end = max((header.data_start + tensor.offset + tensor.nbytes for tensor in header.tensors), default=0)
+        if path.stat().st_size < end:
+            raise ModelFilesError(
+                f"{path} is incomplete (it has {path.stat().st_size:,} bytes of {end:,}); download or write it again."
+            )
+    return path
+
+
+@contextmanager
+def _clear_errors(path: Path) -> Iterator[None]:
+    """Turn what the readers of a damaged file raise into a ModelFilesError."""
+    try:
+        yield
+    except (FileNotFoundError, ModelFilesError):
+        raise
+    except (OSError, ValueError, KeyError, IndexError, OverflowError, NotImplementedError, struct.error) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(".")
+        raise ModelFilesError(
+            f"No model can be loaded from {path} ({reason}); download or write it again, or name a model that "
+            f"transformers can read."
+        ) from error
+
+
+def _config(path: Path) -> Any:
+    config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    config.name_or_path = str(path)
+    return config
+
+
+def _header(path: Path) -> Any:
+    """Return where the tensors lie, or None where there are types that only the package gguf knows."""
+    try:
+        return gguf_reader.GgufHeader.from_file(str(path))
+    except ValueError:
+        return None
+
+
+def _own_type(path: Path) -> torch.dtype:
+    header = _header(path)
+    return header.dtype if header is not None and header.dtype is not None else torch.bfloat16
+
+
+def _refuse_scaled_rotation(path: Path, config: Any) -> None:
+    """Raise ModelFilesError where rotary positions are scaled in a way that transformers leaves out."""
+    metadata, tensors = gguf_reader.read_gguf_metadata(str(path))
+    rotation = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
+    scaling = metadata.get(f"{metadata['general.architecture']}.rope.scaling.type", "none")
+    factors = [name for name in tensors if name.startswith(("rope_freqs", "rope_factors"))]
+    if rotation.get("rope_type", "default") == "default" and (factors or scaling != "none"):
+        raise ModelFilesError(
+            f"{path} scales its rotary positions ({factors[0] if factors else scaling}), which transformers leaves out "
+            f"when it reads this format: it would be another model. Take the model in safetensors."
+        )
+
+
+def _set_split(path: Path, tokenizer: PreTrainedTokenizerFast, metadata: Mapping[str, Any]) -> None:
+    """Split text as the tokenizer was trained to, where transformers does not know the kind; warn where we do not."""
+    name = metadata.get(SPLIT, "default")
+    if name == "smollm":
+        split: PreTokenizer = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
+        tokenizer.backend_tokenizer.pre_tokenizer = split
+        return
+    try:
+        from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS as known
+    except ImportError:  # transformers before 5.24 goes by the architecture
+        return
+    if metadata.get("tokenizer.ggml.model") == "gpt2" and name not in (*known, "default", "gpt-2"):
+        warnings.warn(
+            f"{path} splits text in the way {name!r} before it is tokenized, which transformers does not know: it "
+            f"splits as GPT-2 does, and may find other tokens than the model was trained on.",
+            stacklevel=3,
+        )
