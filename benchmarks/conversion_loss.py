@@ -63,7 +63,6 @@ ARMS = {
     "predictor on previous update": Arm(predicted_by("previous_update"), (1, 0), seeds=1),
     "predictor on update, rank 1/8": Arm(predicted_by("update", 1), (1, 0), seeds=1),
     "predictor on update, rank 3/8": Arm(predicted_by("update", 3), (1, 0), seeds=1),
-    "predictor on update, fitted on the original": Arm(predicted_by("update", trajectory="original"), (1, 0), seeds=1),
     "calibrated blends": Arm(predicted_by("none", allocation="calibrated"), seeds=1),
     "predictor on update, calibrated blends": Arm(
         predicted_by("update", allocation="calibrated"), (*ALL, 0.5, 0.25), seeds=1
@@ -79,7 +78,7 @@ def method_for(arm: Arm, width: int) -> Method:
         return arm.method
     name = form.features[-1]
     method = arm.method
-    return Method(method.allocation, predictor_form_of(name, form.rank * width // 8), method.trajectory)
+    return Method(method.allocation, predictor_form_of(name, form.rank * width // 8))
 
 
 def main() -> None:

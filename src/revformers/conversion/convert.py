@@ -14,11 +14,11 @@ from transformers import PreTrainedTokenizerBase
 from revformers.conversion.allocation import LayerCosts, check_budget, uniform_blends
 from revformers.conversion.calibration import Text, as_batches, read_text
 from revformers.conversion.costs import measure_layer_costs
-from revformers.conversion.fit import LayerFit, Trajectory, fit_update_predictors
+from revformers.conversion.fit import LastUpdate, LayerFit, fit_last_updates, fit_update_predictors
 from revformers.conversion.measure import Batch, mean_loss
 from revformers.dynamics.base import ONE
 from revformers.dynamics.blended_midpoint import BlendedMidpoint
-from revformers.dynamics.compensation import compensating_step_sizes
+from revformers.dynamics.compensation import compensating_step_sizes, leads
 from revformers.dynamics.two_evaluation_midpoint import TwoEvaluationMidpoint
 from revformers.hf.attach import add_update_predictors
 from revformers.hf.discovery import find_stack, unwrap
@@ -172,26 +172,20 @@ class Method:
             ``"uniform"`` gives every layer the same blend (up to one bit).
         predictor: the form of the update predictors; None converts by the blends alone, with step sizes that make up
             for them (`dynamics.compensation`).
-        trajectory: the states that the predictors are fitted on; see `fit.fit_update_predictors`.
         two_evaluations: use `TwoEvaluationMidpoint`, the paper's own way, in the place of `BlendedMidpoint`.
 
     """
 
     allocation: Allocation = "calibrated"
     predictor: PredictorForm | None = field(default_factory=lambda: PredictorForm(("state",)))
-    trajectory: Trajectory = "converted"
     two_evaluations: bool = False
-
-    @property
-    def compensated(self) -> bool:
-        """Whether step sizes make up for the blends: where neither a predictor nor a second evaluation does."""
-        return self.predictor is None and not self.two_evaluations
 
     def dynamics(self, blends: Sequence[Fraction]) -> BlendedMidpoint:
         """Return the dynamics with these blends, one per layer."""
         if self.two_evaluations:
             return TwoEvaluationMidpoint(blends)
-        return BlendedMidpoint(blends, compensating_step_sizes(blends) if self.compensated else 1.0)
+        # Predictors are fitted to make up for the blends themselves.
+        return BlendedMidpoint(blends, compensating_step_sizes(blends) if self.predictor is None else 1.0)
 
 
 def convert(
@@ -206,7 +200,6 @@ def convert(
     length: int = 256,
     allocation: Allocation = "calibrated",
     predictor: PredictorName | PredictorForm = "state",
-    trajectory: Trajectory = "converted",
     two_evaluations: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> Conversion:
@@ -228,7 +221,6 @@ def convert(
         length: tokens in a sequence of text: documents are written one after the other and cut into such blocks.
         allocation: ``"calibrated"`` blends, by what each costs, or ``"uniform"`` ones; see `Method`.
         predictor: what the update predictors read, by name or form; ``"none"`` for the blends alone.
-        trajectory: the states that the predictors are fitted on, ``"converted"`` or ``"original"``.
         two_evaluations: use `TwoEvaluationMidpoint` in the place of `BlendedMidpoint`.
         progress: called after every layer with the number of layers that are done and of those that there are to do,
             each counted as often as it is fitted.
@@ -254,9 +246,7 @@ def convert(
     tokens, held_out_tokens = (
         read_text(text, tokenizer, text_column, sequences, length) for text in (calibration, held_out)
     )
-    conversion = convert_by(
-        model, Method(allocation, form, trajectory, two_evaluations), bits, tokens, held_out_tokens, progress
-    )
+    conversion = convert_by(model, Method(allocation, form, two_evaluations), bits, tokens, held_out_tokens, progress)
     if conversion.loss_increase > NOTABLE_INCREASE:
         warnings.warn(conversion.remarks[0], stacklevel=2)
     return conversion
@@ -316,6 +306,7 @@ class Converter:
         self._held_out = as_batches(held_out, model) if held_out is not None else []
         self._judged = self._held_out or self._batches
         self._progress = progress
+        self._last_updates: list[LastUpdate] = []
         self._costs: LayerCosts | None = None
         self._original_loss: float | None = None
 
@@ -335,12 +326,11 @@ class Converter:
                 self._original_loss = mean_loss(model, self._judged)
             operations = self._operations()
             self._done, self._to_do = 0, self._layers * self._passes
-            blends = uniform_blends(bits, self._layers)
-            if self._method.allocation == "calibrated":
-                self._costs = self._costs or self._measure_costs()
-                blends = self._costs.choose(bits)
+            self._measure()
+            blends = uniform_blends(bits, self._layers) if self._costs is None else self._costs.choose(bits)
             dynamics = self._method.dynamics(blends)
-            conversion = self._conversion(dynamics, self._fit(dynamics, self._method.trajectory), blends, operations)
+            make_reversible(model, dynamics)
+            conversion = self._conversion(dynamics, self._fit(dynamics, blends), blends, operations)
             record_provenance(model, conversion.provenance(model))
             return conversion
         except BaseException:
@@ -381,18 +371,31 @@ class Converter:
             )
         return conversion
 
-    def _fit(self, dynamics: BlendedMidpoint, trajectory: Trajectory) -> list[LayerFit]:
-        """Give the model these dynamics and fit its predictors, where the method has any."""
-        make_reversible(self._model, dynamics)
+    def _measure(self) -> None:
+        """Find out what does not depend on the budget: what states tell of their last update, what a blend costs."""
+        method, model = self._method, self._model
+        if self._last_updates or self._costs is not None:
+            return
+        make_reversible(model, BlendedMidpoint(ONE))
+        if method.predictor is not None:
+            predictors = add_update_predictors(model, PredictorForm(("state",)))
+            self._last_updates = fit_last_updates(model, predictors, self._fitted, self._layer_done)
+        if method.allocation == "calibrated":
+            self._costs = measure_layer_costs(model, self._set_aside or self._fitted)
+        make_residual(model)
+
+    def _fit(self, dynamics: BlendedMidpoint, blends: Sequence[Fraction]) -> list[LayerFit]:
+        """Give the reversible model its predictors, where the method has any."""
         if self._method.predictor is None:
             return []
         return fit_update_predictors(
             self._model,
             add_update_predictors(self._model, self._method.predictor),
             [dynamics.coefficients(layer) for layer in range(self._layers)],
+            leads(blends),
+            self._last_updates,
             self._fitted,
             self._set_aside,
-            trajectory,
             self._layer_done,
         )
 
@@ -405,16 +408,7 @@ class Converter:
         """How often the next conversion fits every layer."""
         if self._method.predictor is None:
             return 0
-        return 2 if self._method.allocation == "calibrated" and self._costs is None else 1
-
-    def _measure_costs(self) -> LayerCosts:
-        """Measure what the blend of each layer costs, with predictors fitted to the ordinary trajectory at a = 1."""
-        method = self._method
-        ones = TwoEvaluationMidpoint(ONE) if method.two_evaluations else BlendedMidpoint(ONE)
-        self._fit(ones, "original")
-        costs = measure_layer_costs(self._model, self._set_aside or self._fitted, compensated=method.compensated)
-        make_residual(self._model)
-        return costs
+        return 1 if self._last_updates else 2
 
     def _operations(self) -> int:
         """Return the floating-point operations of a forward pass on one sequence."""

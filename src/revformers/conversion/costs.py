@@ -1,11 +1,12 @@
-"""What the error of each layer's step costs, from one backward pass.
+"""What the blend of each layer costs, from one backward pass.
 
-At a = 1 the step of layer l misses the ordinary network's by e_l = u(p[l]) - (p[l] - p[l-1]), the last update less what
-its predictor knows of it. Let the stream carry w_l e_l after layer l, with a number w_l for every token that is 0. For
-small w the KL divergence of the ordinary network's distribution of the next token is half of w^T F w, where F is the
-Fisher information of w: the mean of g g^T over tokens y that the network itself draws, g the gradient of -log p(y) with
-respect to w. So half of the mean of g_l^2 is what a = 1 costs in layer l alone, and one backward pass gives the g of
-all layers. Errors of different tokens and layers are taken to be unrelated.
+A state p[l] that is ahead of the ordinary network's by a share w of e_l, what its last update holds beyond what the
+state tells of it, is read by layer l, and nothing else comes of it (`dynamics.compensation`). Give every token and
+every layer such a w, all of them 0. For small w the KL divergence of the ordinary network's distribution of the next
+token is half of w^T F w, where F is the Fisher information of w: the mean of g g^T over tokens y that the network
+itself draws, g the gradient of -log p(y) with respect to w. So half of the mean of g_l^2 is the cost of w = 1 in layer
+l alone, and one backward pass gives the g of all layers. Errors of different tokens and layers are taken to be
+unrelated.
 """
 
 from collections.abc import Sequence
@@ -19,23 +20,19 @@ from torch.nn import functional
 from revformers.conversion.allocation import LayerCosts
 from revformers.conversion.measure import Batch
 from revformers.hf.discovery import find_stack
-from revformers.hf.fields import LayerCall, LayerReturn, named_fields, ordinary_field
+from revformers.hf.fields import LayerCall, LayerReturn, ordinary_field
 from revformers.hf.forward import CURRENT_RUN, ReversibleStack
 from revformers.hf.hidden import replaced_forward
 
 
-def measure_layer_costs(
-    model: nn.Module, batches: Sequence[Batch], *, compensated: bool = False, seed: int = 0
-) -> LayerCosts:
+def measure_layer_costs(model: nn.Module, batches: Sequence[Batch], seed: int = 0) -> LayerCosts:
     """Measure what the blend of each layer costs, the other layers being ordinary.
 
     Args:
-        model: a reversible model with a = 1 in every layer. Its update predictors, if any, must be fitted to the
-            ordinary trajectory.
+        model: a reversible model. Its update predictors, if any, tell the last update of the ordinary network from its
+            state; see `fit.fit_last_updates`.
         batches: text to measure on, ``{"input_ids": int64[batch, tokens]}``; sequences are taken one by one, and one
             must fit into memory with all that autograd stores of it.
-        compensated: whether step sizes make up for the blends (`dynamics.compensation`): the error of a layer's state
-            is then seen by the next layer only, not by what follows.
         seed: of the tokens that the network draws. The random state of the caller is neither used nor changed.
 
     """
@@ -45,7 +42,7 @@ def measure_layer_costs(
     tokens = 0
     for batch in batches:
         for sequence in batch["input_ids"].split(1):
-            run = _Perturbed(decoder._reversible_stack, compensated)
+            run = _Perturbed(decoder._reversible_stack)
             token = CURRENT_RUN.set(run)
             try:
                 with torch.enable_grad(), replaced_forward(decoder, partial(type(decoder).forward, decoder)):
@@ -61,37 +58,33 @@ def measure_layer_costs(
 
 
 class _Perturbed:
-    """A run through the decoder as the ordinary network, with the error of every layer's step in it, times 0.
+    """A run through the decoder as the ordinary network, in which every layer reads its state and w e_l, w = 0.
 
     Attributes:
         weights: w of every layer, zeros (batch, tokens, 1) in float32.
 
     """
 
-    def __init__(self, stack: ReversibleStack, compensated: bool) -> None:
+    def __init__(self, stack: ReversibleStack) -> None:
         self.stack = stack
         self.weights: list[Tensor] = []
-        self._compensated = compensated
         self._previous: Tensor | None = None
-        self._before: LayerCall | None = None
 
     def layer(self, layer: Any, hidden: Tensor, inputs: dict[str, Any]) -> Any:
         """Take the ordinary step of `layer`."""
         call, returned = LayerCall(layer, layer._reversible_role.index, inputs), LayerReturn()
         weight = torch.zeros(*hidden.shape[:-1], 1, device=hidden.device, requires_grad=True)
         self.weights.append(weight)
-        ordinary = ordinary_field(call, returned)
-        previous = hidden.detach() if self._previous is None else self._previous
-        last_update = hidden.detach().float() - previous.float()
-        if self._compensated:
-            successor = hidden.float() + ordinary((hidden.float() + weight * last_update).to(hidden.dtype)).float()
-        else:
-            update = ordinary(hidden).float()
-            with torch.no_grad():
-                ((_, converted),) = named_fields(call, self._before, self.stack.dynamics, LayerReturn())
-                error = converted(hidden).float() - update - last_update
-            successor = hidden.float() + update + weight * error
-        self._previous, self._before = hidden.detach(), call
+        state = hidden.detach()
+        error = torch.zeros_like(state, dtype=torch.float32)
+        if self._previous is not None:
+            error = state.float() - self._previous.float()
+            predictor = getattr(layer, "update_predictor", None)
+            if predictor is not None:
+                with torch.no_grad():
+                    error -= predictor([state]).float()
+        self._previous = state
+        update = ordinary_field(call, returned)((hidden.float() + weight * error).to(hidden.dtype))
+        successor = (hidden.float() + update.float()).to(hidden.dtype)
         others = returned.finish()
-        output = successor.to(hidden.dtype)
-        return output if others is None else (output, *others)
+        return successor if others is None else (successor, *others)

@@ -4,7 +4,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +14,6 @@ from revformers.update_predictor import UpdatePredictor
 
 RIDGE = 1e-3
 """Ridge of the regression, relative to the mean square of each feature."""
-
-Trajectory = Literal["converted", "original"]
 
 
 @dataclass(frozen=True)
@@ -36,31 +33,93 @@ class LayerFit:
     largest_token: float
 
 
+@dataclass(frozen=True)
+class LastUpdate:
+    """What p[l] tells of the last update of the ordinary network: u = p[l] K + k, for one token a row.
+
+    Attributes:
+        map: K, float64[width, width].
+        constant: k, float64[width].
+
+    """
+
+    map: Tensor
+    constant: Tensor
+
+    def state_ahead(self, share: float, original: Tensor, before: Tensor) -> Tensor:
+        """Return the p for which p - share (p - before - u(p)) = `original`: ahead by what u leaves of its last update.
+
+        Args:
+            share: from 0 to below 1; see `dynamics.compensation`.
+            original: the state of the ordinary network, float64[tokens, width].
+            before: the state p[l-1] of the converted network that p follows, the same.
+
+        """
+        identity = torch.eye(len(self.constant), dtype=torch.float64)
+        matrix = (1 - share) * identity + share * self.map
+        return torch.linalg.solve(matrix.T, (original - share * (before + self.constant)).T).T
+
+
+@torch.no_grad()
+def fit_last_updates(
+    model: nn.Module,
+    predictors: Sequence[UpdatePredictor],
+    batches: Sequence[Batch],
+    progress: Callable[[int], None] = lambda layer: None,
+) -> list[LastUpdate]:
+    """Fit what each state of the ordinary network tells of its last update, by weighted ridge regression.
+
+    Args:
+        model: a reversible model that the predictors belong to.
+        predictors: one per layer, of the form ``("state",)``, which take the fits too.
+        batches: as for `fit_update_predictors`.
+        progress: called with each layer's number when it is fitted.
+
+    """
+    with tempfile.TemporaryDirectory(prefix="revformers-") as folder:
+        states = Trajectories(model, batches, Path(folder))
+        found = []
+        for layer, predictor in enumerate(predictors):
+            sums = NormalEquations()
+            for index in range(len(batches)):
+                current = states.current[index].double()
+                sums.add(_with_constant([current]), current - states.previous[index].double(), current)
+                states.evaluate(layer, index, original_only=True)
+                states.advance(index, states.original[index])
+            solution = sums.solve()
+            _set(predictor, solution)
+            found.append(LastUpdate(solution[:-1], solution[-1]))
+            progress(layer)
+        return found
+
+
 @torch.no_grad()
 def fit_update_predictors(
     model: nn.Module,
     predictors: Sequence[UpdatePredictor],
     coefficients: Sequence[Coefficients],
+    shares: Sequence[float],
+    last_updates: Sequence[LastUpdate],
     batches: Sequence[Batch],
     set_aside: Sequence[Batch] = (),
-    trajectory: Trajectory = "converted",
     progress: Callable[[int], None] = lambda layer: None,
 ) -> list[LayerFit]:
-    """Fit every layer's predictor so that the converted step lands on the ordinary network's next state.
+    """Fit every layer's predictor along the converted network's trajectory, so that a later one mends early errors.
 
-    Ridge regression on the features of the predictor's form and a constant, in closed form, sums in float64. Every
-    token counts by its error relative to its state: a trained network holds a few tokens whose states are a thousand
-    times larger than the others', which would decide the fit alone. Every layer is evaluated twice per token: on the
-    original's trajectory and on the converted one.
+    The step aims at a state that is ahead of the ordinary network's by a share of what its last update holds beyond
+    what the state tells of it: the share that the next blend takes away. Ridge regression on the features of the
+    predictor's form and a constant, in closed form, sums in float64. Every token counts by its error relative to its
+    state: a trained network holds a few tokens whose states are a thousand times larger than the others', which would
+    decide the fit alone. Every layer is evaluated twice per token, on the original's states and on the converted ones.
 
     Args:
         model: the reversible model that the predictors belong to.
         predictors: one per layer, overwritten.
         coefficients: a, b and c of every layer.
+        shares: for p[0], ..., p[L] how far ahead they are to be; see `dynamics.compensation.leads`.
+        last_updates: for every layer what p[l] tells of the last update.
         batches: what the model takes, e.g. ``{"input_ids": int64[batch, tokens]}``; without padding.
         set_aside: more of it, which the fits are judged on; left out, they are judged on the text of the fit.
-        trajectory: the states that a layer is fitted on: ``"converted"``, those that the converted layers before it
-            produce, so that an error made early is corrected later; ``"original"``, those of the ordinary network.
         progress: called with each layer's number when it is fitted.
 
     """
@@ -71,25 +130,31 @@ def fit_update_predictors(
         for layer, predictor in enumerate(predictors):
             fitted, judged = NormalEquations(), NormalEquations()
             names = predictor.form.features
+            share = shares[layer + 1]
             for index in range(len(text)):
                 states.evaluate(layer, index)
-                target = states.original[index].double() - states.blended(index, coefficients[layer]).double()
-                features = [feature.double() for feature in states.features(index, names)]
-                constant = torch.ones(len(target), 1, dtype=torch.float64)
+                original = states.original[index].double()
+                aim = original
+                if share:
+                    aim = last_updates[layer + 1].state_ahead(share, original, states.current[index].double())
+                features = _with_constant([feature.double() for feature in states.features(index, names)])
                 sums = fitted if index < len(batches) else judged
-                sums.add(torch.cat([*features, constant], dim=1), target, states.original[index].double())
+                sums.add(features, aim - states.blended(index, coefficients[layer]).double(), original)
             solution = fitted.solve(predictor.form.rank)
             _set(predictor, solution)
             fits.append((judged if set_aside else fitted).fit(solution))
             for index in range(len(text)):
-                successor = states.original[index]
-                if trajectory == "converted":
-                    place = predictor.bias.device
-                    correction = predictor([value.to(place) for value in states.features(index, names)])
-                    successor = states.blended(index, coefficients[layer]) + correction.to("cpu", torch.float32)
+                place = predictor.bias.device
+                correction = predictor([value.to(place) for value in states.features(index, names)])
+                successor = states.blended(index, coefficients[layer]) + correction.to("cpu", torch.float32)
                 states.advance(index, successor)
             progress(layer)
         return fits
+
+
+def _with_constant(features: Sequence[Tensor]) -> Tensor:
+    """Return features float64[rows, width] side by side, with a column of ones behind them."""
+    return torch.cat([*features, torch.ones(len(features[0]), 1, dtype=torch.float64)], dim=1)
 
 
 class NormalEquations:

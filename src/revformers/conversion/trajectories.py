@@ -44,16 +44,25 @@ class Trajectories:
         )
         self._features: list[dict[str, Tensor]] = [{} for _ in batches]
 
-    def evaluate(self, layer: int, index: int) -> None:
-        """Evaluate layer number `layer` on batch number `index`, and move the ordinary network past it."""
+    def evaluate(self, layer: int, index: int, *, original_only: bool = False) -> None:
+        """Evaluate layer number `layer` on batch number `index`, and move the ordinary network past it.
+
+        Args:
+            layer: the layer.
+            index: the batch.
+            original_only: whether the converted network is kept on the states of the ordinary one, so that one
+                evaluation serves both.
+
+        """
         shape = self._batches[index]["input_ids"].shape
 
         def evaluate(visit: LayerVisit) -> None:
             def at(states: Tensor, field: Callable[[Tensor], Tensor]) -> Tensor:
                 return field(states.view(*shape, -1).to(visit.embedding)).to("cpu", torch.float32).flatten(0, -2)
 
-            self.original[index].add_(at(self.original[index], visit.ordinary))
-            self.update[index].copy_(at(self.current[index], visit.update))
+            added = at(self.original[index], visit.ordinary)
+            self.original[index].add_(added)
+            self.update[index].copy_(added if original_only else at(self.current[index], visit.update))
             for name, field in visit.previous.items():
                 value = at(self.current[index], field)
                 if name not in self._features[index]:
