@@ -16,13 +16,12 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoTokenizer
 
 import revformers as rf
 from revformers.benchmark.environment import write_result
 from revformers.conversion.convert import Converter, Method
 from revformers.conversion.text import calibration_blocks
-from revformers.hf.pretrained import load_causal_lm
+from revformers.hf.pretrained import load_causal_lm, load_tokenizer
 from revformers.training.recipe import DataSection
 from revformers.update_predictor import predictor_form_of
 
@@ -53,20 +52,15 @@ def predicted_by(name: Any, rank: int | None = None, **options: Any) -> Method:
 
 
 ARMS = {
-    "uniform blends": Arm(predicted_by("none"), seeds=1),
-    "two evaluations": Arm(predicted_by("none", two_evaluations=True), seeds=1),
-    "predictor on update": Arm(predicted_by("update")),
-    "predictor on previous MLP": Arm(predicted_by("previous_mlp"), (2, 1, 0)),
-    "predictor on previous MLP, twice the text": Arm(predicted_by("previous_mlp"), (0,), text=2),
-    "predictor on update, twice the text": Arm(predicted_by("update"), (1, 0), text=2),
-    "predictor on state": Arm(predicted_by("state"), (1, 0), seeds=1),
-    "predictor on previous update": Arm(predicted_by("previous_update"), (1, 0), seeds=1),
-    "predictor on update, rank 1/8": Arm(predicted_by("update", 1), (1, 0), seeds=1),
-    "predictor on update, rank 3/8": Arm(predicted_by("update", 3), (1, 0), seeds=1),
-    "calibrated blends": Arm(predicted_by("none", allocation="calibrated"), seeds=1),
-    "predictor on update, calibrated blends": Arm(
-        predicted_by("update", allocation="calibrated"), (*ALL, 0.5, 0.25), seeds=1
-    ),
+    "blends alone, uniform": Arm(predicted_by("none", allocation="uniform"), seeds=1),
+    "blends alone": Arm(predicted_by("none"), seeds=1),
+    "two evaluations": Arm(predicted_by("none", allocation="uniform", two_evaluations=True), seeds=1),
+    "predictor on state": Arm(predicted_by("state"), (*ALL, 1.5, 0.5)),
+    "predictor on state, uniform blends": Arm(predicted_by("state", allocation="uniform"), (2, 1), seeds=1),
+    "predictor on state, four times the text": Arm(predicted_by("state"), (2, 1, 0), text=4, seeds=1),
+    "predictor on update": Arm(predicted_by("update"), (2, 1, 0), seeds=1),
+    "predictor on update, rank 3/8": Arm(predicted_by("update", 3), (2, 1, 0), seeds=1),
+    "predictor on previous MLP": Arm(predicted_by("previous_mlp"), (2, 1, 0), seeds=1),
 }
 """The ranks are given in eighths of the width."""
 
@@ -99,7 +93,7 @@ def main() -> None:
     options = parser.parse_args()
 
     model = load_causal_lm(options.model).eval()
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    tokenizer = load_tokenizer(options.model)
     data = DataSection(source=options.calibration, validation_source=options.validation, block_length=options.length)
     most = max(ARMS[name].text * (max(options.seeds[: ARMS[name].seeds]) + 1) for name in options.arms)
     calibration, held_out = calibration_blocks(data, tokenizer, most * options.sequences, options.held_out)
@@ -157,7 +151,9 @@ def row(name: str, tokens: int, bits: float, by_seed: dict[int, Any]) -> dict[st
         "added_parameters": first.added_parameters,
         "added_compute": first.added_compute,
         "share_of_checkpoints": first.side_information / first.checkpoints,
+        "share_of_states": first.side_information / first.states,
         "error_by_layer": [math.sqrt(fit.error) for fit in first.fits],
+        "explained_by_layer": [fit.explained for fit in first.fits],
         "gradients_bit_exact": all(exact for _, exact in by_seed.values()),
     }
 
