@@ -60,14 +60,14 @@ def test_conversion_loss(folder, monkeypatch):
     texts = ["--calibration", "text.txt", "--validation", "text.txt"]
     sizes = ["--sequences", "40", "--held-out", "8", "--seeds", "0", "1"]
     rows = run(monkeypatch, "conversion_loss.py", "--bits", "1", "0", *texts, *sizes)["rows"]
-    assert {row["arm"] for row in rows} >= {"uniform blends", "two evaluations", "predictor on previous MLP"}
+    assert {row["arm"] for row in rows} >= {"blends alone, uniform", "two evaluations", "predictor on previous MLP"}
     increase = {(row["arm"], row["bits"]): row["increase_by_seed"] for row in rows}
     assert all(row["gradients_bit_exact"] for row in rows)
-    assert increase["predictor on update", 0].keys() == {"0", "1"}
-    alone = increase["uniform blends", 0]["0"]  # nothing is fitted, so that one seed says it all
-    assert abs(increase["uniform blends", 1]["0"]) < abs(alone)
+    assert increase["predictor on state", 0].keys() == {"0", "1"}
+    alone = increase["blends alone, uniform", 0]["0"]  # nothing is fitted, so that one seed says it all
+    assert abs(increase["blends alone, uniform", 1]["0"]) < abs(alone)
     for seed in ("0", "1"):
-        assert abs(increase["predictor on update", 0][seed]) < abs(alone)
+        assert abs(increase["predictor on state", 0][seed]) < abs(alone)
 
 
 def test_five_families(folder, monkeypatch):

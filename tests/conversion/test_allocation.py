@@ -9,9 +9,9 @@ import revformers as rf
 from revformers.conversion.allocation import LayerCosts, uniform_blends
 
 
-@given(st.lists(st.floats(0, 10), min_size=1, max_size=3), st.floats(0, 3))
+@given(st.lists(st.tuples(st.floats(0, 10), st.floats(0, 10)), min_size=1, max_size=3), st.floats(0, 3))
 def test_the_blends_are_those_that_trying_everything_finds(divergence, bits):
-    costs = LayerCosts(tuple(divergence))
+    costs = LayerCosts(*zip(*divergence, strict=True))
     chosen = costs.choose(bits)
     capacity = bits * len(divergence) + 1e-9
 
@@ -25,8 +25,13 @@ def test_the_blends_are_those_that_trying_everything_finds(divergence, bits):
 
 
 def test_no_layer_gets_more_bits_than_there_are_and_one_that_costs_nothing_gets_none():
-    assert LayerCosts((0.0, 1.0, 1e9)).choose(8) == [1, Fraction(1, 256), Fraction(1, 256)]
-    assert LayerCosts((0.0, 1.0, 4.0)).choose(1) == [1, Fraction(1, 2), Fraction(1, 4)]
+    assert LayerCosts((0.0, 1.0, 1e9), (0.0, 1.0, 1e9)).choose(8) == [1, Fraction(1, 256), Fraction(1, 256)]
+    assert LayerCosts((0.0, 1.0, 4.0), (0.0, 1.0, 4.0)).choose(1) == [1, Fraction(1, 2), Fraction(1, 4)]
+
+
+def test_a_first_bit_saves_what_an_error_that_stays_costs():
+    assert LayerCosts((1.0, 1.0), (1.0, 9.0)).choose(0.5) == [1, Fraction(1, 2)]
+    assert LayerCosts((1.0, 1.0), (9.0, 1.0)).choose(0.5) == [Fraction(1, 2), 1]
 
 
 def test_a_budget_is_met_in_the_mean():

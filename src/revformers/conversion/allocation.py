@@ -33,15 +33,18 @@ class LayerCosts:
     """What the blend of every layer costs.
 
     The error of a layer's step is in proportion to its blend a, and the divergence from the original to the square of
-    the error: a blend a costs a^2 of what a = 1 costs, and every bit a quarter of what is left.
+    the error: every bit leaves a quarter. Only a = 1 is not compensated (`dynamics.compensation`): its error stays in
+    the stream, where that of other blends is read by one layer.
 
     Attributes:
-        divergence: for each layer the mean KL divergence of the original's distribution of the next token that a = 1
-            there would cause alone, nats a token, to second order in the error.
+        read: for each layer the mean KL divergence of the original's distribution of the next token that a = 1 there
+            would cause alone, were it compensated: nats a token, to second order in the error.
+        kept: the same for an error that stays in the stream. Where it is the smaller one, `read` is taken for both.
 
     """
 
-    divergence: tuple[float, ...]
+    read: tuple[float, ...]
+    kept: tuple[float, ...]
 
     def choose(self, bits: float) -> list[Fraction]:
         """Return the blends 2**-k with the smallest sum of costs that take at most `bits` bits in the mean.
@@ -54,21 +57,25 @@ class LayerCosts:
 
         """
         check_budget(bits)
-        spent = [0] * len(self.divergence)
+        spent = [0] * len(self.read)
         for _ in range(math.floor(bits * len(spent) + 1e-9)):
-            left = [
-                cost / 4**number if number < MAXIMUM_BITS else 0.0
-                for cost, number in zip(self.divergence, spent, strict=True)
+            saved = [
+                self._cost(layer, number) - self._cost(layer, number + 1) if number < MAXIMUM_BITS else 0.0
+                for layer, number in enumerate(spent)
             ]
-            dearest = max(range(len(left)), key=left.__getitem__)
-            if not left[dearest]:
+            best = max(range(len(saved)), key=saved.__getitem__)
+            if not saved[best]:
                 break
-            spent[dearest] += 1
+            spent[best] += 1
         return [_blend(number) for number in spent]
 
     def predicted(self, blends: Sequence[Fraction]) -> float:
-        """Return the sum of what `blends`, one per layer, cost one by one: nats a token."""
-        return sum(float(blend) ** 2 * cost for blend, cost in zip(blends, self.divergence, strict=True))
+        """Return the sum of what `blends`, one per layer and 2**-k each, cost one by one: nats a token."""
+        return sum(self._cost(layer, blend.denominator.bit_length() - 1) for layer, blend in enumerate(blends))
+
+    def _cost(self, layer: int, bits: int) -> float:
+        read = self.read[layer]
+        return read / 4**bits if bits else max(read, self.kept[layer])
 
 
 def _blend(bits: int) -> Fraction:

@@ -41,7 +41,7 @@ MASSIVE_TOKEN = 100
 
 LEAST_SET_ASIDE, MOST_SET_ASIDE = 8, 4096
 """One of so many calibration sequences, and at most so many tokens, are set aside: the predictors are not fitted to
-them but judged on them, and they say what the blend of each layer costs."""
+them but judged on them. As many tokens say what the blend of each layer costs."""
 
 TARGET_BUDGETS = (0, 0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
 """Budgets that `Converter.convert_to_target` chooses from, bits an element a layer."""
@@ -381,7 +381,7 @@ class Converter:
             predictors = add_update_predictors(model, PredictorForm(("state",)))
             self._last_updates = fit_last_updates(model, predictors, self._fitted, self._layer_done)
         if method.allocation == "calibrated":
-            self._costs = measure_layer_costs(model, self._set_aside or self._fitted)
+            self._costs = measure_layer_costs(model, _last_sequences(self._batches, MOST_SET_ASIDE))
         make_residual(model)
 
     def _fit(self, dynamics: BlendedMidpoint, blends: Sequence[Fraction]) -> list[LayerFit]:
@@ -447,12 +447,21 @@ def _tokens(batches: Sequence[Batch]) -> int:
     return sum(batch["input_ids"].numel() for batch in batches)
 
 
+def _last_sequences(batches: Sequence[Batch], tokens: int) -> list[Batch]:
+    """Return the last sequences of the text that hold at most so many tokens, and one at least."""
+    sequences = [row for batch in batches for row in batch["input_ids"].split(1)]
+    number = len(sequences)
+    while number > 1 and sum(row.numel() for row in sequences[-number:]) > tokens:
+        number -= 1
+    return [{"input_ids": row} for row in sequences[-number:]]
+
+
 def _split(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
     """Return the batches without their last sequences, and these: see `LEAST_SET_ASIDE`."""
     sequences = [row for batch in batches for row in batch["input_ids"].split(1)]
-    number = max(len(sequences) // LEAST_SET_ASIDE, 1) if len(sequences) > 1 else 0
-    while number > 1 and sum(row.numel() for row in sequences[-number:]) > MOST_SET_ASIDE:
-        number -= 1
+    number = 0
+    if len(sequences) > 1:
+        number = min(max(len(sequences) // LEAST_SET_ASIDE, 1), len(_last_sequences(batches, MOST_SET_ASIDE)))
     fitted = list(batches)
     set_aside: list[Batch] = []
     while number:

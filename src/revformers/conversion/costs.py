@@ -5,8 +5,8 @@ state tells of it, is read by layer l, and nothing else comes of it (`dynamics.c
 every layer such a w, all of them 0. For small w the KL divergence of the ordinary network's distribution of the next
 token is half of w^T F w, where F is the Fisher information of w: the mean of g g^T over tokens y that the network
 itself draws, g the gradient of -log p(y) with respect to w. So half of the mean of g_l^2 is the cost of w = 1 in layer
-l alone, and one backward pass gives the g of all layers. Errors of different tokens and layers are taken to be
-unrelated.
+l alone, and one backward pass gives the g of all layers; and that of errors that stay in the stream, as those of a = 1
+do, with a second number for each. Errors of different tokens and layers are taken to be unrelated.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ def measure_layer_costs(model: nn.Module, batches: Sequence[Batch], seed: int = 
     """
     decoder = find_stack(model).decoder
     generator = torch.Generator().manual_seed(seed)
-    squares = torch.zeros(decoder._reversible_stack.number_of_layers, dtype=torch.float64)
+    squares = torch.zeros(2, decoder._reversible_stack.number_of_layers, dtype=torch.float64)
     tokens = 0
     for batch in batches:
         for sequence in batch["input_ids"].split(1):
@@ -51,30 +51,34 @@ def measure_layer_costs(model: nn.Module, batches: Sequence[Batch], seed: int = 
                 CURRENT_RUN.reset(token)
             drawn = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator).flatten()
             loss = functional.cross_entropy(logits, drawn.to(logits.device), reduction="sum")
-            gradients = torch.autograd.grad(loss, run.weights)
-            squares += torch.stack([gradient.double().square().sum().cpu() for gradient in gradients])
+            gradients = torch.autograd.grad(loss, [*run.read, *run.kept])
+            squares += torch.stack([gradient.double().square().sum().cpu() for gradient in gradients]).view(2, -1)
             tokens += sequence.numel()
-    return LayerCosts(tuple((squares / (2 * tokens)).tolist()))
+    read, kept = (squares / (2 * tokens)).tolist()
+    return LayerCosts(tuple(read), tuple(kept))
 
 
 class _Perturbed:
-    """A run through the decoder as the ordinary network, in which every layer reads its state and w e_l, w = 0.
+    """A run through the decoder as the ordinary network, with the error e_l of every layer's state in it, times 0.
 
     Attributes:
-        weights: w of every layer, zeros (batch, tokens, 1) in float32.
+        read: for every layer zeros (batch, tokens, 1) in float32, the weight of the error in what the layer reads.
+        kept: the same, the weight of the error in the stream behind the layer.
 
     """
 
     def __init__(self, stack: ReversibleStack) -> None:
         self.stack = stack
-        self.weights: list[Tensor] = []
+        self.read: list[Tensor] = []
+        self.kept: list[Tensor] = []
         self._previous: Tensor | None = None
 
     def layer(self, layer: Any, hidden: Tensor, inputs: dict[str, Any]) -> Any:
         """Take the ordinary step of `layer`."""
         call, returned = LayerCall(layer, layer._reversible_role.index, inputs), LayerReturn()
-        weight = torch.zeros(*hidden.shape[:-1], 1, device=hidden.device, requires_grad=True)
-        self.weights.append(weight)
+        read, kept = (torch.zeros(*hidden.shape[:-1], 1, device=hidden.device, requires_grad=True) for _ in range(2))
+        self.read.append(read)
+        self.kept.append(kept)
         state = hidden.detach()
         error = torch.zeros_like(state, dtype=torch.float32)
         if self._previous is not None:
@@ -84,7 +88,7 @@ class _Perturbed:
                 with torch.no_grad():
                     error -= predictor([state]).float()
         self._previous = state
-        update = ordinary_field(call, returned)((hidden.float() + weight * error).to(hidden.dtype))
-        successor = (hidden.float() + update.float()).to(hidden.dtype)
+        update = ordinary_field(call, returned)((hidden.float() + read * error).to(hidden.dtype))
+        successor = (hidden.float() + update.float() + kept * error).to(hidden.dtype)
         others = returned.finish()
         return successor if others is None else (successor, *others)
