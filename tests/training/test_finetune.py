@@ -140,7 +140,13 @@ def test_one_batch_of_eight_trains_as_four_of_two(shared, tmp_path):
 def test_an_interrupted_run_in_the_middle_of_annealing_ends_as_one_that_went_through(
     shared, tmp_path, interrupted_at, adapter
 ):
-    options = {**adapter, "annealing.steps": 3, "training.save_steps": 100, "adapter.dropout": 0.1}
+    options = {
+        **adapter,
+        "annealing.steps": 3,
+        "training.save_steps": 100,
+        "adapter.dropout": 0.1,
+        "conversion.options": {"allocation": "uniform"},
+    }
     through = run(recipe_in(shared, tmp_path, {**options, "output": str(tmp_path / "through")}))
     interrupted_at(2)
     recipe = recipe_in(shared, tmp_path, {**options, "output": str(tmp_path / "interrupted")})
