@@ -48,14 +48,6 @@ def load(script):
     return module
 
 
-def test_zero_shot_fidelity(folder, monkeypatch):
-    result = run(monkeypatch, "zero_shot_fidelity.py", "--bits", "4", "1", "--sequences", "3", "--seeds", "0")
-    assert [row["bits"] for row in result["rows"]] == [4, 4, 1, 1]
-    assert all(row["gradients_bit_exact"] for row in result["rows"])
-    small, large = (abs(result["rows"][index]["loss_increase_by_seed"]["0"]) for index in (0, 2))
-    assert small < large
-
-
 def test_conversion_loss(folder, monkeypatch):
     texts = ["--calibration", "text.txt", "--validation", "text.txt"]
     sizes = ["--sequences", "40", "--held-out", "8", "--seeds", "0", "1"]

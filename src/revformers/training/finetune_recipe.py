@@ -45,7 +45,7 @@ class ConversionSection:
     """Side information in bits an element a layer, mean over the layers, 0 to 8, as in revformers.convert. none
     converts nothing: an ordinary network stays one, and a saved reversible model keeps its dynamics."""
 
-    predictor: Literal["none", "state", "update", "previous_mlp", "previous_update"] = "update"
+    predictor: Literal["none", "state", "update", "previous_mlp", "previous_update"] = "state"
     """What the update predictors read, which are fitted to the training data; none fits none."""
 
     sequences: int = 64
