@@ -204,7 +204,7 @@ def conversion_rows():
 
 def real_rows():
     """The same by every way that was tried on it."""
-    return form_rows("conversion-smollm2", "conversion-smollm2-ways")
+    return form_rows("conversion-smollm2")
 
 
 FORMS = [f"conversion{part}-wikitext-12L" for part in ("-fine", "", "-calibrated", "-forms")]
