@@ -84,7 +84,7 @@ def test_two_evaluations_are_the_papers_recurrence(blend):
 @pytest.mark.parametrize("feature", PREVIOUS)
 def test_a_predictor_on_the_layer_before_is_the_same_recurrence_by_hand(feature):
     model = neox()
-    rf.convert(model, 1, TEXT, predictor=feature)
+    rf.convert(model, 1, TEXT, predictor=feature, allocation="uniform")
     predictors = update_predictors(model)
     ordinary = copy.deepcopy(model)
     rf.make_residual(ordinary)

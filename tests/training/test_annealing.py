@@ -14,7 +14,7 @@ from tests.hf.test_reversible import llama
 
 def converted(bits=1.0):
     model = smooth_llama()
-    rf.convert(model, bits, TEXT)
+    rf.convert(model, bits, TEXT, allocation="uniform")
     return model
 
 
