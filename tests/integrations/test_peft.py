@@ -180,7 +180,7 @@ def test_a_saved_base_that_was_changed_in_memory_is_described_as_it_was_changed(
 
 
 def converted_anew(model):
-    rf.convert(rf.make_residual(model), 0.5, TEXT[3:], allocation="uniform")
+    rf.convert(rf.make_residual(model), 0.5, TEXT[3:])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -357,7 +357,7 @@ def test_a_base_of_another_size_stays_what_it_was(kind, adapters):
 
 @pytest.mark.parametrize("options", [{"use_dora": True}, {"init_lora_weights": "pissa"}], ids=["dora", "pissa"])
 def test_adapters_that_read_or_change_the_weights_they_adapt_leave_the_predictors_out(options, folder, tmp_path):
-    """As docs/trainers.md says; the first layer's predictor here has rows of zeros, and PiSSA changes what it adapts."""
+    """As docs/trainers.md says; the first layer's predictor has rows of zeros here, and PiSSA changes the base."""
 
     def saved_and_loaded(**more):
         adapted = get_peft_model(base("converted", folder), lora(target_modules="all-linear", **options, **more))

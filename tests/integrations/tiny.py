@@ -96,7 +96,7 @@ def converted(folder, first=0):
 @functools.cache
 def _converted(path, first):
     model = LlamaForCausalLM.from_pretrained(path)
-    rf.convert(model, 0.5, TEXT[first:])
+    rf.convert(model, 0.5, TEXT[first:], allocation="uniform")
     return model
 
 
