@@ -7,7 +7,7 @@ from torch import nn
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaForSequenceClassification
 
 import revformers as rf
-from revformers.conversion.convert import _split
+from revformers.conversion.convert import Converter, Method, _split
 from revformers.conversion.measure import mean_loss
 from revformers.hf.state import update_predictors
 from tests.hf.test_reversible import llama
@@ -192,6 +192,17 @@ def test_an_interrupted_conversion_leaves_the_ordinary_network():
         rf.convert(model, 1, TEXT, progress=stop)
     assert not update_predictors(model)
     assert torch.equal(model(TEXT).logits, before)
+
+
+def test_a_conversion_after_an_interrupted_one_measures_again(monkeypatch):
+    """Half of what the budget is spent by is not taken for all of it."""
+    model = smooth_llama()
+    converter = Converter(model, Method(), TEXT)
+    with monkeypatch.context() as patched:
+        patched.setattr("revformers.conversion.convert.measure_layer_costs", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            converter.convert(1)
+    assert converter.convert(1).layer_bits == Converter(smooth_llama(), Method(), TEXT).convert(1).layer_bits != [1] * 6
 
 
 def test_a_model_that_is_reversible_already_is_refused():

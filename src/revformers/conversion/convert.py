@@ -306,6 +306,8 @@ class Converter:
         self._held_out = as_batches(held_out, model) if held_out is not None else []
         self._judged = self._held_out or self._batches
         self._progress = progress
+        self._done = self._to_do = 0
+        self._measured = False
         self._last_updates: list[LastUpdate] = []
         self._costs: LayerCosts | None = None
         self._original_loss: float | None = None
@@ -374,7 +376,7 @@ class Converter:
     def _measure(self) -> None:
         """Find out what does not depend on the budget: what states tell of their last update, what a blend costs."""
         method, model = self._method, self._model
-        if self._last_updates or self._costs is not None:
+        if self._measured:
             return
         make_reversible(model, BlendedMidpoint(ONE))
         if method.predictor is not None:
@@ -383,6 +385,7 @@ class Converter:
         if method.allocation == "calibrated":
             self._costs = measure_layer_costs(model, _last_sequences(self._batches, MOST_SET_ASIDE))
         make_residual(model)
+        self._measured = True  # only now: one that was interrupted begins again
 
     def _fit(self, dynamics: BlendedMidpoint, blends: Sequence[Fraction]) -> list[LayerFit]:
         """Give the reversible model its predictors, where the method has any."""
@@ -408,7 +411,7 @@ class Converter:
         """How often the next conversion fits every layer."""
         if self._method.predictor is None:
             return 0
-        return 1 if self._last_updates else 2
+        return 1 if self._measured else 2
 
     def _operations(self) -> int:
         """Return the floating-point operations of a forward pass on one sequence."""

@@ -46,18 +46,15 @@ class LastUpdate:
     map: Tensor
     constant: Tensor
 
-    def state_ahead(self, share: float, original: Tensor, before: Tensor) -> Tensor:
-        """Return the p for which p - share (p - before - u(p)) = `original`: ahead by what u leaves of its last update.
+    def ahead_by(self, share: float) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return the function (q, before) -> p with p - share (p - before - u(p)) = q, all float64[tokens, width].
 
-        Args:
-            share: from 0 to below 1; see `dynamics.compensation`.
-            original: the state of the ordinary network, float64[tokens, width].
-            before: the state p[l-1] of the converted network that p follows, the same.
-
+        p is ahead of q by a share, from 0 to below 1, of what u leaves of its last update (`dynamics.compensation`).
+        q is the state of the ordinary network, `before` the converted network's state that p follows.
         """
         identity = torch.eye(len(self.constant), dtype=torch.float64)
-        matrix = (1 - share) * identity + share * self.map
-        return torch.linalg.solve(matrix.T, (original - share * (before + self.constant)).T).T
+        inverse = torch.linalg.inv((1 - share) * identity + share * self.map)
+        return lambda original, before: (original - share * (before + self.constant)) @ inverse
 
 
 @torch.no_grad()
@@ -131,12 +128,11 @@ def fit_update_predictors(
             fitted, judged = NormalEquations(), NormalEquations()
             names = predictor.form.features
             share = shares[layer + 1]
+            ahead = last_updates[layer + 1].ahead_by(share) if share else None
             for index in range(len(text)):
                 states.evaluate(layer, index)
                 original = states.original[index].double()
-                aim = original
-                if share:
-                    aim = last_updates[layer + 1].state_ahead(share, original, states.current[index].double())
+                aim = original if ahead is None else ahead(original, states.current[index].double())
                 features = _with_constant([feature.double() for feature in states.features(index, names)])
                 sums = fitted if index < len(batches) else judged
                 sums.add(features, aim - states.blended(index, coefficients[layer]).double(), original)
