@@ -57,7 +57,7 @@ def test_without_predictors(workspace):
         (["--out", "ordinary"], "is not empty"),
         (["--bits", "1", "--target_loss_increase", "1%"], "either bits or target_loss_increase"),
         (["--target_loss_increase", "much"], "written 0.5% or 0.005, not 'much'"),
-        (["--target_loss_increase", "1e-9%", "--sequences", "2", "--held_out", "1"], "misses the target"),
+        (["--target_loss_increase", "1e-9%", "--predictor", "none", "--held_out", "1"], "misses the target"),
         (["--rank", "0"], "whole number from 1"),
         (["--curve", "curve.doc"], "as .svg or .png"),
     ],

@@ -39,7 +39,7 @@ class ConvertOptions:
     allocation: Literal["uniform", "calibrated"] = "calibrated"
     """How the bits are spent: by what the blend of each layer costs, or the same blend in every layer."""
 
-    predictor: Literal["none", "state", "update", "previous_mlp", "previous_update"] = "update"
+    predictor: Literal["none", "state", "update", "previous_mlp", "previous_update"] = "state"
     """What the update predictors read: nothing (no predictors), the state, the update as well, the MLP of the layer
     before as well, or that whole layer; the last two evaluate what they read, see added compute."""
 

@@ -48,11 +48,12 @@ def run(arguments: Sequence[str]) -> int:
     if not result.finished:
         return command.stopped(result, console)
     metrics = result.metrics
-    original = metrics.get("original_validation_loss")
+    original, deployed = (metrics.get(f"{name}_validation_loss") for name in ("original", "deployed"))
     console.print(
         f"Finished {metrics['steps']} steps in {metrics['seconds']:,.1f} s: validation loss "
         f"{metrics['validation_loss']:.4f} after {metrics['initial_validation_loss']:.4f} before training"
         f"{f' and {original:.4f} of the ordinary network' if original is not None else ''}, "
+        f"{f'{deployed:.4f} deployed as the ordinary network, ' if deployed is not None else ''}"
         f"{metrics['tokens_per_second']:,.0f} tokens/s.",
         highlight=False,
         soft_wrap=True,
@@ -60,7 +61,8 @@ def run(arguments: Sequence[str]) -> int:
     for name, loader in (("adapter", "revformers.load_adapter"), ("model", "revformers.from_pretrained")):
         path = result.directory / name
         if path.is_dir():
-            # Without a conversion there is nothing that transformers and PEFT would not load themselves.
-            call = f'{loader}("{path}")' if (result.directory / "conversion").is_dir() else str(path)
+            # An ordinary network is one that transformers and PEFT load themselves.
+            reversible = (result.directory / "conversion").is_dir() and deployed is None
+            call = f'{loader}("{path}")' if reversible else str(path)
             console.print(f"{name.title() + ':':<9} {call}", highlight=False, markup=False, soft_wrap=True)
     return 0

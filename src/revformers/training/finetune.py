@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from revformers.conversion.convert import convert
+from revformers.dynamics.blended_midpoint import BlendedMidpoint
 from revformers.errors import NotReversibleError
 from revformers.hf.adapter import apply_conversion
 from revformers.hf.adapter_base import save_conversion
@@ -27,8 +28,8 @@ from revformers.hf.head import HeadLoss, apply_head, set_head_loss
 from revformers.hf.ordinary import ordinary
 from revformers.hf.pretrained import load_causal_lm, load_tokenizer
 from revformers.hf.quantization import keep_trainable, quantization_options
-from revformers.hf.reversible import set_activations
-from revformers.hf.state import reversible_stack
+from revformers.hf.reversible import make_residual, set_activations
+from revformers.hf.state import reversible_stack, update_predictors
 from revformers.hf.teacher import AdapterOff, FrozenCopy, Teacher
 from revformers.training.annealing import Annealing
 from revformers.training.errors import RecipeError
@@ -46,6 +47,9 @@ from revformers.training.trainer_run import (
     trainer_arguments,
 )
 
+PREDICTORS = r".*\bupdate_predictor\b.*"
+"""The modules that an adapter of the ordinary network leaves out, as PEFT matches their names."""
+
 
 def finetune(
     recipe: FinetuneRecipe, *, resume: bool = False, overwrite: bool = False, console: Console | None = None
@@ -54,10 +58,11 @@ def finetune(
 
     The run directory then holds the checkpoints of the Trainer; `model` (weights and tokenizer, for
     ``revformers.from_pretrained``) or, of an adapter, `adapter` (in PEFT's format, for
-    ``revformers.load_adapter``) and with adapter.merge `model` as well; `conversion` (the dynamics and the
-    update predictors as training began); `history.json` (the loss curve over steps and seconds); `start.json` and
-    `metrics.json` (the figures before and after); and `recipe.yaml`. A resumed run ends with the same weights, bit for
-    bit on the CPU, as one that went through. SIGINT and SIGTERM end the run after the step at hand, with a checkpoint.
+    ``revformers.load_adapter``) and with adapter.merge `model` as well, of the ordinary network where the recipe's
+    deploy says so; `conversion` (the dynamics and the update predictors as training began); `history.json` (the loss
+    curve over steps and seconds); `start.json` and `metrics.json` (the figures before and after); and `recipe.yaml`.
+    A resumed run ends with the same weights, bit for bit on the CPU, as one that went through. SIGINT and SIGTERM end
+    the run after the step at hand, with a checkpoint.
 
     The figures of the ordinary network are those of its quantised weights, where they are quantised. Text is trained on
     by transformers' Trainer in packed blocks; prompts with completions and conversations by TRL's SFTTrainer, unpacked
@@ -97,6 +102,10 @@ def finetune(
     teacher: Teacher | None = FrozenCopy(model) if recipe.loss.distillation and lora is None else None
     if recipe.conversion.bits is not None or reversible_stack(model) is not None:
         _prepare_dynamics(model, recipe, data, tokenizer, run, arguments, fresh=checkpoint is None)
+    if recipe.deploy == "ordinary":
+        _check_deployable(model)
+        for predictor in update_predictors(model):
+            predictor.requires_grad_(False)
     if lora is not None:
         model = _with_adapter(model, lora, recipe)
     apply_tiles(model, recipe.training)
@@ -126,6 +135,9 @@ def finetune(
     state = trainer.state
     tokens = int(state.num_input_tokens_seen) if tokens_per_step is None else state.global_step * tokens_per_step
     metrics = {**json.loads(run.start.read_text(encoding="utf-8")), **run_metrics(trainer, tokens)}
+    if recipe.deploy == "ordinary":
+        _make_ordinary(trainer.accelerator.unwrap_model(trainer.model))
+        metrics["deployed_validation_loss"] = trainer.evaluate(metric_key_prefix="deployed")["deployed_loss"]
     if trainer.is_world_process_zero():
         _save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, recipe, run)
         write_json(run.history, loss_curve(state))
@@ -259,13 +271,30 @@ def _prepare_dynamics(
 
 
 def _convert(model: Any, recipe: FinetuneRecipe, blocks: torch.Tensor) -> None:
-    section = recipe.conversion
+    """Convert the model as it will be trained: in the precision of the training."""
+    section, precision = recipe.conversion, recipe.training.precision
+    mixed = precision != "float32"
+    dtype = getattr(torch, precision) if mixed else None
     try:
-        convert(model, section.bits, blocks, **{"predictor": section.predictor, **section.options})  # type: ignore[arg-type]
+        with torch.autocast(model.device.type, dtype=dtype, enabled=mixed):
+            convert(model, section.bits, blocks, **{"predictor": section.predictor, **section.options})  # type: ignore[arg-type]
     except NotReversibleError:
         raise
     except ValueError as error:
         raise RecipeError(str(error)) from error
+
+
+def _check_deployable(model: Any) -> None:
+    """Raise RecipeError where the ordinary network is no relative of the one that is trained."""
+    stack = reversible_stack(model)
+    if stack is None:  # not converted: the ordinary network is what is trained
+        return
+    dynamics = stack.dynamics
+    if not isinstance(dynamics, BlendedMidpoint):
+        raise RecipeError(
+            f"deploy: ordinary needs blends, which are nearly the ordinary network; the model has {dynamics.name}. Set "
+            f"deploy to reversible."
+        )
 
 
 def _lora_config(section: AdapterSection) -> Any:
@@ -296,11 +325,29 @@ def _with_adapter(model: Any, config: Any, recipe: FinetuneRecipe) -> Any:
     """Return the PEFT model around `model`, seeded."""
     from peft import get_peft_model
 
+    deployed = update_predictors(model) if recipe.deploy == "ordinary" else []
+    if deployed and config.exclude_modules is None:
+        config.exclude_modules = PREDICTORS
     set_seed(recipe.training.seed)
     try:
-        return get_peft_model(model, config, revision=recipe.model.revision)
+        adapted = get_peft_model(model, config, revision=recipe.model.revision)
     except ValueError as error:
         raise RecipeError(f"PEFT refuses the adapter section: {' '.join(str(error).split())[:300]}") from error
+    trained = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
+    if deployed and any(".update_predictor." in name for name in trained):
+        raise RecipeError(
+            "The adapter trains update predictors, which deploy: ordinary leaves out; exclude them in adapter.options, "
+            "or set deploy to reversible."
+        )
+    return adapted
+
+
+def _make_ordinary(model: Any) -> None:
+    """Make the trained model the ordinary network, with its adapter where it has one."""
+    make_residual(model)
+    for config in getattr(model, "peft_config", {}).values():
+        if config.exclude_modules == PREDICTORS:
+            config.exclude_modules = None  # PEFT warns of a pattern that nothing fits
 
 
 def _set_loss(model: Any, recipe: FinetuneRecipe, teacher: Teacher | None) -> None:

@@ -206,14 +206,18 @@ class FinetuneRecipe:
     data: FinetuneDataSection = field(default_factory=FinetuneDataSection)
     loss: LossSection = field(default_factory=LossSection)
     annealing: AnnealingSection = field(default_factory=AnnealingSection)
+    deploy: Literal["reversible", "ordinary"] = "reversible"
+    """What is saved at the end: the reversible model, or ordinary, the trained weights as the ordinary network that
+    any software can run, without update predictors, which are not trained then."""
+
     training: TrainingSection = field(
         default_factory=lambda: TrainingSection(
             learning_rate=2e-5, warmup_steps=0.03, weight_decay=0.0, adam_beta2=0.999, save_steps=200
         )
     )
 
-    identity: ClassVar[tuple[str, ...]] = ("model", "conversion", "adapter", "data", "annealing")
-    """The sections that decide which weights a checkpoint holds, and which data they saw."""
+    identity: ClassVar[tuple[str, ...]] = ("model", "conversion", "adapter", "data", "annealing", "deploy")
+    """What decides which weights a checkpoint holds, and which data they saw."""
 
     def __post_init__(self) -> None:
         steps, longest = self.annealing.steps, self.training.max_steps

@@ -20,7 +20,7 @@ class RunRecipe(Protocol):
 
     @property
     def identity(self) -> tuple[str, ...]:
-        """The sections that a resumed run may not change."""
+        """The sections and values that a resumed run may not change."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as nested dicts of plain values."""
@@ -88,13 +88,14 @@ class RunDirectory:
             return
         before = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
         now = recipe.to_dict()
-        for section in recipe.identity:
-            for name, value in now[section].items():
+        for name in recipe.identity:
+            then, wanted = (_fields(name, values.get(name)) for values in (before, now))
+            for field, value in wanted.items():
                 # Every activation policy computes the same gradients, so that one may change on the way.
-                if name != "activations" and before.get(section, {}).get(name) != value:
+                if not field.endswith(".activations") and then.get(field) != value:
                     raise RecipeError(
-                        f"The run in {self.path} was started with {section}.{name} {before[section].get(name)!r}, not "
-                        f"{value!r}; resume it with the recipe it had, or train elsewhere with --output DIRECTORY."
+                        f"The run in {self.path} was started with {field} {then.get(field)!r}, not {value!r}; resume "
+                        f"it with the recipe it had, or train elsewhere with --output DIRECTORY."
                     )
 
     def _clear(self) -> None:
@@ -137,6 +138,13 @@ def replaced(directory: Path) -> Iterator[Path]:
         staging.rename(directory)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _fields(name: str, value: Any) -> dict[str, Any]:
+    """Return a part of a recipe by dotted names: the fields of a section, or one value."""
+    if isinstance(value, dict):
+        return {f"{name}.{field}": item for field, item in value.items()}
+    return {name: value}
 
 
 def _umask() -> int:
