@@ -9,6 +9,7 @@ gives the same gradients to the bit.
 
 import argparse
 import json
+import shutil
 import statistics
 import sys
 import tempfile
@@ -29,7 +30,6 @@ ARMS: dict[str, dict[str, Any]] = {
     "original": {"conversion": {"bits": None}},
     "2 bits": {"conversion": {"bits": 2}},
     "1 bit": {"conversion": {"bits": 1}},
-    "1 bit, calibrated": {"conversion": {"bits": 1, "options": {"allocation": "calibrated"}}},
     "1 bit, previous MLP": {"conversion": {"bits": 1, "predictor": "previous_mlp"}},
     "0 bits": {"conversion": {"bits": 0}},
     "0 bits, previous MLP": {"conversion": {"bits": 0, "predictor": "previous_mlp"}},
@@ -62,6 +62,7 @@ def recipe_of(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any
             "per_device_train_batch_size": options.batch,
             "per_device_eval_batch_size": 8,
             "learning_rate": options.learning_rate,
+            "precision": options.precision,
             "warmup_steps": 0.1,
             "weight_decay": 0.0,
             "adam_beta2": 0.99,
@@ -84,6 +85,8 @@ def measure(arm: str, seed: int, options: argparse.Namespace, folder: Path) -> d
         )
     if not result.finished:
         raise SystemExit(f"{arm}, seed {seed}, was stopped by a signal; the same command goes on.")
+    if options.keep is not None:
+        shutil.copytree(result.directory / "model", options.keep / f"{arm}, seed {seed}", dirs_exist_ok=True)
     history = json.loads((result.directory / "history.json").read_text(encoding="utf-8"))
     tokens = options.batch * options.length
     curve = [(entry["step"] * tokens, entry["eval_loss"]) for entry in history if "eval_loss" in entry]
@@ -100,7 +103,7 @@ def measure(arm: str, seed: int, options: argparse.Namespace, folder: Path) -> d
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
     """Return what all runs of a study have in common."""
-    names = ("loss", "tokens", "batch", "length", "learning_rate", "sequences")
+    names = ("loss", "tokens", "batch", "length", "learning_rate", "precision", "sequences")
     return {"model": options.model.name, **{name: getattr(options, name) for name in names}}
 
 
@@ -170,12 +173,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--learning-rate", type=float, default=3e-5)
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--points", type=int, default=5, help="points of a curve")
     parser.add_argument("--sequences", type=int, default=64, help="calibration sequences")
     parser.add_argument("--held-out", type=int, default=32)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--keep", type=Path, help="directory for the healed models, in folders named by arm and seed")
     options = parser.parse_args()
     arms = [arm for arm in options.arms if arm != "original" or options.loss == "cross_entropy"]
     console, rows = Console(), finished(options)
