@@ -1,17 +1,22 @@
-# The two commands of the README are `make run` and `make test`; the others are their parts.
+# The two commands of the README are `make run` and `make test`. `make real` is `make run` with a real pretrained model;
+# DATA is where texts and questions lie, see benchmarks/real_model.py. The others are parts of them.
 PYTHON ?= python3
 ENVIRONMENT := .venv
 BIN := $(ENVIRONMENT)/bin
 QUICKSTART := recipes/quickstart.yaml
 RUN := runs/quickstart
+DATA ?= ../shared/data
 
-.PHONY: run test test-all lint clean
+.PHONY: run real test test-all lint clean
 
 run: $(ENVIRONMENT)/installed
 	$(BIN)/revformers pretrain $(QUICKSTART) --overwrite
 	$(BIN)/revformers verify $(RUN)/model
 	$(BIN)/revformers compare $(QUICKSTART) --out $(RUN)
 	$(BIN)/revformers report $(RUN) --out report.html
+
+real: $(ENVIRONMENT)/installed
+	$(BIN)/python benchmarks/real_model.py --data $(DATA)
 
 # One thread a worker: two workers that each start a thread per core fight over the cores.
 test: $(ENVIRONMENT)/installed
@@ -31,4 +36,4 @@ $(ENVIRONMENT)/installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(ENVIRONMENT) runs report.html
+	rm -rf $(ENVIRONMENT) runs report.html real.html

@@ -9,8 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn import functional
+from transformers import AutoModelForCausalLM
 
+import revformers as rf
+from revformers.benchmark import smollm2
 from revformers.benchmark.memory import Measurer, PeakMemory
+from revformers.benchmark.smollm2 import ModelUnavailableError
 from revformers.benchmark.workload import llama_config
 from revformers.training.data import standard_library
 from revformers.training.data.tokenizer import train_tokenizer
@@ -176,3 +180,44 @@ def test_plan_accuracy_writes_the_largest_batch_that_was_measured_to_fit(peaks, 
     study.add_measured([PeakMemory(peak, 0, None) for peak in (8, *peaks)])
     assert study.rows == [{"planned": 7, "measured": 8}]
     assert study.batches == [{"planned": 3, "memory": 100, "measured": largest}]
+
+
+def test_lora_step(folder, monkeypatch):
+    model = AutoModelForCausalLM.from_pretrained("model")
+    rf.convert(model, 4, torch.randint(300, (8, 16), generator=torch.Generator().manual_seed(0)))
+    model.save_pretrained("converted")
+    arms = ["--arms", "plain_store", "plain_checkpoint", "store", "checkpoint", "rebuild"]
+    sizes = ["--length", "256", "--rounds", "1", "--rank", "2"]
+    monkeypatch.setattr(sys, "argv", ["lora_step.py", "model", "converted", *arms, *sizes, "--output", "result.json"])
+    runpy.run_path(str(BENCHMARKS / "lora_step.py"), run_name="__main__")
+    rows = {row["arm"]: row for row in json.loads(Path("result.json").read_text())["rows"]}
+    assert rows["store"]["loss"] == rows["checkpoint"]["loss"] == rows["rebuild"]["loss"] != rows["plain_store"]["loss"]
+    assert rows["plain_store"]["loss"] == rows["plain_checkpoint"]["loss"]
+    assert rows["checkpoint"]["peak"] < rows["store"]["peak"]
+    assert rows["plain_checkpoint"]["time_over_checkpoint"]["median"] == 1
+
+
+@pytest.mark.slow
+def test_the_quickstart_with_a_real_model(folder, monkeypatch, capfd):
+    data = Path("data")
+    (data / "wikitext-2").mkdir(parents=True)
+    (data / "wikitext-2" / "train.txt").write_text(10 * TEXT)
+    sizes = ["--sequences", "2", "--steps", "2", "--length", "64", "--rounds", "1", "--limit", "2"]
+    monkeypatch.setattr(sys, "argv", ["real_model.py", "--model", "model", "--data", "data", *sizes])
+    runpy.run_path(str(BENCHMARKS / "real_model.py"), run_name="__main__")
+    shown = capfd.readouterr().out
+    assert "the same adapter, to the bit" in shown
+    assert "gradients are equal" in shown
+    assert "the evaluation on its questions is left out" in shown  # the data have none
+    assert "converted, rebuild" in Path("real.html").read_text()
+
+
+def test_the_quickstart_says_why_there_is_no_model(folder, monkeypatch, capsys):
+    def fetch_model(**options):
+        raise ModelUnavailableError("It cannot be had: there is no network.")
+
+    monkeypatch.setattr(smollm2, "fetch_model", fetch_model)
+    monkeypatch.setattr(sys, "argv", ["real_model.py"])
+    runpy.run_path(str(BENCHMARKS / "real_model.py"), run_name="__main__")
+    assert capsys.readouterr().out == "Nothing is done: It cannot be had: there is no network.\n"
+    assert not Path("runs").exists()

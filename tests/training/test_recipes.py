@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from revformers import Hamiltonian
 from revformers.training import model as model_module
@@ -14,7 +15,9 @@ from revformers.training.pretrain import training_arguments
 from revformers.training.recipe import load_recipe
 
 DIRECTORY = Path(__file__).parents[2] / "recipes"
-RECIPES = sorted(path.name for path in DIRECTORY.glob("*.yaml") if not path.name.startswith("heal-"))
+PATHS = sorted(DIRECTORY.glob("*.yaml"))
+FINETUNING = [path for path in PATHS if "conversion" in yaml.safe_load(path.read_text(encoding="utf-8"))]
+RECIPES = [path.name for path in PATHS if path not in FINETUNING]
 
 
 class Gpt2Tokenizer:
@@ -29,6 +32,7 @@ class Gpt2Tokenizer:
 
 def test_the_recipes_are_there():
     assert {"quickstart.yaml", "gpt2-small-openwebtext.yaml", "gpt2-large-openwebtext.yaml"} <= set(RECIPES)
+    assert {path.name for path in FINETUNING} >= {"heal-wikitext.yaml", "lora-instructions.yaml"}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -43,12 +47,13 @@ def test_every_recipe_describes_a_model_and_a_run(name, monkeypatch, tmp_path):
     assert training_arguments(recipe).max_steps == recipe.training.max_steps
 
 
-@pytest.mark.parametrize("path", DIRECTORY.glob("heal-*.yaml"), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", FINETUNING, ids=lambda path: path.name)
 def test_every_recipe_for_fine_tuning_describes_a_run(path, tmp_path):
     recipe = load_finetune_recipe(path, {"training.arguments.use_cpu": True, "output": str(tmp_path)})
     assert recipe.model.name
-    assert 0 <= recipe.conversion.bits <= 8
-    assert finetune_arguments(recipe, FinetuneData("text", [], [])).max_steps == recipe.training.max_steps
+    assert recipe.conversion.bits is None or 0 <= recipe.conversion.bits <= 8
+    form = "prompt_completion" if recipe.data.columns else "text"
+    assert finetune_arguments(recipe, FinetuneData(form, [], [])).max_steps == recipe.training.max_steps
 
 
 @pytest.mark.parametrize(

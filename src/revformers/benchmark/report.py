@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import yaml
 from markupsafe import Markup
 
 from revformers.benchmark import numbers, reading
 from revformers.benchmark.environment import command_line
+from revformers.benchmark.finetune_report import finetune_parts
 from revformers.benchmark.plots import Bar, Series, bar_plot, line_plot
 from revformers.training.run_directory import RunDirectory, write_text
 
 ARM_COLOURS = {"store": 0, "checkpoint": 1, "rebuild": 2}
-COMPARISON = "comparison.json"
+COMPARISON, STEPS, EVALUATION = "comparison.json", "lora-step.json", "evaluation.json"
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,9 @@ class RunFiles:
         metrics: the figures of the finished run.
         samples: the texts that the model wrote.
         comparison: what `revformers compare` measured.
+        recipe: what the run was made of.
+        steps: what `benchmarks/lora_step.py` measured.
+        evaluation: what `revformers evaluate` wrote of the model beside its original.
 
     """
 
@@ -34,6 +39,14 @@ class RunFiles:
     metrics: dict[str, Any] | None
     samples: list[str] | None
     comparison: dict[str, Any] | None
+    recipe: dict[str, Any] | None = None
+    steps: dict[str, Any] | None = None
+    evaluation: dict[str, Any] | None = None
+
+    @property
+    def finetuned(self) -> bool:
+        """Whether the run trained a pretrained model."""
+        return self.recipe is not None and "conversion" in self.recipe
 
     @classmethod
     def read(cls, directory: Path) -> "RunFiles":
@@ -50,6 +63,9 @@ class RunFiles:
             metrics=_read_json(run.metrics),
             samples=_read_samples(run.sample),
             comparison=_read_json(directory / COMPARISON),
+            recipe=yaml.safe_load(run.recipe.read_text(encoding="utf-8")) if run.recipe.is_file() else None,
+            steps=_read_json(directory / STEPS),
+            evaluation=_read_json(directory / EVALUATION),
         )
         if not files.history and not files.comparison:
             raise FileNotFoundError(
@@ -93,14 +109,22 @@ def render_report(files: RunFiles, directory: str, arguments: Sequence[str]) -> 
     )
     environment.globals.update(numbers=numbers)
     comparison = files.comparison
+    measured = comparison or files.steps or files.evaluation
+    shared = {
+        "directory": directory,
+        "metrics": files.metrics,
+        "loss_plot": _loss_plot(files.history) if files.history else None,
+        "machine": measured["environment"] if measured else None,
+        "commands": _commands(files, directory, arguments),
+    }
+    if files.finetuned:
+        parts = finetune_parts(files.recipe or {}, files.metrics, files.steps, files.evaluation)
+        return environment.get_template("finetune_report.html.jinja").render(**shared, **parts)
     return environment.get_template("report.html.jinja").render(
-        directory=directory,
-        metrics=files.metrics,
+        **shared,
         samples=files.samples,
         comparison=comparison,
-        loss_plot=_loss_plot(files.history) if files.history else None,
         parts=_comparison_parts(comparison) if comparison else None,
-        commands=_commands(files, directory, arguments),
     )
 
 
@@ -186,10 +210,10 @@ def _commands(files: RunFiles, directory: str, arguments: Sequence[str]) -> list
     """Return the commands that make what the page shows."""
     commands = []
     if files.history:
-        commands.append(f"revformers pretrain {directory}/recipe.yaml --output DIRECTORY")
-    if files.comparison:
-        commands.append(files.comparison["command"])
-    return [*commands, command_line(arguments)]
+        command = "finetune" if files.finetuned else "pretrain"
+        commands.append(f"revformers {command} {directory}/recipe.yaml --output DIRECTORY")
+    measured = (files.comparison, files.steps, files.evaluation)
+    return [*commands, *(result["command"] for result in measured if result), command_line(arguments)]
 
 
 def _read_json(path: Path) -> Any:

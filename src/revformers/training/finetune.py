@@ -395,9 +395,9 @@ def _sft_trainer() -> Any:
 
 
 def _losses_before_training(trainer: Trainer, model: Any, recipe: FinetuneRecipe) -> dict[str, float]:
-    """Return the validation losses of the network as it was, where it was converted, and as it will be trained."""
+    """Return the validation losses as it will be trained and, where it ends or began so, of the ordinary network."""
     losses = {}
-    if recipe.conversion.bits is not None:
+    if recipe.conversion.bits is not None or recipe.deploy == "ordinary":
         with ordinary(model):
             losses["original_validation_loss"] = trainer.evaluate(metric_key_prefix="original")["original_loss"]
     losses["initial_validation_loss"] = trainer.evaluate(metric_key_prefix="initial")["initial_loss"]
