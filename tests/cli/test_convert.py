@@ -42,6 +42,24 @@ def test_a_model_is_converted_and_saved_with_its_tokenizer(workspace, capsys):
     assert (workspace / "converted/tokenizer.json").is_file()
 
 
+def test_an_interrupted_command_goes_on(workspace, monkeypatch, capsys):
+    options = ("--bits", "1", "--sequences", "8", "--held_out", "2")
+    monkeypatch.setattr("revformers.conversion.unfinished.SECONDS_BETWEEN_SAVES", 0.0)
+    with monkeypatch.context() as patched:
+        patched.setattr("revformers.conversion.convert.measure_layer_costs", interrupted)
+        assert convert(*options) == 130
+    assert "the same command goes on from converted.unfinished" in capsys.readouterr().out
+    assert not (workspace / "converted").exists()
+    assert convert(*options) == 0
+    assert "Going on with the conversion in converted.unfinished" in capsys.readouterr().out
+    assert not (workspace / "converted.unfinished").exists()
+    assert rf.from_pretrained("converted")
+
+
+def interrupted(*arguments):
+    raise KeyboardInterrupt
+
+
 def test_without_predictors(workspace):
     assert convert("--predictor", "none", "--sequences", "4", "--held_out", "2") == 0
     assert not update_predictors(rf.from_pretrained("converted"))

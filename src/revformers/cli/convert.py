@@ -1,6 +1,5 @@
 """``revformers convert MODEL --calibration FILE --out DIR``."""
 
-import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -83,6 +82,7 @@ def run(arguments: Sequence[str]) -> int:
     from rich.console import Console
 
     from revformers.cli.conversion_progress import ConversionProgress
+    from revformers.cli.main import INTERRUPTED
     from revformers.cli.quiet import quiet_libraries
     from revformers.conversion.convert import Converter
     from revformers.conversion.text import calibration_blocks
@@ -91,6 +91,7 @@ def run(arguments: Sequence[str]) -> int:
     from revformers.hf.provenance import Provenance
     from revformers.hf.state import record_provenance, reversible_stack
     from revformers.training.recipe import DataSection
+    from revformers.training.run_directory import replaced, write_json
 
     quiet_libraries()
     console = Console()
@@ -105,9 +106,12 @@ def run(arguments: Sequence[str]) -> int:
     if len(tokenizer) > vocabulary:
         raise RecipeError(f"The tokenizer has {len(tokenizer)} tokens and the model {vocabulary}: they do not match.")
     calibration, held_out = calibration_blocks(data, tokenizer, options.sequences, options.held_out)
+    unfinished = options.out.with_name(f"{options.out.name}.unfinished")
+    if unfinished.is_dir():
+        console.print(f"Going on with the conversion in {unfinished}.", highlight=False, soft_wrap=True)
     with ConversionProgress(console) as progress:
         try:
-            converter = Converter(model, method, calibration, held_out, progress)
+            converter = Converter(model, method, calibration, held_out, progress, unfinished)
             conversions = [converter.convert(bits) for bits in options.compare]
             conversions.append(
                 converter.convert(options.bits or 0) if target is None else converter.convert_to_target(target)
@@ -116,6 +120,9 @@ def run(arguments: Sequence[str]) -> int:
             raise
         except ValueError as error:
             raise RecipeError(str(error)) from error
+        except KeyboardInterrupt:
+            console.print(f"Interrupted; the same command goes on from {unfinished}.", highlight=False, soft_wrap=True)
+            return INTERRUPTED
     chosen = conversions[-1]
     console.print(_table(conversions))
     console.print(str(chosen), highlight=False)
@@ -124,11 +131,11 @@ def run(arguments: Sequence[str]) -> int:
         console.print(f"Curve in {options.curve}.", highlight=False, soft_wrap=True)
     command = shlex.join(["revformers", "convert", *arguments])
     record_provenance(model, Provenance(made_by=command, source=options.calibration))
-    model.save_pretrained(options.out)
-    tokenizer.save_pretrained(options.out)
-    (options.out / "conversion.json").write_text(
-        json.dumps([_row(conversion) for conversion in conversions], indent=2) + "\n", encoding="utf-8"
-    )
+    with replaced(options.out) as directory:
+        model.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
+        write_json(directory / "conversion.json", [_row(conversion) for conversion in conversions])
+    converter.finish()
     console.print(f"Saved to {options.out}.", highlight=False, soft_wrap=True)
     return 0
 

@@ -1,12 +1,16 @@
 """Converting a pretrained model: blends from a bit budget, then the update predictor."""
 
 import math
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, Literal
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedTokenizerBase
@@ -16,6 +20,7 @@ from revformers.conversion.calibration import Text, as_batches, read_text
 from revformers.conversion.costs import measure_layer_costs
 from revformers.conversion.fit import LastUpdate, LayerFit, fit_last_updates, fit_update_predictors
 from revformers.conversion.measure import Batch, mean_loss
+from revformers.conversion.unfinished import Unfinished, identity_of
 from revformers.dynamics.base import ONE
 from revformers.dynamics.blended_midpoint import BlendedMidpoint
 from revformers.dynamics.compensation import compensating_step_sizes, leads
@@ -27,6 +32,7 @@ from revformers.hf.provenance import Provenance, hub_id
 from revformers.hf.quantization import keep_trainable
 from revformers.hf.reversible import make_residual, make_reversible
 from revformers.hf.state import record_provenance, reversible_stack, update_predictors
+from revformers.training.data.cache import digest
 from revformers.update_predictor import PredictorForm, PredictorName, predictor_form_of
 
 Allocation = Literal["uniform", "calibrated"]
@@ -202,6 +208,7 @@ def convert(
     predictor: PredictorName | PredictorForm = "state",
     two_evaluations: bool = False,
     progress: Progress = lambda done, total: None,
+    unfinished: str | os.PathLike[str] | None = None,
 ) -> Conversion:
     """Make a pretrained model reversible with as little loss as a budget of side information allows, in place.
 
@@ -224,6 +231,8 @@ def convert(
         two_evaluations: use `TwoEvaluationMidpoint` in the place of `BlendedMidpoint`.
         progress: called after every layer with the number of layers that are done and of those that there are to do,
             each counted as often as it is fitted.
+        unfinished: a directory that keeps what is done; after an interruption the same call goes on from there, and
+            ends with the same model, to the bit. Removed at the end.
 
     Returns:
         What the conversion costs. The model then trains, saves and loads as a reversible model.
@@ -246,22 +255,15 @@ def convert(
     tokens, held_out_tokens = (
         read_text(text, tokenizer, text_column, sequences, length) for text in (calibration, held_out)
     )
-    conversion = convert_by(model, Method(allocation, form, two_evaluations), bits, tokens, held_out_tokens, progress)
+    method = Method(allocation, form, two_evaluations)
+    converter = Converter(
+        model, method, tokens, held_out_tokens, progress, None if unfinished is None else Path(unfinished)
+    )
+    conversion = converter.convert(bits)
+    converter.finish()
     if conversion.loss_increase > NOTABLE_INCREASE:
         warnings.warn(conversion.remarks[0], stacklevel=2)
     return conversion
-
-
-def convert_by(
-    model: nn.Module,
-    method: Method,
-    bits: float,
-    calibration: Any,
-    held_out: Any = None,
-    progress: Progress = lambda done, total: None,
-) -> Conversion:
-    """As `convert`, by a `Method`."""
-    return Converter(model, method, calibration, held_out, progress).convert(bits)
 
 
 class Converter:
@@ -273,10 +275,12 @@ class Converter:
         calibration: as for `convert`.
         held_out: as for `convert`.
         progress: as for `convert`.
+        unfinished: as for `convert`, until `finish` is called.
 
     Raises:
         NotReversibleError: where the model is no plain fold over its layers.
-        ValueError: for no calibration text, or a model that is reversible already.
+        ValueError: for no calibration text, a model that is reversible already, or a directory that holds another
+            unfinished conversion.
 
     """
 
@@ -287,6 +291,7 @@ class Converter:
         calibration: Sequence[Batch] | Tensor | None,
         held_out: Sequence[Batch] | Tensor | None = None,
         progress: Progress = lambda done, total: None,
+        unfinished: Path | None = None,
     ) -> None:
         if reversible_stack(model) is not None:
             raise ValueError(
@@ -311,6 +316,13 @@ class Converter:
         self._last_updates: list[LastUpdate] = []
         self._costs: LayerCosts | None = None
         self._original_loss: float | None = None
+        self._unfinished = Unfinished(
+            unfinished, lambda: identity_of(model, self._batches, repr(method), version("revformers"))
+        )
+
+    def finish(self) -> None:
+        """Remove what is kept for going on after an interruption."""
+        self._unfinished.remove()
 
     @without_hint()
     def convert(self, bits: float) -> Conversion:
@@ -381,11 +393,21 @@ class Converter:
         make_reversible(model, BlendedMidpoint(ONE))
         if method.predictor is not None:
             predictors = add_update_predictors(model, PredictorForm(("state",)))
-            self._last_updates = fit_last_updates(model, predictors, self._fitted, self._layer_done)
+            stage = self._unfinished.stage("last-updates")
+            self._last_updates = fit_last_updates(model, predictors, self._fitted, self._layer_done, stage)
         if method.allocation == "calibrated":
-            self._costs = measure_layer_costs(model, _last_sequences(self._batches, MOST_SET_ASIDE))
+            self._costs = self._measure_costs()
         make_residual(model)
         self._measured = True  # only now: one that was interrupted begins again
+
+    def _measure_costs(self) -> LayerCosts:
+        stage = self._unfinished.stage("costs")
+        if done := stage.result(0):
+            return LayerCosts(tuple(done["read"].tolist()), tuple(done["kept"].tolist()))
+        costs = measure_layer_costs(self._model, _last_sequences(self._batches, MOST_SET_ASIDE))
+        result = {name: torch.tensor(getattr(costs, name), dtype=torch.float64) for name in ("read", "kept")}
+        stage.save(0, result, dict, last=True)
+        return costs
 
     def _fit(self, dynamics: BlendedMidpoint, blends: Sequence[Fraction]) -> list[LayerFit]:
         """Give the reversible model its predictors, where the method has any."""
@@ -400,6 +422,7 @@ class Converter:
             self._fitted,
             self._set_aside,
             self._layer_done,
+            self._unfinished.stage(f"blends-{digest([str(blend) for blend in blends])}"),
         )
 
     def _layer_done(self, layer: int) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from revformers.conversion.trajectories import Batch, Trajectories
+from revformers.conversion.unfinished import Stage
 from revformers.dynamics.base import Coefficients
 from revformers.update_predictor import UpdatePredictor
 
@@ -63,6 +64,7 @@ def fit_last_updates(
     predictors: Sequence[UpdatePredictor],
     batches: Sequence[Batch],
     progress: Callable[[int], None] = lambda layer: None,
+    stage: Stage | None = None,
 ) -> list[LastUpdate]:
     """Fit what each state of the ordinary network tells of its last update, by weighted ridge regression.
 
@@ -71,19 +73,26 @@ def fit_last_updates(
         predictors: one per layer, of the form ``("state",)``, which take the fits too.
         batches: as for `fit_update_predictors`.
         progress: called with each layer's number when it is fitted.
+        stage: what is done already, and takes what is done.
 
     """
+    stage = stage or Stage()
     with tempfile.TemporaryDirectory(prefix="revformers-") as folder:
         states = Trajectories(model, batches, Path(folder))
+        states.restore(stage.states())
         found = []
         for layer, predictor in enumerate(predictors):
-            sums = NormalEquations()
-            for index in range(len(batches)):
-                current = states.current[index].double()
-                sums.add(_with_constant([current]), current - states.previous[index].double(), current)
-                states.evaluate(layer, index, original_only=True)
-                states.advance(index, states.original[index])
-            solution = sums.solve()
+            done = stage.result(layer)
+            if done is None:
+                sums = NormalEquations()
+                for index in range(len(batches)):
+                    current = states.current[index].double()
+                    sums.add(_with_constant([current]), current - states.previous[index].double(), current)
+                    states.evaluate(layer, index, original_only=True)
+                    states.advance(index, states.original[index])
+                done = {"solution": sums.solve()}
+                stage.save(layer, done, states.states, last=layer == len(predictors) - 1)
+            solution = done["solution"]
             _set(predictor, solution)
             found.append(LastUpdate(solution[:-1], solution[-1]))
             progress(layer)
@@ -100,6 +109,7 @@ def fit_update_predictors(
     batches: Sequence[Batch],
     set_aside: Sequence[Batch] = (),
     progress: Callable[[int], None] = lambda layer: None,
+    stage: Stage | None = None,
 ) -> list[LayerFit]:
     """Fit every layer's predictor along the converted network's trajectory, so that a later one mends early errors.
 
@@ -118,13 +128,20 @@ def fit_update_predictors(
         batches: what the model takes, e.g. ``{"input_ids": int64[batch, tokens]}``; without padding.
         set_aside: more of it, which the fits are judged on; left out, they are judged on the text of the fit.
         progress: called with each layer's number when it is fitted.
+        stage: what is done already, and takes what is done.
 
     """
-    text = [*batches, *set_aside]
+    text, stage = [*batches, *set_aside], stage or Stage()
     with tempfile.TemporaryDirectory(prefix="revformers-") as folder:
         states = Trajectories(model, text, Path(folder))
+        states.restore(stage.states())
         fits = []
         for layer, predictor in enumerate(predictors):
+            if done := stage.result(layer):
+                _set(predictor, done["solution"])
+                fits.append(LayerFit(*done["fit"].tolist()))
+                progress(layer)
+                continue
             fitted, judged = NormalEquations(), NormalEquations()
             names = predictor.form.features
             share = shares[layer + 1]
@@ -138,12 +155,16 @@ def fit_update_predictors(
                 sums.add(features, aim - states.blended(index, coefficients[layer]).double(), original)
             solution = fitted.solve(predictor.form.rank)
             _set(predictor, solution)
-            fits.append((judged if set_aside else fitted).fit(solution))
+            fit = (judged if set_aside else fitted).fit(solution)
+            fits.append(fit)
             for index in range(len(text)):
                 place = predictor.bias.device
                 correction = predictor([value.to(place) for value in states.features(index, names)])
                 successor = states.blended(index, coefficients[layer]) + correction.to("cpu", torch.float32)
                 states.advance(index, successor)
+            measures = torch.tensor([fit.explained, fit.error, fit.largest_token], dtype=torch.float64)
+            last = layer == len(predictors) - 1
+            stage.save(layer, {"solution": solution, "fit": measures}, states.states, last=last)
             progress(layer)
         return fits
 

@@ -11,9 +11,17 @@ Batch = Mapping[str, Tensor]
 
 @torch.no_grad()
 def mean_loss(model: nn.Module, batches: Sequence[Batch]) -> float:
-    """Return the mean cross-entropy of the next token over all batches, nats a token, summed in float64."""
+    """Return the mean cross-entropy of the next token over all batches, nats a token, summed in float64.
+
+    Sequences are read one by one: the logits of several are larger than the model where its vocabulary is.
+    """
     total, tokens = 0.0, 0
-    for batch in batches:
+    rows = [
+        {name: values[[row]] for name, values in batch.items()}
+        for batch in batches
+        for row in range(len(batch["input_ids"]))
+    ]
+    for batch in rows:
         targets = batch["input_ids"][:, 1:].flatten()
         logits = model(**batch).logits[:, :-1].flatten(0, 1)
         total += functional.cross_entropy(logits.float(), targets.to(logits.device), reduction="sum").double().item()

@@ -44,6 +44,17 @@ class Trajectories:
         )
         self._features: list[dict[str, Tensor]] = [{} for _ in batches]
 
+    def states(self) -> dict[str, Tensor]:
+        """Return the states of all batches, by names that `restore` knows."""
+        walked = {"original": self.original, "previous": self.previous, "current": self.current}
+        return {f"{name}-{index}": state for name, states in walked.items() for index, state in enumerate(states)}
+
+    def restore(self, states: Mapping[str, Tensor]) -> None:
+        """Go on from `states`; from none, stay at the first layer."""
+        own = self.states()
+        for name, value in states.items():
+            own[name].copy_(value)
+
     def evaluate(self, layer: int, index: int, *, original_only: bool = False) -> None:
         """Evaluate layer number `layer` on batch number `index`, and move the ordinary network past it.
 

@@ -1,0 +1,140 @@
+"""An interrupted conversion goes on where it was, and ends as one that went through."""
+
+import pytest
+import torch
+from torch import nn
+
+import revformers as rf
+from revformers.conversion import unfinished as unfinished_module
+from revformers.conversion.convert import Converter, Method
+from revformers.conversion.trajectories import Trajectories
+from revformers.conversion.unfinished import Unfinished, identity_of
+from tests.conversion.test_convert import TEXT, smooth_llama
+
+LAYERS = 6
+
+
+@pytest.fixture(autouse=True)
+def saved_after_every_layer(monkeypatch):
+    monkeypatch.setattr(unfinished_module, "SECONDS_BETWEEN_SAVES", 0.0)
+
+
+@pytest.fixture
+def evaluated(monkeypatch):
+    """Each walk (along the original, or along both networks) and layer that is evaluated."""
+    noted, evaluate = set(), Trajectories.evaluate
+
+    def noting(self, layer, index, *, original_only=False):
+        noted.add((original_only, layer))
+        return evaluate(self, layer, index, original_only=original_only)
+
+    monkeypatch.setattr(Trajectories, "evaluate", noting)
+    return noted
+
+
+def stop_after(number):
+    def progress(done, total):
+        if done == number:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+def interrupt(folder, number, **options):
+    model = smooth_llama()
+    with pytest.raises(KeyboardInterrupt):
+        rf.convert(model, 1, TEXT, progress=stop_after(number), unfinished=folder, **options)
+    return model
+
+
+@pytest.mark.parametrize("number", [1, 4, LAYERS, LAYERS + 1, 2 * LAYERS - 1, 2 * LAYERS])
+@pytest.mark.parametrize("predictor", ["state", "previous_mlp"])
+def test_it_ends_with_the_same_model(tmp_path, number, predictor, evaluated):
+    interrupt(tmp_path / "unfinished", number, predictor=predictor)
+    assert (tmp_path / "unfinished").is_dir()
+    evaluated.clear()
+    model, through = smooth_llama(), smooth_llama()
+    resumed = rf.convert(model, 1, TEXT, unfinished=tmp_path / "unfinished", predictor=predictor)
+    assert len(evaluated) == 2 * LAYERS - number  # the layers that were done are not evaluated again
+    assert resumed == rf.convert(through, 1, TEXT, predictor=predictor)
+    ours, theirs = model.state_dict(), through.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert not (tmp_path / "unfinished").exists()
+
+
+def test_without_a_directory_nothing_is_kept(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        rf.convert(smooth_llama(), 1, TEXT, progress=stop_after(3))
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_budget_goes_on_from_what_no_budget_changes(tmp_path, monkeypatch):
+    interrupt(tmp_path / "unfinished", LAYERS + 2)
+    measured = []
+    monkeypatch.setattr("revformers.conversion.convert.measure_layer_costs", lambda *_: measured.append(1) or 1 / 0)
+    model = smooth_llama()
+    assert rf.convert(model, 3, TEXT, unfinished=tmp_path / "unfinished").bits == pytest.approx(3, abs=0.2)
+    assert not measured
+
+
+def test_several_budgets_go_on_from_the_last_one(tmp_path):
+    def converter(progress=lambda done, total: None):
+        return Converter(smooth_llama(), Method(), TEXT, None, progress, tmp_path / "unfinished")
+
+    first = converter()
+    expected = first.convert(2)
+    calls = []
+    second = converter(lambda done, total: calls.append(done))
+    assert second.convert(2) == expected
+    second.finish()
+    assert not (tmp_path / "unfinished").exists()
+
+
+def test_another_conversion_is_refused(tmp_path):
+    interrupt(tmp_path / "unfinished", 2)
+    other = smooth_llama()
+    with torch.no_grad():
+        other.model.layers[3].mlp.down_proj.weight[0, 0] += 1e-3
+    for model, text, options in (
+        (other, TEXT, {}),
+        (smooth_llama(), TEXT.flip(0), {}),
+        (smooth_llama(), TEXT, {"predictor": "update"}),
+        (smooth_llama(), TEXT, {"allocation": "uniform"}),
+    ):
+        with pytest.raises(ValueError, match="holds an unfinished conversion of another model, by another method or"):
+            rf.convert(model, 1, text, unfinished=tmp_path / "unfinished", **options)
+    assert rf.convert(smooth_llama(), 1, TEXT, unfinished=tmp_path / "unfinished").bits == pytest.approx(1, abs=0.2)
+
+
+def test_a_directory_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("ten years of work")
+    with pytest.raises(ValueError, match="holds something other than an unfinished conversion"):
+        rf.convert(smooth_llama(), 1, TEXT, unfinished=tmp_path)
+    assert (tmp_path / "thesis.txt").is_file()
+
+
+def test_results_without_the_states_behind_them_do_not_count(tmp_path):
+    """A process that is killed between the two begins at the layer before."""
+    stage = Unfinished(tmp_path / "unfinished", lambda: "one").stage("walk")
+    result = {"solution": torch.ones(2)}
+    stage.save(0, result, lambda: {"state": torch.zeros(2)}, last=False)
+    with pytest.raises(ZeroDivisionError):
+        stage.save(1, result, lambda: 1 / 0, last=False)
+    again = Unfinished(tmp_path / "unfinished", lambda: "one").stage("walk")
+    assert again.layers_done == 1
+    assert torch.equal(again.states()["state"], torch.zeros(2))
+    assert again.result(1) is None
+
+
+def test_the_identity_sees_every_bit():
+    model = nn.Linear(2, 2).to(torch.bfloat16)
+    batch = {"input_ids": torch.arange(4).view(1, 4)}
+    one = identity_of(model, [batch], "method")
+    assert one == identity_of(model, [batch], "method")
+    assert one != identity_of(model, [batch], "another")
+    assert one != identity_of(model, [{"input_ids": batch["input_ids"] + 1}], "method")
+    with torch.no_grad():
+        model.weight.view(torch.int16)[0, 0] ^= 1
+    assert one != identity_of(model, [batch], "method")
