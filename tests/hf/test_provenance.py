@@ -14,6 +14,7 @@ FACTS = Provenance(
     loss=2.5,
     original_loss=2,
     held_out_loss=0,
+    remarks=("The loss rises.",),
 )
 
 

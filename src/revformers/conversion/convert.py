@@ -42,6 +42,9 @@ Progress = Callable[[int, int], None]
 NOTABLE_INCREASE = 0.01
 """Share of the original's loss beyond which a conversion says that its loss rises."""
 
+TOKENS_PER_FEATURE = 16
+"""Calibration tokens for each number that a predictor reads, below which it is remarked that they are few."""
+
 MASSIVE_TOKEN = 100
 """Size of a token's state, relative to the median token's, from which on it is remarked."""
 
@@ -73,6 +76,8 @@ class Conversion:
         checkpoints: bytes that checkpointing keeps of a token: the input of every layer.
         states: bytes a token of the two states that the backward pass holds, whatever the depth.
         fits: how well each layer's predictor fits; empty without predictors.
+        features: numbers that each predictor is an affine function of; 0 without predictors.
+        fitted_tokens: tokens that the predictors were fitted to.
 
     """
 
@@ -89,6 +94,8 @@ class Conversion:
     checkpoints: int
     states: int
     fits: tuple[LayerFit, ...]
+    features: int
+    fitted_tokens: int
 
     @property
     def total_bits(self) -> float:
@@ -109,6 +116,11 @@ class Conversion:
             found.append(
                 f"The loss rises by {self.loss_increase:.1%}, more than {NOTABLE_INCREASE:.0%}: give more bits or more "
                 f"calibration text, or heal the model by fine-tuning."
+            )
+        if self.features and self.fitted_tokens < TOKENS_PER_FEATURE * self.features:
+            found.append(
+                f"The predictors were fitted to {self.fitted_tokens:,} tokens and read {self.features:,} numbers each: "
+                f"give {TOKENS_PER_FEATURE * self.features:,} tokens or more."
             )
         # The first layer has nothing to correct, and one without a blend to speak of has no use for a predictor.
         weak = [layer for layer, fit in enumerate(self.fits) if layer and fit.explained < 0.5]
@@ -142,6 +154,7 @@ class Conversion:
             held_out_tokens=self.held_out_tokens or None,
             held_out_original_loss=self.original_loss if held_out else None,
             held_out_loss=self.loss if held_out else None,
+            remarks=self.remarks,
         )
 
     def __str__(self) -> str:
@@ -450,6 +463,7 @@ class Converter:
         model = self._model
         spent = sum(dynamics.side_information_bits(layer) for layer in range(self._layers))
         width = unwrap(model).config.get_text_config(decoder=True).hidden_size
+        form = self._method.predictor
         return Conversion(
             bits=spent / self._layers,
             dynamics=dynamics,
@@ -466,6 +480,8 @@ class Converter:
             checkpoints=self._layers * width * unwrap(model).dtype.itemsize,
             states=2 * 8 * width,
             fits=tuple(fits),
+            features=0 if form is None else len(form.features) * width,
+            fitted_tokens=_tokens(self._fitted),
         )
 
 

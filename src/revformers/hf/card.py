@@ -171,6 +171,7 @@ def _measurements(provenance: Provenance) -> str:
             "| text | tokens | original network | this network | change |",
             "|---|---|---|---|---|",
             *rows,
+            *(["", *(f"* {remark}" for remark in provenance.remarks)] if provenance.remarks else []),
         ]
     )
 

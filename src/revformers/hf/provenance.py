@@ -25,6 +25,7 @@ class Provenance:
         held_out_tokens: tokens that the last two losses were measured on, which no predictor was fitted to.
         held_out_original_loss: as `original_loss`, on the held-out text.
         held_out_loss: as `loss`, on the held-out text.
+        remarks: what a user should know of the conversion, a sentence each.
 
     """
 
@@ -37,16 +38,21 @@ class Provenance:
     held_out_tokens: int | None = None
     held_out_original_loss: float | None = None
     held_out_loss: float | None = None
+    remarks: tuple[str, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return what is known, in types that JSON keeps."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        values = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        return values | {"remarks": list(self.remarks)} if self.remarks is not None else values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Provenance":
         """Read what `to_dict` wrote; facts that only a later version knows are left out."""
         names = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{name: value for name, value in values.items() if name in names})
+        known = {name: value for name, value in values.items() if name in names}
+        if "remarks" in known:
+            known["remarks"] = tuple(known["remarks"])
+        return cls(**known)
 
     def updated(self, later: "Provenance") -> "Provenance":
         """Return these facts with what `later` knows in their place."""
