@@ -221,3 +221,17 @@ def test_the_quickstart_says_why_there_is_no_model(folder, monkeypatch, capsys):
     runpy.run_path(str(BENCHMARKS / "real_model.py"), run_name="__main__")
     assert capsys.readouterr().out == "Nothing is done: It cannot be had: there is no network.\n"
     assert not Path("runs").exists()
+
+
+def test_deployment(folder, monkeypatch):
+    monkeypatch.setenv("REVFORMERS_CACHE", str(folder / "cache"))
+    records = [{"instruction": f"line {n} of", "input": "", "output": f"a text, twice {2 * n}"} for n in range(120)]
+    Path("records.json").write_text(json.dumps(records))
+    arms = ["--instructions", "records.json", "--arms", "ordinary", "6 bits, blends alone", "4 bits"]
+    sizes = ["--steps", "3", "--sequences", "8", "--held-out", "4", "--dtype", "float32", "--learning-rate", "1e-2"]
+    rows = {row["arm"]: row for row in run(monkeypatch, "deployment.py", *arms, *sizes)["rows"]}
+    assert list(rows) == ["ordinary", "6 bits, blends alone", "4 bits"]
+    assert rows["ordinary"]["deployed"] == rows["ordinary"]["trained"] < rows["ordinary"]["before"]
+    for name in ("6 bits, blends alone", "4 bits"):
+        assert rows[name]["deployed"] != rows[name]["trained"]
+        assert rows[name]["deployed"] == pytest.approx(rows["ordinary"]["deployed"], rel=0.01)
