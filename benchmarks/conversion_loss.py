@@ -3,7 +3,8 @@
     python benchmarks/conversion_loss.py MODEL --calibration TRAIN.txt --validation VALID.txt --output RESULT.json
 
 Every seed fits to another stretch of the calibration text; the held-out text is the same. Uniform blends and the two
-evaluations without a predictor fit nothing.
+evaluations without a predictor fit nothing. With --instructions the calibration file holds records of instruction,
+input and output, written one after the other; the held-out ones are its first third.
 """
 
 import argparse
@@ -16,12 +17,16 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 import revformers as rf
 from revformers.benchmark.environment import write_result
 from revformers.conversion.convert import Converter, Method
 from revformers.conversion.text import calibration_blocks
 from revformers.hf.pretrained import load_causal_lm, load_tokenizer
+from revformers.training.finetune_data import FinetuneData, load_finetune_data
+from revformers.training.finetune_data import calibration_blocks as record_blocks
+from revformers.training.finetune_recipe import FinetuneDataSection
 from revformers.training.recipe import DataSection
 from revformers.update_predictor import predictor_form_of
 
@@ -81,6 +86,7 @@ def main() -> None:
     parser.add_argument("model", help="directory or hub id of an ordinary causal language model")
     parser.add_argument("--calibration", required=True, help="stdlib, or a file as for revformers convert")
     parser.add_argument("--validation", help="file with the held-out text; left out, it is held out from the source")
+    parser.add_argument("--instructions", action="store_true", help="the calibration file holds instructions")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), metavar="ARM")
     parser.add_argument(
         "--bits", type=float, nargs="+", default=list(ALL), help="budgets; an arm takes its own of them"
@@ -94,9 +100,8 @@ def main() -> None:
 
     model = load_causal_lm(options.model).eval()
     tokenizer = load_tokenizer(options.model)
-    data = DataSection(source=options.calibration, validation_source=options.validation, block_length=options.length)
     most = max(ARMS[name].text * (max(options.seeds[: ARMS[name].seeds]) + 1) for name in options.arms)
-    calibration, held_out = calibration_blocks(data, tokenizer, most * options.sequences, options.held_out)
+    calibration, held_out = texts(options, tokenizer, most * options.sequences)
     console, rows = Console(), []
     for name in options.arms:
         arm = ARMS[name]
@@ -118,6 +123,21 @@ def main() -> None:
         rows += [row(name, number * options.length, bits, by_seed) for bits, by_seed in found.items()]
         write(rows, held_out.numel(), options)
     console.print(table(rows))
+
+
+def texts(options: argparse.Namespace, tokenizer: Any, sequences: int) -> tuple[Tensor, Tensor]:
+    """Return the calibration text and the held-out text, int64[sequences, length]."""
+    if not options.instructions:
+        data = DataSection(
+            source=options.calibration, validation_source=options.validation, block_length=options.length
+        )
+        return calibration_blocks(data, tokenizer, sequences, options.held_out)
+    columns = {"prompt": "{instruction}\n{input}\n\n", "completion": "output"}
+    section = FinetuneDataSection(source=options.calibration, columns=columns, validation_fraction=1 / 3)
+    records = load_finetune_data(section, tokenizer)
+    reversed_roles = FinetuneData(records.form, records.validation, records.training)
+    calibration = record_blocks(records, tokenizer, sequences, options.length)
+    return calibration, record_blocks(reversed_roles, tokenizer, options.held_out, options.length)
 
 
 def write(rows: list[dict[str, Any]], held_out_tokens: int, options: argparse.Namespace) -> None:
