@@ -55,7 +55,17 @@ def load(script):
 def test_conversion_loss_on_instructions(folder, monkeypatch):
     records = [{"instruction": f"line {n} of", "input": "", "output": f"a text, twice {2 * n}"} for n in range(300)]
     Path("records.json").write_text(json.dumps(records))
-    options = ["--calibration", "records.json", "--instructions", "--sequences", "20", "--held-out", "8", "--seeds", "0"]
+    options = [
+        "--calibration",
+        "records.json",
+        "--instructions",
+        "--sequences",
+        "20",
+        "--held-out",
+        "8",
+        "--seeds",
+        "0",
+    ]
     (row,) = run(monkeypatch, "conversion_loss.py", "--arms", "predictor on state", "--bits", "2", *options)["rows"]
     assert row["gradients_bit_exact"]
     assert row["calibration_tokens"] == 20 * 16
