@@ -103,8 +103,9 @@ def measure(arm: str, seed: int, options: argparse.Namespace, folder: Path) -> d
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
     """Return what all runs of a study have in common."""
-    names = ("loss", "tokens", "batch", "length", "learning_rate", "precision", "sequences")
-    return {"model": options.model.name, **{name: getattr(options, name) for name in names}}
+    names = ("loss", "tokens", "batch", "length", "learning_rate", "precision", "sequences", "held_out")
+    files = {name: getattr(options, name).name for name in ("model", "training", "validation")}
+    return files | {name: getattr(options, name) for name in names}
 
 
 def finished(options: argparse.Namespace) -> list[dict[str, Any]]:

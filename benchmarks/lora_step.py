@@ -28,6 +28,7 @@ from revformers.benchmark.step_time import measure_step_times
 from revformers.benchmark.workload import PLAIN_ARMS, PLAIN_CHECKPOINT, Arm
 from revformers.hf.head import HeadLoss, set_head_loss
 from revformers.hf.pretrained import load_causal_lm
+from revformers.training.finetune import PREDICTORS
 
 LABELS = {
     "plain_store": "ordinary, store",
@@ -41,7 +42,7 @@ FEW_TOKENS = 16
 def adapted(model: Any, rank: int) -> Any:
     """Return the PEFT model around `model` that every arm trains, with the loss of every arm."""
     torch.manual_seed(0)
-    exclude = r".*update_predictor.*" if rf.describe(model).predictors else None
+    exclude = PREDICTORS if rf.describe(model).predictors else None
     config = LoraConfig(r=rank, target_modules="all-linear", exclude_modules=exclude, task_type="CAUSAL_LM")
     set_head_loss(model, HeadLoss())
     return get_peft_model(model, config).train()

@@ -36,7 +36,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="directory of an ordinary model, in the place of SmolLM2-135M-Instruct")
     parser.add_argument("--data", type=Path, default=Path("data"), help="directory with the texts and the questions")
-    parser.add_argument("--out", type=Path, default=Path("runs/real"), help="emptied before it is filled")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/real"), help="what an earlier run left there is replaced"
+    )
     parser.add_argument("--report", type=Path, default=Path("real.html"))
     parser.add_argument("--bits", type=float, default=4)
     parser.add_argument("--sequences", type=int, default=64, help="of 256 tokens, to convert by")
@@ -56,9 +58,10 @@ def main() -> None:
     calibration = text if text.is_file() else "stdlib"
     instructions = options.data / "instruct" / "instruction-data.json"
     converted, checkpoint, rebuild = (options.out / name for name in ("converted", "checkpoint", "rebuild"))
-    if options.out.exists():
-        shutil.rmtree(options.out)
-    options.out.mkdir(parents=True)
+    for directory in (converted, checkpoint, rebuild):
+        if directory.exists():
+            shutil.rmtree(directory)
+    options.out.mkdir(parents=True, exist_ok=True)
     if not (text.is_file() and instructions.is_file()):
         say(f"Not all texts are in {options.data}; Python's standard library takes their place.")
     if not instructions.is_file():
@@ -69,7 +72,7 @@ def main() -> None:
     revformers("convert", model, *budget, "--out", converted)
     revformers("verify", converted)
     for directory in (checkpoint, rebuild):
-        policy = ["--conversion.activations", directory.name, "--output", directory]
+        policy = ["--conversion.bits", "none", "--conversion.activations", directory.name, "--output", directory]
         task = ["--data.source", instructions, "--training.max_steps", options.steps]
         revformers("finetune", RECIPE, "--model.name", converted, *policy, *task)
     same = file_digest(checkpoint / ADAPTER) == file_digest(rebuild / ADAPTER)
@@ -78,7 +81,9 @@ def main() -> None:
     python("benchmarks/lora_step.py", model, converted, *step, "--output", rebuild / "lora-step.json")
     if (options.data / "piqa").is_dir():
         task = ["--tasks", "local_piqa", "--data", options.data, "--limit", options.limit]
-        revformers("evaluate", converted, "--against", model, *task, "--out", rebuild / "evaluation.json")
+        revformers("evaluate", converted, "--against", model, *task)
+        deployed = rebuild / "model"
+        revformers("evaluate", deployed, "--against", model, *task, "--out", rebuild / "evaluation.json")
     else:
         say(f"There is no {options.data / 'piqa'}; the evaluation on its questions is left out.")
     revformers("report", rebuild, "--out", options.report)

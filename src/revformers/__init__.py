@@ -7,7 +7,8 @@ __version__ = version("revformers")
 
 from revformers import dynamics, errors, integrations
 from revformers.activations.budget import Budget, BudgetReport
-from revformers.conversion.convert import Conversion, convert
+from revformers.conversion.convert import convert
+from revformers.conversion.report import Conversion
 from revformers.dynamics import (
     BlendedMidpoint,
     Dynamics,

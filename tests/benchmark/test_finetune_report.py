@@ -54,6 +54,7 @@ STEPS = {
 EVALUATION = {
     "command": "revformers evaluate converted --against model",
     "environment": ENVIRONMENT,
+    "names": {"model": "runs/real/rebuild/model", "against": "ordinary"},
     "differences": [
         {
             "task": "local_piqa",
@@ -100,6 +101,7 @@ def test_the_figures_are_those_of_the_files(run):
     assert "fine-tuned 2.0000 -20.00%" in rows
     assert "fine-tuned, as the ordinary network 2.0020 -19.92%" in rows
     assert any(row.startswith("converted, rebuild 200 MiB") and "1.10 (0.90 to 1.20)" in row for row in rows)
+    assert "Model: runs/real/rebuild/model; original: ordinary." in page_of(run)
     assert "local_piqa, acc 200 0.650 ± 0.030 0.660 ± 0.030 -0.010" in rows
 
 

@@ -7,7 +7,8 @@ from torch import nn
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaForSequenceClassification
 
 import revformers as rf
-from revformers.conversion.convert import Converter, Method, _split
+from revformers.conversion.calibration import split_off
+from revformers.conversion.convert import Converter, Method
 from revformers.conversion.measure import mean_loss
 from revformers.hf.state import update_predictors
 from tests.hf.test_reversible import llama
@@ -101,7 +102,7 @@ def test_the_text_that_predictors_are_judged_on_is_not_the_text_of_the_fit():
 @pytest.mark.parametrize("batch_size", [1, 5])
 def test_an_eighth_of_the_sequences_is_set_aside(shape, kept, batch_size):
     text = torch.arange(shape[0]).repeat_interleave(shape[1]).view(shape)
-    parts = _split([{"input_ids": chunk} for chunk in text.split(batch_size)])
+    parts = split_off([{"input_ids": chunk} for chunk in text.split(batch_size)])
     rows = [[row for batch in part for row in batch["input_ids"][:, 0].tolist()] for part in parts]
     assert (len(rows[0]), len(rows[1])) == kept
     assert sorted(rows[0] + rows[1]) == list(range(shape[0]))
@@ -110,7 +111,7 @@ def test_an_eighth_of_the_sequences_is_set_aside(shape, kept, batch_size):
 
 def test_at_most_4096_tokens_are_set_aside():
     text = torch.zeros(64, 1024, dtype=torch.long)
-    fitted, set_aside = _split([{"input_ids": text}])
+    fitted, set_aside = split_off([{"input_ids": text}])
     assert [sum(batch["input_ids"].shape[0] for batch in part) for part in (fitted, set_aside)] == [60, 4]
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import revformers as rf
-from revformers.conversion.fit import NormalEquations
+from revformers.conversion.fit import LastUpdate, NormalEquations, Solution
 from revformers.hf.state import update_predictors
 from tests.conversion.test_convert import TEXT, smooth_llama
 
@@ -25,7 +25,7 @@ def equations(inputs, target):
 def test_the_reduced_rank_fit_is_the_best_of_its_rank(rank):
     """Against gradient descent on the two factors, which knows nothing of the closed form."""
     inputs, target = data()
-    solution = equations(inputs, target).solve(rank)
+    solution = equations(inputs, target).solve(rank).maps
     assert torch.linalg.matrix_rank(solution[:-1]) == rank
     ours = (inputs @ solution[:-1] + solution[-1] - target).square().mean().item()
     torch.manual_seed(rank)
@@ -47,12 +47,13 @@ def test_the_reduced_rank_fit_is_the_best_of_its_rank(rank):
 def test_the_full_fit_is_ordinary_least_squares():
     inputs, target = data()
     sums = equations(inputs, target)
-    solution = sums.solve()
+    solution = sums.solve().maps
     design = torch.cat([inputs, torch.ones(len(inputs), 1)], dim=1)
     reference = torch.linalg.lstsq(design, target).solution
-    assert torch.allclose(design @ solution, design @ reference, atol=0.1)
+    difference = (design @ (solution - reference)).square().mean()
+    assert difference < 5e-3 * (design @ reference - target).square().mean()
     left = (design @ solution - target).square().sum() / target.square().sum()
-    assert sums.fit(solution).explained == pytest.approx(1 - left.item(), abs=1e-6)
+    assert sums.fit(Solution(solution)).explained == pytest.approx(1 - left.item(), abs=1e-6)
 
 
 def test_every_row_counts_by_its_error_relative_to_its_state():
@@ -65,10 +66,10 @@ def test_every_row_counts_by_its_error_relative_to_its_state():
     reference = torch.linalg.lstsq(design / size, target / size).solution
     weighted, even = (
         (design @ (solution - reference) / size).square().mean()
-        for solution in (sums.solve(), torch.linalg.lstsq(design, target).solution)
+        for solution in (sums.solve().maps, torch.linalg.lstsq(design, target).solution)
     )
     assert weighted < 0.1 * even
-    fit = sums.fit(reference)
+    fit = sums.fit(Solution(reference))
     error = ((design @ reference - target) / size).square()
     assert fit.error == pytest.approx(error.mean().item())
     assert fit.explained == pytest.approx(1 - (error.sum() / (target / size).square().sum()).item())
@@ -86,3 +87,38 @@ def test_a_predictor_of_low_rank_predicts_what_its_fit_says(rank):
     assert conversion.added_parameters == 6 * (3 * 32 * rank + 32)
     assert conversion.fits[3].error >= full.fits[3].error
     assert rf.verify_gradients(model, {"input_ids": TEXT[:2]}).bit_exact
+
+
+@pytest.mark.parametrize("told", [0.0, 0.8])
+def test_the_multiple_of_the_update_is_fitted_with_the_maps(told):
+    """Against least squares on all of it at once, whether the features tell a part of the update or none."""
+    inputs, target = data()
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(len(inputs), 4, generator=generator, dtype=torch.float64)
+    update = told * inputs @ torch.ones(6, 4, dtype=torch.float64) + noise
+    target = target + 0.3 * update
+    design = torch.cat([inputs, torch.ones(len(inputs), 1)], dim=1)
+    sums = NormalEquations()
+    sums.add(design, target, torch.ones_like(target), update)
+    solution = sums.solve()
+    # One coefficient of the update is shared by all outputs: a regression of 4 x 7 + 1 unknowns on all numbers.
+    blocks = torch.kron(design, torch.eye(4, dtype=torch.float64))
+    reference = torch.linalg.lstsq(torch.cat([blocks, update.reshape(-1, 1)], dim=1), target.reshape(-1)).solution
+    assert solution.multiple == pytest.approx(reference[-1].item(), rel=2e-2)
+    assert solution.multiple == pytest.approx(0.3, abs=0.05)
+    error = (design @ solution.maps + solution.multiple * update - target).square()
+    fit = sums.fit(solution)
+    assert fit.error == pytest.approx(error.mean().item())
+    assert fit.explained == pytest.approx(1 - (error.sum() / target.square().sum()).item())
+    assert sums.fit(Solution(solution.maps, 0.0)).error > fit.error
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_a_state_is_ahead_by_the_share_of_what_is_left_of_its_last_update(share):
+    torch.manual_seed(0)
+    map_, constant = 0.3 * torch.randn(5, 5, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
+    original, before = torch.randn(2, 7, 5, dtype=torch.float64)
+    state = LastUpdate(map_, constant).ahead_by(share)(original, before)
+    left = (state - before) - (state @ map_ + constant)
+    assert torch.allclose(state - share * left, original)
+    assert (share == 0) == torch.allclose(state, original)

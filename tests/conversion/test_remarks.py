@@ -44,11 +44,6 @@ def test_each_cause_is_one_sentence_of_its_own(conversion, change, words):
     assert remark in str(dataclasses.replace(conversion, **change))
 
 
-def test_the_first_layer_has_nothing_to_explain(conversion):
-    fits = (dataclasses.replace(GOOD, explained=0.0), *(GOOD,) * 5)
-    assert dataclasses.replace(conversion, fits=fits).remarks == ()
-
-
 def test_blends_alone_need_no_text_to_fit(conversion):
     assert dataclasses.replace(conversion, fits=(), features=0, fitted_tokens=8).remarks == ()
 

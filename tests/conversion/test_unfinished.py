@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch import nn
 
 import revformers as rf
 from revformers.conversion import unfinished as unfinished_module
@@ -79,17 +78,24 @@ def test_another_budget_goes_on_from_what_no_budget_changes(tmp_path, monkeypatc
     assert not measured
 
 
-def test_several_budgets_go_on_from_the_last_one(tmp_path):
-    def converter(progress=lambda done, total: None):
-        return Converter(smooth_llama(), Method(), TEXT, None, progress, tmp_path / "unfinished")
+def test_several_budgets_go_on_from_the_last_one(tmp_path, evaluated):
+    def converter():
+        return Converter(smooth_llama(), Method(), TEXT, None, unfinished=tmp_path / "unfinished")
 
-    first = converter()
-    expected = first.convert(2)
-    calls = []
-    second = converter(lambda done, total: calls.append(done))
-    assert second.convert(2) == expected
-    second.finish()
+    expected = [converter().convert(bits) for bits in (2, 3)]
+    evaluated.clear()
+    again = converter()
+    assert [again.convert(bits) for bits in (2, 3)] == expected
+    assert not evaluated
+    again.finish()
     assert not (tmp_path / "unfinished").exists()
+
+
+def configured(**changes):
+    model = smooth_llama()
+    for name, value in changes.items():
+        setattr(model.config, name, value)
+    return model
 
 
 def test_another_conversion_is_refused(tmp_path):
@@ -102,6 +108,7 @@ def test_another_conversion_is_refused(tmp_path):
         (smooth_llama(), TEXT.flip(0), {}),
         (smooth_llama(), TEXT, {"predictor": "update"}),
         (smooth_llama(), TEXT, {"allocation": "uniform"}),
+        (configured(rms_norm_eps=1e-3), TEXT, {}),
     ):
         with pytest.raises(ValueError, match="holds an unfinished conversion of another model, by another method or"):
             rf.convert(model, 1, text, unfinished=tmp_path / "unfinished", **options)
@@ -110,9 +117,41 @@ def test_another_conversion_is_refused(tmp_path):
 
 def test_a_directory_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("ten years of work")
-    with pytest.raises(ValueError, match="holds something other than an unfinished conversion"):
-        rf.convert(smooth_llama(), 1, TEXT, unfinished=tmp_path)
+    for path in (tmp_path, tmp_path / "thesis.txt"):
+        with pytest.raises(ValueError, match="holds something other than an unfinished conversion; remove it"):
+            rf.convert(smooth_llama(), 1, TEXT, unfinished=path)
     assert (tmp_path / "thesis.txt").is_file()
+
+
+def test_what_others_put_into_the_directory_stays(tmp_path):
+    interrupt(tmp_path / "unfinished", 2)
+    (tmp_path / "unfinished/thesis.txt").write_text("ten years of work")
+    rf.convert(smooth_llama(), 1, TEXT, unfinished=tmp_path / "unfinished")
+    assert [path.name for path in (tmp_path / "unfinished").iterdir()] == ["thesis.txt"]
+
+
+def test_a_link_to_a_directory_is_followed(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    interrupt(tmp_path / "link", 2)
+    assert any((tmp_path / "disk").iterdir())
+    assert rf.convert(smooth_llama(), 1, TEXT, unfinished=tmp_path / "link").loss
+
+
+@pytest.mark.parametrize("name", ["last-updates/states.safetensors", "last-updates/layer-1.safetensors"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "gone"])
+def test_a_damaged_directory_is_named_with_what_to_do(tmp_path, name, damage):
+    interrupt(tmp_path / "unfinished", 4)
+    file = tmp_path / "unfinished" / name
+    content = file.read_bytes()
+    file.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "gone": b""}[damage])
+    if damage == "gone":
+        file.unlink()
+    if damage == "gone" and "states" in name:  # without it nothing counts as done
+        assert rf.convert(smooth_llama(), 1, TEXT, unfinished=tmp_path / "unfinished").loss
+        return
+    with pytest.raises(ValueError, match=r"is damaged or missing; remove .*unfinished, and convert from the beginning"):
+        rf.convert(smooth_llama(), 1, TEXT, unfinished=tmp_path / "unfinished")
 
 
 def test_results_without_the_states_behind_them_do_not_count(tmp_path):
@@ -129,12 +168,16 @@ def test_results_without_the_states_behind_them_do_not_count(tmp_path):
 
 
 def test_the_identity_sees_every_bit():
-    model = nn.Linear(2, 2).to(torch.bfloat16)
-    batch = {"input_ids": torch.arange(4).view(1, 4)}
+    model, batch = smooth_llama().to(torch.bfloat16), {"input_ids": torch.arange(4).view(1, 4)}
     one = identity_of(model, [batch], "method")
     assert one == identity_of(model, [batch], "method")
-    assert one != identity_of(model, [batch], "another")
-    assert one != identity_of(model, [{"input_ids": batch["input_ids"] + 1}], "method")
+    others = [identity_of(model, [batch], "another")]
+    others.append(identity_of(model, [{"input_ids": batch["input_ids"] + 1}], "method"))
+    others.append(identity_of(configured(rope_theta=5e5).to(torch.bfloat16), [batch], "method"))
+    with torch.autocast("cpu", torch.bfloat16):
+        others.append(identity_of(model, [batch], "method"))
     with torch.no_grad():
-        model.weight.view(torch.int16)[0, 0] ^= 1
-    assert one != identity_of(model, [batch], "method")
+        model.lm_head.weight.view(torch.int16)[0, 0] ^= 1
+    others.append(identity_of(model, [batch], "method"))
+    assert one not in others
+    assert len(set(others)) == len(others)

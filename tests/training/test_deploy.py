@@ -13,6 +13,8 @@ from transformers import AutoModelForCausalLM
 import revformers as rf
 from revformers.hf.model_config import KEY
 from revformers.hf.pretrained import load_tokenizer
+from revformers.hf.provenance import Provenance
+from revformers.hf.state import record_provenance
 from revformers.training.errors import RecipeError
 from revformers.training.finetune import finetune
 from revformers.training.finetune_data import load_finetune_data
@@ -85,6 +87,37 @@ def test_an_adapter_is_one_of_the_ordinary_network(shared, tmp_path):
         assert loss == pytest.approx(result.metrics["deployed_validation_loss"], rel=1e-4)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_loss_is_that_of_the_merged_model_where_there_is_one(shared, tmp_path, dtype):
+    """Merging rounds to the dtype of the weights."""
+    result = run(shared, tmp_path, {**LORA, "conversion.bits": 4, "adapter.merge": True, "model.dtype": dtype})
+    deployed = AutoModelForCausalLM.from_pretrained(result.directory / "model")
+    assert deployed.dtype == getattr(torch, dtype)
+    metrics = json.loads((result.directory / "metrics.json").read_text())
+    assert transformers_loss(deployed, result) == pytest.approx(metrics["deployed_validation_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("base", ["someone/base", None])
+def test_the_adapter_of_a_converted_model_does_not_name_that_one(shared, tmp_path, base):
+    """Without revformers it could not be loaded."""
+    model = AutoModelForCausalLM.from_pretrained(shared / "model")
+    rf.convert(model, 4, torch.arange(512).view(16, 32) % 300)
+    record_provenance(model, Provenance(base_model=base))
+    model.save_pretrained(tmp_path / "converted")
+    options = {"model.name": str(tmp_path / "converted"), "model.tokenizer": str(shared / "model")}
+    result = run(shared, tmp_path, {**LORA, **options, "conversion.bits": None})
+    config = json.loads((result.directory / "adapter/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == (base or "")
+    assert config["exclude_modules"] is None
+
+
+def test_few_bits_are_refused(shared, tmp_path):
+    with pytest.raises(
+        RecipeError, match=r"At 1 bits the model is too far from the ordinary network .* convert with 1.5"
+    ):
+        run(shared, tmp_path, {"conversion.bits": 1})
+
+
 def test_without_the_line_the_adapter_trains_the_predictors_too(shared, tmp_path):
     result = run(shared, tmp_path, {**LORA, "deploy": "reversible"})
     assert any("update_predictor" in name for name in load_file(result.directory / "adapter/adapter_model.safetensors"))
@@ -94,7 +127,7 @@ def test_without_the_line_the_adapter_trains_the_predictors_too(shared, tmp_path
 @pytest.mark.parametrize("options", [{"exclude_modules": ["nothing"]}, {"modules_to_save": ["update_predictor"]}])
 def test_an_adapter_in_the_predictors_is_refused(shared, tmp_path, options):
     with pytest.raises(RecipeError, match="The adapter trains update predictors, which deploy: ordinary leaves out"):
-        run(shared, tmp_path, {**LORA, "adapter.options": options})
+        run(shared, tmp_path, {**LORA, "conversion.bits": 4, "adapter.options": options})
 
 
 def test_dynamics_far_from_the_ordinary_network_are_refused(shared, tmp_path):
@@ -107,7 +140,8 @@ def test_dynamics_far_from_the_ordinary_network_are_refused(shared, tmp_path):
 
 
 def test_a_run_is_not_resumed_for_another_deployment(shared, tmp_path):
-    run(shared, tmp_path, {"training.max_steps": 1})
-    recipe = tiny_finetune_recipe(shared, {"output": str(tmp_path / "run"), "training.max_steps": 2})
+    run(shared, tmp_path, {"conversion.bits": 4, "training.max_steps": 1})
+    options = {"output": str(tmp_path / "run"), "conversion.bits": 4, "training.max_steps": 2}
+    recipe = tiny_finetune_recipe(shared, options)
     with pytest.raises(RecipeError, match="was started with deploy 'ordinary', not 'reversible'"):
         finetune(recipe, resume=True, console=Console(file=io.StringIO()))

@@ -159,9 +159,12 @@ def test_an_interrupted_run_in_the_middle_of_annealing_ends_as_one_that_went_thr
     name = "adapter/adapter_model.safetensors" if adapter else "model/model.reversible.safetensors"
     assert (through.directory / name).read_bytes() == (resumed.directory / name).read_bytes()
     assert curve(through, "eval_loss") == curve(resumed, "eval_loss")
-    assert reversible_stack(
-        load_adapter(resumed.directory / "adapter") if adapter else rf.from_pretrained(resumed.directory / "model")
-    ).dynamics == rf.BlendedMidpoint(["1/2"] * 6)
+    assert (
+        reversible_stack(
+            load_adapter(resumed.directory / "adapter") if adapter else rf.from_pretrained(resumed.directory / "model")
+        ).dynamics.blend
+        == rf.BlendedMidpoint(["1/2"] * 6).blend
+    )
 
 
 def test_an_adapter_loads_with_its_conversion_and_not_without(shared, tmp_path):
@@ -343,9 +346,10 @@ def test_without_distillation_the_loss_may_be_the_models_own(shared, tmp_path):
     results = {}
     for head in ("chunked", "own"):
         overrides = {"loss.head": head, "output": str(tmp_path / head)}
-        results[head] = run(recipe_in(shared, tmp_path, overrides)).metrics["validation_loss"]
-    assert results["chunked"] == pytest.approx(results["own"], rel=1e-4)
-    assert results["chunked"] != results["own"]
+        results[head] = run(recipe_in(shared, tmp_path, overrides))
+    chunked, own = results.values()
+    assert chunked.metrics["validation_loss"] == pytest.approx(own.metrics["validation_loss"], rel=1e-4)
+    assert any(not torch.equal(weights(chunked)[name], value) for name, value in weights(own).items())
 
 
 @pytest.mark.parametrize(

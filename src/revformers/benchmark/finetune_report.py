@@ -35,6 +35,7 @@ def finetune_parts(
         "tiles": _tiles(losses, steps, evaluation),
         "losses": [_loss_row(name, loss, losses.get("original")) for name, loss in losses.items()],
         "steps": steps and {"tokens": steps["tokens"], "rows": [_step_row(row) for row in steps["rows"]]},
+        "names": (evaluation or {}).get("names"),
         "evaluation": [_evaluation_row(row) for row in (evaluation or {}).get("differences", [])],
     }
 
@@ -71,7 +72,12 @@ def _tiles(
         against = ", ".join(f"{numbers.mebibytes(peaks[arm])} {word}" for arm, word in others.items() if arm in peaks)
         tiles.append({"figure": numbers.mebibytes(peaks["rebuild"]), "words": f"peak rebuilding; {against}"})
     for row in (evaluation or {}).get("differences", [])[:1]:
-        tiles.append({"figure": f"{row['difference']['value']:+.3f}", "words": f"{row['task']}, {row['metric']}"})
+        tiles.append(
+            {
+                "figure": f"{row['difference']['value']:+.3f}",
+                "words": f"{row['task']}, {row['metric']}, of the model evaluated",
+            }
+        )
     return tiles
 
 

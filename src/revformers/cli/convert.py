@@ -11,7 +11,8 @@ import tyro
 from revformers.training.errors import RecipeError
 
 if TYPE_CHECKING:
-    from revformers.conversion.convert import Conversion, Method
+    from revformers.conversion.convert import Method
+    from revformers.conversion.report import Conversion
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class ConvertOptions:
 
     bits: float | None = None
     """Side information that the inverse may keep, in bits an element a layer, mean over the layers: 0 to 8. Left out
-    together with target_loss_increase: 0."""
+    together with target_loss_increase: 2."""
 
     target_loss_increase: str | None = None
     """In the place of bits: the largest increase of the held-out loss, such as 0.5%; the smallest budget that keeps it
@@ -81,10 +82,10 @@ def run(arguments: Sequence[str]) -> int:
     # imported here, so that the help does not wait for PyTorch
     from rich.console import Console
 
-    from revformers.cli.conversion_progress import ConversionProgress
     from revformers.cli.main import INTERRUPTED
     from revformers.cli.quiet import quiet_libraries
     from revformers.conversion.convert import Converter
+    from revformers.conversion.progress import ConversionProgress
     from revformers.conversion.text import calibration_blocks
     from revformers.errors import NotReversibleError
     from revformers.hf.pretrained import load_causal_lm, load_tokenizer
@@ -107,20 +108,23 @@ def run(arguments: Sequence[str]) -> int:
         raise RecipeError(f"The tokenizer has {len(tokenizer)} tokens and the model {vocabulary}: they do not match.")
     calibration, held_out = calibration_blocks(data, tokenizer, options.sequences, options.held_out)
     unfinished = options.out.with_name(f"{options.out.name}.unfinished")
-    if unfinished.is_dir():
-        console.print(f"Going on with the conversion in {unfinished}.", highlight=False, soft_wrap=True)
+    converter: Converter | None = None
     with ConversionProgress(console) as progress:
         try:
-            converter = Converter(model, method, calibration, held_out, progress, unfinished)
+            converter = Converter(model, method, calibration, held_out, progress, unfinished.resolve())
+            if converter.resumable:
+                console.print(f"Going on with the conversion in {unfinished}.", highlight=False, soft_wrap=True)
             conversions = [converter.convert(bits) for bits in options.compare]
             conversions.append(
-                converter.convert(options.bits or 0) if target is None else converter.convert_to_target(target)
+                converter.convert(_bits(options)) if target is None else converter.convert_to_target(target)
             )
         except NotReversibleError:
             raise
         except ValueError as error:
             raise RecipeError(str(error)) from error
         except KeyboardInterrupt:
+            if converter is None or not converter.resumable:
+                raise
             console.print(f"Interrupted; the same command goes on from {unfinished}.", highlight=False, soft_wrap=True)
             return INTERRUPTED
     chosen = conversions[-1]
@@ -131,7 +135,8 @@ def run(arguments: Sequence[str]) -> int:
         console.print(f"Curve in {options.curve}.", highlight=False, soft_wrap=True)
     command = shlex.join(["revformers", "convert", *arguments])
     record_provenance(model, Provenance(made_by=command, source=options.calibration))
-    with replaced(options.out) as directory:
+    _check_out(options.out)  # a conversion takes long enough for something else to be put there
+    with replaced(options.out.resolve()) as directory:
         model.save_pretrained(directory)
         tokenizer.save_pretrained(directory)
         write_json(directory / "conversion.json", [_row(conversion) for conversion in conversions])
@@ -146,18 +151,33 @@ def _refuse(options: ConvertOptions) -> None:
 
     if options.bits is not None and options.target_loss_increase is not None:
         raise RecipeError("Give either bits or target_loss_increase: one follows from the other.")
-    if options.out.exists() and any(options.out.iterdir()):
-        raise RecipeError(f"The directory {options.out} is not empty; choose another one.")
+    _check_out(options.out)
     if options.curve is not None and options.curve.suffix not in (".svg", ".png"):
         raise RecipeError(f"A curve is drawn as .svg or .png, not {options.curve.name}.")
     for name in ("sequences", "held_out", "length"):
         if getattr(options, name) < (2 if name == "length" else 1):
             raise RecipeError(f"{name} is a number of at least {2 if name == 'length' else 1}.")
     try:
-        for bits in (*options.compare, options.bits or 0):
+        for bits in (*options.compare, _bits(options)):
             check_budget(bits)
     except ValueError as error:
         raise RecipeError(str(error)) from error
+
+
+def _check_out(out: Path) -> None:
+    """Raise RecipeError where the model cannot be saved without the loss of something else."""
+    if out.exists() and not out.is_dir():
+        raise RecipeError(f"{out} is a file; choose a directory for the model.")
+    if out.exists() and any(out.iterdir()):
+        raise RecipeError(f"The directory {out} is not empty; choose another one.")
+    if out.resolve() == Path.cwd():
+        raise RecipeError("The model cannot take the place of the current directory; choose a directory below it.")
+
+
+def _bits(options: ConvertOptions) -> float:
+    from revformers.conversion.allocation import USUAL_BITS
+
+    return USUAL_BITS if options.bits is None else options.bits
 
 
 def _share(text: str) -> float:

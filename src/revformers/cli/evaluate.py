@@ -79,7 +79,12 @@ def run(arguments: Sequence[str]) -> int:
     for name in (options.model, options.against):
         _check_model(name)
     evaluation = _evaluate(options.model, options)
-    result: dict[str, Any] = {"lm_eval": version("lm_eval"), "limit": options.limit, "model": evaluation.to_dict()}
+    result: dict[str, Any] = {
+        "lm_eval": version("lm_eval"),
+        "limit": options.limit,
+        "names": {"model": options.model, "against": options.against},
+        "model": evaluation.to_dict(),
+    }
     if options.against is None:
         table, caption = score_table(evaluation), "± standard error over the documents"
     else:

@@ -16,6 +16,10 @@ from revformers.hf.discovery import unwrap
 Text = Tensor | Mapping[str, Any] | Iterable[Any] | str | os.PathLike[str]
 """Tokens, batches of tokens, strings, a data set or a path; see `revformers.convert`."""
 
+LEAST_SET_ASIDE, MOST_SET_ASIDE = 8, 4096
+"""One of so many calibration sequences, and at most so many tokens, are set aside: the predictors are not fitted to
+them but judged on them. As many tokens say what the blend of each layer costs."""
+
 BATCH_SIZE = 8
 """Sequences that a model reads at once, where the caller does not batch them."""
 
@@ -184,3 +188,35 @@ class _Packer:
         from revformers.conversion.text import first_blocks
 
         return first_blocks(name, documents, self.tokenizer, self.sequences, self.length, separated)
+
+
+def number_of_tokens(batches: Sequence[Batch]) -> int:
+    """Return the tokens in all batches."""
+    return sum(batch["input_ids"].numel() for batch in batches)
+
+
+def last_sequences(batches: Sequence[Batch], tokens: int) -> list[Batch]:
+    """Return the last sequences of the text that hold at most so many tokens, and one at least."""
+    sequences = [row for batch in batches for row in batch["input_ids"].split(1)]
+    number = len(sequences)
+    while number > 1 and sum(row.numel() for row in sequences[-number:]) > tokens:
+        number -= 1
+    return [{"input_ids": row} for row in sequences[-number:]]
+
+
+def split_off(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
+    """Return the batches without their last sequences, and these: see `LEAST_SET_ASIDE`."""
+    sequences = [row for batch in batches for row in batch["input_ids"].split(1)]
+    number = 0
+    if len(sequences) > 1:
+        number = min(max(len(sequences) // LEAST_SET_ASIDE, 1), len(last_sequences(batches, MOST_SET_ASIDE)))
+    fitted = list(batches)
+    set_aside: list[Batch] = []
+    while number:
+        ids = fitted.pop()["input_ids"]
+        taken = min(number, len(ids))
+        set_aside.append({"input_ids": ids[len(ids) - taken :]})
+        if taken < len(ids):
+            fitted.append({"input_ids": ids[: len(ids) - taken]})
+        number -= taken
+    return fitted, set_aside

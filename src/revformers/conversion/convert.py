@@ -1,5 +1,6 @@
 """Converting a pretrained model: blends from a bit budget, then the update predictor."""
 
+import dataclasses
 import math
 import os
 import warnings
@@ -15,11 +16,20 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedTokenizerBase
 
-from revformers.conversion.allocation import LayerCosts, check_budget, uniform_blends
-from revformers.conversion.calibration import Text, as_batches, read_text
+from revformers.conversion.allocation import USUAL_BITS, LayerCosts, check_budget, uniform_blends
+from revformers.conversion.calibration import (
+    MOST_SET_ASIDE,
+    Text,
+    as_batches,
+    last_sequences,
+    number_of_tokens,
+    read_text,
+    split_off,
+)
 from revformers.conversion.costs import measure_layer_costs
 from revformers.conversion.fit import LastUpdate, LayerFit, fit_last_updates, fit_update_predictors
 from revformers.conversion.measure import Batch, mean_loss
+from revformers.conversion.report import Conversion
 from revformers.conversion.unfinished import Unfinished, identity_of
 from revformers.dynamics.base import ONE
 from revformers.dynamics.blended_midpoint import BlendedMidpoint
@@ -28,10 +38,9 @@ from revformers.dynamics.two_evaluation_midpoint import TwoEvaluationMidpoint
 from revformers.hf.attach import add_update_predictors
 from revformers.hf.discovery import find_stack, unwrap
 from revformers.hf.hint import without_hint
-from revformers.hf.provenance import Provenance, hub_id
 from revformers.hf.quantization import keep_trainable
 from revformers.hf.reversible import make_residual, make_reversible
-from revformers.hf.state import record_provenance, reversible_stack, update_predictors
+from revformers.hf.state import record_provenance, require_reversible, reversible_stack, update_predictors
 from revformers.training.data.cache import digest
 from revformers.update_predictor import PredictorForm, PredictorName, predictor_form_of
 
@@ -39,147 +48,8 @@ Allocation = Literal["uniform", "calibrated"]
 
 Progress = Callable[[int, int], None]
 
-NOTABLE_INCREASE = 0.01
-"""Share of the original's loss beyond which a conversion says that its loss rises."""
-
-TOKENS_PER_FEATURE = 16
-"""Calibration tokens for each number that a predictor reads, below which it is remarked that they are few."""
-
-MASSIVE_TOKEN = 100
-"""Size of a token's state, relative to the median token's, from which on it is remarked."""
-
-LEAST_SET_ASIDE, MOST_SET_ASIDE = 8, 4096
-"""One of so many calibration sequences, and at most so many tokens, are set aside: the predictors are not fitted to
-them but judged on them. As many tokens say what the blend of each layer costs."""
-
 TARGET_BUDGETS = (0, 0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
 """Budgets that `Converter.convert_to_target` chooses from, bits an element a layer."""
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """What a conversion came to. Losses are mean cross-entropies before any training, nats a token.
-
-    They are measured on the held-out text where there is some, otherwise on the calibration text.
-
-    Attributes:
-        bits: side information, in bits an element a layer, mean over the layers.
-        dynamics: the blends, one per layer.
-        original_loss: of the ordinary network.
-        loss: of the converted network.
-        predicted_loss: what the costs of the blends, measured layer by layer, predict for it; None for uniform blends.
-        calibration_tokens: tokens of the calibration text.
-        held_out_tokens: tokens of the held-out text, 0 without.
-        added_parameters: parameters of the update predictors.
-        added_compute: operations of a forward pass that the conversion adds, as a share of the ordinary network's.
-        side_information: bytes that the backward pass keeps of a token, over all layers.
-        checkpoints: bytes that checkpointing keeps of a token: the input of every layer.
-        states: bytes a token of the two states that the backward pass holds, whatever the depth.
-        fits: how well each layer's predictor fits; empty without predictors.
-        features: numbers that each predictor is an affine function of; 0 without predictors.
-        fitted_tokens: tokens that the predictors were fitted to.
-
-    """
-
-    bits: float
-    dynamics: BlendedMidpoint
-    original_loss: float
-    loss: float
-    predicted_loss: float | None
-    calibration_tokens: int
-    held_out_tokens: int
-    added_parameters: int
-    added_compute: float
-    side_information: float
-    checkpoints: int
-    states: int
-    fits: tuple[LayerFit, ...]
-    features: int
-    fitted_tokens: int
-
-    @property
-    def total_bits(self) -> float:
-        """Side information in bits an element over all layers."""
-        return self.bits * len(self.layer_bits)
-
-    @property
-    def layer_bits(self) -> list[int]:
-        """Side information in bits an element, layer by layer."""
-        assert isinstance(self.dynamics.blend, tuple)
-        return [self.dynamics.side_information_bits(layer) for layer in range(len(self.dynamics.blend))]
-
-    @property
-    def remarks(self) -> tuple[str, ...]:
-        """What a user should know before the converted model is put to use, a sentence each."""
-        found = []
-        if self.loss_increase > NOTABLE_INCREASE:
-            found.append(
-                f"The loss rises by {self.loss_increase:.1%}, more than {NOTABLE_INCREASE:.0%}: give more bits or more "
-                f"calibration text, or heal the model by fine-tuning."
-            )
-        if self.features and self.fitted_tokens < TOKENS_PER_FEATURE * self.features:
-            found.append(
-                f"The predictors were fitted to {self.fitted_tokens:,} tokens and read {self.features:,} numbers each: "
-                f"give {TOKENS_PER_FEATURE * self.features:,} tokens or more."
-            )
-        # The first layer has nothing to correct, and one without a blend to speak of has no use for a predictor.
-        weak = [layer for layer, fit in enumerate(self.fits) if layer and fit.explained < 0.5]
-        if weak:
-            found.append(
-                f"The predictors of {len(weak)} of {len(self.fits)} layers explain less than half of what the blends "
-                f"take away; at few bits the rest counts."
-            )
-        massive = max((fit.largest_token for fit in self.fits), default=1.0)
-        if massive > MASSIVE_TOKEN:
-            found.append(
-                f"A token's state is {massive:,.0f} times as large as the median token's; every token has the same "
-                f"weight in the fit."
-            )
-        return tuple(found)
-
-    @property
-    def loss_increase(self) -> float:
-        """The increase of the loss over the original's, as a share of it."""
-        return self.loss / self.original_loss - 1
-
-    def provenance(self, model: nn.Module) -> Provenance:
-        """Return what the config and the card of the converted model tell of it."""
-        held_out = self.held_out_tokens > 0
-        return Provenance(
-            base_model=hub_id(unwrap(model).config.name_or_path or ""),
-            made_by=f"revformers.convert(model, bits={self.bits:g}, ...)",
-            calibration_tokens=self.calibration_tokens,
-            original_loss=None if held_out else self.original_loss,
-            loss=None if held_out else self.loss,
-            held_out_tokens=self.held_out_tokens or None,
-            held_out_original_loss=self.original_loss if held_out else None,
-            held_out_loss=self.loss if held_out else None,
-            remarks=self.remarks,
-        )
-
-    def __str__(self) -> str:
-        """Say in a few lines what the conversion costs."""
-        text = "held-out text   " if self.held_out_tokens else "calibration text"
-        lines = [
-            f"converted at {self.bits:g} {'bit' if self.bits == 1 else 'bits'} per element and layer, "
-            f"{self.total_bits:g} in total",
-            f"  loss on {text}      {self.loss:.4f}, {self.loss_increase:+.2%} on {self.original_loss:.4f}",
-        ]
-        if self.predicted_loss is not None:
-            lines.append(f"  predicted layer by layer      {self.predicted_loss:.4f}")
-        lines += [
-            f"  added parameters              {self.added_parameters:,}",
-            f"  added compute                 {self.added_compute:+.1%} of a forward pass",
-            f"  kept for the backward pass    {self.side_information:,.0f} bytes a token beside the two states' "
-            f"{self.states:,}; checkpointing keeps {self.checkpoints:,}",
-        ]
-        if self.fits:
-            worst = max(range(len(self.fits)), key=lambda layer: self.fits[layer].error)
-            lines.append(
-                f"  worst layer                   {worst}, next state off by {math.sqrt(self.fits[worst].error):.2%} "
-                f"of its size"
-            )
-        return "\n".join(lines + [f"  {remark}" for remark in self.remarks])
 
 
 @dataclass(frozen=True)
@@ -199,17 +69,21 @@ class Method:
     predictor: PredictorForm | None = field(default_factory=lambda: PredictorForm(("state",)))
     two_evaluations: bool = False
 
+    def __post_init__(self) -> None:
+        if self.two_evaluations and self.predictor is not None:
+            raise ValueError('The two evaluations take the place of predictors; give predictor="none" with them.')
+
     def dynamics(self, blends: Sequence[Fraction]) -> BlendedMidpoint:
         """Return the dynamics with these blends, one per layer."""
         if self.two_evaluations:
             return TwoEvaluationMidpoint(blends)
-        # Predictors are fitted to make up for the blends themselves.
+        # With predictors the step sizes are fitted, as the predictors are, to make up for the blends.
         return BlendedMidpoint(blends, compensating_step_sizes(blends) if self.predictor is None else 1.0)
 
 
 def convert(
     model: nn.Module,
-    bits: float = 0,
+    bits: float = USUAL_BITS,
     calibration: Text | None = None,
     *,
     held_out: Text | None = None,
@@ -242,8 +116,8 @@ def convert(
         allocation: ``"calibrated"`` blends, by what each costs, or ``"uniform"`` ones; see `Method`.
         predictor: what the update predictors read, by name or form; ``"none"`` for the blends alone.
         two_evaluations: use `TwoEvaluationMidpoint` in the place of `BlendedMidpoint`.
-        progress: called after every layer with the number of layers that are done and of those that there are to do,
-            each counted as often as it is fitted.
+        progress: called with the number of layers that are done and of those that there are to do, each counted as
+            often as it is fitted: before the first layer and after every one.
         unfinished: a directory that keeps what is done; after an interruption the same call goes on from there, and
             ends with the same model, to the bit. Removed at the end.
 
@@ -270,12 +144,12 @@ def convert(
     )
     method = Method(allocation, form, two_evaluations)
     converter = Converter(
-        model, method, tokens, held_out_tokens, progress, None if unfinished is None else Path(unfinished)
+        model, method, tokens, held_out_tokens, progress, None if unfinished is None else Path(unfinished).resolve()
     )
     conversion = converter.convert(bits)
     converter.finish()
-    if conversion.loss_increase > NOTABLE_INCREASE:
-        warnings.warn(conversion.remarks[0], stacklevel=2)
+    if conversion.warning:
+        warnings.warn(conversion.warning, stacklevel=2)
     return conversion
 
 
@@ -320,7 +194,7 @@ class Converter:
         self._method = method
         self._layers = len(find_stack(model).layers)
         self._batches = as_batches(calibration, model)
-        self._fitted, self._set_aside = _split(self._batches)
+        self._fitted, self._set_aside = split_off(self._batches)
         self._held_out = as_batches(held_out, model) if held_out is not None else []
         self._judged = self._held_out or self._batches
         self._progress = progress
@@ -330,8 +204,13 @@ class Converter:
         self._costs: LayerCosts | None = None
         self._original_loss: float | None = None
         self._unfinished = Unfinished(
-            unfinished, lambda: identity_of(model, self._batches, repr(method), version("revformers"))
+            unfinished, lambda: identity_of(unwrap(model), self._batches, repr(method), version("revformers"))
         )
+
+    @property
+    def resumable(self) -> bool:
+        """Whether a directory keeps something to go on from."""
+        return self._unfinished.begun
 
     def finish(self) -> None:
         """Remove what is kept for going on after an interruption."""
@@ -353,11 +232,16 @@ class Converter:
                 self._original_loss = mean_loss(model, self._judged)
             operations = self._operations()
             self._done, self._to_do = 0, self._layers * self._passes
+            self._progress(0, self._to_do)
             self._measure()
-            blends = uniform_blends(bits, self._layers) if self._costs is None else self._costs.choose(bits)
+            blends = self._blends(bits)
             dynamics = self._method.dynamics(blends)
             make_reversible(model, dynamics)
-            conversion = self._conversion(dynamics, self._fit(dynamics, blends), blends, operations)
+            fits, step_sizes = self._fit(dynamics, blends)
+            if any(size != 1 for size in step_sizes):
+                dynamics = dataclasses.replace(dynamics, step_size=tuple(step_sizes))
+                require_reversible(model).dynamics = dynamics
+            conversion = self._conversion(dynamics, fits, blends, operations)
             record_provenance(model, conversion.provenance(model))
             return conversion
         except BaseException:
@@ -383,13 +267,16 @@ class Converter:
         if not (math.isfinite(loss_increase) and loss_increase > 0):
             raise ValueError(f"A target for the loss increase is a positive share such as 0.005, not {loss_increase}.")
         low, high = 0, len(TARGET_BUDGETS) - 1
+        tried, conversion = -1, None
         while low < high:
-            middle = (low + high) // 2
-            if self.convert(TARGET_BUDGETS[middle]).loss_increase <= loss_increase:
-                high = middle
+            tried = (low + high) // 2
+            conversion = self.convert(TARGET_BUDGETS[tried])
+            if conversion.loss_increase <= loss_increase:
+                high = tried
             else:
-                low = middle + 1
-        conversion = self.convert(TARGET_BUDGETS[low])
+                low = tried + 1
+        if conversion is None or tried != low:  # the model is that of the budget that was tried last
+            conversion = self.convert(TARGET_BUDGETS[low])
         if conversion.loss_increase > loss_increase:
             make_residual(self._model)
             raise ValueError(
@@ -397,6 +284,12 @@ class Converter:
                 f"target of {loss_increase:.2%}; choose a larger one."
             )
         return conversion
+
+    def _blends(self, bits: float) -> list[Fraction]:
+        if self._method.allocation == "uniform":
+            return uniform_blends(bits, self._layers)
+        assert self._costs is not None
+        return self._costs.choose(bits)
 
     def _measure(self) -> None:
         """Find out what does not depend on the budget: what states tell of their last update, what a blend costs."""
@@ -408,7 +301,8 @@ class Converter:
             predictors = add_update_predictors(model, PredictorForm(("state",)))
             stage = self._unfinished.stage("last-updates")
             self._last_updates = fit_last_updates(model, predictors, self._fitted, self._layer_done, stage)
-        if method.allocation == "calibrated":
+            self._done += self._layers
+        if method.allocation == "calibrated" or method.predictor is not None:
             self._costs = self._measure_costs()
         make_residual(model)
         self._measured = True  # only now: one that was interrupted begins again
@@ -417,20 +311,21 @@ class Converter:
         stage = self._unfinished.stage("costs")
         if done := stage.result(0):
             return LayerCosts(tuple(done["read"].tolist()), tuple(done["kept"].tolist()))
-        costs = measure_layer_costs(self._model, _last_sequences(self._batches, MOST_SET_ASIDE))
+        costs = measure_layer_costs(self._model, last_sequences(self._batches, MOST_SET_ASIDE))
         result = {name: torch.tensor(getattr(costs, name), dtype=torch.float64) for name in ("read", "kept")}
         stage.save(0, result, dict, last=True)
         return costs
 
-    def _fit(self, dynamics: BlendedMidpoint, blends: Sequence[Fraction]) -> list[LayerFit]:
-        """Give the reversible model its predictors, where the method has any."""
+    def _fit(self, dynamics: BlendedMidpoint, blends: Sequence[Fraction]) -> tuple[list[LayerFit], list[float]]:
+        """Give the reversible model its predictors, where the method has any; return their fits and the step sizes."""
         if self._method.predictor is None:
-            return []
+            return [], []
+        assert self._costs is not None
         return fit_update_predictors(
             self._model,
             add_update_predictors(self._model, self._method.predictor),
             [dynamics.coefficients(layer) for layer in range(self._layers)],
-            leads(blends),
+            leads(blends, self._costs.lead_parts),
             self._last_updates,
             self._fitted,
             self._set_aside,
@@ -439,8 +334,7 @@ class Converter:
         )
 
     def _layer_done(self, layer: int) -> None:
-        self._done += 1
-        self._progress(self._done, self._to_do)
+        self._progress(self._done + layer + 1, self._to_do)
 
     @property
     def _passes(self) -> int:
@@ -470,8 +364,8 @@ class Converter:
             original_loss=self._original_loss,
             loss=mean_loss(model, self._judged),
             predicted_loss=None if self._costs is None else self._original_loss + self._costs.predicted(blends),
-            calibration_tokens=_tokens(self._batches),
-            held_out_tokens=_tokens(self._held_out),
+            calibration_tokens=number_of_tokens(self._batches),
+            held_out_tokens=number_of_tokens(self._held_out),
             added_parameters=sum(
                 parameter.numel() for module in update_predictors(model) for parameter in module.parameters()
             ),
@@ -481,36 +375,5 @@ class Converter:
             states=2 * 8 * width,
             fits=tuple(fits),
             features=0 if form is None else len(form.features) * width,
-            fitted_tokens=_tokens(self._fitted),
+            fitted_tokens=number_of_tokens(self._fitted),
         )
-
-
-def _tokens(batches: Sequence[Batch]) -> int:
-    return sum(batch["input_ids"].numel() for batch in batches)
-
-
-def _last_sequences(batches: Sequence[Batch], tokens: int) -> list[Batch]:
-    """Return the last sequences of the text that hold at most so many tokens, and one at least."""
-    sequences = [row for batch in batches for row in batch["input_ids"].split(1)]
-    number = len(sequences)
-    while number > 1 and sum(row.numel() for row in sequences[-number:]) > tokens:
-        number -= 1
-    return [{"input_ids": row} for row in sequences[-number:]]
-
-
-def _split(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
-    """Return the batches without their last sequences, and these: see `LEAST_SET_ASIDE`."""
-    sequences = [row for batch in batches for row in batch["input_ids"].split(1)]
-    number = 0
-    if len(sequences) > 1:
-        number = min(max(len(sequences) // LEAST_SET_ASIDE, 1), len(_last_sequences(batches, MOST_SET_ASIDE)))
-    fitted = list(batches)
-    set_aside: list[Batch] = []
-    while number:
-        ids = fitted.pop()["input_ids"]
-        taken = min(number, len(ids))
-        set_aside.append({"input_ids": ids[len(ids) - taken :]})
-        if taken < len(ids):
-            fitted.append({"input_ids": ids[: len(ids) - taken]})
-        number -= taken
-    return fitted, set_aside

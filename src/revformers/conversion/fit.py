@@ -1,5 +1,6 @@
 """Update predictors, fitted layer by layer in closed form."""
 
+import dataclasses
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,10 +23,10 @@ class LayerFit:
     """How well one layer's predictor does, on text that it was not fitted to where there is such text.
 
     Attributes:
-        explained: share of the squared error of the next state that the predictor removes: 1 is all of it, and below 0
-            it adds to the error.
-        error: square error of the next state that is left, relative to the square of the state, mean over the tokens.
-        largest_token: root mean square of the largest next state of a token, relative to the median token's.
+        explained: share of the squared distance from the state that the step aims at that the predictor and the fitted
+            step size remove: 1 is all of it, and below 0 they add to it.
+        error: squared distance that is left, relative to the square of the ordinary network's state, mean over tokens.
+        largest_token: root mean square of the largest of these states, relative to the median token's.
 
     """
 
@@ -72,7 +73,7 @@ def fit_last_updates(
         model: a reversible model that the predictors belong to.
         predictors: one per layer, of the form ``("state",)``, which take the fits too.
         batches: as for `fit_update_predictors`.
-        progress: called with each layer's number when it is fitted.
+        progress: called with each layer's number when it is fitted; not for those that `stage` has.
         stage: what is done already, and takes what is done.
 
     """
@@ -90,12 +91,12 @@ def fit_last_updates(
                     sums.add(_with_constant([current]), current - states.previous[index].double(), current)
                     states.evaluate(layer, index, original_only=True)
                     states.advance(index, states.original[index])
-                done = {"solution": sums.solve()}
+                done = {"solution": sums.solve().maps}
                 stage.save(layer, done, states.states, last=layer == len(predictors) - 1)
+                progress(layer)
             solution = done["solution"]
             _set(predictor, solution)
             found.append(LastUpdate(solution[:-1], solution[-1]))
-            progress(layer)
         return found
 
 
@@ -110,14 +111,18 @@ def fit_update_predictors(
     set_aside: Sequence[Batch] = (),
     progress: Callable[[int], None] = lambda layer: None,
     stage: Stage | None = None,
-) -> list[LayerFit]:
+) -> tuple[list[LayerFit], list[float]]:
     """Fit every layer's predictor along the converted network's trajectory, so that a later one mends early errors.
 
     The step aims at a state that is ahead of the ordinary network's by a share of what its last update holds beyond
     what the state tells of it: the share that the next blend takes away. Ridge regression on the features of the
-    predictor's form and a constant, in closed form, sums in float64. Every token counts by its error relative to its
-    state: a trained network holds a few tokens whose states are a thousand times larger than the others', which would
-    decide the fit alone. Every layer is evaluated twice per token, on the original's states and on the converted ones.
+    predictor's form and a constant, in closed form, sums in float64. Where the form does not read the update, the step
+    size is fitted as well: being ahead by a share of an update that the state does not tell takes a larger step, up to
+    that of `dynamics.compensation.compensating_step_sizes` where it tells nothing of it.
+
+    Every token counts by its error relative to its state: a trained network holds a few tokens whose states are a
+    thousand times larger than the others', which would decide the fit alone. Every layer is evaluated twice per token,
+    on the original's states and on the converted ones.
 
     Args:
         model: the reversible model that the predictors belong to.
@@ -127,23 +132,28 @@ def fit_update_predictors(
         last_updates: for every layer what p[l] tells of the last update.
         batches: what the model takes, e.g. ``{"input_ids": int64[batch, tokens]}``; without padding.
         set_aside: more of it, which the fits are judged on; left out, they are judged on the text of the fit.
-        progress: called with each layer's number when it is fitted.
+        progress: called with each layer's number when it is fitted; not for those that `stage` has.
         stage: what is done already, and takes what is done.
+
+    Returns:
+        How well each layer's step does, and its step size.
 
     """
     text, stage = [*batches, *set_aside], stage or Stage()
     with tempfile.TemporaryDirectory(prefix="revformers-") as folder:
         states = Trajectories(model, text, Path(folder))
         states.restore(stage.states())
-        fits = []
+        fits, step_sizes = [], []
         for layer, predictor in enumerate(predictors):
             if done := stage.result(layer):
                 _set(predictor, done["solution"])
-                fits.append(LayerFit(*done["fit"].tolist()))
-                progress(layer)
+                *figures, step_size = done["figures"].tolist()
+                fits.append(LayerFit(*figures))
+                step_sizes.append(step_size)
                 continue
             fitted, judged = NormalEquations(), NormalEquations()
-            names = predictor.form.features
+            step, names = coefficients[layer], predictor.form.features
+            scaled = "update" not in names
             share = shares[layer + 1]
             ahead = last_updates[layer + 1].ahead_by(share) if share else None
             for index in range(len(text)):
@@ -152,21 +162,23 @@ def fit_update_predictors(
                 aim = original if ahead is None else ahead(original, states.current[index].double())
                 features = _with_constant([feature.double() for feature in states.features(index, names)])
                 sums = fitted if index < len(batches) else judged
-                sums.add(features, aim - states.blended(index, coefficients[layer]).double(), original)
+                update = states.update[index].double() if scaled else None
+                sums.add(features, aim - states.blended(index, step).double(), original, update)
             solution = fitted.solve(predictor.form.rank)
-            _set(predictor, solution)
-            fit = (judged if set_aside else fitted).fit(solution)
-            fits.append(fit)
+            _set(predictor, solution.maps)
+            step = dataclasses.replace(step, update=step.update + solution.multiple)
+            step_sizes.append(float(step.update))
+            fits.append(fit := (judged if set_aside else fitted).fit(solution))
             for index in range(len(text)):
                 place = predictor.bias.device
                 correction = predictor([value.to(place) for value in states.features(index, names)])
-                successor = states.blended(index, coefficients[layer]) + correction.to("cpu", torch.float32)
+                successor = states.blended(index, step) + correction.to("cpu", torch.float32)
                 states.advance(index, successor)
-            measures = torch.tensor([fit.explained, fit.error, fit.largest_token], dtype=torch.float64)
-            last = layer == len(predictors) - 1
-            stage.save(layer, {"solution": solution, "fit": measures}, states.states, last=last)
+            kept = torch.tensor([fit.explained, fit.error, fit.largest_token, step_sizes[-1]], dtype=torch.float64)
+            done = {"solution": solution.maps, "figures": kept}
+            stage.save(layer, done, states.states, last=layer == len(predictors) - 1)
             progress(layer)
-        return fits
+        return fits, step_sizes
 
 
 def _with_constant(features: Sequence[Tensor]) -> Tensor:
@@ -184,11 +196,21 @@ class NormalEquations:
         self._gram: Tensor | float = 0.0
         self._moment: Tensor | float = 0.0
         self._target_squares = 0.0
+        self._update_moment: Tensor | float = 0.0
+        self._update_target = self._update_squares = 0.0
         self._elements = 0
         self._sizes: list[Tensor] = []
 
-    def add(self, features: Tensor, target: Tensor, state: Tensor) -> None:
-        """Add rows: features float64[rows, n], targets float64[rows, width], and the states that they correct."""
+    def add(self, features: Tensor, target: Tensor, state: Tensor, update: Tensor | None = None) -> None:
+        """Add rows.
+
+        Args:
+            features: float64[rows, n].
+            target: float64[rows, width].
+            state: the states that the rows belong to, float64[rows, width].
+            update: float64[rows, width], of which a multiple is fitted beside the features; None fits none.
+
+        """
         size = state.square().mean(dim=1, keepdim=True).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
         self._sizes.append(size)
         features, target = features / size, target / size
@@ -196,16 +218,34 @@ class NormalEquations:
         self._moment = self._moment + features.T @ target
         self._target_squares += target.square().sum().item()
         self._elements += target.numel()
+        if update is not None:
+            update = update / size
+            self._update_moment = self._update_moment + features.T @ update
+            self._update_target += (update * target).sum().item()
+            self._update_squares += update.square().sum().item()
 
-    def solve(self, rank: int | None = None) -> Tensor:
-        """Return the solution, float64[n, width], of at most the given rank apart from the constant's row."""
+    def solve(self, rank: int | None = None) -> "Solution":
+        """Return the best fit whose maps have at most the given rank."""
         assert isinstance(self._gram, Tensor)
         assert isinstance(self._moment, Tensor)
         # In proportion to each feature, so that the fit does not depend on the scale of states and updates.
-        ridge = RIDGE * self._gram.diagonal().diag()
-        solution: Tensor = torch.linalg.solve(self._gram + ridge, self._moment)
-        if rank is None or rank >= solution.shape[1]:
+        system = self._gram + RIDGE * self._gram.diagonal().diag()
+        multiple = 0.0
+        if isinstance(self._update_moment, Tensor):
+            # The features tell a part of the update, which their maps can have; the multiple is that of the rest.
+            told = torch.linalg.solve(system, self._update_moment)
+            rest = self._update_squares - (told * self._update_moment).sum().item()
+            explained = self._update_target - (told * self._moment).sum().item()
+            # An update that the features tell to rounding has no rest to speak of.
+            multiple = explained / ((1 + RIDGE) * rest) if rest > 1e-9 * self._update_squares else 0.0
+        maps: Tensor = torch.linalg.solve(system, self._moment - multiple * self._update_moment)
+        return Solution(maps if rank is None else self._projected(maps, rank), multiple)
+
+    def _projected(self, solution: Tensor, rank: int) -> Tensor:
+        """Return the solution of at most the given rank apart from the constant's row."""
+        if rank >= solution.shape[1]:
             return solution
+        assert isinstance(self._gram, Tensor)
         # Reduced-rank regression: the fit is projected on the directions in which it varies most about its mean.
         centre = self._gram[:-1, -1:] / self._gram[-1, -1]
         covariance = self._gram[:-1, :-1] - centre @ centre.T * self._gram[-1, -1]
@@ -216,15 +256,31 @@ class NormalEquations:
         constant = solution[-1] + (centre.T @ (maps - projected)).squeeze(0)
         return torch.cat([projected, constant[None]])
 
-    def fit(self, solution: Tensor) -> LayerFit:
+    def fit(self, solution: "Solution") -> LayerFit:
         """Return how well `solution` fits the rows."""
         assert isinstance(self._gram, Tensor)
-        removed: Tensor = (2 * solution * self._moment - solution * (self._gram @ solution)).sum()
+        maps, multiple = solution.maps, solution.multiple
+        moment = self._moment - multiple * self._update_moment
+        removed: Tensor = (2 * maps * moment - maps * (self._gram @ maps)).sum()
+        removed = removed + multiple * (2 * self._update_target - multiple * self._update_squares)
         left = max(self._target_squares - removed.item(), 0.0)
-        # The first layer has nothing to correct: p[-1] = p[0], so its step is the ordinary one.
         explained = 1 - left / self._target_squares if self._target_squares else 1.0
         sizes = torch.cat(self._sizes)
         return LayerFit(explained, left / self._elements, (sizes.max() / sizes.median()).item())
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What a regression found.
+
+    Attributes:
+        maps: float64[n, width]; the last row is that of the constant.
+        multiple: of the update, beside the maps.
+
+    """
+
+    maps: Tensor
+    multiple: float = 0.0
 
 
 def _set(predictor: UpdatePredictor, solution: Tensor) -> None:

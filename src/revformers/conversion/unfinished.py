@@ -4,18 +4,22 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from revformers.training.run_directory import write_json
+from revformers.training.run_directory import write_text
 
 SECONDS_BETWEEN_SAVES = 20.0
 """A layer of a small model takes less than writing its states does."""
+
+STATES = "states.safetensors"
 
 Tensors = Mapping[str, Tensor]
 
@@ -28,7 +32,7 @@ class Unfinished:
         identity: says what is converted, by what and to what text; called where there is a folder.
 
     Raises:
-        ValueError: where the directory holds another conversion.
+        ValueError: where it is no directory, or one that holds something else.
 
     """
 
@@ -37,28 +41,44 @@ class Unfinished:
         if folder is None:
             return
         self._described, self._identity = folder / "conversion.json", identity()
-        if self._described.is_file():
-            if json.loads(self._described.read_text(encoding="utf-8")) != {"identity": self._identity}:
+        if self.begun:
+            if self._described.read_text(encoding="utf-8") != self._description:
                 raise ValueError(
                     f"{folder} holds an unfinished conversion of another model, by another method or with other text; "
                     f"remove it, or name another directory."
                 )
-        elif folder.exists() and any(folder.iterdir()):
-            raise ValueError(f"{folder} holds something other than an unfinished conversion; name another directory.")
+        elif folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+            raise ValueError(
+                f"{folder} holds something other than an unfinished conversion; remove it, or name another directory."
+            )
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is something to go on from."""
+        return self._folder is not None and self._described.is_file()
 
     def stage(self, name: str) -> "Stage":
         """Return the stage of that name, with what an earlier process did of it."""
         return Stage() if self._folder is None else Stage(self._folder / name, self._begin)
 
     def remove(self) -> None:
-        """Remove the directory: the conversion is finished."""
-        if self._folder is not None and self._folder.exists():
-            shutil.rmtree(self._folder)
+        """Remove what was kept: the conversion is finished. What others put into the directory stays."""
+        if self._folder is None or not self.begun:
+            return
+        for states in self._folder.glob(f"*/{STATES}"):
+            shutil.rmtree(states.parent)
+        self._described.unlink()  # last, since it says that the rest is ours
+        if not any(self._folder.iterdir()):
+            self._folder.rmdir()
+
+    @property
+    def _description(self) -> str:
+        return json.dumps({"identity": self._identity})
 
     def _begin(self) -> None:
         self._described.parent.mkdir(parents=True, exist_ok=True)
-        if not self._described.is_file():
-            write_json(self._described, {"identity": self._identity})
+        if not self.begun:
+            write_text(self._described, self._description)
 
 
 class Stage:
@@ -80,16 +100,16 @@ class Stage:
         self._saved = time.monotonic()
         self.layers_done = 0
         if folder is not None and self._states.is_file():
-            with safe_open(self._states, "pt") as file:
+            with _named(self._states), safe_open(self._states, "pt") as file:
                 self.layers_done = int(file.metadata()["layers"])
 
     def result(self, layer: int) -> dict[str, Tensor] | None:
         """Return what `save` was given for `layer`, or None where it is not done."""
-        return load_file(self._result(layer)) if layer < self.layers_done else None
+        return _read(self._result(layer)) if layer < self.layers_done else None
 
     def states(self) -> dict[str, Tensor]:
         """Return the states behind the last layer that is done; at the beginning nothing."""
-        return load_file(self._states) if self.layers_done else {}
+        return _read(self._states) if self.layers_done else {}
 
     def save(self, layer: int, result: Tensors, states: Callable[[], Tensors], *, last: bool) -> None:
         """Keep the result of a layer, from time to time with the states behind it, and always of the last layer.
@@ -113,21 +133,43 @@ class Stage:
     @property
     def _states(self) -> Path:
         assert self._folder is not None
-        return self._folder / "states.safetensors"
+        return self._folder / STATES
 
     def _result(self, layer: int) -> Path:
         assert self._folder is not None
         return self._folder / f"layer-{layer}.safetensors"
 
 
-def identity_of(model: nn.Module, batches: Iterable[Tensors], *others: str) -> str:
-    """Return a hash of the weights of a model, of batches of text, and of `others`."""
-    sha = hashlib.sha256(json.dumps([torch.__version__, *others]).encode())
+def identity_of(model: Any, batches: Iterable[Tensors], *others: str) -> str:
+    """Return a hash of what decides the states of a model on batches of text, and of `others`.
+
+    That is its weights, its configuration, its attention and the autocast that it runs under.
+    """
+    config, device = model.config, model.device.type
+    autocast = str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None
+    described = [torch.__version__, config.to_json_string(use_diff=False), config._attn_implementation, autocast]
+    sha = hashlib.sha256(json.dumps([*described, *others]).encode())
     named = [*model.state_dict().items(), *(item for batch in batches for item in batch.items())]
     for name, tensor in named:
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return sha.hexdigest()
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Turn what a damaged file raises into a sentence."""
+    try:
+        yield
+    except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"{path} is damaged or missing; remove {path.parent.parent}, and convert from the beginning."
+        ) from error
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    with _named(path):
+        return load_file(path)
 
 
 def _write(path: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> None:

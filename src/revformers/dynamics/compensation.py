@@ -7,7 +7,7 @@ LARGEST_COMPENSATED_BLEND = Fraction(1, 2)
 """For a = 1 the step sizes would not stay bounded."""
 
 
-def leads(blends: Sequence[Fraction]) -> list[float]:
+def leads(blends: Sequence[Fraction], parts: Sequence[float] | None = None) -> list[float]:
     """Return the share s_l of its last update that each state p[0], ..., p[L] is to be ahead of the ordinary network's.
 
     With v_l = p[l+1] - p[l], a blended step is v_l = h_l f_l - a_l v_{l-1}: it takes a_l of the last update back, and
@@ -21,11 +21,15 @@ def leads(blends: Sequence[Fraction]) -> list[float]:
 
     Args:
         blends: a of every layer.
+        parts: for every layer the part of its share to be ahead by, from 0 to 1, where something else makes up for the
+            rest; left out, all of it.
 
     """
     shares = [0.0]
-    for blend in reversed(blends):
-        shares.append(float(blend) * (1 - shares[-1]) if abs(blend) <= LARGEST_COMPENSATED_BLEND else 0.0)
+    for layer in reversed(range(len(blends))):
+        part = 1.0 if parts is None else parts[layer]
+        blend = blends[layer]
+        shares.append(part * float(blend) * (1 - shares[-1]) if blend <= LARGEST_COMPENSATED_BLEND else 0.0)
     return shares[::-1]
 
 

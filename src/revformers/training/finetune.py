@@ -1,8 +1,8 @@
 """A fine-tuning run of a converted model on transformers' Trainer, or on TRL's SFTTrainer."""
 
 import dataclasses
-import inspect
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from revformers.conversion.convert import convert
+from revformers.conversion.progress import ConversionProgress
 from revformers.dynamics.blended_midpoint import BlendedMidpoint
 from revformers.errors import NotReversibleError
 from revformers.hf.adapter import apply_conversion
@@ -46,6 +47,12 @@ from revformers.training.trainer_run import (
     train,
     trainer_arguments,
 )
+
+CONVERSION_OPTIONS = ("allocation", "two_evaluations")
+"""What conversion.options takes; the rest of a conversion has fields of its own, or follows from the data."""
+
+FEWEST_DEPLOYED_BITS = 1.5
+"""Mean side information in bits an element a layer below which a network is not deployed as the ordinary one."""
 
 PREDICTORS = r".*\bupdate_predictor\b.*"
 """The modules that an adapter of the ordinary network leaves out, as PEFT matches their names."""
@@ -101,7 +108,7 @@ def finetune(
 
     teacher: Teacher | None = FrozenCopy(model) if recipe.loss.distillation and lora is None else None
     if recipe.conversion.bits is not None or reversible_stack(model) is not None:
-        _prepare_dynamics(model, recipe, data, tokenizer, run, arguments, fresh=checkpoint is None)
+        _prepare_dynamics(model, recipe, data, tokenizer, run, arguments, console, fresh=checkpoint is None)
     if recipe.deploy == "ordinary":
         _check_deployable(model)
         for predictor in update_predictors(model):
@@ -136,7 +143,7 @@ def finetune(
     tokens = int(state.num_input_tokens_seen) if tokens_per_step is None else state.global_step * tokens_per_step
     metrics = {**json.loads(run.start.read_text(encoding="utf-8")), **run_metrics(trainer, tokens)}
     if recipe.deploy == "ordinary":
-        _make_ordinary(trainer.accelerator.unwrap_model(trainer.model))
+        _make_ordinary(trainer.accelerator.unwrap_model(trainer.model), recipe, console)
         metrics["deployed_validation_loss"] = trainer.evaluate(metric_key_prefix="deployed")["deployed_loss"]
     if trainer.is_world_process_zero():
         _save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, recipe, run)
@@ -186,12 +193,9 @@ def _check(recipe: FinetuneRecipe) -> None:
             raise RecipeError("adapter.merge needs an adapter; set adapter.kind to lora.")
     elif recipe.adapter.merge and recipe.model.quantization != "none":
         raise RecipeError("adapter.merge would round the adapter to the quantised weights; leave one of them out.")
-    parameters = inspect.signature(convert).parameters.values()
-    own = ("held_out", "progress")
-    known = [item.name for item in parameters if item.kind is item.KEYWORD_ONLY and item.name not in own]
     for name in recipe.conversion.options:
-        if name not in known:
-            raise RecipeError(f"conversion.options has no {name!r}{suggestion(name, known)}")
+        if name not in CONVERSION_OPTIONS:
+            raise RecipeError(f"conversion.options has no {name!r}{suggestion(name, CONVERSION_OPTIONS)}")
 
 
 def _check_model(recipe: FinetuneRecipe, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -250,6 +254,7 @@ def _prepare_dynamics(
     tokenizer: PreTrainedTokenizerBase,
     run: RunDirectory,
     arguments: TrainingArguments,
+    console: Console,
     *,
     fresh: bool,
 ) -> None:
@@ -259,7 +264,7 @@ def _prepare_dynamics(
         if fresh and arguments.process_index == 0:
             if section.bits is not None:
                 blocks = calibration_blocks(data, tokenizer, section.sequences, recipe.data.block_length)
-                _convert(model, recipe, blocks.to(model.device))
+                _convert(model, recipe, blocks.to(model.device), console)
             with replaced(run.conversion) as directory:
                 save_conversion(model, directory)
         else:
@@ -270,18 +275,31 @@ def _prepare_dynamics(
         raise RecipeError(str(error)) from error
 
 
-def _convert(model: Any, recipe: FinetuneRecipe, blocks: torch.Tensor) -> None:
-    """Convert the model as it will be trained: in the precision of the training."""
+def _convert(model: Any, recipe: FinetuneRecipe, blocks: torch.Tensor, console: Console) -> None:
+    """Convert the model as it will be trained, in the precision of the training, and say what that came to."""
     section, precision = recipe.conversion, recipe.training.precision
     mixed = precision != "float32"
     dtype = getattr(torch, precision) if mixed else None
     try:
-        with torch.autocast(model.device.type, dtype=dtype, enabled=mixed):
-            convert(model, section.bits, blocks, **{"predictor": section.predictor, **section.options})  # type: ignore[arg-type]
+        with (
+            ConversionProgress(console) as progress,
+            torch.autocast(model.device.type, dtype=dtype, enabled=mixed),
+            warnings.catch_warnings(action="ignore", category=UserWarning),  # the remarks say it
+        ):
+            conversion = convert(
+                model,
+                section.bits,  # type: ignore[arg-type]
+                blocks,
+                predictor=section.predictor,
+                progress=progress,
+                **section.options,
+            )
     except NotReversibleError:
         raise
     except ValueError as error:
         raise RecipeError(str(error)) from error
+    for remark in conversion.remarks:
+        console.print(remark, highlight=False, soft_wrap=True)
 
 
 def _check_deployable(model: Any) -> None:
@@ -289,11 +307,17 @@ def _check_deployable(model: Any) -> None:
     stack = reversible_stack(model)
     if stack is None:  # not converted: the ordinary network is what is trained
         return
-    dynamics = stack.dynamics
+    dynamics, layers = stack.dynamics, range(stack.number_of_layers)
     if not isinstance(dynamics, BlendedMidpoint):
         raise RecipeError(
             f"deploy: ordinary needs blends, which are nearly the ordinary network; the model has {dynamics.name}. Set "
             f"deploy to reversible."
+        )
+    bits = sum(map(dynamics.side_information_bits, layers)) / len(layers)
+    if bits < FEWEST_DEPLOYED_BITS:
+        raise RecipeError(
+            f"At {bits:.3g} bits the model is too far from the ordinary network to be deployed as that; convert with "
+            f"{FEWEST_DEPLOYED_BITS} bits or more, or set deploy to reversible."
         )
 
 
@@ -336,18 +360,32 @@ def _with_adapter(model: Any, config: Any, recipe: FinetuneRecipe) -> Any:
     trained = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
     if deployed and any(".update_predictor." in name for name in trained):
         raise RecipeError(
-            "The adapter trains update predictors, which deploy: ordinary leaves out; exclude them in adapter.options, "
-            "or set deploy to reversible."
+            "The adapter trains update predictors, which deploy: ordinary leaves out; change target_modules, "
+            "modules_to_save, bias or exclude_modules in the adapter section, or set deploy to reversible."
         )
     return adapted
 
 
-def _make_ordinary(model: Any) -> None:
-    """Make the trained model the ordinary network, with its adapter where it has one."""
+def _make_ordinary(model: Any, recipe: FinetuneRecipe, console: Console) -> None:
+    """Make the trained model the ordinary network, as it will be saved: with its adapter, merged where it is to be."""
+    stack = reversible_stack(model)
+    provenance = stack.provenance if stack is not None else None
     make_residual(model)
     for config in getattr(model, "peft_config", {}).values():
         if config.exclude_modules == PREDICTORS:
             config.exclude_modules = None  # PEFT warns of a pattern that nothing fits
+        if recipe.conversion.bits is None and stack is not None:
+            # Not the reversible model that the run began with, which only revformers loads.
+            # Empty and not None, for which PEFT puts the name of the model.
+            config.base_model_name_or_path = (provenance.base_model if provenance is not None else None) or ""
+            if not config.base_model_name_or_path:
+                console.print(
+                    f"The adapter names no base model: its own is what {recipe.model.name} was converted from.",
+                    highlight=False,
+                    soft_wrap=True,
+                )
+    if recipe.adapter.merge:
+        model.merge_adapter()  # rounds to the dtype of the weights, as saving the merged model will
 
 
 def _set_loss(model: Any, recipe: FinetuneRecipe, teacher: Teacher | None) -> None:
@@ -410,7 +448,8 @@ def _save(model: Any, tokenizer: PreTrainedTokenizerBase, recipe: FinetuneRecipe
     if adapted:
         _save_to(run.adapter, model, tokenizer)
     if recipe.adapter.merge:
-        model = model.merge_and_unload()
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # of one that is merged already
+            model = model.merge_and_unload()
     if recipe.adapter.merge or not adapted:
         _save_to(run.model, model, tokenizer)
 

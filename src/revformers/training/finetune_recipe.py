@@ -41,7 +41,7 @@ class PretrainedSection:
 class ConversionSection:
     """How the network is made reversible before it is trained."""
 
-    bits: float | None = 1.0
+    bits: float | None = 2.0
     """Side information in bits an element a layer, mean over the layers, 0 to 8, as in revformers.convert. none
     converts nothing: an ordinary network stays one, and a saved reversible model keeps its dynamics."""
 

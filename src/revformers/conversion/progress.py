@@ -14,7 +14,8 @@ SECONDS_BETWEEN_LINES = 30.0
 class ConversionProgress:
     """Shows how many layers are done and about how long the others will take, from the first layer on.
 
-    A context, which gives the terminal back; called as `revformers.convert` calls its `progress`.
+    A context, which gives the terminal back; called as `revformers.convert` calls its `progress`. Layers that were done
+    before an interruption say nothing of the time that one takes.
 
     Args:
         console: where to show it.
@@ -26,6 +27,7 @@ class ConversionProgress:
         self._console = console
         self._clock = clock
         self._started = self._shown = clock()
+        self._done = self._skipped = 0
         columns = (TextColumn("layer"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(), TextColumn("left"))
         self._bar = Progress(*columns, console=console, transient=True)
         self._task = self._bar.add_task("")
@@ -46,11 +48,15 @@ class ConversionProgress:
     def __call__(self, done: int, total: int) -> None:
         """Show that `done` of `total` layers are done."""
         now = self._clock()
-        if done == 1 and self._bar.tasks[0].completed:  # the next of several conversions
-            self._started = now
-            self._bar.reset(self._task)
+        if done == 0:  # the first of several conversions, or the next one
+            self._started, self._done, self._skipped = now, 0, 0
+            self._bar.reset(self._task, total=total)
+            return
+        self._skipped += done - self._done - 1
+        self._done = done
         self._bar.update(self._task, completed=done, total=total)
-        if not self._console.is_terminal and (done in (1, total) or now - self._shown >= SECONDS_BETWEEN_LINES):
+        first = done == self._skipped + 1
+        if not self._console.is_terminal and (first or done == total or now - self._shown >= SECONDS_BETWEEN_LINES):
             self._shown = now
-            left = timedelta(seconds=round((now - self._started) / done * (total - done)))
+            left = timedelta(seconds=round((now - self._started) / (done - self._skipped) * (total - done)))
             self._console.print(f"layer {done}/{total}  about {left} left", highlight=False, soft_wrap=True)

@@ -1,0 +1,150 @@
+"""What a conversion came to, in figures and in words."""
+
+import math
+from dataclasses import dataclass
+
+from torch import nn
+
+from revformers.conversion.fit import LayerFit
+from revformers.dynamics.blended_midpoint import BlendedMidpoint
+from revformers.hf.discovery import unwrap
+from revformers.hf.provenance import Provenance, hub_id
+
+NOTABLE_INCREASE = 0.01
+"""Share of the original's loss beyond which a conversion says that its loss rises."""
+
+TOKENS_PER_FEATURE = 16
+"""Calibration tokens for each number that a predictor reads, below which it is remarked that they are few."""
+
+MASSIVE_TOKEN = 100
+"""Size of a token's state, relative to the median token's, from which on it is remarked."""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion came to. Losses are mean cross-entropies before any training, nats a token.
+
+    They are measured on the held-out text where there is some, otherwise on the calibration text.
+
+    Attributes:
+        bits: side information, in bits an element a layer, mean over the layers.
+        dynamics: the blends, one per layer.
+        original_loss: of the ordinary network.
+        loss: of the converted network.
+        predicted_loss: what the costs of the blends, measured layer by layer, predict for it; None where they were not.
+        calibration_tokens: tokens of the calibration text.
+        held_out_tokens: tokens of the held-out text, 0 without.
+        added_parameters: parameters of the update predictors.
+        added_compute: operations of a forward pass that the conversion adds, as a share of the ordinary network's.
+        side_information: bytes that the backward pass keeps of a token, over all layers.
+        checkpoints: bytes that checkpointing keeps of a token: the input of every layer.
+        states: bytes a token of the two states that the backward pass holds, whatever the depth.
+        fits: how well each layer's predictor fits; empty without predictors.
+        features: numbers that each predictor is an affine function of; 0 without predictors.
+        fitted_tokens: tokens that the predictors were fitted to.
+
+    """
+
+    bits: float
+    dynamics: BlendedMidpoint
+    original_loss: float
+    loss: float
+    predicted_loss: float | None
+    calibration_tokens: int
+    held_out_tokens: int
+    added_parameters: int
+    added_compute: float
+    side_information: float
+    checkpoints: int
+    states: int
+    fits: tuple[LayerFit, ...]
+    features: int
+    fitted_tokens: int
+
+    @property
+    def total_bits(self) -> float:
+        """Side information in bits an element over all layers."""
+        return self.bits * len(self.layer_bits)
+
+    @property
+    def layer_bits(self) -> list[int]:
+        """Side information in bits an element, layer by layer."""
+        assert isinstance(self.dynamics.blend, tuple)
+        return [self.dynamics.side_information_bits(layer) for layer in range(len(self.dynamics.blend))]
+
+    @property
+    def warning(self) -> str | None:
+        """What to say of the loss before the converted model is put to use; None where it hardly rises."""
+        if self.loss_increase <= NOTABLE_INCREASE:
+            return None
+        return (
+            f"The loss rises by {self.loss_increase:.1%}, more than {NOTABLE_INCREASE:.0%}: give more bits or more "
+            f"calibration text, or heal the model by fine-tuning."
+        )
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a user should know before the converted model is put to use, a sentence each."""
+        found = [self.warning] if self.warning else []
+        if self.features and self.fitted_tokens < TOKENS_PER_FEATURE * self.features:
+            found.append(
+                f"The predictors were fitted to {self.fitted_tokens:,} tokens and read {self.features:,} numbers each: "
+                f"give {TOKENS_PER_FEATURE * self.features:,} tokens or more."
+            )
+        weak = sum(fit.explained < 0.5 for fit in self.fits)
+        if weak:
+            found.append(
+                f"The predictors of {weak} of {len(self.fits)} layers explain less than half of what they are to make "
+                f"up for; at few bits the rest counts."
+            )
+        massive = max((fit.largest_token for fit in self.fits), default=1.0)
+        if massive > MASSIVE_TOKEN:
+            found.append(
+                f"A token's state is {massive:,.0f} times as large as the median token's; every token has the same "
+                f"weight in the fit."
+            )
+        return tuple(found)
+
+    @property
+    def loss_increase(self) -> float:
+        """The increase of the loss over the original's, as a share of it."""
+        return self.loss / self.original_loss - 1
+
+    def provenance(self, model: nn.Module) -> Provenance:
+        """Return what the config and the card of the converted model tell of it."""
+        held_out = self.held_out_tokens > 0
+        return Provenance(
+            base_model=hub_id(unwrap(model).config.name_or_path or ""),
+            made_by=f"revformers.convert(model, bits={self.bits:g}, ...)",
+            calibration_tokens=self.calibration_tokens,
+            original_loss=None if held_out else self.original_loss,
+            loss=None if held_out else self.loss,
+            held_out_tokens=self.held_out_tokens or None,
+            held_out_original_loss=self.original_loss if held_out else None,
+            held_out_loss=self.loss if held_out else None,
+            remarks=self.remarks,
+        )
+
+    def __str__(self) -> str:
+        """Say in a few lines what the conversion costs."""
+        text = "held-out text   " if self.held_out_tokens else "calibration text"
+        lines = [
+            f"converted at {self.bits:g} {'bit' if self.bits == 1 else 'bits'} per element and layer, "
+            f"{self.total_bits:g} in total",
+            f"  loss on {text}      {self.loss:.4f}, {self.loss_increase:+.2%} on {self.original_loss:.4f}",
+        ]
+        if self.predicted_loss is not None:
+            lines.append(f"  predicted layer by layer      {self.predicted_loss:.4f}")
+        lines += [
+            f"  added parameters              {self.added_parameters:,}",
+            f"  added compute                 {self.added_compute:+.1%} of a forward pass",
+            f"  kept for the backward pass    {self.side_information:,.0f} bytes a token beside the two states' "
+            f"{self.states:,}; checkpointing keeps {self.checkpoints:,}",
+        ]
+        if self.fits:
+            worst = max(range(len(self.fits)), key=lambda layer: self.fits[layer].error)
+            lines.append(
+                f"  worst layer                   {worst}, next state off by {math.sqrt(self.fits[worst].error):.2%} "
+                f"of its size"
+            )
+        return "\n".join(lines + [f"  {remark}" for remark in self.remarks])
