@@ -13,15 +13,14 @@ from transformers import AutoModelForCausalLM
 
 from revformers.cli.main import main
 from revformers.hf.model_config import KEY
-from tests.training.tiny import write_text
 from tests.training.tiny_finetune import write_model
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/deploy.md").read_text(encoding="utf-8")
 SMALLER = {
-    "convert": "--length 32 --sequences 4 --held_out 2",
-    "finetune": "--data.block_length 64 --data.validation_blocks 2 --training.max_steps 2 --training.eval_steps 2 "
-    "--training.per_device_train_batch_size 2 --training.arguments.use_cpu true --model.dtype float32",
+    "finetune": "--conversion.sequences 4 --data.block_length 64 --data.validation_blocks 2 --training.max_steps 2 "
+    "--training.eval_steps 2 --training.per_device_train_batch_size 2 --training.arguments.use_cpu true "
+    "--model.dtype float32",
 }
 
 
@@ -29,7 +28,6 @@ SMALLER = {
 def workspace(tmp_path, monkeypatch):
     write_model(tmp_path)
     (tmp_path / "model").rename(tmp_path / "pretrained")
-    write_text(tmp_path / "text.txt")
     records = [
         {"instruction": f"Count to {n}.", "input": "", "output": " ".join(map(str, range(n)))} for n in range(60)
     ]
@@ -43,7 +41,7 @@ def workspace(tmp_path, monkeypatch):
 
 def test_the_commands_leave_an_adapter_and_a_model_of_the_ordinary_network(workspace, capsys):
     commands = [line.strip() for line in PAGE.splitlines() if line.startswith("    revformers ")]
-    assert [command.split()[1] for command in commands] == ["convert", "finetune"]
+    assert [command.split()[1] for command in commands] == ["finetune"]
     for command in commands:
         _, name, *words = shlex.split(command)
         assert main([name, *words, *shlex.split(SMALLER[name])]) == 0, capsys.readouterr().err

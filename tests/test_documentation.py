@@ -23,6 +23,9 @@ SMALLER = {
     "finetune": "--data.source text.txt --data.subset none --data.validation_split none --data.block_length 32 "
     "--data.validation_blocks 2 --conversion.sequences 4 --training.max_steps 2 "
     "--training.eval_steps 2 --training.arguments.use_cpu true",
+    "finetune recipes/lora-instructions.yaml": "--conversion.sequences 2 --data.block_length 64 "
+    "--data.validation_blocks 2 --training.max_steps 2 --training.eval_steps 2 --training.arguments.use_cpu true "
+    "--model.dtype float32",
     "evaluate": "--limit 2",
 }
 """What is added to a command so that its test takes seconds."""
@@ -53,7 +56,12 @@ def workspace(tmp_path, monkeypatch):
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes/quickstart.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     (tmp_path / "text.txt").write_text((ROOT / "README.md").read_text(encoding="utf-8") * 20, encoding="utf-8")
-    shutil.copy(ROOT / "recipes/heal-wikitext.yaml", tmp_path / "recipes")
+    for name in ("heal-wikitext.yaml", "lora-instructions.yaml"):
+        shutil.copy(ROOT / "recipes" / name, tmp_path / "recipes")
+    records = [
+        {"instruction": f"Count to {n}.", "input": "", "output": " ".join(map(str, range(n)))} for n in range(60)
+    ]
+    (tmp_path / "instructions.json").write_text(json.dumps(records), encoding="utf-8")
     write_piqa(tmp_path / "data/piqa")
     pretrained = llama()
     pretrained.resize_token_embeddings(300)
@@ -77,7 +85,8 @@ def test_the_commands_run(commands, workspace, capsys):
     for command in commands:
         program, *words = shlex.split(command)
         assert program == "revformers"
-        assert main([*words, *shlex.split(SMALLER.get(words[0], ""))]) == 0, capsys.readouterr().err
+        smaller = SMALLER.get(" ".join(words[:2]), SMALLER.get(words[0], ""))
+        assert main([*words, *shlex.split(smaller)]) == 0, capsys.readouterr().err
     assert (workspace / "runs/quickstart/model/config.json").is_file()
     if any(" report " in command for command in commands):
         assert "<svg" in (workspace / "report.html").read_text(encoding="utf-8")
@@ -207,43 +216,68 @@ def real_rows():
     return form_rows("conversion-smollm2")
 
 
-FORMS = [f"conversion{part}-wikitext-12L" for part in ("-fine", "", "-calibrated", "-forms")]
+def form_rows(name):
+    """Held-out loss increase by every way, and what each adds to a forward pass."""
+    for row in result(name)["rows"]:
+        assert row["gradients_bit_exact"]
+        figures = spread(list(row["increase_by_seed"].values()))
+        yield f"| {row['arm']} | {row['bits']:g} | {figures} | {row['added_compute']:+.0%} |"
 
 
-def form_rows(*names):
-    """The same by every way that was tried."""
-    for name in names or FORMS:
-        for row in result(name)["rows"]:
-            figures = spread(list(row["increase_by_seed"].values()))
-            yield f"| {row['arm']} | {row['bits']:g} | {figures} | {row['added_compute']:+.0%} |"
+def instruction_rows():
+    """The same on instructions."""
+    return form_rows("conversion-smollm2-instructions")
 
 
-def stories_rows():
-    """The same of the smallest model."""
-    return form_rows("conversion-stories260K")
+def small_rows():
+    """The same of a small network."""
+    return form_rows("conversion-wikitext-12L")
 
 
-def depth_conversion_rows():
-    """Deeper models."""
-    for name in ("conversion-wikitext-32L", "conversion-deep-narrow"):
-        study = result(name)
-        for row in study["rows"]:
-            figures = spread(list(row["increase_by_seed"].values()))
-            yield f"| {study['model']} | {row['arm']} | {row['bits']:g} | {figures} |"
+def deep_rows():
+    """The same of a deeper one."""
+    return form_rows("conversion-wikitext-32L")
 
 
-def healing_rows():
-    """What a short fine-tune heals."""
-    for name in ("healing-bits-wikitext-12L", "healing-wikitext-12L"):
-        yield from healed(result(name))
+def task_rows():
+    """Mean accuracy of converted and of healed networks beside the ordinary one."""
+    for name, study in (("2 bits", "tasks-smollm2-2-bits"), ("0 bits, healed", "tasks-smollm2-0-bits-healed")):
+        mean = result(study)["mean_differences"][-1]
+        difference = (
+            f"{100 * mean['difference']['value']:+.1f} ± {100 * mean['difference']['standard_error']:.1f} points"
+        )
+        yield f"| {name} | {mean['value']:.1%} | {mean['against']['value']:.1%} | {difference} |"
+
+
+def healing_curve_rows():
+    """Validation loss of the real model over its original's, against tokens."""
+    (one,), (zero,) = (result(f"healing-smollm2-{bits}")["rows"] for bits in ("1-bit", "0-bits"))
+    for (tokens, loss), (same, other) in zip(one["curve"], zero["curve"], strict=True):
+        assert tokens == same
+        yield f"| {tokens:,} | {loss / one['original'] - 1:+.2%} | {other / zero['original'] - 1:+.2%} |"
+
+
+def lora_step_rows():
+    """Peak and time of a LoRA step of the real model."""
+    for row in result("lora-step-smollm2")["rows"]:
+        over = quartiles(row["time_over_checkpoint"]) if row["arm"] != "plain_checkpoint" else "1"
+        yield f"| {row['way']} | {mebibytes(row['peak'])} | {over} |"
+
+
+def deployment_rows():
+    """Loss of the ordinary network with weights that were trained in a converted one."""
+    rows = result("deployment-smollm2")["rows"]
+    reference = {row["seed"]: row["deployed"] for row in rows if row["arm"] == "ordinary"}
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        runs = [row for row in rows if row["arm"] == arm]
+        trained, deployed = (runs[0][name] for name in ("trained", "deployed"))
+        over = spread([row["deployed"] / reference[row["seed"]] - 1 for row in runs])
+        yield f"| {arm} | {trained:.4f} | {deployed:.4f} | {'-' if arm == 'ordinary' else over} |"
 
 
 def annealing_rows():
     """Healing of the smallest model, with and without annealing."""
-    return healed(result("healing-stories260K"))
-
-
-def healed(study):
+    study = result("healing-stories260K")
     for arm in dict.fromkeys(row["arm"] for row in study["rows"]):
         runs = [row for row in study["rows"] if row["arm"] == arm]
         before, after = ([row[when] / row["original"] - 1 for row in runs] for when in ("before", "after"))
@@ -282,10 +316,14 @@ def largest_batch_rows():
 
 
 TABLES = {
-    "README.md": [quickstart_rows, depth_rows, time_rows, conversion_rows, healing_rows],
+    "README.md": [quickstart_rows, depth_rows, time_rows, conversion_rows, healing_curve_rows],
     "docs/plan.md": [plan_rows, largest_batch_rows],
     "docs/when-to-use.md": [depth_rows, same_batch_rows, length_rows, layer_rows, head_rows],
-    "docs/conversion.md": [real_rows, form_rows, stories_rows, depth_conversion_rows, annealing_rows, family_rows],
+    "docs/conversion.md": [
+        *(real_rows, instruction_rows, task_rows, healing_curve_rows, lora_step_rows, small_rows, deep_rows),
+        *(annealing_rows, family_rows),
+    ],
+    "docs/deploy.md": [deployment_rows],
 }
 
 
