@@ -107,7 +107,8 @@ def test_the_figures_are_those_of_the_files(run):
 
 def test_the_tiles_compare_deployment_and_peaks(run):
     text = page_of(run)
-    assert "+0.10%" in text
+    assert "<b>2.0020</b>" in text
+    assert "validation loss; 2.5000 of the original" in text
     assert "peak rebuilding; 900 MiB storing, 300 MiB checkpointing" in text
 
 

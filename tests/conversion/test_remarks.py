@@ -27,7 +27,7 @@ def test_a_good_conversion_has_none(conversion):
     ("change", "words"),
     [
         ({"loss": 2.03}, "The loss rises by 1.5%, more than 1%: give more bits or more calibration text"),
-        ({"fitted_tokens": 511}, "fitted to 511 tokens and read 32 numbers each: give 512 tokens or more"),
+        ({"fitted_tokens": 511}, "fitted to 511 tokens and read 32 numbers each: give 586 tokens of calibration"),
         (
             {"fits": (GOOD, dataclasses.replace(GOOD, explained=0.4), *(GOOD,) * 4)},
             "of 1 of 6 layers explain less than",

@@ -82,6 +82,11 @@ def test_an_adapter_is_one_of_the_ordinary_network(shared, tmp_path):
     base = AutoModelForCausalLM.from_pretrained(shared / "model")
     adapted = PeftModel.from_pretrained(base, str(result.directory / "adapter"))
     merged = AutoModelForCausalLM.from_pretrained(result.directory / "model")
+    assert not (result.directory / "README.md").exists()
+    for name in ("adapter", "model"):
+        card = (result.directory / name / "README.md").read_text()
+        assert "needs nothing of revformers" in card
+        assert f"validation loss {result.metrics['deployed_validation_loss']:.4f}" in card
     for deployed in (adapted, merged):
         loss = transformers_loss(deployed, result)
         assert loss == pytest.approx(result.metrics["deployed_validation_loss"], rel=1e-4)

@@ -59,13 +59,12 @@ def _tiles(
 ) -> list[dict[str, str]]:
     """Return the figures at the head of the page, each with its words."""
     tiles = []
+    deployed = NETWORKS["deployed"]
     if "fine-tuned" in losses:
-        before = losses.get("original", losses.get("converted"))
-        words = f"validation loss; {before:.3f} before" if before is not None else "validation loss"
-        tiles.append({"figure": f"{losses['fine-tuned']:.3f}", "words": words})
-    if {"fine-tuned", deployed := NETWORKS["deployed"]} <= losses.keys():
-        change = losses[deployed] / losses["fine-tuned"] - 1
-        tiles.append({"figure": f"{change:+.2%}", "words": "of the loss, deployed as the ordinary network"})
+        before = f"; {losses['original']:.4f} of the original" if "original" in losses else ""
+        tiles.append({"figure": f"{losses['fine-tuned']:.4f}", "words": f"validation loss{before}"})
+    if deployed in losses:
+        tiles.append({"figure": f"{losses[deployed]:.4f}", "words": "validation loss deployed as the ordinary network"})
     peaks = {row["arm"]: row["peak"] for row in steps["rows"]} if steps else {}
     if "rebuild" in peaks:
         others = {"plain_store": "storing", "plain_checkpoint": "checkpointing"}

@@ -87,9 +87,11 @@ class Conversion:
         """What a user should know before the converted model is put to use, a sentence each."""
         found = [self.warning] if self.warning else []
         if self.features and self.fitted_tokens < TOKENS_PER_FEATURE * self.features:
+            # An eighth at most is set aside, which the predictors are not fitted to.
+            enough = math.ceil(TOKENS_PER_FEATURE * self.features * 8 / 7)
             found.append(
                 f"The predictors were fitted to {self.fitted_tokens:,} tokens and read {self.features:,} numbers each: "
-                f"give {TOKENS_PER_FEATURE * self.features:,} tokens or more."
+                f"give {enough:,} tokens of calibration text or more (sequences, or a greater length of them)."
             )
         weak = sum(fit.explained < 0.5 for fit in self.fits)
         if weak:
@@ -134,7 +136,7 @@ class Conversion:
             f"  loss on {text}      {self.loss:.4f}, {self.loss_increase:+.2%} on {self.original_loss:.4f}",
         ]
         if self.predicted_loss is not None:
-            lines.append(f"  predicted layer by layer      {self.predicted_loss:.4f}")
+            lines.append(f"  predicted by costs of layers  {self.predicted_loss:.4f}")
         lines += [
             f"  added parameters              {self.added_parameters:,}",
             f"  added compute                 {self.added_compute:+.1%} of a forward pass",

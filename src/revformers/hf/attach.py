@@ -77,11 +77,12 @@ def detach(stack: DecoderStack) -> None:
                 f"The forward of {type(module).__name__} was wrapped by another library after the model became "
                 f"reversible; undo that first (accelerate.hooks.remove_hook_from_submodules, after device_map)."
             )
+    for layer in stack.layers:  # first: an interruption must not leave them in an ordinary model
+        if hasattr(layer, "update_predictor"):
+            del layer.update_predictor
     del stack.decoder._reversible_stack, stack.decoder.forward
     for layer in stack.layers:
         del layer._reversible_role, layer.forward
-        if hasattr(layer, "update_predictor"):
-            del layer.update_predictor
 
 
 def add_update_predictors(model: nn.Module, form: PredictorForm) -> list[UpdatePredictor]:

@@ -1,7 +1,7 @@
 """The model card of a reversible model: the README.md that `save_pretrained` and `push_to_hub` write."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -79,6 +79,28 @@ def add_section(path: Path, model: PreTrainedModel, adapter: bool = False) -> No
     )
     card.data.tags = sorted({*(card.data.tags or []), "revformers", "reversible"})
     card.save(path)
+
+
+def save_deployed_card(directory: Path, losses: Mapping[str, float], adapter: bool) -> None:
+    """Write the card of an ordinary network, or of an adapter of one, that was trained in a reversible one.
+
+    Args:
+        directory: where it was saved.
+        losses: with deployed_validation_loss, nats a token, and original_validation_loss where it is known.
+        adapter: whether it is an adapter.
+
+    """
+    kind, library = ("adapter", "peft") if adapter else ("model", "transformers")
+    original = losses.get("original_validation_loss")
+    before = "" if original is None else f", {original:.4f} before training"
+    text = (
+        f"# An ordinary {kind}, trained reversibly\n\n"
+        f"This {kind} belongs to the ordinary network and needs nothing of revformers. It was trained with reversible "
+        f"dynamics, whose backward pass rebuilds activations in the place of storing them, and then evaluated as it is "
+        f"saved: validation loss {losses['deployed_validation_loss']:.4f}{before}.\n\n" + _versions()
+    )
+    data = ModelCardData(library_name=library, tags=["revformers"])
+    ModelCard.from_template(data, template_str=TEMPLATE, marker=MARKER, text=text).save(directory / CARD_NAME)
 
 
 def has_section(card: Path) -> bool:

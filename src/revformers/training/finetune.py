@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from revformers.dynamics.blended_midpoint import BlendedMidpoint
 from revformers.errors import NotReversibleError
 from revformers.hf.adapter import apply_conversion
 from revformers.hf.adapter_base import save_conversion
+from revformers.hf.card import CARD_NAME, save_deployed_card
 from revformers.hf.gguf_file import is_gguf
 from revformers.hf.head import HeadLoss, apply_head, set_head_loss
 from revformers.hf.ordinary import ordinary
@@ -146,7 +148,7 @@ def finetune(
         _make_ordinary(trainer.accelerator.unwrap_model(trainer.model), recipe, console)
         metrics["deployed_validation_loss"] = trainer.evaluate(metric_key_prefix="deployed")["deployed_loss"]
     if trainer.is_world_process_zero():
-        _save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, recipe, run)
+        _save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, recipe, run, metrics)
         write_json(run.history, loss_curve(state))
         write_json(run.metrics, metrics)  # last, since it says that the run is finished
     return RunResult(run.path, True, state.global_step, None, metrics)
@@ -199,9 +201,12 @@ def _check(recipe: FinetuneRecipe) -> None:
 
 
 def _check_model(recipe: FinetuneRecipe, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise RecipeError where model, tokenizer and recipe do not go together."""
+    """Raise RecipeError where model, tokenizer and recipe do not go together; let the tokenizer end a text."""
     name, conversion = recipe.model.name, recipe.conversion
     config = model.config.get_text_config(decoder=True)
+    if tokenizer.eos_token is None and isinstance(config.eos_token_id, int):
+        # A bare tokenizer.json does not say which of its tokens that is; the model does.
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(config.eos_token_id)
     if len(tokenizer) > config.vocab_size:
         raise RecipeError(
             f"The tokenizer has {len(tokenizer)} tokens and {name} {config.vocab_size}; set model.tokenizer to the "
@@ -278,6 +283,7 @@ def _prepare_dynamics(
 def _convert(model: Any, recipe: FinetuneRecipe, blocks: torch.Tensor, console: Console) -> None:
     """Convert the model as it will be trained, in the precision of the training, and say what that came to."""
     section, precision = recipe.conversion, recipe.training.precision
+    console.print(f"converting at {section.bits:g} bits", highlight=False)
     mixed = precision != "float32"
     dtype = getattr(torch, precision) if mixed else None
     try:
@@ -442,7 +448,13 @@ def _losses_before_training(trainer: Trainer, model: Any, recipe: FinetuneRecipe
     return losses
 
 
-def _save(model: Any, tokenizer: PreTrainedTokenizerBase, recipe: FinetuneRecipe, run: RunDirectory) -> None:
+def _save(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: FinetuneRecipe,
+    run: RunDirectory,
+    metrics: Mapping[str, Any],
+) -> None:
     """Write the adapter, the model, or both."""
     adapted = recipe.adapter.kind == "lora"
     if adapted:
@@ -452,6 +464,12 @@ def _save(model: Any, tokenizer: PreTrainedTokenizerBase, recipe: FinetuneRecipe
             model = model.merge_and_unload()
     if recipe.adapter.merge or not adapted:
         _save_to(run.model, model, tokenizer)
+    if recipe.deploy == "ordinary":
+        # What the trainer wrote of the reversible model does not hold of what is deployed.
+        (run.path / CARD_NAME).unlink(missing_ok=True)
+        for directory in (run.adapter, run.model):
+            if directory.is_dir():
+                save_deployed_card(directory, metrics, adapter=directory == run.adapter)
 
 
 def _save_to(target: Path, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:

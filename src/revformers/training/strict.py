@@ -120,8 +120,10 @@ def _converted(value: Any, annotation: Any, dotted: str, origin: str) -> Any:
         (annotation,) = (choice for choice in get_args(annotation) if choice is not type(None))
     if get_origin(annotation) is tuple:
         return _converted_list(value, get_args(annotation)[0], dotted, origin)
-    if annotation is str and isinstance(value, Words):
-        value = None if optional and str(value).lower() in ("none", "null") else str(value)
+    if optional and isinstance(value, Words) and str(value).lower() in ("none", "null"):
+        value = None
+    elif annotation is str and isinstance(value, Words):
+        value = str(value)
     else:
         value = _read(value)
     if value is None and optional:
