@@ -234,7 +234,7 @@ def test_one_call_refuses_an_adapter_of_an_ordinary_network(ordinary_adapter):
     [
         ("memory", "other dynamics", "name"),
         ("memory", "other predictors", "update predictors"),
-        ("converted", "other predictors", "the weights of the update predictors|blend"),
+        ("converted", "other predictors", "the weights of the update predictors|blend|step_size"),
     ],
 )
 def test_the_sentence_says_what_tells_the_networks_apart(kind, wrong, named, folder, adapters):

@@ -30,7 +30,7 @@ from revformers.conversion.costs import measure_layer_costs
 from revformers.conversion.fit import LastUpdate, LayerFit, fit_last_updates, fit_update_predictors
 from revformers.conversion.measure import Batch, mean_loss
 from revformers.conversion.report import Conversion
-from revformers.conversion.unfinished import Unfinished, identity_of
+from revformers.conversion.unfinished import Unfinished, identity_of, stage_of
 from revformers.dynamics.base import ONE
 from revformers.dynamics.blended_midpoint import BlendedMidpoint
 from revformers.dynamics.compensation import compensating_step_sizes, leads
@@ -41,7 +41,6 @@ from revformers.hf.hint import without_hint
 from revformers.hf.quantization import keep_trainable
 from revformers.hf.reversible import make_residual, make_reversible
 from revformers.hf.state import record_provenance, require_reversible, reversible_stack, update_predictors
-from revformers.training.data.cache import digest
 from revformers.update_predictor import PredictorForm, PredictorName, predictor_form_of
 
 Allocation = Literal["uniform", "calibrated"]
@@ -330,7 +329,7 @@ class Converter:
             self._fitted,
             self._set_aside,
             self._layer_done,
-            self._unfinished.stage(f"blends-{digest([str(blend) for blend in blends])}"),
+            self._unfinished.stage(stage_of(blends)),
         )
 
     def _layer_done(self, layer: int) -> None:

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,11 @@ def identity_of(model: Any, batches: Iterable[Tensors], *others: str) -> str:
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return sha.hexdigest()
+
+
+def stage_of(blends: Iterable[Fraction]) -> str:
+    """Return the name of the stage that fits the predictors to these blends."""
+    return f"blends-{hashlib.sha256(' '.join(map(str, blends)).encode()).hexdigest()[:16]}"
 
 
 @contextmanager
