@@ -234,21 +234,6 @@ def small_rows():
     return form_rows("conversion-wikitext-12L")
 
 
-def deep_rows():
-    """The same of a deeper one."""
-    return form_rows("conversion-wikitext-32L")
-
-
-def task_rows():
-    """Mean accuracy of converted and of healed networks beside the ordinary one."""
-    for name, study in (("2 bits", "tasks-smollm2-2-bits"), ("0 bits, healed", "tasks-smollm2-0-bits-healed")):
-        mean = result(study)["mean_differences"][-1]
-        difference = (
-            f"{100 * mean['difference']['value']:+.1f} ± {100 * mean['difference']['standard_error']:.1f} points"
-        )
-        yield f"| {name} | {mean['value']:.1%} | {mean['against']['value']:.1%} | {difference} |"
-
-
 def healing_curve_rows():
     """Validation loss of the real model over its original's, against tokens."""
     (one,), (zero,) = (result(f"healing-smollm2-{bits}")["rows"] for bits in ("1-bit", "0-bits"))
@@ -320,7 +305,7 @@ TABLES = {
     "docs/plan.md": [plan_rows, largest_batch_rows],
     "docs/when-to-use.md": [depth_rows, same_batch_rows, length_rows, layer_rows, head_rows],
     "docs/conversion.md": [
-        *(real_rows, instruction_rows, task_rows, healing_curve_rows, lora_step_rows, small_rows, deep_rows),
+        *(real_rows, instruction_rows, healing_curve_rows, lora_step_rows, small_rows),
         *(annealing_rows, family_rows),
     ],
     "docs/deploy.md": [deployment_rows],
