@@ -72,9 +72,9 @@ def main() -> None:
     revformers("convert", model, *budget, "--out", converted)
     revformers("verify", converted)
     for directory in (checkpoint, rebuild):
-        policy = ["--conversion.bits", "none", "--conversion.activations", directory.name, "--output", directory]
+        policy = ["--conversion.activations", directory.name, "--output", directory]
         task = ["--data.source", instructions, "--training.max_steps", options.steps]
-        revformers("finetune", RECIPE, "--model.name", converted, *policy, *task)
+        revformers("finetune", RECIPE, "--model.name", model, *policy, *task)
     same = file_digest(checkpoint / ADAPTER) == file_digest(rebuild / ADAPTER)
     say("Checkpointing and rebuilding ended with " + ("the same adapter, to the bit." if same else "OTHER adapters."))
     step = ["--length", options.length, "--rounds", options.rounds, "--arms", *ARMS]

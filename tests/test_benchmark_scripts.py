@@ -227,7 +227,7 @@ def test_the_quickstart_with_a_real_model(folder, monkeypatch, capfd):
     runpy.run_path(str(BENCHMARKS / "real_model.py"), run_name="__main__")
     shown = capfd.readouterr().out
     assert "the same adapter, to the bit" in shown
-    assert "gradients are equal" in shown
+    assert "rebuilt gradients equal stored gradients to the bit" in shown
     assert "the evaluation on its questions is left out" in shown  # the data have none
     assert "converted, rebuild" in Path("real.html").read_text()
 
