@@ -130,6 +130,14 @@ def test_what_others_put_into_the_directory_stays(tmp_path):
     assert [path.name for path in (tmp_path / "unfinished").iterdir()] == ["thesis.txt"]
 
 
+def test_a_stage_that_was_cut_off_in_its_first_writing_goes_too(tmp_path):
+    interrupt(tmp_path / "unfinished", 2)
+    (tmp_path / "unfinished/blends-of-another-budget").mkdir()
+    (tmp_path / "unfinished/blends-of-another-budget/layer-0.safetensors").touch()
+    rf.convert(smooth_llama(), 1, TEXT, unfinished=tmp_path / "unfinished")
+    assert not (tmp_path / "unfinished").exists()
+
+
 def test_a_link_to_a_directory_is_followed(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "disk")

@@ -66,8 +66,9 @@ class Unfinished:
         """Remove what was kept: the conversion is finished. What others put into the directory stays."""
         if self._folder is None or not self.begun:
             return
-        for states in self._folder.glob(f"*/{STATES}"):
-            shutil.rmtree(states.parent)
+        # A stage that was cut off in its first writing has results and no states.
+        for directory in {file.parent for name in (STATES, "layer-*") for file in self._folder.glob(f"*/{name}")}:
+            shutil.rmtree(directory)
         self._described.unlink()  # last, since it says that the rest is ours
         if not any(self._folder.iterdir()):
             self._folder.rmdir()

@@ -290,8 +290,9 @@ def _convert(model: Any, recipe: FinetuneRecipe, blocks: torch.Tensor, console: 
         with (
             ConversionProgress(console) as progress,
             torch.autocast(model.device.type, dtype=dtype, enabled=mixed),
-            warnings.catch_warnings(action="ignore", category=UserWarning),  # the remarks say it
+            warnings.catch_warnings(),
         ):
+            warnings.filterwarnings("ignore", "The loss rises by", UserWarning)  # the remarks say it
             conversion = convert(
                 model,
                 section.bits,  # type: ignore[arg-type]
