@@ -32,6 +32,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "1 bit": {"conversion": {"bits": 1}},
     "1 bit, previous MLP": {"conversion": {"bits": 1, "predictor": "previous_mlp"}},
     "0 bits": {"conversion": {"bits": 0}},
+    "0 bits, update": {"conversion": {"bits": 0, "predictor": "update"}},
     "0 bits, previous MLP": {"conversion": {"bits": 0, "predictor": "previous_mlp"}},
     "0 bits, previous update": {"conversion": {"bits": 0, "predictor": "previous_update"}},
     "0 bits, annealed": {"conversion": {"bits": 0}, "annealing": True},

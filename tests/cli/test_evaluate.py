@@ -42,7 +42,7 @@ def test_two_models_are_shown_side_by_side(workspace, capsys):
     assert evaluate("reversible", "--against", "ordinary", "--data", "data", "--out", "near.json") == 0
     assert evaluate("damaged", "--against", "ordinary", "--data", "data", "--out", "far.json") == 0
     shown = capsys.readouterr().out
-    for words in ("local_wikitext ", "6 documents", "  word_perplexity ↓ ", "MODEL", "ORIGINAL", "difference"):
+    for words in ("local_wikitext ", "6 documents", "  word_perplexity ↓ ", "MODEL", "AGAINST", "difference"):
         assert words in shown
     assert "…" not in shown
     assert " *" in shown

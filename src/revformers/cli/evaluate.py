@@ -92,7 +92,7 @@ def run(arguments: Sequence[str]) -> int:
         comparison = compare(evaluation, against)
         table = difference_table(comparison)
         caption = (
-            "± standard error over the documents; that of the difference, MODEL less ORIGINAL, is paired by document. "
+            "± standard error over the documents; that of the difference, MODEL less AGAINST, is paired by document. "
             "* beyond two standard errors"
         )
         result |= {"against": against.to_dict(), **comparison.to_dict()}
@@ -153,7 +153,7 @@ def difference_table(comparison: "Comparison") -> "Table":
             _value_cell(difference.value, difference.standard_error, sign="+") + (" *" if difference.marked else "  "),
         )
         rows.append((score, *cells))
-    return _table(("MODEL", "ORIGINAL", "difference"), rows)
+    return _table(("MODEL", "AGAINST", "difference"), rows)
 
 
 def _table(columns: Sequence[str], rows: "Sequence[tuple[Score | MeanAccuracy, *tuple[str, ...]]]") -> "Table":

@@ -77,27 +77,19 @@ def fit_last_updates(
         stage: what is done already, and takes what is done.
 
     """
-    stage = stage or Stage()
-    with tempfile.TemporaryDirectory(prefix="revformers-") as folder:
-        states = Trajectories(model, batches, Path(folder))
-        states.restore(stage.states())
-        found = []
-        for layer, predictor in enumerate(predictors):
-            done = stage.result(layer)
-            if done is None:
-                sums = NormalEquations()
-                for index in range(len(batches)):
-                    current = states.current[index].double()
-                    sums.add(_with_constant([current]), current - states.previous[index].double(), current)
-                    states.evaluate(layer, index, original_only=True)
-                    states.advance(index, states.original[index])
-                done = {"solution": sums.solve().maps}
-                stage.save(layer, done, states.states, last=layer == len(predictors) - 1)
-                progress(layer)
-            solution = done["solution"]
-            _set(predictor, solution)
-            found.append(LastUpdate(solution[:-1], solution[-1]))
-        return found
+
+    def fit(states: Trajectories, layer: int) -> dict[str, Tensor]:
+        sums = NormalEquations()
+        for index in range(len(batches)):
+            current = states.current[index].double()
+            sums.add(_with_constant([current]), current - states.previous[index].double(), current)
+            states.evaluate(layer, index, original_only=True)
+            states.advance(index, states.original[index])
+        _set(predictors[layer], solution := sums.solve().maps)
+        return {"solution": solution}
+
+    found = _layer_by_layer(model, predictors, batches, fit, progress, stage or Stage())
+    return [LastUpdate(done["solution"][:-1], done["solution"][-1]) for done in found]
 
 
 @torch.no_grad()
@@ -139,46 +131,77 @@ def fit_update_predictors(
         How well each layer's step does, and its step size.
 
     """
-    text, stage = [*batches, *set_aside], stage or Stage()
+    text = [*batches, *set_aside]
+
+    def fit(states: Trajectories, layer: int) -> dict[str, Tensor]:
+        fitted, judged = NormalEquations(), NormalEquations()
+        predictor, step, share = predictors[layer], coefficients[layer], shares[layer + 1]
+        names = predictor.form.features
+        ahead = last_updates[layer + 1].ahead_by(share) if share else None
+        for index in range(len(text)):
+            states.evaluate(layer, index)
+            original = states.original[index].double()
+            aim = original if ahead is None else ahead(original, states.current[index].double())
+            features = _with_constant([feature.double() for feature in states.features(index, names)])
+            sums = fitted if index < len(batches) else judged
+            update = None if "update" in names else states.update[index].double()
+            sums.add(features, aim - states.blended(index, step).double(), original, update)
+        solution = fitted.solve(predictor.form.rank)
+        _set(predictor, solution.maps)
+        step = dataclasses.replace(step, update=step.update + solution.multiple)
+        for index in range(len(text)):
+            place = predictor.bias.device
+            correction = predictor([value.to(place) for value in states.features(index, names)])
+            successor = states.blended(index, step) + correction.to("cpu", torch.float32)
+            states.advance(index, successor)
+        quality = dataclasses.astuple((judged if set_aside else fitted).fit(solution))
+        return {
+            "solution": solution.maps,
+            "quality": torch.tensor(quality, dtype=torch.float64),
+            "step_size": torch.tensor(step.update, dtype=torch.float64),
+        }
+
+    found = _layer_by_layer(model, predictors, text, fit, progress, stage or Stage())
+    return [LayerFit(*done["quality"].tolist()) for done in found], [done["step_size"].item() for done in found]
+
+
+def _layer_by_layer(
+    model: nn.Module,
+    predictors: Sequence[UpdatePredictor],
+    text: Sequence[Batch],
+    fit: Callable[[Trajectories, int], dict[str, Tensor]],
+    progress: Callable[[int], None],
+    stage: Stage,
+) -> list[dict[str, Tensor]]:
+    """Fit the predictors of all layers, in order.
+
+    Args:
+        model: as for `fit_update_predictors`.
+        predictors: as for `fit_update_predictors`.
+        text: what the states are those of.
+        fit: takes the states in front of a layer and its number; gives the layer its predictor, moves the states past
+            it and returns what it found: the predictor's maps as "solution", and whatever else.
+        progress: as for `fit_update_predictors`.
+        stage: as for `fit_update_predictors`.
+
+    Returns:
+        What was found for each layer, in this run or in one before it.
+
+    """
+    found = []
     with tempfile.TemporaryDirectory(prefix="revformers-") as folder:
         states = Trajectories(model, text, Path(folder))
         states.restore(stage.states())
-        fits, step_sizes = [], []
         for layer, predictor in enumerate(predictors):
-            if done := stage.result(layer):
+            done = stage.result(layer)
+            if done is None:
+                done = fit(states, layer)
+                stage.save(layer, done, states.states, last=layer == len(predictors) - 1)
+                progress(layer)
+            else:
                 _set(predictor, done["solution"])
-                *figures, step_size = done["figures"].tolist()
-                fits.append(LayerFit(*figures))
-                step_sizes.append(step_size)
-                continue
-            fitted, judged = NormalEquations(), NormalEquations()
-            step, names = coefficients[layer], predictor.form.features
-            scaled = "update" not in names
-            share = shares[layer + 1]
-            ahead = last_updates[layer + 1].ahead_by(share) if share else None
-            for index in range(len(text)):
-                states.evaluate(layer, index)
-                original = states.original[index].double()
-                aim = original if ahead is None else ahead(original, states.current[index].double())
-                features = _with_constant([feature.double() for feature in states.features(index, names)])
-                sums = fitted if index < len(batches) else judged
-                update = states.update[index].double() if scaled else None
-                sums.add(features, aim - states.blended(index, step).double(), original, update)
-            solution = fitted.solve(predictor.form.rank)
-            _set(predictor, solution.maps)
-            step = dataclasses.replace(step, update=step.update + solution.multiple)
-            step_sizes.append(float(step.update))
-            fits.append(fit := (judged if set_aside else fitted).fit(solution))
-            for index in range(len(text)):
-                place = predictor.bias.device
-                correction = predictor([value.to(place) for value in states.features(index, names)])
-                successor = states.blended(index, step) + correction.to("cpu", torch.float32)
-                states.advance(index, successor)
-            kept = torch.tensor([fit.explained, fit.error, fit.largest_token, step_sizes[-1]], dtype=torch.float64)
-            done = {"solution": solution.maps, "figures": kept}
-            stage.save(layer, done, states.states, last=layer == len(predictors) - 1)
-            progress(layer)
-        return fits, step_sizes
+            found.append(done)
+    return found
 
 
 def _with_constant(features: Sequence[Tensor]) -> Tensor:
