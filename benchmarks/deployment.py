@@ -4,8 +4,8 @@
 
 Every arm fine-tunes the same LoRA adapters by recipes/lora-instructions.yaml, on the same records in the same order.
 "ordinary" trains the ordinary network; the others convert it, train what they converted, and run the trained adapters
-in the ordinary network, as `deploy: ordinary` does. Activations are stored, which gives the gradients of rebuilding to
-the bit in less time.
+in the ordinary network, as `deploy: ordinary` does. They are converted by the records that they train on, but for the
+arms "by other text". Activations are stored, which gives the gradients of rebuilding to the bit in less time.
 """
 
 import argparse
@@ -15,10 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
+import revformers as rf
 from revformers.benchmark.environment import write_result
+from revformers.hf.pretrained import load_causal_lm, load_tokenizer
 from revformers.training.finetune import finetune
 from revformers.training.finetune_recipe import load_finetune_recipe
 
@@ -32,14 +35,32 @@ ARMS: dict[str, dict[str, Any]] = {
     "4 bits": {"bits": 4},
     "3 bits": {"bits": 3},
     "2 bits": {"bits": 2},
+    "4 bits, by other text": {"bits": 4},
+    "2 bits, by other text": {"bits": 2},
 }
+OTHER_TEXT = "by other text"
 
 
-def overrides(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+def converted_by_other_text(bits: float, options: argparse.Namespace, folder: Path) -> Path:
+    """Convert the model by the text of --other-text, save it in the folder, and return where it is."""
+    directory = folder / f"converted-{bits:g}"
+    if not directory.is_dir():  # converted for an earlier seed
+        model = load_causal_lm(str(options.model)).to(getattr(torch, options.dtype))
+        tokenizer = load_tokenizer(str(options.model))
+        size = {"sequences": options.sequences, "length": options.length}
+        rf.convert(model, bits, options.other_text, tokenizer=tokenizer, **size)
+        model.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
+    return directory
+
+
+def overrides(arm: str, seed: int, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Return what one run changes of the recipe."""
-    conversion = {"activations": "store", "sequences": options.sequences, **ARMS[arm]}
+    model, conversion = options.model, {"activations": "store", "sequences": options.sequences, **ARMS[arm]}
+    if arm.endswith(OTHER_TEXT):
+        model, conversion["bits"] = converted_by_other_text(ARMS[arm]["bits"], options, folder), None
     return {
-        "model.name": str(options.model),
+        "model.name": str(model),
         "model.dtype": options.dtype,
         **{f"conversion.{name}": value for name, value in conversion.items()},
         "adapter.merge": False,
@@ -59,7 +80,7 @@ def overrides(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any
 
 def measure(arm: str, seed: int, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Run one arm with one seed and return its validation losses, nats a token."""
-    recipe = load_finetune_recipe(RECIPE, {**overrides(arm, seed, options), "output": str(folder / "run")})
+    recipe = load_finetune_recipe(RECIPE, {**overrides(arm, seed, options, folder), "output": str(folder / "run")})
     with (folder / "log").open("a", encoding="utf-8") as log:
         result = finetune(recipe, overwrite=True, console=Console(file=log))
     if not result.finished:
@@ -77,10 +98,10 @@ def measure(arm: str, seed: int, options: argparse.Namespace, folder: Path) -> d
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
     """Return the table of all arms: the loss deployed, over that of the ordinary network trained alike."""
-    result = Table("arm", "seed", "before", "trained", "deployed", "against ordinary training")
+    result = Table("arm", "seed", "before", "converted", "trained", "deployed", "against ordinary training")
     reference = {row["seed"]: row["deployed"] for row in rows if row["arm"] == REFERENCE}
     for row in rows:
-        losses = (f"{row[name]:.4f}" for name in ("before", "trained", "deployed"))
+        losses = (f"{row[name]:.4f}" for name in ("before", "converted", "trained", "deployed"))
         against = f"{row['deployed'] / reference[row['seed']] - 1:+.2%}" if row["seed"] in reference else "-"
         result.add_row(row["arm"], str(row["seed"]), *losses, against)
     return result
@@ -91,7 +112,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path, help="directory of an ordinary causal language model")
     parser.add_argument("--instructions", type=Path, required=True, help="records of instruction, input and output")
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), metavar="ARM")
+    parser.add_argument("--other-text", type=Path, help='a text that is none of them, for the arms "by other text"')
+    usual = [arm for arm in ARMS if not arm.endswith(OTHER_TEXT)]
+    parser.add_argument("--arms", nargs="+", default=usual, choices=list(ARMS), metavar="ARM")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--learning-rate", type=float, default=2e-4)
@@ -101,6 +124,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
+    if options.other_text is None and any(arm.endswith(OTHER_TEXT) for arm in options.arms):
+        parser.error(f'An arm "{OTHER_TEXT}" needs --other-text.')
     names = ("dtype", "steps", "learning_rate", "length", "sequences", "held_out")
     settings = {"model": options.model.name, **{name: getattr(options, name) for name in names}}
     console, rows = Console(), []

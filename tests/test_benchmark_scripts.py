@@ -247,11 +247,13 @@ def test_deployment(folder, monkeypatch):
     monkeypatch.setenv("REVFORMERS_CACHE", str(folder / "cache"))
     records = [{"instruction": f"line {n} of", "input": "", "output": f"a text, twice {2 * n}"} for n in range(120)]
     Path("records.json").write_text(json.dumps(records))
-    arms = ["--instructions", "records.json", "--arms", "ordinary", "6 bits, blends alone", "4 bits"]
+    names = ["ordinary", "6 bits, blends alone", "4 bits", "4 bits, by other text"]
+    arms = ["--instructions", "records.json", "--other-text", "text.txt", "--arms", *names]
     sizes = ["--steps", "3", "--sequences", "8", "--held-out", "4", "--dtype", "float32", "--learning-rate", "1e-2"]
     rows = {row["arm"]: row for row in run(monkeypatch, "deployment.py", *arms, *sizes)["rows"]}
-    assert list(rows) == ["ordinary", "6 bits, blends alone", "4 bits"]
+    assert list(rows) == names
     assert rows["ordinary"]["deployed"] == rows["ordinary"]["trained"] < rows["ordinary"]["before"]
-    for name in ("6 bits, blends alone", "4 bits"):
+    assert rows["4 bits, by other text"]["converted"] != rows["4 bits"]["converted"]
+    for name in names[1:]:
         assert rows[name]["deployed"] != rows[name]["trained"]
         assert rows[name]["deployed"] == pytest.approx(rows["ordinary"]["deployed"], rel=0.01)
