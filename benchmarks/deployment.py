@@ -31,24 +31,24 @@ ARMS: dict[str, dict[str, Any]] = {
     REFERENCE: {"bits": None},
     "6 bits, blends alone": {"bits": 6, "predictor": "none"},
     "4 bits, blends alone": {"bits": 4, "predictor": "none"},
-    "6 bits": {"bits": 6},
-    "4 bits": {"bits": 4},
-    "3 bits": {"bits": 3},
-    "2 bits": {"bits": 2},
-    "4 bits, by other text": {"bits": 4},
-    "2 bits, by other text": {"bits": 2},
+    "6 bits": {"bits": 6, "predictor": "state"},
+    "4 bits": {"bits": 4, "predictor": "state"},
+    "3 bits": {"bits": 3, "predictor": "state"},
+    "2 bits": {"bits": 2, "predictor": "state"},
+    "4 bits, by other text": {"bits": 4, "predictor": "state"},
+    "2 bits, by other text": {"bits": 2, "predictor": "state"},
 }
 OTHER_TEXT = "by other text"
 
 
-def converted_by_other_text(bits: float, options: argparse.Namespace, folder: Path) -> Path:
+def converted_by_other_text(conversion: dict[str, Any], options: argparse.Namespace, folder: Path) -> Path:
     """Convert the model by the text of --other-text, save it in the folder, and return where it is."""
-    directory = folder / f"converted-{bits:g}"
+    directory = folder / f"converted-{conversion['bits']:g}"
     if not directory.is_dir():  # converted for an earlier seed
         model = load_causal_lm(str(options.model)).to(getattr(torch, options.dtype))
         tokenizer = load_tokenizer(str(options.model))
         size = {"sequences": options.sequences, "length": options.length}
-        rf.convert(model, bits, options.other_text, tokenizer=tokenizer, **size)
+        rf.convert(model, calibration=options.other_text, tokenizer=tokenizer, **size, **conversion)
         model.save_pretrained(directory)
         tokenizer.save_pretrained(directory)
     return directory
@@ -58,7 +58,7 @@ def overrides(arm: str, seed: int, options: argparse.Namespace, folder: Path) ->
     """Return what one run changes of the recipe."""
     model, conversion = options.model, {"activations": "store", "sequences": options.sequences, **ARMS[arm]}
     if arm.endswith(OTHER_TEXT):
-        model, conversion["bits"] = converted_by_other_text(ARMS[arm]["bits"], options, folder), None
+        model, conversion["bits"] = converted_by_other_text(ARMS[arm], options, folder), None
     return {
         "model.name": str(model),
         "model.dtype": options.dtype,

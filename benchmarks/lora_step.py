@@ -28,7 +28,7 @@ from revformers.benchmark.step_time import measure_step_times
 from revformers.benchmark.workload import PLAIN_ARMS, PLAIN_CHECKPOINT, Arm
 from revformers.hf.head import HeadLoss, set_head_loss
 from revformers.hf.pretrained import load_causal_lm
-from revformers.training.finetune import PREDICTORS
+from revformers.training.deployment import leave_out_predictors
 
 LABELS = {
     "plain_store": "ordinary, store",
@@ -42,8 +42,8 @@ FEW_TOKENS = 16
 def adapted(model: Any, rank: int) -> Any:
     """Return the PEFT model around `model` that every arm trains, with the loss of every arm."""
     torch.manual_seed(0)
-    exclude = PREDICTORS if rf.describe(model).predictors else None
-    config = LoraConfig(r=rank, target_modules="all-linear", exclude_modules=exclude, task_type="CAUSAL_LM")
+    config = LoraConfig(r=rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    leave_out_predictors(model, config)
     set_head_loss(model, HeadLoss())
     return get_peft_model(model, config).train()
 

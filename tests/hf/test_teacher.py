@@ -56,6 +56,14 @@ def test_a_copy_goes_where_the_batch_is():
     assert teacher.hidden(batch).device.type == "meta"
 
 
+@pytest.mark.parametrize("start", ["pissa", "olora", "pissa_niter_4"])
+def test_adapters_that_hold_a_part_of_the_weights_are_refused(start):
+    model = adapted(tiny("llama"), init_lora_weights=start)
+    with pytest.raises(ValueError, match="AdapterOff would learn from what init_lora_weights leaves of the model"):
+        AdapterOff(model)
+    AdapterOff(adapted(tiny("llama"), init_lora_weights="gaussian"))
+
+
 @pytest.mark.parametrize("options", [{}, {"target_modules": ["q_proj", "lm_head"]}, {"modules_to_save": ["lm_head"]}])
 def test_a_student_without_its_adapters_is_the_original(options):
     original = smooth_llama().eval()

@@ -102,6 +102,19 @@ def test_the_loss_is_that_of_the_merged_model_where_there_is_one(shared, tmp_pat
     assert transformers_loss(deployed, result) == pytest.approx(metrics["deployed_validation_loss"], rel=1e-5)
 
 
+@pytest.mark.parametrize("module", ["embed_tokens", "lm_head"])
+def test_an_adapter_of_the_embeddings_is_saved_with_those_that_it_is_added_to(shared, tmp_path, module):
+    """And not with those that it is merged into."""
+    options = {**LORA, "conversion.bits": 6, "adapter.merge": True, "adapter.target_modules": f".*({module}|q_proj)"}
+    result = run(shared, tmp_path, options)
+    base = AutoModelForCausalLM.from_pretrained(shared / "model")
+    adapted = PeftModel.from_pretrained(base, str(result.directory / "adapter"))
+    assert transformers_loss(adapted, result) == pytest.approx(result.metrics["deployed_validation_loss"], rel=1e-5)
+    assert any(
+        f"{module}.base_layer" in name for name in load_file(result.directory / "adapter/adapter_model.safetensors")
+    )
+
+
 @pytest.mark.parametrize("base", ["someone/base", None])
 def test_the_adapter_of_a_converted_model_does_not_name_that_one(shared, tmp_path, base):
     """Without revformers it could not be loaded."""

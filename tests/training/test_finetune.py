@@ -167,6 +167,29 @@ def test_an_interrupted_run_in_the_middle_of_annealing_ends_as_one_that_went_thr
     )
 
 
+def test_an_adapter_that_holds_a_part_of_the_weights_does_not_change_what_the_original_is(shared, tmp_path):
+    names = ("gaussian", "pissa")
+    options = {**LORA, "conversion.bits": 6, "training.max_steps": 1}
+    plain, taken = (
+        run(
+            recipe_in(
+                shared,
+                tmp_path,
+                {**options, "adapter.options": {"init_lora_weights": name}, "output": str(tmp_path / name)},
+            )
+        ).metrics
+        for name in names
+    )
+    for figure in ("original_validation_loss", "initial_validation_loss"):
+        assert taken[figure] == pytest.approx(plain[figure], rel=1e-5)
+
+
+def test_replicated_layers_are_refused(shared, tmp_path):
+    options = {**LORA, "adapter.options": {"layer_replication": [[0, 3], [2, 6]]}}
+    with pytest.raises(RecipeError, match=r"layer_replication makes a network of other layers"):
+        run(recipe_in(shared, tmp_path, options))
+
+
 def test_an_adapter_loads_with_its_conversion_and_not_without(shared, tmp_path):
     result = run(recipe_in(shared, tmp_path, {**LORA, "adapter.merge": True, "training.learning_rate": 1e-2}))
     adapter = load_adapter(result.directory / "adapter")

@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 
 import pytest
@@ -97,6 +98,22 @@ def test_an_interrupted_run_ends_as_one_that_went_through(tmp_path, interrupted_
 def test_a_signal_in_the_last_step_does_not_keep_a_run_from_finishing(tmp_path, interrupted_at):
     interrupted_at(8)
     assert run(tiny_recipe(tmp_path)).finished
+
+
+def test_a_run_that_died_after_its_last_step_takes_none_more(tmp_path):
+    recipe = tiny_recipe(tmp_path, {"training.arguments": {"use_cpu": True, "lr_scheduler_type": "constant"}})
+    through = run(recipe)
+    expected = weights(through)
+    for name in ("metrics.json", "history.json"):
+        (through.directory / name).unlink()
+    shutil.rmtree(through.directory / "model")
+    resumed = run(recipe, resume=True)
+    assert resumed.step == recipe.training.max_steps
+    timed = ("seconds", "tokens_per_second")
+    known = ({name: value for name, value in run.metrics.items() if name not in timed} for run in (through, resumed))
+    assert next(known) == next(known)
+    got = weights(resumed)
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
 
 
 def test_resuming_a_finished_run_changes_nothing(tmp_path):

@@ -10,6 +10,9 @@ from revformers.hf.state import reversible_stack
 
 Model = TypeVar("Model", bound=nn.Module)
 
+LEAVE_WEIGHTS = (True, False, "gaussian", "eva", "orthogonal")
+"""Values of PEFT's init_lora_weights that leave the weights of the model as they are."""
+
 
 @contextlib.contextmanager
 def ordinary(model: Model) -> Iterator[Model]:
@@ -36,6 +39,16 @@ def ordinary(model: Model) -> Iterator[Model]:
         finally:
             if stack is not None:
                 stack.ordinary = before
+
+
+def adapters_hold_weights(model: Any) -> bool:
+    """Say whether adapters of a PEFT model took a part of its weights into themselves as they were made.
+
+    PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA begin so: with such an adapter off the model is not what it was before. An
+    initialisation that is not known is taken to be one of them.
+    """
+    starts = (getattr(config, "init_lora_weights", True) for config in getattr(model, "peft_config", {}).values())
+    return any(start not in LEAVE_WEIGHTS for start in starts)
 
 
 @contextlib.contextmanager

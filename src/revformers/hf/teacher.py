@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from revformers.hf.discovery import find_stack, unwrap
 from revformers.hf.fields import holds_cache
 from revformers.hf.hidden import LastHiddenState, own_forward
-from revformers.hf.ordinary import ordinary
+from revformers.hf.ordinary import adapters_hold_weights, ordinary
 from revformers.hf.reversible import make_residual
 from revformers.hf.state import update_predictors
 
@@ -82,7 +82,8 @@ class AdapterOff(Teacher):
         model: the student, a PEFT model that trains nothing but adapters and update predictors.
 
     Raises:
-        ValueError: for a model without adapters, or one that trains weights which the teacher uses.
+        ValueError: for a model without adapters, one that trains weights which the teacher uses, or adapters that took
+            a part of the weights into themselves as they were made.
 
     """
 
@@ -91,6 +92,11 @@ class AdapterOff(Teacher):
             raise ValueError(
                 f"AdapterOff takes a PEFT model, not {type(model).__name__}; use FrozenCopy(model) where all weights "
                 f"are trained."
+            )
+        if adapters_hold_weights(model):
+            raise ValueError(
+                "AdapterOff would learn from what init_lora_weights leaves of the model, which is not the model; leave "
+                "init_lora_weights out, or use FrozenCopy of the model before it got adapters."
             )
         own = {id(parameter) for module in update_predictors(model) for parameter in module.parameters()}
         with ordinary(model):

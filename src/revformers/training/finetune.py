@@ -21,20 +21,26 @@ from transformers import (
 
 from revformers.conversion.convert import convert
 from revformers.conversion.progress import ConversionProgress
-from revformers.dynamics.blended_midpoint import BlendedMidpoint
 from revformers.errors import NotReversibleError
 from revformers.hf.adapter import apply_conversion
 from revformers.hf.adapter_base import save_conversion
 from revformers.hf.card import CARD_NAME, save_deployed_card
+from revformers.hf.discovery import unwrap
 from revformers.hf.gguf_file import is_gguf
 from revformers.hf.head import HeadLoss, apply_head, set_head_loss
-from revformers.hf.ordinary import ordinary
+from revformers.hf.ordinary import adapters_hold_weights, ordinary
 from revformers.hf.pretrained import load_causal_lm, load_tokenizer
 from revformers.hf.quantization import keep_trainable, quantization_options
-from revformers.hf.reversible import make_residual, set_activations
+from revformers.hf.reversible import set_activations
 from revformers.hf.state import reversible_stack, update_predictors
 from revformers.hf.teacher import AdapterOff, FrozenCopy, Teacher
 from revformers.training.annealing import Annealing
+from revformers.training.deployment import (
+    check_deployable,
+    deploy_as_ordinary,
+    leave_out_predictors,
+    refuse_trained_predictors,
+)
 from revformers.training.errors import RecipeError
 from revformers.training.finetune_data import FinetuneData, calibration_blocks, import_trl, load_finetune_data
 from revformers.training.finetune_recipe import AdapterSection, FinetuneRecipe
@@ -52,12 +58,6 @@ from revformers.training.trainer_run import (
 
 CONVERSION_OPTIONS = ("allocation", "two_evaluations")
 """What conversion.options takes; the rest of a conversion has fields of its own, or follows from the data."""
-
-FEWEST_DEPLOYED_BITS = 1.5
-"""Mean side information in bits an element a layer below which a network is not deployed as the ordinary one."""
-
-PREDICTORS = r".*\bupdate_predictor\b.*"
-"""The modules that an adapter of the ordinary network leaves out, as PEFT matches their names."""
 
 
 def finetune(
@@ -112,7 +112,7 @@ def finetune(
     if recipe.conversion.bits is not None or reversible_stack(model) is not None:
         _prepare_dynamics(model, recipe, data, tokenizer, run, arguments, console, fresh=checkpoint is None)
     if recipe.deploy == "ordinary":
-        _check_deployable(model)
+        check_deployable(model)
         for predictor in update_predictors(model):
             predictor.requires_grad_(False)
     if lora is not None:
@@ -144,11 +144,10 @@ def finetune(
     state = trainer.state
     tokens = int(state.num_input_tokens_seen) if tokens_per_step is None else state.global_step * tokens_per_step
     metrics = {**json.loads(run.start.read_text(encoding="utf-8")), **run_metrics(trainer, tokens)}
-    if recipe.deploy == "ordinary":
-        _make_ordinary(trainer.accelerator.unwrap_model(trainer.model), recipe, console)
-        metrics["deployed_validation_loss"] = trainer.evaluate(metric_key_prefix="deployed")["deployed_loss"]
+    metrics |= _save(trainer, tokenizer, recipe, run, console)
     if trainer.is_world_process_zero():
-        _save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, recipe, run, metrics)
+        if recipe.deploy == "ordinary":
+            _write_deployed_cards(run, metrics)
         write_json(run.history, loss_curve(state))
         write_json(run.metrics, metrics)  # last, since it says that the run is finished
     return RunResult(run.path, True, state.global_step, None, metrics)
@@ -309,25 +308,6 @@ def _convert(model: Any, recipe: FinetuneRecipe, blocks: torch.Tensor, console: 
         console.print(remark, highlight=False, soft_wrap=True)
 
 
-def _check_deployable(model: Any) -> None:
-    """Raise RecipeError where the ordinary network is no relative of the one that is trained."""
-    stack = reversible_stack(model)
-    if stack is None:  # not converted: the ordinary network is what is trained
-        return
-    dynamics, layers = stack.dynamics, range(stack.number_of_layers)
-    if not isinstance(dynamics, BlendedMidpoint):
-        raise RecipeError(
-            f"deploy: ordinary needs blends, which are nearly the ordinary network; the model has {dynamics.name}. Set "
-            f"deploy to reversible."
-        )
-    bits = sum(map(dynamics.side_information_bits, layers)) / len(layers)
-    if bits < FEWEST_DEPLOYED_BITS:
-        raise RecipeError(
-            f"At {bits:.3g} bits the model is too far from the ordinary network to be deployed as that; convert with "
-            f"{FEWEST_DEPLOYED_BITS} bits or more, or set deploy to reversible."
-        )
-
-
 def _lora_config(section: AdapterSection) -> Any:
     """Return the peft.LoraConfig of the section; raise RecipeError where PEFT does not take it."""
     try:
@@ -338,6 +318,11 @@ def _lora_config(section: AdapterSection) -> Any:
     for name in section.options:
         if name not in known:
             raise RecipeError(f"adapter.options has no {name!r}{suggestion(name, known)}")
+    if section.options.get("layer_replication"):
+        raise RecipeError(
+            "adapter.options.layer_replication makes a network of other layers than those that were converted; leave "
+            "it out, or fine-tune a model that has these layers."
+        )
     values = {
         "r": section.rank,
         "lora_alpha": section.alpha,
@@ -356,43 +341,16 @@ def _with_adapter(model: Any, config: Any, recipe: FinetuneRecipe) -> Any:
     """Return the PEFT model around `model`, seeded."""
     from peft import get_peft_model
 
-    deployed = update_predictors(model) if recipe.deploy == "ordinary" else []
-    if deployed and config.exclude_modules is None:
-        config.exclude_modules = PREDICTORS
+    if recipe.deploy == "ordinary":
+        leave_out_predictors(model, config)
     set_seed(recipe.training.seed)
     try:
         adapted = get_peft_model(model, config, revision=recipe.model.revision)
     except ValueError as error:
         raise RecipeError(f"PEFT refuses the adapter section: {' '.join(str(error).split())[:300]}") from error
-    trained = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
-    if deployed and any(".update_predictor." in name for name in trained):
-        raise RecipeError(
-            "The adapter trains update predictors, which deploy: ordinary leaves out; change target_modules, "
-            "modules_to_save, bias or exclude_modules in the adapter section, or set deploy to reversible."
-        )
+    if recipe.deploy == "ordinary":
+        refuse_trained_predictors(adapted)
     return adapted
-
-
-def _make_ordinary(model: Any, recipe: FinetuneRecipe, console: Console) -> None:
-    """Make the trained model the ordinary network, as it will be saved: with its adapter, merged where it is to be."""
-    stack = reversible_stack(model)
-    provenance = stack.provenance if stack is not None else None
-    make_residual(model)
-    for config in getattr(model, "peft_config", {}).values():
-        if config.exclude_modules == PREDICTORS:
-            config.exclude_modules = None  # PEFT warns of a pattern that nothing fits
-        if recipe.conversion.bits is None and stack is not None:
-            # Not the reversible model that the run began with, which only revformers loads.
-            # Empty and not None, for which PEFT puts the name of the model.
-            config.base_model_name_or_path = (provenance.base_model if provenance is not None else None) or ""
-            if not config.base_model_name_or_path:
-                console.print(
-                    f"The adapter names no base model: its own is what {recipe.model.name} was converted from.",
-                    highlight=False,
-                    soft_wrap=True,
-                )
-    if recipe.adapter.merge:
-        model.merge_adapter()  # rounds to the dtype of the weights, as saving the merged model will
 
 
 def _set_loss(model: Any, recipe: FinetuneRecipe, teacher: Teacher | None) -> None:
@@ -443,34 +401,43 @@ def _losses_before_training(trainer: Trainer, model: Any, recipe: FinetuneRecipe
     """Return the validation losses as it will be trained and, where it ends or began so, of the ordinary network."""
     losses = {}
     if recipe.conversion.bits is not None or recipe.deploy == "ordinary":
-        with ordinary(model):
+        # An adapter that began with a part of the weights gives it back.
+        with ordinary(unwrap(model) if adapters_hold_weights(model) else model):
             losses["original_validation_loss"] = trainer.evaluate(metric_key_prefix="original")["original_loss"]
     losses["initial_validation_loss"] = trainer.evaluate(metric_key_prefix="initial")["initial_loss"]
     return losses
 
 
 def _save(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    recipe: FinetuneRecipe,
-    run: RunDirectory,
-    metrics: Mapping[str, Any],
-) -> None:
-    """Write the adapter, the model, or both."""
-    adapted = recipe.adapter.kind == "lora"
-    if adapted:
+    trainer: Trainer, tokenizer: PreTrainedTokenizerBase, recipe: FinetuneRecipe, run: RunDirectory, console: Console
+) -> dict[str, float]:
+    """Save the adapter, the model, or both; return the loss of what is deployed, where the recipe says so."""
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    adapted, deployed, losses = recipe.adapter.kind == "lora", recipe.deploy == "ordinary", {}
+    if deployed and not deploy_as_ordinary(model, converted_here=recipe.conversion.bits is not None):
+        sentence = f"The adapter names no base model: its own is what {recipe.model.name} was converted from."
+        console.print(sentence, highlight=False, soft_wrap=True)
+    if adapted and trainer.is_world_process_zero():
+        # Before anything is merged: beside adapted embeddings PEFT saves what they are added to.
         _save_to(run.adapter, model, tokenizer)
-    if recipe.adapter.merge:
-        with warnings.catch_warnings(action="ignore", category=UserWarning):  # of one that is merged already
-            model = model.merge_and_unload()
-    if recipe.adapter.merge or not adapted:
+    if deployed:
+        if recipe.adapter.merge:
+            model.merge_adapter()  # rounds to the dtype of the weights, as saving the merged model will
+        losses["deployed_validation_loss"] = trainer.evaluate(metric_key_prefix="deployed")["deployed_loss"]
+    if trainer.is_world_process_zero() and (recipe.adapter.merge or not adapted):
+        if adapted:
+            with warnings.catch_warnings(action="ignore", category=UserWarning):  # of one that is merged already
+                model = model.merge_and_unload()
         _save_to(run.model, model, tokenizer)
-    if recipe.deploy == "ordinary":
-        # What the trainer wrote of the reversible model does not hold of what is deployed.
-        (run.path / CARD_NAME).unlink(missing_ok=True)
-        for directory in (run.adapter, run.model):
-            if directory.is_dir():
-                save_deployed_card(directory, metrics, adapter=directory == run.adapter)
+    return losses
+
+
+def _write_deployed_cards(run: RunDirectory, metrics: Mapping[str, Any]) -> None:
+    """Write the cards of what is deployed in the place of what the trainer wrote of the reversible model."""
+    (run.path / CARD_NAME).unlink(missing_ok=True)
+    for directory in (run.adapter, run.model):
+        if directory.is_dir():
+            save_deployed_card(directory, metrics, adapter=directory == run.adapter)
 
 
 def _save_to(target: Path, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:

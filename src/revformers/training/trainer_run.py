@@ -13,7 +13,7 @@ import torch
 import transformers
 from rich.console import Console
 from torch import nn
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from revformers.hf.mlp_tiles import set_mlp_tiles
 from revformers.training.errors import RecipeError
@@ -121,6 +121,25 @@ def finished_result(run: RunDirectory, checkpoint: Path, max_steps: int) -> RunR
     return RunResult(run.path, True, step, None, json.loads(run.metrics.read_text(encoding="utf-8")))
 
 
+class NothingToTrainError(Exception):
+    """The checkpoint that was resumed from is that of the last step."""
+
+
+class StopAtLastStep(TrainerCallback):
+    """Raises NothingToTrainError before an epoch that begins beyond the last step.
+
+    A run can die between its last checkpoint and its figures. The Trainer looks at the number of steps only after a
+    step, so it would take one more.
+    """
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Raise where no step is left; by now the weights and the log are those of the checkpoint."""
+        if state.global_step >= state.max_steps:
+            raise NothingToTrainError
+
+
 def train(
     trainer: Trainer,
     run: RunDirectory,
@@ -151,8 +170,11 @@ def train(
     with SaveOnSignal() as interruption:
         for callback in (clock, progress, interruption):
             trainer.add_callback(callback)
+        trainer.add_callback(StopAtLastStep())
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except NothingToTrainError:
+            trainer.is_in_train = False
         finally:
             progress.close()
     step = trainer.state.global_step
