@@ -2,9 +2,10 @@
 
     python benchmarks/conversion_loss.py MODEL --calibration TRAIN.txt --validation VALID.txt --output RESULT.json
 
-Every seed fits to another stretch of the calibration text; the held-out text is the same. Uniform blends and the two
-evaluations without a predictor fit nothing. With --instructions the calibration file holds records of instruction,
-input and output, written one after the other; the held-out ones are its first third.
+Every seed takes another stretch of the calibration text; the held-out text is the same. Uniform blends and the two
+evaluations without a predictor do not read it, and blends alone only for the bits of each layer. With --instructions
+the calibration file holds records of instruction, input and output, written one after the other; the held-out ones are
+its first third.
 """
 
 import argparse
@@ -24,8 +25,7 @@ from revformers.benchmark.environment import write_result
 from revformers.conversion.convert import Converter, Method
 from revformers.conversion.text import calibration_blocks
 from revformers.hf.pretrained import load_causal_lm, load_tokenizer
-from revformers.training.finetune_data import FinetuneData, load_finetune_data
-from revformers.training.finetune_data import calibration_blocks as record_blocks
+from revformers.training.finetune_data import FinetuneData, load_finetune_data, training_blocks
 from revformers.training.finetune_recipe import FinetuneDataSection
 from revformers.training.recipe import DataSection
 from revformers.update_predictor import predictor_form_of
@@ -88,9 +88,7 @@ def main() -> None:
     parser.add_argument("--validation", help="file with the held-out text; left out, it is held out from the source")
     parser.add_argument("--instructions", action="store_true", help="the calibration file holds instructions")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), metavar="ARM")
-    parser.add_argument(
-        "--bits", type=float, nargs="+", default=list(ALL), help="budgets; an arm takes its own of them"
-    )
+    parser.add_argument("--bits", type=float, nargs="+", help="budgets; an arm takes its own of them, left out all")
     parser.add_argument("--sequences", type=int, default=64)
     parser.add_argument("--held-out", type=int, default=32)
     parser.add_argument("--length", type=int, default=256)
@@ -106,7 +104,7 @@ def main() -> None:
     for name in options.arms:
         arm = ARMS[name]
         method = method_for(arm, model.config.get_text_config().hidden_size)
-        budgets = [bits for bits in options.bits if bits in arm.bits]
+        budgets = [bits for bits in arm.bits if options.bits is None or bits in options.bits]
         number = arm.text * options.sequences
         found: dict[float, dict[int, Any]] = {bits: {} for bits in budgets}
         for seed in options.seeds[: arm.seeds]:
@@ -136,8 +134,8 @@ def texts(options: argparse.Namespace, tokenizer: Any, sequences: int) -> tuple[
     section = FinetuneDataSection(source=options.calibration, columns=columns, validation_fraction=1 / 3)
     records = load_finetune_data(section, tokenizer)
     reversed_roles = FinetuneData(records.form, records.validation, records.training)
-    calibration = record_blocks(records, tokenizer, sequences, options.length)
-    return calibration, record_blocks(reversed_roles, tokenizer, options.held_out, options.length)
+    calibration = training_blocks(records, tokenizer, sequences, options.length)
+    return calibration, training_blocks(reversed_roles, tokenizer, options.held_out, options.length)
 
 
 def write(rows: list[dict[str, Any]], held_out_tokens: int, options: argparse.Namespace) -> None:

@@ -6,9 +6,25 @@ python benchmarks/write_samples.py MODEL --sequences 1000 --seed 0 --output SAMP
 import argparse
 from pathlib import Path
 
-from transformers import AutoModelForCausalLM, AutoTokenizer
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from revformers.conversion.text import sampled_blocks
+
+def sampled_blocks(model: PreTrainedModel, sequences: int, length: int) -> Tensor:
+    """Return int64[sequences, length] of tokens that `model` writes from its beginning-of-sequence token."""
+    start = torch.full((sequences, 1), model.config.bos_token_id, device=model.device)
+    tokens: Tensor = model.generate(
+        start,
+        attention_mask=torch.ones_like(start),
+        max_length=length,
+        min_length=length,
+        max_new_tokens=None,
+        do_sample=True,
+        top_k=0,
+        pad_token_id=0,
+    )
+    return tokens
 
 
 def main() -> None:
@@ -22,7 +38,8 @@ def main() -> None:
     options = parser.parse_args()
     model = AutoModelForCausalLM.from_pretrained(options.model).eval()
     tokenizer = AutoTokenizer.from_pretrained(options.model)
-    blocks = sampled_blocks(model, options.sequences, options.length, options.seed)
+    torch.manual_seed(options.seed)
+    blocks = sampled_blocks(model, options.sequences, options.length)
     texts = tokenizer.batch_decode(blocks, skip_special_tokens=True)
     options.output.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
 

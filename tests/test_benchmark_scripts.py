@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -9,13 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn import functional
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import revformers as rf
 from revformers.benchmark import smollm2
 from revformers.benchmark.memory import Measurer, PeakMemory
 from revformers.benchmark.smollm2 import ModelUnavailableError
 from revformers.benchmark.workload import llama_config
+from revformers.conversion.convert import Converter
 from revformers.training.data import standard_library
 from revformers.training.data.tokenizer import train_tokenizer
 from tests.conversion.test_convert import smooth_llama
@@ -66,8 +68,22 @@ def test_conversion_loss_on_instructions(folder, monkeypatch):
         "--seeds",
         "0",
     ]
+    texts = []
+
+    class Noting(Converter):
+        def __init__(self, model, method, calibration, held_out):
+            texts.append((calibration, held_out))
+            super().__init__(model, method, calibration, held_out)
+
+    monkeypatch.setattr("revformers.conversion.convert.Converter", Noting)
     (row,) = run(monkeypatch, "conversion_loss.py", "--arms", "predictor on state", "--bits", "2", *options)["rows"]
     assert row["gradients_bit_exact"]
+    ((calibration, held_out),) = texts
+    tokenizer = AutoTokenizer.from_pretrained("model")
+    first, last = (tokenizer.decode(held_out.flatten()), tokenizer.decode(calibration.flatten()))
+    lines = [set(re.findall(r"line (\d+) of\n", text)) for text in (first, last)]
+    assert all(lines)
+    assert lines[0].isdisjoint(lines[1])
     assert row["calibration_tokens"] == 20 * 16
     assert abs(row["increase_by_seed"]["0"]) < 0.05
 
@@ -80,6 +96,8 @@ def test_conversion_loss(folder, monkeypatch):
     increase = {(row["arm"], row["bits"]): row["increase_by_seed"] for row in rows}
     assert all(row["gradients_bit_exact"] for row in rows)
     assert increase["predictor on state", 0].keys() == {"0", "1"}
+    added = {row["arm"]: row["added_parameters"] for row in rows}
+    assert added["predictor on update, rank 3/8"] < added["predictor on update"]
     alone = increase["blends alone, uniform", 0]["0"]  # nothing is fitted, so that one seed says it all
     assert abs(increase["blends alone, uniform", 1]["0"]) < abs(alone)
     for seed in ("0", "1"):
@@ -211,6 +229,10 @@ def test_lora_step(folder, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["lora_step.py", "model", "converted", *arms, *sizes, "--output", "result.json"])
     runpy.run_path(str(BENCHMARKS / "lora_step.py"), run_name="__main__")
     rows = {row["arm"]: row for row in json.loads(Path("result.json").read_text())["rows"]}
+    adapted = load("lora_step.py").adapted(rf.from_pretrained("converted"), 2)
+    trained = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
+    assert trained
+    assert not any("update_predictor" in name for name in trained)
     assert rows["store"]["loss"] == rows["checkpoint"]["loss"] == rows["rebuild"]["loss"] != rows["plain_store"]["loss"]
     assert rows["plain_store"]["loss"] == rows["plain_checkpoint"]["loss"]
     assert rows["checkpoint"]["peak"] < rows["store"]["peak"]
@@ -253,6 +275,10 @@ def test_deployment(folder, monkeypatch):
     rows = {row["arm"]: row for row in run(monkeypatch, "deployment.py", *arms, *sizes)["rows"]}
     assert list(rows) == names
     assert rows["ordinary"]["deployed"] == rows["ordinary"]["trained"] < rows["ordinary"]["before"]
+    arms = load("deployment.py").ARMS
+    ways = [(arms[name]["bits"], arms[name].get("predictor")) for name in arms if "other text" not in name]
+    assert len(set(ways)) == len(ways)
+    assert arms["4 bits, by other text"] == arms["4 bits"]
     assert rows["4 bits, by other text"]["converted"] != rows["4 bits"]["converted"]
     for name in names[1:]:
         assert rows[name]["deployed"] != rows[name]["trained"]

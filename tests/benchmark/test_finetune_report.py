@@ -101,8 +101,31 @@ def test_the_figures_are_those_of_the_files(run):
     assert "fine-tuned 2.0000 -20.00%" in rows
     assert "fine-tuned, as the ordinary network 2.0020 -19.92%" in rows
     assert any(row.startswith("converted, rebuild 200 MiB") and "1.10 (0.90 to 1.20)" in row for row in rows)
-    assert "Model: runs/real/rebuild/model; original: ordinary." in page_of(run)
+    assert "Model: runs/real/rebuild/model; against: ordinary." in page_of(run)
     assert "local_piqa, acc 200 0.650 ± 0.030 0.660 ± 0.030 -0.010" in rows
+
+
+def test_scores_of_a_model_alone_are_shown(run):
+    """What `revformers evaluate` writes without --against."""
+    score = {name: EVALUATION["differences"][0][name] for name in ("task", "metric", "documents", "value")}
+    alone = {
+        "command": "revformers evaluate",
+        "environment": EVALUATION["environment"],
+        "names": {"model": "runs/real/rebuild/model", "against": None},
+        "model": {"scores": [{**score, "standard_error": 0.03}]},
+    }
+    (run / "evaluation.json").write_text(json.dumps(alone))
+    text = page_of(run)
+    assert "local_piqa, acc 200 0.650 ± 0.030" in cells(text)
+    assert "Model: runs/real/rebuild/model. ±" in " ".join(text.split())
+    assert "Not evaluated" not in text
+
+
+def test_a_run_that_is_not_finished_says_so(run):
+    for name in ("history", "metrics"):
+        (run / f"{name}.json").unlink()
+    with pytest.raises(FileNotFoundError, match="is not finished; give its command with --resume first"):
+        page_of(run)
 
 
 def test_the_tiles_compare_deployment_and_peaks(run):

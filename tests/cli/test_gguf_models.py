@@ -98,7 +98,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("fault", ["nowhere", "damaged", "package"])
+@pytest.mark.parametrize("fault", ["nowhere", "directory", "damaged", "package"])
 def test_faults_are_one_sentence_and_exit_code_2(workspace, command, fault, monkeypatch, capsys):
     file = workspace / "models/tiny.gguf"
     message = 'pip install "revformers[gguf]"'
@@ -106,7 +106,10 @@ def test_faults_are_one_sentence_and_exit_code_2(workspace, command, fault, monk
         monkeypatch.setattr(gguf_file, "is_gguf_available", lambda: False)
     elif fault == "damaged":
         file.write_bytes(file.read_bytes()[:5000])
-        message = "download or write it again"
+        message = "download"
+    elif fault == "directory":
+        file, message = workspace / "models.gguf", "models.gguf is a directory"
+        file.mkdir(exist_ok=True)
     else:
         file, message = workspace / "nowhere.gguf", "nowhere.gguf"
     assert main([str(file) if word == "FILE" else word for word in COMMANDS[command]]) == 2

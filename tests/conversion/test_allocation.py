@@ -34,6 +34,13 @@ def test_a_first_bit_saves_what_an_error_that_stays_costs():
     assert LayerCosts((1.0, 1.0), (9.0, 1.0)).choose(0.5) == [Fraction(1, 2), 1]
 
 
+def test_of_a_lead_the_part_is_taken_that_costs_least():
+    costs = LayerCosts((1.0, 2.0, 0.0), (3.0, 0.0, 0.0))
+    assert costs.lead_parts == [0.75, 0.0, 0.0]
+    part, other = 0.75, 0.7
+    assert part**2 * 1.0 + (1 - part) ** 2 * 3.0 < other**2 * 1.0 + (1 - other) ** 2 * 3.0
+
+
 def test_a_budget_is_met_in_the_mean():
     assert uniform_blends(0, 3) == [1, 1, 1]
     assert uniform_blends(2, 2) == [Fraction(1, 4)] * 2

@@ -1,8 +1,13 @@
+from fractions import Fraction
+
 import pytest
 import torch
 
 import revformers as rf
+from revformers.conversion.calibration import as_batches, split_off
+from revformers.conversion.convert import Converter, Method
 from revformers.conversion.fit import LastUpdate, NormalEquations, Solution
+from revformers.dynamics.compensation import leads
 from revformers.hf.state import update_predictors
 from tests.conversion.test_convert import TEXT, smooth_llama
 
@@ -111,6 +116,40 @@ def test_the_multiple_of_the_update_is_fitted_with_the_maps(told):
     assert fit.error == pytest.approx(error.mean().item())
     assert fit.explained == pytest.approx(1 - (error.sum() / target.square().sum()).item())
     assert sums.fit(Solution(solution.maps, 0.0)).error > fit.error
+
+
+def test_the_first_step_is_the_least_squares_fit_of_the_state_that_is_ahead():
+    """All of it by hand, from the states of the ordinary network: p[0] is x, and p[1] is x + f(x)."""
+    model, original = smooth_llama(), smooth_llama()
+    converter = Converter(model, Method("uniform", rf.PredictorForm(("state",))), TEXT)
+    conversion = converter.convert(1)
+    ids = torch.cat([batch["input_ids"] for batch in split_off(as_batches(TEXT, model))[0]])
+    with torch.no_grad():
+        states = original(ids, output_hidden_states=True).hidden_states
+    x, end = (state.double().flatten(0, 1) for state in states[:2])
+    share = leads([Fraction(1, 2)] * 6, converter._costs.lead_parts)[1]
+    assert share > 0.1
+    ones = torch.ones(len(x), 1, dtype=torch.float64)
+    weight = 1 / end.square().mean(dim=1, keepdim=True).sqrt()
+
+    def fitted(features, target):
+        design = torch.cat([features, ones], dim=1)
+        return design @ torch.linalg.lstsq(weight * design, weight * target).solution
+
+    # What the state does not tell of its last update is what the aim is ahead by: aim - share (aim - x - u(aim)) = end.
+    told = torch.linalg.lstsq(weight * torch.cat([end, ones], dim=1), weight * (end - x)).solution
+    inverse = torch.linalg.inv((1 - share) * torch.eye(32, dtype=torch.float64) + share * told[:-1])
+    aim = (end - share * (x + told[-1])) @ inverse
+    update = end - x
+    rest, target = (weight * (value - fitted(x, value)) for value in (update, aim - x))
+    step_size = ((rest * target).sum() / rest.square().sum()).item()
+    assert step_size > 1.02
+    assert conversion.dynamics.step_size[0] == pytest.approx(step_size, abs=0.1 * (step_size - 1))
+    with torch.no_grad():
+        correction = update_predictors(model)[0]([x.float()]).double()
+    off = weight * (x + conversion.dynamics.step_size[0] * update + correction - aim)
+    least = target - step_size * rest
+    assert off.square().mean() == pytest.approx(least.square().mean().item(), rel=0.05)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])

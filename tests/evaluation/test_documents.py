@@ -68,6 +68,9 @@ def test_the_published_questions_are_read_whole(read, split, documents):
 
 
 WITHOUT_A_RIGHT_CHOICE = '{"question": "?", "choices": ["a", "b"], "answer": 2}\n'
+NUMBER_AS_QUESTION = '{"question": 5, "choices": ["a", "b"], "answer": 1}'
+TRUE_AS_ANSWER = '{"question": "?", "choices": ["a", "b"], "answer": true}'
+EMPTY_CHOICE = '{"question": "?", "choices": ["a", ""], "answer": 0}'
 WITHOUT_A_BLANK = '{"sentence": "It fits.", "option1": "a", "option2": "b", "answer": "1"}\n'
 OTHER_ANSWER = WITHOUT_A_BLANK.replace("fits", "fits _").replace('"1"', '"3"')
 
@@ -107,10 +110,27 @@ OTHER_ANSWER = WITHOUT_A_BLANK.replace("fits", "fits _").replace('"1"', '"3"')
         ("winogrande/validation.jsonl", WITHOUT_A_BLANK, winogrande, RecipeError, "Question 1 of .* blank"),
         ("winogrande/validation.jsonl", OTHER_ANSWER, winogrande, RecipeError, 'answer "1" or "2"'),
         ("wikitext-2/test.txt", " \n", wikitext, RecipeError, "is empty"),
+        ("wikitext-2/test.txt", b"caf\xe9", wikitext, RecipeError, "test.txt is no text in UTF-8; save"),
+        ("piqa/valid.jsonl", b"{\xff", piqa, RecipeError, "valid.jsonl is no text in UTF-8"),
+        ("piqa/valid-labels.lst", b"\xff", piqa, RecipeError, "valid-labels.lst is no text in UTF-8"),
+        (
+            "piqa/valid.jsonl",
+            '{"goal": null, "sol1": "a", "sol2": "b"}',
+            piqa,
+            RecipeError,
+            "no text as goal, but None",
+        ),
+        ("piqa/valid.jsonl", '{"goal": "g", "sol1": "a", "sol2": 2}', piqa, RecipeError, "no text as sol2, but 2"),
+        ("arc/arc_easy.jsonl", NUMBER_AS_QUESTION, arc_easy, RecipeError, "Line 1 of .* no text as question, but 5"),
+        ("arc/arc_easy.jsonl", TRUE_AS_ANSWER, arc_easy, RecipeError, "Question 1 of .* right one, from 0"),
+        ("arc/arc_easy.jsonl", EMPTY_CHOICE, arc_easy, RecipeError, "Question 1 of .* right one, from 0"),
     ],
 )
 def test_files_that_cannot_be_used_are_named(file, text, read, error, message, tmp_path):
     data = write_data(tmp_path / "data")
-    (data / file).unlink() if text is None else (data / file).write_text(text)
+    if text is None:
+        (data / file).unlink()
+    else:
+        (data / file).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(error, match=message):
         read(str(data))

@@ -131,7 +131,7 @@ def test_the_adapter_of_a_converted_model_does_not_name_that_one(shared, tmp_pat
 
 def test_few_bits_are_refused(shared, tmp_path):
     with pytest.raises(
-        RecipeError, match=r"At 1 bits the model is too far from the ordinary network .* convert with 1.5"
+        RecipeError, match=r"With a mean of 1 bits the model is too far from the ordinary network .* convert with 1.5"
     ):
         run(shared, tmp_path, {"conversion.bits": 1})
 

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoTokenizer
 
 from revformers.training.errors import RecipeError
-from revformers.training.finetune_data import calibration_blocks, load_finetune_data
+from revformers.training.finetune_data import load_finetune_data, training_blocks
 from revformers.training.finetune_recipe import FinetuneDataSection
 from tests.training.tiny_finetune import COLUMNS, CONVERSATIONS, INSTRUCTIONS, TEMPLATE, write_model, write_records
 
@@ -32,7 +32,7 @@ def test_text_is_packed_with_the_tokenizer_of_the_model(shared, tokenizer):
     assert len(data.validation) == 3
     text = (shared / "text.txt").read_text()
     assert tokenizer.decode(torch.cat([block["input_ids"] for block in data.training])) in text
-    blocks = calibration_blocks(data, tokenizer, 5, 32)
+    blocks = training_blocks(data, tokenizer, 5, 32)
     assert torch.equal(blocks, torch.stack([data.training[row]["input_ids"] for row in range(5)]))
 
 
@@ -50,7 +50,7 @@ def test_prompts_and_completions_are_made_from_columns(tmp_path, tokenizer, suff
     assert data.training[1] == {"prompt": "Repeat the number 3. twice\n", "completion": "3 3"}
     assert len(data.training) == 38
     written = "Repeat the number 2. \n2 2<|endoftext|>Repeat the number 3. twice\n3 3<|endoftext|>"
-    assert tokenizer.decode(calibration_blocks(data, tokenizer, 2, 16).flatten()).startswith(written[:40])
+    assert tokenizer.decode(training_blocks(data, tokenizer, 2, 16).flatten()).startswith(written[:40])
 
 
 def test_columns_of_the_right_names_need_no_mapping(tmp_path, tokenizer):
@@ -66,7 +66,7 @@ def test_conversations_are_written_by_the_chat_template(tmp_path, tokenizer):
     data = load_finetune_data(section(path, columns={"messages": "turns"}), tokenizer)
     assert data.form == "messages"
     assert data.assistant_only
-    blocks = calibration_blocks(data, tokenizer, 2, 16)
+    blocks = training_blocks(data, tokenizer, 2, 16)
     expected = tokenizer.apply_chat_template(data.training[0]["messages"], tokenize=False)
     assert tokenizer.decode(blocks.flatten()).startswith(expected[:30])
 
@@ -122,4 +122,4 @@ def test_too_little_data_for_the_conversion_is_named(tmp_path, tokenizer):
     path = write_records(tmp_path / "a.json", INSTRUCTIONS[:3])
     data = load_finetune_data(section(path, columns=COLUMNS), tokenizer)
     with pytest.raises(RecipeError, match=r"does not fill one block of 4096 tokens .* shorten data\.block_length"):
-        calibration_blocks(data, tokenizer, 2, 4096)
+        training_blocks(data, tokenizer, 2, 4096)

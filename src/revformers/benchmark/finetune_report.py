@@ -26,7 +26,7 @@ def finetune_parts(
         recipe: that of the run.
         metrics: what its metrics.json holds, None before it is finished.
         steps: what `benchmarks/lora_step.py` wrote.
-        evaluation: what `revformers evaluate --against` wrote.
+        evaluation: what `revformers evaluate` wrote.
 
     """
     losses = _losses(metrics or {})
@@ -34,9 +34,10 @@ def finetune_parts(
         "lead": _lead(recipe, metrics),
         "tiles": _tiles(losses, steps, evaluation),
         "losses": [_loss_row(name, loss, losses.get("original")) for name, loss in losses.items()],
-        "steps": steps and {"tokens": steps["tokens"], "rows": [_step_row(row) for row in steps["rows"]]},
+        "steps": steps
+        and {"tokens": steps["tokens"], "bits": steps.get("bits"), "rows": [_step_row(row) for row in steps["rows"]]},
         "names": (evaluation or {}).get("names"),
-        "evaluation": [_evaluation_row(row) for row in (evaluation or {}).get("differences", [])],
+        "evaluation": [_evaluation_row(row) for row in _scores(evaluation)],
     }
 
 
@@ -90,8 +91,18 @@ def _step_row(row: Mapping[str, Any]) -> list[str]:
     return [row["way"], numbers.mebibytes(row["peak"]), seconds, numbers.ratio(row["time_over_checkpoint"])]
 
 
+def _scores(evaluation: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
+    """Return the scores of an evaluation, with the differences from another model where there is one."""
+    if evaluation is None:
+        return []
+    scores: list[Mapping[str, Any]] = evaluation.get("differences") or evaluation["model"]["scores"]
+    return scores
+
+
 def _evaluation_row(row: Mapping[str, Any]) -> list[str]:
-    values = (_value(row), _value(row["against"]), _value(row["difference"], sign="+"))
+    values = [_value(row)]
+    if "against" in row:
+        values += [_value(row["against"]), _value(row["difference"], sign="+")]
     return [f"{row['task']}, {row['metric']}", f"{row['documents']:,}", *values]
 
 

@@ -31,7 +31,7 @@ class RunFiles:
         comparison: what `revformers compare` measured.
         recipe: what the run was made of.
         steps: what `benchmarks/lora_step.py` measured.
-        evaluation: what `revformers evaluate` wrote of the model beside its original.
+        evaluation: what `revformers evaluate` wrote of the model, alone or beside another.
 
     """
 
@@ -53,7 +53,7 @@ class RunFiles:
         """Read a run directory.
 
         Raises:
-            FileNotFoundError: where there is neither a loss curve nor a comparison.
+            FileNotFoundError: where there is neither the loss curve of a finished run nor a comparison.
             ValueError: where a file is not JSON.
 
         """
@@ -68,8 +68,12 @@ class RunFiles:
             evaluation=_read_json(directory / EVALUATION),
         )
         if not files.history and not files.comparison:
+            unfinished = run.recipe.is_file() and not run.metrics.is_file()
             raise FileNotFoundError(
-                f"{directory} holds neither {run.history.name} of a training run nor the {COMPARISON} of a comparison."
+                f"The run in {directory} is not finished; give its command with --resume first."
+                if unfinished
+                else f"{directory} holds neither {run.history.name} of a training run nor the {COMPARISON} of a "
+                f"comparison."
             )
         return files
 

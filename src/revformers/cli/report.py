@@ -11,10 +11,12 @@ from revformers.training.errors import RecipeError
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """Write one HTML page, plots inlined, on a run directory: its training run, its comparison, or both."""
+    """Write one HTML page, plots inlined, on a run directory: its training run, and what was measured of it."""
 
     run: tyro.conf.Positional[Path]
-    """Directory that `revformers pretrain` or `revformers compare` wrote."""
+    """Directory that `revformers pretrain`, `revformers compare` or `revformers finetune` wrote. Of a fine-tuning run
+    the page shows lora-step.json of benchmarks/lora_step.py and evaluation.json of `revformers evaluate` as well, where
+    they are there."""
 
     out: Path = Path("report.html")
     """The page."""

@@ -16,9 +16,11 @@ from revformers.hf.discovery import unwrap
 Text = Tensor | Mapping[str, Any] | Iterable[Any] | str | os.PathLike[str]
 """Tokens, batches of tokens, strings, a data set or a path; see `revformers.convert`."""
 
-LEAST_SET_ASIDE, MOST_SET_ASIDE = 8, 4096
-"""One of so many calibration sequences, and at most so many tokens, are set aside: the predictors are not fitted to
-them but judged on them. As many tokens say what the blend of each layer costs."""
+SET_ASIDE_ONE_IN = 8
+"""One of so many calibration sequences is set aside: the predictors are not fitted to it but judged on it."""
+
+MOST_TOKENS_SET_ASIDE = 4096
+"""At most so many tokens are set aside, but one sequence at least."""
 
 BATCH_SIZE = 8
 """Sequences that a model reads at once, where the caller does not batch them."""
@@ -205,11 +207,11 @@ def last_sequences(batches: Sequence[Batch], tokens: int) -> list[Batch]:
 
 
 def split_off(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
-    """Return the batches without their last sequences, and these: see `LEAST_SET_ASIDE`."""
+    """Return the batches without their last sequences, and these: see `SET_ASIDE_ONE_IN`."""
     sequences = [row for batch in batches for row in batch["input_ids"].split(1)]
     number = 0
     if len(sequences) > 1:
-        number = min(max(len(sequences) // LEAST_SET_ASIDE, 1), len(last_sequences(batches, MOST_SET_ASIDE)))
+        number = min(max(len(sequences) // SET_ASIDE_ONE_IN, 1), len(last_sequences(batches, MOST_TOKENS_SET_ASIDE)))
     fitted = list(batches)
     set_aside: list[Batch] = []
     while number:

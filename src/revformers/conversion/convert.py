@@ -18,7 +18,6 @@ from transformers import PreTrainedTokenizerBase
 
 from revformers.conversion.allocation import USUAL_BITS, LayerCosts, check_budget, uniform_blends
 from revformers.conversion.calibration import (
-    MOST_SET_ASIDE,
     Text,
     as_batches,
     last_sequences,
@@ -26,7 +25,7 @@ from revformers.conversion.calibration import (
     read_text,
     split_off,
 )
-from revformers.conversion.costs import measure_layer_costs
+from revformers.conversion.costs import COST_TOKENS, measure_layer_costs
 from revformers.conversion.fit import LastUpdate, LayerFit, fit_last_updates, fit_update_predictors
 from revformers.conversion.measure import Batch, mean_loss
 from revformers.conversion.report import Conversion
@@ -102,11 +101,11 @@ def convert(
         model: an ordinary causal language model of transformers.
         bits: side information in bits an element a layer, mean over the layers, from 0 to 8, fractions included.
         calibration: text that the predictors are fitted to, without padding; an eighth of its sequences, 4,096 tokens
-            at most, is set aside to judge them on, where it has two or more. Tokens: int64[sequences, tokens], batches
-            ``{"input_ids": int64[batch, tokens]}``, or a `datasets.Dataset` with a column ``input_ids``, each row of
-            which is a sequence. Text: a list of strings, each a document; a `datasets.Dataset` with a column of text;
-            or the path of a .txt, .jsonl, .json or .parquet file, or of a directory of such files. A string alone is
-            always a path.
+            at most but one sequence at least, is set aside to judge them on, where it has two or more. Tokens:
+            int64[sequences, tokens], batches ``{"input_ids": int64[batch, tokens]}``, or a `datasets.Dataset` with a
+            column ``input_ids``, each row of which is a sequence. Text: a list of strings, each a document; a
+            `datasets.Dataset` with a column of text; or the path of a .txt, .jsonl, .json or .parquet file, or of a
+            directory of such files. A string alone is always a path.
         held_out: text that the losses are measured on, in any of these forms; left out, on the calibration text.
         tokenizer: the model's own, which text needs; tokens need none.
         text_column: the column that holds the text of a data set or of a file of records.
@@ -279,8 +278,8 @@ class Converter:
         if conversion.loss_increase > loss_increase:
             make_residual(self._model)
             raise ValueError(
-                f"{TARGET_BUDGETS[low]} bits increase the loss by {conversion.loss_increase:.2%}, which misses the "
-                f"target of {loss_increase:.2%}; choose a larger one."
+                f"{TARGET_BUDGETS[low]} bits increase the loss by {100 * conversion.loss_increase:.3g} %, which misses "
+                f"the target of {100 * loss_increase:.3g} %; choose a larger one."
             )
         return conversion
 
@@ -310,7 +309,7 @@ class Converter:
         stage = self._unfinished.stage("costs")
         if done := stage.result(0):
             return LayerCosts(tuple(done["read"].tolist()), tuple(done["kept"].tolist()))
-        costs = measure_layer_costs(self._model, last_sequences(self._batches, MOST_SET_ASIDE))
+        costs = measure_layer_costs(self._model, last_sequences(self._batches, COST_TOKENS))
         result = {name: torch.tensor(getattr(costs, name), dtype=torch.float64) for name in ("read", "kept")}
         stage.save(0, result, dict, last=True)
         return costs

@@ -24,6 +24,9 @@ from revformers.hf.fields import LayerCall, LayerReturn, ordinary_field
 from revformers.hf.forward import CURRENT_RUN, ReversibleStack
 from revformers.hf.hidden import replaced_forward
 
+COST_TOKENS = 4096
+"""Tokens that tell what the blend of each layer costs."""
+
 
 def measure_layer_costs(model: nn.Module, batches: Sequence[Batch], seed: int = 0) -> LayerCosts:
     """Measure what the blend of each layer costs, the other layers being ordinary.

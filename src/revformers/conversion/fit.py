@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from revformers.conversion.trajectories import Batch, Trajectories
+from revformers.conversion.measure import Batch
+from revformers.conversion.trajectories import Trajectories
 from revformers.conversion.unfinished import Stage
 from revformers.dynamics.base import Coefficients
 from revformers.update_predictor import UpdatePredictor
@@ -259,7 +260,8 @@ class NormalEquations:
             told = torch.linalg.solve(system, self._update_moment)
             rest = self._update_squares - (told * self._update_moment).sum().item()
             explained = self._update_target - (told * self._moment).sum().item()
-            # An update that the features tell to rounding has no rest to speak of.
+            # The ridge is relative to the rest too: relative to the whole update it would rule a small rest. An update
+            # that the features tell to rounding has no rest to speak of.
             multiple = explained / ((1 + RIDGE) * rest) if rest > 1e-9 * self._update_squares else 0.0
         maps: Tensor = torch.linalg.solve(system, self._moment - multiple * self._update_moment)
         return Solution(maps if rank is None else self._projected(maps, rank), multiple)

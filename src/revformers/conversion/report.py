@@ -87,8 +87,8 @@ class Conversion:
         """What a user should know before the converted model is put to use, a sentence each."""
         found = [self.warning] if self.warning else []
         if self.features and self.fitted_tokens < TOKENS_PER_FEATURE * self.features:
-            # An eighth at most is set aside, which the predictors are not fitted to.
-            enough = math.ceil(TOKENS_PER_FEATURE * self.features * 8 / 7)
+            # A part of the text is set aside, which the predictors are not fitted to.
+            enough = math.ceil(TOKENS_PER_FEATURE * self.features * self.calibration_tokens / self.fitted_tokens)
             found.append(
                 f"The predictors were fitted to {self.fitted_tokens:,} tokens and read {self.features:,} numbers each: "
                 f"give {enough:,} tokens of calibration text or more (sequences, or a greater length of them)."

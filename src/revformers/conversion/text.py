@@ -1,10 +1,10 @@
-"""Calibration and held-out text for a conversion, and text that a model writes itself."""
+"""Calibration and held-out text for a conversion."""
 
 from itertools import islice
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from revformers.training.data.packing import packed_blocks
 from revformers.training.data.sources import Documents, open_source
@@ -52,27 +52,6 @@ def calibration_blocks(
             split.separated,
         ),
     )
-
-
-def sampled_blocks(model: PreTrainedModel, sequences: int, length: int, seed: int) -> Tensor:
-    """Return int64[sequences, length] of tokens that `model` writes from its beginning-of-sequence token.
-
-    The random state of the caller is neither used nor changed.
-    """
-    start = torch.full((sequences, 1), model.config.bos_token_id, device=model.device)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        tokens: Tensor = model.generate(
-            start,
-            attention_mask=torch.ones_like(start),
-            max_length=length,
-            min_length=length,
-            max_new_tokens=None,
-            do_sample=True,
-            top_k=0,
-            pad_token_id=0,
-        )
-    return tokens
 
 
 def first_blocks(

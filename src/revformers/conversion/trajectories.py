@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from revformers.conversion.measure import Batch
 from revformers.dynamics.base import Coefficients
 from revformers.hf.visit import LayerVisit, visit_layer
-
-Batch = Mapping[str, Tensor]
 
 
 class Trajectories:

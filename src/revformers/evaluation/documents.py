@@ -21,7 +21,7 @@ def piqa(data_directory: str, **_: Any) -> dict[str, Dataset]:
     """
     questions, labels = (_file(data_directory, f"piqa/{name}") for name in ("valid.jsonl", "valid-labels.lst"))
     documents = _rows(questions, ("goal", "sol1", "sol2"))
-    answers = labels.read_text(encoding="utf-8").split()
+    answers = "".join(_lines(labels)).split()
     if not set(answers) <= {"0", "1"}:
         raise RecipeError(f"{labels} must hold a 0 or a 1 in every line.")
     if len(documents) != len(answers):
@@ -105,8 +105,7 @@ def wikitext(data_directory: str, **_: Any) -> dict[str, Dataset]:
 
     """
     path = _file(data_directory, "wikitext-2/test.txt")
-    with path.open(encoding="utf-8") as lines:
-        documents = [{"page": page} for page in split_pages(lines)]
+    documents = [{"page": page} for page in split_pages(_lines(path))]
     if not documents:
         raise RecipeError(f"{path} is empty.")
     return {"test": Dataset.from_list(documents)}
@@ -155,12 +154,13 @@ def _choice_questions(data_directory: str, name: str, question: str) -> Dataset:
     """
     path = _file(data_directory, name)
     documents = []
-    for number, row in enumerate(_rows(path, ("question", "choices", "answer")), start=1):
+    for number, row in enumerate(_rows(path, ("question",), ("choices", "answer")), start=1):
         texts, answer = row["choices"], row["answer"]
         if not (
             isinstance(texts, list)
-            and all(isinstance(text, str) for text in texts)
+            and all(isinstance(text, str) and text.strip() for text in texts)
             and isinstance(answer, int)
+            and not isinstance(answer, bool)
             and 0 <= answer < len(texts) <= len(ascii_uppercase)
         ):
             raise RecipeError(
@@ -173,18 +173,30 @@ def _choice_questions(data_directory: str, name: str, question: str) -> Dataset:
     return Dataset.from_list(documents)
 
 
-def _rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Return `columns` of every line of a JSON Lines file that is not blank."""
-    rows = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                rows.append({column: row[column] for column in columns})
-            except (ValueError, KeyError, TypeError) as error:
-                raise RecipeError(f"Line {number} of {path} is no JSON object with {', '.join(columns)}.") from error
+def _rows(path: Path, texts: tuple[str, ...], others: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+    """Return the columns of every line of a JSON Lines file that is not blank; those in `texts` hold text."""
+    rows, columns = [], (*texts, *others)
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            row = {column: row[column] for column in columns}
+        except (ValueError, KeyError, TypeError) as error:
+            raise RecipeError(f"Line {number} of {path} is no JSON object with {', '.join(columns)}.") from error
+        for column in texts:
+            if not isinstance(row[column], str) or not row[column].strip():
+                raise RecipeError(f"Line {number} of {path} has no text as {column}, but {row[column]!r}.")
+        rows.append(row)
     if not rows:
         raise RecipeError(f"{path} is empty.")
     return rows
+
+
+def _lines(path: Path) -> list[str]:
+    """Return the lines of a text file, with their ends."""
+    try:
+        with path.open(encoding="utf-8") as lines:
+            return list(lines)
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path} is no text in UTF-8; save it in that encoding.") from error

@@ -117,10 +117,12 @@ def find_gguf(name: str | os.PathLike) -> Path:
     Raises:
         FileNotFoundError: where there is none.
         MissingPackageError: without the package gguf.
-        ModelFilesError: for a file whose head cannot be read, or that ends before its last weight.
+        ModelFilesError: for a directory, a file whose head cannot be read, or one that ends before its last weight.
 
     """
     path = Path(name).expanduser().absolute()
+    if path.is_dir():
+        raise ModelFilesError(f"{path} is a directory, and its name that of a GGUF file; rename it to load it.")
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {str(name)!r} to load a model from.")
     require_gguf(path.name)
@@ -146,8 +148,8 @@ def _clear_errors(path: Path) -> Iterator[None]:
     except (OSError, ValueError, KeyError, IndexError, OverflowError, NotImplementedError, struct.error) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(".")
         raise ModelFilesError(
-            f"No model can be loaded from {path} ({reason}); download or write it again, or name a model that "
-            f"transformers can read."
+            f"No model can be loaded from {path} ({reason}): the file is damaged, or transformers does not read its "
+            f"kind; download it again, or name another model."
         ) from error
 
 

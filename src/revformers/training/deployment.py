@@ -12,8 +12,8 @@ from revformers.training.errors import RecipeError
 FEWEST_DEPLOYED_BITS = 1.5
 """Mean side information in bits an element a layer below which a network is not deployed as the ordinary one.
 
-At 1 bit the conversion of a real model costs several per cent (docs/conversion.md). Training makes up for that, in weights
-that the ordinary network has no use for.
+At 1 bit the conversion of a real model costs several per cent (docs/conversion.md), and training makes up for that in
+weights that the ordinary network has no use for.
 """
 
 PREDICTOR_MODULES = r".*\bupdate_predictor\b.*"
@@ -34,8 +34,8 @@ def check_deployable(model: nn.Module) -> None:
     bits = sum(map(dynamics.side_information_bits, layers)) / len(layers)
     if bits < FEWEST_DEPLOYED_BITS:
         raise RecipeError(
-            f"At {bits:.3g} bits the model is too far from the ordinary network to be deployed as that; convert with "
-            f"{FEWEST_DEPLOYED_BITS} bits or more, or set deploy to reversible."
+            f"With a mean of {bits:.3g} bits the model is too far from the ordinary network to be deployed as that; "
+            f"convert with {FEWEST_DEPLOYED_BITS} bits or more, or set deploy to reversible."
         )
 
 

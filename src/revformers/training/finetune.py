@@ -42,7 +42,7 @@ from revformers.training.deployment import (
     refuse_trained_predictors,
 )
 from revformers.training.errors import RecipeError
-from revformers.training.finetune_data import FinetuneData, calibration_blocks, import_trl, load_finetune_data
+from revformers.training.finetune_data import FinetuneData, import_trl, load_finetune_data, training_blocks
 from revformers.training.finetune_recipe import AdapterSection, FinetuneRecipe
 from revformers.training.history import loss_curve
 from revformers.training.run_directory import RunDirectory, replaced, write_json
@@ -267,7 +267,7 @@ def _prepare_dynamics(
     with arguments.main_process_first(local=False):
         if fresh and arguments.process_index == 0:
             if section.bits is not None:
-                blocks = calibration_blocks(data, tokenizer, section.sequences, recipe.data.block_length)
+                blocks = training_blocks(data, tokenizer, section.sequences, recipe.data.block_length)
                 _convert(model, recipe, blocks.to(model.device), console)
             with replaced(run.conversion) as directory:
                 save_conversion(model, directory)
@@ -398,7 +398,7 @@ def _sft_trainer() -> Any:
 
 
 def _losses_before_training(trainer: Trainer, model: Any, recipe: FinetuneRecipe) -> dict[str, float]:
-    """Return the validation losses as it will be trained and, where it ends or began so, of the ordinary network."""
+    """Return the validation losses before training: of the model, and of the ordinary network where that has a part."""
     losses = {}
     if recipe.conversion.bits is not None or recipe.deploy == "ordinary":
         # An adapter that began with a part of the weights gives it back.

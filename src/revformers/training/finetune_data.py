@@ -71,7 +71,7 @@ def load_finetune_data(data: FinetuneDataSection, tokenizer: PreTrainedTokenizer
     return FinetuneData(form, training, validation, form == "messages" and _marks_the_assistant(tokenizer))
 
 
-def calibration_blocks(
+def training_blocks(
     data: FinetuneData, tokenizer: PreTrainedTokenizerBase, sequences: int, block_length: int
 ) -> Tensor:
     """Return the first blocks of the training data, int64[sequences, block_length], fewer rows where there is less.
