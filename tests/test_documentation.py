@@ -206,21 +206,25 @@ def increase(study, arm, bits):
 
 def conversion_rows():
     """Held-out loss increase of a real model, before any training."""
-    study = result("conversion-smollm2")
+    alone, predicted = result("conversion-smollm2"), result("conversion-smollm2-samples")
     for bits in (4, 3, 2, 1, 0):
-        yield f"| {bits} | {increase(study, 'blends alone', bits)} | {increase(study, 'predictor on state', bits)} |"
+        increases = increase(alone, "blends alone", bits), increase(predicted, "predictor on state", bits)
+        yield f"| {bits} | {' | '.join(increases)} |"
 
 
 def real_rows():
     """The same by every way that was tried on it."""
-    yield from form_rows("conversion-smollm2")
+    yield from form_rows("conversion-smollm2", ("blends alone",))
+    yield from form_rows("conversion-smollm2-samples")
     yield from form_rows("conversion-smollm2-update")
 
 
-def form_rows(name):
-    """Held-out loss increase by every way, and what each adds to a forward pass."""
+def form_rows(name, arms=None):
+    """Held-out loss increase by every way, or by some, and what each adds to a forward pass."""
     for row in result(name)["rows"]:
         assert row["gradients_bit_exact"]
+        if arms is not None and row["arm"] not in arms:
+            continue
         figures = spread(list(row["increase_by_seed"].values()))
         yield f"| {row['arm']} | {row['bits']:g} | {figures} | {row['added_compute']:+.0%} |"
 
