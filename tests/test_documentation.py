@@ -239,12 +239,27 @@ def small_rows():
     return form_rows("conversion-wikitext-12L")
 
 
-def healing_curve_rows():
-    """Validation loss of the real model over its original's, against tokens."""
-    (one,), (zero,) = (result(f"healing-smollm2-{bits}")["rows"] for bits in ("1-bit", "0-bits"))
-    for (tokens, loss), (same, other) in zip(one["curve"], zero["curve"], strict=True):
-        assert tokens == same
-        yield f"| {tokens:,} | {loss / one['original'] - 1:+.2%} | {other / zero['original'] - 1:+.2%} |"
+def healed(name):
+    """Tokens and loss over the original's, along one run."""
+    (run,) = result(f"healing-smollm2-{name}")["rows"]
+    return [(tokens, f"{loss / run['original'] - 1:+.2%}") for tokens, loss in run["curve"]]
+
+
+def healing_rows():
+    """The real model before and after a short fine-tune."""
+    for words, name in (("1", "1-bit"), ("0, `update`", "0-bits-update")):
+        (_, before), *_, (tokens, after) = healed(name)
+        yield f"| {words} | {before} | {after} | {tokens:,} |"
+
+
+def one_bit_curve_rows():
+    """Along the run at 1 bit."""
+    return [f"| {tokens:,} | {over} |" for tokens, over in healed("1-bit")]
+
+
+def no_bits_curve_rows():
+    """Along the run at 0 bits."""
+    return [f"| {tokens:,} | {over} |" for tokens, over in healed("0-bits-update")]
 
 
 def lora_step_rows():
@@ -306,11 +321,11 @@ def largest_batch_rows():
 
 
 TABLES = {
-    "README.md": [quickstart_rows, depth_rows, time_rows, conversion_rows, healing_curve_rows],
+    "README.md": [quickstart_rows, depth_rows, time_rows, conversion_rows, healing_rows],
     "docs/plan.md": [plan_rows, largest_batch_rows],
     "docs/when-to-use.md": [depth_rows, same_batch_rows, length_rows, layer_rows, head_rows],
     "docs/conversion.md": [
-        *(real_rows, instruction_rows, healing_curve_rows, lora_step_rows, small_rows),
+        *(real_rows, instruction_rows, one_bit_curve_rows, no_bits_curve_rows, lora_step_rows, small_rows),
         *(annealing_rows, family_rows),
     ],
     "docs/deploy.md": [deployment_rows],

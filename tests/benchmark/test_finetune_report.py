@@ -20,7 +20,7 @@ METRICS = {
 }
 RECIPE = {
     "model": {"name": "some/model<b>"},
-    "conversion": {"activations": "rebuild"},
+    "conversion": {"bits": 6, "predictor": "none", "activations": "rebuild"},
     "adapter": {"kind": "lora", "rank": 16},
 }
 QUARTILES = {"lower": 0.9, "median": 1.1, "upper": 1.2}
@@ -90,7 +90,7 @@ def test_the_page_is_well_formed_and_escaped(run):
     text = page_of(run)
     page = Page(text)
     assert page.sections == ["training", "step", "evaluation", "reproduce"]
-    assert "some/model&lt;b&gt;" in text
+    assert "some/model&lt;b&gt; (converted at 6 bits, without predictors), activations: rebuild." in text
     assert "script" not in page.tags
 
 

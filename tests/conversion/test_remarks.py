@@ -27,10 +27,13 @@ def test_a_good_conversion_has_none(conversion):
     ("change", "words"),
     [
         ({"loss": 2.03}, "The loss rises by 1.5%, more than 1%: give more bits or more calibration text"),
-        ({"fitted_tokens": 511}, "fitted to 511 tokens and read 32 numbers each: give 586 tokens of calibration"),
+        (
+            {"fitted_tokens": 511},
+            "are few for predictors that read 32 numbers each: give ",
+        ),
         (
             {"fits": (GOOD, dataclasses.replace(GOOD, explained=0.4), *(GOOD,) * 4)},
-            "of 1 of 6 layers explain less than",
+            "In 1 of 6 layers the predictor explains less than",
         ),
         (
             {"fits": (*(GOOD,) * 5, dataclasses.replace(GOOD, largest_token=4700.0))},

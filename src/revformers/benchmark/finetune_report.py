@@ -49,7 +49,16 @@ def _losses(metrics: Mapping[str, Any]) -> dict[str, float]:
 def _lead(recipe: Mapping[str, Any], metrics: Mapping[str, Any] | None) -> str:
     adapter = recipe["adapter"]["kind"]
     trained = "All weights" if adapter == "none" else f"LoRA adapters of rank {recipe['adapter']['rank']}"
-    lead = f"{trained} of {recipe['model']['name']}, activations: {recipe['conversion']['activations']}."
+    conversion = recipe["conversion"]
+    network = "the ordinary network"
+    if conversion["bits"] is not None:
+        predictor = conversion["predictor"]
+        network = f"converted at {conversion['bits']:g} bits, " + (
+            "without predictors" if predictor == "none" else f"predictor: {predictor}"
+        )
+    elif conversion["activations"] not in ("store", "checkpoint"):
+        network = "reversible when it was loaded"
+    lead = f"{trained} of {recipe['model']['name']} ({network}), activations: {conversion['activations']}."
     if metrics:
         lead += f" {metrics['steps']:,} steps, {metrics['tokens']:,} tokens, {metrics['seconds']:.0f} s."
     return lead

@@ -227,8 +227,8 @@ def _table(conversions: Sequence["Conversion"]) -> Any:
     from rich.table import Table
 
     table = Table(
-        caption="bits: an element, mean over the layers and in total; loss: on held-out text; kept: bytes of side "
-        "information a token, and their share of what checkpointing keeps"
+        caption="bits: an element, mean over the layers and in total; loss: on held-out text; kept: bytes a token, of "
+        "side information and the two states, and their share of what checkpointing keeps"
     )
     for heading in ("bits", "total", "loss", "increase", "weights", "compute", "kept", "share"):
         table.add_column(heading, justify="right")
@@ -240,27 +240,27 @@ def _table(conversions: Sequence["Conversion"]) -> Any:
             f"{row.loss_increase:+.2%}",
             f"{row.added_parameters:+,}",
             f"{row.added_compute:+.1%}",
-            f"{row.side_information:,.0f}",
-            f"{row.side_information / row.checkpoints:.1%}",
+            f"{row.kept:,.0f}",
+            f"{row.kept / row.checkpoints:.0%}",
         )
     return table
 
 
 def _draw(conversions: Sequence["Conversion"], file: Path) -> None:
-    """Draw the loss increase against the memory of side information, relative to checkpointing."""
+    """Draw the loss increase against what is kept for the backward pass, relative to checkpointing."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
     rows = sorted(conversions, key=lambda conversion: conversion.bits)
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    memory = [row.side_information / row.checkpoints for row in rows]
+    memory = [row.kept / row.checkpoints for row in rows]
     axes.plot(memory, [row.loss_increase for row in rows], marker="o")
     for row, x in zip(rows, memory, strict=True):
         label = "1 bit" if row.bits == 1 else f"{row.bits:g} bits"
         axes.annotate(label, (x, row.loss_increase), textcoords="offset points", xytext=(6, 6))
     axes.set(
-        xlabel="side information, share of what checkpointing keeps",
+        xlabel="kept for the backward pass, share of what checkpointing keeps",
         ylabel="held-out loss increase, before any training",
     )
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))

@@ -67,6 +67,11 @@ class Conversion:
         return self.bits * len(self.layer_bits)
 
     @property
+    def kept(self) -> float:
+        """What is kept for the backward pass: side information and the two states, bytes a token."""
+        return self.side_information + self.states
+
+    @property
     def layer_bits(self) -> list[int]:
         """Side information in bits an element, layer by layer."""
         assert isinstance(self.dynamics.blend, tuple)
@@ -90,14 +95,14 @@ class Conversion:
             # A part of the text is set aside, which the predictors are not fitted to.
             enough = math.ceil(TOKENS_PER_FEATURE * self.features * self.calibration_tokens / self.fitted_tokens)
             found.append(
-                f"The predictors were fitted to {self.fitted_tokens:,} tokens and read {self.features:,} numbers each: "
-                f"give {enough:,} tokens of calibration text or more (sequences, or a greater length of them)."
+                f"{self.fitted_tokens:,} tokens of calibration text, those that are not set aside to judge the fit, "
+                f"are few for predictors that read {self.features:,} numbers each: give {enough:,} or more in all."
             )
         weak = sum(fit.explained < 0.5 for fit in self.fits)
         if weak:
             found.append(
-                f"The predictors of {weak} of {len(self.fits)} layers explain less than half of what they are to make "
-                f"up for; at few bits the rest counts."
+                f"In {weak} of {len(self.fits)} layers the predictor explains less than half of what the blend takes "
+                f"away, which costs loss at 2 bits and below."
             )
         massive = max((fit.largest_token for fit in self.fits), default=1.0)
         if massive > MASSIVE_TOKEN:
@@ -136,7 +141,7 @@ class Conversion:
             f"  loss on {text}      {self.loss:.4f}, {self.loss_increase:+.2%} on {self.original_loss:.4f}",
         ]
         if self.predicted_loss is not None:
-            lines.append(f"  predicted by costs of layers  {self.predicted_loss:.4f}")
+            lines.append(f"  estimate from layers' costs   {self.predicted_loss:.4f}")
         lines += [
             f"  added parameters              {self.added_parameters:,}",
             f"  added compute                 {self.added_compute:+.1%} of a forward pass",
@@ -146,7 +151,7 @@ class Conversion:
         if self.fits:
             worst = max(range(len(self.fits)), key=lambda layer: self.fits[layer].error)
             lines.append(
-                f"  worst layer                   {worst}, next state off by {math.sqrt(self.fits[worst].error):.2%} "
+                f"  worst layer, from 0           {worst}, next state off by {math.sqrt(self.fits[worst].error):.2%} "
                 f"of its size"
             )
         return "\n".join(lines + [f"  {remark}" for remark in self.remarks])

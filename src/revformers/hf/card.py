@@ -95,7 +95,7 @@ def save_deployed_card(directory: Path, losses: Mapping[str, float], adapter: bo
     before = "" if original is None else f", {original:.4f} before training"
     text = (
         f"# An ordinary {kind}, trained reversibly\n\n"
-        f"This {kind} belongs to the ordinary network and needs nothing of revformers. It was trained with reversible "
+        f"This is an ordinary {kind} of {library}, which needs nothing of revformers. It was trained with reversible "
         f"dynamics, whose backward pass rebuilds activations in the place of storing them, and then evaluated as it is "
         f"saved: validation loss {losses['deployed_validation_loss']:.4f}{before}.\n\n" + _versions()
     )
@@ -158,7 +158,7 @@ def _dynamics(model: PreTrainedModel, reversible: ReversibleStack) -> str:
         mean = sum(bits) / len(bits)
         lines += [
             f"The backward pass keeps {mean:g} {'bit' if mean == 1 else 'bits'} of side information an element a layer"
-            f"{', for each of its two steps,' if dynamics.granularity == 'branch' else ''} in the mean.",
+            f"{', for each of its two steps,' if dynamics.granularity == 'branch' else ''} on average.",
             "",
             "| coefficient of p[l-1] | layers | side information, bits an element |",
             "|---|---|---|",
