@@ -78,6 +78,7 @@ def run(arguments: Sequence[str]) -> int:
     input_ids = torch.randint(model.config.get_text_config().vocab_size, shape).to(options.device)
     report = verify_gradients(model, {"input_ids": input_ids, "labels": input_ids})
     print(report)
+    print(f"  batch               {options.batch_size} x {length} random tokens")
     return 0 if report.bit_exact else FAILED
 
 
