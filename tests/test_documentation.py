@@ -262,6 +262,17 @@ def no_bits_curve_rows():
     return [f"| {tokens:,} | {over} |" for tokens, over in healed("0-bits-update")]
 
 
+def accuracy_rows(name="accuracy-smollm2-0-bits-healed"):
+    """Accuracy of the real model before and after, task by task and in the mean, in percent."""
+    study = result(name)
+    rows = [row for row in study["differences"] if row["metric"] == ("acc" if "grande" in row["task"] else "acc_norm")]
+    (mean,) = (row for row in study["mean_differences"] if row["metric"] == "acc_norm, else acc")
+    for words, row in [(row["task"].removeprefix("local_"), row) for row in rows] + [("mean", mean)]:
+        difference = row["difference"]
+        values = f"{100 * row['against']['value']:.1f} | {100 * row['value']:.1f}"
+        yield f"| {words} | {values} | {100 * difference['value']:+.1f} ± {100 * difference['standard_error']:.1f} |"
+
+
 def lora_step_rows():
     """Peak and time of a LoRA step of the real model."""
     for row in result("lora-step-smollm2")["rows"]:
@@ -275,9 +286,9 @@ def deployment_rows():
     reference = {row["seed"]: row["deployed"] for row in rows if row["arm"] == "ordinary"}
     for arm in dict.fromkeys(row["arm"] for row in rows):
         runs = [row for row in rows if row["arm"] == arm]
-        trained, deployed = (runs[0][name] for name in ("trained", "deployed"))
-        over = spread([row["deployed"] / reference[row["seed"]] - 1 for row in runs])
-        yield f"| {arm} | {trained:.4f} | {deployed:.4f} | {'-' if arm == 'ordinary' else over} |"
+        losses = [", ".join(f"{row[name]:.4f}" for row in runs) for name in ("trained", "deployed")]
+        over = ", ".join(f"{row['deployed'] / reference[row['seed']] - 1:+.2%}" for row in runs)
+        yield f"| {arm} | {' | '.join(losses)} | {'-' if arm == 'ordinary' else over} |"
 
 
 def annealing_rows():
@@ -325,7 +336,15 @@ TABLES = {
     "docs/plan.md": [plan_rows, largest_batch_rows],
     "docs/when-to-use.md": [depth_rows, same_batch_rows, length_rows, layer_rows, head_rows],
     "docs/conversion.md": [
-        *(real_rows, instruction_rows, one_bit_curve_rows, no_bits_curve_rows, lora_step_rows, small_rows),
+        *(
+            real_rows,
+            instruction_rows,
+            one_bit_curve_rows,
+            no_bits_curve_rows,
+            accuracy_rows,
+            lora_step_rows,
+            small_rows,
+        ),
         *(annealing_rows, family_rows),
     ],
     "docs/deploy.md": [deployment_rows],

@@ -43,7 +43,7 @@ def describe_environment() -> dict[str, Any]:
 
 def command_line(arguments: Sequence[str], program: str = "revformers") -> str:
     """Return `program` with `arguments` as one would type it; absolute paths lose what names this machine."""
-    return f"{program} {shlex.join(map(_relative, arguments))}"
+    return f"{program} {shlex.join(map(without_machine, arguments))}"
 
 
 def write_result(path: Path, result: Mapping[str, Any], arguments: Sequence[str], program: str = "revformers") -> None:
@@ -55,7 +55,7 @@ def write_result(path: Path, result: Mapping[str, Any], arguments: Sequence[str]
     write_json(path, {"command": command_line(arguments, program), "environment": describe_environment(), **result})
 
 
-def _relative(word: str) -> str:
+def without_machine(word: str) -> str:
     """Make an absolute path relative to the working directory, or keep only its name where it lies elsewhere."""
     option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
     path = Path(value)

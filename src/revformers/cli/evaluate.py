@@ -68,7 +68,7 @@ def run(arguments: Sequence[str]) -> int:
     # imported here, so that the help does not wait for PyTorch
     from rich.console import Console
 
-    from revformers.benchmark.environment import write_result
+    from revformers.benchmark.environment import without_machine, write_result
     from revformers.cli.quiet import quiet_libraries
     from revformers.evaluation import compare
 
@@ -82,7 +82,10 @@ def run(arguments: Sequence[str]) -> int:
     result: dict[str, Any] = {
         "lm_eval": version("lm_eval"),
         "limit": options.limit,
-        "names": {"model": options.model, "against": options.against},
+        "names": {
+            "model": without_machine(options.model),
+            "against": options.against and without_machine(options.against),
+        },
         "model": evaluation.to_dict(),
     }
     if options.against is None:
