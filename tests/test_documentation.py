@@ -262,15 +262,22 @@ def no_bits_curve_rows():
     return [f"| {tokens:,} | {over} |" for tokens, over in healed("0-bits-update")]
 
 
-def accuracy_rows(name="accuracy-smollm2-0-bits-healed"):
-    """Accuracy of the real model before and after, task by task and in the mean, in percent."""
+def accuracies(name):
+    """Accuracy beside the original's by task and in the mean: the original's in percent, and the difference."""
     study = result(name)
     rows = [row for row in study["differences"] if row["metric"] == ("acc" if "grande" in row["task"] else "acc_norm")]
     (mean,) = (row for row in study["mean_differences"] if row["metric"] == "acc_norm, else acc")
-    for words, row in [(row["task"].removeprefix("local_"), row) for row in rows] + [("mean", mean)]:
-        difference = row["difference"]
-        values = f"{100 * row['against']['value']:.1f} | {100 * row['value']:.1f}"
-        yield f"| {words} | {values} | {100 * difference['value']:+.1f} ± {100 * difference['standard_error']:.1f} |"
+    for task, row in [(row["task"].removeprefix("local_"), row) for row in rows] + [("mean", mean)]:
+        difference, error = (100 * row["difference"][name] for name in ("value", "standard_error"))
+        yield f"| {task} | {100 * row['against']['value']:.1f} |", f" {difference:+.1f} ± {error:.1f} |"
+
+
+def accuracy_rows():
+    """Accuracy of the real model converted at 2 bits, and healed at 0 bits."""
+    studies = (accuracies(f"accuracy-smollm2-{name}") for name in ("2-bits", "0-bits-healed"))
+    for (original, few), (same, none) in zip(*studies, strict=True):
+        assert original == same
+        yield original + few + none
 
 
 def lora_step_rows():
