@@ -289,13 +289,14 @@ def lora_step_rows():
 
 def deployment_rows():
     """Loss of the ordinary network with weights that were trained in a converted one."""
-    rows = result("deployment-smollm2")["rows"]
+    studies = ("deployment-smollm2", "deployment-smollm2-seeds")
+    rows = [row for study in studies for row in result(study)["rows"]]
     reference = {row["seed"]: row["deployed"] for row in rows if row["arm"] == "ordinary"}
     for arm in dict.fromkeys(row["arm"] for row in rows):
-        runs = [row for row in rows if row["arm"] == arm]
-        losses = [", ".join(f"{row[name]:.4f}" for row in runs) for name in ("trained", "deployed")]
-        over = ", ".join(f"{row['deployed'] / reference[row['seed']] - 1:+.2%}" for row in runs)
-        yield f"| {arm} | {' | '.join(losses)} | {'-' if arm == 'ordinary' else over} |"
+        runs = [row for row in rows if row["arm"] == arm and row["seed"] in reference]
+        losses = [f"{sum(row[name] for row in runs) / len(runs):.4f}" for name in ("trained", "deployed")]
+        over = spread([row["deployed"] / reference[row["seed"]] - 1 for row in runs])
+        yield f"| {arm} | {len(runs)} | {' | '.join(losses)} | {'-' if arm == 'ordinary' else over} |"
 
 
 def annealing_rows():
