@@ -40,7 +40,8 @@ def test_a_model_is_evaluated_and_the_result_written(workspace, capfd):
 
 def test_two_models_are_shown_side_by_side(workspace, capsys):
     assert evaluate("reversible", "--against", "ordinary", "--data", "data", "--out", "near.json") == 0
-    assert evaluate("damaged", "--against", "ordinary", "--data", "data", "--out", "far.json") == 0
+    original = str((workspace / "ordinary").resolve())
+    assert evaluate("damaged", "--against", original, "--data", "data", "--out", "far.json") == 0
     shown = capsys.readouterr().out
     for words in ("local_wikitext ", "6 documents", "  word_perplexity ↓ ", "MODEL", "AGAINST", "difference"):
         assert words in shown
@@ -51,6 +52,8 @@ def test_two_models_are_shown_side_by_side(workspace, capsys):
     assert far["difference"]["marked"]
     assert 0 < abs(near["difference"]["value"]) < 0.1 * far["difference"]["value"]
     assert near["against"] == far["against"]
+    # A result that is shared names no directory of the machine, in its command and elsewhere.
+    assert json.loads((workspace / "far.json").read_text())["names"] == {"model": "damaged", "against": "ordinary"}
 
 
 CHOICES = ["local_piqa", "local_arc_easy", "local_arc_challenge", "local_openbookqa", "local_winogrande"]
