@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from revformers.activations import ActivationPolicy, PolicyFactory
 from revformers.activations.budget import BudgetReport
@@ -24,14 +23,26 @@ class Trajectory:
     the autograd graph: a tensor of its shape, four bytes in size, through which its gradient flows in float32 (float64
     for float64 models). Rounding is passed straight through.
 
+    Whatever a state does, its whole gradient passes through the tensor that holds its value, `hidden`, so that hooks on
+    it and derivatives with respect to it are those of an ordinary network. Where that is in half precision, a second
+    stand-in carries what the dtype cannot hold.
+
     Args:
         dynamics: the recurrence.
         policy: makes what decides what is kept for the backward pass; ignored while gradients are disabled.
         embedding: p[0], (batch, tokens, width) in the compute dtype.
 
+    Raises:
+        RuntimeError: inside a transform of `torch.func`.
+
     """
 
     def __init__(self, dynamics: Dynamics, policy: PolicyFactory, embedding: Tensor) -> None:
+        if torch._C._are_functorch_transforms_active():
+            raise RuntimeError(
+                "Reversible layers cannot be transformed by torch.func (grad, vjp, jvp, vmap, ...); take gradients "
+                "with backward() or torch.autograd.grad, or call revformers.make_residual(model) first."
+            )
         self._dynamics = dynamics
         self._dtype = embedding.dtype
         self._range = RangeCheck()
@@ -41,8 +52,8 @@ class Trajectory:
         self._states = StatePair(previous, current)
         self._policy: ActivationPolicy = (policy if torch.is_grad_enabled() else Store)(self._states)
         self._current: Tensor = _Begin.apply(embedding)
-        self._previous = self._current if dynamics.start == "repeat" else _stand_in(embedding)
-        self.hidden: Tensor = self._read()
+        self._previous: Tensor = self._current if dynamics.start == "repeat" else _stand_in(embedding)
+        self.hidden, self._remainder = self._read(self._current)
         """p[l], which the next field reads, in the compute dtype."""
 
     def step(self, name: str, coefficients: Coefficients, field: Field, hidden: Tensor | None = None) -> Tensor:
@@ -55,17 +66,21 @@ class Trajectory:
             hidden: p[l] where it reached the field through other autograd nodes than ours; equal to `self.hidden`.
 
         """
-        update = self._policy.evaluate(name, coefficients, field, self.hidden if hidden is None else hidden)
-        if update.shape != self.hidden.shape:
+        hidden = self.hidden if hidden is None else hidden
+        # A new leaf, or one without a gradient, ends what the half that it cannot see would go on with.
+        remainder = self._remainder if hidden.grad_fn is not None else None
+        current, hidden = _Use.apply(hidden, remainder)
+        update = self._policy.evaluate(name, coefficients, field, hidden)
+        if update.shape != hidden.shape:
             raise ValueError(
-                f"The field of {name} maps a state {list(self.hidden.shape)} to an update {list(update.shape)}; "
+                f"The field of {name} maps a state {list(hidden.shape)} to an update {list(update.shape)}; "
                 f"the shapes must agree."
             )
         self._range.observe(f"update of {name}", update, coefficients.update)
-        successor = _Advance.apply(self._previous, self._current, update, coefficients)
+        successor = _Advance.apply(self._previous, current, update, coefficients)
         self._policy.advance(coefficients, update.detach())
-        self._previous, self._current = self._current, successor
-        self.hidden = self._read()
+        self._previous, self._current = current, successor
+        self.hidden, self._remainder = self._read(successor)
         self._range.observe(f"state after {name}", self.hidden)
         return self.hidden
 
@@ -91,17 +106,31 @@ class Trajectory:
         """The largest magnitude of a state or an update, once `readout` was called."""
         return self._range.largest
 
-    def _read(self) -> Tensor:
-        return _Read.apply(self._current, self._states, self._dtype)
+    def _read(self, current: Tensor) -> tuple[Tensor, Tensor | None]:
+        return _Read.apply(current, self._states, self._dtype)
 
 
 def _stand_in(like: Tensor) -> Tensor:
     """Return a tensor of the shape of `like` that takes four (eight) bytes, for gradients in float32 (float64)."""
-    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    return torch.zeros((), dtype=dtype, device=like.device).expand(like.shape)
+    return torch.zeros((), dtype=_wide(like.dtype), device=like.device).expand(like.shape)
 
 
-class _Begin(torch.autograd.Function):
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class _Backwards(torch.autograd.Function):
+    """What the operations of a trajectory share: they have derivatives of every order, backwards."""
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise NotImplementedError(
+            "Reversible layers have no forward-mode derivative (torch.autograd.forward_ad); take gradients with "
+            "backward() or torch.autograd.grad, or call revformers.make_residual(model) first."
+        )
+
+
+class _Begin(_Backwards):
     """From the embedding to the stand-in of p[0]."""
 
     @staticmethod
@@ -110,12 +139,34 @@ class _Begin(torch.autograd.Function):
         return _stand_in(embedding)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return gradient.to(ctx.dtype)
 
 
-class _Advance(torch.autograd.Function):
+class _Use(_Backwards):
+    """From the value of p[l] to its stand-in, for the recurrence, and to the value again, for the field."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, remainder: Tensor | None) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.dtype = hidden.dtype
+        return _stand_in(hidden), hidden.view_as(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor | None, of_field: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        total = _sum(gradient, of_field)
+        if total is None:
+            return None, None
+        narrow = total
+        if total.dtype != ctx.dtype:
+            if ctx.dtype == torch.float16:
+                limit = torch.finfo(torch.float16).max
+                narrow = total.clamp(-limit, limit)
+            narrow = narrow.to(ctx.dtype)
+        return narrow, total - narrow if ctx.needs_input_grad[1] else None
+
+
+class _Advance(_Backwards):
     """From the stand-ins of p[l-1] and p[l], and the update, to the stand-in of p[l+1]."""
 
     @staticmethod
@@ -125,7 +176,6 @@ class _Advance(torch.autograd.Function):
         return _stand_in(current)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         need_previous, need_current, need_update, _ = ctx.needs_input_grad
         a, b, c = ctx.coefficients.previous, ctx.coefficients.current, ctx.coefficients.update
@@ -137,21 +187,23 @@ class _Advance(torch.autograd.Function):
         )
 
 
-class _Read(torch.autograd.Function):
-    """From the stand-in of p[l] to its value in the compute dtype."""
+class _Read(_Backwards):
+    """From the stand-in of p[l] to its value in the compute dtype, and to the stand-in of what that cannot hold."""
 
     @staticmethod
-    def forward(ctx: Any, current: Tensor, states: StatePair, dtype: torch.dtype) -> Tensor:
+    def forward(ctx: Any, current: Tensor, states: StatePair, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        ctx.set_materialize_grads(False)
         ctx.dtype = current.dtype
-        return states.read_current(dtype)
+        hidden = states.read_current(dtype)
+        return hidden, None if dtype == current.dtype else _stand_in(current)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return gradient.to(ctx.dtype), None, None
+    def backward(ctx: Any, gradient: Tensor | None, remainder: Tensor | None) -> tuple[Tensor | None, None, None]:
+        total = _sum(gradient, remainder)
+        return None if total is None else total.to(ctx.dtype), None, None
 
 
-class _Mean(torch.autograd.Function):
+class _Mean(_Backwards):
     """From the stand-ins of the last two states to their mean in the compute dtype."""
 
     @staticmethod
@@ -160,10 +212,16 @@ class _Mean(torch.autograd.Function):
         return states.read_mean(dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
         half = gradient.to(ctx.dtype) * 0.5
         return half, half, None, None
+
+
+def _sum(left: Tensor | None, right: Tensor | None) -> Tensor | None:
+    """Return the sum of two gradients, in the wider of their dtypes; either may be none."""
+    if left is None or right is None:
+        return right if left is None else left
+    return left + right
 
 
 def _scaled(gradient: Tensor, factor: Fraction | float) -> Tensor | None:

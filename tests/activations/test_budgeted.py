@@ -206,7 +206,7 @@ def test_one_unit_in_one_state_is_detected(dynamics, state, share, monkeypatch):
         monkeypatch.setattr(StatePair, "retreat", retreat)
 
     monkeypatch.setattr(StatePair, "retreat", corrupt)
-    with pytest.raises(rf.RebuildMismatchError, match=r"layer 0 .* deterministic"):
+    with pytest.raises(rf.RebuildMismatchError, match=r"layer \d .* deterministic"):
         network.gradients(loss)
 
 
@@ -218,7 +218,7 @@ def test_weights_changed_between_forward_and_backward_are_detected(share, layer,
     loss = network(rf.Midpoint(), Budget(int(share * network.smallest(rf.Midpoint()))))
     with torch.no_grad():
         getattr(network.layers[layer], part).weight.mul_(1.001)
-    message = r"weight \[.*\] of layer \d+ was changed|modified in place"
+    message = r"of layer \d+ was changed .*weight \[.*\] was changed|modified in place"
     with pytest.raises((rf.RebuildMismatchError, RuntimeError), match=message):
         network.gradients(loss)
 
@@ -336,13 +336,6 @@ def test_only_the_graph_keeps_the_states_and_backward_frees_them(monkeypatch):
             assert pairs[-1]() is None
     finally:
         gc.enable()
-
-
-def test_double_backward_is_refused():
-    network = Network()
-    loss = network(rf.Midpoint(), Budget(network.smallest(rf.Midpoint())))
-    with pytest.raises(RuntimeError, match="create_graph=True"):
-        network.gradients(loss, create_graph=True)
 
 
 def test_no_gradients_no_budget():

@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-from revformers.activations.fingerprint import sum_of_bits
-from revformers.activations.rebuild import REMEDY
+from revformers.activations.verdicts import REMEDY
 from revformers.errors import RebuildMismatchError
 from revformers.field import Field
 
@@ -37,7 +36,6 @@ class AttentionKeeper:
 
     Args:
         field: what is evaluated.
-        note: called in the second evaluation with bool[], whether a kernel was given what it was given in the first.
 
     Attributes:
         kept_bytes: what the kept outputs take.
@@ -47,12 +45,11 @@ class AttentionKeeper:
 
     """
 
-    def __init__(self, field: Field, note: Callable[[Tensor], object]) -> None:
+    def __init__(self, field: Field) -> None:
         self.kept_bytes = 0
         self.operations = 0
         self.attention_operations = 0
-        self.__wrapped__ = field  # by this name messages find the weights of the field (`used_leaves`)
-        self._note = note
+        self.__wrapped__ = field  # by this name messages find the weights of the field (`Situation`)
         self._first = True
         self._outputs: deque[_KernelOutput] = deque()
 
@@ -81,7 +78,6 @@ class AttentionKeeper:
             if not outputs:
                 raise RebuildMismatchError(f"A layer ran more attention kernels than in the forward pass. {REMEDY}")
             output = outputs.popleft()
-            self._note(output.inputs == _sum_of_inputs(arguments))
             return output.value_of(kernel.name())
 
         with _EveryKernel(run):
@@ -98,20 +94,17 @@ class AttentionKeeper:
         if _is_kept(kernel, arguments, keywords):
             self.attention_operations += operations
             self.kept_bytes += sum(value.untyped_storage().nbytes() for value in output if isinstance(value, Tensor))
-            self._outputs.append(_KernelOutput(kernel.name(), output, _sum_of_inputs(arguments)))
+            self._outputs.append(_KernelOutput(kernel.name(), output))
         return output
 
 
 class _KernelOutput:
     """What a kernel returned, a tuple whose tensors must not be written to afterwards.
 
-    Attributes:
-        inputs: int64[], the sum of the bits that the kernel was given.
-
+    What the kernel is given in the second evaluation is what autograd saves of it, which the tape compares.
     """
 
-    def __init__(self, kernel: str, values: tuple[Any, ...], inputs: Tensor) -> None:
-        self.inputs = inputs
+    def __init__(self, kernel: str, values: tuple[Any, ...]) -> None:
         self._kernel = kernel
         self._values = values
         self._versions = [value._version for value in values if isinstance(value, Tensor)]
@@ -152,10 +145,6 @@ class _EveryKernel(TorchDispatchMode):
 
 def _detached(value: Any) -> Any:
     return value.detach() if isinstance(value, Tensor) else value
-
-
-def _sum_of_inputs(arguments: tuple[Any, ...]) -> Tensor:
-    return sum_of_bits(*arguments[:3])  # queries, keys and values, of every kernel
 
 
 def _is_kept(kernel: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> bool:

@@ -16,6 +16,7 @@ from before these is all that the tape needs to rebuild the others, and no other
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 
 import torch
@@ -125,11 +126,11 @@ class Budgeted(ActivationPolicy):
         stored = allocation is not None and allocation.stores(self._step)
         if allocation is not None and allocation.first_with_input == self._step:
             self._tape.keep_copy_of_states()
-        # The functions hold the list and the counter alone: what held the tape would be held by it.
-        repeated, saved, from_input = self._tape.repeated, self._saved, 0
+        # The function holds the counter alone: what held the tape would be held by it.
+        saved, from_input = self._saved, 0
         keeper = None
         if allocation is None or allocation.keeps_attention(self._step):
-            keeper = AttentionKeeper(field, lambda equal: repeated.append((name, equal)))
+            keeper = AttentionKeeper(field)
         saved.count = 0
 
         def on_save(tensor: Tensor) -> None:
@@ -143,7 +144,7 @@ class Budgeted(ActivationPolicy):
             keeper or field,
             hidden,
             hold=stored or (allocation is None and self._may_store_all),
-            fingerprint=allocation is None or not allocation.rebuilds(self._step),
+            undone=allocation is None or allocation.rebuilds(self._step),
             on_save=on_save if allocation is None or stored else None,
         )
         cost = self._cost(hidden, keeper, from_input) if update.requires_grad else StepCost()
@@ -243,7 +244,7 @@ class Budgeted(ActivationPolicy):
             self._tape.drop(step)
             self._kept += cost.side_information
         else:
-            self._tape.drop(step, evaluated.hidden)
+            self._tape.drop(step, partial(_kept, evaluated.hidden))
             self._kept += evaluated.hidden.nbytes
             self._input_steps += 1
         if evaluated.keeper is None:
@@ -254,6 +255,10 @@ class Budgeted(ActivationPolicy):
             self._attention_steps += 1
         else:
             evaluated.keeper.forget()
+
+
+def _kept(hidden: Tensor) -> Tensor:
+    return hidden
 
 
 def _least_bytes(cost: StepCost, step: int, allocation: Allocation) -> int:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from revformers.dynamics.base import Coefficients
+from revformers.exact.checksum import checksum
 from revformers.exact.kernels import kernels_for
 from revformers.exact.packing import packed_size
 
@@ -76,5 +77,5 @@ class StatePair:
         return kernels_for(self.current).read(self.previous + self.current, dtype).mul_(0.5)
 
     def checksum(self) -> Tensor:
-        """Return the sums of both states modulo 2**64, int64[2]: a change in one unit of one element changes them."""
-        return torch.stack([self.previous.sum(), self.current.sum()])
+        """Return the `checksum` of both states, int64[2]: a change in one unit of one element changes them."""
+        return torch.stack([checksum(self.previous), checksum(self.current)])

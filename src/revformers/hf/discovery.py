@@ -38,23 +38,22 @@ def find_stack(model: nn.Module) -> DecoderStack:
     decoder = inner.get_decoder()
     text = config.get_text_config(decoder=True)
     _refuse(name, text)
-    if not any(decoder.children()):
-        # Where the head is called "decoder", transformers finds that (ModernBERT).
-        decoder = inner.base_model
     # num_hidden_layers counts half layers in LongCat, whose layers are counted by num_layers.
     depths = [getattr(text, name) for name in ("num_hidden_layers", "num_layers") if hasattr(text, name)]
     if not depths:
         raise NotReversibleError(f"The configuration of {name} does not say how many layers its decoder has.")
-    for module in [decoder, *decoder.children()]:
-        for child in module.children():
-            if isinstance(child, nn.ModuleList) and len(child) in depths:
-                layers = list(child)
-                if len(set(map(id, layers))) != len(layers):
-                    raise NotReversibleError(
-                        f"{name} uses a layer more than once; only stacks of distinct layers can be reversed."
-                    )
-                # Llama 4 calls the whole model its decoder, whose forward trainers inspect: it stays as it is.
-                return DecoderStack(module if decoder is inner else decoder, layers)
+    # Where the head is called "decoder", transformers finds that (ModernBERT).
+    for root in (decoder, inner.base_model):
+        for module in (root, *root.children()):
+            for child in module.children():
+                if isinstance(child, nn.ModuleList) and len(child) in depths:
+                    layers = list(child)
+                    if len(set(map(id, layers))) != len(layers):
+                        raise NotReversibleError(
+                            f"{name} uses a layer more than once; only stacks of distinct layers can be reversed."
+                        )
+                    # Llama 4 calls the whole model its decoder, whose forward trainers inspect: it stays as it is.
+                    return DecoderStack(module if root is inner else root, layers)
     raise NotReversibleError(f"No list of {' or '.join(map(str, depths))} layers was found in the decoder of {name}.")
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
+from revformers.activations.version import version_of
 from revformers.dynamics.base import Dynamics
 from revformers.errors import NotReversibleError
 from revformers.field import Field
@@ -231,7 +232,15 @@ def _difference(call: LayerCall, returned: LayerReturn, hidden: Tensor) -> Tenso
     The difference is taken in at least float32, so that half-precision models lose no more than their own addition
     inside the layer already loses.
     """
-    output = call.evaluate(_forward, call.layer, (call.inputs,), hidden)
+    # Inference tensors do not count how often they are written to.
+    given = hidden.clone() if hidden.is_inference() else hidden
+    version = version_of(given)
+    output = call.evaluate(_forward, call.layer, (call.inputs,), given)
+    if version_of(given) != version:
+        raise NotReversibleError(
+            f"{type(call.layer).__name__} writes to its input in place, so that what it adds to the stream is not "
+            f"known; let its forward make a new tensor (hidden_states = hidden_states + update)."
+        )
     if not isinstance(output, Tensor):
         output, *others = output
         returned.set_others(others)

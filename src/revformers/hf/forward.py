@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from revformers.activations import PolicyFactory, policy_factory
 from revformers.activations.budget import BudgetReport
-from revformers.activations.used_leaves import version_of
+from revformers.activations.version import version_of
 from revformers.errors import NotReversibleError
 from revformers.hf.batch_hooks import batch_hooks, has_batch_hooks, with_batch_hooks
 from revformers.hf.fields import (
@@ -103,6 +103,7 @@ class Pass:
         self._trajectory: Trajectory | None = None
         self._version = 0
         self._others: list[Tensor] = []
+        _refuse_changed_list(decoder, stack)
         self._keeps_batch_hooks = _recomputes(stack) and has_batch_hooks(decoder)
 
     def layer(self, layer: Any, hidden: Tensor, inputs: dict[str, Any]) -> Any:
@@ -198,11 +199,39 @@ class Pass:
         expected = self._trajectory.hidden
         # Other objects with the same memory are fine: FSDP passes a layer's input through a node of its own.
         same = hidden is expected or (hidden.shape == expected.shape and hidden.data_ptr() == expected.data_ptr())
+        if expected.grad_fn is not None and hidden.grad_fn is None and self.stack.dynamics.reversible:
+            raise NotReversibleError(
+                f"Something between layers {self._next - 1} and {self._next} of {type(self._decoder).__name__} "
+                f"detaches the hidden state (a forward hook that returns output.detach()), but a reversible layer "
+                f"reads the last two states, and the gradient would pass by the other one; freeze the layers below "
+                f"(requires_grad_(False)) in its place."
+            )
         if not same or version_of(hidden) != self._version:
             raise NotReversibleError(
                 f"{type(self._decoder).__name__} changes the hidden state between layers {self._next - 1} and "
                 f"{self._next}; only decoders that hand a layer's output to the next layer as it is can be reversed."
             )
+
+
+def _refuse_changed_list(decoder: nn.Module, stack: ReversibleStack) -> None:
+    """Refuse a decoder whose list of layers is not the one that was made reversible."""
+    layers = next(
+        (
+            list(children)
+            for module in (decoder, *decoder.children())
+            for children in module.children()
+            if isinstance(children, nn.ModuleList) and any(hasattr(child, "_reversible_role") for child in children)
+        ),
+        [],
+    )
+    roles = [getattr(layer, "_reversible_role", None) for layer in layers]
+    places = [(id(role.stack), role.index) if role else None for role in roles]
+    if places != [(id(stack), index) for index in range(stack.number_of_layers)]:
+        raise NotReversibleError(
+            f"The layers of {type(decoder).__name__} are not the {stack.number_of_layers} that were made reversible: "
+            f"some were added, removed, replaced or copied (layer_replication of PEFT) meanwhile; change the list of "
+            f"layers before revformers.make_reversible or revformers.convert."
+        )
 
 
 class LayerRun(Protocol):

@@ -168,6 +168,8 @@ def _forward(model: Any, loss: HeadLoss, inputs: dict[str, Any]) -> Any:
     asked = inputs.get("logits_to_keep")
     if isinstance(asked, Tensor) or asked:
         raise ValueError("logits_to_keep cannot be combined with labels where the model has a head loss; leave it out.")
+    if model.loss_function is not ForCausalLMLoss:
+        raise _another_loss(model)
     state = LastHiddenState(model)
     computed = False
 
@@ -260,6 +262,7 @@ def _calls_loss_function(kind: type) -> bool:
 
 def _another_loss(model: nn.Module) -> InseparableHeadError:
     return InseparableHeadError(
-        f"{type(model).__name__} does not compute its loss as transformers' causal language models do, so no head loss "
-        f"can stand in for it; train it with its own, after revformers.hf.head.set_head_loss(model, None)."
+        f"{type(model).__name__} does not compute its loss as transformers' causal language models do, or was given "
+        f"another loss_function, so no head loss can stand in for it; train it with its own, after "
+        f"revformers.hf.head.set_head_loss(model, None)."
     )

@@ -5,13 +5,14 @@ treats every token apart, so it can be evaluated tile by tile. Each tile is chec
 backward pass, stored or rebuilt, is then the input of its tiles, and one tile is evaluated again at a time.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
+from revformers.activations.checkpoint import checkpointed
 from revformers.hf.discovery import find_stack
 from revformers.hf.families import find_layout
 
@@ -77,7 +78,7 @@ class _TiledForward:
         if not torch.is_grad_enabled():
             result: Tensor = forward(self._mlp, tile)
             return result
-        return checkpoint(forward, self._mlp, tile, use_reentrant=False)
+        return checkpointed(f"a tile of {type(self._mlp).__name__}", partial(forward, self._mlp), tile)
 
 
 def _find_mlp(layer: nn.Module) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from revformers.activations.rebuild import REMEDY
+from revformers.activations.verdicts import REMEDY
 from revformers.errors import RebuildMismatchError
 from revformers.exact.fixed_point import MAXIMUM_MAGNITUDE
 from revformers.hf.discovery import unwrap

@@ -5,6 +5,8 @@ survey (`revformers.hf.survey`) proves every entry on a tiny model.
 """
 
 from dataclasses import replace
+from functools import lru_cache
+from typing import Any
 
 from torch import nn
 
@@ -240,9 +242,24 @@ def find_layout(layer: nn.Module) -> BlockLayout | None:
     """Return the layout of a transformers layer, or None where its branches are not known.
 
     FSDP makes subclasses of layers, so the class that counts is the first of transformers' own; a class that
-    transformers derives from a known one is not taken for its parent.
+    transformers derives from a known one is not taken for its parent. A layer whose forward is not that of
+    transformers, in a subclass or because it was patched, may compute anything: its branches are not known.
     """
+    forward = type(layer).forward
     for kind in type(layer).__mro__:
         if kind.__module__.startswith("transformers.models."):
+            if forward is not getattr(kind, "forward", None) or not _is_of_transformers(forward):
+                return None
             return next((layout for layout in LAYOUTS.get(kind.__name__, ()) if layout.fits(layer)), None)
     return None
+
+
+@lru_cache
+def _is_of_transformers(function: Any) -> bool:
+    """Whether a function, with all that is wrapped around it, is defined in transformers."""
+    while function is not None:
+        # A wrapper takes the name of what it wraps, but not the globals.
+        if not getattr(function, "__globals__", {}).get("__name__", "").startswith("transformers."):
+            return False
+        function = getattr(function, "__wrapped__", None)
+    return True

@@ -1,0 +1,134 @@
+"""What can change in the modules of a layer between the passes, to say in a message what did.
+
+Nothing is refused because of it: a change that does not reach the gradient, such as `eval()` without dropout, is none
+of our business. But where the tensors differ, this names the cause.
+"""
+
+import weakref
+from collections.abc import Iterator
+from dataclasses import fields as dataclass_fields
+from dataclasses import is_dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from revformers.activations.version import version_of
+from revformers.field import Field
+
+_PLAIN = (bool, int, float, str, tuple, type(None))
+_FEW = 4
+"""How many changes a message names."""
+
+
+class Situation:
+    """The modules that a field is a function of, as they were when this was made: parameters, buffers and settings."""
+
+    def __init__(self, field: Field) -> None:
+        self._roots = list(_modules_of(field))
+        self._modules = [_ModuleState(module) for root in self._roots for module in root.modules()]
+
+    def changes(self) -> list[str]:
+        """Say what is different now, e.g. "mlp.up_proj.weight [48, 32] was frozen"."""
+        return [change for state in self._modules for change in state.changes(self._path(state.module))]
+
+    def in_words(self) -> str:
+        """Say the first changes in a sentence; nothing where there are none."""
+        changes = list(dict.fromkeys(self.changes()))
+        if not changes:
+            return ""
+        more = f"; and {len(changes) - _FEW} more changes" if len(changes) > _FEW else ""
+        return f"Since the forward pass {'; '.join(changes[:_FEW])}{more}. "
+
+    def written_buffer(self) -> str | None:
+        """Return the name of a buffer that was written to, if one was: a second evaluation would write to it again."""
+        for state in self._modules:
+            for name in state.written_buffers():
+                return f"{self._path(state.module)}{name}"
+        return None
+
+    def _path(self, module: nn.Module) -> str:
+        """Return what stands before the names of a module's own parts: nothing for the layer itself."""
+        paths = (path for root in self._roots for path, part in root.named_modules() if part is module)
+        path = next(paths, "")
+        return path and f"{path}."
+
+    def trains_in_backward(self) -> bool:
+        """Whether a parameter is stepped as soon as its gradient is there."""
+        return any(
+            parameter is not None and parameter._post_accumulate_grad_hooks
+            for state in self._modules
+            for parameter in state.module._parameters.values()
+        )
+
+
+class _ModuleState:
+    """What a module held: made often, and compared rarely."""
+
+    __slots__ = ("_settings", "_tensors", "module")
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        # A list may change where it is.
+        self._settings = {name: tuple(value) if type(value) is list else value for name, value in vars(module).items()}
+        self._tensors = {
+            name: (weakref.ref(tensor), tensor.requires_grad, version_of(tensor), _address(tensor), tensor.shape)
+            for own in (module._parameters, module._buffers)
+            for name, tensor in own.items()
+            if tensor is not None
+        }
+
+    def changes(self, path: str) -> Iterator[str]:
+        """Say what is different now; `path` stands before every name."""
+        now = {**self.module._parameters, **self.module._buffers}
+        for name in {**self._tensors, **now}:
+            tensor = now.get(name)
+            if name not in self._tensors:
+                if tensor is not None:
+                    yield f"{path}{name} was added"
+                continue
+            reference, trained, version, address, shape = self._tensors[name]
+            if tensor is None:
+                yield f"{path}{name} {list(shape)} was removed"
+            elif tensor is not reference():
+                yield f"{path}{name} {list(shape)} was replaced"
+            elif tensor.requires_grad != trained:
+                yield f"{path}{name} {list(shape)} was {'frozen' if trained else 'unfrozen'}"
+            elif (version_of(tensor), _address(tensor)) != (version, address):
+                yield f"{path}{name} {list(shape)} was changed"
+        settings = vars(self.module)
+        for name in {**self._settings, **settings}:
+            before, after = self._settings.get(name), settings.get(name)
+            after = tuple(after) if type(after) is list else after
+            if not (isinstance(before, _PLAIN) and isinstance(after, _PLAIN) and before != after):
+                continue
+            if name == "training":
+                yield f"modules were switched to {'train' if after else 'eval'}()"
+            else:
+                yield f"{path}{name} was changed from {before!r} to {after!r}"
+
+    def written_buffers(self) -> Iterator[str]:
+        """Yield the names of buffers that were written to, or replaced by others of their size, as statistics are."""
+        for name, buffer in self.module._buffers.items():
+            if buffer is not None and name in self._tensors:
+                reference, _, version, _, shape = self._tensors[name]
+                if buffer.shape == shape and (buffer is not reference() or version_of(buffer) != version):
+                    yield name
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.data_ptr() if type(tensor) in (Tensor, nn.Parameter) else 0
+
+
+def _modules_of(value: Any) -> Iterator[nn.Module]:
+    """Yield the modules that a field is a function of."""
+    if isinstance(value, nn.Module):
+        yield value
+    elif isinstance(value, partial):
+        for part in (value.func, *value.args, *value.keywords.values()):
+            yield from _modules_of(part)
+    elif hasattr(value, "__wrapped__"):
+        yield from _modules_of(value.__wrapped__)
+    elif is_dataclass(value):
+        for attribute in dataclass_fields(value):
+            yield from _modules_of(getattr(value, attribute.name))

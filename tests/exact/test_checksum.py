@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from revformers.exact.checksum import COLUMNS, FACTORS, ROWS, _factors, checksum, layout_of
+
+LARGE = 3 * ROWS * COLUMNS + 77
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.uint8, torch.bool, torch.complex64]
+
+
+def values(shape, dtype=torch.float32):
+    return (torch.randn(shape) * 100).to(dtype)
+
+
+def test_the_checksum_of_few_words_is_the_sum_of_their_products():
+    tensor = values(64)
+    words = np.frombuffer(tensor.numpy().tobytes(), np.int64)
+    with np.errstate(over="ignore"):
+        expected = (words * _factors(torch.device("cpu"))[:32].numpy()).sum()
+    assert checksum(tensor) == expected
+    assert len(set(_factors(torch.device("cpu")).tolist())) == FACTORS
+    assert all(factor % 2 for factor in _factors(torch.device("cpu")).tolist())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("count", [1, 3, 8, 1000, 2 * LARGE])
+def test_one_changed_element_shows(dtype, count):
+    tensor = values(count, dtype)
+    for place in {0, count // 2, count - 1}:
+        changed = tensor.clone()
+        changed[place] = changed[place].logical_not() if dtype == torch.bool else changed[place] + 1
+        assert checksum(changed) != checksum(tensor)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, LARGE - 1), st.integers(0, LARGE - 1), st.sampled_from([20, 1000, LARGE]))
+def test_words_that_trade_places_and_errors_that_cancel_show(left, right, count):
+    left, right = left % count, right % count
+    tensor = torch.arange(count, dtype=torch.int64) ** 2
+    if left == right or (left - right) % COLUMNS == 0:
+        return
+    swapped = tensor.clone()
+    swapped[[left, right]] = tensor[[right, left]]
+    assert checksum(swapped) != checksum(tensor)
+    compensated = tensor.clone()
+    compensated[left] += 5
+    compensated[right] -= 5
+    assert compensated.sum() == tensor.sum()
+    assert checksum(compensated) != checksum(tensor)
+
+
+@pytest.mark.parametrize("width", [32, 384, 576, 2048, 4096])
+def test_tokens_that_trade_places_show(width):
+    tensor = values((2, 300, width))
+    for other in (1, 7, 128, 299):
+        swapped = tensor.clone()
+        swapped[1, [0, other]] = tensor[1, [other, 0]]
+        assert checksum(swapped) != checksum(tensor)
+    assert checksum(tensor.flip(0)) != checksum(tensor)
+
+
+def test_a_view_is_read_where_it_lies():
+    heads = values((2, 5, 4, 8))
+    assert checksum(heads.transpose(1, 2)) == checksum(heads)
+    assert layout_of(heads.transpose(1, 2)) != layout_of(heads) == 0
+    assert checksum(heads[:, 1:3]) == checksum(heads[:, 1:3].clone())
+    expanded = values((4, 1, 6)).expand(4, 5, 6)
+    assert checksum(expanded) == checksum(expanded[:, 0])
+    assert layout_of(expanded) != layout_of(expanded[:, 0].clone())
+    odd = values(9).to(torch.bfloat16)[1:]
+    assert checksum(odd) == checksum(odd.clone())
+    assert checksum(odd.conj()) == checksum(odd)
+
+
+def test_the_order_of_tensors_counts():
+    first, second = values(40), values(40)
+    assert checksum(first, second) != checksum(second, first)
+    assert checksum(first, second) == checksum(torch.cat([first, second]))
+
+
+def test_a_checksum_is_there_without_numbers():
+    assert checksum(torch.empty(5 * LARGE, device="meta")).is_meta
