@@ -159,3 +159,34 @@ def test_what_cannot_be_compiled_as_a_whole_says_why():
     with rf.ordinary(model), torch.no_grad():
         torch.compile(model, backend="eager", fullgraph=True)(**inputs)
     torch.export.export(rf.make_residual(model), (), inputs | {"use_cache": False})
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+@pytest.mark.parametrize("last_first", [False, True])
+def test_two_lengths_in_flight_run_their_own_graphs_in_both_passes(last_first):
+    """PyTorch would evaluate the first length again by the graph that it made for the second."""
+
+    def gradients(activations):
+        torch.compiler.reset()
+        model = rf.compile_layers(rf.make_reversible(tiny("llama", dropout=0.2), rf.Midpoint(), activations))
+        generator = torch.Generator().manual_seed(0)
+        torch.manual_seed(1)
+        losses = []
+        for tokens in (16, 24):
+            ids = torch.randint(10, 100, (2, tokens), generator=generator)
+            losses.append(model(input_ids=ids, labels=ids).loss)
+        for loss in losses[::-1] if last_first else losses:
+            loss.backward()
+        return [parameter.grad for parameter in model.parameters()]
+
+    assert all(map(torch.equal, gradients("rebuild"), gradients("store")))
+
+
+def test_generating_does_not_use_up_the_graphs_of_training():
+    model = rf.compile_layers(rf.make_reversible(tiny("llama"), rf.Midpoint()), backend="eager")
+    inputs = batch(model)
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for prompt in (3, 5, 9):
+            model.generate(inputs["input_ids"][:1, :prompt], max_new_tokens=4, use_cache=True)
+        model(**inputs).loss.backward()
+        model(input_ids=inputs["input_ids"][:, :7], labels=inputs["labels"][:, :7]).loss.backward()

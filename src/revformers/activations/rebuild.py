@@ -267,7 +267,9 @@ class Tape(ActivationPolicy):
         if any(record.situation.trains_in_backward() for record in self._records):
             for record in self._records:
                 if record.situation.changes():
-                    raise mismatch(f"{record.name} is no longer what it was in the forward pass", record.situation)
+                    raise mismatch(
+                        f"{record.name} is no longer what it was in the forward pass", record.situation, before_all=True
+                    )
 
     def _evaluate_again(self, step: int) -> tuple[list[Saved], Tensor]:
         """Evaluate f at p[step], which the pair must hold; return what autograd would save, and the result."""

@@ -17,16 +17,19 @@ REMEDY = (
 )
 
 
-def mismatch(what: str, situation: Situation | None) -> RebuildMismatchError:
+def mismatch(what: str, situation: Situation, *, before_all: bool = False) -> RebuildMismatchError:
     """Return the error for a step whose second evaluation is not the first.
 
     Args:
         what: what differs, a sentence without its full stop.
         situation: the modules of the step as the forward pass had them; what changed since is said.
+        before_all: whether no gradient has come out of the layers yet.
 
     """
-    changes = situation.in_words() if situation is not None else ""
-    return RebuildMismatchError(f"{what}, so the gradients would be wrong. {changes}{REMEDY}")
+    damage = ""
+    if situation.trains_in_backward() and not before_all:
+        damage = "Weights above it were stepped in this backward pass already: go back to a checkpoint. "
+    return RebuildMismatchError(f"{what}, so the gradients would be wrong. {situation.in_words()}{damage}{REMEDY}")
 
 
 @dataclass
@@ -42,9 +45,9 @@ class Verdicts:
     """
 
     at_once: bool
-    _waiting: list[tuple[str, Tensor, Situation | None]] = field(default_factory=list)
+    _waiting: list[tuple[str, Tensor, Situation]] = field(default_factory=list)
 
-    def add(self, name: str, equal: Tensor, situation: Situation | None) -> None:
+    def add(self, name: str, equal: Tensor, situation: Situation) -> None:
         """Take the result of a comparison, bool[], under the name of the step that it is about.
 
         Raises:

@@ -72,6 +72,13 @@ def step_in_backward(optimizer: Optimizer) -> list[RemovableHandle]:
             f"cannot step in the backward pass; use one of torch.optim or torchao.optim but "
             f"{' and '.join(NOT_BY_PARAMETER)}, such as AdamW."
         )
+    for group in optimizer.param_groups:
+        dtypes = {parameter.dtype for parameter in group["params"]}
+        if kind.__name__ == "Adafactor" and group["eps"][0] is None and len(dtypes) > 1:
+            raise ValueError(
+                f"Adafactor takes eps[0] from the first parameter of a group, which holds {len(dtypes)} dtypes, so a "
+                f"step by parameter would be another one; give it an eps[0], or a group for each dtype."
+            )
     group_of = {
         parameter: number for number, group in enumerate(optimizer.param_groups) for parameter in group["params"]
     }

@@ -4,6 +4,7 @@ A layer that is not in the table still has its block-level field, layer(x) - x; 
 survey (`revformers.hf.survey`) proves every entry on a tiny model.
 """
 
+import inspect
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -245,10 +246,12 @@ def find_layout(layer: nn.Module) -> BlockLayout | None:
     transformers derives from a known one is not taken for its parent. A layer whose forward is not that of
     transformers, in a subclass or because it was patched, may compute anything: its branches are not known.
     """
-    forward = type(layer).forward
+    forward: Any = type(layer).forward
     for kind in type(layer).__mro__:
         if kind.__module__.startswith("transformers.models."):
-            if forward is not getattr(kind, "forward", None) or not _is_of_transformers(forward):
+            own: Any = vars(kind).get("forward", forward)
+            # transformers wraps the forward of every subclass anew.
+            if inspect.unwrap(forward) is not inspect.unwrap(own) or not _is_of_transformers(forward):
                 return None
             return next((layout for layout in LAYOUTS.get(kind.__name__, ()) if layout.fits(layer)), None)
     return None

@@ -1,0 +1,415 @@
+"""Whatever happens between the passes: the stored gradient to the bit, or an error that names the layer and the cause.
+
+Every case was a wrong gradient without an error once, or an error that named no cause.
+"""
+
+import contextlib
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+import revformers as rf
+from revformers.activations.rebuild import Tape
+from revformers.activations.verdicts import Verdicts
+from revformers.hf.mlp_tiles import set_mlp_tiles
+from tests.tiny_models import tiny
+
+POLICIES = ["rebuild", "checkpoint", "offload", "budget:rebuild", "budget:checkpoint"]
+ROWS, TOKENS = 2, 16
+
+
+def set_policy(model, activations, rows=ROWS, tokens=TOKENS):
+    if activations.startswith("budget:"):
+        recompute = activations.removeprefix("budget:")
+        activations = rf.Budget(int(1.3 * rf.smallest_budget(model, rows, tokens, recompute)), recompute)
+    rf.set_activations(model, activations)
+
+
+def reversible(activations, family="llama", rows=ROWS, tokens=TOKENS, dynamics=None, **options):
+    options.setdefault("initializer_range", 0.2)
+    model = rf.make_reversible(tiny(family, **options), dynamics or rf.Midpoint(), "store")
+    set_policy(model, activations, rows, tokens)
+    return model
+
+
+def adapted(activations, **options):
+    model = reversible(activations)
+    torch.manual_seed(1)
+    return get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"], **options)).train()
+
+
+def tokens(rows=ROWS, length=TOKENS, seed=0):
+    return torch.randint(10, 100, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def loss_of(model, ids=None, **inputs):
+    ids = tokens() if ids is None else ids
+    return model(input_ids=ids, labels=ids, **inputs).loss
+
+
+def gradients(model):
+    return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+def backward(model, loss):
+    loss.backward()
+    return gradients(model)
+
+
+def layers_of(model):
+    return model.get_base_model().model.layers if hasattr(model, "get_base_model") else model.model.layers
+
+
+def causal_mask(value=float("-inf")):
+    return torch.full((ROWS, 1, TOKENS, TOKENS), value).triu(1)
+
+
+# Each scenario takes a policy and whether the change happens, and returns gradients.
+
+
+def a_retained_graph_and_a_step(activations, change):
+    model = reversible(activations)
+    loss = loss_of(model)
+    loss.backward(retain_graph=True)
+    model.zero_grad()
+    if change:
+        with torch.no_grad():
+            layers_of(model)[1].mlp.up_proj.weight.mul_(1.1)
+    return backward(model, loss)
+
+
+def two_losses_of_one_pass_and_a_step(activations, change):
+    model = reversible(activations)
+    logits = model(input_ids=tokens()).logits
+    logits[:, :8].logsumexp(-1).mean().backward(retain_graph=True)
+    if change:
+        torch.optim.SGD(layers_of(model).parameters(), lr=0.1).step()
+    model.zero_grad()
+    return backward(model, logits[:, 8:].square().mean())
+
+
+def a_part_of_the_gradient(activations, change):
+    model = reversible(activations)
+    loss = loss_of(model)
+    if change:
+        layers_of(model)[3].mlp.up_proj.weight.data.mul_(1.5)
+    return {"layer 1": torch.autograd.grad(loss, layers_of(model)[1].mlp.up_proj.weight)[0]}
+
+
+def a_matrix_before_zeros(activations, change):
+    model = adapted(activations)
+    loss = loss_of(model)
+    if change:
+        layers_of(model)[2].self_attn.q_proj.lora_A.default.weight.data.mul_(2)
+    return backward(model, loss)
+
+
+def noise_before_zeros(activations, change):
+    model = reversible(activations)
+    generator = torch.Generator().manual_seed(3)
+    down = layers_of(model)[2].mlp.down_proj
+    with torch.no_grad():
+        down.weight.zero_()
+
+    def add_noise(module, arguments):
+        return (arguments[0] + change * torch.randn(arguments[0].shape, generator=generator),)
+
+    down.register_forward_pre_hook(add_noise)
+    return backward(model, loss_of(model))
+
+
+def queries_and_values_swap_their_gradients(activations, change):
+    """Batch x tokens is the width, so that all saved tensors have one shape."""
+    model = reversible(activations, num_key_value_heads=4, rows=4)
+    for layer in layers_of(model):
+        layer.self_attn.q_proj.weight.requires_grad_(False)
+    loss = loss_of(model, tokens(rows=4))
+    if change:
+        for layer in layers_of(model):
+            layer.self_attn.q_proj.weight.requires_grad_(True)
+            layer.self_attn.v_proj.weight.requires_grad_(False)
+    return backward(model, loss)
+
+
+def rows_swap_their_masks(activations, change, attention="sdpa"):
+    model = reversible(activations, num_hidden_layers=1)
+    model.set_attn_implementation(attention)
+    mask = causal_mask(-1e9)
+    mask[0, ..., :5] = -3.0
+    loss = loss_of(model, tokens(rows=1).repeat(2, 1), attention_mask=mask)
+    if change:
+        mask.numpy()[:] = mask.flip(0).numpy()
+    return backward(model, loss)
+
+
+def rows_swap_their_masks_in_eager_attention(activations, change):
+    return rows_swap_their_masks(activations, change, "eager")
+
+
+def a_difference_below_the_resolution_of_states(activations, change):
+    model = reversible(activations, "gpt_neox", dtype=torch.float64)
+    evaluations = []
+
+    def differ(module, arguments, output):
+        evaluations.append(None)
+        return output * (1 + change * 1e-13 * (len(evaluations) > 1))
+
+    model.gpt_neox.layers[2].mlp.dense_h_to_4h.register_forward_hook(differ)
+    return backward(model, loss_of(model))
+
+
+def a_mask_is_refilled(activations, change):
+    model = reversible(activations)
+    mask = causal_mask()
+    loss = loss_of(model, attention_mask=mask)
+    if change:
+        mask.copy_(torch.where(mask == 0, -torch.arange(TOKENS) / 7, mask))
+    return backward(model, loss)
+
+
+def two_batches_under_autocast_and_a_step(activations, change):
+    model = reversible(activations)
+    with torch.autocast("cpu", torch.bfloat16):
+        first, second = loss_of(model), loss_of(model, tokens(seed=1))
+    first.backward()
+    if change:
+        torch.optim.SGD(layers_of(model).parameters(), lr=0.5).step()
+    model.zero_grad()
+    return backward(model, second)
+
+
+def other_data(activations, change):
+    model = reversible(activations)
+    loss = loss_of(model)
+    weight = layers_of(model)[2].mlp.up_proj.weight
+    if change:
+        weight.data = weight.data * 1.5
+    return backward(model, loss)
+
+
+def weights_of_a_functional_call(activations, change):
+    model = reversible(activations)
+    weights = {name: (weight.detach() * (1 + change)).requires_grad_() for name, weight in model.named_parameters()}
+    ids = tokens()
+    torch.func.functional_call(model, weights, (), {"input_ids": ids, "labels": ids}).loss.backward()
+    return {name: weight.grad for name, weight in weights.items()}
+
+
+def weights_freeze(activations, change):
+    model = reversible(activations)
+    loss = loss_of(model)
+    if change:
+        layers_of(model)[2].mlp.up_proj.weight.requires_grad_(False)
+    return backward(model, loss)
+
+
+def weights_unfreeze(activations, change):
+    model = reversible(activations)
+    layers_of(model)[2].mlp.requires_grad_(False)
+    loss = loss_of(model)
+    if change:
+        layers_of(model)[2].mlp.requires_grad_(True)
+    return {name: one for name, one in backward(model, loss).items() if "layers.2.mlp" not in name}
+
+
+def eval_with_dropout(activations, change):
+    model = reversible(activations, dropout=0.2)
+    torch.manual_seed(1)
+    loss = loss_of(model)
+    if change:
+        model.eval()
+    return backward(model, loss)
+
+
+def adapters_are_merged(activations, change):
+    model = adapted(activations, init_lora_weights=False)
+    loss = loss_of(model)
+    if change:
+        model.merge_adapter()
+    return backward(model, loss)
+
+
+def adapters_are_disabled(activations, change):
+    model = adapted(activations, init_lora_weights=False)
+    loss = loss_of(model)
+    with model.disable_adapter() if change else contextlib.nullcontext():
+        loss.backward()
+    return gradients(model)
+
+
+def mlps_are_tiled(activations, change):
+    model = reversible(activations)
+    loss = loss_of(model)
+    if change:
+        set_mlp_tiles(model, 5)
+    return backward(model, loss)
+
+
+def a_weight_inside_a_tile_changes(activations, change):
+    model = reversible(activations)
+    set_mlp_tiles(model, 5)
+    loss = loss_of(model)
+    if change:
+        layers_of(model)[2].mlp.up_proj.weight.data.mul_(1.5)
+    return backward(model, loss)
+
+
+def the_dtype_changes(activations, change):
+    model = reversible(activations)
+    loss = loss_of(model)
+    if change:
+        model.to(torch.float64)
+    return backward(model, loss)
+
+
+SCENARIOS = {
+    a_retained_graph_and_a_step: r"layer 1 .*mlp\.up_proj\.weight \[.*\] was changed",
+    two_losses_of_one_pass_and_a_step: r"layer [03] .*q_proj\.weight \[.*\] was changed",
+    a_part_of_the_gradient: r"layer 3 ",
+    a_matrix_before_zeros: r"layer 2 ",
+    noise_before_zeros: r"layer 2 .*deterministic",
+    queries_and_values_swap_their_gradients: r"layer 3 .*q_proj\S* \[.*\] was unfrozen.*v_proj\S* \[.*\] was frozen",
+    rows_swap_their_masks: r"layer 0 ",
+    rows_swap_their_masks_in_eager_attention: r"layer 0 ",
+    a_difference_below_the_resolution_of_states: r"layer 2 ",
+    a_mask_is_refilled: r"layer 3 ",
+    two_batches_under_autocast_and_a_step: r"layer 3 .*q_proj\.weight \[.*\] was changed",
+    other_data: r"layer 2 .*mlp\.up_proj\.weight \[.*\] was changed",
+    weights_of_a_functional_call: r"layer 3 ",
+    weights_freeze: r"layer 2 .*mlp\.up_proj\.weight \[.*\] was frozen",
+    weights_unfreeze: r"layer 2 .*mlp\.gate_proj\.weight \[.*\] was unfrozen",
+    eval_with_dropout: r"layer 3 .*modules were switched to eval\(\)",
+    adapters_are_merged: r"layer 3 .*merged_adapters was changed from \(\) to \('default',\)",
+    adapters_are_disabled: r"layer 3 .*_disable_adapters was changed from False to True",
+    mlps_are_tiled: r"layer 3 .*mlp\._tile_tokens was changed from None to 5",
+    a_weight_inside_a_tile_changes: r"layer 2|a tile of LlamaMLP",
+    the_dtype_changes: r"layer 3 .*q_proj\.weight \[.*\] was changed",
+}
+
+
+@pytest.mark.parametrize("activations", POLICIES)
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
+def test_a_change_between_the_passes_is_refused_and_named(scenario, activations):
+    with pytest.raises(rf.RebuildMismatchError, match=SCENARIOS[scenario]) as caught:
+        scenario(activations, change=True)
+    assert 'set_activations(model, "store")' in str(caught.value)
+    assert '"checkpoint"' not in str(caught.value), "which would compute the layer again as well"
+
+
+@pytest.mark.parametrize("activations", POLICIES)
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
+def test_without_the_change_it_is_exact(scenario, activations):
+    expected, found = scenario("store", change=False), scenario(activations, change=False)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("scenario", [a_part_of_the_gradient, noise_before_zeros, rows_swap_their_masks])
+def test_on_a_device_the_results_are_looked_at_once_at_the_end_of_any_backward_pass(scenario, monkeypatch):
+    """What a GPU does, on a CPU: nothing is looked at while the backward pass runs."""
+    make, looks = Tape.__init__, []
+
+    def asynchronous(self, states):
+        make(self, states)
+        self._verdicts.at_once = False
+
+    look = Verdicts.look
+    monkeypatch.setattr(Tape, "__init__", asynchronous)
+    monkeypatch.setattr(Verdicts, "look", lambda self: (looks.append(len(self._waiting)), look(self)))
+    scenario("rebuild", change=False)
+    assert len(looks) == 1
+    assert looks[0] > 1 or scenario is rows_swap_their_masks
+    with pytest.raises(rf.RebuildMismatchError, match=SCENARIOS[scenario]):
+        scenario("rebuild", change=True)
+
+
+@pytest.mark.parametrize("activations", POLICIES)
+def test_eval_without_dropout_changes_nothing(activations):
+    model = reversible(activations)
+    loss = loss_of(model)
+    model.eval()
+    found = backward(model, loss)
+    model.zero_grad()
+    rf.set_activations(model.train(), "store")
+    stored = backward(model, loss_of(model))
+    assert all(torch.equal(found[name], stored[name]) for name in stored)
+
+
+@pytest.mark.parametrize("activations", POLICIES)
+def test_a_backward_pass_may_run_in_inference_mode(activations):
+    model = reversible("store")
+    expected = backward(model, loss_of(model))
+    model.zero_grad()
+    set_policy(model, activations)
+    loss = loss_of(model)
+    with torch.inference_mode():
+        loss.backward()
+    assert all(torch.equal(one, expected[name]) for name, one in gradients(model).items())
+
+
+@pytest.mark.parametrize("activations", POLICIES)
+def test_derivatives_of_second_order_are_the_stored_ones(activations):
+    """Used or not: the gradient with its graph, and that of its square."""
+
+    def both(policy):
+        model = reversible(policy)
+        model.set_attn_implementation("eager")  # fused kernels have no second derivative
+        weights = list(model.parameters())
+        first = torch.autograd.grad(loss_of(model), weights, create_graph=True)
+        return [*first, *torch.autograd.grad(sum(one.square().sum() for one in first), weights)]
+
+    assert all(map(torch.equal, both(activations), both("store")))
+
+
+def test_what_a_layer_saves_it_must_not_write_to_afterwards():
+    """PyTorch says so of stored activations, when they are asked for; so does the tape."""
+
+    class WritesTooLate(nn.Module):
+        def forward(self, hidden):
+            product = hidden * 1.5
+            result = product * product
+            with torch.no_grad():
+                product.add_(1)
+            return result
+
+    for activations in ("store", *POLICIES):
+        model = reversible(activations)
+        late = WritesTooLate()
+        layers_of(model)[1].mlp.register_forward_hook(lambda module, inputs, output, late=late: late(output))
+        loss = loss_of(model)
+        with pytest.raises(RuntimeError, match=r"modified .*in.?place|layer 1 "):
+            loss.backward()
+
+
+@pytest.mark.parametrize("activations", ["rebuild", "checkpoint"])
+def test_statistics_would_be_counted_twice(activations):
+    model = reversible(activations)
+    norm = nn.BatchNorm1d(64)
+    layers_of(model)[1].batch_norm = norm
+    layers_of(model)[1].mlp.register_forward_hook(
+        lambda module, inputs, output: norm(output.flatten(0, 1)).view_as(output)
+    )
+    with pytest.raises(rf.NotReversibleError, match=r"layer 1 writes to its buffer batch_norm\.num_batches_tracked"):
+        loss_of(model)
+    norm.eval()
+    before = norm.running_mean.clone()
+    loss_of(model).backward()
+    assert torch.equal(norm.running_mean, before)
+
+
+def test_forward_mode_and_transforms_are_refused_in_a_sentence():
+    model = reversible("rebuild")
+    model.set_attn_implementation("eager")
+    embedded = model.get_input_embeddings()(tokens()).detach()
+    forward_ad = torch.autograd.forward_ad
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+        model(inputs_embeds=forward_ad.make_dual(embedded, torch.ones_like(embedded)))
+    weights = {name: weight.detach() for name, weight in model.named_parameters()}
+
+    def loss(weights):
+        return torch.func.functional_call(model, weights, (), {"input_ids": tokens()}).logits.sum()
+
+    with pytest.raises(RuntimeError, match=r"cannot be transformed by torch\.func"):
+        torch.func.grad(loss)(weights)
