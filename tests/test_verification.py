@@ -35,7 +35,7 @@ def test_wrong_gradients_are_reported_with_their_names_and_size(monkeypatch):
 
     # Without its self-check the tape gives wrong gradients, and the comparison has to see them.
     monkeypatch.setattr(StatePair, "retreat", corrupt)
-    monkeypatch.setattr("revformers.activations.rebuild.Tape._check", lambda _: None)
+    monkeypatch.setattr("revformers.activations.verdicts.Verdicts.add", lambda *_: None)
     report = rf.verify_gradients(model, BATCH)
     assert not report.bit_exact
     assert report.max_relative_error > 1e-6

@@ -475,3 +475,16 @@ def test_logits_to_keep_with_labels_is_refused():
     set_head_loss(model, HeadLoss())
     with pytest.raises(ValueError, match="logits_to_keep cannot be combined"):
         model(**batch(model), logits_to_keep=3)
+
+
+@pytest.mark.parametrize("required", [True, False])
+def test_a_loss_function_that_is_assigned_afterwards_is_not_ignored(required):
+    model = tiny("llama")
+    set_head_loss(model, HeadLoss(required=required))
+    model.loss_function = lambda logits, labels, **_: logits.sum() * 0 + 7
+    if required:
+        with pytest.raises(InseparableHeadError, match="was given another loss_function"):
+            model(**batch(model))
+    else:
+        with pytest.warns(UserWarning, match="The loss takes the logits of all tokens at once"):
+            assert model(**batch(model)).loss == 7

@@ -202,3 +202,42 @@ def test_an_optimizer_of_the_trainer_that_is_not_known_is_refused(tmp_path):
     recipe = tiny_recipe(tmp_path, IN_BACKWARD | {"training.arguments.optim": "adafactor"})
     with pytest.raises(RecipeError, match="Adafactor is not known to step every parameter by itself"):
         run(recipe)
+
+
+@pytest.mark.parametrize("change", ["freeze", "eval", "write"])
+def test_a_change_between_the_passes_is_refused_before_any_weight_is_stepped(change):
+    model = rf.make_reversible(tiny("llama", dropout=0.1), rf.Midpoint())
+    step_in_backward(torch.optim.SGD(model.model.layers.parameters(), lr=0.1))
+    loss = model(**batch(model)).loss
+    layer = model.model.layers[0]
+    if change == "freeze":
+        layer.mlp.up_proj.weight.requires_grad_(False)
+    elif change == "eval":
+        layer.eval()
+    else:
+        with torch.no_grad():
+            layer.mlp.up_proj.weight.mul_(2)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(RebuildMismatchError, match="layer 0 is no longer what it was in the forward pass") as caught:
+        loss.backward()
+    assert "go back to a checkpoint" not in str(caught.value)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_layer_that_does_not_repeat_itself_after_others_were_stepped_says_so():
+    model = rf.make_reversible(tiny("llama"), rf.Midpoint())
+    step_in_backward(torch.optim.SGD(model.model.layers.parameters(), lr=0.1))
+    calls = []
+    model.model.layers[1].mlp.register_forward_hook(
+        lambda module, inputs, output: output * (1 + len(calls)) if not calls.append(None) else None
+    )
+    with pytest.raises(RebuildMismatchError, match=r"layer 1 .*go back to a checkpoint"):
+        model(**batch(model)).loss.backward()
+
+
+def test_adafactor_takes_its_epsilon_from_the_first_parameter_of_a_group():
+    weights = [nn.Parameter(torch.ones(4, 4)), nn.Parameter(torch.ones(4, 4, dtype=torch.bfloat16))]
+    with pytest.raises(ValueError, match=r"Adafactor takes eps\[0\] from the first parameter of a group"):
+        step_in_backward(torch.optim.Adafactor(weights))
+    step_in_backward(torch.optim.Adafactor(weights, eps=(1e-8, 1e-3)))
+    step_in_backward(torch.optim.Adafactor([{"params": [weight]} for weight in weights]))

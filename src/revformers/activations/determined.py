@@ -22,6 +22,8 @@ _MOVE_OR_CAST = {
     "UnsafeViewBackward0",
     "ReshapeAliasBackward0",
     "TransposeBackward0",
+    "TBackward0",
+    "PermuteBackward0",
     "CloneBackward0",
 }
 """The same values, in another place, shape or dtype."""

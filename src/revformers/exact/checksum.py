@@ -18,7 +18,7 @@ from torch.nn import functional
 
 ROWS = 128
 COLUMNS = 521
-FACTORS = 2**13
+FACTORS = 2**11
 """Words that are multiplied one by one."""
 
 
@@ -28,27 +28,35 @@ def checksum(*tensors: Tensor) -> Tensor:
 
 
 def parts_of(tensor: Tensor) -> list[Tensor]:
-    """Return what a checksum reads of a tensor: few words, in memory of their own where the tensor is large."""
+    """Return what a checksum reads of a tensor: few words, in memory of their own unless the tensor is small."""
     words = _words(tensor.detach())
-    blocks = words.numel() // (ROWS * COLUMNS)
-    if not blocks:
+    if words.is_meta:
+        return [words.new_empty(1)]  # sums of columns are too small to be planned for
+    if words.numel() <= FACTORS:
         return [words]
-    rows = words.numel() // (blocks * COLUMNS)
-    whole = blocks * rows * COLUMNS
-    return [words[:whole].view(blocks, rows, COLUMNS).sum(1).view(-1), words[whole:].clone()]
+    columns, rest = _columns(words)
+    return [columns, rest.clone()]
 
 
 def checksum_of_parts(parts: Iterable[Tensor]) -> Tensor:
     """Return the checksum, int64[], of what `parts_of` returned, in this order; there must be some."""
     words = torch.cat(list(parts))
+    if words.is_meta:
+        return words.new_empty(())
     while words.numel() > FACTORS:
-        blocks = max(1, words.numel() // (ROWS * COLUMNS))
-        rows = words.numel() // (blocks * COLUMNS)
-        whole = blocks * rows * COLUMNS
-        words = torch.cat([words[:whole].view(blocks, rows, COLUMNS).sum(1).view(-1), words[whole:]])
-    factors = _factors(words.device)[: words.numel()]
+        words = torch.cat(_columns(words))
+    words = functional.pad(words, (0, FACTORS - words.numel()))
+    factors = _factors(words.device)
     # The dot product of integers makes no temporary; there is one for CPUs alone.
     return torch.dot(words, factors) if words.is_cpu else (words * factors).sum()
+
+
+def _columns(words: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sums of the columns of more than `FACTORS` words, and a view of the few that fill no row."""
+    blocks = max(1, words.numel() // (ROWS * COLUMNS))
+    rows = words.numel() // (blocks * COLUMNS)
+    whole = blocks * rows * COLUMNS
+    return words[:whole].view(blocks, rows, COLUMNS).sum(1).view(-1), words[whole:]
 
 
 def layout_of(tensor: Tensor) -> int:
@@ -81,10 +89,16 @@ def _order(tensor: Tensor) -> tuple[int, ...]:
     return tuple(sorted(range(tensor.dim()), key=tensor.stride, reverse=True))
 
 
-@lru_cache(maxsize=16)
-def _factors(device: torch.device) -> Tensor:
+def _odd_numbers() -> Tensor:
     """Return `FACTORS` odd numbers without a pattern."""
     generator = torch.Generator().manual_seed(2512_02056)
+    return 2 * torch.randint(-(2**62), 2**62, (FACTORS,), dtype=torch.int64, generator=generator) + 1
+
+
+_FACTORS = _odd_numbers()
+
+
+@lru_cache(maxsize=16)
+def _factors(device: torch.device) -> Tensor:
     with torch.inference_mode(False):
-        numbers = torch.randint(-(2**62), 2**62, (FACTORS,), dtype=torch.int64, generator=generator)
-        return (2 * numbers + 1).to(device)
+        return _FACTORS.to(device)

@@ -1,0 +1,83 @@
+from functools import partial
+
+import torch
+from torch import nn
+
+from revformers.activations.situation import Situation
+
+
+def layer():
+    return nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
+
+
+def changes(change, module=None):
+    module = module or layer()
+    situation = Situation(partial(lambda module, hidden: module(hidden), module))
+    change(module)
+    return situation.changes()
+
+
+def write(module):
+    with torch.no_grad():
+        module[0].weight.add_(1)
+
+
+def give_other_data(module):
+    module[0].weight.data = module[0].weight.data.clone()
+
+
+def test_every_kind_of_change_has_words():
+    assert changes(lambda module: None) == []
+    assert changes(write) == ["0.weight [4, 4] was changed"]
+    assert changes(give_other_data) == ["0.weight [4, 4] was changed"]
+    assert changes(lambda module: module[0].weight.requires_grad_(False)) == ["0.weight [4, 4] was frozen"]
+    frozen = layer().requires_grad_(False)
+    assert changes(lambda module: module[0].bias.requires_grad_(True), frozen) == ["0.bias [4] was unfrozen"]
+    replaced = changes(lambda module: setattr(module[0], "weight", nn.Parameter(torch.ones(4, 4))))
+    assert replaced == ["0.weight [4, 4] was replaced"]
+    assert changes(lambda module: module[0].register_parameter("more", nn.Parameter(torch.ones(1)))) == [
+        "0.more was added"
+    ]
+    assert changes(lambda module: delattr(module[0], "bias"))[0] == "0.bias [4] was removed"
+    assert set(changes(nn.Module.eval)) == {"modules were switched to eval()"}
+    assert changes(lambda module: setattr(module[2], "p", 0.1)) == ["2.p was changed from 0.5 to 0.1"]
+
+
+def test_a_list_that_changes_in_place_shows():
+    module = layer()
+    module[0].merged_adapters = []
+    expected = ["0.merged_adapters was changed from () to ('default',)"]
+    assert changes(lambda module: module[0].merged_adapters.append("default"), module) == expected
+
+
+def test_a_sentence_names_the_first_changes_and_counts_the_rest():
+    module = nn.Sequential(*(nn.Linear(2, 2) for _ in range(4)))
+    situation = Situation(module)
+    assert situation.in_words() == ""
+    module.requires_grad_(False)
+    words = situation.in_words()
+    assert words.startswith("Since the forward pass 0.weight [2, 2] was frozen; 0.bias [2] was frozen; ")
+    assert words.endswith("; and 4 more changes. ")
+
+
+def test_statistics_are_found_and_tables_that_grow_are_not():
+    module = layer()
+    situation = Situation(module)
+    assert situation.written_buffer() is None
+    module(torch.randn(3, 4))
+    assert situation.written_buffer() == "1.num_batches_tracked"
+    module[0].register_buffer("table", torch.zeros(4))
+    situation = Situation(module)
+    module[0].table = torch.zeros(8)
+    assert situation.written_buffer() is None
+    situation = Situation(module)
+    module[0].table = module[0].table * 0.9
+    assert situation.written_buffer() == "0.table"
+
+
+def test_hooks_that_step_a_parameter_are_found():
+    module = layer()
+    situation = Situation(module)
+    assert not situation.trains_in_backward()
+    module[0].weight.register_post_accumulate_grad_hook(lambda parameter: None)
+    assert situation.trains_in_backward()
