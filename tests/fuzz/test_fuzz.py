@@ -1,0 +1,105 @@
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from revformers.activations.evidence import Evidence, LaterEvidence
+from revformers.activations.verdicts import Verdicts
+from revformers.dynamics import BlendedMidpoint, from_dict
+from revformers.fuzz.__main__ import Arguments, main
+from revformers.fuzz.case import FAMILIES, HARMFUL, HARMLESS, ORDERS, Case, draw_case
+from revformers.fuzz.reference import Recurrence
+from revformers.fuzz.run import run_case
+
+CASES, GROUP = 200, 10
+
+PLAIN = Case(
+    seed=0,
+    family="LlamaForCausalLM",
+    layers=4,
+    sharpness=0.2,
+    perturbation=0.0,
+    dtype="float32",
+    autocast=False,
+    dropout=0.0,
+    attention="sdpa",
+    adapters="none",
+    frozen="nothing",
+    dynamics=BlendedMidpoint("1/4").to_dict(),
+    predictors=(),
+    policy="rebuild",
+    batch=(2, 16),
+    padding="none",
+    tile=0,
+    chunk=0,
+    compiled=False,
+    order="once",
+    between="nothing",
+)
+
+
+@pytest.mark.parametrize("first", range(0, CASES, GROUP))
+def test_random_set_ups_are_exact_or_refused(first):
+    outcomes = {seed: run_case(draw_case(seed)) for seed in range(first, first + GROUP)}
+    assert not {seed: outcome for seed, outcome in outcomes.items() if outcome.kind == "FAILED"}
+    assert any(outcome.kind == "exact" for outcome in outcomes.values())
+
+
+def test_a_seed_is_one_set_up_and_seeds_draw_everything():
+    assert draw_case(7) == draw_case(7)
+    cases = [draw_case(seed) for seed in range(1500)]
+    assert {case.family for case in cases} == set(FAMILIES)
+    assert {case.between for case in cases} == HARMLESS | set(HARMFUL)
+    assert {case.order for case in cases} == set(ORDERS)
+    blends = [abs(from_dict(case.dynamics).coefficients(0).previous) for case in cases]
+    assert min(blends) == 0
+    assert any(0 < blend < 1 for blend in blends)
+    assert any(blend > 1 for blend in blends)
+    for field in dataclasses.fields(Case):
+        assert len({str(getattr(case, field.name)) for case in cases}) > 1, field.name
+
+
+@pytest.mark.parametrize("policy", ["rebuild", "checkpoint", "budget 1.2 rebuild"])
+def test_without_its_evidence_the_engine_is_found_out(monkeypatch, policy):
+    # Seed 1 draws a weight in the middle of a layer; the last one of a layer no policy needs to compute again.
+    case = dataclasses.replace(PLAIN, seed=1, policy=policy, between="write to a weight's data")
+    assert run_case(case).kind == "refused"
+    monkeypatch.setattr(Verdicts, "add", lambda *_: None)
+    monkeypatch.setattr(LaterEvidence, "add", lambda *_: None)
+    monkeypatch.setattr(Evidence, "leaves", lambda _: ())
+    assert "differ silently" in run_case(case).note
+
+
+def test_a_refusal_without_a_cause_is_a_failure(monkeypatch):
+    monkeypatch.setattr(Verdicts, "add", lambda self, name, equal, situation: 1 / 0)
+    assert "an error that is no answer: ZeroDivisionError" in run_case(PLAIN).note
+    monkeypatch.undo()
+    false = torch.zeros((), dtype=torch.bool)
+    add = Verdicts.add
+    monkeypatch.setattr(Verdicts, "add", lambda self, name, equal, situation: add(self, name, false, situation))
+    assert "refused where nothing had changed" in run_case(PLAIN).note
+
+
+def test_the_recurrence_by_hand_tells_other_coefficients_from_these(monkeypatch):
+    case = dataclasses.replace(PLAIN, dtype="float64", predictors=("state", "update"))
+    assert run_case(case).distance < 1e-5
+    make = Recurrence.__init__
+    other = BlendedMidpoint("1/3")
+    monkeypatch.setattr(Recurrence, "__init__", lambda self, dynamics, predictors: make(self, other, predictors))
+    assert "away from that of the recurrence" in run_case(case).note
+
+
+def test_the_command_counts_and_prints_what_fails(monkeypatch, tmp_path, capsys):
+    file = tmp_path / "result.json"
+    assert main(Arguments(cases=2, seed=3, out=file)) == 0
+    assert capsys.readouterr().out.startswith("2 set-ups from seed 3: ")
+    result = json.loads(file.read_text())
+    assert sum(result["set_ups"].values()) == 2
+    assert result["failures"] == []
+    monkeypatch.setattr(Verdicts, "add", lambda self, name, equal, situation: 1 / 0)
+    assert main(Arguments(cases=12, seed=0, out=file)) == 1
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("FAILED"))
+    assert "ZeroDivisionError" in line
+    assert "seed=" in line
+    assert json.loads(file.read_text())["failures"][0]["case"]["family"] in FAMILIES
