@@ -80,9 +80,9 @@ def _judge(case: Case) -> Outcome:
         other = _Run(case, case.policy).gradients()
     except _Impossible as error:
         return Outcome("impossible", str(error.__cause__ or error))
-    errors = [result for result in (stored, other) if isinstance(result, Exception)]
-    if all(isinstance(error, StateRangeError) for error in errors) and len(errors) == 2:
-        return Outcome("out of range", str(errors[0]))
+    if isinstance(stored, Exception) and type(stored) is type(other):
+        kinds = {StateRangeError: "out of range", RuntimeError: "refused"}
+        return Outcome(kinds.get(type(stored), "impossible"), f"{type(stored).__name__}: {stored}")
     if isinstance(other, Exception):
         if isinstance(other, RebuildMismatchError | NotReversibleError | ValueError | RuntimeError):
             if case.between not in HARMLESS or isinstance(stored, Exception):
@@ -236,7 +236,8 @@ class _Run:
             losses[0].backward(create_graph=True)
         elif order == "second derivative":
             first = torch.autograd.grad(losses[0], parameters, create_graph=True, allow_unused=True)
-            sum(gradient.square().sum() for gradient in first if gradient is not None).backward()  # type: ignore[union-attr]
+            squares = [gradient.square().sum() for gradient in first if gradient is not None]
+            torch.stack(squares).sum().backward()
         elif order == "in inference mode":
             with torch.inference_mode():
                 losses[0].backward()
