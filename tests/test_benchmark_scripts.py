@@ -1,5 +1,6 @@
 """The studies in benchmarks/ that are scripts of their own run, on a tiny model, and write what they measured."""
 
+import contextlib
 import importlib.util
 import json
 import re
@@ -21,6 +22,7 @@ from revformers.conversion.convert import Converter
 from revformers.training.data import standard_library
 from revformers.training.data.tokenizer import train_tokenizer
 from tests.conversion.test_convert import smooth_llama
+from tests.tiny_models import batch, tiny
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 TEXT = "".join(f"line {number} of a text, twice {2 * number}\n" for number in range(300))
@@ -284,3 +286,22 @@ def test_deployment(folder, monkeypatch):
     for name in names[1:]:
         assert rows[name]["deployed"] != rows[name]["trained"]
         assert rows[name]["deployed"] == pytest.approx(rows["ordinary"]["deployed"], rel=0.01)
+
+
+def test_evidence_cost(folder, monkeypatch):
+    sizes = ["--layers", "2", "--widths", "192", "--precisions", "float32", "--rounds", "1"]
+    monkeypatch.setattr(sys, "argv", ["evidence_cost.py", *sizes, "--output", "result.json"])
+    script = runpy.run_path(str(BENCHMARKS / "evidence_cost.py"), run_name="__main__")
+    (row,) = json.loads(Path("result.json").read_text())["rows"]
+    assert row["over_without_evidence"].keys() == {"rebuild", "checkpoint", "plain_checkpoint"}
+    assert row["seconds_without_evidence"]["median"] > 0
+    # The reference really goes without: it takes a changed weight for the same.
+    model = rf.make_reversible(tiny("llama"), rf.Midpoint())
+    for context, outcome in (
+        (contextlib.nullcontext, pytest.raises(rf.RebuildMismatchError)),
+        (script["without_evidence"], contextlib.nullcontext()),
+    ):
+        with context(), outcome:
+            loss = model(**batch(model)).loss
+            model.model.layers[0].mlp.up_proj.weight.data.mul_(2)
+            loss.backward()
