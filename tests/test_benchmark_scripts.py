@@ -295,8 +295,8 @@ def test_evidence_cost(folder, monkeypatch):
     (row,) = json.loads(Path("result.json").read_text())["rows"]
     assert row["over_without_evidence"].keys() == {"rebuild", "checkpoint", "plain_checkpoint"}
     assert row["seconds_without_evidence"]["median"] > 0
-    # The reference really goes without: it takes a changed weight for the same.
-    model = rf.make_reversible(tiny("llama"), rf.Midpoint())
+    # The reference really goes without: it takes a changed weight for the same, where no states tell.
+    model = rf.make_reversible(tiny("llama"), rf.Midpoint(), "checkpoint")
     for context, outcome in (
         (contextlib.nullcontext, pytest.raises(rf.RebuildMismatchError)),
         (script["without_evidence"], contextlib.nullcontext()),
