@@ -41,6 +41,7 @@ def without_evidence() -> Iterator[None]:
         mock.patch.object(Evidence, "__init__", nothing),
         mock.patch.object(Evidence, "add", nothing),
         mock.patch.object(Evidence, "finish", nothing),
+        mock.patch.object(Evidence, "read_held", nothing),
         mock.patch.object(Evidence, "leaves", return_value=()),
         mock.patch.object(Evidence, "again", return_value=LaterEvidence([], None)),
         mock.patch.object(LaterEvidence, "add", nothing),
