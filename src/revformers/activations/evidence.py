@@ -13,7 +13,7 @@ So nothing rests on what the layer returned: errors that a zero multiplies are s
 """
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -100,11 +100,15 @@ class Evidence:
         if is_compared and held:
             self._held.append(len(self._saved) - 1)
         elif is_compared:
-            self._words.add(tensor)
+            self._words.add(len(self._saved) - 1, tensor)
 
-    def finish(self) -> None:
-        """End the first evaluation: keep numbers alone."""
+    def finish(self, unwritten: Collection[int] = ()) -> None:
+        """End the first evaluation: keep numbers alone, and nothing of the tensors with these numbers."""
         self._determined = None
+        for number in unwritten:
+            self._saved[number] = False
+            self._words.leave_out(number)
+        self._held = [number for number in self._held if number not in unwritten]
         self._checksum = self._words.checksum()
         self._words = _Words()
 
@@ -113,7 +117,7 @@ class Evidence:
         for number in self._held:
             self._saved[number] = number in held
             if number in held:
-                self._words.add(held[number])
+                self._words.add(number, held[number])
         self._held.clear()
         self._checksum = self._checksum or self._words.checksum()
         self._words = _Words()
@@ -158,7 +162,7 @@ class LaterEvidence:
             elif not equal and self.other_leaf is None:
                 self.other_leaf = tensor
         elif first:
-            self._words.add(tensor)
+            self._words.add(self._number, tensor)
 
     def equal(self) -> Tensor | None:
         """Return whether all that was read is the same, bool[] on the device of the tensors; None if nothing was."""
@@ -178,17 +182,22 @@ class _Words:
     """
 
     def __init__(self) -> None:
-        self._parts: list[Tensor] = []
-        self._layouts: list[int] = []
+        self._parts: dict[int, list[Tensor]] = {}
+        self._layouts: dict[int, tuple[int, ...]] = {}
 
-    def add(self, tensor: Tensor) -> None:
-        for part in _parts(tensor):
-            self._parts += parts_of(part)
-            self._layouts.append(layout_of(part))
+    def add(self, number: int, tensor: Tensor) -> None:
+        parts = list(_parts(tensor))
+        self._parts[number] = [words for part in parts for words in parts_of(part)]
+        self._layouts[number] = tuple(map(layout_of, parts))
+
+    def leave_out(self, number: int) -> None:
+        self._parts.pop(number, None)
+        self._layouts.pop(number, None)
 
     def checksum(self) -> tuple[Tensor, int] | None:
         """Return the checksum of all that was added, int64[], and a number for its layout; None of nothing."""
-        return (checksum_of_parts(self._parts), hash(tuple(self._layouts))) if self._parts else None
+        parts = [words for some in self._parts.values() for words in some]
+        return (checksum_of_parts(parts), hash(tuple(self._layouts.values()))) if parts else None
 
 
 def _leaf_of(tensor: Tensor) -> Tensor | None:

@@ -39,6 +39,7 @@ from revformers.activations.base import ActivationPolicy
 from revformers.activations.evidence import Evidence, LaterEvidence
 from revformers.activations.situation import Situation
 from revformers.activations.ticket import InputSource, SavedTensor
+from revformers.activations.unwritten import unwritten_tickets
 from revformers.activations.verdicts import Verdicts, mismatch
 from revformers.activations.version import version_of
 from revformers.dynamics.base import Coefficients
@@ -170,7 +171,7 @@ class Tape(ActivationPolicy):
             update = field(hidden)
         if not before.equals(RandomState.of(hidden.device)):
             record.random_state = before
-        record.evidence.finish()
+        record.evidence.finish(self._unwritten(record, update, hidden))
         if update.requires_grad and self._first_step is None:
             self._first_step = step
             self._checksum = self.states.checksum()
@@ -182,6 +183,14 @@ class Tape(ActivationPolicy):
             update.register_hook(partial(_rebuild_first, weakref.ref(self), step))
         self._records.append(record)
         return update
+
+    @staticmethod
+    def _unwritten(record: StepRecord, update: Tensor, hidden: Tensor) -> set[int]:
+        """Return the numbers of the saved tensors in which no kernel wrote everything; on CPUs there are none."""
+        if hidden.device.type in ("cpu", "meta"):
+            return set()
+        tickets = set(unwritten_tickets(update, hidden))
+        return {number for number, reference in enumerate(record.tickets) if reference() in tickets}
 
     def advance(self, coefficients: Coefficients, update: Tensor) -> None:
         """Advance the states by the step that was evaluated last; `update` is what it returned."""
