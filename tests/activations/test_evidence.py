@@ -7,8 +7,9 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 
-from revformers.activations.determined import Determined
+from revformers.activations.determined import SAVE_WHAT_THEY_ARE_MADE_OF, SMALL_WEIGHT, Determined
 from revformers.activations.evidence import Evidence, Leaf
+from revformers.activations.situation import Situation
 
 HIDDEN = torch.randn(3, 8, requires_grad=True)
 
@@ -18,7 +19,7 @@ def input_of_a_field():
 
 
 def first(function, hidden, held=False):
-    evidence = Evidence(hidden)
+    evidence = Evidence(hidden, Situation(LAYER))
     with saved_tensors_hooks(lambda tensor: evidence.add(tensor, held=held), lambda _: None):
         function(hidden)
     evidence.finish()
@@ -26,16 +27,18 @@ def first(function, hidden, held=False):
 
 
 def again(evidence, function, hidden):
-    later = evidence.again()
+    hidden = hidden.detach().requires_grad_()
+    later = evidence.again(hidden)
     with saved_tensors_hooks(later.add, lambda _: None):
-        function(hidden.detach().requires_grad_())
+        function(hidden)
+    later.finish()
     return later
 
 
 def equal(evidence, function, hidden):
     later = again(evidence, function, hidden)
     same = later.equal()
-    return later.other_leaf is None and (same is None or bool(same))
+    return later.other_leaf is None and not later.is_made_otherwise and (same is None or bool(same))
 
 
 LAYER = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8), nn.LayerNorm(8), nn.Softmax(-1))
@@ -83,18 +86,36 @@ def test_a_weight_is_known_by_its_memory_and_its_version():
     assert leaf.equals(weight.T) is False
 
 
-@pytest.mark.parametrize("trains", [True, False])
-def test_a_weight_that_is_gone_may_be_replaced_only_if_it_was_frozen(trains):
-    weight = nn.Parameter(torch.randn(8, 8), requires_grad=trains)
+def test_a_weight_that_is_gone_equals_nothing():
+    weight = nn.Parameter(torch.randn(8, 8))
     leaf = Leaf(weight, weight)
     del weight
     gc.collect()
-    assert leaf.equals(torch.zeros(8, 8)) is not trains
+    assert leaf.equals(torch.zeros(8, 8)) is False
+
+
+def test_a_transposed_copy_in_the_place_of_a_weight_is_another():
+    weight = nn.Parameter(torch.randn(8, 8))
+    leaf = Leaf(weight, weight)
+    assert bool(leaf.equals(nn.Parameter(weight.detach().clone())))
+    assert leaf.equals(nn.Parameter(weight.detach().clone().T)) is False
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.0])
+def test_frozen_weights_of_no_module_are_compared_by_their_bits(factor):
+    weights = [torch.randn(8, 300), torch.randn(8, 300) * 0]
+    weights[1] = weights[0] * factor
+
+    def run(number):
+        return lambda hidden: hidden @ nn.Parameter(weights[number].clone(), requires_grad=False)
+
+    hidden = input_of_a_field()
+    assert equal(first(run(0), hidden), run(1), hidden) == (factor == 1)
 
 
 def test_what_is_held_is_read_when_it_is_let_go_of():
     hidden, held = input_of_a_field(), []
-    evidence = Evidence(hidden)
+    evidence = Evidence(hidden, Situation(LAYER))
 
     def hold(tensor):
         evidence.add(tensor, held=True)
@@ -118,12 +139,86 @@ def test_what_was_dropped_meanwhile_is_not_compared():
 def test_another_layout_of_the_same_memory_shows():
     square = torch.randn(8, 8)
 
-    def run(transposed, hidden):
-        return functional.softmax(square.T if transposed else square, -1) @ (hidden.T @ hidden).sin()
+    def run(transposed):
+        return lambda hidden: (hidden.T @ hidden) * (square.T if transposed else square)
 
     hidden = input_of_a_field()
-    assert equal(first(lambda hidden: run(False, hidden), hidden), lambda hidden: run(False, hidden), hidden)
-    assert not equal(first(lambda hidden: run(False, hidden), hidden), lambda hidden: run(True, hidden), hidden)
+    assert equal(first(run(False), hidden), run(False), hidden)
+    assert not equal(first(run(False), hidden), run(True), hidden)
+
+
+OTHERWISE = {
+    "another activation function": (lambda x: functional.silu(x @ x.T).cos(), lambda x: functional.gelu(x @ x.T).cos()),
+    "a hook on its result": (lambda x: functional.silu(x @ x.T).cos(), lambda x: (functional.silu(x @ x.T) * 3).cos()),
+    "a hook on a product": (lambda x: (x * x.sin()).cos(), lambda x: ((x * x.sin()) * 3).cos()),
+    "another cast": (lambda x: x.double().half().cos(), lambda x: x.bfloat16().half().cos()),
+    "another order of two products": (
+        lambda x: [(m := x * x.sin(), n := x.cos() * x), m.exp(), n.exp()],
+        lambda x: [(m := x * x.sin(), n := x.cos() * x), n.exp(), m.exp()],
+    ),
+}
+
+
+@pytest.mark.parametrize("what", OTHERWISE)
+def test_what_follows_from_others_must_follow_in_the_same_way(what):
+    one, other = OTHERWISE[what]
+    hidden = input_of_a_field()
+    assert equal(first(one, hidden), one, hidden)
+    assert not equal(first(one, hidden), other, hidden)
+
+
+@pytest.mark.parametrize("operation", ["MulBackward0", "SiluBackward0"])
+def test_what_follows_is_made_by_operations_that_save_what_they_are_made_of(operation):
+    assert operation in SAVE_WHAT_THEY_ARE_MADE_OF
+    assert len(SAVE_WHAT_THEY_ARE_MADE_OF) == 2
+    functions = {"MulBackward0": lambda x: x.exp() * x.tan(), "SiluBackward0": lambda x: functional.silu(x.tan())}
+    saved = []
+    hidden = input_of_a_field()
+    with saved_tensors_hooks(lambda tensor: saved.append(tensor.detach()), lambda _: None):
+        result = functions[operation](hidden)
+    assert result.grad_fn.name() == operation
+    assert any(torch.equal(tensor, hidden.tan()) for tensor in saved)
+
+
+def test_a_small_weight_is_compared_by_its_bits_and_nothing_follows_from_a_large_one():
+    for size, written in ((8, True), (SMALL_WEIGHT + 1, False)):
+        weight = nn.Parameter(torch.randn(size))
+
+        def run(hidden, weight=weight, size=size):
+            return (hidden[0, :1].expand(size).tan() * weight).cos()
+
+        hidden = input_of_a_field()
+        evidence = first(run, hidden)
+        assert (evidence._saved[-1].recipe is not None) == written
+        weight.data.mul_(2)
+        assert not equal(evidence, run, hidden)
+
+
+def test_what_was_made_outside_of_the_layer_is_compared():
+    outside = nn.Parameter(torch.randn(3, 8))
+    gate = functional.silu(outside.tan())
+    hidden = input_of_a_field()
+
+    def run(hidden):
+        return hidden.tan() * gate
+
+    evidence = first(run, hidden)
+    with torch.no_grad():
+        gate.mul_(1.5)
+    assert not equal(evidence, run, hidden)
+
+
+def test_sparse_tensors_are_compared():
+    hidden = input_of_a_field()
+    for layout in (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc):
+        matrix = torch.eye(3).to_sparse(layout=layout)
+        other = torch.diag(torch.tensor([1.0, 1.0, 2.0])).to_sparse(layout=layout)
+
+        def run(matrix):
+            return lambda hidden: torch.sparse.mm(matrix, hidden).cos()
+
+        assert equal(first(run(matrix), hidden), run(matrix), hidden)
+        assert not equal(first(run(matrix), hidden), run(other), hidden)
 
 
 def test_nothing_large_is_kept():
@@ -143,7 +238,7 @@ def test_nothing_large_is_kept():
 def determined(function, hidden):
     """Which of the tensors that a function saves follow from others."""
     known, found = Determined(hidden), []
-    with saved_tensors_hooks(lambda tensor: found.append(known.is_so(tensor)), lambda _: None):
+    with saved_tensors_hooks(lambda tensor: found.append(known.recipe(tensor) is not None), lambda _: None):
         function(hidden)
     return found
 
@@ -156,9 +251,9 @@ def test_products_and_activation_functions_of_what_is_compared_follow_from_it():
         return (functional.silu(gate(hidden)) * up(hidden)) @ gate.weight
 
     saved = first(mlp, hidden)._saved
-    assert sum(isinstance(one, Leaf) for one in saved) == 3
-    assert saved.count(True) == 2, "gate(x) and up(x)"
-    assert saved.count(False) == 4, "the input twice, what silu makes, and the product"
+    assert sum(one.leaf is not None for one in saved) == 3
+    assert sum(one.leaf is None and one.is_read for one in saved) == 2, "gate(x) and up(x)"
+    assert sum(one.recipe is not None for one in saved) == 4, "the input twice, what silu makes, and the product"
 
 
 @pytest.mark.parametrize(
@@ -171,6 +266,9 @@ def test_products_and_activation_functions_of_what_is_compared_follow_from_it():
         (lambda x: (x + torch.randn_like(x)).sin(), [False]),
         (lambda x: (x * torch.randn_like(x)).sin(), [False, False]),
         (lambda x: (x * x.sin()).cos(), [True, False, True, True]),
+        (lambda x: functional.gelu(x.sin()).cos(), [True, False, False]),
+        (lambda x: [part.sin() for part in (x @ x.T).split(1)], [True, True, False, False, False]),
+        (lambda x: [part.sin() for part in (x @ x.T).unbind()], [True, True, False, False, False]),
         (lambda x: (x * x.sin()).add_(1).cos(), [True, False, True, False]),
     ],
 )

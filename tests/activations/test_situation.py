@@ -63,16 +63,16 @@ def test_a_sentence_names_the_first_changes_and_counts_the_rest():
 def test_statistics_are_found_and_tables_that_grow_are_not():
     module = layer()
     situation = Situation(module)
-    assert situation.written_buffer() is None
+    assert situation.written_tensor() is None
     module(torch.randn(3, 4))
-    assert situation.written_buffer() == "1.num_batches_tracked"
+    assert situation.written_tensor() == "buffer 1.num_batches_tracked"
     module[0].register_buffer("table", torch.zeros(4))
     situation = Situation(module)
     module[0].table = torch.zeros(8)
-    assert situation.written_buffer() is None
+    assert situation.written_tensor() is None
     situation = Situation(module)
     module[0].table = module[0].table * 0.9
-    assert situation.written_buffer() == "0.table"
+    assert situation.written_tensor() == "buffer 0.table"
 
 
 def test_hooks_that_step_a_parameter_are_found():
@@ -81,3 +81,23 @@ def test_hooks_that_step_a_parameter_are_found():
     assert not situation.trains_in_backward()
     module[0].weight.register_post_accumulate_grad_hook(lambda parameter: None)
     assert situation.trains_in_backward()
+
+
+def test_a_statistic_in_a_parameter_is_found_too():
+    module = layer()
+    situation = Situation(module)
+    write(module)
+    assert situation.written_tensor() == "parameter 0.weight"
+
+
+def test_what_the_evaluation_itself_sets_is_no_change():
+    module = layer()
+    before = Situation(module)
+    module.calls = 1
+    after = before.now()
+    assert before.changes() == ["calls was changed from None to 1"]
+    assert after.changes() == []
+    module.tables = [torch.ones(3), torch.ones(4)]
+    assert after.changes() == []
+    assert after.holds(module[0].weight)
+    assert not after.holds(torch.ones(1))

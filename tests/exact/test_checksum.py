@@ -4,9 +4,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from revformers.exact.checksum import COLUMNS, FACTORS, ROWS, _factors, checksum, layout_of
+from revformers.exact.checksum import BLOCK, COLUMNS, _factors, checksum, layout_of
 
-LARGE = 3 * ROWS * COLUMNS + 77
+LARGE = 3 * BLOCK + 77
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.uint8, torch.bool, torch.complex64]
 
 
@@ -20,7 +20,7 @@ def test_the_checksum_of_few_words_is_the_sum_of_their_products():
     with np.errstate(over="ignore"):
         expected = (words * _factors(torch.device("cpu"))[:32].numpy()).sum()
     assert checksum(tensor) == expected
-    assert len(set(_factors(torch.device("cpu")).tolist())) == FACTORS
+    assert len(set(_factors(torch.device("cpu")).tolist())) == BLOCK
     assert all(factor % 2 for factor in _factors(torch.device("cpu")).tolist())
 
 
@@ -39,7 +39,7 @@ def test_one_changed_element_shows(dtype, count):
 def test_words_that_trade_places_and_errors_that_cancel_show(left, right, count):
     left, right = left % count, right % count
     tensor = torch.arange(count, dtype=torch.int64) ** 2
-    if left == right or (left - right) % COLUMNS == 0:
+    if left == right or (left // BLOCK == right // BLOCK and (left - right) % COLUMNS == 0 and count >= BLOCK):
         return
     swapped = tensor.clone()
     swapped[[left, right]] = tensor[[right, left]]
@@ -51,10 +51,10 @@ def test_words_that_trade_places_and_errors_that_cancel_show(left, right, count)
     assert checksum(compensated) != checksum(tensor)
 
 
-@pytest.mark.parametrize("width", [32, 384, 576, 2048, 4096])
+@pytest.mark.parametrize("width", [32, 384, 576, 2048])
 def test_tokens_that_trade_places_show(width):
-    tensor = values((2, 300, width))
-    for other in (1, 7, 128, 299):
+    tensor = values((2, 2100, width))
+    for other in (1, 7, 128, 521, 1042, 2053):
         swapped = tensor.clone()
         swapped[1, [0, other]] = tensor[1, [other, 0]]
         assert checksum(swapped) != checksum(tensor)
@@ -68,7 +68,7 @@ def test_a_view_is_read_where_it_lies():
     assert checksum(heads[:, 1:3]) == checksum(heads[:, 1:3].clone())
     expanded = values((4, 1, 6)).expand(4, 5, 6)
     assert checksum(expanded) == checksum(expanded[:, 0])
-    assert layout_of(expanded) != layout_of(expanded[:, 0].clone())
+    assert layout_of(expanded) != layout_of(values((4, 5, 6)).transpose(0, 1)) != 0
     odd = values(9).to(torch.bfloat16)[1:]
     assert checksum(odd) == checksum(odd.clone())
     assert checksum(odd.conj()) == checksum(odd)
@@ -77,7 +77,6 @@ def test_a_view_is_read_where_it_lies():
 def test_the_order_of_tensors_counts():
     first, second = values(40), values(40)
     assert checksum(first, second) != checksum(second, first)
-    assert checksum(first, second) == checksum(torch.cat([first, second]))
 
 
 def test_a_checksum_is_there_without_numbers():

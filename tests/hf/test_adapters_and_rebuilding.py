@@ -231,7 +231,7 @@ def test_weights_that_train_are_compared_by_their_bits_where_they_are_brought_an
         loss.backward()
         assert len(evaluations) == 2
     else:
-        with pytest.raises(rf.RebuildMismatchError, match=r"layer 1 .*up_proj.base_layer.weight \[.*\] was"):
+        with pytest.raises(rf.RebuildMismatchError, match="layer 1 "):
             loss.backward()
 
 

@@ -8,22 +8,26 @@ bits of the one that was saved. Two kinds are told apart:
   whenever a tensor is written to. That is what stored activations are held to as well. Where a later evaluation uses
   another tensor in the place of a leaf, as `torch.func.functional_call` does, the bits of the two are compared.
 * Of all others one `checksum` is taken, in both evaluations, but for those that follow from others (`Determined`).
+  Small weights, from which others follow, and frozen ones that belong to no module, and may be gone by then, are among
+  them.
 
 So nothing rests on what the layer returned: errors that a zero multiplies are seen where they are saved.
 """
 
 import weakref
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from revformers.activations.determined import Determined
+from revformers.activations.determined import SMALL_WEIGHT, Determined, Recipe
 from revformers.activations.saved_bytes import plain_parts
+from revformers.activations.situation import Situation
 from revformers.activations.version import version_of
-from revformers.exact.checksum import checksum, checksum_of_parts, layout_of, parts_of
+from revformers.exact.checksum import checksum, combined, layout_of
 
 
 class Leaf:
@@ -56,20 +60,34 @@ class Leaf:
     def equals(self, tensor: Tensor) -> bool | Tensor:
         """Whether `tensor` is what was saved, or another tensor with the same bits: bool, or bool[] on its device."""
         leaf = self.reference()
-        if leaf is None:
-            # Frozen weights may be brought to the device for every evaluation anew. Then the results have to tell.
-            return not self.trains
-        if not self.is_unchanged():
+        if leaf is None or not self.is_unchanged():
             return False
-        if _leaf_of(tensor) is leaf and leaf.requires_grad == self.trains and _place_in_memory(tensor) == self._place:
-            return True
-        if isinstance(leaf, nn.Parameter) and _leaf_of(tensor) is leaf:
-            return False
+        if _leaf_of(tensor) is leaf:
+            # A weight that was frozen, or another view of it, is another part of the graph.
+            return leaf.requires_grad == self.trains and _place_in_memory(tensor) == self._place
         saved = leaf.detach()
         if self._place is not None:
             shape, stride, offset = self._place
             saved = saved.as_strided(shape, stride, offset)
+        if (saved.shape, saved.dtype) != (tensor.shape, tensor.dtype) or layout_of(saved) != layout_of(tensor):
+            return False
         return _checksum(saved) == _checksum(tensor).to(saved.device)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What one saved tensor is held to.
+
+    Attributes:
+        leaf: the leaf that it is.
+        recipe: how it follows from others.
+        is_read: whether it is part of the checksum.
+
+    """
+
+    leaf: Leaf | None = None
+    recipe: Recipe | None = None
+    is_read: bool = False
 
 
 class Evidence:
@@ -77,92 +95,111 @@ class Evidence:
 
     Args:
         hidden: the input of the field.
+        situation: the modules of the field.
 
     """
 
-    def __init__(self, hidden: Tensor) -> None:
-        self._saved: list[Leaf | bool] = []
-        """For every saved tensor what it is held to: a leaf; True: the checksum of all; False: what it follows from."""
-        self._determined: Determined | None = Determined(hidden)
+    def __init__(self, hidden: Tensor, situation: Situation) -> None:
+        self._situation = situation
+        self._saved: list[Saved] = []
+        self._determined = Determined(hidden)
+        self._order: list[int] = []
         self._words = _Words()
         self._held: list[int] = []
         self._checksum: tuple[Tensor, int] | None = None
 
     def add(self, tensor: Tensor, *, held: bool) -> None:
         """Take note of the next tensor that autograd saves; one that is held stays, and is read later if at all."""
-        assert self._determined is not None
         leaf = _leaf_of(tensor)
-        if leaf is not None:
-            self._saved.append(Leaf(tensor, leaf))
-            return
-        is_compared = not self._determined.is_so(tensor)
-        self._saved.append(is_compared)
-        if is_compared and held:
-            self._held.append(len(self._saved) - 1)
-        elif is_compared:
-            self._words.add(len(self._saved) - 1, tensor)
+        # Frozen weights may be brought to the device for every evaluation anew.
+        if leaf is not None and not leaf.requires_grad and not self._situation.holds(leaf):
+            leaf = None
+        recipe = self._determined.recipe(tensor) if leaf is None else None
+        is_read = recipe is None and (leaf is None or leaf.numel() <= SMALL_WEIGHT)
+        number = len(self._saved)
+        self._saved.append(Saved(None if leaf is None else Leaf(tensor, leaf), recipe, is_read))
+        if is_read and held:
+            self._held.append(number)
+        elif is_read:
+            self._words.add(number, tensor)
 
     def finish(self, unwritten: Collection[int] = ()) -> None:
         """End the first evaluation: keep numbers alone, and nothing of the tensors with these numbers."""
-        self._determined = None
+        self._order = self._determined.order
+        self._determined.forget()
         for number in unwritten:
-            self._saved[number] = False
+            self._saved[number] = Saved()
             self._words.leave_out(number)
         self._held = [number for number in self._held if number not in unwritten]
         self._checksum = self._words.checksum()
-        self._words = _Words()
 
     def read_held(self, held: Mapping[int, Tensor]) -> None:
         """Read the tensors that were held, by their number, before they are let go of."""
         for number in self._held:
-            self._saved[number] = number in held
             if number in held:
                 self._words.add(number, held[number])
+            else:
+                self._saved[number] = replace(self._saved[number], is_read=False)
         self._held.clear()
-        self._checksum = self._checksum or self._words.checksum()
-        self._words = _Words()
+        self._checksum = self._words.checksum()
 
     def leaves(self) -> Iterator[Leaf]:
         """Yield the leaves that were saved."""
-        return (saved for saved in self._saved if isinstance(saved, Leaf))
+        return (saved.leaf for saved in self._saved if saved.leaf is not None)
 
-    def again(self) -> "LaterEvidence":
-        """Return what a later evaluation is compared by."""
-        return LaterEvidence(self._saved, self._checksum)
+    def again(self, hidden: Tensor) -> "LaterEvidence":
+        """Return what a later evaluation at `hidden` is compared by."""
+        return LaterEvidence(self._saved, self._order, self._checksum, hidden)
 
 
 class LaterEvidence:
-    """What a later evaluation saves, held against the first.
+    """What a later evaluation saves, held against the first; made when the evaluation begins.
 
     Args:
-        first: what every saved tensor is held to; see `Evidence`.
+        first: what every saved tensor is held to.
+        order: in which order the operations ran that tensors follow from.
         expected: the checksum of all that the first evaluation read.
+        hidden: the input of the field.
 
     Attributes:
         other_leaf: the first tensor that was used in the place of another leaf.
+        is_made_otherwise: whether a tensor that follows from others was made in another way, or in another order.
 
     """
 
-    def __init__(self, first: list[Leaf | bool], expected: tuple[Tensor, int] | None) -> None:
+    def __init__(
+        self, first: list[Saved], order: list[int], expected: tuple[Tensor, int] | None, hidden: Tensor
+    ) -> None:
         self._first = first
+        self._order = order
         self._expected = expected
+        self._determined = Determined(hidden)
         self._number = 0
+        self.is_made_otherwise = False
         self._words = _Words()
         self._equal: list[Tensor] = []
         self.other_leaf: Tensor | None = None
 
     def add(self, tensor: Tensor) -> None:
         """Compare the next tensor that autograd would save."""
-        first = self._first[self._number] if self._number < len(self._first) else False
-        self._number += 1
-        if isinstance(first, Leaf):
-            equal = first.equals(tensor)
+        number, self._number = self._number, self._number + 1
+        first = self._first[number] if number < len(self._first) else Saved()
+        if first.leaf is not None:
+            equal = first.leaf.equals(tensor)
             if isinstance(equal, Tensor):
                 self._equal.append(equal)
             elif not equal and self.other_leaf is None:
                 self.other_leaf = tensor
-        elif first:
-            self._words.add(self._number, tensor)
+        elif self._determined.recipe(tensor) != first.recipe and first.recipe is not None:
+            self.is_made_otherwise = True
+        if first.is_read:
+            self._words.add(number, tensor)
+
+    def finish(self) -> None:
+        """End the evaluation. The nodes of its graph keep the hooks, so that these must not keep the nodes."""
+        if self._determined.order != self._order:
+            self.is_made_otherwise = True
+        self._determined.forget()
 
     def equal(self) -> Tensor | None:
         """Return whether all that was read is the same, bool[] on the device of the tensors; None if nothing was."""
@@ -176,28 +213,28 @@ class LaterEvidence:
 
 
 class _Words:
-    """What is read of many tensors, in order, when they are added.
-
-    Holds no large tensor: autograd frees activations while a layer runs.
-    """
+    """The checksum of many tensors, in order. Each is read when it is added: autograd frees it while a layer runs."""
 
     def __init__(self) -> None:
-        self._parts: dict[int, list[Tensor]] = {}
+        self._checksums: dict[int, Tensor] = {}
         self._layouts: dict[int, tuple[int, ...]] = {}
 
     def add(self, number: int, tensor: Tensor) -> None:
         parts = list(_parts(tensor))
-        self._parts[number] = [words for part in parts for words in parts_of(part)]
+        self._checksums[number] = checksum(*parts)
         self._layouts[number] = tuple(map(layout_of, parts))
 
     def leave_out(self, number: int) -> None:
-        self._parts.pop(number, None)
+        self._checksums.pop(number, None)
         self._layouts.pop(number, None)
 
     def checksum(self) -> tuple[Tensor, int] | None:
         """Return the checksum of all that was added, int64[], and a number for its layout; None of nothing."""
-        parts = [words for some in self._parts.values() for words in some]
-        return (checksum_of_parts(parts), hash(tuple(self._layouts.values()))) if parts else None
+        if not self._checksums:
+            return None
+        device = next(iter(self._checksums.values())).device
+        together = combined([one.to(device) for one in self._checksums.values()])
+        return together, hash(tuple(self._layouts.values()))
 
 
 def _leaf_of(tensor: Tensor) -> Tensor | None:
@@ -213,7 +250,18 @@ def _place_in_memory(tensor: Tensor) -> tuple[Any, ...] | None:
 
 
 def _parts(tensor: Tensor) -> Iterator[Tensor]:
-    return iter((tensor,)) if type(tensor) in (Tensor, nn.Parameter) else plain_parts(tensor)
+    """Yield the tensors with memory of their own that a tensor is made of."""
+    for part in (tensor,) if type(tensor) in (Tensor, nn.Parameter) else plain_parts(tensor):
+        if part.layout is torch.strided:
+            yield part
+        elif part.layout is torch.sparse_coo:
+            yield from (part._indices(), part._values())
+        else:
+            columnar = part.layout in (torch.sparse_csc, torch.sparse_bsc)
+            yield from (
+                (part.ccol_indices(), part.row_indices()) if columnar else (part.crow_indices(), part.col_indices())
+            )
+            yield part.values()
 
 
 def _checksum(tensor: Tensor) -> Tensor:

@@ -78,12 +78,12 @@ class StepRecord:
         return (ticket for reference in self.tickets if (ticket := reference()) is not None)
 
 
-Saved = tuple[Tensor, int]
+SavedAgain = tuple[Tensor, int]
 """A tensor that a later evaluation saved, and its version at that time: a layer must not write to it afterwards."""
 
 
-class _AllSaved(Exception):
-    """Ends an evaluation whose result is not wanted, as checkpointing in PyTorch does."""
+class _AllSaved(BaseException):
+    """Ends an evaluation whose result is not wanted, as checkpointing in PyTorch does; no layer shall catch it."""
 
 
 def _rebuild_first(reference: "weakref.ref[Tape]", step: int, gradient: Tensor) -> None:
@@ -142,6 +142,7 @@ class Tape(ActivationPolicy):
             NotReversibleError: for a field that writes to its buffers, which would be written to twice.
 
         """
+        situation = Situation(field)
         record = StepRecord(
             name,
             coefficients,
@@ -149,8 +150,8 @@ class Tape(ActivationPolicy):
             hidden.dtype,
             hidden.requires_grad,
             AutocastState.of(hidden.device),
-            Situation(field),
-            Evidence(hidden),
+            situation,
+            Evidence(hidden, situation),
         )
         step = len(self._records)
         # The hooks hold the tape only as long as the block runs; afterwards only tickets do.
@@ -172,11 +173,12 @@ class Tape(ActivationPolicy):
         if not before.equals(RandomState.of(hidden.device)):
             record.random_state = before
         record.evidence.finish(self._unwritten(record, update, hidden))
+        record.situation = situation.now()
         if update.requires_grad and self._first_step is None:
             self._first_step = step
             self._checksum = self.states.checksum()
         if self._first_step is not None:
-            _refuse_statistics(record)
+            _refuse_statistics(name, situation)
             if undone:
                 record.result = checksum(update)
         if update.requires_grad:
@@ -247,9 +249,15 @@ class Tape(ActivationPolicy):
             source: returns p[l], where it was kept.
 
         Raises:
+            NotReversibleError: for a step that is still being evaluated.
             RebuildMismatchError: where the rebuilt tensors or states, or the weights, differ from the forward pass.
 
         """
+        if step >= len(self._records):
+            raise NotReversibleError(
+                "A layer takes gradients while it is evaluated (torch.autograd.grad in its forward), of what is not "
+                'kept; train with revformers.set_activations(model, "store").'
+            )
         # Inside inference mode nothing could be saved for a gradient.
         with torch.inference_mode(False):
             self._refuse_changes_before_a_step_in_backward()
@@ -273,14 +281,17 @@ class Tape(ActivationPolicy):
         if self._has_begun:
             return
         self._has_begun = True
-        if any(record.situation.trains_in_backward() for record in self._records):
-            for record in self._records:
-                if record.situation.changes():
+        to_evaluate = [
+            record for record in self._records if any(ticket.tensor is None for ticket in record.living_tickets())
+        ]
+        if any(record.situation.trains_in_backward() for record in to_evaluate):
+            for record in to_evaluate:
+                if record.situation.tensor_changes():
                     raise mismatch(
                         f"{record.name} is no longer what it was in the forward pass", record.situation, before_all=True
                     )
 
-    def _evaluate_again(self, step: int) -> tuple[list[Saved], Tensor]:
+    def _evaluate_again(self, step: int) -> tuple[list[SavedAgain], Tensor]:
         """Evaluate f at p[step], which the pair must hold; return what autograd would save, and the result."""
         record = self._records[step]
         read = self.states.read_current if self.position == step else self.states.read_previous
@@ -290,13 +301,13 @@ class Tape(ActivationPolicy):
 
     def _evaluate_at(
         self, hidden: Tensor, record: StepRecord, *, to_the_end: bool
-    ) -> tuple[list[Saved], Tensor | None]:
+    ) -> tuple[list[SavedAgain], Tensor | None]:
         """Evaluate f at `hidden`, to the end or until everything is saved; hold it to the evidence."""
         for leaf in record.evidence.leaves():
             if not leaf.is_unchanged():
                 raise mismatch(f"A weight of {record.name} was changed before the backward pass", record.situation)
         hidden = hidden.detach().requires_grad_(record.requires_grad)
-        saved, evidence = list[Saved](), record.evidence.again()
+        saved, evidence = list[SavedAgain](), record.evidence.again(hidden)
 
         def pack(tensor: Tensor) -> None:
             evidence.add(tensor)
@@ -316,15 +327,17 @@ class Tape(ActivationPolicy):
                 update = record.field(hidden)
         except _AllSaved:
             pass
-        except Exception as error:
-            if record.situation.changes():
+        except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+            if record.situation.changes() and not isinstance(error, torch.OutOfMemoryError):
                 raise mismatch(f"{record.name} cannot be evaluated again ({error})", record.situation) from error
             raise
+        finally:
+            evidence.finish()
         self._require_same(record, saved, evidence, update)
         return saved, update.detach() if to_the_end and update is not None else None
 
     def _require_same(
-        self, record: StepRecord, saved: list[Saved], evidence: LaterEvidence, update: Tensor | None
+        self, record: StepRecord, saved: list[SavedAgain], evidence: LaterEvidence, update: Tensor | None
     ) -> None:
         """Raise RebuildMismatchError where an evaluation is not that of the forward pass."""
         if len(saved) != len(record.tickets):
@@ -339,6 +352,8 @@ class Tape(ActivationPolicy):
                 f"by the forward pass",
                 record.situation,
             )
+        if evidence.is_made_otherwise:
+            raise mismatch(f"{record.name} was evaluated again by other operations", record.situation)
         results = [evidence.equal()]
         if record.result is not None and update is not None:
             results.append(checksum(update) == record.result)
@@ -353,7 +368,7 @@ class Tape(ActivationPolicy):
                 ticket.tensor = None
             self._handed_out = None
 
-    def _hand_out(self, record: StepRecord, saved: list[Saved]) -> None:
+    def _hand_out(self, record: StepRecord, saved: list[SavedAgain]) -> None:
         for reference, (tensor, version) in zip(record.tickets, saved, strict=True):
             ticket = reference()
             if ticket is None:
@@ -388,12 +403,12 @@ class Tape(ActivationPolicy):
         self.position += 1
 
 
-def _refuse_statistics(record: StepRecord) -> None:
+def _refuse_statistics(name: str, before: Situation) -> None:
     """Refuse a field that counts what it sees in its buffers: it would count everything twice."""
-    buffer = record.situation.written_buffer()
+    buffer = before.written_tensor()
     if buffer is not None:
         raise NotReversibleError(
-            f"{record.name} writes to its buffer {buffer} when it is evaluated, as batch normalisation does in "
+            f"{name} writes to its {buffer} when it is evaluated, as batch normalisation does in "
             f"training, and would write to it again in the backward pass; switch that module to eval(), or train with "
             f'revformers.set_activations(model, "store").'
         )

@@ -1,9 +1,11 @@
 """What can change in the modules of a layer between the passes, to say in a message what did.
 
-Nothing is refused because of it: a change that does not reach the gradient, such as `eval()` without dropout, is none
-of our business. But where the tensors differ, this names the cause.
+A change that does not reach the gradient, such as `eval()` without dropout, is none of our business. But where the
+tensors differ, this names the cause; and it finds weights that changed before any is stepped in the backward pass, and
+what a layer writes to when it is evaluated.
 """
 
+import copy
 import weakref
 from collections.abc import Iterator
 from dataclasses import fields as dataclass_fields
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from revformers.activations.version import version_of
 from revformers.field import Field
 
-_PLAIN = (bool, int, float, str, tuple, type(None))
+_PLAIN = (bool, int, float, str, type(None))
 _FEW = 4
 """How many changes a message names."""
 
@@ -27,6 +29,21 @@ class Situation:
     def __init__(self, field: Field) -> None:
         self._roots = list(_modules_of(field))
         self._modules = [_ModuleState(module) for root in self._roots for module in root.modules()]
+        self._held = {id(tensor) for state in self._modules for tensor in state.tensors()}
+
+    def now(self) -> "Situation":
+        """Return the same modules as they are now."""
+        result = copy.copy(self)
+        result._modules = [_ModuleState(state.module) for state in self._modules]
+        return result
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether a tensor was a parameter or a buffer of a module."""
+        return id(tensor) in self._held
+
+    def tensor_changes(self) -> list[str]:
+        """Say what is different now in parameters and buffers."""
+        return [change for state in self._modules for change in state.tensor_changes(self._path(state.module))]
 
     def changes(self) -> list[str]:
         """Say what is different now, e.g. "mlp.up_proj.weight [48, 32] was frozen"."""
@@ -40,11 +57,11 @@ class Situation:
         more = f"; and {len(changes) - _FEW} more changes" if len(changes) > _FEW else ""
         return f"Since the forward pass {'; '.join(changes[:_FEW])}{more}. "
 
-    def written_buffer(self) -> str | None:
-        """Return the name of a buffer that was written to, if one was: a second evaluation would write to it again."""
+    def written_tensor(self) -> str | None:
+        """Return what a module holds and was written to, if anything was: "buffer" or "parameter", and its name."""
         for state in self._modules:
-            for name in state.written_buffers():
-                return f"{self._path(state.module)}{name}"
+            for kind, name in state.written_tensors():
+                return f"{kind} {self._path(state.module)}{name}"
         return None
 
     def _path(self, module: nn.Module) -> str:
@@ -69,8 +86,7 @@ class _ModuleState:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        # A list may change where it is.
-        self._settings = {name: tuple(value) if type(value) is list else value for name, value in vars(module).items()}
+        self._settings = _settings(module)
         self._tensors = {
             name: (weakref.ref(tensor), tensor.requires_grad, version_of(tensor), _address(tensor), tensor.shape)
             for own in (module._parameters, module._buffers)
@@ -78,8 +94,25 @@ class _ModuleState:
             if tensor is not None
         }
 
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield the parameters and buffers."""
+        return (tensor for reference, *_ in self._tensors.values() if (tensor := reference()) is not None)
+
     def changes(self, path: str) -> Iterator[str]:
         """Say what is different now; `path` stands before every name."""
+        yield from self.tensor_changes(path)
+        settings = _settings(self.module)
+        for name in {**self._settings, **settings}:
+            before, after = self._settings.get(name), settings.get(name)
+            if before is after or before == after:
+                continue
+            if name == "training":
+                yield f"modules were switched to {'train' if after else 'eval'}()"
+            else:
+                yield f"{path}{name} was changed from {before!r} to {after!r}"
+
+    def tensor_changes(self, path: str) -> Iterator[str]:
+        """Say what is different now in parameters and buffers."""
         now = {**self.module._parameters, **self.module._buffers}
         for name in {**self._tensors, **now}:
             tensor = now.get(name)
@@ -96,24 +129,28 @@ class _ModuleState:
                 yield f"{path}{name} {list(shape)} was {'frozen' if trained else 'unfrozen'}"
             elif (version_of(tensor), _address(tensor)) != (version, address):
                 yield f"{path}{name} {list(shape)} was changed"
-        settings = vars(self.module)
-        for name in {**self._settings, **settings}:
-            before, after = self._settings.get(name), settings.get(name)
-            after = tuple(after) if type(after) is list else after
-            if not (isinstance(before, _PLAIN) and isinstance(after, _PLAIN) and before != after):
-                continue
-            if name == "training":
-                yield f"modules were switched to {'train' if after else 'eval'}()"
-            else:
-                yield f"{path}{name} was changed from {before!r} to {after!r}"
 
-    def written_buffers(self) -> Iterator[str]:
-        """Yield the names of buffers that were written to, or replaced by others of their size, as statistics are."""
-        for name, buffer in self.module._buffers.items():
-            if buffer is not None and name in self._tensors:
+    def written_tensors(self) -> Iterator[tuple[str, str]]:
+        """Yield what was written to in place, and buffers that were replaced by others of their size: statistics."""
+        for kind, own in (("buffer", self.module._buffers), ("parameter", self.module._parameters)):
+            for name, tensor in own.items():
+                if tensor is None or name not in self._tensors:
+                    continue
                 reference, _, version, _, shape = self._tensors[name]
-                if buffer.shape == shape and (buffer is not reference() or version_of(buffer) != version):
-                    yield name
+                is_replaced = kind == "buffer" and tensor.shape == shape and tensor is not reference()
+                if is_replaced or (tensor is reference() and version_of(tensor) != version):
+                    yield kind, name
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """Return the numbers and texts that a module holds, and the lists of them, which may change where they are."""
+    found: dict[str, Any] = {}
+    for name, value in vars(module).items():
+        if type(value) in _PLAIN:
+            found[name] = value
+        elif type(value) in (list, tuple) and all(type(item) in _PLAIN for item in value):
+            found[name] = tuple(value)
+    return found
 
 
 def _address(tensor: Tensor) -> int:

@@ -45,6 +45,7 @@ class Verdicts:
     """
 
     at_once: bool
+    _pass: int | None = None
     _waiting: list[tuple[str, Tensor, Situation]] = field(default_factory=list)
 
     def add(self, name: str, equal: Tensor, situation: Situation) -> None:
@@ -55,13 +56,12 @@ class Verdicts:
 
         """
         self._waiting.append((name, equal, situation))
-        if self.at_once:
+        this_pass = torch._C._current_graph_task_id()
+        if self.at_once or this_pass == -1:  # outside of one, as when a debugger asks a node for its tensors
             self.look()
-        elif len(self._waiting) == 1:
-            try:
-                Variable._execution_engine.queue_callback(self.look)
-            except RuntimeError:  # outside of a backward pass, as when a debugger asks a node for its tensors
-                self.look()
+        elif this_pass != self._pass:  # a pass that fails does not come to its end
+            self._pass = this_pass
+            Variable._execution_engine.queue_callback(self.look)
 
     def look(self) -> None:
         """Wait for all results; raise RebuildMismatchError for the first that is false."""
