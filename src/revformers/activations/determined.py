@@ -89,7 +89,7 @@ class Determined:
                 return (*names, 0)
             if leaf is None and node._sequence_nr() >= self._first_node:
                 name, inputs = node.name(), node.next_functions
-                if name in SAVE_WHAT_THEY_ARE_MADE_OF and all(_is_compared(one) for one, _ in inputs):
+                if name in SAVE_WHAT_THEY_ARE_MADE_OF and all(self._is_compared(one) for one, _ in inputs):
                     self._made_by.append(node._sequence_nr())
                     return (*names, name)
                 # Two casts may go through a dtype that is not seen.
@@ -101,8 +101,7 @@ class Determined:
             self._compared[source] = self._number
             return None
 
-
-def _is_compared(node: Any) -> bool:
-    """Whether what a node makes is saved by an operation on it, and then compared by its bits."""
-    leaf = getattr(node, "variable", None)
-    return node is not None and (leaf is None or leaf.numel() <= SMALL_WEIGHT)
+    def _is_compared(self, node: Any) -> bool:
+        """Whether what a node makes is compared by its bits where an operation on it saves it."""
+        leaf = getattr(node, "variable", None)
+        return node is not None and (leaf is None or leaf.numel() <= SMALL_WEIGHT or id(leaf) == self._input)

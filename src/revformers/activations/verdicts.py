@@ -13,7 +13,7 @@ REMEDY = (
     "The layers must compute the same result twice: call backward before weights, buffers or adapters change (an "
     "optimizer step, set_adapter, merging, freezing, entering or leaving disable_adapter(), eval()), keep global "
     "settings such as sdpa_kernel, and make kernels deterministic (torch.use_deterministic_algorithms(True)); or train "
-    'with revformers.set_activations(model, "store").'
+    'with revformers.set_activations(model, "store"), and without MLP tiles.'
 )
 
 

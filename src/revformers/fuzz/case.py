@@ -167,7 +167,7 @@ def draw_case(seed: int) -> Case:
         dynamics=dynamics.to_dict(),
         predictors=draw.choice(forms) if block and not isinstance(dynamics, TwoEvaluationMidpoint | Residual) else (),
         policy=_draw_policy(draw, reversible),
-        batch=draw.choice([(1, 8), (2, 16), (2, 40), (3, 7), (1, 64)]),
+        batch=draw.choice([(1, 8), (2, 16), (2, 40), (3, 7), (1, 64), (2, 150)]),
         padding=draw.choice(["none", "none", "none", "left", "right", "4-d mask", "packed"]),
         tile=draw.choice([0, 0, 0, 0, 5, 16]),
         chunk=0 if plain else draw.choice([0, 0, 0, 8]),

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
 from revformers.activations.checkpoint import checkpointed
@@ -44,24 +45,25 @@ def set_mlp_tiles(model: nn.Module, tokens: int | None) -> None:
                 if isinstance(module.forward, _TiledForward):
                     del module.forward
         return
-    mlps = [_find_mlp(layer) for layer in find_stack(model).layers]
-    for mlp in mlps:
+    mlps = {index: _find_mlp(layer) for index, layer in enumerate(find_stack(model).layers)}
+    for mlp in mlps.values():
         if "forward" in vars(mlp) and "_tile_tokens" not in vars(mlp):
             raise ValueError(
                 f"The forward of {type(mlp).__name__} was replaced by another library; call set_mlp_tiles first "
                 f"(before accelerate's dispatch or hooks)."
             )
-    for mlp in mlps:
+    for index, mlp in mlps.items():
         if "forward" not in vars(mlp):
-            mlp.forward = _TiledForward(mlp)
+            mlp.forward = _TiledForward(mlp, index)
         mlp._tile_tokens = tokens
 
 
 class _TiledForward:
     """Stands in for the forward of an MLP, which says how many tokens a tile has in `_tile_tokens`."""
 
-    def __init__(self, mlp: Any) -> None:
+    def __init__(self, mlp: Any, layer: int) -> None:
         self._mlp = mlp
+        self._layer = layer
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Return the MLP's output, (..., width), of `hidden`, (..., width)."""
@@ -78,7 +80,10 @@ class _TiledForward:
         if not torch.is_grad_enabled():
             result: Tensor = forward(self._mlp, tile)
             return result
-        return checkpointed(f"a tile of {type(self._mlp).__name__}", partial(forward, self._mlp), tile)
+        if torch.compiler.is_compiling():
+            # The weights are inputs of the compiled graph, which autograd holds to their versions.
+            return checkpoint(forward, self._mlp, tile, use_reentrant=False)
+        return checkpointed(f"an MLP tile of layer {self._layer}", partial(forward, self._mlp), tile)
 
 
 def _find_mlp(layer: nn.Module) -> Any:
