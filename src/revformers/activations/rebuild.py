@@ -405,10 +405,10 @@ class Tape(ActivationPolicy):
 
 def _refuse_statistics(name: str, before: Situation) -> None:
     """Refuse a field that counts what it sees in its buffers: it would count everything twice."""
-    buffer = before.written_tensor()
+    buffer = before.written_buffer()
     if buffer is not None:
         raise NotReversibleError(
-            f"{name} writes to its {buffer} when it is evaluated, as batch normalisation does in "
+            f"{name} writes to its buffer {buffer} when it is evaluated, as batch normalisation does in "
             f"training, and would write to it again in the backward pass; switch that module to eval(), or train with "
             f'revformers.set_activations(model, "store").'
         )

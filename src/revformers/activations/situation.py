@@ -57,11 +57,11 @@ class Situation:
         more = f"; and {len(changes) - _FEW} more changes" if len(changes) > _FEW else ""
         return f"Since the forward pass {'; '.join(changes[:_FEW])}{more}. "
 
-    def written_tensor(self) -> str | None:
-        """Return what a module holds and was written to, if anything was: "buffer" or "parameter", and its name."""
+    def written_buffer(self) -> str | None:
+        """Return the name of a buffer that was written to, if one was: a second evaluation would write to it again."""
         for state in self._modules:
-            for kind, name in state.written_tensors():
-                return f"{kind} {self._path(state.module)}{name}"
+            for name in state.written_buffers():
+                return f"{self._path(state.module)}{name}"
         return None
 
     def _path(self, module: nn.Module) -> str:
@@ -130,16 +130,16 @@ class _ModuleState:
             elif (version_of(tensor), _address(tensor)) != (version, address):
                 yield f"{path}{name} {list(shape)} was changed"
 
-    def written_tensors(self) -> Iterator[tuple[str, str]]:
-        """Yield what was written to in place, and buffers that were replaced by others of their size: statistics."""
-        for kind, own in (("buffer", self.module._buffers), ("parameter", self.module._parameters)):
-            for name, tensor in own.items():
-                if tensor is None or name not in self._tensors:
-                    continue
+    def written_buffers(self) -> Iterator[str]:
+        """Yield the names of buffers that were written to, or replaced by others of their size, as statistics are.
+
+        Parameters do not count: PEFT writes to them, and back, for adapters on them.
+        """
+        for name, buffer in self.module._buffers.items():
+            if buffer is not None and name in self._tensors:
                 reference, _, version, _, shape = self._tensors[name]
-                is_replaced = kind == "buffer" and tensor.shape == shape and tensor is not reference()
-                if is_replaced or (tensor is reference() and version_of(tensor) != version):
-                    yield kind, name
+                if buffer.shape == shape and (buffer is not reference() or version_of(buffer) != version):
+                    yield name
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:

@@ -1,18 +1,19 @@
 """``python -m revformers.fuzz``: run random set-ups and print the ones that fail."""
 
 import collections
+import multiprocessing
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 import tyro
-from transformers.utils import logging
 
 from revformers.benchmark.environment import write_result
-from revformers.fuzz.case import draw_case
-from revformers.fuzz.run import run_case
+from revformers.fuzz.case import Case
+from revformers.fuzz.run import Outcome, run_seed
 
 
 @dataclass(frozen=True)
@@ -23,19 +24,27 @@ class Arguments:
     """How many set-ups."""
     seed: int = 0
     """The first one; the others follow it."""
+    workers: int = 1
+    """How many processes run them."""
     out: Path | None = None
     """A file for the counts, in JSON."""
 
 
+def _outcomes(seeds: range, workers: int) -> Iterator[tuple[Case, Outcome]]:
+    if workers < 2:
+        yield from map(run_seed, seeds)
+        return
+    # Forked processes would inherit the state of PyTorch's threads.
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(run_seed, seeds, chunksize=10)
+
+
 def main(arguments: Arguments) -> int:
     """Return 1 where a set-up failed, and 0 otherwise."""
-    torch.set_num_threads(1)
-    logging.set_verbosity_error()
     kinds: collections.Counter[str] = collections.Counter()
     compared, distances, failures, start = 0, [], [], time.monotonic()
-    for seed in range(arguments.seed, arguments.seed + arguments.cases):
-        case = draw_case(seed)
-        outcome = run_case(case)
+    seeds = range(arguments.seed, arguments.seed + arguments.cases)
+    for case, outcome in _outcomes(seeds, arguments.workers):
         kinds[outcome.kind] += 1
         compared += outcome.compared
         distances += [] if outcome.distance is None else [outcome.distance]

@@ -46,6 +46,8 @@ HARMFUL = (
     "disable adapters",
     "merge adapters",
     "write to a bias",
+    "add a hook",
+    "another activation function",
 )
 """What changes what a second evaluation would give, or may."""
 

@@ -12,12 +12,13 @@ from typing import Any, cast
 import torch
 import transformers
 from torch import Tensor, nn
+from transformers.utils import logging
 
 from revformers.activations import Budget
 from revformers.activations.budget import Recompute
 from revformers.dynamics import from_dict
 from revformers.errors import NotReversibleError, RebuildMismatchError, StateRangeError
-from revformers.fuzz.case import HARMLESS, Case
+from revformers.fuzz.case import HARMLESS, Case, draw_case
 from revformers.fuzz.reference import Recurrence
 from revformers.hf.attach import add_update_predictors
 from revformers.hf.budget import smallest_budget
@@ -61,6 +62,14 @@ class Outcome:
     note: str = ""
     compared: int = 0
     distance: float | None = None
+
+
+def run_seed(seed: int) -> tuple[Case, Outcome]:
+    """Draw the set-up of a seed, run it on one thread, and judge it."""
+    torch.set_num_threads(1)
+    logging.set_verbosity_error()
+    case = draw_case(seed)
+    return case, run_case(case)
 
 
 def run_case(case: Case) -> Outcome:
@@ -286,6 +295,13 @@ class _Run:
             mask = self.inputs[0].get("attention_mask")
             if mask is not None and mask.dim() == 4:
                 (mask if between == "refill the mask" else mask.data).copy_(mask.flip(0).roll(1, -1))
+        elif between == "add a hook":
+            parts = [part for part in layer.modules() if not any(part.children())]
+            parts[self._draw.randrange(len(parts))].register_forward_hook(_enlarge)
+        elif between == "another activation function":
+            for part in layer.modules():
+                for name in part._modules.keys() & {"act", "act_fn", "activation", "activation_fn"}:
+                    setattr(part, name, nn.Tanh())
         elif between == "change the threads":
             torch.set_num_threads(2)
         elif between == "tile the MLPs":
@@ -296,6 +312,10 @@ class _Run:
         elif between in ("disable adapters", "merge adapters") and hasattr(self._model, "merge_adapter"):
             act: Callable[[], object] = self._model.merge_adapter
             (self._model.base_model.disable_adapter_layers if between == "disable adapters" else act)()
+
+
+def _enlarge(module: nn.Module, inputs: Any, output: Any) -> Any:
+    return output * 1.5 if isinstance(output, Tensor) else output
 
 
 def _with_adapters(model: nn.Module, case: Case) -> Any:
