@@ -363,24 +363,39 @@ def test_derivatives_of_second_order_are_the_stored_ones(activations):
     assert all(map(torch.equal, both(activations), both("store")))
 
 
-def test_what_a_layer_saves_it_must_not_write_to_afterwards():
-    """PyTorch says so of stored activations, when they are asked for; so does the tape."""
+@pytest.mark.parametrize("activations", ["store", *POLICIES])
+def test_what_a_layer_saves_it_must_not_write_to_afterwards(activations):
+    """PyTorch says so of stored activations, when they are asked for; so does the tape, where the write comes to it.
+
+    Where a layer's input is kept, the evaluation ends when all is saved: nothing is written to what was saved then.
+    """
 
     class WritesTooLate(nn.Module):
+        def __init__(self, late):
+            super().__init__()
+            self.late = late
+
         def forward(self, hidden):
             product = hidden * 1.5
             result = product * product
             with torch.no_grad():
-                product.add_(1)
+                product.add_(self.late)
             return result
 
-    for activations in ("store", *POLICIES):
-        model = reversible(activations)
-        late = WritesTooLate()
-        layers_of(model)[1].mlp.register_forward_hook(lambda module, inputs, output, late=late: late(output))
-        loss = loss_of(model)
-        with pytest.raises(RuntimeError, match=r"modified .*in.?place|layer 1 "):
-            loss.backward()
+    def run(policy, late):
+        model = reversible(policy)
+        writes = WritesTooLate(late)
+        layers_of(model)[1].mlp.register_forward_hook(lambda module, inputs, output: writes(output))
+        return backward(model, loss_of(model))
+
+    if activations in ("store", "rebuild"):
+        with pytest.raises(RuntimeError, match=r"modified .*in.?place"):
+            run(activations, 1)
+    else:
+        found = run(activations, 1)
+        WritesTooLate.forward = lambda self, hidden: (hidden * 1.5) ** 2
+        right = run("store", 1)
+        assert all(torch.allclose(found[name], right[name], rtol=1e-4, atol=1e-6) for name in right)
 
 
 @pytest.mark.parametrize("activations", ["rebuild", "checkpoint"])
@@ -424,3 +439,80 @@ def test_a_state_that_is_larger_than_a_small_weight_is_no_weight(activations):
     set_policy(model, activations, tokens=300)
     found = backward(model, loss_of(model, tokens(length=300)))
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_bias_that_nobody_saves_is_noticed_where_it_would_make_the_states_wrong():
+    model = reversible("rebuild", "gpt2")
+    loss = loss_of(model)
+    with torch.no_grad():
+        model.transformer.h[3].mlp.c_proj.bias.add_(1)
+    with pytest.raises(rf.RebuildMismatchError, match=r"layer 3 .*mlp\.c_proj\.bias \[.*\] was changed"):
+        torch.autograd.grad(loss, model.transformer.h[1].mlp.c_fc.weight)
+
+
+@pytest.mark.parametrize("activations", POLICIES)
+@pytest.mark.parametrize("change", ["hook", "activation function"])
+def test_a_module_that_computes_something_else_is_noticed_before_zeros(activations, change):
+    model = reversible(activations)
+    mlp = layers_of(model)[1].mlp
+    with torch.no_grad():
+        mlp.down_proj.weight.zero_()
+    loss = loss_of(model)
+    if change == "hook":
+        mlp.act_fn.register_forward_hook(lambda module, inputs, output: output * 3)
+    else:
+        mlp.act_fn = nn.GELU()
+    with pytest.raises(rf.RebuildMismatchError, match="layer 1 "):
+        loss.backward()
+
+
+@pytest.mark.parametrize("family", ["phi3", "gpt2"])
+@pytest.mark.parametrize("activations", POLICIES)
+@pytest.mark.parametrize("part", range(3))
+def test_every_part_of_a_fused_projection_is_compared(family, activations, part):
+    model = reversible(activations, family)
+    loss = loss_of(model)
+    if family == "gpt2":
+        weight = model.transformer.h[2].attn.c_attn.bias
+    else:
+        weight = model.model.layers[2].self_attn.qkv_proj.weight
+    size = weight.shape[0] // 3
+    weight.data[part * size : (part + 1) * size] += 0.5
+    with pytest.raises(rf.RebuildMismatchError, match="layer 2 "):
+        loss.backward()
+
+
+def test_after_a_backward_pass_that_failed_the_next_one_is_looked_at(monkeypatch):
+    """On a device, whose results are looked at when a pass ends: that one did not."""
+    make = Tape.__init__
+
+    def asynchronous(self, states):
+        make(self, states)
+        self._verdicts.at_once = False
+
+    monkeypatch.setattr(Tape, "__init__", asynchronous)
+    model = reversible("rebuild")
+    generator = torch.Generator().manual_seed(3)
+    layers_of(model)[2].mlp.down_proj.register_forward_pre_hook(
+        lambda module, inputs: (inputs[0] + torch.randn(inputs[0].shape, generator=generator),)
+    )
+    loss = loss_of(model)
+    handle = model.get_input_embeddings().weight.register_hook(lambda gradient: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        loss.backward(retain_graph=True)
+    handle.remove()
+    with pytest.raises(rf.RebuildMismatchError, match="layer 2 "):
+        loss.backward()
+
+
+def test_a_layer_that_takes_gradients_in_its_forward_is_refused():
+    model = reversible("rebuild")
+
+    def take(module, inputs, output):
+        (gradient,) = torch.autograd.grad(output.square().sum(), output, retain_graph=True)
+        torch.autograd.grad(output.sin().sum(), module.weight, retain_graph=True)
+        return output + gradient
+
+    layers_of(model)[1].mlp.down_proj.register_forward_hook(take)
+    with pytest.raises(rf.NotReversibleError, match="takes gradients while it is evaluated"):
+        loss_of(model)

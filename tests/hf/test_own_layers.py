@@ -76,7 +76,7 @@ def test_a_subclass_without_a_forward_keeps_its_branches():
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad])
 def test_a_layer_that_writes_to_its_input_is_refused(mode):
     model = rf.make_reversible(with_layers(InPlace), rf.Residual(), "store")
-    with mode(), pytest.raises((rf.NotReversibleError, RuntimeError), match=r"writes to its input in place|in-?place"):
+    with mode(), pytest.raises(rf.NotReversibleError, match="InPlace writes to its input in place"):
         model(**batch(model))
 
 

@@ -16,7 +16,6 @@ from before these is all that the tape needs to rebuild the others, and no other
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import accumulate
 
 import torch
@@ -28,6 +27,7 @@ from revformers.activations.base import ActivationPolicy
 from revformers.activations.budget import Budget, BudgetReport
 from revformers.activations.rebuild import Tape
 from revformers.activations.saved_bytes import SavedBytes
+from revformers.activations.ticket import kept
 from revformers.byte_size import size_in_words
 from revformers.dynamics.base import Coefficients
 from revformers.exact.packing import packed_size
@@ -244,7 +244,7 @@ class Budgeted(ActivationPolicy):
             self._tape.drop(step)
             self._kept += cost.side_information
         else:
-            self._tape.drop(step, partial(_kept, evaluated.hidden))
+            self._tape.drop(step, kept(evaluated.hidden))
             self._kept += evaluated.hidden.nbytes
             self._input_steps += 1
         if evaluated.keeper is None:
@@ -255,10 +255,6 @@ class Budgeted(ActivationPolicy):
             self._attention_steps += 1
         else:
             evaluated.keeper.forget()
-
-
-def _kept(hidden: Tensor) -> Tensor:
-    return hidden
 
 
 def _least_bytes(cost: StepCost, step: int, allocation: Allocation) -> int:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from revformers.activations.base import ActivationPolicy
 from revformers.activations.rebuild import Tape
-from revformers.activations.ticket import InputSource
+from revformers.activations.ticket import InputSource, kept
 from revformers.dynamics.base import Coefficients
 from revformers.exact.state_pair import StatePair
 from revformers.field import Field
@@ -23,8 +23,7 @@ class Checkpoint(ActivationPolicy):
 
     def __init__(self, states: StatePair) -> None:
         super().__init__(states)
-        self._tape = Tape(states)
-        self._tape.let_go_of_states()
+        self._tape = Tape.without_states(states.current.device)
         self._steps = 0
 
     def evaluate(self, name: str, coefficients: Coefficients, field: Field, hidden: Tensor) -> Tensor:
@@ -36,7 +35,7 @@ class Checkpoint(ActivationPolicy):
         return update
 
     def _keep(self, hidden: Tensor) -> InputSource:
-        return lambda: hidden
+        return kept(hidden)
 
 
 def checkpointed(name: str, field: Field, hidden: Tensor) -> Tensor:
@@ -48,8 +47,7 @@ def checkpointed(name: str, field: Field, hidden: Tensor) -> Tensor:
         hidden: its input, any shape.
 
     """
-    nothing = hidden.new_empty(0, dtype=torch.int64)
-    tape = Tape(StatePair(nothing, nothing))
+    tape = Tape.without_states(hidden.device)
     # Saved like any tensor of the layer, so that it is rebuilt with the layer, or stored with it.
     saved = _Save.apply(torch.empty(0, requires_grad=True), hidden).grad_fn
     output = tape.evaluate(name, None, field, hidden, undone=False)

@@ -3,8 +3,8 @@
 How it works:
 
 1. In the forward pass every field runs under saved-tensor hooks. Autograd is handed a `SavedTensor` ticket in place
-   of each tensor that it wants to keep, and the tensor is freed with the rest of the layer. Its `Evidence` stays: eight
-   bytes.
+   of each tensor that it wants to keep, and the tensor is freed with the rest of the layer. Its `Evidence` stays, which
+   holds numbers.
 2. The tape holds one pair of fixed-point states: those of the last step when the forward pass ends.
 3. In the backward pass, the gradient that reaches step l, or the first ticket of it that autograd redeems, makes the
    tape evaluate f_l once more, at the state p[l] that it still holds. The tensors that this evaluation saves are handed
@@ -115,6 +115,12 @@ class Tape(ActivationPolicy):
         self._verdicts = Verdicts(at_once=states.current.device.type == "cpu")
         self._has_begun = False
         self._handed_out: StepRecord | None = None
+
+    @classmethod
+    def without_states(cls, device: torch.device) -> "Tape":
+        """Return a tape for steps whose inputs are kept, on `device`."""
+        nothing = torch.empty(0, dtype=torch.int64, device=device)
+        return cls(StatePair(nothing, nothing))
 
     def evaluate(
         self,

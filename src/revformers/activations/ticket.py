@@ -9,6 +9,11 @@ InputSource = Callable[[], Tensor]
 """Returns the input of a step, (batch, tokens, width) in the compute dtype, which it keeps somewhere."""
 
 
+def kept(hidden: Tensor) -> InputSource:
+    """Return a source that holds the input itself."""
+    return lambda: hidden
+
+
 class Rebuilds(Protocol):
     """What computes the tensors of a step again."""
 

@@ -235,17 +235,27 @@ def _difference(call: LayerCall, returned: LayerReturn, hidden: Tensor) -> Tenso
     # Inference tensors do not count how often they are written to.
     given = hidden.clone() if hidden.is_inference() else hidden
     version = version_of(given)
-    output = call.evaluate(_forward, call.layer, (call.inputs,), given)
+    try:
+        output = call.evaluate(_forward, call.layer, (call.inputs,), given)
+    except RuntimeError as error:
+        # In training PyTorch refuses it, in the name of a function of this library.
+        if "of _Use is a view and is being modified inplace" not in str(error):
+            raise
+        raise _writes_to_input(call.layer) from error
     if version_of(given) != version:
-        raise NotReversibleError(
-            f"{type(call.layer).__name__} writes to its input in place, so that what it adds to the stream is not "
-            f"known; let its forward make a new tensor (hidden_states = hidden_states + update)."
-        )
+        raise _writes_to_input(call.layer)
     if not isinstance(output, Tensor):
         output, *others = output
         returned.set_others(others)
     wide = torch.promote_types(hidden.dtype, torch.float32)
     return output.to(wide) - hidden.to(wide)
+
+
+def _writes_to_input(layer: nn.Module) -> NotReversibleError:
+    return NotReversibleError(
+        f"{type(layer).__name__} writes to its input in place, so that what it adds to the stream is not known; let "
+        f"its forward make a new tensor (hidden_states = hidden_states + update)."
+    )
 
 
 def _forward(layer: nn.Module, hidden: Tensor, inputs: Mapping[str, Any]) -> Any:
