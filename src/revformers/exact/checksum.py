@@ -93,6 +93,11 @@ def _odd_numbers() -> Tensor:
 _FACTORS = _odd_numbers()
 
 
+def constant_storage() -> torch.UntypedStorage:
+    """Return the memory of the odd numbers on the CPU, which was there before any step."""
+    return _FACTORS.untyped_storage()
+
+
 @lru_cache(maxsize=16)
 def _factors(device: torch.device) -> Tensor:
     with torch.inference_mode(False):

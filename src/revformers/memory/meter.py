@@ -31,6 +31,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from revformers.errors import NotReversibleError
+from revformers.exact.checksum import constant_storage
 from revformers.exact.state_pair import StatePair
 from revformers.hf.discovery import find_stack
 from revformers.memory.results import makes_new_tensors, tensors_in
@@ -82,6 +83,7 @@ class StorageCounter(TorchDispatchMode):
         super().__init__()
         self._device = device.type
         self._recorder = Recorder()
+        self._constant = constant_storage()._cdata
         self._storages: dict[int, tuple[str, int, weakref.ref[Any]]] = {}
         self._part = "before"
         # Autograd numbers its nodes as they are made: the nodes of a part of the network are an interval.
@@ -136,7 +138,7 @@ class StorageCounter(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         for tensor in _plain(tensors_in(result), self._device):
             storage = tensor.untyped_storage()
-            if storage._cdata not in self._storages:
+            if storage._cdata not in self._storages and storage._cdata != self._constant:
                 existed = not makes_new_tensors(func) and self._is_of_any(storage, (args, kwargs))
                 self._add(storage, "other" if existed else self._category())
         if not _accumulates(func):
