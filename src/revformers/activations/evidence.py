@@ -131,7 +131,9 @@ class Evidence:
             self._saved[number] = Saved()
             self._words.leave_out(number)
         self._held = [number for number in self._held if number not in unwritten]
-        self._checksum = self._words.checksum()
+        del self._situation
+        if not self._held:
+            self._read_all()
 
     def read_held(self, held: Mapping[int, Tensor]) -> None:
         """Read the tensors that were held, by their number, before they are let go of."""
@@ -140,8 +142,13 @@ class Evidence:
                 self._words.add(number, held[number])
             else:
                 self._saved[number] = replace(self._saved[number], is_read=False)
-        self._held.clear()
+        if self._held:
+            self._held.clear()
+            self._read_all()
+
+    def _read_all(self) -> None:
         self._checksum = self._words.checksum()
+        self._words = _Words()
 
     def leaves(self) -> Iterator[Leaf]:
         """Yield the leaves that were saved."""
