@@ -4,53 +4,78 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import scaled_dot_product_attention
 
 import revformers as rf
-from revformers.activations import rebuild
+from revformers.activations import rebuild, unwritten
 from revformers.activations.ticket import SavedTensor
-from revformers.activations.unwritten import unwritten_tickets
+from revformers.activations.unwritten import written_parts
 from tests.tiny_models import batch, tiny
 
+LOG_SUM_EXP = (2, 4, 16)
 
-def test_the_log_sum_exp_of_a_fused_kernel_is_found():
-    hidden = torch.randn(2, 4, 10, 8, requires_grad=True) * 1
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """As if the CPU were a device whose kernels leave some numbers as they were."""
+    monkeypatch.setattr(unwritten, "WRITE_EVERYTHING", set())
+
+
+def find(hidden):
     tickets = []
 
     def pack(tensor):
-        tickets.append(SavedTensor(None, 0, tensor))
+        tickets.append(SavedTensor(None, 0, None, len(tickets), tensor))
         return tickets[-1]
 
     with saved_tensors_hooks(pack, SavedTensor.redeem):
         update = scaled_dot_product_attention(hidden.sin(), hidden, hidden).cos()
-    (found,) = unwritten_tickets(update, hidden)
-    assert found in tickets
-    assert found.shape == (2, 4, 10)
+    return {tickets[number].shape: elements for number, elements in written_parts(update, hidden).items()}
 
 
-@pytest.mark.parametrize("left_out", [True, False])
-def test_what_lies_in_it_is_not_compared_where_kernels_leave_it(monkeypatch, left_out):
-    """On a CPU, whose kernel writes all of it, as if it were another device."""
-    model = rf.make_reversible(tiny("llama"), rf.Midpoint())
-    if left_out:
-        monkeypatch.setattr(
-            rebuild.Tape,
-            "_unwritten",
-            staticmethod(
-                lambda record, update, hidden: {
-                    number
-                    for number, reference in enumerate(record.tickets)
-                    if reference() in set(unwritten_tickets(update, hidden))
-                }
-            ),
-        )
-    loss = model(**batch(model)).loss
+def test_the_log_sum_exp_of_a_fused_kernel_is_found(elsewhere):
+    hidden = torch.randn(2, 4, 10, 8, requires_grad=True) * 1
+    assert find(hidden) == {(2, 4, 10): 10}, "as many as there are queries"
+
+
+def test_on_a_cpu_there_is_none():
+    assert find(torch.randn(2, 4, 10, 8, requires_grad=True) * 1) == {}
+
+
+def with_garbage_from(monkeypatch, place):
+    """Let later evaluations find something else in the log-sum-exp from a place on."""
     add = rebuild.LaterEvidence.add
 
     def garbage(self, tensor):
-        is_log_sum_exp = tensor.shape == (2, 4, 16) and tensor.dtype == torch.float32
-        add(self, torch.full_like(tensor, 7.0) if is_log_sum_exp else tensor)
+        if tensor.shape == LOG_SUM_EXP and tensor.dtype == torch.float32:
+            tensor = tensor.clone()
+            tensor[..., place:] = 7.0
+        return add(self, tensor)
 
     monkeypatch.setattr(rebuild.LaterEvidence, "add", garbage)
-    if left_out:
+
+
+@pytest.mark.parametrize(("written", "place", "equal"), [(12, 12, True), (12, 11, False), (16, 12, False)])
+def test_only_what_no_kernel_wrote_is_not_compared(elsewhere, monkeypatch, written, place, equal):
+    monkeypatch.setattr(
+        rebuild,
+        "written_parts",
+        lambda update, hidden: dict.fromkeys(written_parts(update, hidden), written),
+    )
+    model = rf.make_reversible(tiny("llama"), rf.Midpoint())
+    loss = model(**batch(model)).loss
+    with_garbage_from(monkeypatch, place)
+    if equal:
         loss.backward()
     else:
         with pytest.raises(rf.RebuildMismatchError):
             loss.backward()
+
+
+def test_another_scaling_shows_where_all_values_are_zero(elsewhere):
+    """Then the outputs of attention are zero with any scaling, and its log-sum-exp alone can tell."""
+    model = rf.make_reversible(tiny("llama"), rf.Midpoint())
+    attention = model.model.layers[2].self_attn
+    with torch.no_grad():
+        attention.v_proj.weight.zero_()
+    loss = model(**batch(model)).loss
+    attention.scaling *= 2
+    with pytest.raises(rf.RebuildMismatchError, match="scaling"):
+        loss.backward()

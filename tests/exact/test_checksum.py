@@ -14,14 +14,15 @@ def values(shape, dtype=torch.float32):
     return (torch.randn(shape) * 100).to(dtype)
 
 
-def test_the_checksum_of_few_words_is_the_sum_of_their_products():
+def test_the_checksum_of_few_words_is_the_sum_of_the_products_of_their_halves():
     tensor = values(64)
-    words = np.frombuffer(tensor.numpy().tobytes(), np.int64)
+    halves = np.frombuffer(tensor.numpy().tobytes(), np.int32).astype(np.int64)
+    factors = _factors(torch.device("cpu")).numpy()
     with np.errstate(over="ignore"):
-        expected = (words * _factors(torch.device("cpu"))[:32].numpy()).sum()
+        expected = (halves * factors[:64]).sum()
     assert checksum(tensor) == expected
-    assert len(set(_factors(torch.device("cpu")).tolist())) == BLOCK
-    assert all(factor % 2 for factor in _factors(torch.device("cpu")).tolist())
+    assert len(set(factors.tolist())) == len(factors)
+    assert (factors % 2 != 0).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -81,3 +82,23 @@ def test_the_order_of_tensors_counts():
 
 def test_a_checksum_is_there_without_numbers():
     assert checksum(torch.empty(5 * LARGE, device="meta")).is_meta
+
+
+@pytest.mark.parametrize("shape", [(4, 8, 16), (4, 64, 64), (2, 700, 192)])
+@pytest.mark.parametrize("change", [torch.neg, lambda x: x * 2, lambda x: x * 16, lambda x: torch.where(x > 0, x, -x)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.complex64])
+def test_changes_of_the_highest_bits_alone_show(shape, change, dtype):
+    """The sign of a float64 is the highest bit of a word, which an even number of changes would leave as it was."""
+    tensor = values(shape).to(dtype)
+    if dtype.is_complex:
+        tensor, change = tensor + 1j, torch.conj
+    changed = change(tensor)
+    assert checksum(changed) != checksum(tensor)
+
+
+def test_a_change_in_every_second_number_shows():
+    tensor = values((2, 700, 192))
+    for step in (2, 3, 4, 8):
+        changed = tensor.clone()
+        changed[..., step - 1 :: step].neg_()
+        assert checksum(changed) != checksum(tensor)

@@ -1,37 +1,51 @@
-"""Which saved tensors need no comparison, as they are made of tensors that are compared, and in one way only.
+"""Which saved tensors need not be read, as they follow from others that are.
 
-Multiplication and casts round in one way, on every device, so the product of two tensors that are both compared is the
-same product; and PyTorch has one SiLU a device. In a block of Llama that is half of what is saved: what the norms
-divide, scale and cast, and what the MLP multiplies. How such a tensor is made is compared in its place, since a hook or
-another activation function may make it otherwise the second time.
+A product is the same product wherever its factors are the same bits, and so is a SiLU, which PyTorch computes in one
+way on a device; both operations save what they are made of. So where autograd saves one of their results, it is enough
+that these factors are compared, and that the result was made of them in the later evaluation as well. Nor is a tensor
+read twice that is saved twice. In a block of Llama this is half of what is saved.
 
-Matrix products, attention, reductions, what was made outside of the layer and everything that is not known here are
-never left out. Nor is what is made of a weight, unless that is small enough for its bits to be compared: other weights
-are compared by their version, which does not count what is written through `.data`.
+The claim ends where something writes to the result. Every write that PyTorch counts makes it a tensor that is read. A
+write through `.data` is not counted: for that, the last row of each such tensor is read all the same.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from revformers.activations.ticket import Packed
 from revformers.activations.version import version_of
-from revformers.exact.checksum import layout_of
 
-SMALL_WEIGHT = 2**14
-"""Elements up to which a weight is compared by its bits: those of norms."""
-
-SAVE_WHAT_THEY_ARE_MADE_OF = ("MulBackward0", "SiluBackward0")
-"""Each factor is saved for the gradient of the other."""
-
-_CAST = "ToCopyBackward0"
-_MOVES = {
-    **dict.fromkeys(("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0"), "reshape"),
-    **{name: name for name in ("TransposeBackward0", "TBackward0", "PermuteBackward0", "CloneBackward0")},
+_SAVED_BY = {
+    "MulBackward0": ("self", "other"),
+    "SiluBackward0": ("self",),
+    **{
+        f"ScaledDotProduct{kernel}Backward0": ("output",)
+        for kernel in ("FlashAttentionForCpu", "FlashAttention", "EfficientAttention", "CudnnAttention")
+    },
 }
-"""The same values, in another place or shape, and what such an operation is called in a recipe."""
+"""What an operation saves from which its result follows: its factors, or the result itself."""
 
-Recipe = tuple[Any, ...]
+INPUT = -1
+"""Stands for the input of the field among the numbers of saved tensors."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a saved tensor follows from others.
+
+    Attributes:
+        operation: the name of its node in the graph; "" for a tensor that is one of the others.
+        sources: the numbers of the saved tensors that it follows from.
+        place: shape and strides of the result, and shape, strides and offset of the part of it that was saved.
+
+    """
+
+    operation: str
+    sources: tuple[int, ...]
+    place: tuple[Any, ...]
 
 
 class Determined:
@@ -40,68 +54,55 @@ class Determined:
     Args:
         hidden: the input of the field, which the tape proves to be right, or which is kept.
 
+    Attributes:
+        evaluation: what `Packed` objects of this evaluation name it by.
+
     """
 
     def __init__(self, hidden: Tensor) -> None:
-        self._input = id(hidden)
-        self._memory = hidden.untyped_storage()._cdata
+        self.evaluation = object()
+        self._input: Tensor | None = hidden
         self._version = version_of(hidden)
-        # What is compared, or given, by the output of its node, with a number that both evaluations give it.
-        self._compared: dict[tuple[Any, int], int] = {}
         self._number = 0
-        if hidden.grad_fn is not None:
-            self._compared[hidden.grad_fn, hidden.output_nr] = 0
-        # Autograd numbers its nodes as they are made.
-        self._first_node = torch._C._autograd._get_sequence_nr()
-        self._made_by: list[int] = []
-
-    @property
-    def order(self) -> list[int]:
-        """In which order the operations ran that tensors follow from: the places of these tensors in it."""
-        return sorted(range(len(self._made_by)), key=self._made_by.__getitem__)
+        # What was saved whole, by the output of its node.
+        self._known: dict[tuple[Any, int], int] = {}
 
     def forget(self) -> None:
-        """Let go of the graph."""
-        self._compared.clear()
+        """Let go of the input and the graph."""
+        self._input = None
+        self._known.clear()
 
     def recipe(self, tensor: Tensor) -> Recipe | None:
-        """Return how a saved tensor follows from compared ones; None for one that does not, and is compared now.
-
-        Nothing follows for what was written to in place, which is no longer what the operation made.
-        """
-        if id(tensor) == self._input:
-            return (0, 0)
-        source: tuple[Any, int] = tensor.grad_fn, tensor.output_nr
-        if source[0] is None or tensor.layout is not torch.strided:
+        """Return how the next saved tensor follows from others; None for one that does not, and has to be read."""
+        number, self._number = self._number, self._number + 1
+        whole = tensor if tensor._base is None else tensor._base
+        if type(whole) not in (Tensor, nn.Parameter) or whole.layout is not torch.strided:
             return None
-        own = tensor.untyped_storage()._cdata == self._memory
-        recipe = self._walk(source) if version_of(tensor) == (self._version if own else 0) else None
-        return None if recipe is None else (layout_of(tensor), *recipe)
-
-    def _walk(self, source: tuple[Any, int]) -> Recipe | None:
-        names: list[str] = []
-        while True:
-            node = source[0]
-            if source in self._compared:
-                return (*names, self._compared[source])
-            leaf = getattr(node, "variable", None)
-            if leaf is not None and id(leaf) == self._input:
-                return (*names, 0)
-            if leaf is None and node._sequence_nr() >= self._first_node:
-                name, inputs = node.name(), node.next_functions
-                if name in SAVE_WHAT_THEY_ARE_MADE_OF and all(self._is_compared(one) for one, _ in inputs):
-                    self._made_by.append(node._sequence_nr())
-                    return (*names, name)
-                # Two casts may go through a dtype that is not seen.
-                if inputs[0][0] is not None and (name in _MOVES or (name == _CAST and _CAST not in names)):
-                    names.append(_MOVES.get(name, name))
-                    source = inputs[0]
-                    continue
-            self._number += 1
-            self._compared[source] = self._number
+        place = (whole.shape, whole.stride(), tensor.shape, tensor.stride(), tensor.storage_offset(), tensor.dtype)
+        if whole is self._input:
+            return Recipe("", (INPUT,), place) if version_of(whole) == self._version else None
+        node = whole.grad_fn
+        if node is None or version_of(whole):
             return None
+        known = self._known.get((node, whole.output_nr))
+        if known is not None:
+            return Recipe("", (known,), place)
+        operation = type(node).__name__
+        sources = tuple(self._number_of(node, name) for name in _SAVED_BY.get(operation, ()))
+        if sources and None not in sources:
+            return Recipe(operation, sources, place)
+        if tensor.numel() == whole.numel():
+            self._known[node, whole.output_nr] = number
+        return None
 
-    def _is_compared(self, node: Any) -> bool:
-        """Whether what a node makes is compared by its bits where an operation on it saves it."""
-        leaf = getattr(node, "variable", None)
-        return node is not None and (leaf is None or leaf.numel() <= SMALL_WEIGHT or id(leaf) == self._input)
+    def _number_of(self, node: Any, name: str) -> Any:
+        """Return the number of a tensor that a node saved; None where it did not, or under other hooks than ours."""
+        packed = getattr(getattr(node, f"_raw_saved_{name}", None), "data", None)
+        return packed.number if isinstance(packed, Packed) and packed.evaluation is self.evaluation else None
+
+
+def last_row(tensor: Tensor) -> Tensor:
+    """Return the last row of a tensor, a view."""
+    while tensor.dim() > 1 and tensor.numel():
+        tensor = tensor[-1]
+    return tensor

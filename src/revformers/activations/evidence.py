@@ -15,7 +15,7 @@ So nothing rests on what the layer returned: errors that a zero multiplies are s
 """
 
 import weakref
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,11 +23,18 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from revformers.activations.determined import SMALL_WEIGHT, Determined, Recipe
+from revformers.activations.determined import INPUT, Determined, Recipe, last_row
 from revformers.activations.saved_bytes import plain_parts
 from revformers.activations.situation import Situation
+from revformers.activations.ticket import Packed
+from revformers.activations.unwritten import may_be_unwritten
 from revformers.activations.version import version_of
-from revformers.exact.checksum import checksum, combined, layout_of
+from revformers.exact.checksum import checksum, checksum_of, condensed, layout_of
+
+SMALL_WEIGHT = 2**14
+"""Elements up to which a weight is compared by its bits as well: those of norms, from which others follow."""
+
+_NOTHING = torch.empty(0)
 
 
 class Leaf:
@@ -76,18 +83,28 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Saved:
-    """What one saved tensor is held to.
+    """What one saved tensor is compared with.
 
     Attributes:
         leaf: the leaf that it is.
-        recipe: how it follows from others.
-        is_read: whether it is part of the checksum.
+        recipe: how it follows from others; of such a tensor the last row is read.
+        is_read: whether all of it is read, or what of it is written.
+        written: how many elements of the last dimension are; None for all.
 
     """
 
     leaf: Leaf | None = None
     recipe: Recipe | None = None
     is_read: bool = False
+    written: int | None = None
+
+    def part(self, tensor: Tensor) -> Tensor | None:
+        """Return what is read of the tensor; None for nothing."""
+        if self.recipe is not None:
+            return last_row(tensor)
+        if not self.is_read or self.written == 0:
+            return None
+        return tensor if self.written is None else tensor[..., : self.written]
 
 
 class Evidence:
@@ -97,15 +114,19 @@ class Evidence:
         hidden: the input of the field.
         situation: the modules of the field.
 
+    Attributes:
+        evaluation: what the `Packed` objects of the evaluation name it by.
+
     """
 
     def __init__(self, hidden: Tensor, situation: Situation) -> None:
         self._situation = situation
         self._saved: list[Saved] = []
         self._determined = Determined(hidden)
-        self._order: list[int] = []
+        self.evaluation = self._determined.evaluation
         self._words = _Words()
-        self._held: list[int] = []
+        self._deferred: dict[int, Tensor] = {}
+        self._is_held = False
         self._checksum: tuple[Tensor, int] | None = None
 
     def add(self, tensor: Tensor, *, held: bool) -> None:
@@ -114,37 +135,57 @@ class Evidence:
         # Frozen weights may be brought to the device for every evaluation anew.
         if leaf is not None and not leaf.requires_grad and not self._situation.holds(leaf):
             leaf = None
-        recipe = self._determined.recipe(tensor) if leaf is None else None
+        recipe = self._recipe(tensor)
         is_read = recipe is None and (leaf is None or leaf.numel() <= SMALL_WEIGHT)
+        saved = Saved(None if leaf is None else Leaf(tensor, leaf), recipe, is_read)
         number = len(self._saved)
-        self._saved.append(Saved(None if leaf is None else Leaf(tensor, leaf), recipe, is_read))
-        if is_read and held:
-            self._held.append(number)
-        elif is_read:
-            self._words.add(number, tensor)
+        self._saved.append(saved)
+        self._is_held |= held
+        if not held and may_be_unwritten(tensor):
+            self._deferred[number] = tensor.detach()
+        elif not held:
+            self._words.add(number, saved.part(tensor))
 
-    def finish(self, unwritten: Collection[int] = ()) -> None:
-        """End the first evaluation: keep numbers alone, and nothing of the tensors with these numbers."""
-        self._order = self._determined.order
+    def _recipe(self, tensor: Tensor) -> Recipe | None:
+        recipe = self._determined.recipe(tensor)
+        return recipe if recipe is not None and self._are_compared(recipe.sources) else None
+
+    def _are_compared(self, sources: Iterable[int]) -> bool:
+        """Whether tensors are compared by their bits, not by a version, so that others may follow from them."""
+        return all(source == INPUT or self._saved[source].part(_NOTHING) is not None for source in sources)
+
+    def finish(self, written: Mapping[int, int]) -> None:
+        """End the first evaluation: keep numbers alone.
+
+        Args:
+            written: of tensors that are not written in full, the number of elements in the last dimension that are.
+
+        """
         self._determined.forget()
-        for number in unwritten:
-            self._saved[number] = Saved()
-            self._words.leave_out(number)
-        self._held = [number for number in self._held if number not in unwritten]
         del self._situation
-        if not self._held:
+        for number, elements in written.items():
+            self._saved[number] = replace(self._saved[number], written=elements)
+        for number, tensor in self._deferred.items():
+            self._words.add(number, self._saved[number].part(tensor))
+        self._deferred.clear()
+        if not self._is_held:
             self._read_all()
 
     def read_held(self, held: Mapping[int, Tensor]) -> None:
-        """Read the tensors that were held, by their number, before they are let go of."""
-        for number in self._held:
-            if number in held:
-                self._words.add(number, held[number])
-            else:
-                self._saved[number] = replace(self._saved[number], is_read=False)
-        if self._held:
-            self._held.clear()
-            self._read_all()
+        """Read the tensors that were held, by their number, before they are let go of.
+
+        What is not held any more has no part in a gradient. What follows from it is read itself.
+        """
+        if not self._is_held:
+            return
+        self._is_held = False
+        for number, saved in enumerate(self._saved):
+            if number not in held:
+                self._saved[number] = Saved(saved.leaf)
+            elif saved.recipe is not None and not self._are_compared(saved.recipe.sources):
+                self._saved[number] = Saved(saved.leaf, is_read=True)
+            self._words.add(number, self._saved[number].part(held.get(number, _NOTHING)))
+        self._read_all()
 
     def _read_all(self) -> None:
         self._checksum = self._words.checksum()
@@ -156,29 +197,25 @@ class Evidence:
 
     def again(self, hidden: Tensor) -> "LaterEvidence":
         """Return what a later evaluation at `hidden` is compared by."""
-        return LaterEvidence(self._saved, self._order, self._checksum, hidden)
+        return LaterEvidence(self._saved, self._checksum, hidden)
 
 
 class LaterEvidence:
-    """What a later evaluation saves, held against the first; made when the evaluation begins.
+    """What a later evaluation saves, compared with the first; made when the evaluation begins.
 
     Args:
-        first: what every saved tensor is held to.
-        order: in which order the operations ran that tensors follow from.
+        first: what every saved tensor is compared with.
         expected: the checksum of all that the first evaluation read.
         hidden: the input of the field.
 
     Attributes:
         other_leaf: the first tensor that was used in the place of another leaf.
-        is_made_otherwise: whether a tensor that follows from others was made in another way, or in another order.
+        is_made_otherwise: whether a tensor that follows from others was made in another way.
 
     """
 
-    def __init__(
-        self, first: list[Saved], order: list[int], expected: tuple[Tensor, int] | None, hidden: Tensor
-    ) -> None:
+    def __init__(self, first: list[Saved], expected: tuple[Tensor, int] | None, hidden: Tensor) -> None:
         self._first = first
-        self._order = order
         self._expected = expected
         self._determined = Determined(hidden)
         self._number = 0
@@ -187,8 +224,8 @@ class LaterEvidence:
         self._equal: list[Tensor] = []
         self.other_leaf: Tensor | None = None
 
-    def add(self, tensor: Tensor) -> None:
-        """Compare the next tensor that autograd would save."""
+    def add(self, tensor: Tensor) -> Packed:
+        """Compare the next tensor that autograd would save; return what it shall hold."""
         number, self._number = self._number, self._number + 1
         first = self._first[number] if number < len(self._first) else Saved()
         if first.leaf is not None:
@@ -197,15 +234,14 @@ class LaterEvidence:
                 self._equal.append(equal)
             elif not equal and self.other_leaf is None:
                 self.other_leaf = tensor
-        elif self._determined.recipe(tensor) != first.recipe and first.recipe is not None:
+        recipe = self._determined.recipe(tensor)  # of each, as others may follow from it
+        if first.recipe is not None and recipe != first.recipe:
             self.is_made_otherwise = True
-        if first.is_read:
-            self._words.add(number, tensor)
+        self._words.add(number, first.part(tensor))
+        return Packed(self._determined.evaluation, number)
 
     def finish(self) -> None:
         """End the evaluation. The nodes of its graph keep the hooks, so that these must not keep the nodes."""
-        if self._determined.order != self._order:
-            self.is_made_otherwise = True
         self._determined.forget()
 
     def equal(self) -> Tensor | None:
@@ -223,25 +259,25 @@ class _Words:
     """The checksum of many tensors, in order. Each is read when it is added: autograd frees it while a layer runs."""
 
     def __init__(self) -> None:
-        self._checksums: dict[int, Tensor] = {}
+        self._words: dict[int, Tensor] = {}
         self._layouts: dict[int, tuple[int, ...]] = {}
 
-    def add(self, number: int, tensor: Tensor) -> None:
+    def add(self, number: int, tensor: Tensor | None) -> None:
+        if tensor is None:
+            return
         parts = list(_parts(tensor))
-        self._checksums[number] = checksum(*parts)
+        words = [condensed(part) for part in parts]
+        self._words[number] = words[0] if len(words) == 1 else torch.cat(words)
         self._layouts[number] = tuple(map(layout_of, parts))
-
-    def leave_out(self, number: int) -> None:
-        self._checksums.pop(number, None)
-        self._layouts.pop(number, None)
 
     def checksum(self) -> tuple[Tensor, int] | None:
         """Return the checksum of all that was added, int64[], and a number for its layout; None of nothing."""
-        if not self._checksums:
+        if not self._words:
             return None
-        device = next(iter(self._checksums.values())).device
-        together = combined([one.to(device) for one in self._checksums.values()])
-        return together, hash(tuple(self._layouts.values()))
+        device = next(iter(self._words.values())).device
+        numbers = sorted(self._words)
+        together = checksum_of(self._words[number].to(device) for number in numbers)
+        return together, hash(tuple(self._layouts[number] for number in numbers))
 
 
 def _leaf_of(tensor: Tensor) -> Tensor | None:

@@ -27,9 +27,12 @@ states are freed with the last ticket, and nothing of a forward pass is kept on 
 
 import contextlib
 import dataclasses
+import threading
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,8 +41,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from revformers.activations.base import ActivationPolicy
 from revformers.activations.evidence import Evidence, LaterEvidence
 from revformers.activations.situation import Situation
-from revformers.activations.ticket import InputSource, SavedTensor
-from revformers.activations.unwritten import unwritten_tickets
+from revformers.activations.ticket import InputSource, Packed, SavedTensor
+from revformers.activations.unwritten import written_parts
 from revformers.activations.verdicts import Verdicts, mismatch
 from revformers.activations.version import version_of
 from revformers.dynamics.base import Coefficients
@@ -55,7 +58,7 @@ class StepRecord:
     """What the tape keeps of one step: nothing whose size grows with the model's width, but for side information.
 
     Attributes:
-        evidence: what the forward pass saved; None where nothing of the step has a gradient.
+        evidence: what the forward pass saved.
         result: the checksum of what the forward pass returned, where the step may be undone.
 
     """
@@ -103,12 +106,14 @@ class Tape(ActivationPolicy):
     Attributes:
         states: the pair (X[position-1], X[position]).
         position: how many steps the pair has been advanced.
+        lock: held by the thread that rebuilds a step.
 
     """
 
     def __init__(self, states: StatePair) -> None:
         super().__init__(states)
         self.position = 0
+        self.lock: AbstractContextManager[Any] = threading.RLock()
         self._records: list[StepRecord] = []
         self._first_step: int | None = None
         self._checksum: Tensor | None = None
@@ -164,7 +169,7 @@ class Tape(ActivationPolicy):
         tape = self
 
         def pack(tensor: Tensor) -> SavedTensor:
-            ticket = SavedTensor(tape, step, tensor)
+            ticket = SavedTensor(tape, step, record.evidence.evaluation, len(record.tickets), tensor)
             if hold:
                 ticket.hold(tensor)
             record.evidence.add(tensor, held=hold)
@@ -178,7 +183,7 @@ class Tape(ActivationPolicy):
             update = field(hidden)
         if not before.equals(RandomState.of(hidden.device)):
             record.random_state = before
-        record.evidence.finish(self._unwritten(record, update, hidden))
+        record.evidence.finish(written_parts(update, hidden))
         record.situation = situation.now()
         if update.requires_grad and self._first_step is None:
             self._first_step = step
@@ -192,14 +197,6 @@ class Tape(ActivationPolicy):
         self._records.append(record)
         return update
 
-    @staticmethod
-    def _unwritten(record: StepRecord, update: Tensor, hidden: Tensor) -> set[int]:
-        """Return the numbers of the saved tensors in which no kernel wrote everything; on CPUs there are none."""
-        if hidden.device.type in ("cpu", "meta"):
-            return set()
-        tickets = set(unwritten_tickets(update, hidden))
-        return {number for number, reference in enumerate(record.tickets) if reference() in tickets}
-
     def advance(self, coefficients: Coefficients, update: Tensor) -> None:
         """Advance the states by the step that was evaluated last; `update` is what it returned."""
         self._records[self.position].side_information = self.states.advance(
@@ -212,8 +209,10 @@ class Tape(ActivationPolicy):
         ticket = next(self._records[step].living_tickets(), None)
         if ticket is not None:
             ticket.redeem()
-        elif step < self.position:  # a step that saves nothing
-            self.rebuild(step)
+            return
+        with self.lock:
+            if step < self.position:  # a step that saves nothing
+                self.rebuild(step)
 
     def store(self, step: int) -> None:
         """Leave what autograd saved of a step that was evaluated with `hold` where it is; it needs no tape."""
@@ -315,14 +314,15 @@ class Tape(ActivationPolicy):
         hidden = hidden.detach().requires_grad_(record.requires_grad)
         saved, evidence = list[SavedAgain](), record.evidence.again(hidden)
 
-        def pack(tensor: Tensor) -> None:
-            evidence.add(tensor)
+        def pack(tensor: Tensor) -> Packed:
+            packed = evidence.add(tensor)
             # detach: the rebuilt graph is discarded, only its values are wanted.
             saved.append((tensor.detach(), version_of(tensor)))
             if not to_the_end and len(saved) == len(record.tickets):
                 raise _AllSaved
+            return packed
 
-        def unpack(_: None) -> Tensor:
+        def unpack(_: Packed) -> Tensor:
             raise AssertionError("the rebuilt graph is never run backwards")
 
         replay = record.random_state.restored() if record.random_state else contextlib.nullcontext()

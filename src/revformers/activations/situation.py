@@ -164,6 +164,9 @@ def _modules_of(value: Any) -> Iterator[nn.Module]:
     elif isinstance(value, partial):
         for part in (value.func, *value.args, *value.keywords.values()):
             yield from _modules_of(part)
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from _modules_of(part)
     elif hasattr(value, "__wrapped__"):
         yield from _modules_of(value.__wrapped__)
     elif is_dataclass(value):

@@ -1,7 +1,8 @@
 """What autograd holds in the place of a tensor that is computed again when it is needed."""
 
 from collections.abc import Callable
-from typing import Protocol
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -15,18 +16,36 @@ def kept(hidden: Tensor) -> InputSource:
 
 
 class Rebuilds(Protocol):
-    """What computes the tensors of a step again."""
+    """What computes the tensors of a step again.
+
+    Attributes:
+        lock: held by the thread that does so; backward passes of one graph may run in many.
+
+    """
+
+    lock: AbstractContextManager[Any]
 
     def rebuild(self, step: int, source: InputSource | None = None) -> None:
         """Hand the tensors that step number `step` saved to its tickets."""
 
 
-class SavedTensor:
+class Packed:
+    """What autograd holds in the place of a tensor: by which evaluation it was saved, and as which of its tensors."""
+
+    __slots__ = ("evaluation", "number")
+
+    def __init__(self, evaluation: object, number: int) -> None:
+        self.evaluation = evaluation
+        self.number = number
+
+
+class SavedTensor(Packed):
     """The ticket of one tensor: which step saved it, and its shape and dtype."""
 
     __slots__ = ("__weakref__", "dtype", "shape", "source", "step", "tape", "tensor", "version")
 
-    def __init__(self, tape: Rebuilds, step: int, tensor: Tensor) -> None:
+    def __init__(self, tape: Rebuilds, step: int, evaluation: object, number: int, tensor: Tensor) -> None:
+        super().__init__(evaluation, number)
         self.tape: Rebuilds | None = tape
         self.step = step
         self.shape = tensor.shape
@@ -47,13 +66,16 @@ class SavedTensor:
 
     def redeem(self) -> Tensor:
         """Return the tensor, rebuilt if it is not there."""
-        if self.tensor is None:
-            assert self.tape is not None
-            self.tape.rebuild(self.step, self.source)
-        assert self.tensor is not None
-        if self.version is not None and self.tensor._version != self.version:
+        tape, tensor = self.tape, self.tensor
+        if tape is not None:
+            with tape.lock:
+                if self.tensor is None:
+                    tape.rebuild(self.step, self.source)
+                tensor = self.tensor
+        assert tensor is not None
+        if self.version is not None and tensor._version != self.version:
             raise RuntimeError(
                 f"A tensor {list(self.shape)} that is needed for the gradient was modified in place after it had been "
                 f"stored or rebuilt; leave weights and activations unchanged between forward and backward."
             )
-        return self.tensor
+        return tensor

@@ -1,23 +1,41 @@
 """Saved tensors in which there may be numbers that no kernel wrote.
 
-The fused attention kernels of GPUs save a log-sum-exp whose rows are padded, and the state of a random generator that
-they did not use. What lies there is whatever the memory held before, and is another each time. Neither is needed for
-the comparison: the output of the kernel, which is saved beside them, follows from the same inputs.
+A fused attention kernel of GPUs saves a log-sum-exp whose rows are padded, and without dropout the state of a random
+generator that it did not use. What lies there is whatever the memory held before, and is another each time.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
 
 from revformers.activations.ticket import SavedTensor
 
+WRITE_EVERYTHING = {"cpu", "meta"}
+"""Devices whose kernels do."""
+
 _NODES = "ScaledDotProduct"
-_PARTS = ("logsumexp", "log_sumexp", "philox_seed", "philox_offset", "rng_state", "unused")
+_LOG_SUM_EXPS = ("logsumexp", "log_sumexp")
+_RANDOM_STATES = ("philox_seed", "philox_offset", "rng_state", "unused")
 
 
-def unwritten_tickets(update: Tensor, hidden: Tensor) -> Iterator[SavedTensor]:
-    """Yield the tickets of such tensors in the graph from `hidden` to `update`."""
+def may_be_unwritten(tensor: Tensor) -> bool:
+    """Whether a saved tensor may be one of these: it has no node in the graph."""
+    return tensor.device.type not in WRITE_EVERYTHING and tensor.grad_fn is None
+
+
+def written_parts(update: Tensor, hidden: Tensor) -> dict[int, int]:
+    """Return how much of such tensors is written, a number for each by its number among the saved tensors.
+
+    The number counts elements in the last dimension.
+
+    Args:
+        update: what the field returned.
+        hidden: its input, where the search ends.
+
+    """
+    if hidden.device.type in WRITE_EVERYTHING:
+        return {}
+    found: dict[int, int] = {}
     seen: set[Any] = {None, hidden.grad_fn}
     nodes: list[Any] = [update.grad_fn]
     while nodes:
@@ -26,6 +44,20 @@ def unwritten_tickets(update: Tensor, hidden: Tensor) -> Iterator[SavedTensor]:
             continue
         seen.add(node)
         nodes += [source for source, _ in node.next_functions]
-        if node.name().startswith(_NODES):
-            saved = (getattr(node, f"_raw_saved_{part}", None) for part in _PARTS)
-            yield from (one.data for one in saved if one is not None and isinstance(one.data, SavedTensor))
+        if not type(node).__name__.startswith(_NODES):
+            continue
+        query = _ticket(node, "query")
+        for name in _LOG_SUM_EXPS:
+            ticket = _ticket(node, name)
+            if ticket is not None and query is not None and len(ticket.shape) == 3:
+                found[ticket.number] = query.shape[-2]
+        for name in _RANDOM_STATES:
+            ticket = _ticket(node, name)
+            if ticket is not None and not getattr(node, "_saved_dropout_p", 0.0):
+                found[ticket.number] = 0
+    return found
+
+
+def _ticket(node: Any, name: str) -> SavedTensor | None:
+    ticket = getattr(getattr(node, f"_raw_saved_{name}", None), "data", None)
+    return ticket if isinstance(ticket, SavedTensor) else None

@@ -1,36 +1,51 @@
 """One number by which tensors are held to be the same bits in the same places.
 
-A tensor is taken as words of eight bytes, in the order in which they lie in memory. Every word is multiplied by an odd
-number that depends on its place, and all are added up modulo 2**64. So one changed bit always shows, and so do words
-that trade places and errors that would cancel in a plain sum.
+A tensor is taken as numbers of four bytes, in the order in which they lie in memory. Each is multiplied by an odd
+number of eight bytes that depends on its place, and all are added up modulo 2**64. So one change always shows, and so
+do numbers that trade places and errors that would cancel in a plain sum.
 
-To read large tensors about as fast as a plain sum does, 16 rows of 2,053 words are added up first, block by block, and
-the sums of their columns are multiplied. Words that lie a multiple of 2,053 apart within such a block have one number:
-that is a prime, so that no tokens or heads of 16 words or more are so far apart.
+To read large tensors about as fast as a plain sum does, 17 rows of 2,053 words of eight bytes are added up first, block
+by block, and the sums of their columns stand for them. In such a block, changes cancel where words a multiple of 2,053
+apart trade places, or change by as much up and down; of their highest bits, where the sign of a float64 lies, an even
+number cancels in a column. So 2,053 is a prime: no tokens or heads of 17 words or more are so far apart. And 17 is odd,
+so that nothing cancels where all words change alike, as they do when a tensor is negated.
 """
 
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-ROWS = 16
+ROWS = 17
 COLUMNS = 2053
 BLOCK = ROWS * COLUMNS
-SMALL = 2**11
-"""Words up to which PyTorch multiplies integers faster one by one than it makes room for the products."""
+FEW = 3 * COLUMNS
+"""Words up to which a tensor stands for itself."""
+_MANY = 2**15
+"""Words up to which every half has a number of its own."""
 
 
 def checksum(*tensors: Tensor) -> Tensor:
     """Return the checksum of tensors of any dtype on one device, in this order: int64[], not waited for."""
-    checksums = [_checksum(_words(tensor.detach())) for tensor in tensors]
-    return checksums[0] if len(checksums) == 1 else combined(checksums)
+    return checksum_of(condensed(tensor) for tensor in tensors)
 
 
-def combined(checksums: list[Tensor]) -> Tensor:
-    """Return one checksum, int64[], of one or more on one device, whose order counts."""
-    return _weighted(torch.stack(checksums))
+def condensed(tensor: Tensor) -> Tensor:
+    """Return words that stand for a tensor of any dtype in a checksum: int64[about `FEW` at most], a copy."""
+    words = _words(tensor.detach())
+    if words.is_meta:
+        return words[:1]
+    return words.clone() if words.numel() < FEW else torch.cat(list(_few(words)))
+
+
+def checksum_of(parts: Iterable[Tensor]) -> Tensor:
+    """Return the checksum of what `condensed` returned for tensors on one device, in this order: int64[]."""
+    words = torch.cat(list(parts))
+    while words.numel() > _MANY:
+        words = condensed(words)
+    return _weighted(words)
 
 
 def layout_of(tensor: Tensor) -> int:
@@ -38,25 +53,29 @@ def layout_of(tensor: Tensor) -> int:
     return 0 if tensor.is_contiguous() else hash((_repeated(tensor), _order(tensor)))
 
 
-def _checksum(words: Tensor) -> Tensor:
+def _few(words: Tensor) -> Iterator[Tensor]:
+    """Yield a number for every block, the sums of the columns of the rows that are left, and the words left of them."""
     blocks = words.numel() // BLOCK
-    if words.is_meta or not blocks:
-        return _weighted(words)
-    factors = _factors(words.device)
-    columns = words[: blocks * BLOCK].view(blocks, ROWS, COLUMNS).sum(1)
-    of_blocks = columns.mul_(factors[:COLUMNS]).sum(1)
-    return _checksum(torch.cat([of_blocks, words[blocks * BLOCK :]]))
+    if blocks:
+        yield _weighted(_sums_of_columns(words[: blocks * BLOCK], ROWS))
+    left = words[blocks * BLOCK :]
+    if left.numel() >= FEW:
+        rows = left.numel() // COLUMNS
+        rows -= 1 - rows % 2
+        yield _sums_of_columns(left[: rows * COLUMNS], rows).view(-1)
+        left = left[rows * COLUMNS :]
+    yield left
+
+
+def _sums_of_columns(words: Tensor, rows: int) -> Tensor:
+    """Return int64[blocks, `COLUMNS`] for blocks of so many rows."""
+    return words.view(-1, rows, COLUMNS).sum(1)
 
 
 def _weighted(words: Tensor) -> Tensor:
-    """Return the sum of fewer than `BLOCK` words times their numbers."""
-    if words.is_meta:
-        return words.new_empty(())
-    factors = _factors(words.device)[: words.numel()]
-    # The dot product of integers makes no temporary; there is one for CPUs alone.
-    if words.is_cpu and words.numel() <= SMALL:
-        return torch.dot(words, factors)
-    return (words * factors).sum()
+    """Return the sums of the last dimension, of which each half of a word is multiplied by a number of its own."""
+    halves = words.view(torch.int32).to(torch.int64)
+    return halves.mul_(_factors(words.device)[: halves.shape[-1]]).sum(-1)
 
 
 def _words(tensor: Tensor) -> Tensor:
@@ -85,9 +104,9 @@ def _order(tensor: Tensor) -> tuple[int, ...]:
 
 
 def _odd_numbers() -> Tensor:
-    """Return an odd number without a pattern for every word that is multiplied."""
+    """Return an odd number without a pattern for every half of a word."""
     generator = torch.Generator().manual_seed(2512_02056)
-    return 2 * torch.randint(-(2**62), 2**62, (BLOCK,), dtype=torch.int64, generator=generator) + 1
+    return 2 * torch.randint(-(2**62), 2**62, (2 * _MANY,), dtype=torch.int64, generator=generator) + 1
 
 
 _FACTORS = _odd_numbers()
