@@ -79,7 +79,7 @@ class Determined:
         if type(whole) not in (Tensor, nn.Parameter) or whole.layout is not torch.strided:
             return None
         place = (whole.shape, whole.stride(), tensor.shape, tensor.stride(), tensor.storage_offset(), tensor.dtype)
-        if whole is self._input:
+        if self._is_input(whole):
             return Recipe("", (INPUT,), place) if version_of(whole) == self._version else None
         node = whole.grad_fn
         if node is None or version_of(whole):
@@ -94,6 +94,15 @@ class Determined:
         if tensor.numel() == whole.numel():
             self._known[node, whole.output_nr] = number
         return None
+
+    def _is_input(self, tensor: Tensor) -> bool:
+        """Whether a tensor lies where the input does; modes of PyTorch may make other objects of it."""
+        memory = tensor.untyped_storage()
+        return (
+            self._input is not None
+            and memory._cdata == self._input.untyped_storage()._cdata
+            and memory.nbytes() == self._input.nbytes
+        )
 
     def _number_of(self, node: Any, name: str) -> Any:
         """Return the number of a tensor that a node saved; None where it did not, or under other hooks than ours."""

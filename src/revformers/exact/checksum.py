@@ -74,6 +74,8 @@ def _sums_of_columns(words: Tensor, rows: int) -> Tensor:
 
 def _weighted(words: Tensor) -> Tensor:
     """Return the sums of the last dimension, of which each half of a word is multiplied by a number of its own."""
+    if words.is_meta:
+        return words.sum(-1)
     halves = words.view(torch.int32).to(torch.int64)
     return halves.mul_(_factors(words.device)[: halves.shape[-1]]).sum(-1)
 
