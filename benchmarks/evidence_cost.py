@@ -39,11 +39,12 @@ def without_evidence() -> Iterator[None]:
     nothing: Callable[..., Any] = lambda *_, **__: None  # noqa: E731
     with (
         mock.patch.object(Evidence, "__init__", nothing),
+        mock.patch.object(Evidence, "evaluation", None, create=True),
         mock.patch.object(Evidence, "add", nothing),
         mock.patch.object(Evidence, "finish", nothing),
         mock.patch.object(Evidence, "read_held", nothing),
         mock.patch.object(Evidence, "leaves", return_value=()),
-        mock.patch.object(Evidence, "again", lambda _, hidden: LaterEvidence([], [], None, hidden)),
+        mock.patch.object(Evidence, "again", lambda _, hidden: LaterEvidence([], None, hidden)),
         mock.patch.object(LaterEvidence, "add", nothing),
         mock.patch.object(Situation, "__init__", nothing),
         mock.patch.object(Situation, "now", lambda situation: situation),

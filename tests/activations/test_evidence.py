@@ -174,6 +174,8 @@ def test_another_layout_of_the_same_memory_shows():
     assert not equal(first(run(False), hidden), run(True), hidden)
 
 
+WITHOUT_ITS_ENDS = torch.tensor([[1.0], [2.0], [1.0]])
+
 OTHERWISE = {
     "another activation function": (lambda x: functional.silu(x @ x.T).cos(), lambda x: functional.gelu(x @ x.T).cos()),
     "a hook on its result": (lambda x: functional.silu(x @ x.T).cos(), lambda x: (functional.silu(x @ x.T) * 3).cos()),
@@ -198,6 +200,10 @@ OTHERWISE = {
     "other groups of a shuffle": (
         lambda x: (x * x.sin()).view(3, 4, 2).transpose(1, 2).reshape(3, 8).cos(),
         lambda x: (x * x.sin()).view(3, 2, 4).transpose(1, 2).reshape(3, 8).cos(),
+    ),
+    "a view that has some elements twice, and others not": (
+        lambda x: [one := written(x @ x.T, 1, data=True), one[:1].expand(3, 3).sin(), one.cos()],
+        lambda x: [one := written(x @ x.T, WITHOUT_ITS_ENDS, data=True), one[:1].expand(3, 3).sin(), one.cos()],
     ),
     "another part of a product": (lambda x: (x * x.sin())[:2].cos(), lambda x: (x * x.sin())[1:].cos()),
     "another view of it": (

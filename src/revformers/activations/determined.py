@@ -3,7 +3,8 @@
 A product is the same product wherever its factors are the same bits, and so is a SiLU, which PyTorch computes in one
 way on a device; both operations save what they are made of. So where autograd saves one of their results, it is enough
 that these factors are compared, and that the result was made of them in the later evaluation as well. Nor is a tensor
-read twice that is saved twice. In a block of Llama this is half of what is saved.
+read twice that is saved twice, as the result of an attention kernel is. In a block of Llama, this spares what the norms
+scale and what the MLP multiplies.
 
 The claim ends where something writes to the result. Every write that PyTorch counts makes it a tensor that is read. A
 write through `.data` is not counted: for that, the last row of each such tensor is read all the same.
@@ -15,18 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from revformers.activations.ticket import Packed
+from revformers.activations.ticket import packed_by
 from revformers.activations.version import version_of
 
-_SAVED_BY = {
-    "MulBackward0": ("self", "other"),
-    "SiluBackward0": ("self",),
-    **{
-        f"ScaledDotProduct{kernel}Backward0": ("output",)
-        for kernel in ("FlashAttentionForCpu", "FlashAttention", "EfficientAttention", "CudnnAttention")
-    },
-}
-"""What an operation saves from which its result follows: its factors, or the result itself."""
+_FACTORS = {"MulBackward0": ("self", "other"), "SiluBackward0": ("self",)}
+"""Operations that save all that their result follows from, and as what."""
 
 INPUT = -1
 """Stands for the input of the field among the numbers of saved tensors."""
@@ -61,7 +55,10 @@ class Determined:
 
     def __init__(self, hidden: Tensor) -> None:
         self.evaluation = object()
-        self._input: Tensor | None = hidden
+        self._input: Tensor | None = hidden  # so that no other tensor takes its memory
+        memory = hidden.untyped_storage()
+        # Modes of PyTorch may make other objects of the input.
+        self._memory = memory._cdata if memory.nbytes() == hidden.nbytes else None
         self._version = version_of(hidden)
         self._number = 0
         # What was saved whole, by the output of its node.
@@ -79,7 +76,7 @@ class Determined:
         if type(whole) not in (Tensor, nn.Parameter) or whole.layout is not torch.strided:
             return None
         place = (whole.shape, whole.stride(), tensor.shape, tensor.stride(), tensor.storage_offset(), tensor.dtype)
-        if self._is_input(whole):
+        if whole.untyped_storage()._cdata == self._memory:
             return Recipe("", (INPUT,), place) if version_of(whole) == self._version else None
         node = whole.grad_fn
         if node is None or version_of(whole):
@@ -88,26 +85,18 @@ class Determined:
         if known is not None:
             return Recipe("", (known,), place)
         operation = type(node).__name__
-        sources = tuple(self._number_of(node, name) for name in _SAVED_BY.get(operation, ()))
+        sources = tuple(self._number_of(node, name) for name in _FACTORS.get(operation, ()))
         if sources and None not in sources:
             return Recipe(operation, sources, place)
-        if tensor.numel() == whole.numel():
+        # A view of as many elements may have some of them twice, and others not.
+        if tensor.numel() == whole.numel() and (tensor.is_contiguous() or tensor.stride() == whole.stride()):
             self._known[node, whole.output_nr] = number
         return None
 
-    def _is_input(self, tensor: Tensor) -> bool:
-        """Whether a tensor lies where the input does; modes of PyTorch may make other objects of it."""
-        memory = tensor.untyped_storage()
-        return (
-            self._input is not None
-            and memory._cdata == self._input.untyped_storage()._cdata
-            and memory.nbytes() == self._input.nbytes
-        )
-
     def _number_of(self, node: Any, name: str) -> Any:
         """Return the number of a tensor that a node saved; None where it did not, or under other hooks than ours."""
-        packed = getattr(getattr(node, f"_raw_saved_{name}", None), "data", None)
-        return packed.number if isinstance(packed, Packed) and packed.evaluation is self.evaluation else None
+        packed = packed_by(node, name)
+        return packed.number if packed is not None and packed.evaluation is self.evaluation else None
 
 
 def last_row(tensor: Tensor) -> Tensor:

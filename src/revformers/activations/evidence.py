@@ -34,8 +34,6 @@ from revformers.exact.checksum import checksum, checksum_of, condensed, layout_o
 SMALL_WEIGHT = 2**14
 """Elements up to which a weight is compared by its bits as well: those of norms, from which others follow."""
 
-_NOTHING = torch.empty(0)
-
 
 class Leaf:
     """A leaf of autograd that an evaluation saved, or a view of one.
@@ -98,6 +96,11 @@ class Saved:
     is_read: bool = False
     written: int | None = None
 
+    @property
+    def is_compared(self) -> bool:
+        """Whether it is compared by its bits, or by those of others, and not by a version alone."""
+        return self.recipe is not None or (self.is_read and self.written is None)
+
     def part(self, tensor: Tensor) -> Tensor | None:
         """Return what is read of the tensor; None for nothing."""
         if self.recipe is not None:
@@ -151,8 +154,8 @@ class Evidence:
         return recipe if recipe is not None and self._are_compared(recipe.sources) else None
 
     def _are_compared(self, sources: Iterable[int]) -> bool:
-        """Whether tensors are compared by their bits, not by a version, so that others may follow from them."""
-        return all(source == INPUT or self._saved[source].part(_NOTHING) is not None for source in sources)
+        """Whether others may follow from these tensors."""
+        return all(source == INPUT or self._saved[source].is_compared for source in sources)
 
     def finish(self, written: Mapping[int, int]) -> None:
         """End the first evaluation: keep numbers alone.
@@ -182,9 +185,10 @@ class Evidence:
         for number, saved in enumerate(self._saved):
             if number not in held:
                 self._saved[number] = Saved(saved.leaf)
-            elif saved.recipe is not None and not self._are_compared(saved.recipe.sources):
+                continue
+            if saved.recipe is not None and not self._are_compared(saved.recipe.sources):
                 self._saved[number] = Saved(saved.leaf, is_read=True)
-            self._words.add(number, self._saved[number].part(held.get(number, _NOTHING)))
+            self._words.add(number, self._saved[number].part(held[number]))
         self._read_all()
 
     def _read_all(self) -> None:

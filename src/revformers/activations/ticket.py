@@ -39,6 +39,15 @@ class Packed:
         self.number = number
 
 
+def packed_by(node: Any, name: str) -> Packed | None:
+    """Return what a node of the graph holds in the place of the tensor that it saved under a name.
+
+    None where it saved none, or where other hooks than this library's packed it.
+    """
+    packed = getattr(getattr(node, f"_raw_saved_{name}", None), "data", None)
+    return packed if isinstance(packed, Packed) else None
+
+
 class SavedTensor(Packed):
     """The ticket of one tensor: which step saved it, and its shape and dtype."""
 

@@ -6,21 +6,28 @@ generator that it did not use. What lies there is whatever the memory held befor
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from revformers.activations.ticket import SavedTensor
+from revformers.activations.ticket import SavedTensor, packed_by
 
 WRITE_EVERYTHING = {"cpu", "meta"}
 """Devices whose kernels do."""
 
 _NODES = "ScaledDotProduct"
 _LOG_SUM_EXPS = ("logsumexp", "log_sumexp")
+_RANDOM_NUMBERS = 4
 _RANDOM_STATES = ("philox_seed", "philox_offset", "rng_state", "unused")
 
 
 def may_be_unwritten(tensor: Tensor) -> bool:
-    """Whether a saved tensor may be one of these: it has no node in the graph."""
-    return tensor.device.type not in WRITE_EVERYTHING and tensor.grad_fn is None
+    """Whether a saved tensor may be one of these: a log-sum-exp, (batch, heads, tokens), or the numbers of a generator.
+
+    Neither has a node in the graph.
+    """
+    if tensor.device.type in WRITE_EVERYTHING or tensor.grad_fn is not None:
+        return False
+    return (tensor.dim() == 3 and tensor.dtype == torch.float32) or tensor.numel() <= _RANDOM_NUMBERS
 
 
 def written_parts(update: Tensor, hidden: Tensor) -> dict[int, int]:
@@ -46,18 +53,13 @@ def written_parts(update: Tensor, hidden: Tensor) -> dict[int, int]:
         nodes += [source for source, _ in node.next_functions]
         if not type(node).__name__.startswith(_NODES):
             continue
-        query = _ticket(node, "query")
+        query = packed_by(node, "query")
         for name in _LOG_SUM_EXPS:
-            ticket = _ticket(node, name)
-            if ticket is not None and query is not None and len(ticket.shape) == 3:
+            ticket = packed_by(node, name)
+            if isinstance(ticket, SavedTensor) and isinstance(query, SavedTensor) and len(ticket.shape) == 3:
                 found[ticket.number] = query.shape[-2]
         for name in _RANDOM_STATES:
-            ticket = _ticket(node, name)
+            ticket = packed_by(node, name)
             if ticket is not None and not getattr(node, "_saved_dropout_p", 0.0):
                 found[ticket.number] = 0
     return found
-
-
-def _ticket(node: Any, name: str) -> SavedTensor | None:
-    ticket = getattr(getattr(node, f"_raw_saved_{name}", None), "data", None)
-    return ticket if isinstance(ticket, SavedTensor) else None
