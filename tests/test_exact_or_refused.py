@@ -4,6 +4,8 @@ Every case was a wrong gradient without an error once, or an error that named no
 """
 
 import contextlib
+import sys
+import threading
 
 import pytest
 import torch
@@ -13,7 +15,9 @@ from torch import nn
 import revformers as rf
 from revformers.activations.rebuild import Tape
 from revformers.activations.verdicts import Verdicts
+from revformers.hf.attach import add_update_predictors
 from revformers.hf.mlp_tiles import set_mlp_tiles
+from revformers.update_predictor import PredictorForm
 from tests.tiny_models import tiny
 
 POLICIES = ["rebuild", "checkpoint", "offload", "budget:rebuild", "budget:checkpoint"]
@@ -516,3 +520,60 @@ def test_a_layer_that_takes_gradients_in_its_forward_is_refused():
     layers_of(model)[1].mlp.down_proj.register_forward_hook(take)
     with pytest.raises(rf.NotReversibleError, match="takes gradients while it is evaluated"):
         loss_of(model)
+
+
+@pytest.mark.parametrize("activations", ["rebuild", "checkpoint"])
+def test_the_last_matrix_with_other_data_is_refused(activations):
+    """Nothing that is saved tells of it: its input is, and what it returns is not."""
+    model = reversible(activations)
+    loss = loss_of(model)
+    weight = layers_of(model)[2].mlp.down_proj.weight
+    weight.data = weight.data * 1.5
+    with pytest.raises(rf.RebuildMismatchError, match=r"layer 2.*down_proj.weight \[.*was changed"):
+        loss.backward()
+
+
+def test_a_predictor_names_the_layer_before_that_it_reads():
+    model = reversible("rebuild", dynamics=rf.BlendedMidpoint("1/4"))
+    for predictor in add_update_predictors(model, PredictorForm(("previous_update",))):
+        nn.init.normal_(predictor.bias)
+        for part in predictor.maps:
+            nn.init.normal_(part.weight)
+    loss = loss_of(model)
+    with torch.no_grad():
+        layers_of(model)[2].mlp.up_proj.weight.mul_(1.5)
+    with pytest.raises(rf.RebuildMismatchError, match=r"up_proj.weight \[.*was changed"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("activations", ["rebuild", "checkpoint", "budget:rebuild"])
+def test_two_threads_may_go_backward_through_one_graph(activations):
+    def losses(model):
+        logits = model(input_ids=tokens()).logits
+        return logits[:, :8].logsumexp(-1).mean(), logits[:, 8:].square().mean()
+
+    def gradient(model, loss):
+        return torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
+
+    stored = reversible("store")
+    expected = [gradient(stored, loss) for loss in losses(stored)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for _ in range(8):
+            model, start = reversible(activations), threading.Barrier(2)
+            found = {}
+
+            def run(number, loss, model=model, start=start, found=found):
+                start.wait()
+                found[number] = gradient(model, loss)
+
+            threads = [threading.Thread(target=run, args=pair) for pair in enumerate(losses(model))]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            for number, gradients_expected in enumerate(expected):
+                assert all(map(torch.equal, found[number], gradients_expected))
+    finally:
+        sys.setswitchinterval(interval)
