@@ -21,9 +21,9 @@ from torch.nn import functional
 ROWS = 17
 COLUMNS = 2053
 BLOCK = ROWS * COLUMNS
-FEW = 3 * COLUMNS
-"""Words up to which a tensor stands for itself."""
-_MANY = 2**15
+FEW = 2**9
+"""Words up to which a tensor stands for itself, so that many small ones are multiplied at once."""
+_MANY = 2**13
 """Words up to which every half has a number of its own."""
 
 
@@ -33,19 +33,23 @@ def checksum(*tensors: Tensor) -> Tensor:
 
 
 def condensed(tensor: Tensor) -> Tensor:
-    """Return words that stand for a tensor of any dtype in a checksum: int64[about `FEW` at most], a copy."""
+    """Return words that stand for a tensor of any dtype in a checksum: int64[`FEW` at most], a copy."""
     words = _words(tensor.detach())
     if words.is_meta:
         return words[:1]
-    return words.clone() if words.numel() < FEW else torch.cat(list(_few(words)))
+    return words.clone() if words.numel() <= FEW else checksum_of([words]).view(1)
 
 
 def checksum_of(parts: Iterable[Tensor]) -> Tensor:
     """Return the checksum of what `condensed` returned for tensors on one device, in this order: int64[]."""
-    words = torch.cat(list(parts))
+    words = _joined(list(parts))
     while words.numel() > _MANY:
-        words = condensed(words)
+        words = _joined(list(_fewer(words)))
     return _weighted(words)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def layout_of(tensor: Tensor) -> int:
@@ -53,14 +57,14 @@ def layout_of(tensor: Tensor) -> int:
     return 0 if tensor.is_contiguous() else hash((_repeated(tensor), _order(tensor)))
 
 
-def _few(words: Tensor) -> Iterator[Tensor]:
+def _fewer(words: Tensor) -> Iterator[Tensor]:
     """Yield a number for every block, the sums of the columns of the rows that are left, and the words left of them."""
     blocks = words.numel() // BLOCK
     if blocks:
         yield _weighted(_sums_of_columns(words[: blocks * BLOCK], ROWS))
     left = words[blocks * BLOCK :]
-    if left.numel() >= FEW:
-        rows = left.numel() // COLUMNS
+    rows = left.numel() // COLUMNS
+    if rows > 2:
         rows -= 1 - rows % 2
         yield _sums_of_columns(left[: rows * COLUMNS], rows).view(-1)
         left = left[rows * COLUMNS :]
