@@ -21,7 +21,7 @@ from torch.nn import functional
 ROWS = 17
 COLUMNS = 2053
 BLOCK = ROWS * COLUMNS
-FEW = 2**9
+FEW = 2**6
 """Words up to which a tensor stands for itself, so that many small ones are multiplied at once."""
 _MANY = 2**13
 """Words up to which every half has a number of its own."""
