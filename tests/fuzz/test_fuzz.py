@@ -7,10 +7,14 @@ import torch
 from revformers.activations.evidence import Evidence, LaterEvidence
 from revformers.activations.verdicts import Verdicts
 from revformers.dynamics import BlendedMidpoint, from_dict
+from revformers.fuzz import run as run_module
 from revformers.fuzz.__main__ import Arguments, main
-from revformers.fuzz.case import FAMILIES, HARMFUL, HARMLESS, ORDERS, Case, draw_case
+from revformers.fuzz.case import FAMILIES, Case, draw_case
+from revformers.fuzz.events import HARMFUL, HARMLESS
+from revformers.fuzz.orders import ORDERS
 from revformers.fuzz.reference import Recurrence
 from revformers.fuzz.run import run_case
+from revformers.hf.state import reversible_stack
 
 CASES, GROUP = 200, 10
 
@@ -50,7 +54,7 @@ def test_a_seed_is_one_set_up_and_seeds_draw_everything():
     assert draw_case(7) == draw_case(7)
     cases = [draw_case(seed) for seed in range(1500)]
     assert {case.family for case in cases} == set(FAMILIES)
-    assert {case.between for case in cases} == HARMLESS | set(HARMFUL)
+    assert {case.between for case in cases} == HARMLESS.keys() | HARMFUL.keys()
     assert {case.order for case in cases} == set(ORDERS)
     blends = [abs(from_dict(case.dynamics).coefficients(0).previous) for case in cases]
     assert min(blends) == 0
@@ -74,12 +78,47 @@ def test_without_its_evidence_the_engine_is_found_out(monkeypatch, policy):
 
 def test_a_refusal_without_a_cause_is_a_failure(monkeypatch):
     monkeypatch.setattr(Verdicts, "add", lambda self, name, equal, situation: 1 / 0)
-    assert "an error that is no answer: ZeroDivisionError" in run_case(PLAIN).note
+    assert "an error where nothing had changed: ZeroDivisionError" in run_case(PLAIN).note
+    changed = dataclasses.replace(PLAIN, between="change the threads")
+    assert "an error that is no answer: ZeroDivisionError" in run_case(changed).note
     monkeypatch.undo()
     false = torch.zeros((), dtype=torch.bool)
     add = Verdicts.add
     monkeypatch.setattr(Verdicts, "add", lambda self, name, equal, situation: add(self, name, false, situation))
-    assert "refused where nothing had changed" in run_case(PLAIN).note
+    assert "an error where nothing had changed: RebuildMismatchError" in run_case(PLAIN).note
+
+
+def test_an_event_that_changes_nothing_excuses_no_error(monkeypatch):
+    # Without dropout a layer gives the same in eval(), without adapters there are none to merge, and the mask has two
+    # dimensions; so these are no causes.
+    false = torch.zeros((), dtype=torch.bool)
+    add = Verdicts.add
+    for between in ("eval", "merge adapters", "refill the mask"):
+        case = dataclasses.replace(PLAIN, between=between, padding="left")
+        assert run_case(case).kind == "exact"
+        with monkeypatch.context() as patch:
+            patch.setattr(Verdicts, "add", lambda self, name, equal, situation: add(self, name, false, situation))
+            assert "an error where nothing had changed" in run_case(case).note
+
+
+def test_an_error_of_every_policy_is_impossible_only_where_the_ordinary_model_has_it(monkeypatch):
+    # PyTorch's fused attention has no second derivative, with this library or without it.
+    second = dataclasses.replace(PLAIN, order="second derivative")
+    assert run_case(second).kind == "impossible"
+    assert run_case(dataclasses.replace(second, attention="eager")).kind == "exact"
+
+    def crash(case, model):
+        error = RuntimeError("crash") if reversible_stack(model) else None
+        return run_module._Result(error or {}, False)
+
+    monkeypatch.setattr(run_module, "_run", crash)
+    assert run_case(PLAIN).note == "an error where nothing had changed: RuntimeError: crash"
+
+
+@pytest.mark.parametrize("field", ["dtype", "attention", "adapters", "frozen", "padding", "order", "between"])
+def test_a_case_has_no_names_that_nothing_happens_for(field):
+    with pytest.raises(ValueError, match=f"{field} is one of .*, not 'whatever'"):
+        dataclasses.replace(PLAIN, **{field: "whatever"})
 
 
 def test_the_recurrence_by_hand_tells_other_coefficients_from_these(monkeypatch):
@@ -94,7 +133,7 @@ def test_the_recurrence_by_hand_tells_other_coefficients_from_these(monkeypatch)
 def test_the_command_counts_and_prints_what_fails(monkeypatch, tmp_path, capsys):
     file = tmp_path / "result.json"
     assert main(Arguments(cases=2, seed=3, out=file)) == 0
-    assert capsys.readouterr().out.startswith("2 set-ups from seed 3: ")
+    assert capsys.readouterr().out.strip().startswith("2 set-ups from seed 3 in ")
     result = json.loads(file.read_text())
     assert sum(result["set_ups"].values()) == 2
     assert result["failures"] == []

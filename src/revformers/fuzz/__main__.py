@@ -10,6 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import tyro
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
 
 from revformers.benchmark.environment import write_result
 from revformers.fuzz.case import Case
@@ -39,25 +42,39 @@ def _outcomes(seeds: range, workers: int) -> Iterator[tuple[Case, Outcome]]:
         yield from pool.map(run_seed, seeds, chunksize=10)
 
 
+MEANINGS = {
+    "exact": "every gradient is the stored one to the bit",
+    "refused": "something had changed before the backward pass, and an error says so",
+    "out of range": "states that fixed point cannot hold, an error with stored activations too",
+    "impossible": "no such model, or the ordinary one ends in the same error",
+    "FAILED": "another gradient without an error, an error without a cause, or a crash",
+}
+
+
 def main(arguments: Arguments) -> int:
     """Return 1 where a set-up failed, and 0 otherwise."""
     kinds: collections.Counter[str] = collections.Counter()
     compared, distances, failures, start = 0, [], [], time.monotonic()
     seeds = range(arguments.seed, arguments.seed + arguments.cases)
-    for case, outcome in _outcomes(seeds, arguments.workers):
+    outcomes = _outcomes(seeds, arguments.workers)
+    progress = Console(stderr=True)
+    for case, outcome in track(outcomes, "set-ups", len(seeds), console=progress, disable=not progress.is_terminal):
         kinds[outcome.kind] += 1
         compared += outcome.compared
         distances += [] if outcome.distance is None else [outcome.distance]
         if outcome.kind == "FAILED":
             failures.append({"case": asdict(case), "note": outcome.note})
-            print(f"FAILED {outcome.note}: {case}", flush=True)
-        elif arguments.cases == 1:
-            print(f"{outcome.kind} {outcome.note}: {case}")
-    counts = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())
-    print(
-        f"{arguments.cases} set-ups from seed {arguments.seed}: {counts}; {compared} gradients equal to the bit, "
-        f"{len(distances)} set-ups compared with the recurrence, in {time.monotonic() - start:.0f} s"
-    )
+        if outcome.kind == "FAILED" or arguments.cases == 1:
+            print(f"{outcome.kind} {outcome.note}: {case}", flush=True)
+    table = Table(title=f"{arguments.cases} set-ups from seed {arguments.seed} in {time.monotonic() - start:.0f} s")
+    table.add_column("set-ups", justify="right")
+    table.add_column("outcome")
+    table.add_column("what it means")
+    for kind, meaning in MEANINGS.items():
+        table.add_row(f"{kinds[kind]:,}", kind, meaning)
+    console = Console()
+    console.print(table)
+    console.print(f"{compared:,} gradients are equal to the bit; {len(distances):,} set-ups agree with the recurrence.")
     if arguments.out is not None:
         result = {"set_ups": dict(kinds), "gradients_compared": compared, "failures": failures}
         far = {"compared_with_the_recurrence": len(distances), "farthest": max(distances, default=None)}

@@ -8,7 +8,19 @@ from typing import Any
 from revformers.dynamics import BlendedMidpoint, Dynamics, Hamiltonian, Leapfrog, Midpoint, Residual
 from revformers.dynamics.base import Granularity
 from revformers.dynamics.two_evaluation_midpoint import TwoEvaluationMidpoint
+from revformers.fuzz.events import HARMFUL, HARMLESS
+from revformers.fuzz.orders import ORDERS
 from revformers.update_predictor import Feature
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "dtype": ("float32", "bfloat16", "float64"),
+    "attention": ("sdpa", "eager"),
+    "adapters": ("none", "fresh", "trained"),
+    "frozen": ("nothing", "embedding", "first layers", "some layers", "norms", "half of all"),
+    "padding": ("none", "left", "right", "4-d mask", "packed"),
+    "order": tuple(ORDERS),
+    "between": (*HARMLESS, *HARMFUL),
+}
 
 FAMILIES = (  # noqa: SIM905 - a list of so many would be a page
     "AfmoeForCausalLM ApertusForCausalLM ArceeForCausalLM BartForCausalLM BioGptForCausalLM "
@@ -26,42 +38,6 @@ FAMILIES = (  # noqa: SIM905 - a list of so many would be a page
     "XGLMForCausalLM"
 ).split()
 """Decoders of every kind of layer: dense, experts, state spaces, convolutions; pre-norm, post-norm, parallel."""
-
-HARMLESS = {"nothing", "draw random numbers", "another forward pass", "another step", "generate without a gradient"}
-"""What may happen between the passes without changing anything: here nothing may be refused."""
-
-HARMFUL = (
-    "optimizer step",
-    "write to a weight's data",
-    "give a weight other data",
-    "freeze weights",
-    "unfreeze weights",
-    "swap what is frozen",
-    "eval",
-    "refill the mask",
-    "refill the mask unseen",
-    "change the threads",
-    "tile the MLPs",
-    "change the dtype",
-    "disable adapters",
-    "merge adapters",
-    "write to a bias",
-    "add a hook",
-    "another activation function",
-)
-"""What changes what a second evaluation would give, or may."""
-
-ORDERS = (
-    "once",
-    "twice",
-    "a part, then all",
-    "two batches",
-    "two batches, last first",
-    "with a graph",
-    "second derivative",
-    "in inference mode",
-)
-"""In which order the backward passes run."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +90,12 @@ class Case:
     compiled: bool
     order: str
     between: str
+
+    def __post_init__(self) -> None:
+        """Refuse what no set-up is made of, which would be left out without a word."""
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is one of {', '.join(choices)}, not {getattr(self, name)!r}.")
 
     def __str__(self) -> str:
         """Say it in one line, without what is usual."""
@@ -175,7 +157,7 @@ def draw_case(seed: int) -> Case:
         chunk=0 if plain else draw.choice([0, 0, 0, 8]),
         compiled=draw.random() < 0.005,
         order="once" if plain else draw.choice(["once"] * 8 + list(ORDERS)),
-        between=draw.choice(sorted(HARMLESS)) if plain or draw.random() < 0.5 else draw.choice(HARMFUL),
+        between=draw.choice(sorted(HARMLESS)) if plain or draw.random() < 0.5 else draw.choice(list(HARMFUL)),
     )
 
 
