@@ -42,7 +42,7 @@ def _impossible_where(kind: type[Exception]) -> Iterator[None]:
 
 
 def ordinary_model(case: Case) -> Any:
-    """Return the ordinary model of a set-up, with its adapters, tiles and head; the same weights each time.
+    """Return the ordinary model of a set-up, with its adapters, tiles and head, compiled if the case is.
 
     Raises:
         ImpossibleError: where transformers or PEFT has no such model; their errors are of many kinds.
@@ -50,6 +50,9 @@ def ordinary_model(case: Case) -> Any:
     """
     with _impossible_where(Exception):
         model = _with_adapters(_build(case), case)
+    if case.compiled:
+        for layer in find_stack(model).layers:
+            layer.compile(fullgraph=True, backend="aot_eager")
     return _with_parts(model, case).train()
 
 

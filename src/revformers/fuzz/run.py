@@ -1,5 +1,6 @@
 """Running one set-up and judging it: with stored activations, with its policy, and by the recurrence in float64."""
 
+import contextlib
 import copy
 import random
 import warnings
@@ -28,6 +29,9 @@ and norms that compute in float32, are made larger by sharp weights. A wrong coe
 
 ANSWERS = (RebuildMismatchError, NotReversibleError, StateRangeError)
 """What any policy may end in where something had changed. Everything else the ordinary model has to end in too."""
+
+GRAPHS = 64
+"""How many graphs a compiled layer may have."""
 
 Gradients = dict[str, Tensor]
 
@@ -70,14 +74,18 @@ def run_seed(seed: int) -> tuple[Case, Outcome]:
 def run_case(case: Case) -> Outcome:
     """Run a set-up and judge it."""
     threads = torch.get_num_threads()
+    # Layers of which other weights are frozen are graphs of their own.
+    graphs = torch._dynamo.config.patch(recompile_limit=GRAPHS)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), graphs if case.compiled else contextlib.nullcontext():
             warnings.simplefilter("ignore")
             return _judge(case)
     except ImpossibleError as error:
         return Outcome("impossible", str(error))
     finally:
         torch.set_num_threads(threads)
+        if case.compiled:  # or the graphs of all set-ups would count together
+            torch._dynamo.reset()
 
 
 def _judge(case: Case) -> Outcome:
