@@ -4,10 +4,13 @@ import copy
 
 import pytest
 import torch
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, MixtralConfig, MixtralForCausalLM
+from transformers import FalconForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM, MixtralConfig, MixtralForCausalLM
 
 import revformers as rf
+from revformers.hf.attach import add_update_predictors
 from revformers.hf.state import update_predictors
+from revformers.hf.tiny import tiny_model
+from revformers.update_predictor import PredictorForm
 from tests.conversion.test_convert import TEXT, smooth_llama
 from tests.tiny_models import tiny
 
@@ -172,3 +175,12 @@ def test_layers_that_return_more_than_a_state_are_converted(family):
     model = tiny(family).eval()
     rf.convert(model, 1, TEXT)
     assert rf.verify_gradients(model, {"input_ids": TEXT[:2]}).bit_exact
+
+
+def test_predictors_on_the_layer_before_need_no_inputs_of_it_yet():
+    # Falcon's layers have inputs without a default.
+    model = tiny_model(FalconForCausalLM)
+    rf.make_reversible(model, rf.Midpoint())
+    predictors = add_update_predictors(model, PredictorForm(("state", "previous_update")))
+    assert len(predictors) == len(model.transformer.h)
+    assert torch.isfinite(model(input_ids=torch.tensor([[3, 4, 5]]), labels=torch.tensor([[3, 4, 5]])).loss)

@@ -4,11 +4,12 @@ A tensor is taken as numbers of four bytes, in the order in which they lie in me
 number of eight bytes that depends on its place, and all are added up modulo 2**64. So one change always shows, and so
 do numbers that trade places and errors that would cancel in a plain sum.
 
-To read large tensors about as fast as a plain sum does, 17 rows of 2,053 words of eight bytes are added up first, block
-by block, and the sums of their columns stand for them. In such a block, changes cancel where words a multiple of 2,053
+To read large tensors about as fast as a plain sum does, 129 rows of 2,053 words of eight bytes are added up, block by
+block, and the sums of their columns stand for them. In such a block, changes cancel where words a multiple of 2,053
 apart trade places, or change by as much up and down; of their highest bits, where the sign of a float64 lies, an even
-number cancels in a column. So 2,053 is a prime: no tokens or heads of 17 words or more are so far apart. And 17 is odd,
-so that nothing cancels where all words change alike, as they do when a tensor is negated.
+number cancels in a column. So 2,053 is a prime: tokens or heads are so far apart only where 2,053 of them are, and not
+in one block from 129 words on. And 129 is odd, so that nothing cancels where all words change alike, as they do when a
+tensor is negated.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-ROWS = 17
+ROWS = 129
 COLUMNS = 2053
 BLOCK = ROWS * COLUMNS
 FEW = 2**6

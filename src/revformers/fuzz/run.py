@@ -82,6 +82,8 @@ def run_case(case: Case) -> Outcome:
             return _judge(case)
     except ImpossibleError as error:
         return Outcome("impossible", str(error))
+    except Exception as error:
+        return Outcome("FAILED", f"a crash: {_say(error)}")
     finally:
         torch.set_num_threads(threads)
         if case.compiled:  # or the graphs of all set-ups would count together

@@ -10,7 +10,7 @@ from torch import nn
 from revformers.activations import check_activations
 from revformers.hf.discovery import DecoderStack, find_stack, unwrap
 from revformers.hf.families import find_layout
-from revformers.hf.fields import LayerCall, no_branches, previous_fields
+from revformers.hf.fields import no_branches, require_features
 from revformers.hf.forward import LayerRole, ReversibleStack, decoder_forward, layer_forward
 from revformers.hf.identity import Identity
 from revformers.hf.state import require_reversible
@@ -97,7 +97,7 @@ def add_update_predictors(model: nn.Module, form: PredictorForm) -> list[UpdateP
 
     """
     stack = find_stack(model)
-    previous_fields(form, LayerCall(stack.layers[0], 0, {}))
+    require_features(form, stack.layers[0])
     own = tuple(feature for feature in form.features if not feature.startswith("previous_")) or ("state",)
     width = unwrap(model).config.get_text_config(decoder=True).hidden_size
     for index, layer in enumerate(stack.layers):

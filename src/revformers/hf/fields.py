@@ -173,15 +173,24 @@ def previous_fields(form: PredictorForm, before: LayerCall | None) -> dict[str, 
             fields[feature] = _previous_update(before)
         elif feature == "previous_mlp":
             assert before is not None
-            layout = find_layout(before.layer)
-            if layout is None:
-                raise NotReversibleError(
-                    f"An update predictor on previous_mlp needs to know where {type(before.layer).__name__} splits "
-                    f"into attention and MLP; use the features state and update, or add the family to "
-                    f"revformers.hf.families."
-                )
-            fields[feature] = partial(before.evaluate, layout.mlp_update, before.layer, ())
+            fields[feature] = partial(before.evaluate, _layout_of_mlp(before.layer).mlp_update, before.layer, ())
     return fields
+
+
+def require_features(form: PredictorForm, layer: nn.Module) -> None:
+    """Raise NotReversibleError where a feature needs the branches of a layer, and they are not known."""
+    if "previous_mlp" in form.features:
+        _layout_of_mlp(layer)
+
+
+def _layout_of_mlp(layer: nn.Module) -> BlockLayout:
+    layout = find_layout(layer)
+    if layout is None:
+        raise NotReversibleError(
+            f"An update predictor on previous_mlp needs to know where {type(layer).__name__} splits into attention and "
+            f"MLP; use the features state and update, or add the family to revformers.hf.families."
+        )
+    return layout
 
 
 def holds_cache(inputs: Mapping[str, Any]) -> bool:
