@@ -100,7 +100,5 @@ class Determined:
 
 
 def last_row(tensor: Tensor) -> Tensor:
-    """Return the last row of a tensor, a view."""
-    while tensor.dim() > 1 and tensor.numel():
-        tensor = tensor[-1]
-    return tensor
+    """Return the last row of a tensor, (n,), a view of it without its graph."""
+    return tensor.detach()[(-1,) * (tensor.dim() - 1)] if tensor.numel() else tensor.detach()

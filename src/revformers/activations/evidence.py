@@ -29,10 +29,14 @@ from revformers.activations.situation import Situation
 from revformers.activations.ticket import Packed
 from revformers.activations.unwritten import may_be_unwritten
 from revformers.activations.version import version_of
-from revformers.exact.checksum import checksum, checksum_of, condensed, layout_of
+from revformers.exact.checksum import FEW, checksum, checksum_of, condensed, layout_of
 
 SMALL_WEIGHT = 2**14
 """Elements up to which a weight is compared by its bits as well: those of norms, from which others follow."""
+
+
+ROW = 2**12
+"""Words up to which the last row of a tensor stands for itself in the checksum."""
 
 
 class Leaf:
@@ -101,14 +105,6 @@ class Saved:
         """Whether it is compared by its bits, or by those of others, and not by a version alone."""
         return self.recipe is not None or (self.is_read and self.written is None)
 
-    def part(self, tensor: Tensor) -> Tensor | None:
-        """Return what is read of the tensor; None for nothing."""
-        if self.recipe is not None:
-            return last_row(tensor)
-        if not self.is_read or self.written == 0:
-            return None
-        return tensor if self.written is None else tensor[..., : self.written]
-
 
 class Evidence:
     """What the first evaluation of a field saved, in order.
@@ -147,7 +143,7 @@ class Evidence:
         if not held and may_be_unwritten(tensor):
             self._deferred[number] = tensor.detach()
         elif not held:
-            self._words.add(number, saved.part(tensor))
+            self._words.add(number, saved, tensor)
 
     def _recipe(self, tensor: Tensor) -> Recipe | None:
         recipe = self._determined.recipe(tensor)
@@ -169,7 +165,7 @@ class Evidence:
         for number, elements in written.items():
             self._saved[number] = replace(self._saved[number], written=elements)
         for number, tensor in self._deferred.items():
-            self._words.add(number, self._saved[number].part(tensor))
+            self._words.add(number, self._saved[number], tensor)
         self._deferred.clear()
         if not self._is_held:
             self._read_all()
@@ -188,7 +184,7 @@ class Evidence:
                 continue
             if saved.recipe is not None and not self._are_compared(saved.recipe.sources):
                 self._saved[number] = Saved(saved.leaf, is_read=True)
-            self._words.add(number, self._saved[number].part(held[number]))
+            self._words.add(number, self._saved[number], held[number])
         self._read_all()
 
     def _read_all(self) -> None:
@@ -241,7 +237,7 @@ class LaterEvidence:
         recipe = self._determined.recipe(tensor)  # of each, as others may follow from it
         if first.recipe is not None and recipe != first.recipe:
             self.is_made_otherwise = True
-        self._words.add(number, first.part(tensor))
+        self._words.add(number, first, tensor)
         return Packed(self._determined.evaluation, number)
 
     def finish(self) -> None:
@@ -266,11 +262,17 @@ class _Words:
         self._words: dict[int, Tensor] = {}
         self._layouts: dict[int, tuple[int, ...]] = {}
 
-    def add(self, number: int, tensor: Tensor | None) -> None:
-        if tensor is None:
+    def add(self, number: int, saved: Saved, tensor: Tensor) -> None:
+        """Read what is to be read of a saved tensor."""
+        few = FEW
+        if saved.recipe is not None:
+            tensor, few = last_row(tensor), ROW
+        elif not saved.is_read or saved.written == 0:
             return
+        elif saved.written is not None:
+            tensor = tensor[..., : saved.written]
         parts = list(_parts(tensor))
-        words = [condensed(part) for part in parts]
+        words = [condensed(part, few) for part in parts]
         self._words[number] = words[0] if len(words) == 1 else torch.cat(words)
         self._layouts[number] = tuple(map(layout_of, parts))
 

@@ -33,12 +33,12 @@ def checksum(*tensors: Tensor) -> Tensor:
     return checksum_of(condensed(tensor) for tensor in tensors)
 
 
-def condensed(tensor: Tensor) -> Tensor:
-    """Return words that stand for a tensor of any dtype in a checksum: int64[`FEW` at most], a copy."""
+def condensed(tensor: Tensor, few: int = FEW) -> Tensor:
+    """Return words that stand for a tensor of any dtype in a checksum: int64[`few` at most], a copy."""
     words = _words(tensor.detach())
     if words.is_meta:
         return words[:1]
-    return words.clone() if words.numel() <= FEW else checksum_of([words]).view(1)
+    return words.clone() if words.numel() <= few else checksum_of([words]).view(1)
 
 
 def checksum_of(parts: Iterable[Tensor]) -> Tensor:
