@@ -43,11 +43,31 @@ def test_every_kind_of_change_has_words():
     assert changes(lambda module: setattr(module[2], "p", 0.1)) == ["2.p was changed from 0.5 to 0.1"]
 
 
-def test_a_list_that_changes_in_place_shows():
+def test_lists_and_dictionaries_that_change_in_place_show():
     module = layer()
-    module[0].merged_adapters = []
-    expected = ["0.merged_adapters was changed from () to ('default',)"]
-    assert changes(lambda module: module[0].merged_adapters.append("default"), module) == expected
+    module[0].active_adapter, module[0].scaling = [], {"default": 2.0}
+    expected = ["0.active_adapter was changed from () to ('default',)"]
+    assert changes(lambda module: module[0].active_adapter.append("default"), module) == expected
+    expected = ["0.scaling was changed from (('default', 2.0),) to (('default', 3.0),)"]
+    assert changes(lambda module: module[0].scaling.update(default=3.0), module) == expected
+
+
+def test_modules_hooks_and_forwards_that_change_have_words():
+    def enlarge(module, arguments, output):
+        return output * 2
+
+    assert changes(lambda module: setattr(module, "2", nn.Dropout(0.5))) == ["2 was replaced"]
+    assert changes(lambda module: module[0].register_forward_hook(enlarge)) == [
+        "the forward hook enlarge of 0 was added"
+    ]
+    assert changes(lambda module: module.register_forward_pre_hook(print)) == [
+        "the forward hook print of the layer was added"
+    ]
+    assert changes(lambda module: setattr(module[0], "forward", print)) == ["0.forward was added"]
+    module = layer()
+    module[0].merged_adapters, module[0]._disable_adapters = ["default"], True
+    assert changes(lambda module: module[0].merged_adapters.clear(), module) == ["adapters were unmerged"]
+    assert changes(lambda module: setattr(module[0], "_disable_adapters", False), module) == ["adapters were enabled"]
 
 
 def test_a_sentence_names_the_first_changes_and_counts_the_rest():

@@ -216,7 +216,7 @@ def test_a_change_between_the_passes_is_refused_before_any_weight_is_stepped(cha
         with torch.no_grad():
             layer.mlp.up_proj.weight.mul_(2)
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(RebuildMismatchError, match="layer 0 is no longer what it was in the forward pass") as caught:
+    with pytest.raises(RebuildMismatchError, match="Layer 0 is no longer what it was in the forward pass") as caught:
         loss.backward()
     assert "go back to a checkpoint" not in str(caught.value)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

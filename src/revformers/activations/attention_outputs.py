@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-from revformers.activations.verdicts import REMEDY
+from revformers.activations.verdicts import UNSEEN
 from revformers.errors import RebuildMismatchError
 from revformers.field import Field
 
@@ -76,7 +76,7 @@ class AttentionKeeper:
             if not _is_kept(kernel, arguments, keywords):
                 return kernel(*arguments, **keywords)
             if not outputs:
-                raise RebuildMismatchError(f"A layer ran more attention kernels than in the forward pass. {REMEDY}")
+                raise RebuildMismatchError(f"A layer ran more attention kernels than in the forward pass. {UNSEEN}")
             output = outputs.popleft()
             return output.value_of(kernel.name())
 
@@ -116,7 +116,7 @@ class _KernelOutput:
     def value_of(self, kernel: str) -> tuple[Any, ...]:
         """Return the values for another call of the kernel, for autograd to make a graph of."""
         if kernel != self._kernel:
-            raise RebuildMismatchError(f"A layer ran {kernel} where the forward pass ran {self._kernel}. {REMEDY}")
+            raise RebuildMismatchError(f"A layer ran {kernel} where the forward pass ran {self._kernel}. {UNSEEN}")
         if [value._version for value in self._values if isinstance(value, Tensor)] != self._versions:
             raise RebuildMismatchError(
                 f"A layer writes into the output of {kernel}, which can therefore not be kept; train with "

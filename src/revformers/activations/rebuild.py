@@ -46,7 +46,7 @@ from revformers.activations.unwritten import written_parts
 from revformers.activations.verdicts import Verdicts, mismatch
 from revformers.activations.version import version_of
 from revformers.dynamics.base import Coefficients
-from revformers.errors import NotReversibleError
+from revformers.errors import NotReversibleError, RebuildMismatchError
 from revformers.exact.checksum import checksum
 from revformers.exact.state_pair import StatePair
 from revformers.field import Field
@@ -75,6 +75,10 @@ class StepRecord:
     tickets: list[weakref.ref[SavedTensor]] = dataclasses.field(default_factory=list)
     side_information: Tensor | None = None
     result: Tensor | None = None
+
+    def mismatch(self, what: str, *, before_all: bool = False) -> RebuildMismatchError:
+        """Return the error for the step whose second evaluation is not the first; see `verdicts.mismatch`."""
+        return mismatch(what, self.situation, before_all=before_all)
 
     def living_tickets(self) -> Iterator[SavedTensor]:
         """Yield the tickets that autograd still holds."""
@@ -124,8 +128,7 @@ class Tape(ActivationPolicy):
     @classmethod
     def without_states(cls, device: torch.device) -> "Tape":
         """Return a tape for steps whose inputs are kept, on `device`."""
-        nothing = torch.empty(0, dtype=torch.int64, device=device)
-        return cls(StatePair(nothing, nothing))
+        return cls(StatePair.empty(device))
 
     def evaluate(
         self,
@@ -240,8 +243,7 @@ class Tape(ActivationPolicy):
 
     def let_go_of_states(self) -> None:
         """Keep no pair, where no step has to be rebuilt."""
-        nothing = self.states.current.new_empty(0)
-        self.states = StatePair(nothing, nothing)
+        self.states = StatePair.empty(self.states.current.device)
         for record in self._records:
             record.side_information = None
         self._checksum = None
@@ -292,8 +294,8 @@ class Tape(ActivationPolicy):
         if any(record.situation.trains_in_backward() for record in to_evaluate):
             for record in to_evaluate:
                 if record.situation.tensor_changes():
-                    raise mismatch(
-                        f"{record.name} is no longer what it was in the forward pass", record.situation, before_all=True
+                    raise record.mismatch(
+                        f"{record.name} is no longer what it was in the forward pass", before_all=True
                     )
 
     def _evaluate_again(self, step: int) -> tuple[list[SavedAgain], Tensor]:
@@ -310,7 +312,7 @@ class Tape(ActivationPolicy):
         """Evaluate f at `hidden`, to the end or until everything is saved; hold it to the evidence."""
         for leaf in record.evidence.leaves():
             if not leaf.is_unchanged():
-                raise mismatch(f"A weight of {record.name} was changed before the backward pass", record.situation)
+                raise record.mismatch(f"A weight of {record.name} was changed before the backward pass")
         hidden = hidden.detach().requires_grad_(record.requires_grad)
         saved, evidence = list[SavedAgain](), record.evidence.again(hidden)
 
@@ -335,7 +337,7 @@ class Tape(ActivationPolicy):
             pass
         except (RuntimeError, TypeError, ValueError, AttributeError) as error:
             if record.situation.changes() and not isinstance(error, torch.OutOfMemoryError):
-                raise mismatch(f"{record.name} cannot be evaluated again ({error})", record.situation) from error
+                raise record.mismatch(f"{record.name} cannot be evaluated again ({error})") from error
             raise
         finally:
             evidence.finish()
@@ -347,19 +349,17 @@ class Tape(ActivationPolicy):
     ) -> None:
         """Raise RebuildMismatchError where an evaluation is not that of the forward pass."""
         if len(saved) != len(record.tickets):
-            raise mismatch(
+            raise record.mismatch(
                 f"Rebuilding {record.name} saved {len(saved)} tensors where the forward pass saved "
-                f"{len(record.tickets)}",
-                record.situation,
+                f"{len(record.tickets)}"
             )
         if evidence.other_leaf is not None:
-            raise mismatch(
+            raise record.mismatch(
                 f"A weight {list(evidence.other_leaf.shape)} was used to evaluate {record.name} again, and another one "
-                f"by the forward pass",
-                record.situation,
+                f"by the forward pass"
             )
         if evidence.is_made_otherwise:
-            raise mismatch(f"{record.name} was evaluated again by other operations", record.situation)
+            raise record.mismatch(f"{record.name} was evaluated again by other operations")
         results = [evidence.equal()]
         if record.result is not None and update is not None:
             results.append(checksum(update) == record.result)
@@ -371,7 +371,7 @@ class Tape(ActivationPolicy):
         """Drop the tensors of tickets that a retained graph still holds; they are rebuilt when they are asked for."""
         if self._handed_out is not None:
             for ticket in self._handed_out.living_tickets():
-                ticket.tensor = None
+                ticket.let_go()
             self._handed_out = None
 
     def _hand_out(self, record: StepRecord, saved: list[SavedAgain]) -> None:
@@ -380,10 +380,9 @@ class Tape(ActivationPolicy):
             if ticket is None:
                 continue
             if (ticket.shape, ticket.dtype) != (tensor.shape, tensor.dtype):
-                raise mismatch(
+                raise record.mismatch(
                     f"Rebuilding {record.name} saved a tensor {list(tensor.shape)} of {tensor.dtype} where the forward "
-                    f"pass saved {list(ticket.shape)} of {ticket.dtype}",
-                    record.situation,
+                    f"pass saved {list(ticket.shape)} of {ticket.dtype}"
                 )
             ticket.tensor = tensor
             ticket.version = version

@@ -22,6 +22,20 @@ _PLAIN = (bool, int, float, str, type(None))
 _FEW = 4
 """How many changes a message names."""
 
+_SWITCHES = {
+    "training": ("modules were switched to eval()", "modules were switched to train()"),
+    "_disable_adapters": ("adapters were enabled", "adapters were disabled"),
+    "merged_adapters": ("adapters were unmerged", "adapters were merged"),
+}
+"""Settings of many modules at a time, by what it is called that they are off or on now; the last two are PEFT's."""
+
+
+_HOOK = "the forward hook "
+
+
+class _Part(int):
+    """What tells a module, a hook or a function of a module from others."""
+
 
 class Situation:
     """The modules that a field is a function of, as they were when this was made: parameters, buffers and settings."""
@@ -45,13 +59,22 @@ class Situation:
         """Say what is different now in parameters and buffers."""
         return [change for state in self._modules for change in state.tensor_changes(self._path(state.module))]
 
-    def changes(self) -> list[str]:
-        """Say what is different now, e.g. "mlp.up_proj.weight [48, 32] was frozen"."""
-        return [change for state in self._modules for change in state.changes(self._path(state.module))]
+    def setting_changes(self) -> list[str]:
+        """Say what is different now in settings, modules and hooks."""
+        return [change for state in self._modules for change in state.setting_changes(self._path(state.module))]
 
-    def in_words(self) -> str:
-        """Say the first changes in a sentence; nothing where there are none."""
-        changes = list(dict.fromkeys(self.changes()))
+    def changes(self) -> list[str]:
+        """Say what is different now, e.g. "up_proj.weight [48, 32] was frozen"; first settings, which may be why."""
+        return self.setting_changes() + self.tensor_changes()
+
+    def in_words(self, *, stepped: bool = False) -> str:
+        """Say the first changes in a sentence; nothing where there are none.
+
+        Args:
+            stepped: whether parameters were stepped in this backward pass, and nothing of them had changed before.
+
+        """
+        changes = list(dict.fromkeys(self.setting_changes() if stepped else self.changes()))
         if not changes:
             return ""
         more = f"; and {len(changes) - _FEW} more changes" if len(changes) > _FEW else ""
@@ -98,16 +121,20 @@ class _ModuleState:
         """Yield the parameters and buffers."""
         return (tensor for reference, *_ in self._tensors.values() if (tensor := reference()) is not None)
 
-    def changes(self, path: str) -> Iterator[str]:
-        """Say what is different now; `path` stands before every name."""
-        yield from self.tensor_changes(path)
+    def setting_changes(self, path: str) -> Iterator[str]:
+        """Say what is different now in settings, modules and hooks; `path` stands before every name."""
         settings = _settings(self.module)
         for name in {**self._settings, **settings}:
             before, after = self._settings.get(name), settings.get(name)
             if before is after or before == after:
                 continue
-            if name == "training":
-                yield f"modules were switched to {'train' if after else 'eval'}()"
+            what = "added" if before is None else "removed" if after is None else "replaced"
+            if name in _SWITCHES:
+                yield _SWITCHES[name][bool(after)]
+            elif name.startswith(_HOOK):
+                yield f"{name} of {path.rstrip('.') or 'the layer'} was {what}"
+            elif isinstance(before, _Part) or isinstance(after, _Part):
+                yield f"{path}{name} was {what}"
             else:
                 yield f"{path}{name} was changed from {before!r} to {after!r}"
 
@@ -143,13 +170,25 @@ class _ModuleState:
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:
-    """Return the numbers and texts that a module holds, and the lists of them, which may change where they are."""
+    """Return what a module holds besides tensors that says what it computes.
+
+    These are numbers and texts, the lists and dictionaries of them, which may change where they are, and which modules
+    and hooks it has.
+    """
     found: dict[str, Any] = {}
     for name, value in vars(module).items():
         if type(value) in _PLAIN:
             found[name] = value
         elif type(value) in (list, tuple) and all(type(item) in _PLAIN for item in value):
             found[name] = tuple(value)
+        elif type(value) is dict and not name.startswith("_") and all(type(item) in _PLAIN for item in value.values()):
+            found[name] = tuple(value.items())
+    for name, part in module._modules.items():
+        found[name] = _Part(id(part))
+    for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+        found[f"{_HOOK}{getattr(hook, '__name__', type(hook).__name__)}"] = _Part(id(hook))
+    if "forward" in vars(module):
+        found["forward"] = _Part(id(vars(module)["forward"]))
     return found
 
 

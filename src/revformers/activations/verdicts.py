@@ -9,12 +9,19 @@ from torch.autograd import Variable
 from revformers.activations.situation import Situation
 from revformers.errors import RebuildMismatchError
 
-REMEDY = (
-    "The layers must compute the same result twice: call backward before weights, buffers or adapters change (an "
-    "optimizer step, set_adapter, merging, freezing, entering or leaving disable_adapter(), eval()), keep global "
-    "settings such as sdpa_kernel, and make kernels deterministic (torch.use_deterministic_algorithms(True)); or train "
-    'with revformers.set_activations(model, "store"), and without MLP tiles.'
+STORE = (
+    'or train with revformers.set_activations(model, "store"), and without MLP tiles: nothing is evaluated twice then.'
 )
+
+CHANGED = f"Call backward before such a change, or repeat the forward pass after it; {STORE}"
+
+UNSEEN = (
+    "Look at what the modules themselves do not show: masks and other inputs, or a weight's data, that are written to; "
+    "weights given by torch.func.functional_call; settings of the model or of PyTorch (set_attn_implementation, "
+    "sdpa_kernel, the number of threads); random numbers of a generator that PyTorch does not know; and kernels that "
+    f"are not deterministic (torch.use_deterministic_algorithms(True)); {STORE}"
+)
+"""What to do where a layer computes something else a second time, and nothing of it has changed."""
 
 
 def mismatch(what: str, situation: Situation, *, before_all: bool = False) -> RebuildMismatchError:
@@ -26,10 +33,14 @@ def mismatch(what: str, situation: Situation, *, before_all: bool = False) -> Re
         before_all: whether no gradient has come out of the layers yet.
 
     """
-    damage = ""
-    if situation.trains_in_backward() and not before_all:
-        damage = "Weights above it were stepped in this backward pass already: go back to a checkpoint. "
-    return RebuildMismatchError(f"{what}, so the gradients would be wrong. {situation.in_words()}{damage}{REMEDY}")
+    # Before the first gradient no weight had changed (`Tape`), so what has changed since was stepped.
+    stepped = situation.trains_in_backward() and not before_all
+    damage = "Weights were stepped in this backward pass already: go back to a checkpoint. " if stepped else ""
+    changes = situation.in_words(stepped=stepped)
+    remedy = CHANGED if changes else UNSEEN
+    return RebuildMismatchError(
+        f"{what[0].upper()}{what[1:]}, so the gradients would be wrong. {changes}{damage}{remedy}"
+    )
 
 
 @dataclass

@@ -26,6 +26,12 @@ class StatePair:
     previous: Tensor
     current: Tensor
 
+    @classmethod
+    def empty(cls, device: torch.device) -> "StatePair":
+        """Return a pair of no elements, for passes in which no step is undone."""
+        nothing = torch.empty(0, dtype=torch.int64, device=device)
+        return cls(nothing, nothing)
+
     def advance(self, coefficients: Coefficients, update: Tensor, *, keep_side_information: bool) -> Tensor | None:
         """Move from (X[l-1], X[l]) to (X[l], X[l+1]).
 

@@ -134,7 +134,7 @@ def _change_threads(scene: Scene) -> bool:
 
 
 def _tile(scene: Scene) -> bool:
-    tiled = any("_tile_tokens" in vars(module) for module in scene.model.modules())
+    tiled = any("tokens_in_tile" in vars(module) for module in scene.model.modules())
     try:
         set_mlp_tiles(scene.model, None if tiled else 5)
     except ValueError:

@@ -39,15 +39,15 @@ def set_mlp_tiles(model: nn.Module, tokens: int | None) -> None:
         raise ValueError(f"A tile is at least 1 token, not {tokens}.")
     if tokens is None:
         for module in model.modules():
-            if "_tile_tokens" in vars(module):
-                del module._tile_tokens
+            if "tokens_in_tile" in vars(module):
+                del module.tokens_in_tile
                 # Where accelerate has wrapped it meanwhile, it stays and hands every call on.
                 if isinstance(module.forward, _TiledForward):
                     del module.forward
         return
     mlps = {index: _find_mlp(layer) for index, layer in enumerate(find_stack(model).layers)}
     for mlp in mlps.values():
-        if "forward" in vars(mlp) and "_tile_tokens" not in vars(mlp):
+        if "forward" in vars(mlp) and "tokens_in_tile" not in vars(mlp):
             raise ValueError(
                 f"The forward of {type(mlp).__name__} was replaced by another library; call set_mlp_tiles first "
                 f"(before accelerate's dispatch or hooks)."
@@ -55,11 +55,11 @@ def set_mlp_tiles(model: nn.Module, tokens: int | None) -> None:
     for index, mlp in mlps.items():
         if "forward" not in vars(mlp):
             mlp.forward = _TiledForward(mlp, index)
-        mlp._tile_tokens = tokens
+        mlp.tokens_in_tile = tokens
 
 
 class _TiledForward:
-    """Stands in for the forward of an MLP, which says how many tokens a tile has in `_tile_tokens`."""
+    """Stands in for the forward of an MLP, which says how many tokens a tile has in `tokens_in_tile`."""
 
     def __init__(self, mlp: Any, layer: int) -> None:
         self._mlp = mlp
@@ -67,7 +67,7 @@ class _TiledForward:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Return the MLP's output, (..., width), of `hidden`, (..., width)."""
-        tokens: int | None = getattr(self._mlp, "_tile_tokens", None)
+        tokens: int | None = getattr(self._mlp, "tokens_in_tile", None)
         if tokens is None:
             result: Tensor = type(self._mlp).forward(self._mlp, hidden)
             return result

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from revformers.activations.verdicts import REMEDY
+from revformers.activations.verdicts import UNSEEN
 from revformers.errors import RebuildMismatchError
 from revformers.exact.fixed_point import MAXIMUM_MAGNITUDE
 from revformers.hf.discovery import unwrap
@@ -213,7 +213,7 @@ class ReversibleCallback(TrainerCallback):
             report = verify_gradients(model, inputs, loss=_loss_of)
             logger.info("%s", report)
             if not report.bit_exact:
-                raise RebuildMismatchError(f"On the first batch of the training, {report}\n{REMEDY}")
+                raise RebuildMismatchError(f"On the first batch of the training, {report}\n{UNSEEN}")
             self.report = report
             self._pending["gradients_exact"] = 1.0
         if self._counts:
