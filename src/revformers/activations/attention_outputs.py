@@ -128,6 +128,9 @@ class _KernelOutput:
 class _EveryKernel(TorchDispatchMode):
     """Has `run` called in the place of every kernel, with the kernel and its arguments."""
 
+    supports_higher_order_operators = True
+    """Compiled layers have some: attention by flex_attention, and kernels that draw random numbers."""
+
     def __init__(self, run: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]) -> None:
         super().__init__()
         self._run = run

@@ -1,13 +1,14 @@
 """Which saved tensors need not be read, as they follow from others that are.
 
-A product is the same product wherever its factors are the same bits, and so is a SiLU, which PyTorch computes in one
-way on a device; both operations save what they are made of. So where autograd saves one of their results, it is enough
-that these factors are compared, and that the result was made of them in the later evaluation as well. Nor is a tensor
-read twice that is saved twice, as the result of an attention kernel is. In a block of Llama, this spares what the norms
-scale and what the MLP multiplies.
+A product of real numbers is the same product wherever its factors are the same bits, and it saves its factors. So where
+autograd saves a product, it is enough that these are compared, and that it was made of them in the later evaluation as
+well. Nor is a tensor read twice that is saved twice, as the result of an attention kernel is. In a block of Llama, this
+spares what the norms scale and what the MLP multiplies. Of a SiLU this holds only where every element is computed in
+the same way. On a CPU, the last elements of what a thread computes go another way than the others, so that its bits
+depend on the number of threads.
 
 The claim ends where something writes to the result. Every write that PyTorch counts makes it a tensor that is read. A
-write through `.data` is not counted: for that, the last row of each such tensor is read all the same.
+write through `.data` is not counted: for that, the last token of each sequence is read all the same.
 """
 
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from revformers.activations.version import version_of
 
 _FACTORS = {"MulBackward0": ("self", "other"), "SiluBackward0": ("self",)}
 """Operations that save all that their result follows from, and as what."""
+
+_ELSEWHERE = {"SiluBackward0"}
+"""Those of which that is true on other devices than a CPU alone."""
 
 INPUT = -1
 """Stands for the input of the field among the numbers of saved tensors."""
@@ -85,6 +89,8 @@ class Determined:
         if known is not None:
             return Recipe("", (known,), place)
         operation = type(node).__name__
+        if whole.is_complex() or (whole.device.type == "cpu" and operation in _ELSEWHERE):
+            operation = ""
         sources = tuple(self._number_of(node, name) for name in _FACTORS.get(operation, ()))
         if sources and None not in sources:
             return Recipe(operation, sources, place)
@@ -99,6 +105,12 @@ class Determined:
         return packed.number if packed is not None and packed.evaluation is self.evaluation else None
 
 
-def last_row(tensor: Tensor) -> Tensor:
-    """Return the last row of a tensor, (n,), a view of it without its graph."""
-    return tensor.detach()[(-1,) * (tensor.dim() - 1)] if tensor.numel() else tensor.detach()
+def last_tokens(tensor: Tensor, recipe: Recipe) -> Tensor:
+    """Return the last row of every matrix in a tensor that was saved, a view of it without its graph.
+
+    Linear layers save what they are given as one matrix; its rows are tokens of several sequences.
+    """
+    whole, tensor = recipe.place[0], tensor.detach()
+    if tensor.is_contiguous() and tensor.numel() == whole.numel():
+        tensor = tensor.view(whole)
+    return tensor[..., -1, :] if tensor.dim() > 1 and tensor.shape[-2] else tensor

@@ -15,7 +15,7 @@ So nothing rests on what the layer returned: errors that a zero multiplies are s
 """
 
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from revformers.activations.determined import INPUT, Determined, Recipe, last_row
+from revformers.activations.determined import INPUT, Determined, Recipe, last_tokens
 from revformers.activations.saved_bytes import plain_parts
 from revformers.activations.situation import Situation
 from revformers.activations.ticket import Packed
@@ -35,8 +35,8 @@ SMALL_WEIGHT = 2**14
 """Elements up to which a weight is compared by its bits as well: those of norms, from which others follow."""
 
 
-ROW = 2**12
-"""Words up to which the last row of a tensor stands for itself in the checksum."""
+ROWS = 2**12
+"""Words up to which the rows that are read of a tensor stand for themselves in the checksum."""
 
 
 class Leaf:
@@ -89,7 +89,7 @@ class Saved:
 
     Attributes:
         leaf: the leaf that it is.
-        recipe: how it follows from others; of such a tensor the last row is read.
+        recipe: how it follows from others; of such a tensor the last token of each sequence is read.
         is_read: whether all of it is read, or what of it is written.
         written: how many elements of the last dimension are; None for all.
 
@@ -99,6 +99,11 @@ class Saved:
     recipe: Recipe | None = None
     is_read: bool = False
     written: int | None = None
+
+    @property
+    def sources(self) -> tuple[int, ...]:
+        """The numbers of the tensors that it follows from."""
+        return () if self.recipe is None else self.recipe.sources
 
     @property
     def is_compared(self) -> bool:
@@ -153,15 +158,24 @@ class Evidence:
         """Whether others may follow from these tensors."""
         return all(source == INPUT or self._saved[source].is_compared for source in sources)
 
-    def finish(self, written: Mapping[int, int]) -> None:
+    def finish(self, written: Mapping[int, int], gone: Callable[[], Set[int]] = frozenset) -> None:
         """End the first evaluation: keep numbers alone.
 
         Args:
             written: of tensors that are not written in full, the number of elements in the last dimension that are.
+            gone: returns the numbers of tensors that autograd let go of already, as of those in what a hook prints:
+                they have no part in a gradient.
 
         """
         self._determined.forget()
         del self._situation
+        # Not before the graph that was followed is let go of.
+        left = gone()
+        kept = {source for number, saved in enumerate(self._saved) if number not in left for source in saved.sources}
+        for number in left - kept:
+            self._saved[number] = Saved()
+            self._deferred.pop(number, None)
+            self._words.drop(number)
         for number, elements in written.items():
             self._saved[number] = replace(self._saved[number], written=elements)
         for number, tensor in self._deferred.items():
@@ -266,7 +280,7 @@ class _Words:
         """Read what is to be read of a saved tensor."""
         few = FEW
         if saved.recipe is not None:
-            tensor, few = last_row(tensor), ROW
+            tensor, few = last_tokens(tensor, saved.recipe), ROWS
         elif not saved.is_read or saved.written == 0:
             return
         elif saved.written is not None:
@@ -275,6 +289,11 @@ class _Words:
         words = [condensed(part, few) for part in parts]
         self._words[number] = words[0] if len(words) == 1 else torch.cat(words)
         self._layouts[number] = tuple(map(layout_of, parts))
+
+    def drop(self, number: int) -> None:
+        """Leave out what was read of a saved tensor."""
+        self._words.pop(number, None)
+        self._layouts.pop(number, None)
 
     def checksum(self) -> tuple[Tensor, int] | None:
         """Return the checksum of all that was added, int64[], and a number for its layout; None of nothing."""

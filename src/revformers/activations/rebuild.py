@@ -80,6 +80,10 @@ class StepRecord:
         """Return the error for the step whose second evaluation is not the first; see `verdicts.mismatch`."""
         return mismatch(what, self.situation, before_all=before_all)
 
+    def gone_tickets(self) -> set[int]:
+        """Return the numbers of the tickets that autograd let go of."""
+        return {number for number, reference in enumerate(self.tickets) if reference() is None}
+
     def living_tickets(self) -> Iterator[SavedTensor]:
         """Yield the tickets that autograd still holds."""
         return (ticket for reference in self.tickets if (ticket := reference()) is not None)
@@ -186,7 +190,7 @@ class Tape(ActivationPolicy):
             update = field(hidden)
         if not before.equals(RandomState.of(hidden.device)):
             record.random_state = before
-        record.evidence.finish(written_parts(update, hidden))
+        record.evidence.finish(written_parts(update, hidden), record.gone_tickets)
         record.situation = situation.now()
         if update.requires_grad and self._first_step is None:
             self._first_step = step
@@ -325,7 +329,11 @@ class Tape(ActivationPolicy):
             return packed
 
         def unpack(_: Packed) -> Tensor:
-            raise AssertionError("the rebuilt graph is never run backwards")
+            raise NotReversibleError(
+                f"Something kept what {record.name} computed when the backward pass evaluated it again, such as a hook "
+                f"that collects outputs, and a later loss uses it; collect them in the forward pass only, or train "
+                f'with revformers.set_activations(model, "store").'
+            )
 
         replay = record.random_state.restored() if record.random_state else contextlib.nullcontext()
         update: Tensor | None = None

@@ -13,7 +13,9 @@ from dataclasses import is_dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from revformers.activations.version import version_of
 from revformers.field import Field
@@ -43,7 +45,7 @@ class Situation:
     def __init__(self, field: Field) -> None:
         self._roots = list(_modules_of(field))
         self._modules = [_ModuleState(module) for root in self._roots for module in root.modules()]
-        self._held = {id(tensor) for state in self._modules for tensor in state.tensors()}
+        self._held = {id(tensor): weakref.ref(tensor) for state in self._modules for tensor in state.tensors()}
 
     def now(self) -> "Situation":
         """Return the same modules as they are now."""
@@ -53,7 +55,8 @@ class Situation:
 
     def holds(self, tensor: Tensor) -> bool:
         """Whether a tensor was a parameter or a buffer of a module."""
-        return id(tensor) in self._held
+        held = self._held.get(id(tensor))
+        return held is not None and held() is tensor
 
     def tensor_changes(self) -> list[str]:
         """Say what is different now in parameters and buffers."""
@@ -111,10 +114,10 @@ class _ModuleState:
         self.module = module
         self._settings = _settings(module)
         self._tensors = {
-            name: (weakref.ref(tensor), tensor.requires_grad, version_of(tensor), _address(tensor), tensor.shape)
+            name: (weakref.ref(tensor), tensor.requires_grad, version_of(tensor), _address(tensor), _shape(tensor))
             for own in (module._parameters, module._buffers)
             for name, tensor in own.items()
-            if tensor is not None
+            if tensor is not None and not is_lazy(tensor)
         }
 
     def tensors(self) -> Iterator[Tensor]:
@@ -165,7 +168,7 @@ class _ModuleState:
         for name, buffer in self.module._buffers.items():
             if buffer is not None and name in self._tensors:
                 reference, _, version, _, shape = self._tensors[name]
-                if buffer.shape == shape and (buffer is not reference() or version_of(buffer) != version):
+                if _shape(buffer) == shape and (buffer is not reference() or version_of(buffer) != version):
                     yield name
 
 
@@ -193,7 +196,12 @@ def _settings(module: nn.Module) -> dict[str, Any]:
 
 
 def _address(tensor: Tensor) -> int:
-    return tensor.data_ptr() if type(tensor) in (Tensor, nn.Parameter) else 0
+    plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided and not tensor.is_nested
+    return tensor.data_ptr() if plain else 0
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    return () if tensor.is_nested else tuple(tensor.shape)
 
 
 def _modules_of(value: Any) -> Iterator[nn.Module]:

@@ -65,8 +65,9 @@ class SavedTensor(Packed):
 
     def hold(self, tensor: Tensor) -> None:
         """Keep the tensor itself, as ordinary autograd does."""
-        # detach: a ticket that held its own step's result would keep its own graph alive.
-        self.tensor = tensor.detach()
+        # detach: a ticket that held its own step's result would keep its own graph alive. A leaf has none, and autograd
+        # saves it as it is too, so that it takes part in what `.data =` makes of it.
+        self.tensor = tensor if tensor.is_leaf else tensor.detach()
         self.version = tensor._version
 
     def let_go(self) -> None:
