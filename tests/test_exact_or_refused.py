@@ -25,7 +25,7 @@ ROWS, TOKENS = 2, 16
 
 
 def set_policy(model, activations, rows=ROWS, tokens=TOKENS):
-    if activations.startswith("budget:"):
+    if isinstance(activations, str) and activations.startswith("budget:"):
         recompute = activations.removeprefix("budget:")
         activations = rf.Budget(int(1.3 * rf.smallest_budget(model, rows, tokens, recompute)), recompute)
     rf.set_activations(model, activations)
@@ -582,3 +582,105 @@ def test_two_threads_may_go_backward_through_one_graph(activations):
                 assert all(map(torch.equal, found[number], gradients_expected))
     finally:
         sys.setswitchinterval(interval)
+
+
+@pytest.mark.parametrize("activations", POLICIES)
+def test_what_a_hook_prints_is_no_part_of_a_gradient(activations):
+    """It is another number in the second evaluation, but autograd has let go of it by the end of the layer."""
+
+    def run(activations):
+        model, generator, printed = reversible(activations), torch.Generator().manual_seed(0), []
+
+        def measure(module, inputs, output):
+            printed.append((output * torch.randn(output.shape, generator=generator)).square().mean().item())
+
+        layers_of(model)[2].mlp.up_proj.register_forward_hook(measure)
+        return backward(model, loss_of(model)), printed
+
+    (expected, once), (found, again) = run("store"), run(activations)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert len(again) > len(once)
+    assert again[-1] != again[0]
+
+
+BUFFERS = {
+    "sparse": lambda: torch.eye(3).to_sparse(),
+    "sparse rows": lambda: torch.eye(3).to_sparse_csr(),
+    "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+    "mkldnn": lambda: torch.eye(3).to_mkldnn() if torch.backends.mkldnn.is_available() else torch.eye(3),
+}
+
+
+@pytest.mark.parametrize("activations", ["rebuild", "checkpoint"])
+@pytest.mark.parametrize("kind", BUFFERS)
+def test_a_layer_may_have_buffers_without_an_address_or_a_shape(kind, activations):
+    model = reversible(activations)
+    layers_of(model)[1].register_buffer("table", BUFFERS[kind](), persistent=False)
+    stored = reversible("store")
+    expected, found = backward(stored, loss_of(stored)), backward(model, loss_of(model))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("activations", POLICIES)
+def test_a_part_that_gets_its_size_from_the_first_batch(activations):
+    def run(activations):
+        model = reversible(activations)
+        torch.manual_seed(3)
+        layers_of(model)[1].scale = nn.LazyLinear(64)
+        layers_of(model)[1].mlp.register_forward_hook(
+            lambda module, inputs, output: layers_of(model)[1].scale(output) * 1
+        )
+        return backward(model, loss_of(model))
+
+    expected, found = run("store"), run(activations)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_loss_on_what_a_hook_collected_in_the_backward_pass_is_refused_by_name():
+    model, collected = reversible("rebuild"), []
+    layers_of(model)[1].mlp.register_forward_hook(lambda module, inputs, output: collected.append(output))
+    loss = loss_of(model) + collected[0].square().mean()
+    collected.clear()
+    loss.backward()
+    assert collected, "by the second evaluation"
+    loss = loss_of(model) + sum(output.square().mean() for output in collected)
+    with pytest.raises(rf.NotReversibleError, match="Something kept what layer 1 computed when the backward pass"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("activations", POLICIES)
+def test_a_frozen_weight_made_anew_where_another_one_was_is_not_taken_for_it(activations):
+    """A new object may have the number of one that is gone."""
+
+    def bring(module, inputs):
+        del module._parameters["weight"]
+        module._parameters["weight"] = nn.Parameter(module.kept.clone(), requires_grad=False)
+
+    def run(activations):
+        model = adapted(activations)
+        for part in layers_of(model.base_model.model):
+            for module in part.modules():
+                if isinstance(module, nn.Linear) and not module.weight.requires_grad:
+                    module.kept = module.weight.detach().clone()
+                    module.register_forward_pre_hook(bring)
+        return backward(model, loss_of(model))
+
+    expected, found = run("store"), run(activations)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_stored_leaf_is_the_leaf_itself_as_it_is_to_autograd():
+    """What `.data =` makes of a weight shows in a stored layer, whether autograd keeps it or a budget does."""
+
+    def run(activations):
+        model = reversible(activations, "gpt2", num_hidden_layers=6)
+        loss = loss_of(model)
+        weight = model.transformer.h[5].mlp.c_fc.weight
+        weight.data = weight.data * 1.5
+        return backward(model, loss)
+
+    expected = run("store")
+    smallest = rf.smallest_budget(reversible("store", "gpt2", num_hidden_layers=6), ROWS, TOKENS, "checkpoint")
+    found = run(rf.Budget(100 * smallest, "checkpoint"))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)

@@ -175,6 +175,12 @@ def test_another_layout_of_the_same_memory_shows():
     assert not equal(first(run(False), hidden), run(True), hidden)
 
 
+def sequences(hidden):
+    """Return a product, (2, 3, 8)."""
+    both = torch.stack([hidden, hidden])
+    return both * both.sin()
+
+
 WITHOUT_ITS_ENDS = torch.tensor([[1.0], [2.0], [1.0]])
 
 OTHERWISE = {
@@ -197,6 +203,10 @@ OTHERWISE = {
     "a write that nobody counts": (
         lambda x: written((x * x.sin()), 1, data=True).cos(),
         lambda x: written((x * x.sin()), 2, data=True).cos(),
+    ),
+    "one that nobody counts, to the first sequence of two": (
+        lambda x: written(sequences(x), torch.tensor([[[1.0]], [[1.0]]]), data=True).view(-1, 8) @ x.T,
+        lambda x: written(sequences(x), torch.tensor([[[2.0]], [[1.0]]]), data=True).view(-1, 8) @ x.T,
     ),
     "other groups of a shuffle": (
         lambda x: (x * x.sin()).view(3, 4, 2).transpose(1, 2).reshape(3, 8).cos(),

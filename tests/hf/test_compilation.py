@@ -3,11 +3,13 @@ import warnings
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch._dynamo.exc import FailOnRecompileLimitHit, Unsupported
 from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import Trainer, TrainingArguments
 
 import revformers as rf
+from revformers.hf.mlp_tiles import set_mlp_tiles
 from tests.hf.test_budget import check, each_recompute, equal, step
 from tests.tiny_models import batch, tiny
 
@@ -57,6 +59,15 @@ def test_every_budget_runs_the_graphs_of_storing(family, dynamics, recompute):
     reports = check(model, recompute)
     assert any(report.attention_kept for report in reports)
     assert counter.frame_count == graphs
+
+
+@each_recompute
+def test_a_budget_and_compiled_layers_that_draw_random_numbers(recompute):
+    model = rf.make_reversible(tiny("llama", num_hidden_layers=4), rf.Midpoint())
+    model = get_peft_model(model, LoraConfig(r=2, target_modules=["up_proj"], lora_dropout=0.1)).train()
+    set_mlp_tiles(model, 5)  # checkpointing inside of a graph draws them by an operation of its own
+    rf.compile_layers(model, backend="aot_eager")
+    check(model, recompute)
 
 
 @pytest.mark.slow
