@@ -413,12 +413,48 @@ def test_statistics_would_be_counted_twice(activations):
     layers_of(model)[1].mlp.register_forward_hook(
         lambda module, inputs, output: norm(output.flatten(0, 1)).view_as(output)
     )
-    with pytest.raises(rf.NotReversibleError, match=r"layer 1 writes to its buffer batch_norm\.num_batches_tracked"):
+    with pytest.raises(rf.NotReversibleError, match=r"Layer 1 writes to its buffer batch_norm\.num_batches_tracked"):
         loss_of(model)
     norm.eval()
     before = norm.running_mean.clone()
     loss_of(model).backward()
     assert torch.equal(norm.running_mean, before)
+
+
+class Watch(nn.Module):
+    """Keeps a running mean of what it is given, for later, where statistics are not looked for."""
+
+    def __init__(self, kind, share):
+        super().__init__()
+        mean = torch.zeros(64)
+        self.mean = nn.Parameter(mean, requires_grad=False) if kind == "frozen parameter" else mean
+        self.share = share
+
+    def forward(self, module, inputs, output):
+        with torch.no_grad():
+            self.mean.lerp_(output.mean((0, 1)), self.share)
+
+
+def watched(activations, kind, share):
+    model = reversible(activations)
+    watch = layers_of(model)[1].watch = Watch(kind, share)
+    layers_of(model)[1].mlp.up_proj.register_forward_hook(watch)
+    return model, loss_of(model)
+
+
+@pytest.mark.parametrize("activations", POLICIES)
+@pytest.mark.parametrize("kind", ["frozen parameter", "attribute"])
+def test_statistics_elsewhere_are_noticed_when_they_are_counted_again(activations, kind):
+    _, loss = watched(activations, kind, share=0.1)
+    with pytest.raises(rf.NotReversibleError, match=r"Layer 1 writes to its watch\.mean when it is evaluated"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("activations", POLICIES)
+@pytest.mark.parametrize("kind", ["frozen parameter", "attribute"])
+def test_a_tensor_that_is_filled_alike_each_time_is_no_statistic(activations, kind):
+    expected, found = backward(*watched("store", kind, share=1.0)), backward(*watched(activations, kind, share=1.0))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_forward_mode_and_transforms_are_refused_in_a_sentence():

@@ -77,14 +77,14 @@ def test_without_its_evidence_the_engine_is_found_out(monkeypatch, policy):
 
 
 def test_a_refusal_without_a_cause_is_a_failure(monkeypatch):
-    monkeypatch.setattr(Verdicts, "add", lambda self, name, equal, situation: 1 / 0)
+    monkeypatch.setattr(Verdicts, "add", lambda self, equal, error: 1 / 0)
     assert "an error where nothing had changed: ZeroDivisionError" in run_case(PLAIN).note
     changed = dataclasses.replace(PLAIN, between="change the threads")
     assert "an error that is no answer: ZeroDivisionError" in run_case(changed).note
     monkeypatch.undo()
     false = torch.zeros((), dtype=torch.bool)
     add = Verdicts.add
-    monkeypatch.setattr(Verdicts, "add", lambda self, name, equal, situation: add(self, name, false, situation))
+    monkeypatch.setattr(Verdicts, "add", lambda self, equal, error: add(self, false, error))
     assert "an error where nothing had changed: RebuildMismatchError" in run_case(PLAIN).note
 
 
@@ -97,7 +97,7 @@ def test_an_event_that_changes_nothing_excuses_no_error(monkeypatch):
         case = dataclasses.replace(PLAIN, between=between, padding="left")
         assert run_case(case).kind == "exact"
         with monkeypatch.context() as patch:
-            patch.setattr(Verdicts, "add", lambda self, name, equal, situation: add(self, name, false, situation))
+            patch.setattr(Verdicts, "add", lambda self, equal, error: add(self, false, error))
             assert "an error where nothing had changed" in run_case(case).note
 
 
@@ -137,7 +137,7 @@ def test_the_command_counts_and_prints_what_fails(monkeypatch, tmp_path, capsys)
     result = json.loads(file.read_text())
     assert sum(result["set_ups"].values()) == 2
     assert result["failures"] == []
-    monkeypatch.setattr(Verdicts, "add", lambda self, name, equal, situation: 1 / 0)
+    monkeypatch.setattr(Verdicts, "add", lambda self, equal, error: 1 / 0)
     assert main(Arguments(cases=12, seed=0, out=file)) == 1
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("FAILED"))
     assert "ZeroDivisionError" in line

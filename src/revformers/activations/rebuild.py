@@ -60,6 +60,7 @@ class StepRecord:
     Attributes:
         evidence: what the forward pass saved.
         result: the checksum of what the forward pass returned, where the step may be undone.
+        written: what the forward pass wrote to besides buffers, and its checksum afterwards, by name.
 
     """
 
@@ -75,10 +76,18 @@ class StepRecord:
     tickets: list[weakref.ref[SavedTensor]] = dataclasses.field(default_factory=list)
     side_information: Tensor | None = None
     result: Tensor | None = None
+    written: dict[str, tuple[weakref.ref[Tensor], Tensor]] = dataclasses.field(default_factory=dict)
 
     def mismatch(self, what: str, *, before_all: bool = False) -> RebuildMismatchError:
         """Return the error for the step whose second evaluation is not the first; see `verdicts.mismatch`."""
         return mismatch(what, self.situation, before_all=before_all)
+
+    def another_result(self) -> RebuildMismatchError:
+        """Return the error for a step whose second evaluation saved other bits."""
+        return self.mismatch(
+            f"The backward pass rebuilt another input of {self.name} than the forward pass had, or evaluated it to "
+            f"another result"
+        )
 
     def gone_tickets(self) -> set[int]:
         """Return the numbers of the tickets that autograd let go of."""
@@ -197,6 +206,8 @@ class Tape(ActivationPolicy):
             self._checksum = self.states.checksum()
         if self._first_step is not None:
             _refuse_statistics(name, situation)
+            for written, tensor in situation.written_others().items():
+                record.written[written] = weakref.ref(tensor), checksum(tensor)
             if undone:
                 record.result = checksum(update)
         if update.requires_grad:
@@ -350,6 +361,10 @@ class Tape(ActivationPolicy):
         finally:
             evidence.finish()
         self._require_same(record, saved, evidence, update)
+        for name, (reference, expected) in record.written.items():
+            tensor = reference()
+            if tensor is not None:
+                self._verdicts.add(checksum(tensor) == expected, partial(_writes_twice, record.name, name))
         return saved, update.detach() if to_the_end and update is not None else None
 
     def _require_same(
@@ -373,7 +388,7 @@ class Tape(ActivationPolicy):
             results.append(checksum(update) == record.result)
         for equal in results:
             if equal is not None:
-                self._verdicts.add(record.name, equal, record.situation)
+                self._verdicts.add(equal, record.another_result)
 
     def _take_back(self) -> None:
         """Drop the tensors of tickets that a retained graph still holds; they are rebuilt when they are asked for."""
@@ -401,12 +416,12 @@ class Tape(ActivationPolicy):
         assert record.coefficients is not None
         possible = self.states.retreat(record.coefficients, update, record.side_information)
         if possible is not None:
-            self._verdicts.add(record.name, possible, record.situation)
+            self._verdicts.add(possible, record.another_result)
         record.side_information = None
         self.position -= 1
         if self.position == self._first_step and self._checksum is not None:
             equal = (self.states.checksum() == self._checksum).all()
-            self._verdicts.add(record.name, equal, record.situation)
+            self._verdicts.add(equal, record.another_result)
 
     def _wind_forward(self) -> None:
         update = self._evaluate_again(self.position)[1]
@@ -420,8 +435,12 @@ def _refuse_statistics(name: str, before: Situation) -> None:
     """Refuse a field that counts what it sees in its buffers: it would count everything twice."""
     buffer = before.written_buffer()
     if buffer is not None:
-        raise NotReversibleError(
-            f"{name} writes to its buffer {buffer} when it is evaluated, as batch normalisation does in "
-            f"training, and would write to it again in the backward pass; switch that module to eval(), or train with "
-            f'revformers.set_activations(model, "store").'
-        )
+        raise _writes_twice(name, f"buffer {buffer}")
+
+
+def _writes_twice(name: str, what: str) -> NotReversibleError:
+    return NotReversibleError(
+        f"{name[0].upper()}{name[1:]} writes to its {what} when it is evaluated, as batch normalisation does in "
+        f"training, and would do so again in the backward pass; switch that module to eval(), or train with "
+        f'revformers.set_activations(model, "store").'
+    )

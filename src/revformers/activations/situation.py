@@ -90,6 +90,18 @@ class Situation:
                 return f"{self._path(state.module)}{name}"
         return None
 
+    def written_others(self) -> dict[str, Tensor]:
+        """Return frozen parameters, and tensors that modules hold as plain attributes, that were written to, by name.
+
+        They may be statistics, which a second evaluation would count again, or scratch; and PEFT writes to parameters,
+        and back, for adapters on them.
+        """
+        return {
+            f"{self._path(state.module)}{name}": tensor
+            for state in self._modules
+            for name, tensor in state.written_others()
+        }
+
     def _path(self, module: nn.Module) -> str:
         """Return what stands before the names of a module's own parts: nothing for the layer itself."""
         paths = (path for root in self._roots for path, part in root.named_modules() if part is module)
@@ -108,7 +120,7 @@ class Situation:
 class _ModuleState:
     """What a module held: made often, and compared rarely."""
 
-    __slots__ = ("_settings", "_tensors", "module")
+    __slots__ = ("_attributes", "_settings", "_tensors", "module")
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -118,6 +130,12 @@ class _ModuleState:
             for own in (module._parameters, module._buffers)
             for name, tensor in own.items()
             if tensor is not None and not is_lazy(tensor)
+        }
+
+        self._attributes = {
+            name: (weakref.ref(value), version_of(value))
+            for name, value in vars(module).items()
+            if isinstance(value, Tensor)
         }
 
     def tensors(self) -> Iterator[Tensor]:
@@ -161,15 +179,21 @@ class _ModuleState:
                 yield f"{path}{name} {list(shape)} was changed"
 
     def written_buffers(self) -> Iterator[str]:
-        """Yield the names of buffers that were written to, or replaced by others of their size, as statistics are.
-
-        Parameters do not count: PEFT writes to them, and back, for adapters on them.
-        """
+        """Yield the names of buffers that were written to, or replaced by others of their size, as statistics are."""
         for name, buffer in self.module._buffers.items():
             if buffer is not None and name in self._tensors:
                 reference, _, version, _, shape = self._tensors[name]
                 if _shape(buffer) == shape and (buffer is not reference() or version_of(buffer) != version):
                     yield name
+
+    def written_others(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield frozen parameters and attributes that were written to, by name."""
+        frozen = {name: (one[0], one[2]) for name, one in self._tensors.items() if not one[1]}
+        for name, (reference, version) in {**frozen, **self._attributes}.items():
+            tensor = reference()
+            now = self.module._parameters.get(name, vars(self.module).get(name))
+            if tensor is not None and version_of(tensor) != version and now is tensor:
+                yield name, tensor
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What became of the comparisons of a backward pass, and the error for one that failed."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -57,16 +58,16 @@ class Verdicts:
 
     at_once: bool
     _pass: int | None = None
-    _waiting: list[tuple[str, Tensor, Situation]] = field(default_factory=list)
+    _waiting: list[tuple[Tensor, Callable[[], Exception]]] = field(default_factory=list)
 
-    def add(self, name: str, equal: Tensor, situation: Situation) -> None:
-        """Take the result of a comparison, bool[], under the name of the step that it is about.
+    def add(self, equal: Tensor, error: Callable[[], Exception]) -> None:
+        """Take the result of a comparison, bool[], and what makes the error for a false one.
 
         Raises:
-            RebuildMismatchError: where it is looked at now and false.
+            Exception: that error, where it is looked at now and false.
 
         """
-        self._waiting.append((name, equal, situation))
+        self._waiting.append((equal, error))
         this_pass = torch._C._current_graph_task_id()
         if self.at_once or this_pass == -1:  # outside of one, as when a debugger asks a node for its tensors
             self.look()
@@ -75,17 +76,11 @@ class Verdicts:
             Variable._execution_engine.queue_callback(self.look)
 
     def look(self) -> None:
-        """Wait for all results; raise RebuildMismatchError for the first that is false."""
+        """Wait for all results; raise the error of the first that is false."""
         if not self._waiting:
             return
         waiting, self._waiting = self._waiting, []
-        device = waiting[0][1].device
-        equal = torch.stack([result.to(device) for _, result, _ in waiting])
-        if torch.equal(equal, torch.ones_like(equal)):
-            return
-        name, _, situation = waiting[equal.tolist().index(False)]
-        raise mismatch(
-            f"The backward pass rebuilt another input of {name} than the forward pass had, or evaluated it to another "
-            f"result",
-            situation,
-        )
+        device = waiting[0][0].device
+        equal = torch.stack([result.to(device) for result, _ in waiting])
+        if not torch.equal(equal, torch.ones_like(equal)):
+            raise waiting[equal.tolist().index(False)][1]()
