@@ -190,8 +190,8 @@ class _ModuleState:
         """Yield frozen parameters and attributes that were written to, by name."""
         frozen = {name: (one[0], one[2]) for name, one in self._tensors.items() if not one[1]}
         for name, (reference, version) in {**frozen, **self._attributes}.items():
-            tensor = reference()
-            now = self.module._parameters.get(name, vars(self.module).get(name))
+            tensor: Tensor | None = reference()
+            now: Any = self.module._parameters.get(name, vars(self.module).get(name))
             if tensor is not None and version_of(tensor) != version and now is tensor:
                 yield name, tensor
 
