@@ -170,9 +170,12 @@ class Evidence:
         self._determined.forget()
         del self._situation
         # Not before the graph that was followed is let go of.
-        left = gone()
-        kept = {source for number, saved in enumerate(self._saved) if number not in left for source in saved.sources}
-        for number in left - kept:
+        let_go = gone()
+        needed = set(range(len(self._saved))) - let_go
+        for number in reversed(range(len(self._saved))):
+            if number in needed:
+                needed.update(self._saved[number].sources)
+        for number in let_go - needed:
             self._saved[number] = Saved()
             self._deferred.pop(number, None)
             self._words.drop(number)
