@@ -112,5 +112,5 @@ def test_what_the_evaluation_itself_sets_is_no_change():
     assert after.changes() == []
     module.tables = [torch.ones(3), torch.ones(4)]
     assert after.changes() == []
-    assert after.holds(module[0].weight)
-    assert not after.holds(torch.ones(1))
+    assert after.owns(module[0].weight)
+    assert not after.owns(torch.ones(1))

@@ -137,7 +137,7 @@ class Evidence:
         """Take note of the next tensor that autograd saves; one that is held stays, and is read later if at all."""
         leaf = _leaf_of(tensor)
         # Frozen weights may be brought to the device for every evaluation anew.
-        if leaf is not None and not leaf.requires_grad and not self._situation.holds(leaf):
+        if leaf is not None and not leaf.requires_grad and not self._situation.owns(leaf):
             leaf = None
         recipe = self._recipe(tensor)
         is_read = recipe is None and (leaf is None or leaf.numel() <= SMALL_WEIGHT)

@@ -45,7 +45,7 @@ class Situation:
     def __init__(self, field: Field) -> None:
         self._roots = list(_modules_of(field))
         self._modules = [_ModuleState(module) for root in self._roots for module in root.modules()]
-        self._held = {id(tensor): weakref.ref(tensor) for state in self._modules for tensor in state.tensors()}
+        self._owned = {id(tensor): weakref.ref(tensor) for state in self._modules for tensor in state.tensors()}
 
     def now(self) -> "Situation":
         """Return the same modules as they are now."""
@@ -53,9 +53,9 @@ class Situation:
         result._modules = [_ModuleState(state.module) for state in self._modules]
         return result
 
-    def holds(self, tensor: Tensor) -> bool:
+    def owns(self, tensor: Tensor) -> bool:
         """Whether a tensor was a parameter or a buffer of a module."""
-        held = self._held.get(id(tensor))
+        held = self._owned.get(id(tensor))
         return held is not None and held() is tensor
 
     def tensor_changes(self) -> list[str]:
