@@ -74,3 +74,11 @@ def test_what_cannot_be_verified_is_refused():
         rf.verify_gradients(rf.make_reversible(llama(), rf.Midpoint()).requires_grad_(False), BATCH)
     with pytest.raises(ValueError, match="no inverse"):
         rf.verify_gradients(rf.make_reversible(llama(), rf.Residual(), "store"), BATCH)
+
+
+def test_a_loss_that_is_not_finite_is_no_reason_to_blame_the_rebuilding():
+    model = rf.make_reversible(tiny("llama"), rf.Midpoint())
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="The loss is nan with stored activations"):
+        rf.verify_gradients(model, batch(model))

@@ -41,7 +41,8 @@ class Trajectory:
         if torch._C._are_functorch_transforms_active():
             raise RuntimeError(
                 "Reversible layers cannot be transformed by torch.func (grad, vjp, jvp, vmap, ...); take gradients "
-                "with backward() or torch.autograd.grad, or call revformers.make_residual(model) first."
+                "with backward() or torch.autograd.grad, or call revformers.make_residual(model) for the ordinary "
+                "network."
             )
         self._dynamics = dynamics
         self._dtype = embedding.dtype
@@ -126,7 +127,7 @@ class _Backwards(torch.autograd.Function):
     def jvp(ctx: Any, *tangents: Any) -> Any:
         raise NotImplementedError(
             "Reversible layers have no forward-mode derivative (torch.autograd.forward_ad); take gradients with "
-            "backward() or torch.autograd.grad, or call revformers.make_residual(model) first."
+            "backward() or torch.autograd.grad, or call revformers.make_residual(model) for the ordinary network."
         )
 
 

@@ -78,7 +78,8 @@ def verify_gradients(
             it no labels are added.
 
     Raises:
-        ValueError: where the model is not reversible, its dynamics have no inverse, or nothing in it is trainable.
+        ValueError: where the model is not reversible, its dynamics have no inverse, nothing in it is trainable, or
+            the loss is not finite.
         RebuildMismatchError: where the backward pass itself found that it rebuilt other states, or used other weights.
 
     """
@@ -100,6 +101,11 @@ def verify_gradients(
             stored_loss, stored = _gradients(model, trainable, inputs, loss, random_state)
         finally:
             reversible.activations = activations
+    if not torch.isfinite(stored_loss):
+        raise ValueError(
+            f"The loss is {stored_loss.item()} with stored activations, so there are no gradients to compare; verify on "
+            f"a batch and weights that give a finite loss."
+        )
     missing = rebuilt.keys() ^ stored.keys()  # a gradient that one of the two lacks is zero there
     zero = torch.zeros(())
     errors = {

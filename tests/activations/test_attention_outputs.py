@@ -42,7 +42,7 @@ HIDDEN = torch.randn(2, 5, 8, requires_grad=True)
 
 
 def test_the_second_evaluation_returns_the_same_bits_without_the_kernel_and_the_third_runs_it_again():
-    keeper, expected = AttentionKeeper(Field()), Field()(HIDDEN)
+    keeper, expected = AttentionKeeper(Field(), "layer 3"), Field()(HIDDEN)
     for runs in (1, 0, 1):
         with Calls() as calls:
             assert torch.equal(keeper(HIDDEN), expected)
@@ -50,7 +50,7 @@ def test_the_second_evaluation_returns_the_same_bits_without_the_kernel_and_the_
 
 
 def test_forgetting_runs_the_kernel_again():
-    keeper = AttentionKeeper(Field())
+    keeper = AttentionKeeper(Field(), "layer 3")
     keeper(HIDDEN)
     keeper.forget()
     with Calls() as calls:
@@ -59,11 +59,11 @@ def test_forgetting_runs_the_kernel_again():
 
 
 def test_what_is_kept_and_spared_is_counted():
-    keeper = AttentionKeeper(Field())
+    keeper = AttentionKeeper(Field(), "layer 3")
     keeper(HIDDEN)
     assert keeper.kept_bytes == 4 * (2 * 5 * 8 + 2 * 2 * 5)  # the output, and a log-sum-exp for each head and token
     assert keeper.attention_operations == 2 * (2 * 2 * 2 * 5 * 5 * 4)  # two products of 5 x 5 x 4, for 2 x 2 heads
-    linear = AttentionKeeper(lambda hidden: field.outer(field.inner(hidden)[..., :8]))
+    linear = AttentionKeeper(lambda hidden: field.outer(field.inner(hidden)[..., :8]), "layer 3")
     field = Field()
     with FlopCounterMode(display=False) as reference:
         linear(HIDDEN)
@@ -72,7 +72,7 @@ def test_what_is_kept_and_spared_is_counted():
 
 
 def test_attention_without_a_fused_kernel_is_not_kept():
-    keeper = AttentionKeeper(Field(dropout=0.5))  # on a CPU PyTorch has none with dropout
+    keeper = AttentionKeeper(Field(dropout=0.5), "layer 3")  # on a CPU PyTorch has none with dropout
     keeper(HIDDEN)
     assert keeper.kept_bytes == keeper.attention_operations == 0
     assert keeper.operations > 0
@@ -89,7 +89,7 @@ def test_dropout_is_found_among_the_arguments_of_every_kernel(name):
 
 def test_an_exception_in_the_second_evaluation_leaves_nothing_half_used():
     field = Field()
-    keeper = AttentionKeeper(field)
+    keeper = AttentionKeeper(field, "layer 3")
     expected = keeper(HIDDEN)
     handle = field.outer.register_forward_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -107,7 +107,7 @@ def test_a_layer_that_writes_into_what_was_kept_is_refused():
     hidden = torch.randn(1, 2, 5, 4, requires_grad=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         field(hidden).sum().backward()
-    keeper = AttentionKeeper(field)
+    keeper = AttentionKeeper(field, "layer 3")
     keeper(hidden)
     with pytest.raises(RebuildMismatchError, match="writes into the output of aten::_scaled_dot_product"):
         keeper(hidden)
@@ -115,7 +115,7 @@ def test_a_layer_that_writes_into_what_was_kept_is_refused():
 
 def test_other_kernels_in_the_second_evaluation_are_refused():
     layer = Field()
-    keeper = AttentionKeeper(lambda hidden: layer(layer(hidden)) if keeper.twice else layer(hidden))
+    keeper = AttentionKeeper(lambda hidden: layer(layer(hidden)) if keeper.twice else layer(hidden), "layer 3")
     keeper.twice = False
     keeper(HIDDEN)
     keeper.twice = True
@@ -124,7 +124,7 @@ def test_other_kernels_in_the_second_evaluation_are_refused():
 
 
 def test_nothing_but_the_keeper_holds_what_it_kept():
-    keeper, hidden = AttentionKeeper(Field()), HIDDEN.detach().requires_grad_()
+    keeper, hidden = AttentionKeeper(Field(), "layer 3"), HIDDEN.detach().requires_grad_()
     gc.disable()
     try:
         update = keeper(hidden)

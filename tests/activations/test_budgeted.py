@@ -206,7 +206,7 @@ def test_one_unit_in_one_state_is_detected(dynamics, state, share, monkeypatch):
         monkeypatch.setattr(StatePair, "retreat", retreat)
 
     monkeypatch.setattr(StatePair, "retreat", corrupt)
-    with pytest.raises(rf.RebuildMismatchError, match=r"layer \d .* deterministic"):
+    with pytest.raises(rf.RebuildMismatchError, match=r"Layer \d+ was evaluated again .* deterministic"):
         network.gradients(loss)
 
 
@@ -236,7 +236,7 @@ def test_a_layer_that_does_not_repeat_itself_is_detected(recompute, layer, part)
         if layer >= DEPTH - network.report.stored:
             assert equal(network.gradients(loss), stored), "a stored layer is not evaluated again"
         else:
-            with pytest.raises(rf.RebuildMismatchError, match=r"layer \d.*the forward hook <lambda> of \w+ was added"):
+            with pytest.raises(rf.RebuildMismatchError, match=r"Layer \d.*the forward hook <lambda> of \w+ was added"):
                 network.gradients(loss)
             found += 1
         handle.remove()

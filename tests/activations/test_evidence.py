@@ -204,6 +204,10 @@ OTHERWISE = {
         lambda x: written((x * x.sin()), 1, data=True).cos(),
         lambda x: written((x * x.sin()), 2, data=True).cos(),
     ),
+    "a write to its input that autograd does not see": (
+        lambda x: written(x, 1).cos(),
+        lambda x: written(x, torch.tensor([[2.0], [2.0], [1.0]])).cos(),
+    ),
     "one that nobody counts, to the first sequence of two": (
         lambda x: written(sequences(x), torch.tensor([[[1.0]], [[1.0]]]), data=True).view(-1, 8) @ x.T,
         lambda x: written(sequences(x), torch.tensor([[[2.0]], [[1.0]]]), data=True).view(-1, 8) @ x.T,

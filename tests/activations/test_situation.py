@@ -14,7 +14,7 @@ def changes(change, module=None):
     module = module or layer()
     situation = Situation(partial(lambda module, hidden: module(hidden), module))
     change(module)
-    return situation.changes()
+    return situation.setting_changes() + situation.tensor_changes()
 
 
 def write(module):
@@ -45,9 +45,9 @@ def test_every_kind_of_change_has_words():
 
 def test_lists_and_dictionaries_that_change_in_place_show():
     module = layer()
-    module[0].active_adapter, module[0].scaling = [], {"default": 2.0}
-    expected = ["0.active_adapter was changed from () to ('default',)"]
-    assert changes(lambda module: module[0].active_adapter.append("default"), module) == expected
+    module[0].sizes, module[0].scaling = [], {"default": 2.0}
+    expected = ["0.sizes was changed from () to (3,)"]
+    assert changes(lambda module: module[0].sizes.append(3), module) == expected
     expected = ["0.scaling was changed from (('default', 2.0),) to (('default', 3.0),)"]
     assert changes(lambda module: module[0].scaling.update(default=3.0), module) == expected
 
@@ -65,19 +65,14 @@ def test_modules_hooks_and_forwards_that_change_have_words():
     ]
     assert changes(lambda module: setattr(module[0], "forward", print)) == ["0.forward was added"]
     module = layer()
+    module.function = torch.tanh
+    assert changes(lambda module: setattr(module, "function", torch.sin), module) == ["function was replaced"]
+    handles = [module.register_forward_hook(lambda *_: None) for _ in range(2)]
+    assert changes(lambda _: handles[0].remove(), module) == ["the forward hook <lambda> of the layer was removed"]
+    module = layer()
     module[0].merged_adapters, module[0]._disable_adapters = ["default"], True
     assert changes(lambda module: module[0].merged_adapters.clear(), module) == ["adapters were unmerged"]
     assert changes(lambda module: setattr(module[0], "_disable_adapters", False), module) == ["adapters were enabled"]
-
-
-def test_a_sentence_names_the_first_changes_and_counts_the_rest():
-    module = nn.Sequential(*(nn.Linear(2, 2) for _ in range(4)))
-    situation = Situation(module)
-    assert situation.in_words() == ""
-    module.requires_grad_(False)
-    words = situation.in_words()
-    assert words.startswith("Since the forward pass 0.weight [2, 2] was frozen; 0.bias [2] was frozen; ")
-    assert words.endswith("; and 4 more changes. ")
 
 
 def test_statistics_are_found_and_tables_that_grow_are_not():
@@ -108,9 +103,9 @@ def test_what_the_evaluation_itself_sets_is_no_change():
     before = Situation(module)
     module.calls = 1
     after = before.now()
-    assert before.changes() == ["calls was changed from None to 1"]
-    assert after.changes() == []
+    assert before.setting_changes() == ["calls was changed from None to 1"]
+    assert after.setting_changes() == []
     module.tables = [torch.ones(3), torch.ones(4)]
-    assert after.changes() == []
+    assert after.setting_changes() == []
     assert after.owns(module[0].weight)
     assert not after.owns(torch.ones(1))

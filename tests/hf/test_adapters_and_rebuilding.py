@@ -60,7 +60,7 @@ def test_a_weight_that_no_output_depends_on_must_not_change(activations, autocas
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         loss = model(**batch(model)).loss
     scale_first_matrices(model, layers)
-    with pytest.raises(rf.RebuildMismatchError, match=rf" layer {layers} .*lora_A\S* \[.*\] was changed") as caught:
+    with pytest.raises(rf.RebuildMismatchError, match=rf"[Ll]ayer {layers} .*lora_A\S* \[.*\] was changed") as caught:
         loss.backward()
     assert "checkpoint" not in str(caught.value)
 
@@ -91,7 +91,7 @@ def test_the_losses_of_two_adapters_are_refused_in_one_backward_pass_and_the_rem
 
     first, second = losses()
     with pytest.raises(
-        rf.RebuildMismatchError, match=r"layer \d.*active_adapter was changed from \('a',\) to \('b',\)"
+        rf.RebuildMismatchError, match=r"[Ll]ayer \d.*the active adapter was changed from \('a',\) to \('b',\)"
     ) as caught:
         (first + second).backward()
     assert 'set_activations(model, "store")' in str(caught.value)
@@ -163,7 +163,7 @@ def test_weights_that_are_replaced_are_refused(activations):
         for matrices in [module.lora_A] if hasattr(module, "lora_A") else []:
             for matrix in matrices.values():
                 matrix.weight = torch.nn.Parameter(matrix.weight.detach() * 3)
-    with pytest.raises(rf.RebuildMismatchError, match=r"layer \d .*lora_A\S* \[.*\] was replaced"):
+    with pytest.raises(rf.RebuildMismatchError, match=r"[Ll]ayer \d .*lora_A\S* \[.*\] was replaced"):
         loss.backward()
 
 
@@ -177,7 +177,7 @@ def test_weights_that_are_replaced_by_tensors_that_are_no_parameters_are_refused
             weight = module.weight.detach() * 3
             del module.weight
             module.weight = weight.requires_grad_()
-    with pytest.raises(rf.RebuildMismatchError, match=r"layer 2 .*lora_A.default.weight \[.*\] was removed"):
+    with pytest.raises(rf.RebuildMismatchError, match=r"[Ll]ayer 2 .*lora_A.default.weight \[.*\] was removed"):
         loss.backward()
 
 
@@ -231,7 +231,7 @@ def test_weights_that_train_are_compared_by_their_bits_where_they_are_brought_an
         loss.backward()
         assert len(evaluations) == 2
     else:
-        with pytest.raises(rf.RebuildMismatchError, match="layer 1 "):
+        with pytest.raises(rf.RebuildMismatchError, match=r"[Ll]ayer 1 "):
             loss.backward()
 
 
@@ -252,15 +252,15 @@ def test_an_adapter_that_changes_before_the_backward_pass_is_refused(activations
     elif change == "delete":
         model.set_adapter("other")
         model.delete_adapter("default")
-    with pytest.raises(rf.RebuildMismatchError, match=r"layer \d") as caught:
+    with pytest.raises(rf.RebuildMismatchError, match=r"[Ll]ayer \d") as caught:
         loss.backward()
     words = {
         "disable": "adapters were enabled",
         "merge": "adapters were merged",
         "freeze": "lora_A.default.weight [2, 64] was frozen",
-        "delete": "lora_alpha was changed from (('default', 8), ('other', 8)) to (('other', 8),)",
+        "delete": "the active adapter was changed from ('default',) to ('other',); ",
     }
-    for word in (words[change], 'set_activations(model, "store")'):
+    for word in (words[change], "Call backward before such a change, or undo it and repeat the forward pass"):
         assert word in str(caught.value), str(caught.value)
     assert "checkpoint" not in str(caught.value)
 
@@ -386,5 +386,5 @@ def test_rotations_for_each_row_are_rebuilt_to_the_bit(activations):
 
 def test_without_the_hooks_of_the_batch_activated_lora_is_noticed(monkeypatch):
     monkeypatch.setattr(forward, "has_batch_hooks", lambda _: False)
-    with pytest.raises(rf.RebuildMismatchError, match=r"layer \d"):
+    with pytest.raises(rf.RebuildMismatchError, match=r"[Ll]ayer \d"):
         test_activated_lora_is_rebuilt_to_the_bit("rebuild", DYNAMICS)

@@ -142,7 +142,7 @@ def test_a_layer_that_does_not_repeat_itself_is_reported(tokenizer, lines, tmp_p
     """Stored activations train, but the verification rebuilds."""
     model = forgetful(model_of(tokenizer, activations="store"))
     callback = rf.ReversibleCallback()
-    with pytest.raises(rf.RebuildMismatchError, match="Look at what the modules themselves do not show") as caught:
+    with pytest.raises(rf.RebuildMismatchError, match="Look at what the modules do not show") as caught:
         trainer_of(tmp_path, model, tokenizer, lines, [callback]).train()
     assert any("step 1 of training: a layer computed something else" in note for note in caught.value.__notes__)
     assert callback.report is None

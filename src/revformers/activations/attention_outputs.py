@@ -36,6 +36,7 @@ class AttentionKeeper:
 
     Args:
         field: what is evaluated.
+        name: what messages call the step.
 
     Attributes:
         kept_bytes: what the kept outputs take.
@@ -45,11 +46,12 @@ class AttentionKeeper:
 
     """
 
-    def __init__(self, field: Field) -> None:
+    def __init__(self, field: Field, name: str) -> None:
         self.kept_bytes = 0
         self.operations = 0
         self.attention_operations = 0
         self.__wrapped__ = field  # by this name messages find the weights of the field (`Situation`)
+        self._name = name
         self._first = True
         self._outputs: deque[_KernelOutput] = deque()
 
@@ -76,9 +78,11 @@ class AttentionKeeper:
             if not _is_kept(kernel, arguments, keywords):
                 return kernel(*arguments, **keywords)
             if not outputs:
-                raise RebuildMismatchError(f"A layer ran more attention kernels than in the forward pass. {UNSEEN}")
+                raise RebuildMismatchError(
+                    f"{self._name} ran more attention kernels in the backward pass than in the forward pass. {UNSEEN}"
+                )
             output = outputs.popleft()
-            return output.value_of(kernel.name())
+            return output.value_of(kernel.name(), self._name)
 
         with _EveryKernel(run):
             return self.__wrapped__(hidden)
@@ -113,13 +117,13 @@ class _KernelOutput:
         """Let go of the graph that autograd has made of the tensors meanwhile."""
         self._values = tuple(_detached(value) for value in self._values)
 
-    def value_of(self, kernel: str) -> tuple[Any, ...]:
+    def value_of(self, kernel: str, name: str) -> tuple[Any, ...]:
         """Return the values for another call of the kernel, for autograd to make a graph of."""
         if kernel != self._kernel:
-            raise RebuildMismatchError(f"A layer ran {kernel} where the forward pass ran {self._kernel}. {UNSEEN}")
+            raise RebuildMismatchError(f"{name} ran {kernel} where the forward pass ran {self._kernel}. {UNSEEN}")
         if [value._version for value in self._values if isinstance(value, Tensor)] != self._versions:
             raise RebuildMismatchError(
-                f"A layer writes into the output of {kernel}, which can therefore not be kept; train with "
+                f"{name} writes into the output of {kernel}, which can therefore not be kept; train with "
                 f'activations="rebuild" or "checkpoint" in the place of a budget.'
             )
         return tuple(_detached(value) for value in self._values)

@@ -130,7 +130,7 @@ class Budgeted(ActivationPolicy):
         saved, from_input = self._saved, 0
         keeper = None
         if allocation is None or allocation.keeps_attention(self._step):
-            keeper = AttentionKeeper(field)
+            keeper = AttentionKeeper(field, name)
         saved.count = 0
 
         def on_save(tensor: Tensor) -> None:

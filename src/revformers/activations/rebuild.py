@@ -82,11 +82,12 @@ class StepRecord:
         """Return the error for the step whose second evaluation is not the first; see `verdicts.mismatch`."""
         return mismatch(what, self.situation, before_all=before_all)
 
-    def another_result(self) -> RebuildMismatchError:
-        """Return the error for a step whose second evaluation saved other bits."""
-        return self.mismatch(
-            f"The backward pass rebuilt another input of {self.name} than the forward pass had, or evaluated it to "
-            f"another result"
+    def other_values(self, *, late: bool) -> RebuildMismatchError:
+        """Return the error for a step whose second evaluation has other bits, at once or at the end of the pass."""
+        return mismatch(
+            f"{self.name} was evaluated again to other values than those of the forward pass, or at another input",
+            self.situation,
+            late=late,
         )
 
     def gone_tickets(self) -> set[int]:
@@ -354,9 +355,13 @@ class Tape(ActivationPolicy):
                 update = record.field(hidden)
         except _AllSaved:
             pass
-        except (RuntimeError, TypeError, ValueError, AttributeError) as error:
-            if record.situation.changes() and not isinstance(error, torch.OutOfMemoryError):
-                raise record.mismatch(f"{record.name} cannot be evaluated again ({error})") from error
+        except (torch.OutOfMemoryError, NotReversibleError, RebuildMismatchError):
+            raise
+        except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
+            if record.situation.setting_changes() or record.situation.tensor_changes():
+                raise record.mismatch(
+                    f"{record.name} cannot be evaluated again ({type(error).__name__}: {error})"
+                ) from error
             raise
         finally:
             evidence.finish()
@@ -378,8 +383,8 @@ class Tape(ActivationPolicy):
             )
         if evidence.other_leaf is not None:
             raise record.mismatch(
-                f"A weight {list(evidence.other_leaf.shape)} was used to evaluate {record.name} again, and another one "
-                f"by the forward pass"
+                f"{record.name} was evaluated again with a tensor {list(evidence.other_leaf.shape)} that is not the "
+                f"weight, or not in the form, that it was evaluated with in the forward pass"
             )
         if evidence.is_made_otherwise:
             raise record.mismatch(f"{record.name} was evaluated again by other operations")
@@ -388,7 +393,10 @@ class Tape(ActivationPolicy):
             results.append(checksum(update) == record.result)
         for equal in results:
             if equal is not None:
-                self._verdicts.add(equal, record.another_result)
+                self._verdicts.add(equal, self._other_values(record))
+
+    def _other_values(self, record: StepRecord) -> Callable[[], RebuildMismatchError]:
+        return partial(record.other_values, late=not self._verdicts.at_once)
 
     def _take_back(self) -> None:
         """Drop the tensors of tickets that a retained graph still holds; they are rebuilt when they are asked for."""
@@ -416,12 +424,12 @@ class Tape(ActivationPolicy):
         assert record.coefficients is not None
         possible = self.states.retreat(record.coefficients, update, record.side_information)
         if possible is not None:
-            self._verdicts.add(possible, record.another_result)
+            self._verdicts.add(possible, self._other_values(record))
         record.side_information = None
         self.position -= 1
         if self.position == self._first_step and self._checksum is not None:
             equal = (self.states.checksum() == self._checksum).all()
-            self._verdicts.add(equal, record.another_result)
+            self._verdicts.add(equal, self._other_values(record))
 
     def _wind_forward(self) -> None:
         update = self._evaluate_again(self.position)[1]

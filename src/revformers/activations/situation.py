@@ -7,11 +7,12 @@ what a layer writes to when it is evaluated.
 
 import copy
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields as dataclass_fields
 from dataclasses import is_dataclass
 from functools import partial
-from typing import Any
+from types import BuiltinFunctionType, FunctionType, MethodType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,23 +21,19 @@ from torch.nn.parameter import is_lazy
 from revformers.activations.version import version_of
 from revformers.field import Field
 
+_FUNCTIONS = (FunctionType, MethodType, BuiltinFunctionType, partial)
 _PLAIN = (bool, int, float, str, type(None))
-_FEW = 4
-"""How many changes a message names."""
-
-_SWITCHES = {
-    "training": ("modules were switched to eval()", "modules were switched to train()"),
-    "_disable_adapters": ("adapters were enabled", "adapters were disabled"),
-    "merged_adapters": ("adapters were unmerged", "adapters were merged"),
+_OF_MANY: dict[str, Callable[[Any, Any], str]] = {
+    "training": lambda before, after: f"modules were switched to {'train' if after else 'eval'}()",
+    "_disable_adapters": lambda before, after: f"adapters were {'disabled' if after else 'enabled'}",
+    "merged_adapters": lambda before, after: f"adapters were {'merged' if after else 'unmerged'}",
+    "_active_adapter": lambda before, after: f"the active adapter was changed from {before} to {after}",
 }
-"""Settings of many modules at a time, by what it is called that they are off or on now; the last two are PEFT's."""
+"""Settings of many modules at a time, and what it is called that they change. All but the first are PEFT's."""
 
 
-_HOOK = "the forward hook "
-
-
-class _Part(int):
-    """What tells a module, a hook or a function of a module from others."""
+class _Hook(str):
+    """The name of a hook."""
 
 
 class Situation:
@@ -59,29 +56,13 @@ class Situation:
         return held is not None and held() is tensor
 
     def tensor_changes(self) -> list[str]:
-        """Say what is different now in parameters and buffers."""
+        """Say what is different now in parameters and buffers, e.g. "mlp.up_proj.weight [48, 32] was frozen"."""
         return [change for state in self._modules for change in state.tensor_changes(self._path(state.module))]
 
     def setting_changes(self) -> list[str]:
-        """Say what is different now in settings, modules and hooks."""
-        return [change for state in self._modules for change in state.setting_changes(self._path(state.module))]
-
-    def changes(self) -> list[str]:
-        """Say what is different now, e.g. "up_proj.weight [48, 32] was frozen"; first settings, which may be why."""
-        return self.setting_changes() + self.tensor_changes()
-
-    def in_words(self, *, stepped: bool = False) -> str:
-        """Say the first changes in a sentence; nothing where there are none.
-
-        Args:
-            stepped: whether parameters were stepped in this backward pass, and nothing of them had changed before.
-
-        """
-        changes = list(dict.fromkeys(self.setting_changes() if stepped else self.changes()))
-        if not changes:
-            return ""
-        more = f"; and {len(changes) - _FEW} more changes" if len(changes) > _FEW else ""
-        return f"Since the forward pass {'; '.join(changes[:_FEW])}{more}. "
+        """Say what is different now in settings, modules and hooks; first, and once, what holds for many modules."""
+        changes = [change for state in self._modules for change in state.setting_changes(self._path(state.module))]
+        return [words for _, words in sorted(dict.fromkeys(changes), key=lambda change: change[0])]
 
     def written_buffer(self) -> str | None:
         """Return the name of a buffer that was written to, if one was: a second evaluation would write to it again."""
@@ -117,6 +98,17 @@ class Situation:
         )
 
 
+class _TensorState(NamedTuple):
+    """What is known of a parameter or a buffer."""
+
+    reference: "weakref.ref[Tensor]"
+    trains: bool
+    version: int
+    address: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
 class _ModuleState:
     """What a module held: made often, and compared rarely."""
 
@@ -126,7 +118,14 @@ class _ModuleState:
         self.module = module
         self._settings = _settings(module)
         self._tensors = {
-            name: (weakref.ref(tensor), tensor.requires_grad, version_of(tensor), _address(tensor), _shape(tensor))
+            name: _TensorState(
+                weakref.ref(tensor),
+                tensor.requires_grad,
+                version_of(tensor),
+                _address(tensor),
+                _shape(tensor),
+                tensor.dtype,
+            )
             for own in (module._parameters, module._buffers)
             for name, tensor in own.items()
             if tensor is not None and not is_lazy(tensor)
@@ -140,24 +139,29 @@ class _ModuleState:
 
     def tensors(self) -> Iterator[Tensor]:
         """Yield the parameters and buffers."""
-        return (tensor for reference, *_ in self._tensors.values() if (tensor := reference()) is not None)
+        return (tensor for state in self._tensors.values() if (tensor := state.reference()) is not None)
 
-    def setting_changes(self, path: str) -> Iterator[str]:
-        """Say what is different now in settings, modules and hooks; `path` stands before every name."""
+    def setting_changes(self, path: str) -> Iterator[tuple[bool, str]]:
+        """Yield what is different now in settings, modules and hooks, and whether it is of this module alone.
+
+        Args:
+            path: stands before every name.
+
+        """
         settings = _settings(self.module)
         for name in {**self._settings, **settings}:
             before, after = self._settings.get(name), settings.get(name)
             if before is after or before == after:
                 continue
             what = "added" if before is None else "removed" if after is None else "replaced"
-            if name in _SWITCHES:
-                yield _SWITCHES[name][bool(after)]
-            elif name.startswith(_HOOK):
-                yield f"{name} of {path.rstrip('.') or 'the layer'} was {what}"
-            elif isinstance(before, _Part) or isinstance(after, _Part):
-                yield f"{path}{name} was {what}"
+            if name in _OF_MANY:
+                yield False, _OF_MANY[name](before, after)
+            elif isinstance(before or after, _Hook):
+                yield True, f"the forward hook {before or after} of {path.rstrip('.') or 'the layer'} was {what}"
+            elif isinstance(before or after, weakref.ReferenceType):
+                yield True, f"{path}{name} was {what}"
             else:
-                yield f"{path}{name} was changed from {before!r} to {after!r}"
+                yield True, f"{path}{name} was changed from {before!r} to {after!r}"
 
     def tensor_changes(self, path: str) -> Iterator[str]:
         """Say what is different now in parameters and buffers."""
@@ -168,27 +172,31 @@ class _ModuleState:
                 if tensor is not None:
                     yield f"{path}{name} was added"
                 continue
-            reference, trained, version, address, shape = self._tensors[name]
+            before = self._tensors[name]
+            what = f"{path}{name} {list(before.shape)}"
             if tensor is None:
-                yield f"{path}{name} {list(shape)} was removed"
-            elif tensor is not reference():
-                yield f"{path}{name} {list(shape)} was replaced"
-            elif tensor.requires_grad != trained:
-                yield f"{path}{name} {list(shape)} was {'frozen' if trained else 'unfrozen'}"
-            elif (version_of(tensor), _address(tensor)) != (version, address):
-                yield f"{path}{name} {list(shape)} was changed"
+                yield f"{what} was removed"
+            elif tensor is not before.reference():
+                yield f"{what} was replaced"
+            elif tensor.dtype != before.dtype:
+                yield f"{what} was changed from {before.dtype} to {tensor.dtype}"
+            elif tensor.requires_grad != before.trains:
+                yield f"{what} was {'frozen' if before.trains else 'unfrozen'}"
+            elif (version_of(tensor), _address(tensor)) != (before.version, before.address):
+                yield f"{what} was changed"
 
     def written_buffers(self) -> Iterator[str]:
         """Yield the names of buffers that were written to, or replaced by others of their size, as statistics are."""
         for name, buffer in self.module._buffers.items():
             if buffer is not None and name in self._tensors:
-                reference, _, version, _, shape = self._tensors[name]
-                if _shape(buffer) == shape and (buffer is not reference() or version_of(buffer) != version):
+                before = self._tensors[name]
+                written = buffer is not before.reference() or version_of(buffer) != before.version
+                if written and _shape(buffer) == before.shape:
                     yield name
 
     def written_others(self) -> Iterator[tuple[str, Tensor]]:
         """Yield frozen parameters and attributes that were written to, by name."""
-        frozen = {name: (one[0], one[2]) for name, one in self._tensors.items() if not one[1]}
+        frozen = {name: (state.reference, state.version) for name, state in self._tensors.items() if not state.trains}
         for name, (reference, version) in {**frozen, **self._attributes}.items():
             tensor: Tensor | None = reference()
             now: Any = self.module._parameters.get(name, vars(self.module).get(name))
@@ -199,8 +207,8 @@ class _ModuleState:
 def _settings(module: nn.Module) -> dict[str, Any]:
     """Return what a module holds besides tensors that says what it computes.
 
-    These are numbers and texts, the lists and dictionaries of them, which may change where they are, and which modules
-    and hooks it has.
+    These are numbers and texts, the lists of them and the dictionaries of factors, which may change where they are, and
+    which modules, functions and hooks it has.
     """
     found: dict[str, Any] = {}
     for name, value in vars(module).items():
@@ -208,14 +216,18 @@ def _settings(module: nn.Module) -> dict[str, Any]:
             found[name] = value
         elif type(value) in (list, tuple) and all(type(item) in _PLAIN for item in value):
             found[name] = tuple(value)
-        elif type(value) is dict and not name.startswith("_") and all(type(item) in _PLAIN for item in value.values()):
-            found[name] = tuple(value.items())
+        elif type(value) is dict and value and all(type(item) is float for item in value.values()):
+            found[name] = tuple(value.items())  # PEFT's scaling
+        elif isinstance(value, _FUNCTIONS):
+            found[name] = weakref.ref(value)
+    attention = getattr(vars(module).get("config"), "_attn_implementation", None)
+    if attention is not None:
+        found["config._attn_implementation"] = attention
     for name, part in module._modules.items():
-        found[name] = _Part(id(part))
-    for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
-        found[f"{_HOOK}{getattr(hook, '__name__', type(hook).__name__)}"] = _Part(id(hook))
-    if "forward" in vars(module):
-        found["forward"] = _Part(id(vars(module)["forward"]))
+        found[name] = part if part is None else weakref.ref(part)
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        for number, hook in hooks.items():
+            found[f"hook {number}"] = _Hook(getattr(hook, "__name__", type(hook).__name__))
     return found
 
 

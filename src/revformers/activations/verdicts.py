@@ -10,37 +10,56 @@ from torch.autograd import Variable
 from revformers.activations.situation import Situation
 from revformers.errors import RebuildMismatchError
 
-STORE = (
-    'or train with revformers.set_activations(model, "store"), and without MLP tiles: nothing is evaluated twice then.'
-)
-
-CHANGED = f"Call backward before such a change, or repeat the forward pass after it; {STORE}"
+CHANGED = "Call backward before such a change, or undo it and repeat the forward pass."
 
 UNSEEN = (
-    "Look at what the modules themselves do not show: masks and other inputs, or a weight's data, that are written to; "
-    "weights given by torch.func.functional_call; settings of the model or of PyTorch (set_attn_implementation, "
-    "sdpa_kernel, the number of threads); random numbers of a generator that PyTorch does not know; and kernels that "
-    f"are not deterministic (torch.use_deterministic_algorithms(True)); {STORE}"
+    "Look at what the modules do not show: masks and other inputs, or a weight's data, that are written to; weights "
+    "given by torch.func.functional_call; what modules keep in attributes or read elsewhere; settings of PyTorch "
+    "(sdpa_kernel, the number of threads); random numbers of a generator that PyTorch does not know; and kernels that "
+    "are not deterministic (torch.use_deterministic_algorithms(True)); or train with "
+    'revformers.set_activations(model, "store"), and without MLP tiles: nothing is evaluated twice then.'
 )
 """What to do where a layer computes something else a second time, and nothing of it has changed."""
 
+_FEW = 4
+"""How many changes a message names."""
 
-def mismatch(what: str, situation: Situation, *, before_all: bool = False) -> RebuildMismatchError:
+
+def _in_words(changes: list[str]) -> str:
+    if not changes:
+        return ""
+    more = len(changes) - _FEW
+    rest = f"; and {more} more change{'s' if more > 1 else ''}" if more > 0 else ""
+    return f"Since the forward pass {'; '.join(changes[:_FEW])}{rest}. "
+
+
+def mismatch(what: str, situation: Situation, *, before_all: bool = False, late: bool = False) -> RebuildMismatchError:
     """Return the error for a step whose second evaluation is not the first.
 
     Args:
         what: what differs, a sentence without its full stop.
         situation: the modules of the step as the forward pass had them; what changed since is said.
         before_all: whether no gradient has come out of the layers yet.
+        late: whether all gradients may have come out of them.
 
     """
-    # Before the first gradient no weight had changed (`Tape`), so what has changed since was stepped.
-    stepped = situation.trains_in_backward() and not before_all
-    damage = "Weights were stepped in this backward pass already: go back to a checkpoint. " if stepped else ""
-    changes = situation.in_words(stepped=stepped)
-    remedy = CHANGED if changes else UNSEEN
+    damage = ""
+    trains_in_backward = situation.trains_in_backward()
+    if trains_in_backward and before_all:
+        damage = "An optimizer that steps in the backward pass may have stepped the head already, and no layer. "
+    elif trains_in_backward:
+        damage = (
+            "An optimizer that steps in the backward pass may have stepped weights already: go back to a checkpoint. "
+        )
+    # What it stepped in this very pass is no cause.
+    tensors = [] if late and trains_in_backward else situation.tensor_changes()
+    changes = _in_words(situation.setting_changes() + tensors)
+    remedy = CHANGED if tensors else f"{CHANGED} If that is not why: {UNSEEN}" if changes else UNSEEN
+    clear = (
+        "" if before_all else " Gradients from before the error are there: clear them (zero_grad) before the next pass."
+    )
     return RebuildMismatchError(
-        f"{what[0].upper()}{what[1:]}, so the gradients would be wrong. {changes}{damage}{remedy}"
+        f"{what[0].upper()}{what[1:]}, so the gradients would be wrong. {changes}{damage}{remedy}{clear}"
     )
 
 

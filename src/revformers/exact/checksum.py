@@ -6,10 +6,10 @@ do numbers that trade places and errors that would cancel in a plain sum.
 
 To read large tensors about as fast as a plain sum does, 129 rows of 2,053 words of eight bytes are added up, block by
 block, and the sums of their columns stand for them. In such a block, changes cancel where words a multiple of 2,053
-apart trade places, or change by as much up and down; of their highest bits, where the sign of a float64 lies, an even
-number cancels in a column. So 2,053 is a prime: tokens or heads are so far apart only where 2,053 of them are, and not
-in one block from 129 words on. And 129 is odd, so that nothing cancels where all words change alike, as they do when a
-tensor is negated.
+apart trade places, or change by as much up and down; of their highest bits, the signs of a float64, of every second
+float32 and of every fourth bfloat16, an even number cancels in a column. So 2,053 is a prime: tokens or heads are so
+far apart only where 2,053 of them are, and not in one block from 129 words on. And 129 is odd, so that nothing cancels
+where all words change alike, as they do when a tensor is negated.
 """
 
 from collections.abc import Iterable, Iterator

@@ -24,7 +24,7 @@ class Arguments:
     """Run random set-ups, in which every policy must give the stored gradient to the bit or raise an error."""
 
     cases: int = 200
-    """How many set-ups."""
+    """How many set-ups; a single one is shown with its outcome."""
     seed: int = 0
     """The first one; the others follow it."""
     workers: int = 1
@@ -53,6 +53,8 @@ MEANINGS = {
 
 def main(arguments: Arguments) -> int:
     """Return 1 where a set-up failed, and 0 otherwise."""
+    if arguments.cases < 1 or arguments.workers < 1:
+        raise SystemExit("There is nothing to run: --cases and --workers are at least 1.")
     kinds: collections.Counter[str] = collections.Counter()
     compared, distances, failures, start = 0, [], [], time.monotonic()
     seeds = range(arguments.seed, arguments.seed + arguments.cases)
@@ -65,7 +67,7 @@ def main(arguments: Arguments) -> int:
         if outcome.kind == "FAILED":
             failures.append({"case": asdict(case), "note": outcome.note})
         if outcome.kind == "FAILED" or arguments.cases == 1:
-            print(f"{outcome.kind} {outcome.note}: {case}", flush=True)
+            print(f"{outcome.kind}: {case}{outcome.note and ': '}{outcome.note}", flush=True)
     table = Table(title=f"{arguments.cases} set-ups from seed {arguments.seed} in {time.monotonic() - start:.0f} s")
     table.add_column("set-ups", justify="right")
     table.add_column("outcome")
@@ -83,4 +85,4 @@ def main(arguments: Arguments) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(tyro.cli(Arguments)))
+    raise SystemExit(main(tyro.cli(Arguments, prog="python -m revformers.fuzz")))

@@ -39,6 +39,9 @@ FAMILIES = (  # noqa: SIM905 - a list of so many would be a page
 ).split()
 """Decoders of every kind of layer: dense, experts, state spaces, convolutions; pre-norm, post-norm, parallel."""
 
+OF_ANY_WIDTH = ("LlamaForCausalLM", "GPT2LMHeadModel")
+"""Those that are drawn more often than others, and in several widths; in others, widths depend on each other."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -48,6 +51,8 @@ class Case:
         seed: which one.
         family: the class of the model.
         layers: how many layers.
+        width: of a hidden state.
+        heads: of attention.
         sharpness: the range in which weights are drawn, as `initializer_range`, where the family has it.
         perturbation: standard deviation of what is added to every weight, norms and biases too.
         dtype: of the weights.
@@ -90,6 +95,8 @@ class Case:
     compiled: bool
     order: str
     between: str
+    width: int = 64
+    heads: int = 4
 
     def __post_init__(self) -> None:
         """Refuse what no set-up is made of, which would be left out without a word."""
@@ -116,6 +123,8 @@ _USUAL = {
     "compiled": False,
     "order": "once",
     "between": "nothing",
+    "width": 64,
+    "heads": 4,
 }
 
 
@@ -136,9 +145,10 @@ def draw_case(seed: int) -> Case:
     reversible = dynamics.reversible
     # Some set-ups are such that the recurrence can be computed without this library.
     plain = block and draw.random() < 0.2
-    return Case(
+    family = draw.choice(FAMILIES) if draw.random() < 0.7 else draw.choice(OF_ANY_WIDTH)
+    case = Case(
         seed=seed,
-        family=draw.choice(FAMILIES) if draw.random() < 0.7 else draw.choice(["LlamaForCausalLM", "GPT2LMHeadModel"]),
+        family=family,
         layers=layers,
         sharpness=draw.choice([0.02, 0.02, 0.1, 0.2, 0.5]),
         perturbation=draw.choice([0.0, 0.0, 0.05]),
@@ -159,6 +169,9 @@ def draw_case(seed: int) -> Case:
         order="once" if plain else draw.choice(["once"] * 8 + list(ORDERS)),
         between=draw.choice(sorted(HARMLESS)) if plain or draw.random() < 0.5 else draw.choice(list(HARMFUL)),
     )
+    if family not in OF_ANY_WIDTH:
+        return case
+    return dataclasses.replace(case, width=draw.choice([16, 32, 64, 64, 96, 136]), heads=draw.choice([1, 2, 4, 4]))
 
 
 def _draw_policy(draw: random.Random, reversible: bool) -> str:

@@ -13,7 +13,7 @@ from torch import nn
 from revformers.activations import Budget
 from revformers.activations.budget import Recompute
 from revformers.dynamics import from_dict
-from revformers.fuzz.case import Case
+from revformers.fuzz.case import OF_ANY_WIDTH, Case
 from revformers.hf.attach import add_update_predictors
 from revformers.hf.budget import smallest_budget
 from revformers.hf.compilation import compile_layers
@@ -96,6 +96,9 @@ def _build(case: Case) -> Any:
         **dict.fromkeys(fields & _DEPTHS, case.layers),
         **dict.fromkeys(fields & _POSITIONS, _MOST_TOKENS),
     }
+    if case.family in OF_ANY_WIDTH:
+        names |= dict.fromkeys(fields & {"hidden_size", "n_embd"}, case.width)
+        names |= dict.fromkeys(fields & {"num_attention_heads", "n_head", "num_key_value_heads"}, case.heads)
     torch.manual_seed(case.seed)
     model = tiny_model(kind, **names)
     model.config._attn_implementation = case.attention

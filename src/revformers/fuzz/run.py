@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import random
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from revformers.dynamics import from_dict
-from revformers.errors import NotReversibleError, RebuildMismatchError, StateRangeError
+from revformers.errors import RebuildMismatchError, StateRangeError
 from revformers.fuzz.case import Case, draw_case
 from revformers.fuzz.events import HARMFUL, HARMLESS, Scene
 from revformers.fuzz.models import ImpossibleError, draw_batches, ordinary_model, reversible_model
@@ -23,12 +24,9 @@ from revformers.hf.discovery import find_stack
 from revformers.hf.reversible import make_residual
 from revformers.hf.state import update_predictors
 
-FARTHEST = 1e-2
+FARTHEST = 1e-4
 """How far a gradient in float64 may be from that of the recurrence, relative to its size: 2^-30 of state resolution,
-and norms that compute in float32, are made larger by sharp weights. A wrong coefficient is a hundred times as far."""
-
-ANSWERS = (RebuildMismatchError, NotReversibleError, StateRangeError)
-"""What any policy may end in where something had changed. Everything else the ordinary model has to end in too."""
+and norms that compute in float32, are made larger by sharp weights."""
 
 GRAPHS = 64
 """How many graphs a compiled layer may have."""
@@ -92,7 +90,10 @@ def run_case(case: Case) -> Outcome:
 
 def _judge(case: Case) -> Outcome:
     stored = _run(case, reversible_model(case, "store"))
-    other = _run(case, reversible_model(case, case.policy))
+    try:
+        other = _run(case, reversible_model(case, case.policy))
+    except ImpossibleError as error:
+        return Outcome("FAILED", f"no model with this policy, and one that stores: {error}")
     if isinstance(stored.found, Exception) or isinstance(other.found, Exception):
         return _judge_errors(case, stored, other)
     gradients = stored.found
@@ -100,6 +101,8 @@ def _judge(case: Case) -> Outcome:
     if different:
         note = f"{len(different)} of {len(gradients)} gradients differ silently, {different[0]} first"
         return Outcome("FAILED", note)
+    if not any(gradient.isfinite().all() and gradient.any() for gradient in gradients.values()):
+        return Outcome("FAILED", "there is no finite gradient to compare")
     distance = _distance_from_recurrence(case, gradients) if _has_recurrence(case) else None
     if distance is not None and not distance <= FARTHEST:
         return Outcome("FAILED", f"the stored gradient is {distance:.2g} away from that of the recurrence")
@@ -110,16 +113,25 @@ def _judge_errors(case: Case, stored: _Result, other: _Result) -> Outcome:
     error = other.found
     if not isinstance(error, Exception):
         return Outcome("FAILED", f"ran where storing raises {_say(stored.found)}")
-    alike = type(error) is type(stored.found)
-    if alike and isinstance(error, StateRangeError):
+    if type(stored.found) is type(error) is StateRangeError and str(stored.found) == str(error):
         return Outcome("out of range", _say(error))
-    if other.changed and isinstance(error, ANSWERS):
+    store_ran = not isinstance(stored.found, Exception)
+    if other.changed and _names_a_layer(error) and (store_ran or _is_of_the_ordinary_model(case, stored.found)):
         return Outcome("refused", _say(error))
-    known = alike and not isinstance(error, ANSWERS)
-    if known and type(_run(case, ordinary_model(case)).found) is type(error):
+    if type(stored.found) is type(error) and _is_of_the_ordinary_model(case, error):
         return Outcome("refused" if other.changed else "impossible", _say(error))
     why = "an error that is no answer" if other.changed else "an error where nothing had changed"
     return Outcome("FAILED", f"{why}: {_say(error)}")
+
+
+def _names_a_layer(error: Exception) -> bool:
+    return isinstance(error, RebuildMismatchError) and re.search(r"[Ll]ayer \d", str(error)) is not None
+
+
+def _is_of_the_ordinary_model(case: Case, error: object) -> bool:
+    """Return whether the ordinary model with the same parts and passes ends in an error of the same kind."""
+    # Mismatches are this library's alone, though tiles of an ordinary model can have them too.
+    return not isinstance(error, RebuildMismatchError) and type(_run(case, ordinary_model(case)).found) is type(error)
 
 
 def _say(error: object) -> str:
@@ -129,7 +141,11 @@ def _say(error: object) -> str:
 def _same(left: Tensor | None, right: Tensor | None) -> bool:
     if left is None or right is None or left.dtype != right.dtype:
         return left is right
-    return left.shape == right.shape and torch.equal(left.nan_to_num(7.0), right.nan_to_num(7.0))
+    return left.shape == right.shape and torch.equal(_bytes(left), _bytes(right))
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().view(-1).view(torch.uint8)
 
 
 def _run(case: Case, model: Any) -> _Result:
