@@ -4,6 +4,7 @@ import torch
 import revformers as rf
 from revformers.exact.state_pair import StatePair
 from tests.hf.test_reversible import llama
+from tests.tiny_models import batch, tiny
 
 BATCH = {"input_ids": torch.arange(20).view(2, 10)}
 

@@ -103,8 +103,8 @@ def verify_gradients(
             reversible.activations = activations
     if not torch.isfinite(stored_loss):
         raise ValueError(
-            f"The loss is {stored_loss.item()} with stored activations, so there are no gradients to compare; verify on "
-            f"a batch and weights that give a finite loss."
+            f"The loss is {stored_loss.item()} with stored activations, so there are no gradients to compare; verify "
+            f"on a batch and weights that give a finite loss."
         )
     missing = rebuilt.keys() ^ stored.keys()  # a gradient that one of the two lacks is zero there
     zero = torch.zeros(())
