@@ -54,6 +54,7 @@ def without_evidence() -> Iterator[None]:
         mock.patch.object(Situation, "__init__", nothing),
         mock.patch.object(Situation, "now", lambda situation: situation),
         mock.patch.object(Situation, "written_buffer", nothing),
+        mock.patch.object(Situation, "written_others", lambda _: {}),
         mock.patch.object(Situation, "trains_in_backward", nothing),
         mock.patch.object(rebuild, "checksum", nothing),
     ):
@@ -81,6 +82,7 @@ class Inside:
             (Situation, "__init__"),
             (Situation, "now"),
             (Situation, "written_buffer"),
+            (Situation, "written_others"),
             (Situation, "trains_in_backward"),
             (Verdicts, "add"),
             (rebuild, "checksum"),
