@@ -34,7 +34,6 @@ from revformers.exact.checksum import FEW, checksum, checksum_of, condensed, lay
 SMALL_WEIGHT = 2**14
 """Elements up to which a weight is compared by its bits as well: those of norms, from which others follow."""
 
-
 ROWS = 2**12
 """Words up to which the rows that are read of a tensor stand for themselves in the checksum."""
 

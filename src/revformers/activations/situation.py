@@ -130,7 +130,6 @@ class _ModuleState:
             for name, tensor in own.items()
             if tensor is not None and not is_lazy(tensor)
         }
-
         self._attributes = {
             name: (weakref.ref(value), version_of(value))
             for name, value in vars(module).items()
@@ -164,7 +163,7 @@ class _ModuleState:
                 yield True, f"{path}{name} was changed from {before!r} to {after!r}"
 
     def tensor_changes(self, path: str) -> Iterator[str]:
-        """Say what is different now in parameters and buffers."""
+        """Yield what is different now in parameters and buffers; `path` stands before every name."""
         now = {**self.module._parameters, **self.module._buffers}
         for name in {**self._tensors, **now}:
             tensor = now.get(name)
