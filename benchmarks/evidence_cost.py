@@ -54,7 +54,7 @@ def without_evidence() -> Iterator[None]:
         mock.patch.object(Situation, "__init__", nothing),
         mock.patch.object(Situation, "now", lambda situation: situation),
         mock.patch.object(Situation, "written_buffer", nothing),
-        mock.patch.object(Situation, "written_others", lambda _: {}),
+        mock.patch.object(Situation, "written_others", return_value={}),
         mock.patch.object(Situation, "trains_in_backward", nothing),
         mock.patch.object(rebuild, "checksum", nothing),
     ):
