@@ -27,6 +27,7 @@ import revformers as rf
 from revformers.activations import rebuild
 from revformers.activations.evidence import Evidence, LaterEvidence, Leaf
 from revformers.activations.situation import Situation
+from revformers.activations.statistics import SecondCount
 from revformers.activations.verdicts import Verdicts
 from revformers.benchmark.environment import write_result
 from revformers.benchmark.step_time import Quartiles, measure_step_times
@@ -54,7 +55,7 @@ def without_evidence() -> Iterator[None]:
         mock.patch.object(Situation, "__init__", nothing),
         mock.patch.object(Situation, "now", lambda situation: situation),
         mock.patch.object(Situation, "written_buffer", nothing),
-        mock.patch.object(Situation, "written_others", return_value={}),
+        mock.patch.object(rebuild, "statistics_of", return_value=[]),
         mock.patch.object(Situation, "trains_in_backward", nothing),
         mock.patch.object(rebuild, "checksum", nothing),
     ):
@@ -82,7 +83,8 @@ class Inside:
             (Situation, "__init__"),
             (Situation, "now"),
             (Situation, "written_buffer"),
-            (Situation, "written_others"),
+            (rebuild, "statistics_of"),
+            (SecondCount, "__init__"),
             (Situation, "trains_in_backward"),
             (Verdicts, "add"),
             (rebuild, "checksum"),

@@ -6,6 +6,7 @@ Every case was a wrong gradient without an error once, or an error that named no
 import contextlib
 import sys
 import threading
+from functools import partial
 
 import pytest
 import torch
@@ -372,10 +373,7 @@ def test_derivatives_of_second_order_are_the_stored_ones(activations):
 
 @pytest.mark.parametrize("activations", ["store", *POLICIES])
 def test_what_a_layer_saves_it_must_not_write_to_afterwards(activations):
-    """PyTorch says so of stored activations, when they are asked for; so does the tape, where the write comes to it.
-
-    Where a layer's input is kept, the evaluation ends when all is saved: nothing is written to what was saved then.
-    """
+    """PyTorch says so of stored activations, when they are asked for, and so does the tape."""
 
     class WritesTooLate(nn.Module):
         def __init__(self, late):
@@ -389,20 +387,35 @@ def test_what_a_layer_saves_it_must_not_write_to_afterwards(activations):
                 product.add_(self.late)
             return result
 
-    def run(policy, late):
-        model = reversible(policy)
-        writes = WritesTooLate(late)
-        layers_of(model)[1].mlp.register_forward_hook(lambda module, inputs, output: writes(output))
-        return backward(model, loss_of(model))
+    model = reversible(activations)
+    writes = WritesTooLate(1)
+    layers_of(model)[1].mlp.register_forward_hook(lambda module, inputs, output: writes(output))
+    loss = loss_of(model)
+    with pytest.raises(RuntimeError, match=r"modified .*in.?place"):
+        loss.backward()
 
-    if activations in ("store", "rebuild"):
-        with pytest.raises(RuntimeError, match=r"modified .*in.?place"):
-            run(activations, 1)
-    else:
-        found = run(activations, 1)
-        WritesTooLate.forward = lambda self, hidden: (hidden * 1.5) ** 2
-        right = run("store", 1)
-        assert all(torch.allclose(found[name], right[name], rtol=1e-4, atol=1e-6) for name in right)
+
+@pytest.mark.parametrize("activations", POLICIES)
+def test_what_a_layer_undoes_at_its_end_is_undone(activations):
+    """Every evaluation runs to its end: hooks that round a weight for its layer, unseen, put it back."""
+
+    def run(policy):
+        model = reversible(policy)
+        part = layers_of(model)[1].mlp.down_proj.requires_grad_(False)
+        right = part.weight.data.clone()
+
+        def set_weight(to, *_):
+            part.weight.data.copy_(to)
+
+        part.register_forward_pre_hook(partial(set_weight, (right * 64).round() / 64))
+        part.register_forward_hook(partial(set_weight, right))
+        found = backward(model, loss_of(model)), backward(model, loss_of(model))["model.embed_tokens.weight"]
+        assert torch.equal(part.weight, right)
+        return found
+
+    (found, found_twice), (expected, expected_twice) = run(activations), run("store")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert torch.equal(found_twice, expected_twice)
 
 
 @pytest.mark.parametrize("activations", ["rebuild", "checkpoint"])
@@ -422,38 +435,125 @@ def test_statistics_would_be_counted_twice(activations):
 
 
 class Watch(nn.Module):
-    """Keeps a running mean of what it is given, for later, where statistics are not looked for."""
+    """Keeps a running mean of what it is given, for later, where PyTorch's own modules keep none."""
 
-    def __init__(self, kind, share):
+    def __init__(self, place, share, through_data):
         super().__init__()
+        self.share, self.through_data = share, through_data
         mean = torch.zeros(64)
-        self.mean = nn.Parameter(mean, requires_grad=False) if kind == "frozen parameter" else mean
-        self.share = share
+        if place == "buffer":
+            self.register_buffer("mean", mean)
+        elif place in ("frozen parameter", "weight"):
+            self.mean = nn.Parameter(mean, requires_grad=place == "weight")
+        else:
+            self.mean = {"attribute": mean, "list": [mean], "dictionary": {"all": mean}}[place]
+
+    def kept(self):
+        kept = self.mean
+        return kept if isinstance(kept, torch.Tensor) else kept[0 if isinstance(kept, list) else "all"]
 
     def forward(self, module, inputs, output):
         with torch.no_grad():
-            self.mean.lerp_(output.mean((0, 1)), self.share)
+            kept = self.kept()
+            (kept.data if self.through_data else kept).lerp_(output.mean((0, 1)), self.share)
 
 
-def watched(activations, kind, share):
+def watched(activations, place, share, through_data=False, part="up_proj"):
     model = reversible(activations)
-    watch = layers_of(model)[1].watch = Watch(kind, share)
-    layers_of(model)[1].mlp.up_proj.register_forward_hook(watch)
-    return model, loss_of(model)
+    watch = layers_of(model)[1].watch = Watch(place, share, through_data)
+    layers_of(model)[1].mlp.get_submodule(part).register_forward_hook(watch)
+    return model, watch
+
+
+PLACES = [
+    *((place, False) for place in ("frozen parameter", "attribute", "list", "dictionary", "weight")),
+    *((place, True) for place in ("frozen parameter", "attribute", "list", "dictionary", "buffer")),
+]
 
 
 @pytest.mark.parametrize("activations", POLICIES)
-@pytest.mark.parametrize("kind", ["frozen parameter", "attribute"])
-def test_statistics_elsewhere_are_noticed_when_they_are_counted_again(activations, kind):
-    _, loss = watched(activations, kind, share=0.1)
-    with pytest.raises(rf.NotReversibleError, match=r"Layer 1 writes to its watch\.mean when it is evaluated"):
+@pytest.mark.parametrize(("place", "through_data"), PLACES)
+def test_statistics_elsewhere_are_noticed_when_they_are_counted_again(activations, place, through_data):
+    model, _ = watched(activations, place, 0.1, through_data)
+    loss = loss_of(model)
+    with pytest.raises(rf.NotReversibleError, match=r"Layer 1 writes to its watch\.mean.* when it is evaluated"):
         loss.backward()
 
 
 @pytest.mark.parametrize("activations", POLICIES)
-@pytest.mark.parametrize("kind", ["frozen parameter", "attribute"])
-def test_a_tensor_that_is_filled_alike_each_time_is_no_statistic(activations, kind):
-    expected, found = backward(*watched("store", kind, share=1.0)), backward(*watched(activations, kind, share=1.0))
+@pytest.mark.parametrize(("place", "through_data"), PLACES)
+def test_a_tensor_that_is_filled_alike_each_time_is_no_statistic(activations, place, through_data):
+    def run(policy):
+        model, _ = watched(policy, place, 1.0, through_data)
+        return backward(model, loss_of(model))
+
+    expected, found = run("store"), run(activations)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("activations", POLICIES)
+@pytest.mark.parametrize("part", ["up_proj", "down_proj"])
+def test_what_fills_a_tensor_may_be_another_batch_or_the_user(activations, part):
+    """Whatever is in it when the second evaluation begins, that evaluation does not count."""
+
+    def run(policy):
+        model, watch = watched(policy, "attribute", 1.0, part=part)
+        losses = [loss_of(model, tokens(seed=seed)) for seed in (1, 2)]
+        losses[0].backward()
+        watch.mean.zero_()
+        return backward(model, losses[1])
+
+    expected, found = run("store"), run(activations)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("activations", POLICIES)
+def test_a_sparse_tensor_that_a_layer_writes_to_is_compared(activations):
+    def run(policy, share):
+        model = reversible(policy)
+        part = layers_of(model)[1].mlp
+        part.seen = torch.eye(4).to_sparse()
+
+        def count(*_):
+            part.seen.mul_(share)
+
+        part.register_forward_hook(count)
+        return backward(model, loss_of(model))
+
+    with pytest.raises(rf.NotReversibleError, match=r"Layer 1 writes to its mlp\.seen when it is evaluated"):
+        run(activations, 2)
+    expected, found = run("store", 1), run(activations, 1)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("activations", POLICIES)
+def test_a_layer_that_changes_its_own_weight_is_told_so(activations):
+    model = reversible(activations)
+    norm = layers_of(model)[1].input_layernorm
+
+    def clamp(*_):
+        with torch.no_grad():
+            norm.weight.clamp_(-0.9, 0.9)
+
+    norm.register_forward_pre_hook(clamp)
+    loss = loss_of(model)
+    message = r"input_layernorm\.weight \[64\] was changed.*The layer itself writes to input_layernorm\.weight when"
+    with pytest.raises(rf.RebuildMismatchError, match=message):
+        loss.backward()
+
+
+@pytest.mark.parametrize("activations", POLICIES)
+def test_a_number_may_be_spread_over_a_state(activations):
+    """One element is contiguous whatever its strides are, which a view as another dtype minds."""
+
+    def run(policy):
+        model = reversible(policy)
+        part = layers_of(model)[1].mlp
+        part.gate = nn.Parameter(torch.tensor(0.5))
+        part.register_forward_hook(lambda module, inputs, output: output * part.gate.tanh().expand_as(output))
+        return backward(model, loss_of(model))
+
+    expected, found = run("store"), run(activations)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 

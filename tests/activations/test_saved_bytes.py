@@ -43,3 +43,17 @@ def test_the_parts_of_a_wrapper_count():
     saved = SavedBytes()
     saved.add(TwoTensor(torch.empty(10), torch.empty(10)))
     assert saved.count == 80
+
+
+def test_the_parts_of_a_sparse_tensor_count():
+    rows, numbers = torch.tensor([0, 1, 2]), torch.tensor([0, 1])
+    values = torch.ones(2)
+    of_kinds = (
+        torch.sparse_coo_tensor(torch.stack((numbers, numbers)), values, (2, 2)),
+        torch.sparse_csr_tensor(rows, numbers, values, (2, 2)),
+        torch.sparse_csc_tensor(rows, numbers, values, (2, 2)),
+    )
+    for sparse, indices in zip(of_kinds, (2 + 2, 3 + 2, 3 + 2), strict=True):
+        saved = SavedBytes()
+        saved.add(sparse)
+        assert saved.count == 8 * indices + 4 * 2

@@ -102,3 +102,11 @@ def test_a_change_in_every_second_number_shows():
         changed = tensor.clone()
         changed[..., step - 1 :: step].neg_()
         assert checksum(changed) != checksum(tensor)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.bool])
+def test_one_element_may_have_any_strides(dtype):
+    numbers = torch.tensor([1, 0, 0, 1], dtype=dtype)
+    for one in (numbers[:1].expand(3, 2), numbers[::3][:1], numbers[0].expand(1), numbers.view(2, 2)[:, :1][:1]):
+        assert torch.equal(checksum(one), checksum(numbers[:1]))
+    assert not torch.equal(checksum(numbers[1:2].expand(3, 2)), checksum(numbers[:1]))

@@ -51,7 +51,7 @@ class AttentionKeeper:
         self.operations = 0
         self.attention_operations = 0
         self.__wrapped__ = field  # by this name messages find the weights of the field (`Situation`)
-        self._name = name
+        self._name = name[0].upper() + name[1:]
         self._first = True
         self._outputs: deque[_KernelOutput] = deque()
 

@@ -4,7 +4,8 @@ How it works:
 
 1. The fields of the first two layers are observed: what autograd saves of them, and what every kernel computes. That
    tells what a layer takes when it is stored, what its attention outputs take, and which operations each spares. A kept
-   input spares little, the end of the field that only undoing the step needs, and takes little.
+   input spares little, the end of the field that only undoing the step needs, if that (`may_end_early`), and takes
+   little.
 2. From that the budget is allocated for the whole stack, further layers taken to be like the last one observed.
 3. As the pass runs on, what is really kept is counted. A layer that takes more than was expected is not stored, if
    there is no room for it: its input is kept, and it is computed again from that.
@@ -25,6 +26,7 @@ from revformers.activations.allocation import Allocation, StepCost, allocate
 from revformers.activations.attention_outputs import AttentionKeeper
 from revformers.activations.base import ActivationPolicy
 from revformers.activations.budget import Budget, BudgetReport
+from revformers.activations.early_end import may_end_early
 from revformers.activations.rebuild import Tape
 from revformers.activations.saved_bytes import SavedBytes
 from revformers.activations.ticket import kept
@@ -147,6 +149,8 @@ class Budgeted(ActivationPolicy):
             undone=allocation is None or allocation.rebuilds(self._step),
             on_save=on_save if allocation is None or stored else None,
         )
+        if keeper is not None and not may_end_early(field):
+            from_input = keeper.operations
         cost = self._cost(hidden, keeper, from_input) if update.requires_grad else StepCost()
         evaluated = _Evaluated(self._step, update.requires_grad, hidden.detach(), cost, keeper)
         if self._allocation is None:

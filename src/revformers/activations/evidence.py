@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from revformers.activations.determined import INPUT, Determined, Recipe, last_tokens
-from revformers.activations.saved_bytes import plain_parts
+from revformers.activations.saved_bytes import parts_in_memory
 from revformers.activations.situation import Situation
 from revformers.activations.ticket import Packed
 from revformers.activations.unwritten import may_be_unwritten
@@ -54,7 +54,7 @@ class Leaf:
         self.trains = leaf.requires_grad
         self._version = version_of(leaf)
         # A weak reference, like a strong one, keeps the number of a block from being given to another.
-        self._storages = [StorageWeakRef(part.untyped_storage()) for part in _parts(leaf)]
+        self._storages = [StorageWeakRef(part.untyped_storage()) for part in parts_in_memory(leaf)]
         self._place = _place_in_memory(tensor)
 
     def is_unchanged(self) -> bool:
@@ -62,7 +62,8 @@ class Leaf:
         leaf = self.reference()
         return leaf is None or (
             version_of(leaf) == self._version
-            and [part.untyped_storage()._cdata for part in _parts(leaf)] == [known.cdata for known in self._storages]
+            and [part.untyped_storage()._cdata for part in parts_in_memory(leaf)]
+            == [known.cdata for known in self._storages]
         )
 
     def equals(self, tensor: Tensor) -> bool | Tensor:
@@ -79,7 +80,7 @@ class Leaf:
             saved = saved.as_strided(shape, stride, offset)
         if (saved.shape, saved.dtype) != (tensor.shape, tensor.dtype) or layout_of(saved) != layout_of(tensor):
             return False
-        return _checksum(saved) == _checksum(tensor).to(saved.device)
+        return checksum_of_all(saved) == checksum_of_all(tensor).to(saved.device)
 
 
 @dataclass(frozen=True)
@@ -287,7 +288,7 @@ class _Words:
             return
         elif saved.written is not None:
             tensor = tensor[..., : saved.written]
-        parts = list(_parts(tensor))
+        parts = list(parts_in_memory(tensor))
         words = [condensed(part, few) for part in parts]
         self._words[number] = words[0] if len(words) == 1 else torch.cat(words)
         self._layouts[number] = tuple(map(layout_of, parts))
@@ -319,20 +320,6 @@ def _place_in_memory(tensor: Tensor) -> tuple[Any, ...] | None:
     return None if tensor._base is None else (tensor.shape, tensor.stride(), tensor.storage_offset())
 
 
-def _parts(tensor: Tensor) -> Iterator[Tensor]:
-    """Yield the tensors with memory of their own that a tensor is made of."""
-    for part in (tensor,) if type(tensor) in (Tensor, nn.Parameter) else plain_parts(tensor):
-        if part.layout is torch.strided:
-            yield part
-        elif part.layout is torch.sparse_coo:
-            yield from (part._indices(), part._values())
-        else:
-            columnar = part.layout in (torch.sparse_csc, torch.sparse_bsc)
-            yield from (
-                (part.ccol_indices(), part.row_indices()) if columnar else (part.crow_indices(), part.col_indices())
-            )
-            yield part.values()
-
-
-def _checksum(tensor: Tensor) -> Tensor:
-    return checksum(*_parts(tensor))
+def checksum_of_all(tensor: Tensor) -> Tensor:
+    """Return the checksum of a tensor of any kind, int64[], not waited for."""
+    return checksum(*parts_in_memory(tensor))

@@ -18,8 +18,8 @@ How it works:
 The tape can move both ways. A second backward pass through a retained graph, second derivatives, or gradients asked
 for layer by layer with `torch.autograd.grad`, find it at the bottom and wind it forward again.
 
-A step whose input is kept is computed again from that, up to the last tensor that it saves, as with checkpointing. The
-policies "checkpoint" and "offload" are such steps alone.
+A step whose input is kept is computed again from that, up to the last tensor that it saves where it may end there, as
+with checkpointing. The policies "checkpoint" and "offload" are such steps alone.
 
 Lifetime: only tickets keep the tape alive, and autograd drops a step's tickets when it is done with the step. So the
 states are freed with the last ticket, and nothing of a forward pass is kept on any module.
@@ -39,8 +39,10 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from revformers.activations.base import ActivationPolicy
+from revformers.activations.early_end import may_end_early
 from revformers.activations.evidence import Evidence, LaterEvidence
 from revformers.activations.situation import Situation
+from revformers.activations.statistics import SecondCount, Statistic, statistics_of
 from revformers.activations.ticket import InputSource, Packed, SavedTensor
 from revformers.activations.unwritten import written_parts
 from revformers.activations.verdicts import Verdicts, mismatch
@@ -60,7 +62,7 @@ class StepRecord:
     Attributes:
         evidence: what the forward pass saved.
         result: the checksum of what the forward pass returned, where the step may be undone.
-        written: what the forward pass wrote to besides buffers, and its checksum afterwards, by name.
+        statistics: what the forward pass may have counted in.
 
     """
 
@@ -76,7 +78,7 @@ class StepRecord:
     tickets: list[weakref.ref[SavedTensor]] = dataclasses.field(default_factory=list)
     side_information: Tensor | None = None
     result: Tensor | None = None
-    written: dict[str, tuple[weakref.ref[Tensor], Tensor]] = dataclasses.field(default_factory=dict)
+    statistics: list[Statistic] = dataclasses.field(default_factory=list)
 
     def mismatch(self, what: str, *, before_all: bool = False) -> RebuildMismatchError:
         """Return the error for the step whose second evaluation is not the first; see `verdicts.mismatch`."""
@@ -89,6 +91,10 @@ class StepRecord:
             self.situation,
             late=late,
         )
+
+    def counts_twice(self, statistic: Statistic) -> NotReversibleError:
+        """Return the error for a step whose second evaluation went on counting."""
+        return _writes_twice(self.name, f"{self.situation.path(statistic.module)}{statistic.name}")
 
     def gone_tickets(self) -> set[int]:
         """Return the numbers of the tickets that autograd let go of."""
@@ -207,8 +213,7 @@ class Tape(ActivationPolicy):
             self._checksum = self.states.checksum()
         if self._first_step is not None:
             _refuse_statistics(name, situation)
-            for written, tensor in situation.written_others().items():
-                record.written[written] = weakref.ref(tensor), checksum(tensor)
+            record.statistics = statistics_of(situation)
             if undone:
                 record.result = checksum(update)
         if update.requires_grad:
@@ -287,7 +292,7 @@ class Tape(ActivationPolicy):
             self._take_back()
             record = self._records[step]
             if source is not None:
-                saved, _ = self._evaluate_at(source(), record, to_the_end=False)
+                saved, _ = self._evaluate_at(source(), record, to_the_end=not may_end_early(record.field))
                 self._hand_out(record, saved)
                 return
             while self.position > step + 1:
@@ -349,6 +354,7 @@ class Tape(ActivationPolicy):
 
         replay = record.random_state.restored() if record.random_state else contextlib.nullcontext()
         update: Tensor | None = None
+        second_count = SecondCount(record.statistics)
         # Gradients stay enabled even where nothing is caught: kernels may choose another algorithm without them.
         try:
             with torch.enable_grad(), record.autocast.restored(), replay, saved_tensors_hooks(pack, unpack):
@@ -366,11 +372,9 @@ class Tape(ActivationPolicy):
         finally:
             evidence.finish()
         self._require_same(record, saved, evidence, update)
-        for name, (reference, expected) in record.written.items():
-            tensor = reference()
-            if tensor is not None:
-                self._verdicts.add(checksum(tensor) == expected, partial(_writes_twice, record.name, name))
-        return saved, update.detach() if to_the_end and update is not None else None
+        for equal, statistic in second_count.verdicts():
+            self._verdicts.add(equal, partial(record.counts_twice, statistic))
+        return saved, None if update is None else update.detach()
 
     def _require_same(
         self, record: StepRecord, saved: list[SavedAgain], evidence: LaterEvidence, update: Tensor | None

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
@@ -26,7 +27,7 @@ class SavedBytes:
         """Count a tensor that autograd saves."""
         if is_parameter(tensor):
             return
-        for part in plain_parts(tensor):
+        for part in parts_in_memory(tensor):
             storage = part.untyped_storage()
             reference = StorageWeakRef(storage)
             if reference not in self._seen:
@@ -39,10 +40,16 @@ def is_parameter(tensor: Tensor) -> bool:
     return isinstance(tensor, nn.Parameter) or isinstance(tensor._base, nn.Parameter)
 
 
-def plain_parts(tensor: Tensor) -> Iterator[Tensor]:
-    """Yield the plain tensors that a tensor is made of: itself, or the parts of a wrapper such as DTensor."""
-    if is_traceable_wrapper_subclass(tensor):
+def parts_in_memory(tensor: Tensor) -> Iterator[Tensor]:
+    """Yield what has memory of its own: the tensor itself, or the parts of a wrapper or of a sparse tensor."""
+    if type(tensor) not in (Tensor, nn.Parameter) and is_traceable_wrapper_subclass(tensor):  # such as DTensor
         for name in tensor.__tensor_flatten__()[0]:
-            yield from plain_parts(getattr(tensor, name))
-    else:
+            yield from parts_in_memory(getattr(tensor, name))
+    elif tensor.layout is torch.strided:
         yield tensor
+    elif tensor.layout is torch.sparse_coo:
+        yield from (tensor._indices(), tensor._values())
+    elif tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        yield from (tensor.ccol_indices(), tensor.row_indices(), tensor.values())
+    else:
+        yield from (tensor.crow_indices(), tensor.col_indices(), tensor.values())

@@ -47,7 +47,7 @@ class Situation:
     def now(self) -> "Situation":
         """Return the same modules as they are now."""
         result = copy.copy(self)
-        result._modules = [_ModuleState(state.module) for state in self._modules]
+        result._modules = [state.now() for state in self._modules]
         return result
 
     def owns(self, tensor: Tensor) -> bool:
@@ -57,33 +57,34 @@ class Situation:
 
     def tensor_changes(self) -> list[str]:
         """Say what is different now in parameters and buffers, e.g. "mlp.up_proj.weight [48, 32] was frozen"."""
-        return [change for state in self._modules for change in state.tensor_changes(self._path(state.module))]
+        return [change for state in self._modules for change in state.tensor_changes(self.path(state.module))]
 
     def setting_changes(self) -> list[str]:
         """Say what is different now in settings, modules and hooks; first, and once, what holds for many modules."""
-        changes = [change for state in self._modules for change in state.setting_changes(self._path(state.module))]
+        changes = [change for state in self._modules for change in state.setting_changes(self.path(state.module))]
         return [words for _, words in sorted(dict.fromkeys(changes), key=lambda change: change[0])]
 
     def written_buffer(self) -> str | None:
         """Return the name of a buffer that was written to, if one was: a second evaluation would write to it again."""
         for state in self._modules:
             for name in state.written_buffers():
-                return f"{self._path(state.module)}{name}"
+                return f"{self.path(state.module)}{name}"
         return None
 
-    def written_others(self) -> dict[str, Tensor]:
-        """Return frozen parameters, and tensors that modules hold as plain attributes, that were written to, by name.
+    def tensors_besides_weights(self) -> Iterator[tuple[nn.Module, str, Tensor, bool]]:
+        """Yield buffers, frozen parameters and tensors among the attributes, and weights that were written to.
 
-        They may be statistics, which a second evaluation would count again, or scratch; and PEFT writes to parameters,
-        and back, for adapters on them.
+        Each comes with its module, what the module calls it, and whether it was written to since this was made.
         """
-        return {
-            f"{self._path(state.module)}{name}": tensor
-            for state in self._modules
-            for name, tensor in state.written_others()
-        }
+        for state in self._modules:
+            for name, tensor, is_written in state.tensors_besides_weights():
+                yield state.module, name, tensor, is_written
 
-    def _path(self, module: nn.Module) -> str:
+    def own_writes(self) -> list[str]:
+        """Return the names of parameters and buffers that the layer wrote to itself, before `now` was called."""
+        return [f"{self.path(state.module)}{name}" for state in self._modules for name in state.own_writes]
+
+    def path(self, module: nn.Module) -> str:
         """Return what stands before the names of a module's own parts: nothing for the layer itself."""
         paths = (path for root in self._roots for path, part in root.named_modules() if part is module)
         path = next(paths, "")
@@ -112,10 +113,11 @@ class _TensorState(NamedTuple):
 class _ModuleState:
     """What a module held: made often, and compared rarely."""
 
-    __slots__ = ("_attributes", "_settings", "_tensors", "module")
+    __slots__ = ("_attributes", "_settings", "_tensors", "module", "own_writes")
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
+        self.own_writes: list[str] = []
         self._settings = _settings(module)
         self._tensors = {
             name: _TensorState(
@@ -130,11 +132,17 @@ class _ModuleState:
             for name, tensor in own.items()
             if tensor is not None and not is_lazy(tensor)
         }
-        self._attributes = {
-            name: (weakref.ref(value), version_of(value))
-            for name, value in vars(module).items()
-            if isinstance(value, Tensor)
-        }
+        self._attributes = {name: (weakref.ref(value), version_of(value)) for name, value in _tensor_attributes(module)}
+
+    def now(self) -> "_ModuleState":
+        """Return the same module as it is now; what was written to meanwhile, its layer wrote to."""
+        result = _ModuleState(self.module)
+        result.own_writes = [
+            name
+            for name, state in self._tensors.items()
+            if name in result._tensors and result._tensors[name].version != state.version
+        ]
+        return result
 
     def tensors(self) -> Iterator[Tensor]:
         """Yield the parameters and buffers."""
@@ -193,14 +201,34 @@ class _ModuleState:
                 if written and _shape(buffer) == before.shape:
                     yield name
 
-    def written_others(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield frozen parameters and attributes that were written to, by name."""
-        frozen = {name: (state.reference, state.version) for name, state in self._tensors.items() if not state.trains}
-        for name, (reference, version) in {**frozen, **self._attributes}.items():
-            tensor: Tensor | None = reference()
-            now: Any = self.module._parameters.get(name, vars(self.module).get(name))
-            if tensor is not None and version_of(tensor) != version and now is tensor:
-                yield name, tensor
+    def tensors_besides_weights(self) -> Iterator[tuple[str, Tensor, bool]]:
+        """Yield buffers, frozen parameters, attributes and weights that were written to; and whether each was."""
+        known = {name: (state.reference, state.version, state.trains) for name, state in self._tensors.items()}
+        for name, (reference, version) in self._attributes.items():
+            known[name] = reference, version, False
+        for name, (reference, version, trains) in known.items():
+            tensor = reference()
+            if tensor is not None:
+                is_written = version_of(tensor) != version
+                if is_written or not trains:
+                    yield name, tensor, is_written
+
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+"""Attributes in which PyTorch keeps parameters, buffers, modules and hooks."""
+
+
+def _tensor_attributes(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors that a module holds as plain attributes, or in lists and dictionaries that are, by name."""
+    for name, value in vars(module).items():
+        if name in _OF_EVERY_MODULE:
+            continue
+        if isinstance(value, Tensor):
+            yield name, value
+        elif isinstance(value, dict):
+            yield from ((f"{name}[{key!r}]", item) for key, item in value.items() if isinstance(item, Tensor))
+        elif isinstance(value, (list, tuple)):
+            yield from ((f"{name}[{index}]", item) for index, item in enumerate(value) if isinstance(item, Tensor))
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:

@@ -21,6 +21,12 @@ UNSEEN = (
 )
 """What to do where a layer computes something else a second time, and nothing of it has changed."""
 
+_OWN_WRITES = (
+    "The layer itself writes to {} when it is evaluated: if that is the change, make it outside of the layers, such as "
+    'after the optimizer\'s step, or train with revformers.set_activations(model, "store").'
+)
+"""What to do where the layer may have changed its parameters itself."""
+
 _FEW = 4
 """How many changes a message names."""
 
@@ -55,6 +61,9 @@ def mismatch(what: str, situation: Situation, *, before_all: bool = False, late:
     tensors = [] if late and trains_in_backward else situation.tensor_changes()
     changes = _in_words(situation.setting_changes() + tensors)
     remedy = CHANGED if tensors else f"{CHANGED} If that is not why: {UNSEEN}" if changes else UNSEEN
+    own_writes = situation.own_writes() if tensors else []
+    if own_writes:
+        remedy = f"{remedy} {_OWN_WRITES.format(' and '.join(own_writes[:_FEW]))}"
     clear = (
         "" if before_all else " Gradients from before the error are there: clear them (zero_grad) before the next pass."
     )

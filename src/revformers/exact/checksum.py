@@ -95,6 +95,8 @@ def _words(tensor: Tensor) -> Tensor:
             if repeated:  # by `expand`: it is there once
                 tensor = tensor.narrow(dimension, 0, 1)
         tensor = tensor.permute(_order(tensor)).contiguous()
+    if tensor.numel() == 1:  # contiguous whatever its strides, which a view of another dtype minds
+        tensor = tensor.as_strided((1,), (1,))
     # Narrow dtypes are viewed as words only where they begin and end with one.
     if tensor.nbytes % 8 or tensor.storage_offset() * tensor.itemsize % 8:
         octets = tensor.clone().reshape(-1).view(torch.uint8)

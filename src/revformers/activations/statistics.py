@@ -1,0 +1,76 @@
+"""Tensors in which a layer may count what it sees: its second evaluation must not count the same batch again.
+
+`Evidence` is about what autograd saves, this about what a layer leaves behind. Buffers that the forward pass is seen to
+write to are refused there. What else it writes to may be a place for notes, which a second evaluation fills with the
+same numbers. So the backward pass looks at what became of it.
+"""
+
+import weakref
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from revformers.activations.evidence import SMALL_WEIGHT, checksum_of_all
+from revformers.activations.situation import Situation
+
+
+class Statistic(NamedTuple):
+    """A tensor in which a layer may have counted.
+
+    Attributes:
+        module: the module that holds it.
+        name: what the module calls it.
+        reference: the tensor.
+        counted: its checksum when the forward pass was over.
+
+    """
+
+    module: nn.Module
+    name: str
+    reference: "weakref.ref[Tensor]"
+    counted: Tensor
+
+
+def statistics_of(before: Situation) -> list[Statistic]:
+    """Return what a layer wrote to in the forward pass, and small tensors that it may have written to unseen.
+
+    Args:
+        before: the modules as they were before the layer was evaluated.
+
+    """
+    return [
+        Statistic(module, name, weakref.ref(tensor), checksum_of_all(tensor))
+        for module, name, tensor, is_written in before.tensors_besides_weights()
+        if is_written or _is_small(tensor)
+    ]
+
+
+class SecondCount:
+    """What is found in statistics before and after a second evaluation; made before it."""
+
+    def __init__(self, statistics: list[Statistic]) -> None:
+        self._before = [
+            (statistic, tensor, checksum_of_all(tensor))
+            for statistic in statistics
+            if (tensor := statistic.reference()) is not None
+        ]
+
+    def verdicts(self) -> Iterator[tuple[Tensor, Statistic]]:
+        """Yield whether each was left alone, or filled with what the forward pass filled it with: bool[]."""
+        for statistic, tensor, before in self._before:
+            after = checksum_of_all(tensor)
+            yield (after == before) | (after == statistic.counted), statistic
+
+
+def _is_small(tensor: Tensor) -> bool:
+    """Whether a tensor is looked at though no write to it was seen, as a write through `.data` is not."""
+    return (
+        type(tensor) in (Tensor, nn.Parameter)
+        and tensor.layout is torch.strided
+        and not tensor.is_nested
+        and not tensor.is_meta
+        and 0 < tensor.numel() <= SMALL_WEIGHT
+        and tensor.untyped_storage().nbytes() > 0
+    )
