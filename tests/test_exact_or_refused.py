@@ -542,6 +542,79 @@ def test_a_layer_that_changes_its_own_weight_is_told_so(activations):
         loss.backward()
 
 
+@pytest.mark.parametrize("activations", ["store", *POLICIES])
+def test_an_input_that_is_kept_must_not_be_written_to(activations):
+    """Nothing but a predictor's product follows from the state here, and of that the last tokens alone are read."""
+    model = reversible("store").requires_grad_(False)
+    predictor = list(add_update_predictors(model, PredictorForm(("state",))))[1].requires_grad_(True)
+    for weight in predictor.parameters():
+        nn.init.normal_(weight, std=0.02)
+    set_policy(model, activations)
+
+    def run(written):
+        model.zero_grad()
+        output = model(input_ids=tokens(), labels=tokens(), output_hidden_states=True)
+        if written:
+            with torch.no_grad():
+                output.hidden_states[1][:, 0].add_(1)
+        return backward(model, output.loss)
+
+    expected = run(written=False)
+    if activations in ("rebuild", "budget:rebuild"):  # the state is computed again, as it was
+        assert all(torch.equal(one, expected[name]) for name, one in run(written=True).items())
+    else:
+        message = "modified inplace" if activations == "store" else "input of layer 1.* was written to after the"
+        with pytest.raises(RuntimeError, match=message):
+            run(written=True)
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("changed", [1, 2, 3])
+def test_the_layer_that_changed_is_named_though_others_fail_first(changed, late, monkeypatch):
+    """Below it tokens go to other experts, whose evaluation saves other tensors, while no result was looked at yet."""
+    make = Tape.__init__
+
+    def asynchronous(self, states):
+        make(self, states)
+        self._verdicts.at_once = not late
+
+    monkeypatch.setattr(Tape, "__init__", asynchronous)
+    model = reversible("rebuild", "mixtral")
+    model.set_experts_implementation("eager")
+    loss = loss_of(model)
+    layers_of(model)[changed].mlp.experts.down_proj.data.mul_(1e4)
+    with pytest.raises(rf.RebuildMismatchError, match=f"^Layer {changed} "):
+        loss.backward()
+
+
+def test_errors_of_a_second_evaluation_name_its_layer():
+    calls = iter((None,))
+    model = reversible("rebuild")
+    layers_of(model)[1].mlp.register_forward_hook(lambda *_: next(calls))
+    loss = loss_of(model)
+    with pytest.raises(StopIteration) as caught:
+        loss.backward()
+    assert caught.value.__notes__ == ["This was raised when layer 1 was evaluated again in the backward pass."]
+
+
+@pytest.mark.parametrize("activations", POLICIES)
+@pytest.mark.parametrize("change", ["changed", "replaced", "removed"])
+def test_tensors_among_the_attributes_that_changed_are_named(activations, change):
+    model = reversible(activations)
+    part = layers_of(model)[1].mlp
+    part.table = torch.ones(64)
+    part.register_forward_hook(lambda module, inputs, output: output.tanh() * module.table)
+    loss = loss_of(model)
+    if change == "changed":
+        part.table.mul_(2)
+    elif change == "replaced":
+        part.table = torch.full((64,), 2.0)
+    else:
+        del part.table
+    with pytest.raises(rf.RebuildMismatchError, match=rf"Layer 1 .*Since the forward pass mlp\.table was {change}"):
+        loss.backward()
+
+
 @pytest.mark.parametrize("activations", POLICIES)
 def test_a_number_may_be_spread_over_a_state(activations):
     """One element is contiguous whatever its strides are, which a view as another dtype minds."""

@@ -19,15 +19,16 @@ def elsewhere(monkeypatch):
 
 
 def find(hidden):
-    tickets = []
+    tickets, evaluation = [], object()
 
     def pack(tensor):
-        tickets.append(SavedTensor(None, 0, None, len(tickets), tensor))
+        tickets.append(SavedTensor(None, 0, evaluation, len(tickets), tensor))
         return tickets[-1]
 
     with saved_tensors_hooks(pack, SavedTensor.redeem):
         update = scaled_dot_product_attention(hidden.sin(), hidden, hidden).cos()
-    return {tickets[number].shape: elements for number, elements in written_parts(update, hidden).items()}
+    assert written_parts(update, hidden, object()) == {}, "of another evaluation"
+    return {tickets[number].shape: elements for number, elements in written_parts(update, hidden, evaluation).items()}
 
 
 def test_the_log_sum_exp_of_a_fused_kernel_is_found(elsewhere):
@@ -57,7 +58,7 @@ def test_only_what_no_kernel_wrote_is_not_compared(elsewhere, monkeypatch, writt
     monkeypatch.setattr(
         rebuild,
         "written_parts",
-        lambda update, hidden: dict.fromkeys(written_parts(update, hidden), written),
+        lambda *of: dict.fromkeys(written_parts(*of), written),
     )
     model = rf.make_reversible(tiny("llama"), rf.Midpoint())
     loss = model(**batch(model)).loss

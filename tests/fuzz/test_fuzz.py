@@ -7,6 +7,7 @@ import torch
 from revformers.activations.evidence import Evidence, LaterEvidence
 from revformers.activations.verdicts import Verdicts
 from revformers.dynamics import BlendedMidpoint, from_dict
+from revformers.errors import RebuildMismatchError
 from revformers.fuzz import run as run_module
 from revformers.fuzz.__main__ import Arguments, main
 from revformers.fuzz.case import FAMILIES, Case, draw_case
@@ -47,7 +48,8 @@ PLAIN = Case(
 def test_random_set_ups_are_exact_or_refused(first):
     outcomes = {seed: run_case(draw_case(seed)) for seed in range(first, first + GROUP)}
     assert not {seed: outcome for seed, outcome in outcomes.items() if outcome.kind == "FAILED"}
-    assert any(outcome.kind == "exact" for outcome in outcomes.values())
+    assert sum(outcome.kind == "exact" for outcome in outcomes.values()) >= 3
+    assert sum(outcome.kind == "impossible" for outcome in outcomes.values()) <= 6
 
 
 def test_a_seed_is_one_set_up_and_seeds_draw_everything():
@@ -86,6 +88,39 @@ def test_a_refusal_without_a_cause_is_a_failure(monkeypatch):
     add = Verdicts.add
     monkeypatch.setattr(Verdicts, "add", lambda self, equal, error: add(self, false, error))
     assert "an error where nothing had changed: RebuildMismatchError" in run_case(PLAIN).note
+
+
+def test_an_error_has_to_name_the_layer_that_was_changed():
+    outcomes = {}
+    for between in ("optimizer step", "change the dtype"):
+        case = dataclasses.replace(PLAIN, between=between)
+        for layer in range(5):
+            error = RebuildMismatchError(f"Layer {layer} differs")
+            outcomes[between, layer] = run_module._judge_errors(
+                case, run_module._Result({}, True, 2), run_module._Result(error, True, 2)
+            ).kind
+    of_one, of_all = (
+        [outcomes[between, layer] == "refused" for layer in range(5)]
+        for between in ("optimizer step", "change the dtype")
+    )
+    assert of_one == [False, False, True, False, False]
+    assert of_all == [True, True, True, True, False], "layer 4 does not exist"
+
+
+def test_a_gradient_that_both_runs_lack_is_missed(monkeypatch):
+    plain = dataclasses.replace(PLAIN, dtype="float64", between="nothing", predictors=("state", "update"))
+    assert run_case(plain).kind == "exact"
+    run = run_module._run
+    for left_out in ("layers.1.", "update_predictor"):
+
+        def without(case, model, left_out=left_out):
+            result = run(case, model)
+            found = {name: gradient for name, gradient in result.found.items() if left_out not in name}
+            assert len(found) < len(result.found)
+            return dataclasses.replace(result, found=found)
+
+        monkeypatch.setattr(run_module, "_run", without)
+        assert "away from that of the recurrence" in run_case(plain).note
 
 
 def test_an_event_that_changes_nothing_excuses_no_error(monkeypatch):

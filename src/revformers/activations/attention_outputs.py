@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-from revformers.activations.verdicts import UNSEEN
 from revformers.errors import RebuildMismatchError
 from revformers.field import Field
 
@@ -26,6 +25,10 @@ KERNELS = {
     "flex_attention",
 }
 """The fused kernels. Eager attention has none: it is matrix products and a softmax, whose results are quadratic."""
+
+
+class OtherKernelsError(Exception):
+    """A second evaluation that runs other attention kernels than the first; says so, after the name of the step."""
 
 
 class AttentionKeeper:
@@ -59,7 +62,8 @@ class AttentionKeeper:
         """Evaluate the field.
 
         Raises:
-            RebuildMismatchError: where the second evaluation runs other attention kernels than the first.
+            OtherKernelsError: where the second evaluation runs other attention kernels than the first.
+            RebuildMismatchError: where the output of a kernel was written to.
 
         """
         if self._first:
@@ -78,9 +82,7 @@ class AttentionKeeper:
             if not _is_kept(kernel, arguments, keywords):
                 return kernel(*arguments, **keywords)
             if not outputs:
-                raise RebuildMismatchError(
-                    f"{self._name} ran more attention kernels in the backward pass than in the forward pass. {UNSEEN}"
-                )
+                raise OtherKernelsError("ran more attention kernels in the backward pass than in the forward pass")
             output = outputs.popleft()
             return output.value_of(kernel.name(), self._name)
 
@@ -120,7 +122,7 @@ class _KernelOutput:
     def value_of(self, kernel: str, name: str) -> tuple[Any, ...]:
         """Return the values for another call of the kernel, for autograd to make a graph of."""
         if kernel != self._kernel:
-            raise RebuildMismatchError(f"{name} ran {kernel} where the forward pass ran {self._kernel}. {UNSEEN}")
+            raise OtherKernelsError(f"ran {kernel} where the forward pass ran {self._kernel}")
         if [value._version for value in self._values if isinstance(value, Tensor)] != self._versions:
             raise RebuildMismatchError(
                 f"{name} writes into the output of {kernel}, which can therefore not be kept; train with "

@@ -26,11 +26,13 @@ def may_end_early(field: Any) -> bool:
         return all(map(may_end_early, (field.func, *field.args, *field.keywords.values())))
     if isinstance(field, dict):
         return all(map(may_end_early, field.values()))
+    if isinstance(field, (list, tuple)):
+        return all(map(may_end_early, field))
     if is_dataclass(field):
         return all(may_end_early(getattr(field, attribute.name)) for attribute in dataclass_fields(field))
     if not callable(field):
         return True
-    return _is_known(field) and may_end_early(getattr(field, "__wrapped__", None))
+    return _is_known(field) and all(may_end_early(getattr(field, name, None)) for name in ("__wrapped__", "__self__"))
 
 
 def _is_plain(module: nn.Module) -> bool:

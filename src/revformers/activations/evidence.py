@@ -197,7 +197,7 @@ class Evidence:
         self._is_held = False
         for number, saved in enumerate(self._saved):
             if number not in held:
-                self._saved[number] = Saved(saved.leaf)
+                self._saved[number] = Saved()
                 continue
             if saved.recipe is not None and not self._are_compared(saved.recipe.sources):
                 self._saved[number] = Saved(saved.leaf, is_read=True)

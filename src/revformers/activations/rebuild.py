@@ -38,6 +38,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from revformers.activations.attention_outputs import OtherKernelsError
 from revformers.activations.base import ActivationPolicy
 from revformers.activations.early_end import may_end_early
 from revformers.activations.evidence import Evidence, LaterEvidence
@@ -80,9 +81,9 @@ class StepRecord:
     result: Tensor | None = None
     statistics: list[Statistic] = dataclasses.field(default_factory=list)
 
-    def mismatch(self, what: str, *, before_all: bool = False) -> RebuildMismatchError:
+    def mismatch(self, what: str, *, says_why: bool = False, before_all: bool = False) -> RebuildMismatchError:
         """Return the error for the step whose second evaluation is not the first; see `verdicts.mismatch`."""
-        return mismatch(what, self.situation, before_all=before_all)
+        return mismatch(what, self.situation, says_why=says_why, before_all=before_all)
 
     def other_values(self, *, late: bool) -> RebuildMismatchError:
         """Return the error for a step whose second evaluation has other bits, at once or at the end of the pass."""
@@ -92,8 +93,9 @@ class StepRecord:
             late=late,
         )
 
-    def counts_twice(self, statistic: Statistic) -> NotReversibleError:
+    def counts_twice(self, second_count: SecondCount, equal: Tensor) -> NotReversibleError:
         """Return the error for a step whose second evaluation went on counting."""
+        statistic = second_count.first_of(equal)
         return _writes_twice(self.name, f"{self.situation.path(statistic.module)}{statistic.name}")
 
     def gone_tickets(self) -> set[int]:
@@ -206,7 +208,7 @@ class Tape(ActivationPolicy):
             update = field(hidden)
         if not before.equals(RandomState.of(hidden.device)):
             record.random_state = before
-        record.evidence.finish(written_parts(update, hidden), record.gone_tickets)
+        record.evidence.finish(written_parts(update, hidden, record.evidence.evaluation), record.gone_tickets)
         record.situation = situation.now()
         if update.requires_grad and self._first_step is None:
             self._first_step = step
@@ -286,13 +288,27 @@ class Tape(ActivationPolicy):
                 "A layer takes gradients while it is evaluated (torch.autograd.grad in its forward), of what is not "
                 'kept; train with revformers.set_activations(model, "store").'
             )
+        try:
+            self._rebuild(step, source)
+        except Exception:
+            # Where results are looked at later, an earlier step may be the cause.
+            self._verdicts.look()
+            raise
+
+    def _rebuild(self, step: int, source: InputSource | None) -> None:
         # Inside inference mode nothing could be saved for a gradient.
         with torch.inference_mode(False):
             self._refuse_changes_before_a_step_in_backward()
             self._take_back()
             record = self._records[step]
             if source is not None:
-                saved, _ = self._evaluate_at(source(), record, to_the_end=not may_end_early(record.field))
+                hidden = source()
+                if hidden is None:
+                    raise record.mismatch(
+                        f"The input of {record.name}, which is kept, was written to after the forward pass",
+                        says_why=True,
+                    )
+                saved, _ = self._evaluate_at(hidden, record, to_the_end=not may_end_early(record.field))
                 self._hand_out(record, saved)
                 return
             while self.position > step + 1:
@@ -363,17 +379,21 @@ class Tape(ActivationPolicy):
             pass
         except (torch.OutOfMemoryError, NotReversibleError, RebuildMismatchError):
             raise
-        except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
+        except OtherKernelsError as error:
+            raise record.mismatch(f"{record.name} {error}") from None
+        except Exception as error:
             if record.situation.setting_changes() or record.situation.tensor_changes():
                 raise record.mismatch(
                     f"{record.name} cannot be evaluated again ({type(error).__name__}: {error})"
                 ) from error
+            error.add_note(f"This was raised when {record.name} was evaluated again in the backward pass.")
             raise
         finally:
             evidence.finish()
         self._require_same(record, saved, evidence, update)
-        for equal, statistic in second_count.verdicts():
-            self._verdicts.add(equal, partial(record.counts_twice, statistic))
+        counts = second_count.verdicts()
+        if counts is not None:
+            self._verdicts.add(counts.all(), partial(record.counts_twice, second_count, counts))
         return saved, None if update is None else update.detach()
 
     def _require_same(

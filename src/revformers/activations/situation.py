@@ -61,7 +61,12 @@ class Situation:
 
     def setting_changes(self) -> list[str]:
         """Say what is different now in settings, modules and hooks; first, and once, what holds for many modules."""
-        changes = [change for state in self._modules for change in state.setting_changes(self.path(state.module))]
+        changes = [
+            change
+            for state in self._modules
+            for path in [self.path(state.module)]
+            for change in (*state.setting_changes(path), *state.attribute_changes(path))
+        ]
         return [words for _, words in sorted(dict.fromkeys(changes), key=lambda change: change[0])]
 
     def written_buffer(self) -> str | None:
@@ -92,6 +97,7 @@ class Situation:
 
     def trains_in_backward(self) -> bool:
         """Whether a parameter is stepped as soon as its gradient is there."""
+        # PyTorch has no public list of these hooks.
         return any(
             parameter is not None and parameter._post_accumulate_grad_hooks
             for state in self._modules
@@ -142,7 +148,26 @@ class _ModuleState:
             for name, state in self._tensors.items()
             if name in result._tensors and result._tensors[name].version != state.version
         ]
+        # What a layer leaves in its attributes, it leaves there again in the next evaluation.
+        result._attributes = {name: state for name, state in result._attributes.items() if self._has(name, state)}
         return result
+
+    def _has(self, name: str, state: "tuple[weakref.ref[Tensor], int]") -> bool:
+        """Whether an attribute was the same tensor, with the same content, when this was made."""
+        before = self._attributes.get(name)
+        return before is not None and before[0]() is state[0]() and before[1] == state[1]
+
+    def attribute_changes(self, path: str) -> Iterator[tuple[bool, str]]:
+        """Yield which tensors among the attributes are different now, as `setting_changes` does."""
+        now = dict(_tensor_attributes(self.module))
+        for name, (reference, version) in self._attributes.items():
+            tensor = now.get(name)
+            if tensor is None:
+                yield True, f"{path}{name} was removed"
+            elif tensor is not reference():
+                yield True, f"{path}{name} was replaced"
+            elif version_of(tensor) != version:
+                yield True, f"{path}{name} was changed"
 
     def tensors(self) -> Iterator[Tensor]:
         """Yield the parameters and buffers."""

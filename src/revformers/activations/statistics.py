@@ -6,7 +6,6 @@ same numbers. So the backward pass looks at what became of it.
 """
 
 import weakref
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -57,11 +56,25 @@ class SecondCount:
             if (tensor := statistic.reference()) is not None
         ]
 
-    def verdicts(self) -> Iterator[tuple[Tensor, Statistic]]:
-        """Yield whether each was left alone, or filled with what the forward pass filled it with: bool[]."""
-        for statistic, tensor, before in self._before:
-            after = checksum_of_all(tensor)
-            yield (after == before) | (after == statistic.counted), statistic
+    def verdicts(self) -> Tensor | None:
+        """Return whether each was left alone, or filled with what the forward pass filled it with.
+
+        bool[statistics] on the device of the first; None of nothing.
+        """
+        if not self._before:
+            return None
+        device = self._before[0][2].device
+        now, before, counted = (
+            torch.stack([number.to(device) for number in numbers])
+            for numbers in zip(
+                *((checksum_of_all(tensor), before, one.counted) for one, tensor, before in self._before), strict=True
+            )
+        )
+        return (now == before) | (now == counted)
+
+    def first_of(self, verdicts: Tensor) -> Statistic:
+        """Return the first statistic for which a verdict is false."""
+        return self._before[verdicts.tolist().index(False)][0]
 
 
 def _is_small(tensor: Tensor) -> bool:

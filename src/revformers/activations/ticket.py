@@ -6,13 +6,19 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-InputSource = Callable[[], Tensor]
-"""Returns the input of a step, (batch, tokens, width) in the compute dtype, which it keeps somewhere."""
+from revformers.activations.version import version_of
+
+InputSource = Callable[[], Tensor | None]
+"""Returns the input of a step, (batch, tokens, width) in the compute dtype, which it keeps somewhere.
+
+None where that was written to since.
+"""
 
 
 def kept(hidden: Tensor) -> InputSource:
-    """Return a source that holds the input itself."""
-    return lambda: hidden
+    """Return a source that holds the input itself, which a caller may hold too, as `output_hidden_states` does."""
+    version = version_of(hidden)
+    return lambda: hidden if version_of(hidden) == version else None
 
 
 class Rebuilds(Protocol):
@@ -42,7 +48,8 @@ class Packed:
 def packed_by(node: Any, name: str) -> Packed | None:
     """Return what a node of the graph holds in the place of the tensor that it saved under a name.
 
-    None where it saved none, or where other hooks than this library's packed it.
+    None where it saved none, or where other hooks than this library's packed it. `_saved_...`, which has a public
+    meaning, would unpack the tensor, and compute it again.
     """
     packed = getattr(getattr(node, f"_raw_saved_{name}", None), "data", None)
     return packed if isinstance(packed, Packed) else None

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from revformers.activations.ticket import SavedTensor, packed_by
+from revformers.activations.ticket import Packed, SavedTensor, packed_by
 
 WRITE_EVERYTHING = {"cpu", "meta"}
 """Devices whose kernels do."""
@@ -30,7 +30,7 @@ def may_be_unwritten(tensor: Tensor) -> bool:
     return (tensor.dim() == 3 and tensor.dtype == torch.float32) or tensor.numel() <= _RANDOM_NUMBERS
 
 
-def written_parts(update: Tensor, hidden: Tensor) -> dict[int, int]:
+def written_parts(update: Tensor, hidden: Tensor, evaluation: object) -> dict[int, int]:
     """Return how much of such tensors is written, a number for each by its number among the saved tensors.
 
     The number counts elements in the last dimension.
@@ -38,6 +38,7 @@ def written_parts(update: Tensor, hidden: Tensor) -> dict[int, int]:
     Args:
         update: what the field returned.
         hidden: its input, where the search ends.
+        evaluation: what the `Packed` objects of the evaluation name it by; what others saved is none of its tensors.
 
     """
     if hidden.device.type in WRITE_EVERYTHING:
@@ -53,13 +54,18 @@ def written_parts(update: Tensor, hidden: Tensor) -> dict[int, int]:
         nodes += [source for source, _ in node.next_functions]
         if not type(node).__name__.startswith(_NODES):
             continue
-        query = packed_by(node, "query")
+
+        def saved(name: str, node: Any = node) -> Packed | None:
+            packed = packed_by(node, name)
+            return packed if packed is not None and packed.evaluation is evaluation else None
+
+        query = saved("query")
         for name in _LOG_SUM_EXPS:
-            ticket = packed_by(node, name)
+            ticket = saved(name)
             if isinstance(ticket, SavedTensor) and isinstance(query, SavedTensor) and len(ticket.shape) == 3:
                 found[ticket.number] = query.shape[-2]
         for name in _RANDOM_STATES:
-            ticket = packed_by(node, name)
+            ticket = saved(name)
             if ticket is not None and not getattr(node, "_saved_dropout_p", 0.0):
                 found[ticket.number] = 0
     return found

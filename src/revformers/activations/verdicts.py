@@ -39,12 +39,15 @@ def _in_words(changes: list[str]) -> str:
     return f"Since the forward pass {'; '.join(changes[:_FEW])}{rest}. "
 
 
-def mismatch(what: str, situation: Situation, *, before_all: bool = False, late: bool = False) -> RebuildMismatchError:
+def mismatch(
+    what: str, situation: Situation, *, says_why: bool = False, before_all: bool = False, late: bool = False
+) -> RebuildMismatchError:
     """Return the error for a step whose second evaluation is not the first.
 
     Args:
         what: what differs, a sentence without its full stop.
         situation: the modules of the step as the forward pass had them; what changed since is said.
+        says_why: whether that is the cause.
         before_all: whether no gradient has come out of the layers yet.
         late: whether all gradients may have come out of them.
 
@@ -60,7 +63,11 @@ def mismatch(what: str, situation: Situation, *, before_all: bool = False, late:
     # What it stepped in this very pass is no cause.
     tensors = [] if late and trains_in_backward else situation.tensor_changes()
     changes = _in_words(situation.setting_changes() + tensors)
-    remedy = CHANGED if tensors else f"{CHANGED} If that is not why: {UNSEEN}" if changes else UNSEEN
+    remedy = UNSEEN
+    if tensors or says_why:
+        remedy = CHANGED
+    elif changes:
+        remedy = f"{CHANGED} If that is not why: {UNSEEN}"
     own_writes = situation.own_writes() if tensors else []
     if own_writes:
         remedy = f"{remedy} {_OWN_WRITES.format(' and '.join(own_writes[:_FEW]))}"
@@ -96,6 +103,7 @@ class Verdicts:
 
         """
         self._waiting.append((equal, error))
+        # PyTorch has no public name for the backward pass that runs, nor for what shall happen at its end.
         this_pass = torch._C._current_graph_task_id()
         if self.at_once or this_pass == -1:  # outside of one, as when a debugger asks a node for its tensors
             self.look()

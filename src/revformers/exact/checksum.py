@@ -99,7 +99,7 @@ def _words(tensor: Tensor) -> Tensor:
         tensor = tensor.as_strided((1,), (1,))
     # Narrow dtypes are viewed as words only where they begin and end with one.
     if tensor.nbytes % 8 or tensor.storage_offset() * tensor.itemsize % 8:
-        octets = tensor.clone().reshape(-1).view(torch.uint8)
+        octets = tensor.view(-1).view(torch.uint8)
         return functional.pad(octets, (0, -octets.numel() % 8)).view(torch.int64)
     return tensor.view(-1).view(torch.int64)
 

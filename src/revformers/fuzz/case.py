@@ -71,6 +71,7 @@ class Case:
         compiled: whether the layers are compiled.
         order: in which order backward passes run.
         between: what happens between the passes.
+        late: whether comparisons are looked at when a backward pass ends, as on a device.
 
     """
 
@@ -97,6 +98,7 @@ class Case:
     between: str
     width: int = 64
     heads: int = 4
+    late: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no set-up is made of, which would be left out without a word."""
@@ -125,6 +127,7 @@ _USUAL = {
     "between": "nothing",
     "width": 64,
     "heads": 4,
+    "late": False,
 }
 
 
@@ -169,6 +172,7 @@ def draw_case(seed: int) -> Case:
         order="once" if plain else draw.choice(["once"] * 8 + list(ORDERS)),
         between=draw.choice(sorted(HARMLESS)) if plain or draw.random() < 0.5 else draw.choice(list(HARMFUL)),
     )
+    case = dataclasses.replace(case, late=draw.random() < 0.25)
     if family not in OF_ANY_WIDTH:
         return case
     return dataclasses.replace(case, width=draw.choice([16, 32, 64, 64, 96, 136]), heads=draw.choice([1, 2, 4, 4]))

@@ -211,3 +211,16 @@ HARMFUL: dict[str, Event] = {
     "another activation function": _another_activation_function,
 }
 """What changes what a second evaluation of a layer gives, or may."""
+
+OF_ONE_LAYER = {
+    "optimizer step",
+    "write to a weight's data",
+    "give a weight other data",
+    "freeze weights",
+    "unfreeze weights",
+    "swap what is frozen",
+    "write to a bias",
+    "add a hook",
+    "another activation function",
+}
+"""Those that change one layer, which an error has to name; or the one behind it, where that evaluates both."""
