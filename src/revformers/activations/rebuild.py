@@ -11,7 +11,7 @@ How it works:
    to the waiting tickets, and its result undoes the step: the pair moves from (p[l], p[l+1]) to (p[l-1], p[l]). One
    evaluation serves both.
 4. Every evaluation proves itself. What it saves and what it returns is compared with the evidence of the forward pass,
-   bit for bit and place for place; if they differ, `RebuildMismatchError` is raised and names the step. So the inverse
+   by its bits and their places (`Evidence` says how); if they differ, `RebuildMismatchError` is raised and names the step. So the inverse
    is given what the step was given, and integers have exact inverses. That the arithmetic keeps this promise is checked
    once, at the first step that has gradients: the pair is compared with its checksum from the forward pass.
 

@@ -64,7 +64,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class _Result:
-    """What a run ends in, gradients or an error, and whether anything had changed before the backward pass, and where."""
+    """What a run ends in, gradients or an error; whether anything had changed before the backward pass, and where."""
 
     found: Gradients | Exception
     changed: bool
