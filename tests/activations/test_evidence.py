@@ -344,7 +344,7 @@ def test_what_silu_makes_is_read_on_a_cpu_as_its_last_elements_are_computed_anot
         pytest.skip("this CPU computes all elements in one way")
     assert equal(first(one, hidden), one, hidden)
     assert not equal(first(one, hidden), other, hidden)
-    monkeypatch.setattr(determined_module, "_ELSEWHERE", set())
+    monkeypatch.setattr(determined_module, "_NOT_ON_A_CPU", set())
     assert equal(first(one, hidden), other, hidden), "it would not be seen, were it taken to follow from the gate"
 
 

@@ -14,16 +14,16 @@ write through `.data` is not counted: for that, the last token of each sequence 
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from revformers.activations.saved_bytes import is_plain
 from revformers.activations.ticket import packed_by
 from revformers.activations.version import version_of
 
 _FACTORS = {"MulBackward0": ("self", "other"), "SiluBackward0": ("self",)}
 """Operations that save all that their result follows from, and as what."""
 
-_ELSEWHERE = {"SiluBackward0"}
+_NOT_ON_A_CPU = {"SiluBackward0"}
 """Those of which that is true on other devices than a CPU alone."""
 
 INPUT = -1
@@ -77,7 +77,7 @@ class Determined:
         """Return how the next saved tensor follows from others; None for one that does not, and has to be read."""
         number, self._number = self._number, self._number + 1
         whole = tensor if tensor._base is None else tensor._base
-        if type(whole) not in (Tensor, nn.Parameter) or whole.layout is not torch.strided:
+        if not is_plain(whole):
             return None
         place = (whole.shape, whole.stride(), tensor.shape, tensor.stride(), tensor.storage_offset(), tensor.dtype)
         if whole.untyped_storage()._cdata == self._memory:
@@ -89,7 +89,7 @@ class Determined:
         if known is not None:
             return Recipe("", (known,), place)
         operation = type(node).__name__
-        if whole.is_complex() or (whole.device.type == "cpu" and operation in _ELSEWHERE):
+        if whole.is_complex() or (whole.device.type == "cpu" and operation in _NOT_ON_A_CPU):
             operation = ""
         sources = tuple(self._number_of(node, name) for name in _FACTORS.get(operation, ()))
         if sources and None not in sources:

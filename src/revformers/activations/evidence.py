@@ -34,8 +34,8 @@ from revformers.exact.checksum import FEW, checksum, checksum_of, condensed, lay
 SMALL_WEIGHT = 2**14
 """Elements up to which a weight is compared by its bits as well: those of norms, from which others follow."""
 
-ROWS = 2**12
-"""Words up to which the rows that are read of a tensor stand for themselves in the checksum."""
+WORDS_OF_LAST_TOKENS = 2**12
+"""Words up to which the last tokens of a tensor stand for themselves in the checksum."""
 
 
 class Leaf:
@@ -283,7 +283,7 @@ class _Words:
         """Read what is to be read of a saved tensor."""
         few = FEW
         if saved.recipe is not None:
-            tensor, few = last_tokens(tensor, saved.recipe), ROWS
+            tensor, few = last_tokens(tensor, saved.recipe), WORDS_OF_LAST_TOKENS
         elif not saved.is_read or saved.written == 0:
             return
         elif saved.written is not None:

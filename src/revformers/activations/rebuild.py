@@ -10,10 +10,11 @@ How it works:
    tape evaluate f_l once more, at the state p[l] that it still holds. The tensors that this evaluation saves are handed
    to the waiting tickets, and its result undoes the step: the pair moves from (p[l], p[l+1]) to (p[l-1], p[l]). One
    evaluation serves both.
-4. Every evaluation proves itself. What it saves and what it returns is compared with the evidence of the forward pass,
-   by its bits and their places (`Evidence` says how); if they differ, `RebuildMismatchError` is raised and names the step. So the inverse
-   is given what the step was given, and integers have exact inverses. That the arithmetic keeps this promise is checked
-   once, at the first step that has gradients: the pair is compared with its checksum from the forward pass.
+4. Every evaluation proves itself. What it saves and what it returns is compared with the evidence of the forward pass
+   by its bits and their places (`Evidence` says how); if they differ, `RebuildMismatchError` is raised and names the
+   step. So the inverse is given what the step was given, and integers have exact inverses. That the arithmetic keeps
+   this promise is checked once, at the first step that has gradients: the pair is compared with its checksum from the
+   forward pass.
 
 The tape can move both ways. A second backward pass through a retained graph, second derivatives, or gradients asked
 for layer by layer with `torch.autograd.grad`, find it at the bottom and wind it forward again.
@@ -178,7 +179,7 @@ class Tape(ActivationPolicy):
             NotReversibleError: for a field that writes to its buffers, which would be written to twice.
 
         """
-        situation = Situation(field)
+        situation = Situation(field, settings=False)
         record = StepRecord(
             name,
             coefficients,

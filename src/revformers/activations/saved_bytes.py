@@ -40,6 +40,11 @@ def is_parameter(tensor: Tensor) -> bool:
     return isinstance(tensor, nn.Parameter) or isinstance(tensor._base, nn.Parameter)
 
 
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is one block of numbers: no wrapper, not sparse, not nested."""
+    return type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided and not tensor.is_nested
+
+
 def parts_in_memory(tensor: Tensor) -> Iterator[Tensor]:
     """Yield what has memory of its own: the tensor itself, or the parts of a wrapper or of a sparse tensor."""
     if type(tensor) not in (Tensor, nn.Parameter) and is_traceable_wrapper_subclass(tensor):  # such as DTensor

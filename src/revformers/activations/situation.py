@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from revformers.activations.saved_bytes import is_plain
 from revformers.activations.version import version_of
 from revformers.field import Field
 
 _FUNCTIONS = (FunctionType, MethodType, BuiltinFunctionType, partial)
 _PLAIN = (bool, int, float, str, type(None))
-_OF_MANY: dict[str, Callable[[Any, Any], str]] = {
+_OF_MANY_MODULES: dict[str, Callable[[Any, Any], str]] = {
     "training": lambda before, after: f"modules were switched to {'train' if after else 'eval'}()",
     "_disable_adapters": lambda before, after: f"adapters were {'disabled' if after else 'enabled'}",
     "merged_adapters": lambda before, after: f"adapters were {'merged' if after else 'unmerged'}",
@@ -37,15 +38,21 @@ class _Hook(str):
 
 
 class Situation:
-    """The modules that a field is a function of, as they were when this was made: parameters, buffers and settings."""
+    """The modules that a field is a function of, as they were when this was made: parameters, buffers and settings.
 
-    def __init__(self, field: Field) -> None:
+    Args:
+        field: the field.
+        settings: whether settings are looked at, which is what takes longest.
+
+    """
+
+    def __init__(self, field: Field, *, settings: bool = True) -> None:
         self._roots = list(_modules_of(field))
-        self._modules = [_ModuleState(module) for root in self._roots for module in root.modules()]
+        self._modules = [_ModuleState(module, settings=settings) for root in self._roots for module in root.modules()]
         self._owned = {id(tensor): weakref.ref(tensor) for state in self._modules for tensor in state.tensors()}
 
     def now(self) -> "Situation":
-        """Return the same modules as they are now."""
+        """Return the same modules as they are now, with their settings."""
         result = copy.copy(self)
         result._modules = [state.now() for state in self._modules]
         return result
@@ -121,10 +128,10 @@ class _ModuleState:
 
     __slots__ = ("_attributes", "_settings", "_tensors", "module", "own_writes")
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, *, settings: bool) -> None:
         self.module = module
         self.own_writes: list[str] = []
-        self._settings = _settings(module)
+        self._settings = _settings(module) if settings else {}
         self._tensors = {
             name: _TensorState(
                 weakref.ref(tensor),
@@ -142,7 +149,7 @@ class _ModuleState:
 
     def now(self) -> "_ModuleState":
         """Return the same module as it is now; what was written to meanwhile, its layer wrote to."""
-        result = _ModuleState(self.module)
+        result = _ModuleState(self.module, settings=True)
         result.own_writes = [
             name
             for name, state in self._tensors.items()
@@ -186,8 +193,8 @@ class _ModuleState:
             if before is after or before == after:
                 continue
             what = "added" if before is None else "removed" if after is None else "replaced"
-            if name in _OF_MANY:
-                yield False, _OF_MANY[name](before, after)
+            if name in _OF_MANY_MODULES:
+                yield False, _OF_MANY_MODULES[name](before, after)
             elif isinstance(before or after, _Hook):
                 yield True, f"the forward hook {before or after} of {path.rstrip('.') or 'the layer'} was {what}"
             elif isinstance(before or after, weakref.ReferenceType):
@@ -284,8 +291,7 @@ def _settings(module: nn.Module) -> dict[str, Any]:
 
 
 def _address(tensor: Tensor) -> int:
-    plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided and not tensor.is_nested
-    return tensor.data_ptr() if plain else 0
+    return tensor.data_ptr() if is_plain(tensor) else 0
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from revformers.activations.evidence import SMALL_WEIGHT, checksum_of_all
+from revformers.activations.saved_bytes import is_plain
 from revformers.activations.situation import Situation
 
 
@@ -80,9 +81,7 @@ class SecondCount:
 def _is_small(tensor: Tensor) -> bool:
     """Whether a tensor is looked at though no write to it was seen, as a write through `.data` is not."""
     return (
-        type(tensor) in (Tensor, nn.Parameter)
-        and tensor.layout is torch.strided
-        and not tensor.is_nested
+        is_plain(tensor)
         and not tensor.is_meta
         and 0 < tensor.numel() <= SMALL_WEIGHT
         and tensor.untyped_storage().nbytes() > 0

@@ -1,7 +1,7 @@
 """One number by which tensors are held to be the same bits in the same places.
 
 A tensor is taken as numbers of four bytes, in the order in which they lie in memory. Each is multiplied by an odd
-number of eight bytes that depends on its place, and all are added up modulo 2**64. So a change of one such number always
+number of eight bytes that depends on its place, and all are added up modulo 2**64. So a change of one of them always
 shows, and so do numbers that trade places and errors that would cancel in a plain sum.
 
 To read large tensors about as fast as a plain sum does, 129 rows of 2,053 words of eight bytes are added up, block by
