@@ -527,6 +527,40 @@ def test_a_sparse_tensor_that_a_layer_writes_to_is_compared(activations):
 
 
 @pytest.mark.parametrize("activations", POLICIES)
+@pytest.mark.parametrize("kind", ["freed", "freed between", "quantized", "meta", "nested", "mkldnn"])
+def test_tensors_that_cannot_be_read_are_left_alone(activations, kind):
+    """They would end the process, or an operation that such tensors do not have would."""
+    scratch = {
+        "quantized": lambda: torch.quantize_per_tensor(torch.ones(4), 0.1, 0, torch.qint8),
+        "meta": lambda: torch.ones(4, device="meta"),
+        "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+        "mkldnn": lambda: torch.ones(4).to_mkldnn(),
+    }.get(kind, lambda: torch.ones(4))()
+
+    def run(policy):
+        model = reversible(policy)
+        part = layers_of(model)[1].mlp
+        part.scratch = scratch
+
+        def use(*_):
+            if kind.startswith("freed"):
+                part.scratch.untyped_storage().resize_(16)
+                part.scratch.fill_(1.0)
+                part.scratch.untyped_storage().resize_(16 * (kind == "freed between"))
+            else:
+                part.scratch.copy_(scratch.detach().clone())
+
+        part.register_forward_hook(use)
+        loss = loss_of(model)
+        if kind == "freed between":
+            part.scratch.untyped_storage().resize_(0)
+        return backward(model, loss)
+
+    expected, found = run("store"), run(activations)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("activations", POLICIES)
 def test_a_layer_that_changes_its_own_weight_is_told_so(activations):
     model = reversible(activations)
     norm = layers_of(model)[1].input_layernorm

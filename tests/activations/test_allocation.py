@@ -13,7 +13,6 @@ LAYER = StepCost(
     side_information=2,
     outputs=6,
     operations=50,
-    operations_from_input=45,
     attention_operations=10,
 )
 
@@ -26,13 +25,9 @@ def spent(costs, choice, pair):
         if choice.stores(step):
             memory += cost.stored
             continue
-        kept, again = (
-            (cost.side_information, cost.operations)
-            if choice.rebuilds(step)
-            else (cost.input, cost.operations_from_input)
-        )
+        kept = cost.side_information if choice.rebuilds(step) else cost.input
         memory += kept + (cost.outputs if choice.keeps_attention(step) else 0)
-        operations += again - (cost.attention_operations if choice.keeps_attention(step) else 0)
+        operations += cost.operations - (cost.attention_operations if choice.keeps_attention(step) else 0)
     return memory, operations
 
 
@@ -43,15 +38,13 @@ def test_no_other_choice_recomputes_less(seed, steps, pair, room, may_rebuild):
     costs = []
     for _ in range(steps):
         attention = draw.randrange(2) * draw.randrange(1, 30)
-        from_input = attention + draw.randrange(30)
         costs.append(
             StepCost(
                 draw.randrange(60),
                 draw.randrange(20),
                 draw.randrange(5),
                 attention // 3,
-                from_input + draw.randrange(9),
-                from_input,
+                attention + draw.randrange(30),
                 attention,
             )
         )
@@ -82,14 +75,14 @@ def test_attention_outputs_come_first_where_they_spare_more_a_byte():
     assert choose(LAYER, 10 + 8 + 4 * 6) == Allocation(4, 4, 0)
 
 
-def test_then_inputs_then_layers():
-    assert choose(LAYER, 10 + 8 + 4 * 6 + 18) == Allocation(3, 4, 0)
+def test_then_layers_and_inputs_that_spare_nothing_are_not_kept():
+    assert choose(LAYER, 10 + 8 + 4 * 6 + 18) == Allocation(4, 4, 0)
     assert choose(LAYER, 10 + 3 * (2 + 6) + 100) == Allocation(3, 3, 0)
-    assert choose(LAYER, 10 + 2 * (2 + 6) + 20 + 6 + 100) == Allocation(2, 3, 0)
+    assert choose(LAYER, 10 + 2 * (2 + 6) + 20 + 6 + 100) == Allocation(3, 3, 0)
 
 
-def test_layers_come_first_where_attention_and_the_end_of_a_layer_spare_little():
-    layer = dataclasses.replace(LAYER, outputs=60, attention_operations=1, operations_from_input=49)
+def test_layers_come_first_where_attention_spares_little():
+    layer = dataclasses.replace(LAYER, outputs=60, attention_operations=1)
     assert choose(layer, 10 + 6 + 100) == Allocation(3, 3, 3)
 
 

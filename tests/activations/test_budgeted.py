@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 import revformers as rf
-from revformers.activations import ACTIVATIONS, Budget, Budgeted, early_end, policy_factory
+from revformers.activations import ACTIVATIONS, Budget, Budgeted, policy_factory
 from revformers.activations.budgeted import smallest_budget
 from revformers.activations.rebuild import Tape
 from revformers.benchmark.meter import _allocation_sizes
@@ -22,19 +22,13 @@ BATCH, TOKENS, WIDTH, HEADS, DEPTH = 2, 16, 16, 2, 12
 DYNAMICS = [rf.Midpoint(), rf.BlendedMidpoint("1/4"), rf.Leapfrog(0.5, readout="mean")]
 each_dynamics = pytest.mark.parametrize("dynamics", DYNAMICS, ids=lambda dynamics: dynamics.name)
 each_recompute = pytest.mark.parametrize("recompute", ["rebuild", "checkpoint"])
-each_kind = pytest.mark.parametrize("scaled", [False, True], ids=["inputs spare", "inputs spare nothing"])
+each_kind = pytest.mark.parametrize("scaled", [False, True], ids=["ends in a product", "ends in a scale"])
 SHARES = (1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 100.0)
 """Budgets from the smallest to everything, as multiples of the smallest."""
 
 
-@pytest.fixture(autouse=True)
-def _layers_are_known(monkeypatch):
-    """Evaluations of the layers below may end early, as those of transformers' layers may."""
-    monkeypatch.setattr(early_end, "_KNOWN", early_end._KNOWN | {"tests"})
-
-
 class Layer(nn.Module):
-    """Its input spares the product `down` where it is kept; with `scaled` it spares nothing."""
+    """Saves nothing behind its last product; with `scaled` it does."""
 
     def __init__(self, hidden_width, dropout, scaled):
         super().__init__()

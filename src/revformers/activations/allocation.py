@@ -16,8 +16,7 @@ class StepCost:
         input: bytes of the input of its field.
         side_information: bytes that undoing the step takes.
         outputs: bytes of its attention outputs.
-        operations: of the whole field, which undoing the step takes.
-        operations_from_input: of them, those up to the last tensor that autograd saves.
+        operations: of the field, which computing it again takes.
         attention_operations: of these, those that the attention outputs spare.
 
     """
@@ -27,7 +26,6 @@ class StepCost:
     side_information: int = 0
     outputs: int = 0
     operations: int = 0
-    operations_from_input: int = 0
     attention_operations: int = 0
 
 
@@ -69,7 +67,8 @@ def allocate(
     the others is kept from the top as well: there the backward pass frees it before it has reached its peak. How many
     steps are stored, and of how many the inputs are kept, decides what room is left for attention outputs; every pair
     of numbers is tried. At long sequences attention is most of the operations and its outputs are a small part of a
-    layer's activations, so these come first; at short ones whole layers, or inputs, spare more operations a byte.
+    layer's activations, so these come first; at short ones whole layers spare more operations a byte. A kept input
+    spares none: of choices that spare as much, the one that comes first among the arguments is taken.
 
     Args:
         costs: of every step.
@@ -83,14 +82,13 @@ def allocate(
 
     """
     stored = list(accumulate((cost.stored for cost in reversed(costs)), initial=0))[::-1]
-    inputs, side_information, outputs, operations, from_input, attention = (
+    inputs, side_information, outputs, operations, attention = (
         list(accumulate((getattr(cost, name) for cost in costs), initial=0))
         for name in (
             "input",
             "side_information",
             "outputs",
             "operations",
-            "operations_from_input",
             "attention_operations",
         )
     )
@@ -100,7 +98,7 @@ def allocate(
         if kept > first or left < 0:
             continue
         start = bisect_left(outputs, outputs[first] - left)
-        again = operations[kept] + from_input[first] - from_input[kept] - (attention[first] - attention[start])
+        again = operations[first] - (attention[first] - attention[start])
         if best is None or again < best[0]:
             best = again, Allocation(kept, first, start)
     assert best is not None

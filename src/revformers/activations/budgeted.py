@@ -4,8 +4,7 @@ How it works:
 
 1. The fields of the first two layers are observed: what autograd saves of them, and what every kernel computes. That
    tells what a layer takes when it is stored, what its attention outputs take, and which operations each spares. A kept
-   input spares little, the end of the field that only undoing the step needs, if that (`may_end_early`), and takes
-   little.
+   input spares none, but where the inputs of all layers take less than the pair of states, they leave room for more.
 2. From that the budget is allocated for the whole stack, further layers taken to be like the last one observed.
 3. As the pass runs on, what is really kept is counted. A layer that takes more than was expected is not stored, if
    there is no room for it: its input is kept, and it is computed again from that.
@@ -26,7 +25,6 @@ from revformers.activations.allocation import Allocation, StepCost, allocate
 from revformers.activations.attention_outputs import AttentionKeeper
 from revformers.activations.base import ActivationPolicy
 from revformers.activations.budget import Budget, BudgetReport
-from revformers.activations.early_end import may_end_early
 from revformers.activations.rebuild import Tape
 from revformers.activations.saved_bytes import SavedBytes
 from revformers.activations.ticket import kept
@@ -129,17 +127,11 @@ class Budgeted(ActivationPolicy):
         if allocation is not None and allocation.first_with_input == self._step:
             self._tape.keep_copy_of_states()
         # The function holds the counter alone: what held the tape would be held by it.
-        saved, from_input = self._saved, 0
+        saved = self._saved
         keeper = None
         if allocation is None or allocation.keeps_attention(self._step):
             keeper = AttentionKeeper(field, name)
         saved.count = 0
-
-        def on_save(tensor: Tensor) -> None:
-            nonlocal from_input
-            saved.add(tensor)
-            from_input = keeper.operations if keeper else 0
-
         update = self._tape.evaluate(
             name,
             coefficients,
@@ -147,11 +139,9 @@ class Budgeted(ActivationPolicy):
             hidden,
             hold=stored or (allocation is None and self._may_store_all),
             undone=allocation is None or allocation.rebuilds(self._step),
-            on_save=on_save if allocation is None or stored else None,
+            on_save=saved.add if allocation is None or stored else None,
         )
-        if keeper is not None and not may_end_early(field):
-            from_input = keeper.operations
-        cost = self._cost(hidden, keeper, from_input) if update.requires_grad else StepCost()
+        cost = self._cost(hidden, keeper) if update.requires_grad else StepCost()
         evaluated = _Evaluated(self._step, update.requires_grad, hidden.detach(), cost, keeper)
         if self._allocation is None:
             self._observe(evaluated)
@@ -177,14 +167,13 @@ class Budgeted(ActivationPolicy):
                 f"a smaller batch."
             )
 
-    def _cost(self, hidden: Tensor, keeper: AttentionKeeper | None, operations_from_input: int) -> StepCost:
+    def _cost(self, hidden: Tensor, keeper: AttentionKeeper | None) -> StepCost:
         return StepCost(
             stored=self._saved.count,
             input=hidden.nbytes,
             side_information=self._side_information_bytes(self._step, hidden),
             outputs=keeper.kept_bytes if keeper else 0,
             operations=keeper.operations if keeper else 0,
-            operations_from_input=operations_from_input,
             attention_operations=keeper.attention_operations if keeper else 0,
         )
 

@@ -19,8 +19,9 @@ How it works:
 The tape can move both ways. A second backward pass through a retained graph, second derivatives, or gradients asked
 for layer by layer with `torch.autograd.grad`, find it at the bottom and wind it forward again.
 
-A step whose input is kept is computed again from that, up to the last tensor that it saves where it may end there, as
-with checkpointing. The policies "checkpoint" and "offload" are such steps alone.
+A step whose input is kept is computed again from that. The policies "checkpoint" and "offload" are such steps alone.
+PyTorch's checkpointing ends an evaluation at the last tensor that is saved; this one runs to its end, as what a layer
+undoes there would stay done, such as a weight that was rounded for its forward.
 
 Lifetime: only tickets keep the tape alive, and autograd drops a step's tickets when it is done with the step. So the
 states are freed with the last ticket, and nothing of a forward pass is kept on any module.
@@ -41,7 +42,6 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from revformers.activations.attention_outputs import OtherKernelsError
 from revformers.activations.base import ActivationPolicy
-from revformers.activations.early_end import may_end_early
 from revformers.activations.evidence import Evidence, LaterEvidence
 from revformers.activations.situation import Situation
 from revformers.activations.statistics import SecondCount, Statistic, statistics_of
@@ -97,7 +97,8 @@ class StepRecord:
     def counts_twice(self, second_count: SecondCount, equal: Tensor) -> NotReversibleError:
         """Return the error for a step whose second evaluation went on counting."""
         statistic = second_count.first_of(equal)
-        return _writes_twice(self.name, f"{self.situation.path(statistic.module)}{statistic.name}")
+        what = f"{self.situation.path(statistic.module)}{statistic.name}"
+        return _writes_twice(self.name, what, " By now it has, and there are gradients: clear them (zero_grad).")
 
     def gone_tickets(self) -> set[int]:
         """Return the numbers of the tickets that autograd let go of."""
@@ -110,10 +111,6 @@ class StepRecord:
 
 SavedAgain = tuple[Tensor, int]
 """A tensor that a later evaluation saved, and its version at that time: a layer must not write to it afterwards."""
-
-
-class _AllSaved(BaseException):
-    """Ends an evaluation whose result is not wanted, as checkpointing in PyTorch does; no layer shall catch it."""
 
 
 def _rebuild_first(reference: "weakref.ref[Tape]", step: int, gradient: Tensor) -> None:
@@ -309,8 +306,7 @@ class Tape(ActivationPolicy):
                         f"The input of {record.name}, which is kept, was written to after the forward pass",
                         says_why=True,
                     )
-                saved, _ = self._evaluate_at(hidden, record, to_the_end=not may_end_early(record.field))
-                self._hand_out(record, saved)
+                self._hand_out(record, self._evaluate_at(hidden, record)[0])
                 return
             while self.position > step + 1:
                 self._retreat(self._evaluate_again(self.position - 1)[1])
@@ -340,14 +336,10 @@ class Tape(ActivationPolicy):
         """Evaluate f at p[step], which the pair must hold; return what autograd would save, and the result."""
         record = self._records[step]
         read = self.states.read_current if self.position == step else self.states.read_previous
-        saved, update = self._evaluate_at(read(record.dtype), record, to_the_end=True)
-        assert update is not None
-        return saved, update
+        return self._evaluate_at(read(record.dtype), record)
 
-    def _evaluate_at(
-        self, hidden: Tensor, record: StepRecord, *, to_the_end: bool
-    ) -> tuple[list[SavedAgain], Tensor | None]:
-        """Evaluate f at `hidden`, to the end or until everything is saved; hold it to the evidence."""
+    def _evaluate_at(self, hidden: Tensor, record: StepRecord) -> tuple[list[SavedAgain], Tensor]:
+        """Evaluate f at `hidden` and hold it to the evidence; return what autograd would save, and the result."""
         for leaf in record.evidence.leaves():
             if not leaf.is_unchanged():
                 raise record.mismatch(f"A weight of {record.name} was changed before the backward pass")
@@ -355,12 +347,9 @@ class Tape(ActivationPolicy):
         saved, evidence = list[SavedAgain](), record.evidence.again(hidden)
 
         def pack(tensor: Tensor) -> Packed:
-            packed = evidence.add(tensor)
             # detach: the rebuilt graph is discarded, only its values are wanted.
             saved.append((tensor.detach(), version_of(tensor)))
-            if not to_the_end and len(saved) == len(record.tickets):
-                raise _AllSaved
-            return packed
+            return evidence.add(tensor)
 
         def unpack(_: Packed) -> Tensor:
             raise NotReversibleError(
@@ -370,14 +359,11 @@ class Tape(ActivationPolicy):
             )
 
         replay = record.random_state.restored() if record.random_state else contextlib.nullcontext()
-        update: Tensor | None = None
         second_count = SecondCount(record.statistics)
         # Gradients stay enabled even where nothing is caught: kernels may choose another algorithm without them.
         try:
             with torch.enable_grad(), record.autocast.restored(), replay, saved_tensors_hooks(pack, unpack):
                 update = record.field(hidden)
-        except _AllSaved:
-            pass
         except (torch.OutOfMemoryError, NotReversibleError, RebuildMismatchError):
             raise
         except OtherKernelsError as error:
@@ -395,10 +381,10 @@ class Tape(ActivationPolicy):
         counts = second_count.verdicts()
         if counts is not None:
             self._verdicts.add(counts.all(), partial(record.counts_twice, second_count, counts))
-        return saved, None if update is None else update.detach()
+        return saved, update.detach()
 
     def _require_same(
-        self, record: StepRecord, saved: list[SavedAgain], evidence: LaterEvidence, update: Tensor | None
+        self, record: StepRecord, saved: list[SavedAgain], evidence: LaterEvidence, update: Tensor
     ) -> None:
         """Raise RebuildMismatchError where an evaluation is not that of the forward pass."""
         if len(saved) != len(record.tickets):
@@ -414,7 +400,7 @@ class Tape(ActivationPolicy):
         if evidence.is_made_otherwise:
             raise record.mismatch(f"{record.name} was evaluated again by other operations")
         results = [evidence.equal()]
-        if record.result is not None and update is not None:
+        if record.result is not None:
             results.append(checksum(update) == record.result)
         for equal in results:
             if equal is not None:
@@ -471,9 +457,9 @@ def _refuse_statistics(name: str, before: Situation) -> None:
         raise _writes_twice(name, f"buffer {buffer}")
 
 
-def _writes_twice(name: str, what: str) -> NotReversibleError:
+def _writes_twice(name: str, what: str, damage: str = "") -> NotReversibleError:
     return NotReversibleError(
         f"{name[0].upper()}{name[1:]} writes to its {what} when it is evaluated, as batch normalisation does in "
         f"training, and would do so again in the backward pass; switch that module to eval(), or train with "
-        f'revformers.set_activations(model, "store").'
+        f'revformers.set_activations(model, "store").{damage}'
     )

@@ -41,8 +41,13 @@ def is_parameter(tensor: Tensor) -> bool:
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor is one block of numbers: no wrapper, not sparse, not nested."""
-    return type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided and not tensor.is_nested
+    """Whether a tensor is one block of numbers: no wrapper, not sparse, not nested, not quantized."""
+    return (
+        type(tensor) in (Tensor, nn.Parameter)
+        and tensor.layout is torch.strided
+        and not tensor.is_nested
+        and not tensor.is_quantized
+    )
 
 
 def parts_in_memory(tensor: Tensor) -> Iterator[Tensor]:

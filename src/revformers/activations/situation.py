@@ -93,7 +93,7 @@ class Situation:
                 yield state.module, name, tensor, is_written
 
     def own_writes(self) -> list[str]:
-        """Return the names of parameters and buffers that the layer wrote to itself, before `now` was called."""
+        """Return the names of the tensors that the layer wrote to itself, before `now` was called."""
         return [f"{self.path(state.module)}{name}" for state in self._modules for name in state.own_writes]
 
     def path(self, module: nn.Module) -> str:
@@ -154,6 +154,13 @@ class _ModuleState:
             name
             for name, state in self._tensors.items()
             if name in result._tensors and result._tensors[name].version != state.version
+        ]
+        result.own_writes += [
+            name
+            for name, (reference, version) in result._attributes.items()
+            if name in self._attributes
+            and self._attributes[name][0]() is reference()
+            and self._attributes[name][1] != version
         ]
         # What a layer leaves in its attributes, it leaves there again in the next evaluation.
         result._attributes = {name: state for name, state in result._attributes.items() if self._has(name, state)}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from revformers.activations.evidence import SMALL_WEIGHT, checksum_of_all
-from revformers.activations.saved_bytes import is_plain
+from revformers.activations.saved_bytes import is_plain, parts_in_memory
 from revformers.activations.situation import Situation
 
 
@@ -43,7 +43,7 @@ def statistics_of(before: Situation) -> list[Statistic]:
     return [
         Statistic(module, name, weakref.ref(tensor), checksum_of_all(tensor))
         for module, name, tensor, is_written in before.tensors_besides_weights()
-        if is_written or _is_small(tensor)
+        if (is_written or _is_small(tensor)) and _is_there(tensor)
     ]
 
 
@@ -54,7 +54,7 @@ class SecondCount:
         self._before = [
             (statistic, tensor, checksum_of_all(tensor))
             for statistic in statistics
-            if (tensor := statistic.reference()) is not None
+            if (tensor := statistic.reference()) is not None and _is_there(tensor)
         ]
 
     def verdicts(self) -> Tensor | None:
@@ -68,7 +68,11 @@ class SecondCount:
         now, before, counted = (
             torch.stack([number.to(device) for number in numbers])
             for numbers in zip(
-                *((checksum_of_all(tensor), before, one.counted) for one, tensor, before in self._before), strict=True
+                *(
+                    (checksum_of_all(tensor) if _is_there(tensor) else before, before, one.counted)
+                    for one, tensor, before in self._before
+                ),
+                strict=True,
             )
         )
         return (now == before) | (now == counted)
@@ -80,9 +84,13 @@ class SecondCount:
 
 def _is_small(tensor: Tensor) -> bool:
     """Whether a tensor is looked at though no write to it was seen, as a write through `.data` is not."""
-    return (
-        is_plain(tensor)
-        and not tensor.is_meta
-        and 0 < tensor.numel() <= SMALL_WEIGHT
-        and tensor.untyped_storage().nbytes() > 0
+    return is_plain(tensor) and 0 < tensor.numel() <= SMALL_WEIGHT
+
+
+def _is_there(tensor: Tensor) -> bool:
+    """Whether a tensor can be read: workspaces, and weights that are brought for their forward, may be freed."""
+    if tensor.is_quantized or tensor.is_mkldnn or (tensor.is_nested and tensor.layout is torch.strided):
+        return False
+    return not any(
+        part.is_meta or (part.numel() and not part.untyped_storage().nbytes()) for part in parts_in_memory(tensor)
     )

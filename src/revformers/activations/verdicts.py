@@ -22,8 +22,8 @@ UNSEEN = (
 """What to do where a layer computes something else a second time, and nothing of it has changed."""
 
 _OWN_WRITES = (
-    "The layer itself writes to {} when it is evaluated: if that is the change, make it outside of the layers, such as "
-    'after the optimizer\'s step, or train with revformers.set_activations(model, "store").'
+    "The layer itself writes to {} when it is evaluated: if that is why, do it outside of the layers, such as after "
+    'the optimizer\'s step, or train with revformers.set_activations(model, "store").'
 )
 """What to do where the layer may have changed its parameters itself."""
 
@@ -68,7 +68,7 @@ def mismatch(
         remedy = CHANGED
     elif changes:
         remedy = f"{CHANGED} If that is not why: {UNSEEN}"
-    own_writes = situation.own_writes() if tensors else []
+    own_writes = situation.own_writes()
     if own_writes:
         remedy = f"{remedy} {_OWN_WRITES.format(' and '.join(own_writes[:_FEW]))}"
     clear = (
