@@ -491,6 +491,40 @@ def test_a_tensor_that_is_filled_alike_each_time_is_no_statistic(activations, pl
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+class Assigns(nn.Module):
+    """Keeps a running mean in an attribute to which it assigns another one each time."""
+
+    def __init__(self, kind, share):
+        super().__init__()
+        self.kind, self.share = kind, share
+        self.mean = {"tensor": torch.zeros(64), "number": 0.0, "dictionary": {"all": torch.zeros(64)}}[kind]
+
+    def forward(self, module, inputs, output):
+        new = output.detach().mean((0, 1))
+        if self.kind == "number":
+            self.mean += self.share * (float(new.sum()) - self.mean)
+        elif self.kind == "tensor":
+            self.mean = self.mean.lerp(new, self.share)
+        else:
+            self.mean["all"] = self.mean["all"].lerp(new, self.share)
+
+
+@pytest.mark.parametrize("activations", POLICIES)
+@pytest.mark.parametrize("kind", ["tensor", "number", "dictionary"])
+def test_statistics_that_are_assigned_anew_are_noticed(activations, kind):
+    def run(policy, share):
+        model = reversible(policy)
+        layers_of(model)[1].mlp.watch = watch = Assigns(kind, share)
+        layers_of(model)[1].mlp.up_proj.register_forward_hook(watch)
+        losses = [loss_of(model, tokens(seed=seed)) for seed in (1, 2)]
+        return [backward(model, loss) for loss in losses]
+
+    with pytest.raises(rf.NotReversibleError, match=r"Layer 1 writes to its mlp\.watch\.mean.* when it is evaluated"):
+        run(activations, 0.1)
+    expected, found = run("store", 1.0), run(activations, 1.0)
+    assert all(torch.equal(one[name], two[name]) for one, two in zip(found, expected, strict=True) for name in two)
+
+
 @pytest.mark.parametrize("activations", POLICIES)
 @pytest.mark.parametrize("part", ["up_proj", "down_proj"])
 def test_what_fills_a_tensor_may_be_another_batch_or_the_user(activations, part):

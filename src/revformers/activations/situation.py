@@ -83,6 +83,10 @@ class Situation:
                 return f"{self.path(state.module)}{name}"
         return None
 
+    def reassigned(self) -> Iterator[tuple[nn.Module, str]]:
+        """Yield the modules and names of attributes, tensors and numbers, that are others than when this was made."""
+        return ((state.module, name) for state in self._modules for name in state.reassigned())
+
     def tensors_besides_weights(self) -> Iterator[tuple[nn.Module, str, Tensor, bool]]:
         """Yield buffers, frozen parameters and tensors among the attributes, and weights that were written to.
 
@@ -93,7 +97,7 @@ class Situation:
                 yield state.module, name, tensor, is_written
 
     def own_writes(self) -> list[str]:
-        """Return the names of the tensors that the layer wrote to itself, before `now` was called."""
+        """Return the names of what the layer wrote to or assigned itself, before `now` was called."""
         return [f"{self.path(state.module)}{name}" for state in self._modules for name in state.own_writes]
 
     def path(self, module: nn.Module) -> str:
@@ -126,7 +130,7 @@ class _TensorState(NamedTuple):
 class _ModuleState:
     """What a module held: made often, and compared rarely."""
 
-    __slots__ = ("_attributes", "_settings", "_tensors", "module", "own_writes")
+    __slots__ = ("_attributes", "_numbers", "_settings", "_tensors", "module", "own_writes")
 
     def __init__(self, module: nn.Module, *, settings: bool) -> None:
         self.module = module
@@ -145,7 +149,8 @@ class _ModuleState:
             for name, tensor in own.items()
             if tensor is not None and not is_lazy(tensor)
         }
-        self._attributes = {name: (weakref.ref(value), version_of(value)) for name, value in _tensor_attributes(module)}
+        self._attributes = {name: (weakref.ref(value), version_of(value)) for name, value in tensor_attributes(module)}
+        self._numbers = {name: value for name, value in vars(module).items() if type(value) in (int, float)}
 
     def now(self) -> "_ModuleState":
         """Return the same module as it is now; what was written to meanwhile, its layer wrote to."""
@@ -157,10 +162,11 @@ class _ModuleState:
         ]
         result.own_writes += [
             name
-            for name, (reference, version) in result._attributes.items()
-            if name in self._attributes
-            and self._attributes[name][0]() is reference()
-            and self._attributes[name][1] != version
+            for name, state in result._attributes.items()
+            if name in self._attributes and not self._has(name, state)
+        ]
+        result.own_writes += [
+            name for name, value in result._numbers.items() if self._numbers.get(name, value) != value
         ]
         # What a layer leaves in its attributes, it leaves there again in the next evaluation.
         result._attributes = {name: state for name, state in result._attributes.items() if self._has(name, state)}
@@ -173,7 +179,7 @@ class _ModuleState:
 
     def attribute_changes(self, path: str) -> Iterator[tuple[bool, str]]:
         """Yield which tensors among the attributes are different now, as `setting_changes` does."""
-        now = dict(_tensor_attributes(self.module))
+        now = dict(tensor_attributes(self.module))
         for name, (reference, version) in self._attributes.items():
             tensor = now.get(name)
             if tensor is None:
@@ -197,7 +203,7 @@ class _ModuleState:
         settings = _settings(self.module)
         for name in {**self._settings, **settings}:
             before, after = self._settings.get(name), settings.get(name)
-            if before is after or before == after:
+            if before is after or before == after or name in self.own_writes:
                 continue
             what = "added" if before is None else "removed" if after is None else "replaced"
             if name in _OF_MANY_MODULES:
@@ -240,6 +246,16 @@ class _ModuleState:
                 if written and _shape(buffer) == before.shape:
                     yield name
 
+    def reassigned(self) -> Iterator[str]:
+        """Yield the names of attributes, tensors and numbers, that are others now."""
+        for name, tensor in tensor_attributes(self.module):
+            if name not in self._attributes or self._attributes[name][0]() is not tensor:
+                yield name
+        attributes = vars(self.module)
+        for name, value in self._numbers.items():
+            if attributes.get(name, value) != value:
+                yield name
+
     def tensors_besides_weights(self) -> Iterator[tuple[str, Tensor, bool]]:
         """Yield buffers, frozen parameters, attributes and weights that were written to; and whether each was."""
         known = {name: (state.reference, state.version, state.trains) for name, state in self._tensors.items()}
@@ -257,7 +273,7 @@ _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 """Attributes in which PyTorch keeps parameters, buffers, modules and hooks."""
 
 
-def _tensor_attributes(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def tensor_attributes(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors that a module holds as plain attributes, or in lists and dictionaries that are, by name."""
     for name, value in vars(module).items():
         if name in _OF_EVERY_MODULE:

@@ -1,4 +1,4 @@
-"""Tensors in which a layer may count what it sees: its second evaluation must not count the same batch again.
+"""Tensors and numbers in which a layer may count what it sees: a second evaluation must not count a batch again.
 
 `Evidence` is about what autograd saves, this about what a layer leaves behind. Buffers that the forward pass is seen to
 write to are refused there. What else it writes to may be a place for notes, which a second evaluation fills with the
@@ -6,6 +6,8 @@ same numbers. So the backward pass looks at what became of it.
 """
 
 import weakref
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -13,23 +15,23 @@ from torch import Tensor, nn
 
 from revformers.activations.evidence import SMALL_WEIGHT, checksum_of_all
 from revformers.activations.saved_bytes import is_plain, parts_in_memory
-from revformers.activations.situation import Situation
+from revformers.activations.situation import Situation, tensor_attributes
 
 
 class Statistic(NamedTuple):
-    """A tensor in which a layer may have counted.
+    """A tensor, or a number, in which a layer may have counted.
 
     Attributes:
         module: the module that holds it.
         name: what the module calls it.
-        reference: the tensor.
+        read: returns the tensor, or one that stands for the number; None where it is gone or cannot be read.
         counted: its checksum when the forward pass was over.
 
     """
 
     module: nn.Module
     name: str
-    reference: "weakref.ref[Tensor]"
+    read: Callable[[], Tensor | None]
     counted: Tensor
 
 
@@ -40,10 +42,16 @@ def statistics_of(before: Situation) -> list[Statistic]:
         before: the modules as they were before the layer was evaluated.
 
     """
-    return [
-        Statistic(module, name, weakref.ref(tensor), checksum_of_all(tensor))
+    found: list[tuple[nn.Module, str, Callable[[], Tensor | None]]] = [
+        (module, name, partial(_readable, weakref.ref(tensor)))
         for module, name, tensor, is_written in before.tensors_besides_weights()
-        if (is_written or _is_small(tensor)) and _is_there(tensor)
+        if is_written or _is_small(tensor)
+    ]
+    found += [(module, name, partial(_attribute, module, name)) for module, name in before.reassigned()]
+    return [
+        Statistic(module, name, read, checksum_of_all(tensor))
+        for module, name, read in found
+        if (tensor := read()) is not None
     ]
 
 
@@ -52,9 +60,7 @@ class SecondCount:
 
     def __init__(self, statistics: list[Statistic]) -> None:
         self._before = [
-            (statistic, tensor, checksum_of_all(tensor))
-            for statistic in statistics
-            if (tensor := statistic.reference()) is not None and _is_there(tensor)
+            (one, one.counted if (found := one.read()) is None else checksum_of_all(found)) for one in statistics
         ]
 
     def verdicts(self) -> Tensor | None:
@@ -64,18 +70,12 @@ class SecondCount:
         """
         if not self._before:
             return None
-        device = self._before[0][2].device
-        now, before, counted = (
-            torch.stack([number.to(device) for number in numbers])
-            for numbers in zip(
-                *(
-                    (checksum_of_all(tensor) if _is_there(tensor) else before, before, one.counted)
-                    for one, tensor, before in self._before
-                ),
-                strict=True,
-            )
+        now = [one.counted if (found := one.read()) is None else checksum_of_all(found) for one, _ in self._before]
+        after, before, counted = (
+            torch.stack([number.to(now[0].device) for number in numbers])
+            for numbers in (now, [before for _, before in self._before], [one.counted for one, _ in self._before])
         )
-        return (now == before) | (now == counted)
+        return (after == before) | (after == counted)
 
     def first_of(self, verdicts: Tensor) -> Statistic:
         """Return the first statistic for which a verdict is false."""
@@ -87,10 +87,22 @@ def _is_small(tensor: Tensor) -> bool:
     return is_plain(tensor) and 0 < tensor.numel() <= SMALL_WEIGHT
 
 
-def _is_there(tensor: Tensor) -> bool:
-    """Whether a tensor can be read: workspaces, and weights that are brought for their forward, may be freed."""
-    if tensor.is_quantized or tensor.is_mkldnn or (tensor.is_nested and tensor.layout is torch.strided):
-        return False
-    return not any(
+def _readable(find: Callable[[], Tensor | None]) -> Tensor | None:
+    """Return a tensor if it can be read: workspaces, and weights that are brought for their forward, may be freed."""
+    tensor = find()
+    if tensor is None or tensor.is_quantized or tensor.is_mkldnn:
+        return None
+    if tensor.is_nested and tensor.layout is torch.strided:
+        return None
+    empty = any(
         part.is_meta or (part.numel() and not part.untyped_storage().nbytes()) for part in parts_in_memory(tensor)
     )
+    return None if empty else tensor
+
+
+def _attribute(module: nn.Module, name: str) -> Tensor | None:
+    """Return a tensor among the attributes of a module, or a tensor that stands for a number."""
+    value = vars(module).get(name)
+    if type(value) in (int, float):
+        return torch.tensor(hash(value))
+    return _readable(partial(dict(tensor_attributes(module)).get, name))
