@@ -126,12 +126,10 @@ class Budgeted(ActivationPolicy):
         stored = allocation is not None and allocation.stores(self._step)
         if allocation is not None and allocation.first_with_input == self._step:
             self._tape.keep_copy_of_states()
-        # The function holds the counter alone: what held the tape would be held by it.
-        saved = self._saved
         keeper = None
         if allocation is None or allocation.keeps_attention(self._step):
             keeper = AttentionKeeper(field, name)
-        saved.count = 0
+        self._saved.count = 0
         update = self._tape.evaluate(
             name,
             coefficients,
@@ -139,7 +137,8 @@ class Budgeted(ActivationPolicy):
             hidden,
             hold=stored or (allocation is None and self._may_store_all),
             undone=allocation is None or allocation.rebuilds(self._step),
-            on_save=saved.add if allocation is None or stored else None,
+            # The counter alone: what held the tape would be held by it.
+            on_save=self._saved.add if allocation is None or stored else None,
         )
         cost = self._cost(hidden, keeper) if update.requires_grad else StepCost()
         evaluated = _Evaluated(self._step, update.requires_grad, hidden.detach(), cost, keeper)

@@ -104,5 +104,5 @@ def _attribute(module: nn.Module, name: str) -> Tensor | None:
     """Return a tensor among the attributes of a module, or a tensor that stands for a number."""
     value = vars(module).get(name)
     if type(value) in (int, float):
-        return torch.tensor(hash(value))
+        return torch.tensor(hash(value), device="cpu")  # whatever the default device is
     return _readable(partial(dict(tensor_attributes(module)).get, name))
