@@ -1,5 +1,5 @@
 # The two commands of the README are `make run` and `make test`. `make real` is `make run` with a real pretrained model;
-# DATA is where texts and questions lie, see benchmarks/real_model.py. The others are parts of them.
+# DATA is where texts and questions lie, see lab/studies/real_model.py. The others are parts of them.
 PYTHON ?= python3
 ENVIRONMENT := .venv
 BIN := $(ENVIRONMENT)/bin
@@ -12,11 +12,11 @@ DATA ?= ../shared/data
 run: $(ENVIRONMENT)/installed
 	$(BIN)/revformers pretrain $(QUICKSTART) --overwrite
 	$(BIN)/revformers verify $(RUN)/model
-	$(BIN)/revformers compare $(QUICKSTART) --out $(RUN)
-	$(BIN)/revformers report $(RUN) --out report.html
+	$(BIN)/python -m lab compare $(QUICKSTART) --out $(RUN)
+	$(BIN)/python -m lab report $(RUN) --out report.html
 
 real: $(ENVIRONMENT)/installed
-	$(BIN)/python benchmarks/real_model.py --data $(DATA)
+	$(BIN)/python -m lab.studies.real_model --data $(DATA)
 
 # One thread a worker: two workers that each start a thread per core fight over the cores.
 test: $(ENVIRONMENT)/installed

@@ -11,8 +11,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from revformers.checkpoints.model_config import KEY
 from revformers.cli.main import main
-from revformers.hf.model_config import KEY
 from tests.training.tiny_finetune import write_model
 
 ROOT = Path(__file__).parents[1]

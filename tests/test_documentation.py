@@ -13,7 +13,7 @@ import yaml
 
 from revformers.cli.main import main
 from revformers.training.data.tokenizer import train_tokenizer
-from tests.hf.test_reversible import llama
+from tests.models.test_reversible import llama
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -107,7 +107,7 @@ def test_the_python_of_the_readme_runs(workspace, monkeypatch, capsys):
 
 
 def result(name):
-    return json.loads((ROOT / "benchmarks/results" / f"{name}.json").read_text(encoding="utf-8"))
+    return json.loads((ROOT / "lab/results" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def mebibytes(value):

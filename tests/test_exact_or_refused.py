@@ -14,11 +14,11 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 import revformers as rf
-from revformers.activations.rebuild import Tape
-from revformers.activations.verdicts import Verdicts
-from revformers.hf.attach import add_update_predictors
-from revformers.hf.mlp_tiles import set_mlp_tiles
-from revformers.update_predictor import PredictorForm
+from revformers.engine.proof.verdicts import Verdicts
+from revformers.engine.tape import Tape
+from revformers.models.attach import add_update_predictors
+from revformers.models.tiles import set_mlp_tiles
+from revformers.models.update_predictor import PredictorForm
 from tests.tiny_models import tiny
 
 POLICIES = ["rebuild", "checkpoint", "offload", "budget:rebuild", "budget:checkpoint"]

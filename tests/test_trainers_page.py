@@ -26,8 +26,8 @@ from peft import (
 
 import revformers as rf
 from revformers.cli.main import main
-from revformers.hf.state import reversible_stack
-from tests.evaluation.tiny import tiny_model, tiny_tokenizer, write_data
+from revformers.models.state import reversible_stack
+from tests.lab.evaluation.tiny import tiny_model, tiny_tokenizer, write_data
 
 PAGE = (Path(__file__).parents[1] / "docs/trainers.md").read_text(encoding="utf-8")
 BEGINNING, *SECTIONS = re.split(r"^## ", PAGE, flags=re.MULTILINE)

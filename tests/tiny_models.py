@@ -6,7 +6,7 @@ import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 
-from revformers.hf.tiny import tiny_batch, tiny_model
+from lab.tiny import tiny_batch, tiny_model
 
 FAMILIES = {
     "llama": "LlamaForCausalLM",

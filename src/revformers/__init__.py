@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = version("revformers")
 
 from revformers import dynamics, errors, integrations
-from revformers.activations.budget import Budget, BudgetReport
+from revformers.activations.budget.budget import Budget, BudgetReport
+from revformers.checkpoints.adapter import load_adapter
+from revformers.checkpoints.loading import from_pretrained, register
 from revformers.conversion.convert import convert
 from revformers.conversion.report import Conversion
 from revformers.dynamics import (
@@ -18,18 +20,16 @@ from revformers.dynamics import (
     Residual,
     TwoEvaluationMidpoint,
 )
+from revformers.engine.vector_math import resolve_vector_math
 from revformers.errors import NotReversibleError, RebuildMismatchError, StateRangeError
-from revformers.hf.adapter import load_adapter
-from revformers.hf.budget import budget_report, smallest_budget
-from revformers.hf.compilation import compile_layers
-from revformers.hf.describe import Description, describe
-from revformers.hf.loading import from_pretrained, register
-from revformers.hf.mlp_tiles import set_mlp_tiles
-from revformers.hf.ordinary import ordinary
-from revformers.hf.reversible import make_residual, make_reversible, set_activations
-from revformers.update_predictor import PredictorForm
-from revformers.vector_math import resolve_vector_math
-from revformers.verification import GradientReport, verify_gradients
+from revformers.models.budget import budget_report, smallest_budget
+from revformers.models.compile import compile_layers
+from revformers.models.describe import Description, describe
+from revformers.models.ordinary import ordinary
+from revformers.models.reversible import make_residual, make_reversible, set_activations
+from revformers.models.tiles import set_mlp_tiles
+from revformers.models.update_predictor import PredictorForm
+from revformers.models.verify import GradientReport, verify_gradients
 
 if TYPE_CHECKING:
     from revformers.training.callback import ReversibleCallback

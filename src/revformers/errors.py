@@ -1,6 +1,10 @@
 """This library's own errors and warnings. Bad arguments raise Python's ``ValueError`` and ``TypeError``."""
 
 
+class UserError(ValueError):
+    """A recipe, an option or the data it names cannot be used; the message is one sentence that says what to change."""
+
+
 class NotReversibleError(ValueError):
     """This model cannot be given reversible dynamics; the message says which part of it stands in the way."""
 

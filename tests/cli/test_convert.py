@@ -5,7 +5,7 @@ import torch
 
 import revformers as rf
 from revformers.cli.main import main
-from revformers.hf.state import reversible_stack, update_predictors
+from revformers.models.state import reversible_stack, update_predictors
 from revformers.training.data.tokenizer import train_tokenizer
 from tests.conversion.test_convert import smooth_llama
 

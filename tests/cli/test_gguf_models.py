@@ -7,10 +7,11 @@ import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 import revformers as rf
+from revformers.checkpoints import gguf_file
+from lab.__main__ import main as laboratory
 from revformers.cli.main import main
-from revformers.hf import gguf_file
-from tests.evaluation.tiny import write_data
 from tests.gguf_models import TEXT, rounded, tiny_llama, tiny_tokenizer, write_gguf
+from tests.lab.evaluation.tiny import write_data
 
 RECIPE = """
 model: {name: models/tiny.gguf}
@@ -65,7 +66,7 @@ def test_evaluate(workspace, capsys):
     rounded(tiny_llama()).bfloat16().save_pretrained("same")
     tiny_tokenizer().save_pretrained("same")
     options = ["--tasks", "local_piqa", "--data", "data", "--limit", "3", "--out", "result.json"]
-    assert main(["evaluate", "models/tiny.gguf", "--against", "same", *options]) == 0
+    assert laboratory(["evaluate", "models/tiny.gguf", "--against", "same", *options]) == 0
     result = json.loads((workspace / "result.json").read_text())
     assert [difference["difference"]["value"] for difference in result["differences"]] == [0] * len(
         result["differences"]
@@ -112,7 +113,8 @@ def test_faults_are_one_sentence_and_exit_code_2(workspace, command, fault, monk
         file.mkdir(exist_ok=True)
     else:
         file, message = workspace / "nowhere.gguf", "nowhere.gguf"
-    assert main([str(file) if word == "FILE" else word for word in COMMANDS[command]]) == 2
+    program = laboratory if command == "evaluate" else main
+    assert program([str(file) if word == "FILE" else word for word in COMMANDS[command]]) == 2
     shown = capsys.readouterr().err
     assert message in shown
     assert shown.count("\n") == 1

@@ -5,8 +5,7 @@ import pytest
 
 from revformers.cli import main as module
 from revformers.cli.main import main
-from revformers.errors import NotReversibleError, RebuildMismatchError, StateRangeError
-from revformers.training.errors import RecipeError
+from revformers.errors import NotReversibleError, RebuildMismatchError, StateRangeError, UserError
 
 
 @pytest.fixture
@@ -45,7 +44,7 @@ def test_no_command_and_an_unknown_one_are_user_errors(arguments, capsys):
 @pytest.mark.parametrize(
     "error",
     [
-        RecipeError("One\nsentence."),
+        UserError("One\nsentence."),
         FileNotFoundError("One sentence."),
         NotReversibleError("One sentence."),
         StateRangeError("One sentence."),
@@ -67,9 +66,9 @@ def test_mistakes_in_a_program_keep_their_traceback(failing, error):
 
 
 def test_a_traceback_can_be_asked_for(failing, monkeypatch):
-    failing(RecipeError("One sentence."))
+    failing(UserError("One sentence."))
     monkeypatch.setenv("REVFORMERS_TRACEBACK", "1")
-    with pytest.raises(RecipeError):
+    with pytest.raises(UserError):
         main(["fail"])
 
 

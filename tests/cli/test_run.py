@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+import lab
 import revformers as rf
 from revformers.cli import run as module
 from revformers.cli.main import main
-from tests.evaluation.tiny import tiny_model, tiny_tokenizer, write_data, write_rows
+from tests.lab.evaluation.tiny import tiny_model, tiny_tokenizer, write_data, write_rows
 
-TASKS = Path(rf.__file__).parent / "evaluation/tasks"
+TASKS = Path(lab.__file__).parent / "evaluation/tasks"
 TELL = "import json, sys\njson.dump([sys.argv, sys.path[0], __name__], open('told.json', 'w'))\n"
 """A script that writes down what it is given."""
 

@@ -7,9 +7,9 @@ from torch.nn import functional
 import revformers as rf
 from revformers.conversion.costs import measure_layer_costs
 from revformers.conversion.fit import fit_last_updates
-from revformers.hf.attach import add_update_predictors
-from revformers.hf.state import update_predictors
-from revformers.update_predictor import PredictorForm
+from revformers.models.attach import add_update_predictors
+from revformers.models.state import update_predictors
+from revformers.models.update_predictor import PredictorForm
 from tests.conversion.test_convert import TEXT, distance, smooth_llama
 
 MANY = [{"input_ids": TEXT.repeat(40, 1)}]

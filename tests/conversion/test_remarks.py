@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 import revformers as rf
+from revformers.checkpoints.card import model_card
 from revformers.conversion.fit import LayerFit
-from revformers.hf.card import model_card
 from tests.conversion.test_convert import TEXT, smooth_llama
 
 GOOD = LayerFit(explained=0.9, error=1e-4, largest_token=2.0)

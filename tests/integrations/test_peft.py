@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, LlamaForSequenceClassification, pipeline
 
 import revformers as rf
+from revformers.checkpoints.adapter_base import DESCRIPTION, MARK, PREDICTORS
 from revformers.errors import ModelFilesError
-from revformers.hf.adapter_base import DESCRIPTION, MARK, PREDICTORS
 from tests.conversion.test_convert import TEXT
 from tests.integrations.tiny import (
     DYNAMICS,

@@ -12,10 +12,10 @@ from transformers.trainer import PushInProgress
 from trl import SFTConfig, SFTTrainer
 
 import revformers as rf
+from revformers.checkpoints.adapter_base import DESCRIPTION, PREDICTORS
+from revformers.checkpoints.card import SECTION
 from revformers.errors import ModelFilesError
-from revformers.hf.adapter_base import DESCRIPTION, PREDICTORS
-from revformers.hf.card import SECTION
-from revformers.hf.state import reversible_stack
+from revformers.models.state import reversible_stack
 from tests.integrations.tiny import (
     DYNAMICS,
     arguments,

@@ -24,8 +24,8 @@ from trl import (
 )
 
 import revformers as rf
-from revformers.hf.state import reversible_stack
 from revformers.integrations.trl import LOADER, NAME
+from revformers.models.state import reversible_stack
 from tests.integrations.tiny import (
     ADAPTERS,
     DYNAMICS,

@@ -5,7 +5,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.import_utils import is_vllm_available
 
 import revformers as rf
-from tests.evaluation.tiny import tiny_model, tiny_tokenizer
+from tests.lab.evaluation.tiny import tiny_model, tiny_tokenizer
 
 TRAINERS = pytest.mark.parametrize(("trainer", "config"), [(GRPOTrainer, GRPOConfig), (RLOOTrainer, RLOOConfig)])
 

@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast, TrainingArguments
 
 import revformers as rf
-from revformers.hf.discovery import unwrap
-from revformers.hf.state import reversible_stack, update_predictors
+from revformers.models.discovery import unwrap
+from revformers.models.state import reversible_stack, update_predictors
 from tests.conversion.test_convert import TEXT, smooth_llama
 
 IDS = TEXT[:2]

@@ -5,11 +5,11 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import revformers as rf
-from revformers.hf.state import reversible_stack, update_predictors
+from revformers.errors import UserError
+from revformers.models.state import reversible_stack, update_predictors
 from revformers.training.annealing import Annealing
-from revformers.training.errors import RecipeError
 from tests.conversion.test_convert import TEXT, smooth_llama
-from tests.hf.test_reversible import llama
+from tests.models.test_reversible import llama
 
 
 def converted(bits=1.0):
@@ -97,5 +97,5 @@ def test_the_trainer_sets_it_at_every_step_and_leaves_the_target(tmp_path):
 
 
 def test_dynamics_without_blends_are_refused():
-    with pytest.raises(RecipeError, match=r"needs blends, which midpoint has none of"):
+    with pytest.raises(UserError, match=r"needs blends, which midpoint has none of"):
         Annealing(rf.make_reversible(llama(), rf.Midpoint()), 3, 1 / 256)

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, Trainer, TrainingArguments
 
 import revformers as rf
-from revformers.exact.fixed_point import MAXIMUM_MAGNITUDE
+from revformers.engine.fixed_point import MAXIMUM_MAGNITUDE
 from revformers.training.data.tokenizer import train_tokenizer
 from tests.training.tiny import write_text
 
@@ -150,7 +150,7 @@ def test_a_layer_that_does_not_repeat_itself_is_reported(tokenizer, lines, tmp_p
 
 
 def test_a_mismatch_that_the_verification_sees_alone_is_reported(tokenizer, lines, tmp_path, monkeypatch):
-    monkeypatch.setattr("revformers.activations.verdicts.Verdicts.add", lambda *_: None)
+    monkeypatch.setattr("revformers.engine.proof.verdicts.Verdicts.add", lambda *_: None)
     model = forgetful(model_of(tokenizer, activations="store"))
     with pytest.raises(rf.RebuildMismatchError, match="first batch of the training, rebuilt gradients DIFFER"):
         trainer_of(tmp_path, model, tokenizer, lines, [rf.ReversibleCallback()]).train()

@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import revformers as rf
-from revformers.hf.model_config import KEY
-from revformers.hf.pretrained import load_tokenizer
-from revformers.hf.provenance import Provenance
-from revformers.hf.state import record_provenance
-from revformers.training.errors import RecipeError
+from revformers.checkpoints.load import load_tokenizer
+from revformers.checkpoints.model_config import KEY
+from revformers.checkpoints.provenance import Provenance
+from revformers.errors import UserError
+from revformers.models.state import record_provenance
 from revformers.training.finetune import finetune
 from revformers.training.finetune_data import load_finetune_data
 from revformers.training.finetune_recipe import load_finetune_recipe
@@ -131,7 +131,7 @@ def test_the_adapter_of_a_converted_model_does_not_name_that_one(shared, tmp_pat
 
 def test_few_bits_are_refused(shared, tmp_path):
     with pytest.raises(
-        RecipeError, match=r"With a mean of 1 bits the model is too far from the ordinary network .* convert with 1.5"
+        UserError, match=r"With a mean of 1 bits the model is too far from the ordinary network .* convert with 1.5"
     ):
         run(shared, tmp_path, {"conversion.bits": 1})
 
@@ -144,7 +144,7 @@ def test_without_the_line_the_adapter_trains_the_predictors_too(shared, tmp_path
 
 @pytest.mark.parametrize("options", [{"exclude_modules": ["nothing"]}, {"modules_to_save": ["update_predictor"]}])
 def test_an_adapter_in_the_predictors_is_refused(shared, tmp_path, options):
-    with pytest.raises(RecipeError, match="The adapter trains update predictors, which deploy: ordinary leaves out"):
+    with pytest.raises(UserError, match="The adapter trains update predictors, which deploy: ordinary leaves out"):
         run(shared, tmp_path, {**LORA, "conversion.bits": 4, "adapter.options": options})
 
 
@@ -152,7 +152,7 @@ def test_dynamics_far_from_the_ordinary_network_are_refused(shared, tmp_path):
     model = rf.make_reversible(AutoModelForCausalLM.from_pretrained(shared / "model"), rf.Midpoint())
     model.save_pretrained(tmp_path / "midpoint")
     options = {"model.name": str(tmp_path / "midpoint"), "model.tokenizer": str(shared / "model")}
-    with pytest.raises(RecipeError, match="deploy: ordinary needs blends"):
+    with pytest.raises(UserError, match="deploy: ordinary needs blends"):
         run(shared, tmp_path, {**options, "conversion.bits": None})
     assert not (tmp_path / "run" / "model").exists()
 
@@ -161,5 +161,5 @@ def test_a_run_is_not_resumed_for_another_deployment(shared, tmp_path):
     run(shared, tmp_path, {"conversion.bits": 4, "training.max_steps": 1})
     options = {"output": str(tmp_path / "run"), "conversion.bits": 4, "training.max_steps": 2}
     recipe = tiny_finetune_recipe(shared, options)
-    with pytest.raises(RecipeError, match="was started with deploy 'ordinary', not 'reversible'"):
+    with pytest.raises(UserError, match="was started with deploy 'ordinary', not 'reversible'"):
         finetune(recipe, resume=True, console=Console(file=io.StringIO()))

@@ -12,12 +12,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import revformers as rf
 from revformers import load_adapter
-from revformers.hf.adapter_base import MARK
-from revformers.hf.pretrained import load_tokenizer
-from revformers.hf.state import reversible_stack, update_predictors
+from revformers.checkpoints.adapter_base import MARK
+from revformers.checkpoints.load import load_tokenizer
+from revformers.errors import UserError
+from revformers.models.state import reversible_stack, update_predictors
 from revformers.training import finetune as finetune_module
 from revformers.training import trainer_run
-from revformers.training.errors import RecipeError
 from revformers.training.finetune import finetune
 from revformers.training.interruption import SaveOnSignal
 from tests.training.tiny_finetune import (
@@ -186,7 +186,7 @@ def test_an_adapter_that_holds_a_part_of_the_weights_does_not_change_what_the_or
 
 def test_replicated_layers_are_refused(shared, tmp_path):
     options = {**LORA, "adapter.options": {"layer_replication": [[0, 3], [2, 6]]}}
-    with pytest.raises(RecipeError, match=r"layer_replication makes a network of other layers"):
+    with pytest.raises(UserError, match=r"layer_replication makes a network of other layers"):
         run(recipe_in(shared, tmp_path, options))
 
 
@@ -290,7 +290,7 @@ def test_a_template_that_does_not_mark_the_assistant_trains_on_all_and_says_so(s
 def test_a_missing_package_is_named_with_the_line_that_installs_it(shared, tmp_path, monkeypatch, package, overrides):
     monkeypatch.setitem(sys.modules, package, None)
     source = str(write_records(tmp_path / "a.json", INSTRUCTIONS))
-    with pytest.raises(RecipeError, match="pip install") as caught:
+    with pytest.raises(UserError, match="pip install") as caught:
         run(recipe_in(shared, tmp_path, {"data.source": source, **overrides}))
     assert "\n" not in str(caught.value)
 
@@ -309,13 +309,13 @@ def test_a_saved_reversible_model_keeps_its_dynamics(shared, tmp_path):
     options = {"model.name": str(tmp_path / "leapfrog"), "model.tokenizer": str(shared / "model")}
     result = run(recipe_in(shared, tmp_path, {**options, "conversion.bits": None, "training.max_steps": 1}))
     assert reversible_stack(rf.from_pretrained(result.directory / "model")).dynamics == rf.Leapfrog(step_size=0.5)
-    with pytest.raises(RecipeError, match=r"is reversible already; set conversion\.bits to none"):
+    with pytest.raises(UserError, match=r"is reversible already; set conversion\.bits to none"):
         run(recipe_in(shared, tmp_path, options))
 
 
 def test_resuming_with_other_data_is_refused(shared, tmp_path):
     run(recipe_in(shared, tmp_path, {"training.max_steps": 1}))
-    with pytest.raises(RecipeError, match=r"was started with data\.block_length 32, not 16"):
+    with pytest.raises(UserError, match=r"was started with data\.block_length 32, not 16"):
         run(recipe_in(shared, tmp_path, {"data.block_length": 16}), resume=True)
 
 
@@ -342,7 +342,7 @@ def test_resuming_with_other_data_is_refused(shared, tmp_path):
 )
 def test_what_cannot_be_trained_is_named_before_anything_is_written(shared, tmp_path, overrides, message, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(RecipeError) as caught:
+    with pytest.raises(UserError) as caught:
         run(recipe_in(shared, tmp_path, overrides))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -360,7 +360,7 @@ def test_what_cannot_be_trained_is_named_before_anything_is_written(shared, tmp_
 def test_what_shows_later_is_named_too(shared, tmp_path, overrides, message):
     (tmp_path / "short.txt").write_text("a\nb\n")
     overrides = {name: str(tmp_path / "short.txt") if value == "SHORT" else value for name, value in overrides.items()}
-    with pytest.raises(RecipeError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         run(recipe_in(shared, tmp_path, overrides))
     assert "\n" not in str(caught.value)
 
@@ -385,7 +385,7 @@ def test_without_distillation_the_loss_may_be_the_models_own(shared, tmp_path):
     ],
 )
 def test_heads_that_do_not_go_with_a_loss_are_refused(shared, tmp_path, overrides, message):
-    with pytest.raises(RecipeError, match=message):
+    with pytest.raises(UserError, match=message):
         recipe_in(shared, tmp_path, overrides)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from revformers.training.errors import RecipeError
+from revformers.errors import UserError
 from revformers.training.finetune_data import load_finetune_data, training_blocks
 from revformers.training.finetune_recipe import FinetuneDataSection
 from tests.training.tiny_finetune import COLUMNS, CONVERSATIONS, INSTRUCTIONS, TEMPLATE, write_model, write_records
@@ -98,7 +98,7 @@ def test_a_template_that_does_not_mark_the_assistant_is_told_apart(tmp_path, tok
 def test_columns_that_are_not_there_are_named_in_one_sentence(tmp_path, tokenizer, options, message):
     records = [{**row, "number": 3} if "number" in str(options) else row for row in INSTRUCTIONS]
     path = write_records(tmp_path / "a.json", records)
-    with pytest.raises(RecipeError) as caught:
+    with pytest.raises(UserError) as caught:
         load_finetune_data(section(path, **options), tokenizer)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -108,18 +108,18 @@ def test_conversations_without_a_chat_template_are_refused(tmp_path, tokenizer):
     tokenizer.chat_template = None
     conversational = [{"prompt": row["messages"][:1], "completion": row["messages"][1:]} for row in CONVERSATIONS]
     for records in (CONVERSATIONS, conversational):
-        with pytest.raises(RecipeError, match=r"the tokenizer has no chat template to write them with"):
+        with pytest.raises(UserError, match=r"the tokenizer has no chat template to write them with"):
             load_finetune_data(section(write_records(tmp_path / "a.json", records)), tokenizer)
 
 
 def test_completions_need_a_token_that_ends_them(tmp_path, tokenizer):
     tokenizer.eos_token = None
-    with pytest.raises(RecipeError, match="has no end-of-sequence token"):
+    with pytest.raises(UserError, match="has no end-of-sequence token"):
         load_finetune_data(section(write_records(tmp_path / "a.json", INSTRUCTIONS), columns=COLUMNS), tokenizer)
 
 
 def test_too_little_data_for_the_conversion_is_named(tmp_path, tokenizer):
     path = write_records(tmp_path / "a.json", INSTRUCTIONS[:3])
     data = load_finetune_data(section(path, columns=COLUMNS), tokenizer)
-    with pytest.raises(RecipeError, match=r"does not fill one block of 4096 tokens .* shorten data\.block_length"):
+    with pytest.raises(UserError, match=r"does not fill one block of 4096 tokens .* shorten data\.block_length"):
         training_blocks(data, tokenizer, 2, 4096)

@@ -1,9 +1,8 @@
 import pytest
 import torch
 
-from revformers.errors import NotReversibleError
-from revformers.hf.state import reversible_stack
-from revformers.training.errors import RecipeError
+from revformers.errors import NotReversibleError, UserError
+from revformers.models.state import reversible_stack
 from revformers.training.model import build_config, build_dynamics, build_model
 from tests.training.tiny import tiny_recipe
 
@@ -57,7 +56,7 @@ def test_wrong_models_are_named_in_one_sentence(tmp_path, overrides, message):
     recipe = tiny_recipe(tmp_path, overrides)
     if overrides.get("model.architecture") == "t5":
         recipe.model.config.clear()
-    with pytest.raises(RecipeError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         build_model(recipe)
     assert "\n" not in str(caught.value)
 

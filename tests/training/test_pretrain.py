@@ -10,10 +10,10 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 import revformers
-from revformers.hf.state import reversible_stack
+from revformers.errors import UserError
+from revformers.models.state import reversible_stack
 from revformers.training import pretrain as pretrain_module
 from revformers.training import trainer_run as module
-from revformers.training.errors import RecipeError
 from revformers.training.interruption import SaveOnSignal
 from revformers.training.pretrain import pretrain, training_arguments
 from tests.tiny_models import tiny
@@ -141,7 +141,7 @@ def test_a_streamed_run_resumes(tmp_path, interrupted_at):
 def test_a_run_that_is_there_stays(tmp_path):
     recipe = tiny_recipe(tmp_path, {"training.max_steps": 1})
     run(recipe)
-    with pytest.raises(RecipeError, match="already holds a run"):
+    with pytest.raises(UserError, match="already holds a run"):
         run(recipe)
     assert run(recipe, overwrite=True).finished
 
@@ -173,7 +173,7 @@ def test_the_training_section_reaches_the_trainer(tmp_path):
     ],
 )
 def test_what_cannot_be_trained_is_named_before_anything_is_written(tmp_path, overrides, message):
-    with pytest.raises(RecipeError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         run(tiny_recipe(tmp_path, overrides))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
@@ -220,7 +220,7 @@ def test_a_run_with_the_chunked_head_learns_what_one_with_all_logits_learns(tmp_
 
 def test_a_model_that_cannot_be_chunked_is_refused_where_that_is_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain_module, "build_model", lambda recipe: tiny("xLSTMForCausalLM", vocab_size=300))
-    with pytest.raises(RecipeError, match="head of xLSTMForCausalLM cannot be applied"):
+    with pytest.raises(UserError, match="head of xLSTMForCausalLM cannot be applied"):
         run(tiny_recipe(tmp_path, {"loss.head": "chunked"}))
 
 
@@ -237,5 +237,5 @@ def test_mlps_are_evaluated_in_tiles_where_asked_for(tmp_path, monkeypatch):
     run(tiny_recipe(tmp_path, {"training.mlp_tile": 24}))
     assert tokens == [24, 24, 16]
     monkeypatch.setattr(pretrain_module, "build_model", lambda recipe: tiny("mixtral", vocab_size=300))
-    with pytest.raises(RecipeError, match="cannot be evaluated in tiles"):
+    with pytest.raises(UserError, match="cannot be evaluated in tiles"):
         run(tiny_recipe(tmp_path, {"training.mlp_tile": 24}))

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from revformers.training.errors import RecipeError
+from revformers.errors import UserError
 from revformers.training.recipe import Recipe, load_recipe, split_options
 from revformers.training.strict import parse_yaml
 
@@ -96,7 +96,7 @@ def test_exponents_are_numbers(text):
 )
 def test_what_does_not_fit_is_named_in_one_sentence(written, text, message):
     path = written(text)
-    with pytest.raises(RecipeError) as caught:
+    with pytest.raises(UserError) as caught:
         load_recipe(path)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -114,7 +114,7 @@ def test_what_does_not_fit_is_named_in_one_sentence(written, text, message):
     ],
 )
 def test_wrong_options_are_named(written, words, message):
-    with pytest.raises(RecipeError, match=message):
+    with pytest.raises(UserError, match=message):
         load_recipe(written("{}"), words)
 
 

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from revformers.training.errors import RecipeError
+from revformers.errors import UserError
 from revformers.training.recipe import DynamicsSection, ModelSection, Recipe, TrainingSection
 from revformers.training.run_directory import RunDirectory, replaced, write_json, write_text
 
@@ -41,7 +41,7 @@ def test_the_latest_complete_checkpoint_is_resumed(run):
 
 def test_a_run_is_not_destroyed_unasked(run):
     add_checkpoint(run, 10)
-    with pytest.raises(RecipeError, match=r"already holds a run; give --resume .* --output DIRECTORY .* --overwrite"):
+    with pytest.raises(UserError, match=r"already holds a run; give --resume .* --output DIRECTORY .* --overwrite"):
         run.prepare(RECIPE, resume=False, overwrite=False)
     assert len(run.checkpoints()) == 1
 
@@ -49,7 +49,7 @@ def test_a_run_is_not_destroyed_unasked(run):
 @pytest.mark.parametrize("result", ["model", "adapter"])
 def test_a_finished_run_is_not_destroyed_unasked(run, result):
     (run.path / result).mkdir(parents=True)
-    with pytest.raises(RecipeError, match="already holds a run"):
+    with pytest.raises(UserError, match="already holds a run"):
         run.prepare(RECIPE, resume=False, overwrite=False)
 
 
@@ -68,7 +68,7 @@ def test_overwriting_removes_the_run_and_nothing_else(run):
     ("resume", "overwrite", "message"), [(True, False, "no checkpoint"), (True, True, "give one of")]
 )
 def test_what_cannot_be_resumed_is_named(run, resume, overwrite, message):
-    with pytest.raises(RecipeError, match=message):
+    with pytest.raises(UserError, match=message):
         run.prepare(RECIPE, resume=resume, overwrite=overwrite)
 
 
@@ -79,7 +79,7 @@ def test_a_run_of_another_model_is_not_resumed(run):
         replace(RECIPE, model=ModelSection(architecture="gpt2")),
         replace(RECIPE, dynamics=DynamicsSection(name="midpoint")),
     ):
-        with pytest.raises(RecipeError, match=r"was started with (model\.architecture|dynamics\.name)"):
+        with pytest.raises(UserError, match=r"was started with (model\.architecture|dynamics\.name)"):
             run.prepare(other, resume=True, overwrite=False)
 
 

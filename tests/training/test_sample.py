@@ -3,8 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from revformers.errors import UserError
 from revformers.training.data import build_datasets
-from revformers.training.errors import RecipeError
 from revformers.training.model import build_model
 from revformers.training.recipe import SampleSection
 from revformers.training.sample import check_lengths, write_samples
@@ -39,5 +39,5 @@ def test_samples_longer_than_the_model_reads_are_named(pair):
     _, tokenizer = pair
     check_lengths(SECTION, tokenizer, 48)
     check_lengths(SECTION, tokenizer, None)
-    with pytest.raises(RecipeError, match=r"lower sample\.max_new_tokens"):
+    with pytest.raises(UserError, match=r"lower sample\.max_new_tokens"):
         check_lengths(replace(SECTION, max_new_tokens=48), tokenizer, 48)

@@ -9,15 +9,14 @@ from torchao.optim import AdamW8bit, CPUOffloadOptimizer
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 import revformers as rf
-from revformers.activations import rebuild
-from revformers.errors import RebuildMismatchError
-from revformers.hf.attach import add_update_predictors
-from revformers.hf.head import HeadLoss, set_head_loss
-from revformers.hf.mlp_tiles import set_mlp_tiles
-from revformers.training.errors import RecipeError
+from revformers.engine import tape as rebuild
+from revformers.errors import RebuildMismatchError, UserError
+from revformers.head.loss import HeadLoss, set_head_loss
+from revformers.models.attach import add_update_predictors
+from revformers.models.tiles import set_mlp_tiles
+from revformers.models.update_predictor import PredictorForm
 from revformers.training.pretrain import training_arguments
 from revformers.training.step_in_backward import step_in_backward
-from revformers.update_predictor import PredictorForm
 from tests.tiny_models import batch, tiny
 from tests.training.test_pretrain import run, weights
 from tests.training.tiny import tiny_recipe
@@ -194,13 +193,13 @@ def test_a_run_resumes_from_its_checkpoint_to_the_same_weights(tmp_path):
     ],
 )
 def test_what_needs_all_gradients_first_is_refused(tmp_path, options, message):
-    with pytest.raises(RecipeError, match=message):
+    with pytest.raises(UserError, match=message):
         training_arguments(tiny_recipe(tmp_path, IN_BACKWARD | options))
 
 
 def test_an_optimizer_of_the_trainer_that_is_not_known_is_refused(tmp_path):
     recipe = tiny_recipe(tmp_path, IN_BACKWARD | {"training.arguments.optim": "adafactor"})
-    with pytest.raises(RecipeError, match="Adafactor is not known to step every parameter by itself"):
+    with pytest.raises(UserError, match="Adafactor is not known to step every parameter by itself"):
         run(recipe)
 
 

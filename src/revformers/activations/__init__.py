@@ -7,14 +7,14 @@ from collections.abc import Callable
 from functools import partial
 
 from revformers.activations.base import ActivationPolicy
-from revformers.activations.budget import Budget
-from revformers.activations.budgeted import Budgeted
+from revformers.activations.budget.budget import Budget
+from revformers.activations.budget.budgeted import Budgeted
 from revformers.activations.checkpoint import Checkpoint
 from revformers.activations.offload import Offload
-from revformers.activations.rebuild import Tape
 from revformers.activations.store import Store
 from revformers.dynamics.base import Dynamics
-from revformers.exact.state_pair import StatePair
+from revformers.engine.states import StatePair
+from revformers.engine.tape import Tape
 
 ACTIVATIONS: dict[str, type[ActivationPolicy]] = {
     "store": Store,

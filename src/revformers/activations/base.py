@@ -4,10 +4,10 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-from revformers.activations.budget import BudgetReport
+from revformers.activations.budget.budget import BudgetReport
 from revformers.dynamics.base import Coefficients
-from revformers.exact.state_pair import StatePair
-from revformers.field import Field
+from revformers.engine.field import Field
+from revformers.engine.states import StatePair
 
 
 class ActivationPolicy(ABC):

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from revformers.activations.base import ActivationPolicy
-from revformers.activations.rebuild import Tape
-from revformers.activations.ticket import InputSource, kept
 from revformers.dynamics.base import Coefficients
-from revformers.exact.state_pair import StatePair
-from revformers.field import Field
+from revformers.engine.field import Field
+from revformers.engine.states import StatePair
+from revformers.engine.tape import Tape
+from revformers.engine.ticket import InputSource, kept
 
 
 class Checkpoint(ActivationPolicy):

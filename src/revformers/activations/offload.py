@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from revformers.activations.checkpoint import Checkpoint
-from revformers.activations.ticket import InputSource
+from revformers.engine.ticket import InputSource
 
 
 class Offload(Checkpoint):

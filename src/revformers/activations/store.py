@@ -4,7 +4,7 @@ from torch import Tensor
 
 from revformers.activations.base import ActivationPolicy
 from revformers.dynamics.base import Coefficients
-from revformers.field import Field
+from revformers.engine.field import Field
 
 
 class Store(ActivationPolicy):

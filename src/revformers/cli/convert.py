@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from revformers.training.errors import RecipeError
+from revformers.errors import UserError
 
 if TYPE_CHECKING:
     from revformers.conversion.convert import Method
@@ -73,7 +73,7 @@ def run(arguments: Sequence[str]) -> int:
 
     Raises:
         FileNotFoundError: for text or a model that is not there.
-        RecipeError: for whatever else the user can put right.
+        UserError: for whatever else the user can put right.
         NotReversibleError: for a model that is no plain fold over its layers.
 
     """
@@ -82,15 +82,15 @@ def run(arguments: Sequence[str]) -> int:
     # imported here, so that the help does not wait for PyTorch
     from rich.console import Console
 
+    from revformers.checkpoints.load import load_causal_lm, load_tokenizer
+    from revformers.checkpoints.provenance import Provenance
     from revformers.cli.main import INTERRUPTED
     from revformers.cli.quiet import quiet_libraries
     from revformers.conversion.convert import Converter
     from revformers.conversion.progress import ConversionProgress
     from revformers.conversion.text import calibration_blocks
     from revformers.errors import NotReversibleError
-    from revformers.hf.pretrained import load_causal_lm, load_tokenizer
-    from revformers.hf.provenance import Provenance
-    from revformers.hf.state import record_provenance, reversible_stack
+    from revformers.models.state import record_provenance, reversible_stack
     from revformers.training.recipe import DataSection
     from revformers.training.run_directory import replaced, write_json
 
@@ -101,11 +101,11 @@ def run(arguments: Sequence[str]) -> int:
     data = DataSection(source=options.calibration, text_column=options.text_column, block_length=options.length)
     model = load_causal_lm(options.model).eval()
     if reversible_stack(model) is not None:
-        raise RecipeError(f"{options.model} is reversible already; convert the ordinary model that it was made from.")
+        raise UserError(f"{options.model} is reversible already; convert the ordinary model that it was made from.")
     tokenizer = load_tokenizer(options.model)
     vocabulary = model.config.get_text_config().vocab_size
     if len(tokenizer) > vocabulary:
-        raise RecipeError(f"The tokenizer has {len(tokenizer)} tokens and the model {vocabulary}: they do not match.")
+        raise UserError(f"The tokenizer has {len(tokenizer)} tokens and the model {vocabulary}: they do not match.")
     calibration, held_out = calibration_blocks(data, tokenizer, options.sequences, options.held_out)
     unfinished = options.out.with_name(f"{options.out.name}.unfinished")
     converter: Converter | None = None
@@ -121,7 +121,7 @@ def run(arguments: Sequence[str]) -> int:
         except NotReversibleError:
             raise
         except ValueError as error:
-            raise RecipeError(str(error)) from error
+            raise UserError(str(error)) from error
         except KeyboardInterrupt:
             if converter is None or not converter.resumable:
                 raise
@@ -146,32 +146,32 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _refuse(options: ConvertOptions) -> None:
-    """Raise RecipeError for what can be seen to be wrong before anything is loaded."""
+    """Raise UserError for what can be seen to be wrong before anything is loaded."""
     from revformers.conversion.allocation import check_budget
 
     if options.bits is not None and options.target_loss_increase is not None:
-        raise RecipeError("Give either bits or target_loss_increase: one follows from the other.")
+        raise UserError("Give either bits or target_loss_increase: one follows from the other.")
     _check_out(options.out)
     if options.curve is not None and options.curve.suffix not in (".svg", ".png"):
-        raise RecipeError(f"A curve is drawn as .svg or .png, not {options.curve.name}.")
+        raise UserError(f"A curve is drawn as .svg or .png, not {options.curve.name}.")
     for name in ("sequences", "held_out", "length"):
         if getattr(options, name) < (2 if name == "length" else 1):
-            raise RecipeError(f"{name} is a number of at least {2 if name == 'length' else 1}.")
+            raise UserError(f"{name} is a number of at least {2 if name == 'length' else 1}.")
     try:
         for bits in (*options.compare, _bits(options)):
             check_budget(bits)
     except ValueError as error:
-        raise RecipeError(str(error)) from error
+        raise UserError(str(error)) from error
 
 
 def _check_out(out: Path) -> None:
-    """Raise RecipeError where the model cannot be saved without the loss of something else."""
+    """Raise UserError where the model cannot be saved without the loss of something else."""
     if out.exists() and not out.is_dir():
-        raise RecipeError(f"{out} is a file; choose a directory for the model.")
+        raise UserError(f"{out} is a file; choose a directory for the model.")
     if out.exists() and any(out.iterdir()):
-        raise RecipeError(f"The directory {out} is not empty; choose another one.")
+        raise UserError(f"The directory {out} is not empty; choose another one.")
     if out.resolve() == Path.cwd():
-        raise RecipeError("The model cannot take the place of the current directory; choose a directory below it.")
+        raise UserError("The model cannot take the place of the current directory; choose a directory below it.")
 
 
 def _bits(options: ConvertOptions) -> float:
@@ -185,17 +185,17 @@ def _share(text: str) -> float:
     try:
         return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
-        raise RecipeError(f"A loss increase is written 0.5% or 0.005, not {text!r}.") from None
+        raise UserError(f"A loss increase is written 0.5% or 0.005, not {text!r}.") from None
 
 
 def _method(options: ConvertOptions) -> "Method":
     from revformers.conversion.convert import Method
-    from revformers.update_predictor import predictor_form_of
+    from revformers.models.update_predictor import predictor_form_of
 
     try:
         form = predictor_form_of(options.predictor, options.rank)
     except ValueError as error:
-        raise RecipeError(str(error)) from error
+        raise UserError(str(error)) from error
     return Method(options.allocation, form, two_evaluations=options.two_evaluations)
 
 

@@ -31,7 +31,7 @@ def run(arguments: Sequence[str]) -> int:
 
     Raises:
         OSError: for a recipe, data or a model that is not there.
-        RecipeError: for whatever else the user can put right.
+        UserError: for whatever else the user can put right.
 
     """
     command = read_command("finetune", arguments, FinetuneRecipe(), FinetuneOptions, "recipes/heal-wikitext.yaml")

@@ -3,19 +3,15 @@
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 COMMANDS = {
     "pretrain": ("revformers.cli.pretrain", "train a model from a recipe"),
     "finetune": ("revformers.cli.finetune", "heal a converted model, or fine-tune, from a recipe"),
     "verify": ("revformers.cli.verify", "compare rebuilt gradients with stored ones"),
     "convert": ("revformers.cli.convert", "make a pretrained model reversible with little loss"),
-    "evaluate": ("revformers.cli.evaluate", "evaluate a model on standard tasks, beside another one"),
-    "compare": ("revformers.cli.compare", "compare every dynamics, and storing, checkpointing and rebuilding"),
     "plan": ("revformers.cli.plan", "say what training takes: memory, largest batch, longest context"),
-    "report": ("revformers.cli.report", "write a run and its comparison as one HTML page"),
     "run": ("revformers.cli.run", "run another library's command line on saved reversible models"),
-    "bench": ("revformers.cli.bench", "measure memory, step time and the largest batch of every way to train"),
 }
 """For each command its module, which has ``run(arguments) -> exit code``, and what it is for. The modules are imported
 when they are called, so that the help does not wait for PyTorch."""
@@ -25,23 +21,33 @@ INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command of revformers that `argv` names; see `run_command`."""
+    return run_command("revformers", "Train language models with reversible dynamics.", COMMANDS, argv)
+
+
+def run_command(
+    program: str, purpose: str, commands: Mapping[str, tuple[str, str]], argv: Sequence[str] | None = None
+) -> int:
     """Run the command that `argv` names and return the exit code of the process.
 
     0 is success, 1 a check that failed, 2 something that the user can put right, 130 an interruption with Ctrl-C.
 
     Args:
+        program: how the program is called.
+        purpose: what it is for, one sentence.
+        commands: for each command its module and what it is for, as in `COMMANDS`.
         argv: the words of the command line after the program's name; left out, those of this process.
 
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(_help())
+        print(_help(program, purpose, commands))
         return 0 if arguments else USER_ERROR
     command, *rest = arguments
-    if command not in COMMANDS:
-        print(f"revformers has no command {command!r}; it has {', '.join(COMMANDS)}.", file=sys.stderr)
+    if command not in commands:
+        print(f"{program} has no command {command!r}; it has {', '.join(commands)}.", file=sys.stderr)
         return USER_ERROR
-    module = importlib.import_module(COMMANDS[command][0])
+    module = importlib.import_module(commands[command][0])
     try:
         return module.run(rest)
     except SystemExit as stop:  # what tyro ends with after --help, or after an option it cannot read
@@ -52,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if not _can_be_put_right(error) or os.environ.get("REVFORMERS_TRACEBACK"):
             raise
-        print(f"revformers {command}: {_sentence(error)}", file=sys.stderr)
+        print(f"{program} {command}: {_sentence(error)}", file=sys.stderr)
         return USER_ERROR
 
 
@@ -62,10 +68,15 @@ def _can_be_put_right(error: Exception) -> bool:
     Only errors that were raised for the user count, and what the operating system or the hub refuse. A bare ValueError
     does not: PyTorch and transformers raise it for their own and for our mistakes, whose traceback must stay visible.
     """
-    from revformers.errors import MissingPackageError, NotReversibleError, RebuildMismatchError, StateRangeError
-    from revformers.training.errors import RecipeError
+    from revformers.errors import (
+        MissingPackageError,
+        NotReversibleError,
+        RebuildMismatchError,
+        StateRangeError,
+        UserError,
+    )
 
-    own = RecipeError | NotReversibleError | StateRangeError | RebuildMismatchError | MissingPackageError
+    own = UserError | NotReversibleError | StateRangeError | RebuildMismatchError | MissingPackageError
     return isinstance(error, own | OSError)
 
 
@@ -73,17 +84,17 @@ def _sentence(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _help() -> str:
-    lines = [f"  {name:<10} {purpose}" for name, (_, purpose) in COMMANDS.items()]
+def _help(program: str, purpose: str, commands: Mapping[str, tuple[str, str]]) -> str:
+    lines = [f"  {name:<10} {what_for}" for name, (_, what_for) in commands.items()]
     return "\n".join(
         [
-            "usage: revformers COMMAND ...",
+            f"usage: {program} COMMAND ...",
             "",
-            "Train language models with reversible dynamics.",
+            purpose,
             "",
             *lines,
             "",
-            "revformers COMMAND --help shows the options of a command.",
+            f"{program} COMMAND --help shows the options of a command.",
             "REVFORMERS_TRACEBACK=1 shows where an error arose; REVFORMERS_CACHE=DIRECTORY keeps prepared data there",
             "instead of in ~/.cache/revformers.",
         ]

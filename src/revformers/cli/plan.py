@@ -13,7 +13,7 @@ from typing import Any, Literal
 import tyro
 
 from revformers.byte_size import parse_size
-from revformers.training.errors import RecipeError
+from revformers.errors import UserError
 
 PLOT_FORMATS = ("svg", "png", "pdf")
 
@@ -67,19 +67,19 @@ def run(arguments: Sequence[str]) -> int:
     """Print the plan and return 0.
 
     Raises:
-        RecipeError: for options or a model that cannot be planned.
+        UserError: for options or a model that cannot be planned.
 
     """
     options = tyro.cli(PlanOptions, prog="revformers plan", args=list(arguments), use_underscores=True)
     memory = parse_memory(options.memory)
     if options.sequence_length < 2:
-        raise RecipeError(f"A sequence has at least two tokens; raise --sequence_length {options.sequence_length}.")
+        raise UserError(f"A sequence has at least two tokens; raise --sequence_length {options.sequence_length}.")
     if not options.bits or not all(0 <= number <= 8 for number in options.bits):
-        raise RecipeError("--bits takes numbers from 0 to 8.")
+        raise UserError("--bits takes numbers from 0 to 8.")
     if options.operations_per_byte is not None and not 0 < options.operations_per_byte < math.inf:
-        raise RecipeError(f"--operations_per_byte takes a positive number, not {options.operations_per_byte}.")
+        raise UserError(f"--operations_per_byte takes a positive number, not {options.operations_per_byte}.")
     if options.plot and options.plot.suffix.lstrip(".") not in PLOT_FORMATS:
-        raise RecipeError(
+        raise UserError(
             f"No plot can be written to {options.plot}; name a file ending in .{' or .'.join(PLOT_FORMATS)}."
         )
     # imported here, so that the help does not wait for PyTorch
@@ -88,9 +88,9 @@ def run(arguments: Sequence[str]) -> int:
 
     from revformers.cli.plan_table import plan_table
     from revformers.cli.quiet import quiet_libraries
-    from revformers.memory.devices import DEVICES
-    from revformers.memory.plan import make_plan
-    from revformers.memory.step import Workload
+    from revformers.planning.devices import DEVICES
+    from revformers.planning.plan import make_plan
+    from revformers.planning.step import Workload
 
     quiet_libraries()
     gc.freeze()  # what the libraries have made is there to stay, and takes long to search for garbage
@@ -106,9 +106,9 @@ def run(arguments: Sequence[str]) -> int:
     try:
         plan = make_plan(workload, memory, options.sequence_length, device, options.bits)
     except ImportError as error:
-        raise RecipeError(f'--train {options.train} needs PEFT: pip install "revformers[finetune]".') from error
+        raise UserError(f'--train {options.train} needs PEFT: pip install "revformers[finetune]".') from error
     except ValueError as error:
-        raise RecipeError(f"No step of {options.model} can be planned: {error}") from error
+        raise UserError(f"No step of {options.model} can be planned: {error}") from error
     if options.json == "-":
         print(_json(plan), end="")
     else:
@@ -120,7 +120,7 @@ def run(arguments: Sequence[str]) -> int:
         if options.json:
             Path(options.json).write_text(_json(plan), encoding="utf-8")
     if options.plot:
-        from revformers.memory.plan_plot import draw
+        from revformers.planning.plan_plot import draw
 
         draw(workload, plan, options.plot_axis, options.plot)
     return 0
@@ -131,20 +131,20 @@ def _json(plan: Any) -> str:
 
 
 def parse_memory(text: str) -> int:
-    """Return the bytes that `text` spells, such as "24GiB" or "80 GB"; raise RecipeError where it spells none."""
+    """Return the bytes that `text` spells, such as "24GiB" or "80 GB"; raise UserError where it spells none."""
     try:
         return parse_size(text)
     except ValueError as error:
-        raise RecipeError(f"--memory: {error}") from error
+        raise UserError(f"--memory: {error}") from error
 
 
 def _config(name: str) -> Any:
-    """Return the configuration that `name` names; raise RecipeError where there is none of a language model."""
+    """Return the configuration that `name` names; raise UserError where there is none of a language model."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    from revformers.hf.pretrained import load_config
+    from revformers.checkpoints.load import load_config
 
     config = load_config(name)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or getattr(config, "num_hidden_layers", None) is None:
-        raise RecipeError(f"{name!r} describes no causal language model whose layers can be counted.")
+        raise UserError(f"{name!r} describes no causal language model whose layers can be counted.")
     return config

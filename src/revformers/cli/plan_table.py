@@ -4,7 +4,7 @@ from rich import box
 from rich.table import Table
 
 from revformers.byte_size import UNITS
-from revformers.memory.plan import Plan
+from revformers.planning.plan import Plan
 
 HEADINGS = ("kept", "states", "layer", "head", "total", "host", "batch", "context", "time")
 

@@ -31,7 +31,7 @@ def run(arguments: Sequence[str]) -> int:
 
     Raises:
         FileNotFoundError: for a recipe or a text file that is not there.
-        RecipeError: for whatever else the user can put right.
+        UserError: for whatever else the user can put right.
 
     """
     command = read_command("pretrain", arguments, Recipe(), PretrainOptions, "recipes/quickstart.yaml")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 import tyro
 
-from revformers.training.errors import RecipeError
+from revformers.errors import UserError
 from revformers.training.recipe import read_recipe
 
 if TYPE_CHECKING:
@@ -58,15 +58,15 @@ def read_command(
 
     Raises:
         FileNotFoundError: for a recipe that is not there.
-        RecipeError: for a recipe or an option that cannot be read.
+        UserError: for a recipe or an option that cannot be read.
 
     """
     path = arguments[0] if arguments and not arguments[0].startswith("-") else None
     if "--help" in arguments or "-h" in arguments:
         shown = read_recipe(default, path) if path else default
-        show_help(f"{name} {path or 'RECIPE'}", options(shown))
+        show_help(f"revformers {name} {path or 'RECIPE'}", options(shown))
     if path is None:
-        raise RecipeError(f"Name a recipe first, as in: revformers {name} {example}.")
+        raise UserError(f"Name a recipe first, as in: revformers {name} {example}.")
     overrides = [argument for argument in arguments[1:] if argument not in SWITCHES]
     resume, overwrite = (switch in arguments for switch in SWITCHES)
     words = shlex.join(["revformers", name, path, *overrides, "--resume"])
@@ -77,7 +77,7 @@ def show_help(command: str, options: Any) -> NoReturn:
     """Print what `options`, a dataclass with the recipe in it, shows of `command`, and end the process."""
     tyro.cli(
         type(options),
-        prog=f"revformers {command}",
+        prog=command,
         default=options,
         args=["--help"],
         use_underscores=True,

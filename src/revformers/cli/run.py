@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from revformers.cli.main import INTERRUPTED, USER_ERROR, main
-from revformers.training.errors import RecipeError
+from revformers.errors import UserError
 
 HELP = """\
 usage: revformers run TOOL ...          a command that a package installed, such as lm_eval
@@ -55,7 +55,7 @@ def run(arguments: Sequence[str]) -> int:
 
     Raises:
         FileNotFoundError: for a script that is not there.
-        RecipeError: for a tool or a module that is not installed, or that starts other processes.
+        UserError: for a tool or a module that is not installed, or that starts other processes.
 
     """
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -70,11 +70,11 @@ def _tool(words: list[str]) -> Callable[[], Any]:
     """Return what runs the tool, and give this process the arguments and the module path that it expects."""
     if words[0] == "-m":
         if len(words) < 2:
-            raise RecipeError("Name a module after -m, as in: revformers run -m trl.scripts.sft --config sft.yaml.")
+            raise UserError("Name a module after -m, as in: revformers run -m trl.scripts.sft --config sft.yaml.")
         module = words[1]
         sys.path.insert(0, os.getcwd())
         if not _exists(module):
-            raise RecipeError(f"There is no module {module!r} to run; install the package that has it.")
+            raise UserError(f"There is no module {module!r} to run; install the package that has it.")
         sys.argv = words[1:]
         return lambda: runpy.run_module(module, run_name="__main__", alter_sys=True)
     if words[0].endswith(".py") or os.sep in words[0]:
@@ -86,7 +86,7 @@ def _tool(words: list[str]) -> Callable[[], Any]:
         return lambda: runpy.run_path(str(script), run_name="__main__")
     found = list(entry_points(group="console_scripts", name=words[0]))
     if not found:
-        raise RecipeError(
+        raise UserError(
             f"No package here installed a command {words[0]!r}; name one that is installed, such as lm_eval, a module "
             f"(-m trl.scripts.sft) or a script that ends in .py."
         )
@@ -102,18 +102,18 @@ def _exists(module: str) -> bool:
 
 
 def _refuse_launchers(words: list[str]) -> None:
-    """Raise RecipeError for tools that start other processes, with the line that works."""
+    """Raise UserError for tools that start other processes, with the line that works."""
     two = " ".join(words[:2])
     if words[0] == "trl" and words[1:2] != ["env"] and words[1:] and _exists(f"trl.scripts.{words[1]}"):
         line = shlex.join(["-m", f"trl.scripts.{words[1]}", *words[2:]])
-        raise RecipeError(
+        raise UserError(
             f"{two} starts other processes, which do not import revformers; in one process it is: revformers run "
             f"{line} and in several: accelerate launch -m {THIS_MODULE} {line}"
         )
     launcher = LAUNCHERS.get(words[0]) or LAUNCHERS.get(two)
     if launcher is not None:
         option = "--module" if launcher == "deepspeed" else "-m"
-        raise RecipeError(
+        raise UserError(
             f"{launcher} starts other processes, which do not import revformers; put revformers behind its own "
             f"options: {launcher} OPTIONS {option} {THIS_MODULE} SCRIPT.py ARGUMENTS"
         )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from revformers.training.errors import RecipeError
+from revformers.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,7 +48,7 @@ def run(arguments: Sequence[str]) -> int:
 
     Raises:
         FileNotFoundError: for a recipe or a directory that is not there.
-        RecipeError: for an ordinary model without --dynamics, or a batch that the model cannot read.
+        UserError: for an ordinary model without --dynamics, or a batch that the model cannot read.
         NotReversibleError: for a model that cannot be given reversible dynamics.
 
     """
@@ -64,15 +64,15 @@ def run(arguments: Sequence[str]) -> int:
     longest = getattr(model.config, "max_position_embeddings", None) or math.inf
     length = options.length if options.length is not None else int(min(DEFAULT_LENGTH, longest))
     if options.batch_size < 1 or length < 2:
-        raise RecipeError("A batch needs a sequence, and a sequence two tokens: raise --batch_size or --length.")
+        raise UserError("A batch needs a sequence, and a sequence two tokens: raise --batch_size or --length.")
     if length > longest:
-        raise RecipeError(f"The model reads at most {longest} tokens; lower --length, which is {length}.")
+        raise UserError(f"The model reads at most {longest} tokens; lower --length, which is {length}.")
     if options.dtype:
         model.to(getattr(torch, options.dtype))
     try:
         model.to(options.device)
     except (AssertionError, RuntimeError) as error:
-        raise RecipeError(f"PyTorch cannot use the device {options.device!r} here: {error}") from error
+        raise UserError(f"PyTorch cannot use the device {options.device!r} here: {error}") from error
     torch.manual_seed(options.seed)
     shape = (options.batch_size, length)
     input_ids = torch.randint(model.config.get_text_config().vocab_size, shape).to(options.device)
@@ -85,9 +85,9 @@ def run(arguments: Sequence[str]) -> int:
 def _model(options: VerifyOptions) -> "PreTrainedModel":
     """Return the reversible model that the options name."""
     from revformers import dynamics, make_reversible
-    from revformers.hf.hint import without_hint
-    from revformers.hf.pretrained import load_causal_lm
-    from revformers.hf.state import reversible_stack
+    from revformers.checkpoints.load import load_causal_lm
+    from revformers.models.hint import without_hint
+    from revformers.models.state import reversible_stack
     from revformers.training.model import build_model
     from revformers.training.recipe import load_recipe
 
@@ -100,7 +100,7 @@ def _model(options: VerifyOptions) -> "PreTrainedModel":
             with without_hint():  # gradients are verified here, not what the network knows
                 return make_reversible(model, dynamics.create(options.dynamics))
         except ValueError as error:
-            raise RecipeError(str(error)) from error
+            raise UserError(str(error)) from error
     if reversible_stack(model) is None:
-        raise RecipeError(f"{options.model!r} is an ordinary model; name a recurrence for it with --dynamics.")
+        raise UserError(f"{options.model!r} is an ordinary model; name a recurrence for it with --dynamics.")
     return model

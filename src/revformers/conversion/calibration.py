@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from revformers.conversion.measure import Batch
-from revformers.hf.discovery import unwrap
+from revformers.models.discovery import unwrap
 
 Text = Tensor | Mapping[str, Any] | Iterable[Any] | str | os.PathLike[str]
 """Tokens, batches of tokens, strings, a data set or a path; see `revformers.convert`."""

@@ -17,14 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedTokenizerBase
 
 from revformers.conversion.allocation import USUAL_BITS, LayerCosts, check_budget, uniform_blends
-from revformers.conversion.calibration import (
-    Text,
-    as_batches,
-    last_sequences,
-    number_of_tokens,
-    read_text,
-    split_off,
-)
+from revformers.conversion.calibration import Text, as_batches, last_sequences, number_of_tokens, read_text, split_off
 from revformers.conversion.costs import COST_TOKENS, measure_layer_costs
 from revformers.conversion.fit import LastUpdate, LayerFit, fit_last_updates, fit_update_predictors
 from revformers.conversion.measure import Batch, mean_loss
@@ -34,13 +27,13 @@ from revformers.dynamics.base import ONE
 from revformers.dynamics.blended_midpoint import BlendedMidpoint
 from revformers.dynamics.compensation import compensating_step_sizes, leads
 from revformers.dynamics.two_evaluation_midpoint import TwoEvaluationMidpoint
-from revformers.hf.attach import add_update_predictors
-from revformers.hf.discovery import find_stack, unwrap
-from revformers.hf.hint import without_hint
-from revformers.hf.quantization import keep_trainable
-from revformers.hf.reversible import make_residual, make_reversible
-from revformers.hf.state import record_provenance, require_reversible, reversible_stack, update_predictors
-from revformers.update_predictor import PredictorForm, PredictorName, predictor_form_of
+from revformers.models.attach import add_update_predictors
+from revformers.models.discovery import find_stack, unwrap
+from revformers.models.hint import without_hint
+from revformers.models.quantization import keep_trainable
+from revformers.models.reversible import make_residual, make_reversible
+from revformers.models.state import record_provenance, require_reversible, reversible_stack, update_predictors
+from revformers.models.update_predictor import PredictorForm, PredictorName, predictor_form_of
 
 Allocation = Literal["uniform", "calibrated"]
 

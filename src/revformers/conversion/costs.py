@@ -19,10 +19,10 @@ from torch.nn import functional
 
 from revformers.conversion.allocation import LayerCosts
 from revformers.conversion.measure import Batch
-from revformers.hf.discovery import find_stack
-from revformers.hf.fields import LayerCall, LayerReturn, ordinary_field
-from revformers.hf.forward import CURRENT_RUN, ReversibleStack
-from revformers.hf.hidden import replaced_forward
+from revformers.models.discovery import find_stack
+from revformers.models.fields import LayerCall, LayerReturn, ordinary_field
+from revformers.models.forward import CURRENT_RUN, ReversibleStack
+from revformers.models.hidden import replaced_forward
 
 COST_TOKENS = 4096
 """Tokens that tell what the blend of each layer costs."""

@@ -13,7 +13,7 @@ from revformers.conversion.measure import Batch
 from revformers.conversion.trajectories import Trajectories
 from revformers.conversion.unfinished import Stage
 from revformers.dynamics.base import Coefficients
-from revformers.update_predictor import UpdatePredictor
+from revformers.models.update_predictor import UpdatePredictor
 
 RIDGE = 1e-3
 """Ridge of the regression, relative to the mean square of each feature."""

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from revformers.errors import UserError
 from revformers.training.data.packing import packed_blocks
 from revformers.training.data.sources import Documents, open_source
-from revformers.training.errors import RecipeError
 from revformers.training.recipe import DataSection
 
 
@@ -28,12 +28,12 @@ def calibration_blocks(
 
     Raises:
         FileNotFoundError: for a local file that is not there.
-        RecipeError: for a source that cannot be read, or text that does not fill a block.
+        UserError: for a source that cannot be read, or text that does not fill a block.
 
     """
     split = open_source(data).split()
     if split.separated and tokenizer.eos_token_id is None:
-        raise RecipeError("The model's tokenizer has no end-of-sequence token to set between the documents.")
+        raise UserError("The model's tokenizer has no end-of-sequence token to set between the documents.")
     return (
         first_blocks(
             f"The calibration text in {data.source}",
@@ -73,11 +73,11 @@ def first_blocks(
         separated: whether an end-of-sequence token follows every document.
 
     Raises:
-        RecipeError: for text that does not fill a block, or separated documents and a tokenizer without an
+        UserError: for text that does not fill a block, or separated documents and a tokenizer without an
             end-of-sequence token.
 
     """
     blocks = list(islice(packed_blocks(documents, tokenizer, length, separated), number))
     if not blocks:
-        raise RecipeError(f"{name} does not fill one block of {length} tokens; give more text, or a smaller length.")
+        raise UserError(f"{name} does not fill one block of {length} tokens; give more text, or a smaller length.")
     return torch.stack([torch.from_numpy(block) for block in blocks])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from revformers.conversion.measure import Batch
 from revformers.dynamics.base import Coefficients
-from revformers.hf.visit import LayerVisit, visit_layer
+from revformers.models.visit import LayerVisit, visit_layer
 
 
 class Trajectories:

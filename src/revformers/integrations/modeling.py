@@ -11,8 +11,8 @@ from typing import Any
 
 from wrapt import wrap_function_wrapper
 
-from revformers.hf.model_config import identity_of
-from revformers.hf.state import reversible_stack
+from revformers.checkpoints.model_config import identity_of
+from revformers.models.state import reversible_stack
 
 
 def extend(module: ModuleType) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from wrapt import wrap_function_wrapper
 
-from revformers.hf.adapter_base import (
+from revformers.checkpoints.adapter_base import (
     ADAPTER_CONFIG,
     check_base,
     ordinary_type,
@@ -21,8 +21,8 @@ from revformers.hf.adapter_base import (
     seal_adapter,
     unseal_adapter,
 )
-from revformers.hf.card import CARD_NAME, add_section, has_section
-from revformers.hf.state import reversible_stack
+from revformers.checkpoints.card import CARD_NAME, add_section, has_section
+from revformers.models.state import reversible_stack
 
 Function = Callable[..., Any]
 

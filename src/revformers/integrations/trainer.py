@@ -13,14 +13,14 @@ import torch
 from safetensors.torch import load_file
 from wrapt import wrap_function_wrapper
 
+from revformers.checkpoints.adapter_base import DESCRIPTION, PREDICTORS, read_description
+from revformers.checkpoints.card import CARD_NAME, add_section
+from revformers.checkpoints.load import VARIANT, weight_files
+from revformers.checkpoints.model_config import KEY
 from revformers.errors import RebuildMismatchError, StateRangeError
-from revformers.hf.adapter_base import DESCRIPTION, PREDICTORS, read_description
-from revformers.hf.card import CARD_NAME, add_section
-from revformers.hf.discovery import unwrap
-from revformers.hf.identity import in_words, read_identity
-from revformers.hf.model_config import KEY
-from revformers.hf.pretrained import VARIANT, weight_files
-from revformers.hf.state import reversible_stack
+from revformers.models.discovery import unwrap
+from revformers.models.identity import in_words, read_identity
+from revformers.models.state import reversible_stack
 
 Function = Callable[..., Any]
 

@@ -14,10 +14,10 @@ import torch
 import yaml
 from wrapt import wrap_function_wrapper
 
-from revformers.hf.model_class import owner_of
-from revformers.hf.model_config import identity_of
-from revformers.hf.state import reversible_stack
+from revformers.checkpoints.model_class import owner_of
+from revformers.checkpoints.model_config import identity_of
 from revformers.integrations.trainer import create_model_card
+from revformers.models.state import reversible_stack
 
 LOADER, NAME = "create_model_from_path", "get_config_model_id"
 

@@ -9,13 +9,13 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from revformers.checkpoints.adapter_base import DESCRIPTION
+from revformers.checkpoints.model_config import KEY
+from revformers.checkpoints.save import CONFIG_NAME
 from revformers.dynamics.base import LARGEST_DENOMINATOR
 from revformers.dynamics.blended_midpoint import BlendedMidpoint
-from revformers.hf.adapter_base import DESCRIPTION
-from revformers.hf.model_config import KEY
-from revformers.hf.saving import CONFIG_NAME
-from revformers.hf.state import require_reversible, update_predictors
-from revformers.training.errors import RecipeError
+from revformers.errors import UserError
+from revformers.models.state import require_reversible, update_predictors
 from revformers.training.run_directory import write_json
 
 
@@ -34,7 +34,7 @@ class Annealing(TrainerCallback):
         start: the blend of the first step, a multiple of 1/256.
 
     Raises:
-        RecipeError: for a model without blends.
+        UserError: for a model without blends.
 
     """
 
@@ -42,7 +42,7 @@ class Annealing(TrainerCallback):
         self._stack = require_reversible(model)
         target = self._stack.dynamics
         if not isinstance(target, BlendedMidpoint):
-            raise RecipeError(f"annealing.steps needs blends, which {target.name} has none of; set it to 0.")
+            raise UserError(f"annealing.steps needs blends, which {target.name} has none of; set it to 0.")
         self._predictors: list[Any] = list(update_predictors(model))
         self._steps = steps
         self._start = round(start * LARGEST_DENOMINATOR)

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from revformers.activations.verdicts import UNSEEN
+from revformers.engine.fixed_point import MAXIMUM_MAGNITUDE
+from revformers.engine.proof.verdicts import UNSEEN
 from revformers.errors import RebuildMismatchError
-from revformers.exact.fixed_point import MAXIMUM_MAGNITUDE
-from revformers.hf.discovery import unwrap
-from revformers.hf.state import require_reversible
-from revformers.memory.meter import peak_by_category
-from revformers.memory.timeline import MemoryByCategory
-from revformers.verification import GradientReport, gradients_set_aside, verify_gradients
+from revformers.models.discovery import unwrap
+from revformers.models.state import require_reversible
+from revformers.models.verify import GradientReport, gradients_set_aside, verify_gradients
+from revformers.planning.meter import peak_by_category
+from revformers.planning.timeline import MemoryByCategory
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class ReversibleCallback(TrainerCallback):
     * `reversible/state_magnitude`: the largest magnitude of a state or update since the last log, in training and
       evaluation, and `reversible/state_range`, the same as a share of what fixed point holds (2**22).
     * `reversible/memory_<category>` and `reversible/memory_total`: once, in bytes, the peak of a forward and backward
-      pass of the first batch with the model's own activation policy; see `revformers.memory.meter`.
+      pass of the first batch with the model's own activation policy; see `revformers.planning.meter`.
     * `reversible/cuda_peak`: on CUDA, bytes, the allocator's peak so far.
 
     A `RebuildMismatchError` or a `StateRangeError` that ends the training says, in a note below it, at which step, what

@@ -5,9 +5,9 @@ from typing import Any
 from torch import nn
 
 from revformers.dynamics.blended_midpoint import BlendedMidpoint
-from revformers.hf.reversible import make_residual
-from revformers.hf.state import reversible_stack, update_predictors
-from revformers.training.errors import RecipeError
+from revformers.errors import UserError
+from revformers.models.reversible import make_residual
+from revformers.models.state import reversible_stack, update_predictors
 
 FEWEST_DEPLOYED_BITS = 1.5
 """Mean side information in bits an element a layer below which a network is not deployed as the ordinary one.
@@ -21,19 +21,19 @@ PREDICTOR_MODULES = r".*\bupdate_predictor\b.*"
 
 
 def check_deployable(model: nn.Module) -> None:
-    """Raise RecipeError where the ordinary network is no relative of the one that is trained."""
+    """Raise UserError where the ordinary network is no relative of the one that is trained."""
     stack = reversible_stack(model)
     if stack is None:  # not converted: the ordinary network is what is trained
         return
     dynamics, layers = stack.dynamics, range(stack.number_of_layers)
     if not isinstance(dynamics, BlendedMidpoint):
-        raise RecipeError(
+        raise UserError(
             f"deploy: ordinary needs blends, which are nearly the ordinary network; the model has {dynamics.name}. Set "
             f"deploy to reversible."
         )
     bits = sum(map(dynamics.side_information_bits, layers)) / len(layers)
     if bits < FEWEST_DEPLOYED_BITS:
-        raise RecipeError(
+        raise UserError(
             f"With a mean of {bits:.3g} bits the model is too far from the ordinary network to be deployed as that; "
             f"convert with {FEWEST_DEPLOYED_BITS} bits or more, or set deploy to reversible."
         )
@@ -52,10 +52,10 @@ def leave_out_predictors(model: nn.Module, config: Any) -> None:
 
 
 def refuse_trained_predictors(adapted: nn.Module) -> None:
-    """Raise RecipeError where the adapter of a PEFT model trains update predictors, which are dropped in the end."""
+    """Raise UserError where the adapter of a PEFT model trains update predictors, which are dropped in the end."""
     trained = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
     if any(".update_predictor." in name for name in trained):
-        raise RecipeError(
+        raise UserError(
             "The adapter trains update predictors, which deploy: ordinary leaves out; change target_modules, "
             "modules_to_save, bias or exclude_modules in the adapter section, or set deploy to reversible."
         )

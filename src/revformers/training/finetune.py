@@ -19,21 +19,21 @@ from transformers import (
     set_seed,
 )
 
+from revformers.checkpoints.adapter import apply_conversion
+from revformers.checkpoints.adapter_base import save_conversion
+from revformers.checkpoints.card import CARD_NAME, save_deployed_card
+from revformers.checkpoints.gguf_file import is_gguf
+from revformers.checkpoints.load import load_causal_lm, load_tokenizer
 from revformers.conversion.convert import convert
 from revformers.conversion.progress import ConversionProgress
-from revformers.errors import NotReversibleError
-from revformers.hf.adapter import apply_conversion
-from revformers.hf.adapter_base import save_conversion
-from revformers.hf.card import CARD_NAME, save_deployed_card
-from revformers.hf.discovery import unwrap
-from revformers.hf.gguf_file import is_gguf
-from revformers.hf.head import HeadLoss, apply_head, set_head_loss
-from revformers.hf.ordinary import adapters_hold_weights, ordinary
-from revformers.hf.pretrained import load_causal_lm, load_tokenizer
-from revformers.hf.quantization import keep_trainable, quantization_options
-from revformers.hf.reversible import set_activations
-from revformers.hf.state import reversible_stack, update_predictors
-from revformers.hf.teacher import AdapterOff, FrozenCopy, Teacher
+from revformers.errors import NotReversibleError, UserError
+from revformers.head.loss import HeadLoss, apply_head, set_head_loss
+from revformers.head.teacher import AdapterOff, FrozenCopy, Teacher
+from revformers.models.discovery import unwrap
+from revformers.models.ordinary import adapters_hold_weights, ordinary
+from revformers.models.quantization import keep_trainable, quantization_options
+from revformers.models.reversible import set_activations
+from revformers.models.state import reversible_stack, update_predictors
 from revformers.training.annealing import Annealing
 from revformers.training.deployment import (
     check_deployable,
@@ -41,7 +41,6 @@ from revformers.training.deployment import (
     leave_out_predictors,
     refuse_trained_predictors,
 )
-from revformers.training.errors import RecipeError
 from revformers.training.finetune_data import FinetuneData, import_trl, load_finetune_data, training_blocks
 from revformers.training.finetune_recipe import AdapterSection, FinetuneRecipe
 from revformers.training.history import loss_curve
@@ -85,7 +84,7 @@ def finetune(
 
     Raises:
         OSError: for a local file that is not there, or a model that cannot be loaded.
-        RecipeError: for a recipe that cannot be used, or a run directory that holds another run.
+        UserError: for a recipe that cannot be used, or a run directory that holds another run.
         NotReversibleError: for an architecture that cannot be converted.
 
     """
@@ -157,7 +156,7 @@ def finetune_arguments(recipe: FinetuneRecipe, data: FinetuneData) -> TrainingAr
     """Return the arguments of the Trainer, or of the SFTTrainer, that `recipe` describes for its data.
 
     Raises:
-        RecipeError: for an argument that it does not have, that a recipe sets elsewhere, or a bad value.
+        UserError: for an argument that it does not have, that a recipe sets elsewhere, or a bad value.
 
     """
     kind: type[TrainingArguments] = TrainingArguments
@@ -180,58 +179,58 @@ def finetune_arguments(recipe: FinetuneRecipe, data: FinetuneData) -> TrainingAr
 
 
 def _check(recipe: FinetuneRecipe) -> None:
-    """Raise RecipeError for what can be seen without loading anything."""
+    """Raise UserError for what can be seen without loading anything."""
     if not recipe.output:
-        raise RecipeError("The recipe names no run directory; set output.")
+        raise UserError("The recipe names no run directory; set output.")
     if not recipe.model.name:
-        raise RecipeError("The recipe names no model to fine-tune; set model.name.")
+        raise UserError("The recipe names no model to fine-tune; set model.name.")
     if is_gguf(recipe.model.name) and recipe.model.quantization != "none":
-        raise RecipeError("The weights of a GGUF file are dequantised; set model.quantization to none.")
+        raise UserError("The weights of a GGUF file are dequantised; set model.quantization to none.")
     if recipe.adapter.kind == "none":
         if recipe.model.quantization != "none":
-            raise RecipeError("Quantised weights cannot be trained; set adapter.kind to lora or quantization to none.")
+            raise UserError("Quantised weights cannot be trained; set adapter.kind to lora or quantization to none.")
         if recipe.adapter.merge:
-            raise RecipeError("adapter.merge needs an adapter; set adapter.kind to lora.")
+            raise UserError("adapter.merge needs an adapter; set adapter.kind to lora.")
     elif recipe.adapter.merge and recipe.model.quantization != "none":
-        raise RecipeError("adapter.merge would round the adapter to the quantised weights; leave one of them out.")
+        raise UserError("adapter.merge would round the adapter to the quantised weights; leave one of them out.")
     for name in recipe.conversion.options:
         if name not in CONVERSION_OPTIONS:
-            raise RecipeError(f"conversion.options has no {name!r}{suggestion(name, CONVERSION_OPTIONS)}")
+            raise UserError(f"conversion.options has no {name!r}{suggestion(name, CONVERSION_OPTIONS)}")
 
 
 def _check_model(recipe: FinetuneRecipe, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise RecipeError where model, tokenizer and recipe do not go together; let the tokenizer end a text."""
+    """Raise UserError where model, tokenizer and recipe do not go together; let the tokenizer end a text."""
     name, conversion = recipe.model.name, recipe.conversion
     config = model.config.get_text_config(decoder=True)
     if tokenizer.eos_token is None and isinstance(config.eos_token_id, int):
         # A bare tokenizer.json does not say which of its tokens that is; the model does.
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(config.eos_token_id)
     if len(tokenizer) > config.vocab_size:
-        raise RecipeError(
+        raise UserError(
             f"The tokenizer has {len(tokenizer)} tokens and {name} {config.vocab_size}; set model.tokenizer to the "
             f"model's own."
         )
     longest = getattr(config, "max_position_embeddings", None)
     if longest is not None and recipe.data.block_length > longest:
-        raise RecipeError(
+        raise UserError(
             f"data.block_length is {recipe.data.block_length} tokens, but {name} reads at most {longest}; shorten it."
         )
     reversible = reversible_stack(model) is not None
     if reversible and conversion.bits is not None:
-        raise RecipeError(f"{name} is reversible already; set conversion.bits to none to keep its dynamics.")
+        raise UserError(f"{name} is reversible already; set conversion.bits to none to keep its dynamics.")
     if reversible and recipe.loss.distillation:
-        raise RecipeError(
+        raise UserError(
             f"loss.distillation learns from an ordinary network, which {name} no longer is; name the model that it was "
             f"converted from, and set conversion.bits."
         )
     if not reversible and conversion.bits is None:
         if conversion.activations not in ("store", "checkpoint"):
-            raise RecipeError(
+            raise UserError(
                 f"Without conversion {name} is an ordinary network, which cannot {conversion.activations} activations; "
                 f"set conversion.bits, or conversion.activations to store or checkpoint."
             )
         if recipe.annealing.steps:
-            raise RecipeError("annealing.steps needs a conversion; set conversion.bits, or annealing.steps to 0.")
+            raise UserError("annealing.steps needs a conversion; set conversion.bits, or annealing.steps to 0.")
 
 
 def _load_model(recipe: FinetuneRecipe) -> Any:
@@ -241,7 +240,7 @@ def _load_model(recipe: FinetuneRecipe) -> Any:
     try:
         options = quantization_options(section.quantization, dtype)
     except (ImportError, ValueError) as error:
-        raise RecipeError(str(error)) from error
+        raise UserError(str(error)) from error
     if section.revision:
         options["revision"] = section.revision
     if section.quantization == "nf4":  # bitsandbytes quantises on the device that the weights stay on
@@ -276,7 +275,7 @@ def _prepare_dynamics(
     try:
         set_activations(model, section.activations)
     except ValueError as error:
-        raise RecipeError(str(error)) from error
+        raise UserError(str(error)) from error
 
 
 def _convert(model: Any, recipe: FinetuneRecipe, blocks: torch.Tensor, console: Console) -> None:
@@ -303,23 +302,23 @@ def _convert(model: Any, recipe: FinetuneRecipe, blocks: torch.Tensor, console: 
     except NotReversibleError:
         raise
     except ValueError as error:
-        raise RecipeError(str(error)) from error
+        raise UserError(str(error)) from error
     for remark in conversion.remarks:
         console.print(remark, highlight=False, soft_wrap=True)
 
 
 def _lora_config(section: AdapterSection) -> Any:
-    """Return the peft.LoraConfig of the section; raise RecipeError where PEFT does not take it."""
+    """Return the peft.LoraConfig of the section; raise UserError where PEFT does not take it."""
     try:
         from peft import LoraConfig
     except ImportError as error:
-        raise RecipeError('An adapter needs PEFT; pip install "revformers[finetune]".') from error
+        raise UserError('An adapter needs PEFT; pip install "revformers[finetune]".') from error
     known = [field.name for field in dataclasses.fields(LoraConfig)]
     for name in section.options:
         if name not in known:
-            raise RecipeError(f"adapter.options has no {name!r}{suggestion(name, known)}")
+            raise UserError(f"adapter.options has no {name!r}{suggestion(name, known)}")
     if section.options.get("layer_replication"):
-        raise RecipeError(
+        raise UserError(
             "adapter.options.layer_replication makes a network of other layers than those that were converted; leave "
             "it out, or fine-tune a model that has these layers."
         )
@@ -334,7 +333,7 @@ def _lora_config(section: AdapterSection) -> Any:
     try:
         return LoraConfig(**values)
     except (TypeError, ValueError) as error:
-        raise RecipeError(f"PEFT refuses the adapter section: {' '.join(str(error).split())[:300]}") from error
+        raise UserError(f"PEFT refuses the adapter section: {' '.join(str(error).split())[:300]}") from error
 
 
 def _with_adapter(model: Any, config: Any, recipe: FinetuneRecipe) -> Any:
@@ -347,7 +346,7 @@ def _with_adapter(model: Any, config: Any, recipe: FinetuneRecipe) -> Any:
     try:
         adapted = get_peft_model(model, config, revision=recipe.model.revision)
     except ValueError as error:
-        raise RecipeError(f"PEFT refuses the adapter section: {' '.join(str(error).split())[:300]}") from error
+        raise UserError(f"PEFT refuses the adapter section: {' '.join(str(error).split())[:300]}") from error
     if recipe.deploy == "ordinary":
         refuse_trained_predictors(adapted)
     return adapted
@@ -367,7 +366,7 @@ def _set_loss(model: Any, recipe: FinetuneRecipe, teacher: Teacher | None) -> No
     except NotReversibleError:
         raise
     except ValueError as error:
-        raise RecipeError(str(error)) from error
+        raise UserError(str(error)) from error
 
 
 def _trainer(model: Any, arguments: Any, data: FinetuneData, tokenizer: PreTrainedTokenizerBase) -> Trainer:

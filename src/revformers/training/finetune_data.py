@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from revformers.errors import UserError
 from revformers.training.data import build_blocks
 from revformers.training.data.packing import packed_blocks
 from revformers.training.data.sources import open_source
-from revformers.training.errors import RecipeError
 from revformers.training.finetune_recipe import FinetuneDataSection
 
 FORMS = {"prompt_completion": ("prompt", "completion"), "messages": ("messages",)}
@@ -44,22 +44,22 @@ def load_finetune_data(data: FinetuneDataSection, tokenizer: PreTrainedTokenizer
 
     Raises:
         FileNotFoundError: for a local file that is not there.
-        RecipeError: for a source that cannot be read, a column that it does not have, or a tokenizer that cannot write
+        UserError: for a source that cannot be read, a column that it does not have, or a tokenizer that cannot write
             what the source holds.
 
     """
     if not data.source:
-        raise RecipeError("The recipe names no data to train on; set data.source.")
+        raise UserError("The recipe names no data to train on; set data.source.")
     unknown = [name for name in data.columns if not any(name in names for names in FORMS.values())]
     if unknown:
-        raise RecipeError(f"data.columns takes prompt, completion and messages, not {unknown[0]!r}.")
+        raise UserError(f"data.columns takes prompt, completion and messages, not {unknown[0]!r}.")
     source = open_source(data.records())
     records, held_out = source.records()
     named = records.column_names
     form = data.form if data.form != "auto" else _form({*named, *data.columns})
     if form == "text":
         if data.columns:
-            raise RecipeError("data.columns does not apply to text; set data.text_column.")
+            raise UserError("data.columns does not apply to text; set data.text_column.")
         _, training, validation = build_blocks(data.records(), tokenizer)
         return FinetuneData(form, training, validation)
     for name in FORMS[form]:
@@ -79,7 +79,7 @@ def training_blocks(
     Prompts with completions and conversations are written out and packed one after the other, as text is.
 
     Raises:
-        RecipeError: for data that does not fill a block.
+        UserError: for data that does not fill a block.
 
     """
     if data.form == "text":
@@ -89,7 +89,7 @@ def training_blocks(
         packed = packed_blocks(texts, tokenizer, block_length, separated=data.form == "prompt_completion")
         blocks = [torch.from_numpy(block) for block in islice(packed, sequences)]
     if not blocks:
-        raise RecipeError(
+        raise UserError(
             f"The training data does not fill one block of {block_length} tokens to fit the conversion to; shorten "
             f"data.block_length."
         )
@@ -102,16 +102,16 @@ def _form(columns: set[str]) -> str:
 
 
 def _check_column(name: str, origin: Any, named: list[str], source: str) -> None:
-    """Raise RecipeError where the column `name` cannot be made from the columns that are there."""
+    """Raise UserError where the column `name` cannot be made from the columns that are there."""
     if not isinstance(origin, str):
-        raise RecipeError(f"data.columns.{name} takes the name of a column or a template of columns, not {origin!r}.")
+        raise UserError(f"data.columns.{name} takes the name of a column or a template of columns, not {origin!r}.")
     try:
         wanted = _fields(origin) or [origin]
     except ValueError as error:
-        raise RecipeError(f"data.columns.{name} is no template of columns: {error}.") from error
+        raise UserError(f"data.columns.{name} is no template of columns: {error}.") from error
     for column in wanted:
         if column not in named:
-            raise RecipeError(
+            raise UserError(
                 f"{source} has no column {column!r} but {', '.join(named)}; say in data.columns.{name} where the "
                 f"{name} is found."
             )
@@ -136,25 +136,25 @@ def _mapped(records: Any, form: str, columns: Mapping[str, str]) -> Any:
 
 
 def _check_tokenizer(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise RecipeError where the tokenizer cannot write a record, or end it."""
+    """Raise UserError where the tokenizer cannot write a record, or end it."""
     if tokenizer.eos_token is None:
-        raise RecipeError("The tokenizer has no end-of-sequence token to end a completion with; set model.tokenizer.")
+        raise UserError("The tokenizer has no end-of-sequence token to end a completion with; set model.tokenizer.")
     conversational = any(isinstance(value, list) for value in record.values())
     if conversational and not tokenizer.chat_template:
-        raise RecipeError(
+        raise UserError(
             "The data holds conversations, but the tokenizer has no chat template to write them with; set "
             "model.tokenizer to one that has."
         )
     if any(not isinstance(value, str | list) for value in record.values()):
-        raise RecipeError(f"A record must hold text or messages in {', '.join(record)}; this one does not: {record}.")
+        raise UserError(f"A record must hold text or messages in {', '.join(record)}; this one does not: {record}.")
 
 
 def import_trl() -> Any:
-    """Return the package that prepares and trains on prompts and conversations, or raise RecipeError."""
+    """Return the package that prepares and trains on prompts and conversations, or raise UserError."""
     try:
         import trl
     except ImportError as error:
-        raise RecipeError(
+        raise UserError(
             'Prompts with completions and conversations need TRL; pip install "revformers[finetune]".'
         ) from error
     return trl

@@ -146,7 +146,7 @@ class FinetuneDataSection:
         self.records()
 
     def records(self) -> DataSection:
-        """Return what the readers and the packing of pretraining need; raise RecipeError for a bad value."""
+        """Return what the readers and the packing of pretraining need; raise UserError for a bad value."""
         shared = {item.name for item in dataclasses.fields(DataSection)}
         return DataSection(
             **{item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name in shared}

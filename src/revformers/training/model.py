@@ -10,10 +10,9 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from revformers import dynamics
-from revformers.errors import NotReversibleError
-from revformers.hf.reversible import make_reversible
+from revformers.errors import NotReversibleError, UserError
+from revformers.models.reversible import make_reversible
 from revformers.training.data.tokenizer import END_OF_TEXT_ID, load_tokenizer
-from revformers.training.errors import RecipeError
 from revformers.training.strict import suggestion
 
 if TYPE_CHECKING:
@@ -27,20 +26,20 @@ def build_dynamics(section: "RecurrenceSection") -> dynamics.Dynamics:
     """Return the dynamics that a recipe names.
 
     Raises:
-        RecipeError: for a name or an option that does not exist, or a bad value.
+        UserError: for a name or an option that does not exist, or a bad value.
 
     """
     try:
         return dynamics.create(section.name, **section.options)
     except (TypeError, ValueError) as error:
-        raise RecipeError(str(error)) from error
+        raise UserError(str(error)) from error
 
 
 def build_config(recipe: "Recipe") -> PreTrainedConfig:
     """Return the transformers configuration of the recipe's model, with the vocabulary of its tokenizer.
 
     Raises:
-        RecipeError: for an architecture or a field that transformers does not have, a value that it refuses, or
+        UserError: for an architecture or a field that transformers does not have, a value that it refuses, or
             training blocks longer than the model can read.
 
     """
@@ -54,7 +53,7 @@ def build_config(recipe: "Recipe") -> PreTrainedConfig:
     config = network_config(recipe.model, values)
     longest = getattr(config, "max_position_embeddings", None)
     if longest is not None and data.block_length > longest:
-        raise RecipeError(
+        raise UserError(
             f"data.block_length is {data.block_length} tokens, but the model reads at most {longest}; shorten the "
             f"blocks or raise max_position_embeddings in model.config."
         )
@@ -65,18 +64,18 @@ def network_config(section: "NetworkSection", defaults: Mapping[str, Any]) -> Pr
     """Return the transformers configuration that `section` describes; `defaults` are for fields that it leaves out.
 
     Raises:
-        RecipeError: for an architecture or a field that transformers does not have, or a value that it refuses.
+        UserError: for an architecture or a field that transformers does not have, or a value that it refuses.
 
     """
     if section.architecture not in CONFIG_MAPPING:
         close = difflib.get_close_matches(section.architecture, CONFIG_MAPPING, n=1)
         hint = f"did you mean {close[0]!r}?" if close else "use a model type such as llama, gpt2 or qwen3."
-        raise RecipeError(f"transformers has no architecture {section.architecture!r}; {hint}")
+        raise UserError(f"transformers has no architecture {section.architecture!r}; {hint}")
     _check_names(section.architecture, section.config)
     try:
         return AutoConfig.for_model(section.architecture, **{**defaults, **section.config})
     except (StrictDataclassError, TypeError, ValueError) as error:
-        raise RecipeError(f"model.config does not describe a {section.architecture}: {_one_line(error)}") from error
+        raise UserError(f"model.config does not describe a {section.architecture}: {_one_line(error)}") from error
 
 
 def build_model(recipe: "Recipe") -> nn.Module:
@@ -85,7 +84,7 @@ def build_model(recipe: "Recipe") -> nn.Module:
     The weights depend on the recipe alone: the random state of the caller is neither used nor changed.
 
     Raises:
-        RecipeError: for a model or dynamics that the recipe describes wrongly.
+        UserError: for a model or dynamics that the recipe describes wrongly.
         NotReversibleError: for an architecture that cannot be given these dynamics.
 
     """
@@ -96,7 +95,7 @@ def build_model(recipe: "Recipe") -> nn.Module:
         try:
             model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, recipe.model.dtype))
         except (KeyError, TypeError, ValueError) as error:
-            raise RecipeError(
+            raise UserError(
                 f"transformers builds no causal language model from this model.config: {_one_line(error)}"
             ) from error
     try:
@@ -104,16 +103,16 @@ def build_model(recipe: "Recipe") -> nn.Module:
     except NotReversibleError:
         raise
     except ValueError as error:
-        raise RecipeError(str(error)) from error
+        raise UserError(str(error)) from error
 
 
 def _check_names(architecture: str, values: Mapping[str, object]) -> None:
-    """Raise RecipeError for a field that the architecture does not have: transformers would ignore it in silence."""
+    """Raise UserError for a field that the architecture does not have: transformers would ignore it in silence."""
     default = CONFIG_MAPPING[architecture]()
     for name in values:
         if name not in ACCEPTED_ALIASES and not hasattr(default, name):
             known = [*default.to_dict(), *default.attribute_map]
-            raise RecipeError(f"model.config of a {architecture} has no {name!r}{suggestion(name, known)}")
+            raise UserError(f"model.config of a {architecture} has no {name!r}{suggestion(name, known)}")
 
 
 def _one_line(error: Exception) -> str:

@@ -6,11 +6,11 @@ from rich.console import Console
 from transformers import Trainer, TrainingArguments, default_data_collator
 
 from revformers.dynamics import Residual
-from revformers.hf.head import apply_head
-from revformers.hf.hidden import InseparableHeadError
-from revformers.hf.reversible import make_residual
+from revformers.errors import UserError
+from revformers.head.loss import apply_head
+from revformers.models.hidden import InseparableHeadError
+from revformers.models.reversible import make_residual
 from revformers.training.data import build_datasets
-from revformers.training.errors import RecipeError
 from revformers.training.history import loss_curve
 from revformers.training.model import build_dynamics, build_model
 from revformers.training.recipe import Recipe
@@ -44,13 +44,13 @@ def pretrain(
 
     Raises:
         FileNotFoundError: for a local file that is not there.
-        RecipeError: for a recipe that cannot be used, or a run directory that holds another run.
+        UserError: for a recipe that cannot be used, or a run directory that holds another run.
         NotReversibleError: for an architecture that cannot be given the recipe's dynamics.
 
     """
     console = console or Console()
     if not recipe.output:
-        raise RecipeError("The recipe names no run directory; set output.")
+        raise UserError("The recipe names no run directory; set output.")
     run = RunDirectory(recipe.output)
     arguments = training_arguments(recipe)
     model = build_model(recipe)
@@ -65,7 +65,7 @@ def pretrain(
     try:
         apply_head(model, recipe.loss.head, recipe.loss.chunk)
     except InseparableHeadError as error:
-        raise RecipeError(str(error)) from error
+        raise UserError(str(error)) from error
     apply_tiles(model, recipe.training)
     trainer = Trainer(
         model=model,
@@ -95,14 +95,14 @@ def pretrain(
 
 
 def training_arguments(recipe: Recipe) -> TrainingArguments:
-    """Return the Trainer's arguments for `recipe`; raise RecipeError where the Trainer would not take them."""
+    """Return the Trainer's arguments for `recipe`; raise UserError where the Trainer would not take them."""
     return trainer_arguments(recipe.training, recipe.output, "dynamics.activations", TrainingArguments)
 
 
 def _check_vocabulary(model: Any, tokenizer: Any) -> None:
-    """Raise RecipeError where the model has no entry for some of the tokens."""
+    """Raise UserError where the model has no entry for some of the tokens."""
     if len(tokenizer) > model.config.vocab_size:
-        raise RecipeError(
+        raise UserError(
             f"The tokenizer has {len(tokenizer)} tokens, but vocab_size in model.config is {model.config.vocab_size}; "
             f"raise it or leave it out."
         )

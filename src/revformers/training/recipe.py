@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import yaml
 
 from revformers.activations import check_activations
-from revformers.training.errors import RecipeError
+from revformers.errors import UserError
 from revformers.training.strict import Words, filled, parse_yaml
 
 
@@ -296,7 +296,7 @@ def read_recipe(
 
     Raises:
         FileNotFoundError: where there is no such file.
-        RecipeError: for what is not YAML, an unknown field, or a value that does not fit its field.
+        UserError: for what is not YAML, an unknown field, or a value that does not fit its field.
 
     """
     path = Path(path)
@@ -305,9 +305,9 @@ def read_recipe(
     try:
         values = parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(values, Mapping):
-        raise RecipeError(f"{path} does not hold the sections of a recipe, such as model, data and training.")
+        raise UserError(f"{path} does not hold the sections of a recipe, such as model, data and training.")
     run_directory = {"output": str(Path("runs") / path.stem)} if hasattr(default, "output") else {}
     recipe = filled(default, {**run_directory, **values}, origin=str(path))
     if not overrides:
@@ -323,7 +323,7 @@ def split_options(arguments: Sequence[str]) -> dict[str, Words]:
     ``--name=value`` is understood, as are dashes in the place of underscores.
 
     Raises:
-        RecipeError: for a word that follows no option.
+        UserError: for a word that follows no option.
 
     """
     options: dict[str, Words] = {}
@@ -334,7 +334,7 @@ def split_options(arguments: Sequence[str]) -> dict[str, Words]:
             name = name.replace("-", "_")
             options[name] = Words((value,) if equals else ())
         elif name is None:
-            raise RecipeError(f"{argument!r} follows no option; options are written --section.field value.")
+            raise UserError(f"{argument!r} follows no option; options are written --section.field value.")
         else:
             options[name] = Words((*options[name].words, argument))
     return options
@@ -349,20 +349,20 @@ def _nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
         for section in sections:
             inner = inner.setdefault(section, {})
             if not isinstance(inner, dict):
-                raise RecipeError(f"options: {section!r} in {dotted!r} is given a value of its own as well.")
+                raise UserError(f"options: {section!r} in {dotted!r} is given a value of its own as well.")
         inner[name] = value
     return result
 
 
 def require(condition: bool, name: str, expected: str, value: Any) -> None:
-    """Raise RecipeError where the value of the field `name` is not what is expected of it."""
+    """Raise UserError where the value of the field `name` is not what is expected of it."""
     if not condition:
-        raise RecipeError(f"{name} must be {expected}, not {value}.")
+        raise UserError(f"{name} must be {expected}, not {value}.")
 
 
 def require_activations(name: str, value: str) -> None:
-    """Raise RecipeError where the value of the field `name` is no way to hold activations."""
+    """Raise UserError where the value of the field `name` is no way to hold activations."""
     try:
         check_activations(value)
     except ValueError as error:
-        raise RecipeError(f"{name}: {error}") from error
+        raise UserError(f"{name}: {error}") from error

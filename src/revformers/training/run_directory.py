@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import yaml
 
-from revformers.training.errors import RecipeError
+from revformers.errors import UserError
 
 
 class RunRecipe(Protocol):
@@ -60,21 +60,21 @@ class RunDirectory:
         A run that is there stays unless `overwrite` says otherwise, which removes what a run writes and nothing else.
 
         Raises:
-            RecipeError: where a run is there and neither option is given, where there is nothing to resume, or where
+            UserError: where a run is there and neither option is given, where there is nothing to resume, or where
                 the run there was made from another model, other dynamics or other data.
 
         """
         if resume and overwrite:
-            raise RecipeError("A run is either resumed or overwritten: give one of --resume and --overwrite.")
+            raise UserError("A run is either resumed or overwritten: give one of --resume and --overwrite.")
         checkpoints = self.checkpoints()
         if resume:
             if not checkpoints:
-                raise RecipeError(f"{self.path} holds no checkpoint to resume from; leave out --resume to start there.")
+                raise UserError(f"{self.path} holds no checkpoint to resume from; leave out --resume to start there.")
             self._check_same(recipe)
         elif overwrite:
             self._clear()
         elif checkpoints or self.model.exists() or self.adapter.exists():
-            raise RecipeError(
+            raise UserError(
                 f"{self.path} already holds a run; give --resume to continue it, --output DIRECTORY to keep it and "
                 f"train elsewhere, or --overwrite to discard it."
             )
@@ -83,7 +83,7 @@ class RunDirectory:
         return checkpoints[-1] if resume else None
 
     def _check_same(self, recipe: RunRecipe) -> None:
-        """Raise RecipeError where the weights in the checkpoints, or the text they saw, belong to another recipe."""
+        """Raise UserError where the weights in the checkpoints, or the text they saw, belong to another recipe."""
         if not self.recipe.is_file():
             return
         before = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
@@ -93,7 +93,7 @@ class RunDirectory:
             for field, value in wanted.items():
                 # Every activation policy computes the same gradients, so that one may change on the way.
                 if not field.endswith(".activations") and then.get(field) != value:
-                    raise RecipeError(
+                    raise UserError(
                         f"The run in {self.path} was started with {field} {then.get(field)!r}, not {value!r}; resume "
                         f"it with the recipe it had, or train elsewhere with --output DIRECTORY."
                     )

@@ -3,16 +3,16 @@
 import torch
 from transformers import GenerationMixin, PreTrainedTokenizerBase
 
-from revformers.training.errors import RecipeError
+from revformers.errors import UserError
 from revformers.training.recipe import SampleSection
 
 
 def check_lengths(section: SampleSection, tokenizer: PreTrainedTokenizerBase, longest: int | None) -> None:
-    """Raise RecipeError where a prompt and its continuation are longer than the `longest` text the model can read."""
+    """Raise UserError where a prompt and its continuation are longer than the `longest` text the model can read."""
     for prompt in section.prompts:
         length = len(_token_ids(prompt, tokenizer)) + section.max_new_tokens
         if longest is not None and length > longest:
-            raise RecipeError(
+            raise UserError(
                 f"The prompt {prompt!r} and sample.max_new_tokens make {length} tokens, but the model reads at most "
                 f"{longest}; lower sample.max_new_tokens."
             )

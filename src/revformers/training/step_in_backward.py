@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from revformers.training.errors import RecipeError
+from revformers.errors import UserError
 
 NOT_BY_PARAMETER = ("LBFGS", "CPUOffloadOptimizer")
 """Optimizers of torch.optim and torchao.optim that need all gradients, or have hooks of their own to wait for them."""
@@ -37,14 +37,14 @@ class StepInBackward(TrainerCallback):
         """Register the hooks.
 
         Raises:
-            RecipeError: for an optimizer that is not known to step every parameter by itself.
+            UserError: for an optimizer that is not known to step every parameter by itself.
 
         """
         optimizer = kwargs["optimizer"]
         try:
             self._hooks = step_in_backward(getattr(optimizer, "optimizer", optimizer))
         except ValueError as error:
-            raise RecipeError(str(error)) from error
+            raise UserError(str(error)) from error
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -97,7 +97,7 @@ def step_in_backward(optimizer: Optimizer) -> list[RemovableHandle]:
 
 
 def check_step_in_backward(arguments: TrainingArguments) -> None:
-    """Raise RecipeError for arguments that need all gradients before the first step."""
+    """Raise UserError for arguments that need all gradients before the first step."""
     remedies = {
         "set training.gradient_accumulation_steps to 1": arguments.gradient_accumulation_steps > 1,
         "set training.max_grad_norm to 0, as the norm of all gradients is not known in time": arguments.max_grad_norm,
@@ -106,4 +106,4 @@ def check_step_in_backward(arguments: TrainingArguments) -> None:
     }
     for remedy, needed in remedies.items():
         if needed:
-            raise RecipeError(f"training.optimizer_in_backward uses every gradient as soon as it is there; {remedy}.")
+            raise UserError(f"training.optimizer_in_backward uses every gradient as soon as it is there; {remedy}.")

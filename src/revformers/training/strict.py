@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import yaml
 
-from revformers.training.errors import RecipeError
+from revformers.errors import UserError
 
 Section = TypeVar("Section")
 
@@ -55,7 +55,7 @@ def filled(section: Section, values: Mapping[str, Any], origin: str, path: str =
         path: dotted name of `section`, empty at the top.
 
     Raises:
-        RecipeError: for a name that is no field, or a value of the wrong type.
+        UserError: for a name that is no field, or a value of the wrong type.
 
     """
     hints = get_type_hints(type(section))
@@ -64,7 +64,7 @@ def filled(section: Section, values: Mapping[str, Any], origin: str, path: str =
     for name, value in values.items():
         if name not in fields:
             where = f"section {path!r}" if path else "a recipe"
-            raise RecipeError(f"{origin}: {where} has no {name!r}{suggestion(name, fields)}")
+            raise UserError(f"{origin}: {where} has no {name!r}{suggestion(name, fields)}")
         dotted = f"{path}.{name}" if path else name
         current = getattr(section, name)
         if dataclasses.is_dataclass(current) and not isinstance(current, type):
@@ -88,7 +88,7 @@ def _mapping(value: Any, dotted: str, origin: str) -> Mapping[str, Any]:
     if value is None:  # an empty section in YAML
         return {}
     if not isinstance(value, Mapping):
-        raise RecipeError(f"{origin}: {dotted!r} is a section with fields of its own, not the value {str(value)!r}.")
+        raise UserError(f"{origin}: {dotted!r} is a section with fields of its own, not the value {str(value)!r}.")
     return value
 
 
@@ -114,7 +114,7 @@ def _read(value: Any) -> Any:
 
 
 def _converted(value: Any, annotation: Any, dotted: str, origin: str) -> Any:
-    """Return `value` as the annotated type of its field, or raise RecipeError."""
+    """Return `value` as the annotated type of its field, or raise UserError."""
     optional = get_origin(annotation) in (types.UnionType, Union)
     if optional:
         (annotation,) = (choice for choice in get_args(annotation) if choice is not type(None))
@@ -140,15 +140,15 @@ def _converted(value: Any, annotation: Any, dotted: str, origin: str) -> Any:
         return value
     else:
         expected = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}[annotation]
-    raise RecipeError(f"{origin}: {dotted!r} takes {expected}, not {str(value)!r}.")
+    raise UserError(f"{origin}: {dotted!r} takes {expected}, not {str(value)!r}.")
 
 
 def _converted_list(value: Any, element: type, dotted: str, origin: str) -> tuple[Any, ...]:
-    """Return `value` as a tuple of texts or of whole numbers, or raise RecipeError."""
+    """Return `value` as a tuple of texts or of whole numbers, or raise UserError."""
     given = str(value)
     if isinstance(value, Words):
         value = value.words if element is str else [parse_yaml(word) for word in value.words]
     if isinstance(value, Sequence) and not isinstance(value, str) and all(type(item) is element for item in value):
         return tuple(value)
     expected = {str: "a list of texts", int: "a list of whole numbers"}[element]
-    raise RecipeError(f"{origin}: {dotted!r} takes {expected}, not {given!r}.")
+    raise UserError(f"{origin}: {dotted!r} takes {expected}, not {given!r}.")

@@ -15,8 +15,8 @@ from rich.console import Console
 from torch import nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from revformers.hf.mlp_tiles import set_mlp_tiles
-from revformers.training.errors import RecipeError
+from revformers.errors import UserError
+from revformers.models.tiles import set_mlp_tiles
 from revformers.training.history import Clock, loss_curve
 from revformers.training.interruption import SaveOnSignal
 from revformers.training.progress import ShowProgress
@@ -61,7 +61,7 @@ def trainer_arguments(
         fixed: further arguments, which the section may not set.
 
     Raises:
-        RecipeError: for an argument that the Trainer does not have, that a recipe sets elsewhere, or a bad value.
+        UserError: for an argument that the Trainer does not have, that a recipe sets elsewhere, or a bad value.
 
     """
     owned = dict.fromkeys(fixed, "leave it out, the rest of the recipe decides it") | {
@@ -75,9 +75,9 @@ def trainer_arguments(
     known = [field.name for field in dataclasses.fields(kind)]
     for name in section.arguments:
         if name in owned:
-            raise RecipeError(f"training.arguments cannot set {name!r}; {owned[name]}.")
+            raise UserError(f"training.arguments cannot set {name!r}; {owned[name]}.")
         if name not in known:
-            raise RecipeError(f"training.arguments has no {name!r}{suggestion(name, known)}")
+            raise UserError(f"training.arguments has no {name!r}{suggestion(name, known)}")
     own = {field.name: getattr(section, field.name) for field in dataclasses.fields(section)}
     further, precision = own.pop("arguments"), own.pop("precision")
     del own["optimizer_in_backward"], own["mlp_tile"]  # what the Trainer does not know
@@ -99,18 +99,18 @@ def trainer_arguments(
     try:
         arguments = kind(**values)
     except (ImportError, TypeError, ValueError) as error:
-        raise RecipeError(f"The Trainer refuses the training section: {' '.join(str(error).split())[:300]}") from error
+        raise UserError(f"The Trainer refuses the training section: {' '.join(str(error).split())[:300]}") from error
     if section.optimizer_in_backward:
         check_step_in_backward(arguments)
     return arguments
 
 
 def apply_tiles(model: nn.Module, section: TrainingSection) -> None:
-    """Evaluate the MLPs of the model in the tiles that the section asks for; raise RecipeError where that cannot be."""
+    """Evaluate the MLPs of the model in the tiles that the section asks for; raise UserError where that cannot be."""
     try:
         set_mlp_tiles(model, section.mlp_tile)
     except ValueError as error:
-        raise RecipeError(str(error)) from error
+        raise UserError(str(error)) from error
 
 
 def finished_result(run: RunDirectory, checkpoint: Path, max_steps: int) -> RunResult | None:

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
+from revformers.errors import UserError
 from revformers.training import data as module
 from revformers.training.data import build_datasets
-from revformers.training.errors import RecipeError
 from tests.training.tiny import tiny_recipe
 
 
@@ -63,6 +63,6 @@ def test_a_given_tokenizer_is_used_and_a_stream_holds_the_same_text(tmp_path):
 def test_too_little_text_is_named_and_leaves_nothing(tmp_path, cache):
     recipe = tiny_recipe(tmp_path)
     (tmp_path / "text.txt").write_text("a\nb\n")
-    with pytest.raises(RecipeError, match=r"training text of .* does not fill one block of 32 tokens"):
+    with pytest.raises(UserError, match=r"training text of .* does not fill one block of 32 tokens"):
         build_datasets(recipe)
     assert list((cache / "blocks").iterdir()) == []

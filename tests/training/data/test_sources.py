@@ -5,9 +5,9 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from revformers.errors import UserError
 from revformers.training.data import sources
 from revformers.training.data.sources import open_source
-from revformers.training.errors import RecipeError
 from revformers.training.recipe import DataSection
 
 RECORDS = [f"document {number}" for number in range(20)]
@@ -123,7 +123,7 @@ def test_a_hub_data_set_has_a_fingerprint(monkeypatch):
 )
 def test_files_that_cannot_be_used_are_named(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(RecipeError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         open_source(DataSection(source=str(tmp_path / name))).split()
     assert "\n" not in str(caught.value)
 
@@ -150,7 +150,7 @@ def test_options_that_contradict_each_other_are_named(files, options, message):
         name: value.replace("DIRECTORY", str(files)) if isinstance(value, str) else value
         for name, value in options.items()
     }
-    with pytest.raises(RecipeError, match=message):
+    with pytest.raises(UserError, match=message):
         open_source(DataSection(**options)).split()
 
 
@@ -164,5 +164,5 @@ def test_a_hub_that_cannot_be_reached_is_named(monkeypatch):
         raise datasets.exceptions.DatasetNotFoundError("Dataset 'owner/name' doesn't exist\non the Hub")
 
     monkeypatch.setattr(sources.datasets, "load_dataset", load_dataset)
-    with pytest.raises(RecipeError, match="owner/name cannot be read: Dataset 'owner/name' doesn't exist on the Hub"):
+    with pytest.raises(UserError, match="owner/name cannot be read: Dataset 'owner/name' doesn't exist on the Hub"):
         open_source(DataSection(source="owner/name"))

@@ -1,12 +1,12 @@
 import pytest
 
+from revformers.errors import UserError
 from revformers.training.data.standard_library import (
     StandardLibraryFile,
     fingerprint,
     split_by_file,
     standard_library_files,
 )
-from revformers.training.errors import RecipeError
 
 
 @pytest.fixture(scope="module")
@@ -59,5 +59,5 @@ def test_declared_encodings_are_heeded_and_empty_files_left_out(tmp_path):
 
 
 def test_a_python_without_source_files_is_named(tmp_path):
-    with pytest.raises(RecipeError, match="no source files"):
+    with pytest.raises(UserError, match="no source files"):
         standard_library_files(tmp_path)

@@ -1,9 +1,9 @@
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from revformers.errors import UserError
 from revformers.training.data import tokenizer as module
 from revformers.training.data.tokenizer import END_OF_TEXT, END_OF_TEXT_ID, load_tokenizer, train_tokenizer
-from revformers.training.errors import RecipeError
 
 TEXT = ["def f(x):\n    return x\n" * 20, None, "", "class A:\n        pass\n" * 20]
 
@@ -33,9 +33,9 @@ def test_a_tokenizer_beside_a_model_is_loaded_as_itself(tmp_path):
 
 
 def test_what_cannot_be_used_is_named(tmp_path, monkeypatch):
-    with pytest.raises(RecipeError, match="There is no tokenizer"):
+    with pytest.raises(UserError, match="There is no tokenizer"):
         load_tokenizer(tmp_path)
     without_end = PreTrainedTokenizerFast(tokenizer_object=train_tokenizer(TEXT, 280).backend_tokenizer)
     monkeypatch.setattr(module.pretrained, "load_tokenizer", lambda name: without_end)
-    with pytest.raises(RecipeError, match="no end-of-sequence token"):
+    with pytest.raises(UserError, match="no end-of-sequence token"):
         load_tokenizer("somewhere")

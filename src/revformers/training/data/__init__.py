@@ -11,11 +11,11 @@ import numpy as np
 import tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from revformers.errors import UserError
 from revformers.training.data.cache import cache_directory, digest, written_whole
 from revformers.training.data.packing import packed_blocks, with_labels
 from revformers.training.data.sources import Documents, Source, Split, open_source
 from revformers.training.data.tokenizer import load_tokenizer, train_tokenizer
-from revformers.training.errors import RecipeError
 
 if TYPE_CHECKING:
     from revformers.training.recipe import DataSection, Recipe
@@ -46,7 +46,7 @@ def build_blocks(data: "DataSection", given: PreTrainedTokenizerFast | None) -> 
 
     Raises:
         FileNotFoundError: for a local file that is not there.
-        RecipeError: for a source that cannot be read, or text that does not fill a block.
+        UserError: for a source that cannot be read, or text that does not fill a block.
 
     """
     source = open_source(data)
@@ -124,7 +124,7 @@ def _storage_type(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _require_a_block(blocks: _Blocks, name: str, data: "DataSection") -> None:
     if next(iter(blocks), None) is None:
-        raise RecipeError(
+        raise UserError(
             f"The {name} text of {data.source} does not fill one block of {data.block_length} tokens; add text or "
             f"shorten data.block_length."
         )

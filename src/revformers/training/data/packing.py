@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from revformers.training.errors import RecipeError
+from revformers.errors import UserError
 
 DOCUMENTS_AT_ONCE = 1000
 """Documents handed to the tokenizer together, which it spreads over the processor's cores."""
@@ -28,11 +28,11 @@ def packed_blocks(
         separated: whether an end-of-sequence token follows every document; not so for the lines of one running text.
 
     Raises:
-        RecipeError: for separated documents and a tokenizer without an end-of-sequence token.
+        UserError: for separated documents and a tokenizer without an end-of-sequence token.
 
     """
     if separated and tokenizer.eos_token_id is None:
-        raise RecipeError("The tokenizer has no end-of-sequence token to set between the documents; set its eos_token.")
+        raise UserError("The tokenizer has no end-of-sequence token to set between the documents; set its eos_token.")
     end = [tokenizer.eos_token_id] if separated else []
     iterator = iter(documents)
     rest = np.empty(0, dtype=np.int64)

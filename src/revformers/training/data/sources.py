@@ -8,9 +8,9 @@ from typing import Any
 
 import datasets
 
+from revformers.errors import UserError
 from revformers.training.data import standard_library
 from revformers.training.data.cache import cache_directory, digest, file_digest
-from revformers.training.errors import RecipeError
 from revformers.training.recipe import DataSection
 
 LOADERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
@@ -47,7 +47,7 @@ class Source(ABC):
         """Return the documents, split into training and validation.
 
         Raises:
-            RecipeError: where there is no text, or too little of it.
+            UserError: where there is no text, or too little of it.
 
         """
 
@@ -56,7 +56,7 @@ class Source(ABC):
         """Return the data sets, with all their columns, that the training and the validation documents come from.
 
         Raises:
-            RecipeError: where there is too little to hold something out.
+            UserError: where there is too little to hold something out.
 
         """
 
@@ -66,11 +66,11 @@ def open_source(data: DataSection) -> Source:
 
     Raises:
         FileNotFoundError: for a local file that is not there.
-        RecipeError: for a directory without text files, or with more than one kind of them.
+        UserError: for a directory without text files, or with more than one kind of them.
 
     """
     if data.streaming and data.tokenizer is None:
-        raise RecipeError("data.streaming needs a tokenizer that exists; name one in data.tokenizer.")
+        raise UserError("data.streaming needs a tokenizer that exists; name one in data.tokenizer.")
     if data.source == "stdlib":
         _refuse(
             data, "the standard library", "streaming", "subset", "revision", "validation_source", "validation_split"
@@ -116,7 +116,7 @@ class LocalFiles(Source):
         self._training_files = _local_files(data.source)
         self._validation_files = _local_files(data.validation_source) if data.validation_source else []
         if self._validation_files and self._validation_files[0].suffix != self._training_files[0].suffix:
-            raise RecipeError("data.source and data.validation_source must be files of one kind.")
+            raise UserError("data.source and data.validation_source must be files of one kind.")
 
     def fingerprint(self) -> str:
         """Return the hash of the content of all files and of what picks the text in them."""
@@ -187,10 +187,10 @@ class HubDataset(Source):
 
 
 def _refuse(data: DataSection, kind: str, *fields: str) -> None:
-    """Raise RecipeError where one of `fields`, which mean nothing for this kind of source, is given."""
+    """Raise UserError where one of `fields`, which mean nothing for this kind of source, is given."""
     for field in fields:
         if getattr(data, field):
-            raise RecipeError(f"data.{field} does not apply to {kind} ({data.source}); leave it out.")
+            raise UserError(f"data.{field} does not apply to {kind} ({data.source}); leave it out.")
 
 
 def _is_local(source: str) -> bool:
@@ -204,15 +204,15 @@ def _local_files(source: str) -> list[Path]:
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix in LOADERS and file.is_file())
         if not files:
-            raise RecipeError(f"The directory {source!r} holds no {', '.join(LOADERS)} file.")
+            raise UserError(f"The directory {source!r} holds no {', '.join(LOADERS)} file.")
         if len({file.suffix for file in files}) > 1:
-            raise RecipeError(f"The directory {source!r} mixes kinds of files; keep one of {', '.join(LOADERS)} there.")
+            raise UserError(f"The directory {source!r} mixes kinds of files; keep one of {', '.join(LOADERS)} there.")
     elif not path.is_file():
         raise FileNotFoundError(f"There is no text file {source!r}.")
     elif path.suffix not in LOADERS:
-        raise RecipeError(f"{source!r} is none of the kinds of text that can be read: {', '.join(LOADERS)}.")
+        raise UserError(f"{source!r} is none of the kinds of text that can be read: {', '.join(LOADERS)}.")
     if not any(file.stat().st_size for file in files):
-        raise RecipeError(f"{source} is empty.")
+        raise UserError(f"{source} is empty.")
     return files
 
 
@@ -227,9 +227,9 @@ def _load_dataset(data: DataSection, *arguments: str | None, **options: Any) -> 
     except (datasets.exceptions.DatasetsError, OSError, RuntimeError, StopIteration, ValueError) as error:
         # `datasets` raises RuntimeError for a data set that is a script, which it no longer runs
         cause = " ".join(str(error.__cause__ or error).split())[:300] or "it holds no records"
-        raise RecipeError(f"{what} cannot be read: {cause}") from error
+        raise UserError(f"{what} cannot be read: {cause}") from error
     if first is None:
-        raise RecipeError(f"{what} is empty.")
+        raise UserError(f"{what} is empty.")
     return loaded
 
 
@@ -237,7 +237,7 @@ def _documents(training: Any, held_out: Any, data: DataSection, separated: bool)
     """Return the text of the records."""
     for part in (training, held_out):
         if part is not None and data.text_column not in (first := next(iter(part))):
-            raise RecipeError(
+            raise UserError(
                 f"{data.source} has no column {data.text_column!r} but {', '.join(first)}; set data.text_column."
             )
     training, held_out = _hold_out(training, held_out, data)
@@ -249,7 +249,7 @@ def _hold_out(training: Any, held_out: Any, data: DataSection) -> tuple[Any, Any
     if data.streaming:
         if held_out is None:
             if data.validation_documents is None:
-                raise RecipeError(
+                raise UserError(
                     "A streamed source has no known length to hold a share out of; set data.validation_documents."
                 )
             held_out = training.take(data.validation_documents)
@@ -258,7 +258,7 @@ def _hold_out(training: Any, held_out: Any, data: DataSection) -> tuple[Any, Any
     elif held_out is None:
         number = data.validation_documents or max(1, round(data.validation_fraction * len(training)))
         if number >= len(training):
-            raise RecipeError(
+            raise UserError(
                 f"{data.source} holds {len(training)} records, too few to hold "
                 f"{number} out for validation; add text, or name other text in data.validation_source."
             )

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from revformers.errors import UserError
 from revformers.training.data.cache import digest
-from revformers.training.errors import RecipeError
 
 EXCLUDED = frozenset(
     {
@@ -47,7 +47,7 @@ def standard_library_files(root: Path | None = None) -> list[StandardLibraryFile
             when it is left out.
 
     Raises:
-        RecipeError: where there is no file, as in a Python whose library is a zip archive.
+        UserError: where there is no file, as in a Python whose library is a zip archive.
 
     """
     directory = root or Path(sysconfig.get_paths()["stdlib"])
@@ -55,7 +55,7 @@ def standard_library_files(root: Path | None = None) -> list[StandardLibraryFile
     if root is None:
         files += _language_reference()
     if not files:
-        raise RecipeError(
+        raise UserError(
             f"The standard library of this Python has no source files under {str(directory)!r}; name a text file, a "
             f"directory or a hub data set in data.source."
         )

@@ -7,8 +7,8 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from revformers.hf import pretrained
-from revformers.training.errors import RecipeError
+from revformers.checkpoints import load as pretrained
+from revformers.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_ID = 0
@@ -41,15 +41,15 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     """Return the tokenizer in a local directory, on the hub or in a GGUF file.
 
     Raises:
-        RecipeError: where there is none, or it has no token that ends a text.
+        UserError: where there is none, or it has no token that ends a text.
 
     """
     try:
         tokenizer = pretrained.load_tokenizer(name)
     except OSError as error:
-        raise RecipeError(str(error)) from error
+        raise UserError(str(error)) from error
     if tokenizer.eos_token_id is None:
-        raise RecipeError(f"The tokenizer {str(name)!r} has no end-of-sequence token, which separates documents.")
+        raise UserError(f"The tokenizer {str(name)!r} has no end-of-sequence token, which separates documents.")
     return tokenizer
 
 

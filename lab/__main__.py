@@ -1,0 +1,22 @@
+"""``python -m lab COMMAND``: the commands that measure, run in a checkout of the repository."""
+
+import sys
+from collections.abc import Sequence
+
+from revformers.cli.main import run_command
+
+COMMANDS = {
+    "bench": ("lab.commands.bench", "measure memory, step time and the largest batch of every way to train"),
+    "compare": ("lab.commands.compare", "compare every dynamics, and storing, checkpointing and rebuilding"),
+    "report": ("lab.commands.report", "write a run and its comparison as one HTML page"),
+    "evaluate": ("lab.commands.evaluate", "evaluate a model on standard tasks, beside another one"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command of the laboratory that `argv` names; see `revformers.cli.main.run_command`."""
+    return run_command("python -m lab", "Measure reversible models.", COMMANDS, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""Peak memory against depth, and by how much each added layer raises it."""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lab.bench.memory import PeakMemory
+from lab.bench.workload import Arm, Workload
+from revformers import dynamics
+from revformers.dynamics import Dynamics
+
+
+@dataclass(frozen=True)
+class DepthPoint:
+    """The peak memory of one arm at one depth."""
+
+    arm: str
+    layers: int
+    memory: PeakMemory
+
+
+@dataclass(frozen=True)
+class Growth:
+    """How the peak of one arm grows from one depth to the next, per added layer.
+
+    Attributes:
+        arm: name of the arm.
+        from_layers: the shallower of the two depths.
+        to_layers: the deeper.
+        bytes_per_layer: growth of the peak above weights and gradients.
+        share_of_layer_input: the same as a share of one layer's input tensor; 1 is what checkpointing keeps.
+        side_information_share: the share that the side information of the inverse accounts for.
+
+    """
+
+    arm: str
+    from_layers: int
+    to_layers: int
+    bytes_per_layer: float
+    share_of_layer_input: float
+    side_information_share: float
+
+    @property
+    def excess_share(self) -> float:
+        """The share of one layer's input tensor that side information does not account for."""
+        return self.share_of_layer_input - self.side_information_share
+
+
+def growths(points: Sequence[DepthPoint], workload: Workload, arms: Sequence[Arm]) -> list[Growth]:
+    """Return the growth between neighbouring depths of every arm."""
+    result = []
+    for arm in arms:
+        of_arm = sorted((point for point in points if point.arm == arm.name), key=lambda point: point.layers)
+        for shallow, deep in itertools.pairwise(of_arm):
+            added = deep.layers - shallow.layers
+            bytes_per_layer = (deep.memory.peak - shallow.memory.peak) / added
+            side_bits = 0.0
+            if arm.name == "rebuild":
+                recurrence = dynamics.from_dict(arm.dynamics)
+                side_bits = mean_side_information_bits(recurrence, range(shallow.layers, deep.layers))
+            side_bytes = side_bits * workload.layer_input_elements / 8
+            result.append(
+                Growth(
+                    arm=arm.name,
+                    from_layers=shallow.layers,
+                    to_layers=deep.layers,
+                    bytes_per_layer=bytes_per_layer,
+                    share_of_layer_input=bytes_per_layer / workload.layer_input_bytes,
+                    side_information_share=side_bytes / workload.layer_input_bytes,
+                )
+            )
+    return result
+
+
+def mean_side_information_bits(recurrence: Dynamics, layers: Sequence[int]) -> float:
+    """Return the bits an element that the inverse keeps for all steps of a layer, on average over `layers`."""
+    return sum(recurrence.steps_per_layer * recurrence.side_information_bits(layer) for layer in layers) / len(layers)
+
+
+def as_rows(points: Sequence[DepthPoint], growth: Sequence[Growth]) -> dict[str, list[dict[str, Any]]]:
+    """Return points and growth as tables that JSON keeps; memory in bytes."""
+    return {
+        "points": [{"arm": point.arm, "layers": point.layers, **dataclasses.asdict(point.memory)} for point in points],
+        "growth": [{**dataclasses.asdict(row), "excess_share": row.excess_share} for row in growth],
+    }

@@ -1,0 +1,100 @@
+"""What a measurement was taken on, by which command, and how its result is written."""
+
+import importlib.metadata
+import os
+import platform
+import shlex
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from revformers.engine.ops import SWITCH
+from revformers.training.run_directory import write_json
+
+PACKAGES = ("revformers", "torch", "transformers")
+
+
+def describe_environment() -> dict[str, Any]:
+    """Return the machine and the software behind a measurement, in types that JSON keeps.
+
+    Memory is in bytes. `kernels` is "plain" where the fused ones were switched off, else None. `git_commit` is that of
+    the running code, with "-modified" where tracked Python files differ from it, or None where it is no checkout.
+    Nothing names the machine, its user or its folders.
+    """
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "processor": _processor_name(),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "kernels": os.environ.get(SWITCH),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        **{package: _version(package) for package in PACKAGES},
+        "git_commit": _git_commit(),
+    }
+
+
+def command_line(arguments: Sequence[str], program: str = "python -m lab") -> str:
+    """Return `program` with `arguments` as one would type it; absolute paths lose what names this machine."""
+    return f"{program} {shlex.join(map(without_machine, arguments))}"
+
+
+def write_result(
+    path: Path, result: Mapping[str, Any], arguments: Sequence[str], program: str = "python -m lab"
+) -> None:
+    """Write `result` to `path` as JSON, whole or not at all, with its environment.
+
+    `arguments` are the words that followed `program` on the command line.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"command": command_line(arguments, program), "environment": describe_environment(), **result})
+
+
+def without_machine(word: str) -> str:
+    """Make an absolute path relative to the working directory, or keep only its name where it lies elsewhere."""
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    path = Path(value)
+    if path.is_absolute():
+        value = str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else path.name
+    return option + equals + value
+
+
+def _processor_name() -> str:
+    """Return the processor's name; Linux keeps it in a file, other systems in `platform`."""
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        for line in information.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    """Return the installed version of `package`, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit(source: Path = Path(__file__)) -> str | None:
+    """Return the commit of the checkout that `source` is tracked in, or None without git or a checkout."""
+    try:
+        _git(source.parent, "ls-files", "--error-unmatch", source.name)
+        # Only code: a result that is tracked too, and written while a study runs, says nothing of what it measures.
+        modified = _git(source.parent, "status", "--porcelain", "--untracked-files=no", "--", ":(top)*.py")
+        return _git(source.parent, "rev-parse", "--short=12", "HEAD") + ("-modified" if modified else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(folder: Path, *words: str) -> str:
+    run = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True)
+    return run.stdout.strip()

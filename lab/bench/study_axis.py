@@ -1,0 +1,55 @@
+"""What a study varies."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from lab.bench.workload import Workload
+
+Value = int | str | None
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What a study varies.
+
+    Attributes:
+        name: of the study.
+        heading: what its values are called.
+        field: of the recipe, which holds them.
+        grows: the size of a workload whose largest value is searched for: batch_size, sequence_length, or nothing.
+        at_every_value: whether that is done at every value, or once.
+
+    """
+
+    name: str
+    heading: str
+    field: str
+    grows: str = ""
+    at_every_value: bool = False
+
+    def at(self, workload: Workload, value: Value) -> Workload:
+        """Return the workload at one value."""
+        if self.name == "depth":
+            assert isinstance(value, int)
+            return workload.with_layers(value)
+        if self.name == "budget" or value is None:
+            return workload
+        assert isinstance(value, int)
+        return self.sized(workload, value)
+
+    def sized(self, workload: Workload, size: int) -> Workload:
+        """Return the workload with another size of what grows."""
+        changes: dict[str, Any] = {self.grows: size}
+        return dataclasses.replace(workload, **changes)
+
+
+AXES = {
+    axis.name: axis
+    for axis in (
+        Axis("depth", "layers", "depths", "batch_size", at_every_value=True),
+        Axis("batch", "batch", "batch_sizes", "batch_size"),
+        Axis("length", "tokens", "sequence_lengths", "sequence_length"),
+        Axis("budget", "budget", "budgets"),
+    )
+}

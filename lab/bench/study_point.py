@@ -1,0 +1,65 @@
+"""One figure of a study: an arm at one value, or at the largest batch or sequence that fits."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lab.bench.memory import PeakMemory, TurnTimes
+from lab.bench.step_time import Quartiles, StepTimes
+from lab.bench.study_axis import Value
+from lab.bench.workload import PLAIN_CHECKPOINT, PLAIN_STORE, Arm, Workload
+
+REFERENCES = (PLAIN_STORE, PLAIN_CHECKPOINT, "store", "checkpoint")
+"""The arms whose times others are set against."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One arm at one value, or at its largest.
+
+    Attributes:
+        value: of the axis; None where a search does not depend on it.
+        memory: as the recipe names it, of a search.
+        name: of the arm.
+        workload: at the value, or the largest.
+        arm: None where there was nothing to equal its budget to, or no budget equals it.
+        peak: None where the step does not fit.
+
+    """
+
+    value: Value
+    memory: str | None
+    name: str
+    workload: Workload
+    arm: Arm | None
+    peak: PeakMemory | None
+
+    def row(self, points: "Sequence[Point]", times: TurnTimes) -> dict[str, Any]:
+        """Return what JSON keeps; ratios are formed within a round, and only between equal batches."""
+        row: dict[str, Any] = {"value": self.value, "memory": self.memory, "arm": self.name}
+        if self.peak is None:
+            return {**row, "fits": None if self.arm is None else False}
+        assert self.arm is not None
+        row |= {"fits": True, **shape(self.workload), "budget": self.arm.budget, **dataclasses.asdict(self.peak)}
+        if self.name not in times.seconds:
+            return row
+        seconds, all_times = Quartiles.of(times.seconds[self.name]), StepTimes(times.seconds)
+        references = [
+            other.name
+            for other in points
+            if other.name in REFERENCES and other.name in times.seconds and other.workload == self.workload
+        ]
+        return {
+            **row,
+            "seconds": dataclasses.asdict(seconds),
+            "samples_per_second": self.workload.batch_size / seconds.median,
+            "ratios": {other: dataclasses.asdict(all_times.ratio(self.name, other)) for other in references},
+            "seconds_by_round": times.seconds[self.name],
+            "losses": times.losses[self.name],
+        }
+
+
+def shape(workload: Workload) -> dict[str, int]:
+    """Return the sizes of a workload that a study varies."""
+    return {name: getattr(workload, name) for name in ("layers", "batch_size", "sequence_length")}

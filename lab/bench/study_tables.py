@@ -1,0 +1,143 @@
+"""A study as tables in the terminal; they fit 100 columns."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rich.console import Group, RenderableType
+
+from lab.bench import numbers
+from lab.bench.study_axis import AXES
+from lab.bench.titled_table import TitledTable
+from lab.bench.workload import PLAIN_CHECKPOINT, PLAIN_STORE
+from revformers.byte_size import size_in_words
+
+NOTHING = "-"
+
+Row = Mapping[str, Any]
+
+
+def study_tables(result: Row) -> RenderableType:
+    """Return the tables of what `Study.run` measured."""
+    tables = [_at_values(result), _at_largest(result)]
+    return Group(*(table.renderable() for table in tables if table.table.row_count))
+
+
+def network_in_words(recipe: Row) -> str:
+    """Describe what a study measured in one line."""
+    values = [recipe["model"]["architecture"], *(f"{key} {value}" for key, value in recipe["model"]["config"].items())]
+    optimizer = "" if recipe["optimizer"] == "none" else f", {recipe['optimizer']}"
+    return (
+        f"{', '.join(map(str, values))}; {recipe['precision']} on {recipe['device']}, {recipe['head']} head{optimizer}"
+    )
+
+
+def rate_heading(result: Row) -> str:
+    """Return what the speed of a study is counted in."""
+    return "tokens/s" if result["study"] == "length" else "samples/s"
+
+
+def rate(result: Row, point: Row) -> float | None:
+    """Return the speed of a point, or None where it was not timed."""
+    if "samples_per_second" not in point:
+        return None
+    tokens = point["sequence_length"] if result["study"] == "length" else 1
+    return float(point["samples_per_second"] * tokens)
+
+
+def _at_values(result: Row) -> TitledTable:
+    """Return one line per value and arm."""
+    recipe = result["recipe"]
+    table = TitledTable.empty(
+        f"bench {result['study']}: one training step of every arm",
+        f"{network_in_words(recipe)}\n"
+        f"Peak: above weights, gradients and optimizer states. Times: median of {recipe['rounds']} rounds in turns; "
+        f"over {PLAIN_STORE} and {PLAIN_CHECKPOINT} (quartiles) within a round.",
+        left=(AXES[result["study"]].heading, "arm"),
+        right=("peak", "step", rate_heading(result), "over store", "over checkpoint"),
+    )
+    last = None
+    for point in (point for point in result["points"] if point["memory"] is None):
+        ratios = point.get("ratios", {})
+        table.add(
+            "" if point["value"] == last else _value(point["value"]),
+            point["arm"],
+            _fits(point, "peak"),
+            numbers.seconds(point["seconds"]["median"]) if "seconds" in point else NOTHING,
+            _written(rate(result, point)),
+            f"{ratios[PLAIN_STORE]['median']:.2f}" if PLAIN_STORE in ratios else NOTHING,
+            numbers.ratio(ratios[PLAIN_CHECKPOINT]) if PLAIN_CHECKPOINT in ratios else NOTHING,
+        )
+        last = point["value"]
+    return table
+
+
+def _at_largest(result: Row) -> TitledTable:
+    """Return one line per value, memory and arm, each at the largest that fits."""
+    recipe, grows = result["recipe"], AXES[result["study"]].grows
+    points = [point for point in result["points"] if point["memory"] is not None]
+    by_value = any(point["value"] is not None for point in points)
+    table = TitledTable.empty(
+        f"bench {result['study']}: the largest {grows.replace('_', ' ')} that fits",
+        f"{network_in_words(recipe)}\n"
+        f"Weights, gradients and optimizer states count.\n{_beyond(recipe, grows)}\n"
+        f"Budgets without a size are measured where {PLAIN_CHECKPOINT} ends, with all of the memory.",
+        left=(*([AXES[result["study"]].heading] if by_value else []), "memory", "arm"),
+        right=(
+            "batch" if grows == "batch_size" else "tokens",
+            "over store",
+            "total",
+            rate_heading(result),
+            "over store",
+        ),
+    )
+    last: tuple[Any, ...] = ()
+    for point in points:
+        same = [other for other in points if (other["value"], other["memory"]) == (point["value"], point["memory"])]
+        stored = next((other for other in same if other["arm"] == PLAIN_STORE and other["fits"]), None)
+        heads = [*([_value(point["value"])] if by_value else []), point["memory"]]
+        new = (point["value"], point["memory"]) != last
+        last = (point["value"], point["memory"])
+        table.add(
+            *(head if new else "" for head in heads),
+            point["arm"],
+            f"{point[grows]:,}" if point["fits"] else NOTHING if point["fits"] is None else "0",
+            _multiple(point, stored, lambda one: one[grows]),
+            _fits(point, "total"),
+            _written(rate(result, point)),
+            _multiple(point, stored, lambda one: rate(result, one)),
+        )
+    return table
+
+
+def _beyond(recipe: Row, grows: str) -> str:
+    """Say why a largest batch or a longest sequence is no larger."""
+    unit, or_else = "1", ""
+    if grows == "sequence_length":
+        unit, or_else = f"{recipe['length_unit']} tokens", ", or is more than the model reads"
+    return f"What is {recipe['tolerance']:.0%} (or {unit}) larger was found not to fit{or_else}."
+
+
+def _value(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _fits(point: Row, figure: str) -> str:
+    """Write a number of bytes, or why there is none."""
+    if point["fits"] is None:
+        return "none equal"
+    if not point["fits"]:
+        return "does not fit"  # memory ran out, or a budget is below the least that this batch needs
+    total = point["peak"] + point["weights_and_gradients"] + point["optimizer_states"]
+    return size_in_words(point["peak"] if figure == "peak" else total)
+
+
+def _written(number: float | None) -> str:
+    return NOTHING if number is None else f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def _multiple(point: Row, reference: Row | None, figure: Callable[[Row], float | None]) -> str:
+    """Write how many times as large a figure is as that of the reference."""
+    if reference is None or not point["fits"]:
+        return NOTHING
+    one, other = figure(point), figure(reference)
+    return f"{one / other:.2f}" if one and other else NOTHING

@@ -1,0 +1,102 @@
+"""``python -m lab bench depth|batch|length|budget RECIPE [--field value]``."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from lab.bench.recipe import BenchRecipe
+from revformers.cli.recipe_command import show_help
+from revformers.errors import UserError
+from revformers.training.recipe import read_recipe, split_options
+
+STUDIES = {
+    "depth": "over numbers of layers: memory, step time, and the largest batch within a memory",
+    "batch": "over batch sizes: the same",
+    "length": "over sequence lengths: the same, with the longest sequence in the place of the largest batch",
+    "budget": "over budgets of the arms that spend one: step time at equal peak memory",
+}
+PLOTS = (".svg", ".png", ".pdf")
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """Measure what RECIPE, a .yaml file, describes; each option below overrides a field of it.
+
+    The same command goes on with a study that was interrupted.
+    """
+
+    recipe: Annotated[tyro.conf.FlagConversionOff[BenchRecipe], tyro.conf.arg(name="")]
+
+    out: Path | None = None
+    """JSON file of the result, written after every measurement; left out, lab/results/STUDY-RECIPE.json."""
+
+    plot: Path | None = None
+    """File for a plot of the result, .svg, .png or .pdf."""
+
+    overwrite: bool = False
+    """Discard the study that the file holds."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one study or go on with it, print its tables, and return 0.
+
+    Raises:
+        FileNotFoundError: for a recipe that is not there.
+        NotReversibleError: for a network that cannot have the dynamics.
+        UserError: for a recipe or an option that cannot be measured, or a file that holds another study.
+
+    """
+    names = [word for word in arguments[:2] if not word.startswith("-")]
+    study, path, *_ = [*names, None, None]
+    if study is None and {"-h", "--help"} & set(arguments):
+        print(_usage())
+        return 0
+    if study not in STUDIES:
+        raise UserError(f"Name a study first, one of {', '.join(STUDIES)}, not {study!r}.")
+    if {"-h", "--help"} & set(arguments):
+        shown = read_recipe(BenchRecipe(), path) if path else BenchRecipe()
+        show_help(f"python -m lab bench {study} {path or 'RECIPE'}", BenchOptions(shown))
+    if path is None:
+        raise UserError(f"Name a recipe, as in: python -m lab bench {study} recipes/bench/cpu-time.yaml.")
+    options = split_options(arguments[2:])
+    overwrite = options.pop("overwrite", None) is not None
+    out = Path(str(options.pop("out", None) or Path("lab/results", f"{study}-{Path(path).stem}.json")))
+    plot = Path(str(options.pop("plot"))) if "plot" in options else None
+    if plot is not None and plot.suffix not in PLOTS:
+        raise UserError(f"--plot takes a file that ends in {', '.join(PLOTS)}, not {str(plot)!r}.")
+
+    # imported here, so that a misspelt option is reported at once
+    from rich.console import Console
+
+    from lab.bench.study import Study, settings
+    from lab.bench.study_axis import AXES
+    from lab.bench.study_file import StudyFile
+    from lab.bench.study_plot import save_plot
+    from lab.bench.study_tables import study_tables
+
+    console = Console()
+    recipe, axis = read_recipe(BenchRecipe(), path, options), AXES[study]
+    file = StudyFile(out, settings(axis, recipe), ["bench", *arguments], overwrite=overwrite)
+    result = Study(axis, recipe, file, lambda line: console.print(line, highlight=False, soft_wrap=True)).run()
+    console.print(study_tables(result), highlight=False)
+    console.print(f"Written to {out}.", highlight=False, soft_wrap=True)
+    if plot is not None:
+        save_plot(result, plot)
+        console.print(f"Plotted in {plot}.", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _usage() -> str:
+    lines = [f"  {name:<8} {purpose}" for name, purpose in STUDIES.items()]
+    return "\n".join(
+        [
+            "usage: python -m lab bench STUDY RECIPE ...",
+            "",
+            *lines,
+            "",
+            "python -m lab bench STUDY --help shows the options.",
+        ]
+    )

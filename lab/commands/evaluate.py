@@ -1,0 +1,224 @@
+"""``python -m lab evaluate MODEL --tasks NAME ...``."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+from revformers.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from lab.evaluation import Comparison, Evaluation, MeanAccuracy, Score
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Evaluate a model on tasks of EleutherAI's lm-evaluation-harness, and beside another model on the same documents.
+
+    Two tasks or more also get a mean accuracy: of acc, and of acc_norm, with acc for a task that has no acc_norm.
+
+    Needs: pip install "revformers[evaluate]".
+    """
+
+    model: tyro.conf.Positional[str]
+    """Directory, hub id or GGUF file of a causal language model, ordinary or reversible."""
+
+    tasks: tuple[str, ...]
+    """Tasks or groups of the harness, such as piqa arc_easy mmlu, whose data come from the hub; or local_piqa,
+    local_arc_easy, local_arc_challenge, local_openbookqa, local_winogrande, local_gsm8k and local_wikitext, which read
+    files below --data."""
+
+    against: str | None = None
+    """Another model, such as the one that MODEL was converted from, to compare with document by document."""
+
+    data: Path | None = None
+    """Directory of the local tasks' files: piqa/valid.jsonl, piqa/valid-labels.lst; arc/arc_easy.jsonl,
+    arc/arc_challenge.jsonl, openbookqa/test.jsonl (lines with question, choices, and answer, the place of the right
+    choice, from 0); winogrande/validation.jsonl (sentence, with _ for the blank, option1, option2, and answer, "1" or
+    "2"); gsm8k/train.jsonl, gsm8k/test.jsonl; wikitext-2/test.txt."""
+
+    limit: int | None = None
+    """Take only the first so many documents of every task."""
+
+    batch_size: int = 8
+    """Sequences in a forward pass."""
+
+    device: str = "cpu"
+    """Device to evaluate on, such as cuda."""
+
+    out: Path | None = None
+    """File that the result is written to as JSON."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Evaluate, print the table, write it where asked to, and return 0.
+
+    Raises:
+        FileNotFoundError: for a model or a data file that is not there.
+        UserError: for whatever else the user can put right.
+
+    """
+    options = tyro.cli(EvaluateOptions, prog="python -m lab evaluate", args=list(arguments), use_underscores=True)
+    # imported here, so that the help does not wait for PyTorch
+    from rich.console import Console
+
+    from lab.bench.environment import without_machine, write_result
+    from lab.evaluation import compare
+    from revformers.cli.quiet import quiet_libraries
+
+    quiet_libraries()
+    console = Console()
+    if not options.tasks:
+        raise UserError("Name a task to evaluate, as in --tasks piqa.")
+    for name in (options.model, options.against):
+        _check_model(name)
+    evaluation = _evaluate(options.model, options)
+    result: dict[str, Any] = {
+        "lm_eval": version("lm_eval"),
+        "limit": options.limit,
+        "names": {
+            "model": without_machine(options.model),
+            "against": options.against and without_machine(options.against),
+        },
+        "model": evaluation.to_dict(),
+    }
+    if options.against is None:
+        table, caption = score_table(evaluation), "± standard error over the documents"
+    else:
+        against = _evaluate(options.against, options)
+        comparison = compare(evaluation, against)
+        table = difference_table(comparison)
+        caption = (
+            "± standard error over the documents; that of the difference, MODEL less AGAINST, is paired by document. "
+            "* beyond two standard errors"
+        )
+        result |= {"against": against.to_dict(), **comparison.to_dict()}
+    console.print(table, highlight=False)
+    console.print(f"{caption}; higher (↑) or lower (↓) is better.", highlight=False)
+    for sentence in _mean_sentences(evaluation.means):
+        console.print(sentence, highlight=False)
+    if options.out is not None:
+        write_result(options.out, result, ["evaluate", *arguments])
+        console.print(f"Written to {options.out}.", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _check_model(name: str | None) -> None:
+    """Raise FileNotFoundError for what is not there, before the other model is evaluated for hours."""
+    from revformers.checkpoints.gguf_file import is_gguf
+
+    is_path = name is not None and (name.startswith((".", "/", "~")) or is_gguf(name))
+    if name is not None and is_path and not Path(name).expanduser().exists():
+        raise FileNotFoundError(f"There is no model {name!r}.")
+
+
+def _evaluate(name: str, options: EvaluateOptions) -> "Evaluation":
+    """Load one model and evaluate it."""
+    from lab.evaluation import evaluate
+    from revformers.checkpoints.load import load_causal_lm, load_tokenizer
+
+    model, tokenizer = load_causal_lm(name), load_tokenizer(name)
+    try:
+        model.to(options.device)
+    except (AssertionError, RuntimeError) as error:
+        raise UserError(f"PyTorch cannot use the device {options.device!r} here: {error}") from error
+    return evaluate(
+        model,
+        tokenizer,
+        options.tasks,
+        data=options.data,
+        limit=options.limit,
+        batch_size=options.batch_size,
+        progress=sys.stderr.isatty(),
+    )
+
+
+def score_table(evaluation: "Evaluation") -> "Table":
+    """Return one line per score, below the name of its task, and one per mean accuracy."""
+    scores: list[Score | MeanAccuracy] = [*evaluation.scores, *evaluation.means]
+    return _table(("value",), [(score, _value_cell(score.value, score.standard_error)) for score in scores])
+
+
+def difference_table(comparison: "Comparison") -> "Table":
+    """Return one line per score and per mean accuracy of two models, with their difference."""
+    rows = []
+    for difference in (*comparison.differences, *comparison.means):
+        score, against = difference.score, difference.against
+        cells = (
+            _value_cell(score.value, score.standard_error),
+            _value_cell(against.value, against.standard_error),
+            _value_cell(difference.value, difference.standard_error, sign="+") + (" *" if difference.marked else "  "),
+        )
+        rows.append((score, *cells))
+    return _table(("MODEL", "AGAINST", "difference"), rows)
+
+
+def _table(columns: Sequence[str], rows: "Sequence[tuple[Score | MeanAccuracy, *tuple[str, ...]]]") -> "Table":
+    """Return a table of scores and their cells; it fits 80 columns."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("")
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    above = None
+    for score, *cells in rows:
+        heading = _heading(score)
+        if heading != above:
+            above = heading
+            name, size = heading
+            table.add_row(name, *[""] * (len(columns) - 1), size, style="bold")
+        table.add_row(f"  {_metric_cell(score)}", *cells)
+    return table
+
+
+def _heading(score: "Score | MeanAccuracy") -> tuple[str, str]:
+    """Return what stands above a score, and over how much it is."""
+    from lab.evaluation import MeanAccuracy
+
+    if isinstance(score, MeanAccuracy):
+        return "mean", f"{len(score.scores)} tasks"
+    return score.task, f"{len(score.documents):,} documents"
+
+
+def _metric_cell(score: "Score | MeanAccuracy") -> str:
+    """Return the metric with its filter and its direction."""
+    from lab.evaluation import MeanAccuracy
+
+    if isinstance(score, MeanAccuracy):
+        return f"{score.metric} ↑"
+    arrow = {True: " ↑", False: " ↓", None: ""}[score.higher_is_better]
+    answer_filter = "" if score.filter == "none" else f" ({score.filter})"
+    return f"{score.metric}{answer_filter}{arrow}"
+
+
+def _mean_sentences(means: "Sequence[MeanAccuracy]") -> list[str]:
+    """Return what the mean accuracies are of."""
+    if not means:
+        return []
+    sentences = ["Every task counts the same in the mean, whose error takes tasks as independent."]
+    mean = means[-1]
+    if len(set(mean.tasks.values())) > 1:
+        plain = [task for task, metric in mean.tasks.items() if metric == "acc"]
+        sentences.append(f"{mean.metric}: acc_norm of a task that has it, and acc of {', '.join(plain)}.")
+    if mean.left_out:
+        verbs = ("has", "is") if len(mean.left_out) == 1 else ("have", "are")
+        sentences.append(f"{', '.join(mean.left_out)} {verbs[0]} neither acc nor acc_norm and {verbs[1]} left out.")
+    return sentences
+
+
+def _value_cell(value: float, error: float | None, sign: str = "") -> str:
+    """Return a value and its standard error with the digits that their size leaves room for."""
+    size = max(abs(value), error or 0)
+    if size < 100_000:
+        digits = error_digits = ".4f" if size < 10 else ".2f" if size < 1000 else ",.0f"
+    else:
+        digits, error_digits = ".2e", ".0e"
+    return f"{value:{sign}{digits}}" + (f" ± {error:{error_digits}}" if error is not None else "")

@@ -1,0 +1,42 @@
+"""``python -m lab report RUN_DIRECTORY``."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from revformers.errors import UserError
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Write one HTML page, plots inlined, on a run directory: its training run, and what was measured of it."""
+
+    run: tyro.conf.Positional[Path]
+    """Directory that `revformers pretrain`, `python -m lab compare` or `revformers finetune` wrote. Of a fine-tuning run
+    the page shows lora-step.json of lab/studies/lora_step.py and evaluation.json of `python -m lab evaluate` as well, where
+    they are there."""
+
+    out: Path = Path("report.html")
+    """The page."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Write the page and return 0.
+
+    Raises:
+        FileNotFoundError: where the directory holds nothing to report.
+        UserError: where one of its files cannot be read.
+
+    """
+    options = tyro.cli(ReportOptions, prog="python -m lab report", args=list(arguments), use_underscores=True)
+    # imported here, so that the help does not wait for its libraries
+    from lab.bench.report import write_report
+
+    try:
+        write_report(options.run, options.out, ["report", *arguments])
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    print(f"Written to {options.out}.")
+    return 0

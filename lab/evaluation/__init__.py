@@ -1,0 +1,8 @@
+"""Standard tasks of EleutherAI's lm-evaluation-harness, and two models on the same documents side by side."""
+
+from lab.evaluation.comparison import Comparison, Difference, MeanDifference, compare
+from lab.evaluation.harness import evaluate
+from lab.evaluation.mean_accuracy import MeanAccuracy
+from lab.evaluation.scores import Evaluation, Score
+
+__all__ = ["Comparison", "Difference", "Evaluation", "MeanAccuracy", "MeanDifference", "Score", "compare", "evaluate"]

@@ -1,0 +1,152 @@
+"""What an evaluation found: a score for each task, metric and filter, with the terms of its documents."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from lab.evaluation import jackknife
+from lab.evaluation.mean_accuracy import MeanAccuracy, mean_accuracies
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric of one task, or of a group of tasks."""
+
+    task: str
+    metric: str
+    filter: str
+    """What of the answer was scored, such as strict-match; "none" where a task knows no such choice."""
+
+    value: float
+    """The harness's value."""
+
+    higher_is_better: bool | None
+    documents: tuple[str, ...] = field(repr=False)
+    """A hash of each document that was scored, in the order of the terms."""
+
+    aggregation: str | None = field(repr=False)
+    """A name of `jackknife.TRANSFORMS`, or None for a value that is no such function of its documents' terms."""
+
+    terms: np.ndarray = field(repr=False, compare=False)
+    """float64[documents, 2], see `lab.evaluation.jackknife`; empty where `aggregation` is None."""
+
+    @cached_property
+    def without_each(self) -> np.ndarray | None:
+        """float64[documents], the value without each; None where there is no aggregation or only one document."""
+        if self.aggregation is None or len(self.terms) < 2:
+            return None
+        return jackknife.values_without_each(self.terms, self.aggregation)
+
+    @property
+    def standard_error(self) -> float | None:
+        """The jackknife's standard error, or None where `without_each` is."""
+        return None if self.without_each is None else jackknife.standard_error(self.without_each)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the score in types that JSON keeps, with the number of its documents in place of their terms."""
+        names = ("task", "metric", "filter", "value", "standard_error", "higher_is_better")
+        return {name: getattr(self, name) for name in names} | {"documents": len(self.documents)}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The scores of one model."""
+
+    scores: tuple[Score, ...]
+    requests: Mapping[str, int]
+    """How many continuations or answers each task asked for."""
+
+    truncated: Mapping[str, int]
+    """How many of them lost the beginning of their context, which was longer than the model reads."""
+
+    few_shot: Mapping[str, int]
+    """Solved examples before each question, by task."""
+
+    versions: Mapping[str, Any]
+    """The version of each task's definition."""
+
+    groups: Mapping[str, Sequence[str]]
+    """The tasks and groups right below each group."""
+
+    first_token: int
+    """The token that stands before text without a context, such as a document of word perplexity."""
+
+    @property
+    def means(self) -> tuple[MeanAccuracy, ...]:
+        """The mean accuracies over the tasks, see `lab.evaluation.mean_accuracy`; none of fewer than two."""
+        return mean_accuracies(self.scores, self.groups)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the evaluation in types that JSON keeps."""
+        names = ("requests", "truncated", "few_shot", "versions")
+        return {
+            "scores": [score.to_dict() for score in self.scores],
+            "means": [mean.to_dict() for mean in self.means],
+            **{name: dict(getattr(self, name)) for name in names},
+            "first_token": self.first_token,
+        }
+
+
+def read_scores(output: Mapping[str, Any], aggregations: Mapping[str, Mapping[str, str]]) -> tuple[Score, ...]:
+    """Return the scores in the harness's `output`.
+
+    A group of tasks has the documents of all its tasks, which is what the harness's mean over a group by size amounts
+    to; a group that is put together in another way gets no aggregation, and so no standard error.
+
+    Args:
+        output: what `lm_eval.evaluator.evaluate` returns, with samples.
+        aggregations: for each task the name of every metric's aggregation.
+
+    """
+    scores = []
+    for name, values in output["results"].items():
+        tasks = _tasks_of(name, output)
+        for key, value in values.items():
+            metric, comma, answer_filter = key.partition(",")
+            if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
+                continue
+            samples = [sample for task in tasks for sample in _samples(output, task, metric, answer_filter)]
+            aggregation, terms = _explain(value, [sample[metric] for sample in samples], metric, tasks, aggregations)
+            better = {output["higher_is_better"].get(task, {}).get(metric) for task in tasks}
+            scores.append(
+                Score(
+                    task=name,
+                    metric=metric,
+                    filter=answer_filter,
+                    value=float(value),
+                    higher_is_better=better.pop() if len(better) == 1 else None,
+                    documents=tuple(sample["doc_hash"] for sample in samples),
+                    aggregation=aggregation,
+                    terms=terms,
+                )
+            )
+    return tuple(scores)
+
+
+def _tasks_of(name: str, output: Mapping[str, Any]) -> list[str]:
+    """Return the tasks below a group, or the task `name` itself."""
+    if name in output["samples"]:
+        return [name]
+    return [task for child in output["group_subtasks"].get(name, []) for task in _tasks_of(child, output)]
+
+
+def _samples(output: Mapping[str, Any], task: str, metric: str, answer_filter: str) -> list[Mapping[str, Any]]:
+    return [sample for sample in output["samples"][task] if sample["filter"] == answer_filter and metric in sample]
+
+
+def _explain(
+    value: float, items: list[Any], metric: str, tasks: list[str], aggregations: Mapping[str, Mapping[str, str]]
+) -> tuple[str | None, np.ndarray]:
+    """Return the aggregation and the terms that give `value`, or None and no terms where none does."""
+    names = {aggregations[task].get(metric) for task in tasks}
+    nothing = None, np.empty((0, 2))
+    name = names.pop() if len(names) == 1 else None
+    if name not in jackknife.TRANSFORMS:
+        return nothing
+    weighted = [item if isinstance(item, tuple | list) else (item, 1) for item in items]
+    terms = np.array(weighted, dtype=np.float64)
+    explained = bool(np.isclose(jackknife.value(terms, name), value, rtol=1e-9, atol=0))
+    return (name, terms) if explained else nothing

@@ -1,0 +1,88 @@
+"""``python -m lab.fuzz``: run random set-ups and print the ones that fail."""
+
+import collections
+import multiprocessing
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from lab.bench.environment import write_result
+from lab.fuzz.case import Case
+from lab.fuzz.run import Outcome, run_seed
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Run random set-ups, in which every policy must give the stored gradient to the bit or raise an error."""
+
+    cases: int = 200
+    """How many set-ups; a single one is shown with its outcome."""
+    seed: int = 0
+    """The first one; the others follow it."""
+    workers: int = 1
+    """How many processes run them."""
+    out: Path | None = None
+    """A file for the counts, in JSON."""
+
+
+def _outcomes(seeds: range, workers: int) -> Iterator[tuple[Case, Outcome]]:
+    if workers < 2:
+        yield from map(run_seed, seeds)
+        return
+    # Forked processes would inherit the state of PyTorch's threads.
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(run_seed, seeds, chunksize=10)
+
+
+MEANINGS = {
+    "exact": "every gradient is the stored one to the bit",
+    "refused": "something had changed before the backward pass, and an error says so",
+    "out of range": "states that fixed point cannot hold, an error with stored activations too",
+    "impossible": "no such model, or the ordinary one ends in the same error",
+    "FAILED": "another gradient without an error, an error without a cause, or a crash",
+}
+
+
+def main(arguments: Arguments) -> int:
+    """Return 1 where a set-up failed, and 0 otherwise."""
+    if arguments.cases < 1 or arguments.workers < 1:
+        raise SystemExit("There is nothing to run: --cases and --workers are at least 1.")
+    kinds: collections.Counter[str] = collections.Counter()
+    compared, distances, failures, start = 0, [], [], time.monotonic()
+    seeds = range(arguments.seed, arguments.seed + arguments.cases)
+    outcomes = _outcomes(seeds, arguments.workers)
+    progress = Console(stderr=True)
+    for case, outcome in track(outcomes, "set-ups", len(seeds), console=progress, disable=not progress.is_terminal):
+        kinds[outcome.kind] += 1
+        compared += outcome.compared
+        distances += [] if outcome.distance is None else [outcome.distance]
+        if outcome.kind == "FAILED":
+            failures.append({"case": asdict(case), "note": outcome.note})
+        if outcome.kind == "FAILED" or arguments.cases == 1:
+            print(f"{outcome.kind}: {case}{outcome.note and ': '}{outcome.note}", flush=True)
+    table = Table(title=f"{arguments.cases} set-ups from seed {arguments.seed} in {time.monotonic() - start:.0f} s")
+    table.add_column("set-ups", justify="right")
+    table.add_column("outcome")
+    table.add_column("what it means")
+    for kind, meaning in MEANINGS.items():
+        table.add_row(f"{kinds[kind]:,}", kind, meaning)
+    console = Console()
+    console.print(table)
+    console.print(f"{compared:,} gradients are equal to the bit; {len(distances):,} set-ups agree with the recurrence.")
+    if arguments.out is not None:
+        result = {"set_ups": dict(kinds), "gradients_compared": compared, "failures": failures}
+        far = {"compared_with_the_recurrence": len(distances), "farthest": max(distances, default=None)}
+        write_result(arguments.out, result | far, sys.argv[1:], "python -m lab.fuzz")
+    return int(bool(failures))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(tyro.cli(Arguments, prog="python -m lab.fuzz")))

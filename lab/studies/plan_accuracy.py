@@ -1,0 +1,158 @@
+"""How far the planner is off: planned against measured peaks and largest batches, on small networks of four families.
+
+    python -m lab.studies.plan_accuracy --output RESULT.json
+
+Peaks are measured on the CPU by the allocator's own events (`lab.bench.meter`), in fresh processes. They and
+the plan leave out weights, gradients, optimizer states and the batch. A budget is a third of what storing is planned to
+take. The largest batch is searched for in a memory that holds what `BATCH` sequences were planned to take and half a
+sequence more.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import AutoConfig
+
+from lab.bench.environment import write_result
+from lab.bench.memory import PeakMemory, Task
+from lab.bench.process import measure_side_by_side
+from lab.bench.workload import PLAIN_CHECKPOINT, PLAIN_STORE, Arm, Precision, Workload, llama_config
+from revformers.dynamics import BlendedMidpoint, Midpoint
+from revformers.planning.methods import CHECKPOINT, STORE, Method, budgeted, rebuild
+from revformers.planning.search import largest_within
+from revformers.planning.step import Head, step_memory
+from revformers.planning.step import Workload as Planned
+
+WIDTH, VOCABULARY = 128, 256
+SHAPES = ((4, 128), (1, 384))
+"""Sequences and their tokens."""
+
+BATCH, BATCH_TOKENS = 40, 32
+"""Sequences, and their tokens, that the memory for the largest batch is chosen for."""
+
+AROUND = (-1, 0, 1)
+"""How far from the planned largest batch the measured one is looked for; of one beyond them the largest is written."""
+
+HEAD: Head = "chunked"
+"""The default, in the plan as in every command."""
+
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
+
+ARMS: list[tuple[Method, Arm]] = [
+    (STORE, Arm(PLAIN_STORE)),
+    (CHECKPOINT, Arm(PLAIN_CHECKPOINT)),
+    (rebuild(0), Arm("rebuild", Midpoint().to_dict())),
+    (rebuild(2), Arm("rebuild", BlendedMidpoint("1/4").to_dict())),
+]
+
+
+def models() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the name and the configuration of every network."""
+    for layers in (6, 16):
+        yield f"Llama, {layers} layers", llama_config(layers, WIDTH, VOCABULARY, 1024)
+    llama = llama_config(8, WIDTH, VOCABULARY, 1024)
+    yield (
+        "GPT-2, 8 layers",
+        {
+            "model_type": "gpt2",
+            "n_layer": 8,
+            "n_embd": WIDTH,
+            "n_head": 2,
+            "vocab_size": VOCABULARY,
+            "bos_token_id": None,
+            "eos_token_id": None,
+            **dict.fromkeys(("resid_pdrop", "attn_pdrop", "embd_pdrop"), 0.0),
+        },
+    )
+    grouped = {"num_key_value_heads": 1, "head_dim": 64}
+    yield "Qwen3, 8 layers", llama | grouped | {"model_type": "qwen3"}
+    yield "Gemma 2, 8 layers", llama | grouped | {"model_type": "gemma2", "sliding_window": 64}
+
+
+@dataclass(frozen=True)
+class Study:
+    """The figures of one network: what the planner says, and the tasks that measure it, in the same order."""
+
+    rows: list[dict[str, Any]]
+    batches: list[dict[str, Any]]
+    tasks: list[Task]
+
+    def add(self, name: str, planned: Planned, method: Method, measured: Workload, arm: Arm) -> None:
+        """Add a point: its plan, and the task that measures it."""
+        batch, tokens = measured.batch_size, measured.sequence_length
+        peak = step_memory(planned, method, batch, tokens).device.total
+        point = {"batch": batch, "tokens": tokens, "planned": peak}
+        self.rows.append({"model": name, "precision": measured.precision, "arm": method.title, **point})
+        self.tasks.append((measured, arm))
+
+    def add_measured(self, measured: Sequence[PeakMemory]) -> None:
+        """Add what was measured to the rows."""
+        peaks = iter(one.peak for one in measured)
+        for row in self.rows:
+            row["measured"] = next(peaks)
+        for row in self.batches:
+            fitting = [row["planned"] + more for more in AROUND if next(peaks) <= row["memory"]]
+            row["measured"] = max(fitting, default=None)
+
+
+def study(name: str, config: dict[str, Any]) -> Study:
+    """Return what is planned for a network, every precision, arm and shape, and its largest batches."""
+    result = Study([], [], [])
+    for precision in PRECISIONS:
+        workload = planned_workload(config, precision)
+        for method, arm in ARMS:
+            for batch, tokens in SHAPES:
+                result.add(name, workload, method, Workload(config, batch, tokens, precision, head=HEAD), arm)
+        for batch, tokens in SHAPES:
+            budget = step_memory(workload, STORE, batch, tokens).device.total // 3
+            arm = Arm("budget", Midpoint().to_dict(), budget)
+            measured = Workload(config, batch, tokens, precision, head=HEAD)
+            result.add(name, workload, budgeted(budget, workload.layers), measured, arm)
+    workload = planned_workload(config, "float32")
+    for method, arm in ARMS:
+
+        def cost(batch: int, method: Method = method) -> int:
+            return step_memory(workload, method, batch, BATCH_TOKENS).device.total
+
+        room = (cost(BATCH) + cost(BATCH + 1)) // 2
+        largest = largest_within(cost, room)
+        point = {"tokens": BATCH_TOKENS, "memory": room, "planned": largest}
+        result.batches.append({"model": name, "arm": method.title, **point})
+        result.tasks.extend((Workload(config, largest + more, BATCH_TOKENS, head=HEAD), arm) for more in AROUND)
+    return result
+
+
+def planned_workload(config: dict[str, Any], precision: Precision) -> Planned:
+    """Return what the planner is told."""
+    return Planned(AutoConfig.for_model(**config), dtype=getattr(torch, precision), head=HEAD)
+
+
+def main() -> None:
+    """Measure every point, print how far the plan is off, and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--processes", type=int, default=1, help="networks measured at once")
+    options = parser.parse_args()
+    studies = [study(name, config) for name, config in models()]
+    measured = measure_side_by_side([one.tasks for one in studies], options.processes)
+    for one, peaks in zip(studies, measured, strict=True):
+        one.add_measured(peaks)
+        errors = [row["planned"] / row["measured"] - 1 for row in one.rows]
+        Console().print(f"{one.rows[0]['model']}: {min(errors):+.2%} to {max(errors):+.2%}", highlight=False)
+    rows, batches = ([row for one in studies for row in getattr(one, name)] for name in ("rows", "batches"))
+    write_result(
+        options.output,
+        {"width": WIDTH, "vocabulary": VOCABULARY, "rows": rows, "largest_batches": batches},
+        sys.argv[1:],
+        program="python -m lab.studies.plan_accuracy",
+    )
+
+
+if __name__ == "__main__":
+    main()

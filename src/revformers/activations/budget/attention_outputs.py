@@ -1,0 +1,175 @@
+"""Keeping what the attention kernels of a field returned, so that its second evaluation need not run them.
+
+This is selective checkpointing. PyTorch's own, `create_selective_checkpoint_contexts`, wants both evaluations to run
+the same list of kernels, down to the casts of weights that autocast leaves out where it has done them before. Here only
+the attention kernels have to agree.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+
+from revformers.engine.field import Field
+from revformers.errors import RebuildMismatchError
+
+KERNELS = {
+    "aten::_scaled_dot_product_flash_attention",
+    "aten::_scaled_dot_product_flash_attention_for_cpu",
+    "aten::_scaled_dot_product_efficient_attention",
+    "aten::_scaled_dot_product_cudnn_attention",
+    "aten::_scaled_dot_product_fused_attention_overrideable",
+    "flex_attention",
+}
+"""The fused kernels. Eager attention has none: it is matrix products and a softmax, whose results are quadratic."""
+
+
+class OtherKernelsError(Exception):
+    """A second evaluation that runs other attention kernels than the first; says so, after the name of the step."""
+
+
+class AttentionKeeper:
+    """A field that keeps the outputs of its attention kernels from its first evaluation for its second.
+
+    One object lives for one step of one forward pass. After the second evaluation nothing is kept, so that a third one,
+    of a retained graph, runs the kernels again. Counts what its first evaluation computed.
+
+    Args:
+        field: what is evaluated.
+        name: what messages call the step.
+
+    Attributes:
+        kept_bytes: what the kept outputs take.
+        operations: floating-point operations of all matrix products and attention, as PyTorch counts them; causal
+            masks are not subtracted.
+        attention_operations: those of the kept kernels.
+
+    """
+
+    def __init__(self, field: Field, name: str) -> None:
+        self.kept_bytes = 0
+        self.operations = 0
+        self.attention_operations = 0
+        self.__wrapped__ = field  # by this name messages find the weights of the field (`Situation`)
+        self._name = name[0].upper() + name[1:]
+        self._first = True
+        self._outputs: deque[_KernelOutput] = deque()
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Evaluate the field.
+
+        Raises:
+            OtherKernelsError: where the second evaluation runs other attention kernels than the first.
+            RebuildMismatchError: where the output of a kernel was written to.
+
+        """
+        if self._first:
+            self._first = False
+            with _EveryKernel(self._observe):
+                update = self.__wrapped__(hidden)
+            for output in self._outputs:
+                output.detach()
+            return update
+        if not self._outputs:
+            return self.__wrapped__(hidden)
+        # What an interrupted evaluation leaves unused is no use to the next one.
+        self._outputs, outputs = deque(), self._outputs
+
+        def run(kernel: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+            if not _is_kept(kernel, arguments, keywords):
+                return kernel(*arguments, **keywords)
+            if not outputs:
+                raise OtherKernelsError("ran more attention kernels in the backward pass than in the forward pass")
+            output = outputs.popleft()
+            return output.value_of(kernel.name(), self._name)
+
+        with _EveryKernel(run):
+            return self.__wrapped__(hidden)
+
+    def forget(self) -> None:
+        """Let go of what was kept."""
+        self._outputs.clear()
+
+    def _observe(self, kernel: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        output = kernel(*arguments, **keywords)
+        operations = _operations(kernel, arguments, keywords, output)
+        self.operations += operations
+        if _is_kept(kernel, arguments, keywords):
+            self.attention_operations += operations
+            self.kept_bytes += sum(value.untyped_storage().nbytes() for value in output if isinstance(value, Tensor))
+            self._outputs.append(_KernelOutput(kernel.name(), output))
+        return output
+
+
+class _KernelOutput:
+    """What a kernel returned, a tuple whose tensors must not be written to afterwards.
+
+    What the kernel is given in the second evaluation is what autograd saves of it, which the tape compares.
+    """
+
+    def __init__(self, kernel: str, values: tuple[Any, ...]) -> None:
+        self._kernel = kernel
+        self._values = values
+        self._versions = [value._version for value in values if isinstance(value, Tensor)]
+
+    def detach(self) -> None:
+        """Let go of the graph that autograd has made of the tensors meanwhile."""
+        self._values = tuple(_detached(value) for value in self._values)
+
+    def value_of(self, kernel: str, name: str) -> tuple[Any, ...]:
+        """Return the values for another call of the kernel, for autograd to make a graph of."""
+        if kernel != self._kernel:
+            raise OtherKernelsError(f"ran {kernel} where the forward pass ran {self._kernel}")
+        if [value._version for value in self._values if isinstance(value, Tensor)] != self._versions:
+            raise RebuildMismatchError(
+                f"{name} writes into the output of {kernel}, which can therefore not be kept; train with "
+                f'activations="rebuild" or "checkpoint" in the place of a budget.'
+            )
+        return tuple(_detached(value) for value in self._values)
+
+
+class _EveryKernel(TorchDispatchMode):
+    """Has `run` called in the place of every kernel, with the kernel and its arguments."""
+
+    supports_higher_order_operators = True
+    """Compiled layers have some: attention by flex_attention, and kernels that draw random numbers."""
+
+    def __init__(self, run: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]) -> None:
+        super().__init__()
+        self._run = run
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Say that compiled layers stay compiled; otherwise PyTorch would run them eagerly, with other rounding."""
+        return True
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return self._run(func, args, kwargs or {})
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def _is_kept(kernel: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> bool:
+    # A kernel that draws random numbers has to run again: what follows it draws from where it left off.
+    return kernel.name() in KERNELS and not _dropout(kernel, arguments, keywords)
+
+
+def _operations(kernel: Any, arguments: Any, keywords: Any, output: Any) -> int:
+    if kernel.name() == "aten::_scaled_dot_product_flash_attention_for_cpu":
+        return sdpa_flop_count(*(argument.shape for argument in arguments[:3]))
+    count = flop_registry.get(getattr(kernel, "overloadpacket", kernel))
+    return int(count(*arguments, **keywords, out_val=output)) if count else 0
+
+
+def _dropout(kernel: Any, arguments: Any, keywords: Any) -> float:
+    """Return the probability of dropout that a kernel was called with."""
+    schema = getattr(kernel, "_schema", None)
+    values = dict(zip((argument.name for argument in schema.arguments), arguments, strict=False)) if schema else {}
+    return float((values | keywords).get("dropout_p", 0.0))

@@ -1,0 +1,166 @@
+"""Loading adapters that were trained on a reversible network, on that network."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import transformers
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import nn
+
+from revformers.checkpoints.adapter_base import (
+    ADAPTER_CONFIG,
+    DESCRIPTION,
+    PREDICTORS,
+    AdapterBase,
+    base_differences,
+    find_description,
+    find_file,
+    is_saved_reversible,
+    read_description,
+)
+from revformers.checkpoints.gguf_file import find_gguf, is_gguf, load_gguf_model
+from revformers.checkpoints.load import find_model, hub_keywords
+from revformers.checkpoints.model_class import reversible_class
+from revformers.errors import ModelFilesError
+from revformers.models.attach import add_update_predictors
+from revformers.models.discovery import unwrap
+from revformers.models.hint import without_hint
+from revformers.models.identity import read_identity
+from revformers.models.reversible import make_residual, make_reversible
+from revformers.models.state import reversible_stack
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+@without_hint()
+def apply_conversion(model: nn.Module, directory: Path) -> None:
+    """Make the model that `save_conversion` was told about reversible again, in place, as it was to the bit.
+
+    Raises:
+        ModelFilesError: where the files of the conversion are missing, damaged or of another version.
+
+    """
+    description = read_description(directory / DESCRIPTION)
+    identity = read_identity(description, directory / DESCRIPTION)
+    make_reversible(model, identity.dynamics, identity.activations)
+    if identity.predictor_form is None:
+        return
+    if not (directory / PREDICTORS).is_file():
+        raise ModelFilesError(f"{directory} has no {PREDICTORS}; save the adapter again from the model it belongs to.")
+    weights = load_file(directory / PREDICTORS)
+    for layer, predictor in enumerate(add_update_predictors(model, identity.predictor_form)):
+        predictor.load_state_dict({name: weights[f"{layer}.{name}"] for name in predictor.state_dict()})
+
+
+def load_adapter(
+    directory: str | os.PathLike, model: nn.Module | None = None, *, trainable: bool = False, **keywords: Any
+) -> Any:
+    """Load an adapter that was trained on a reversible model, on that model.
+
+    Args:
+        directory: an adapter's directory or hub id: what `save_pretrained` of a PEFT model around a reversible one, a
+            trainer or `revformers finetune` wrote.
+        model: the base, ordinary or reversible; an ordinary one is made reversible in place. Left out, it is loaded
+            from where it was when the adapter was trained.
+        trainable: whether the adapter is to be trained further.
+        keywords: where the adapter is found (revision, subfolder, token, ...), and what `from_pretrained` of
+            transformers takes for the base, instead of what it was trained with (dtype, device_map, ...).
+
+    Returns:
+        A `peft.PeftModel`.
+
+    Raises:
+        FileNotFoundError: where there is no adapter, or a local base is no longer where it was.
+        ModelFilesError: where files are missing, damaged or of another version.
+        ValueError: where `model` is another network than the adapter was trained on (an ordinary one stays ordinary),
+            or the adapter is that of an ordinary network.
+
+    """
+    from peft import PeftModel
+
+    if find_file(directory, ADAPTER_CONFIG, keywords) is None:
+        place = (
+            f"{directory} holds" if Path(directory).is_dir() else f"There is no directory {directory}, and the hub has"
+        )
+        raise FileNotFoundError(
+            f"{place} no adapter ({ADAPTER_CONFIG}); load a whole model with revformers.from_pretrained."
+        )
+    file = find_description(directory, keywords)
+    if file is None:
+        raise ValueError(
+            f"{directory} holds an adapter of an ordinary model; load it with peft.PeftModel.from_pretrained."
+        )
+    base = AdapterBase.read(file)
+    if model is None:
+        model = _load_base(directory, base, keywords)
+        _resize_embeddings(model, find_file(directory, WEIGHTS, keywords))
+        # What was made of a saved reversible model in memory is described here too.
+        known = not base_differences(model, base)
+    else:
+        known = reversible_stack(model) is not None
+    was_ordinary = reversible_stack(model) is None
+    try:
+        if not known:
+            if base.identity.predictor_form is not None:
+                find_file(directory, PREDICTORS, keywords)  # which downloads the file beside the description
+            apply_conversion(model, file.parent)
+        return PeftModel.from_pretrained(model, directory, is_trainable=trainable, **hub_keywords(keywords))
+    except Exception as error:
+        if was_ordinary:
+            make_residual(model)
+        if "size mismatch" not in str(error):
+            raise
+        raise ValueError(
+            f"The adapter {directory} does not fit this {type(unwrap(model)).__name__}, whose weights have other sizes "
+            f"than those of the base that it was trained on, {base.name or 'a model that was never saved'}."
+        ) from error
+
+
+def _load_base(adapter: str | os.PathLike, base: AdapterBase, keywords: Mapping[str, Any]) -> Any:
+    if base.name is None:
+        raise FileNotFoundError(
+            f"The base of {adapter} was never saved, so it cannot be loaded; pass it as revformers.load_adapter"
+            f"({str(adapter)!r}, model)."
+        )
+    try:
+        name = str(find_gguf(base.name)) if is_gguf(base.name) else find_model(base.name)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"The base of {adapter} is no longer in {base.name}; pass it as revformers.load_adapter"
+            f"({str(adapter)!r}, model)."
+        ) from error
+    kind = getattr(transformers, base.architecture, None)
+    if kind is None:
+        raise ValueError(
+            f"The base of {adapter} is of the class {base.architecture!r}, which is none of transformers'; load it "
+            f"and pass it as revformers.load_adapter({str(adapter)!r}, model)."
+        )
+    # The adapter's own place on the hub is not that of its base.
+    given = {key: value for key, value in keywords.items() if key not in ("revision", "subfolder")}
+    trained = {
+        "revision": base.revision,
+        "dtype": base.dtype,
+        "quantization_config": base.quantization,
+    }
+    options = {key: value for key, value in trained.items() if value} | given
+    if is_gguf(name):
+        return load_gguf_model(name, kind, **options)[0]
+    kind = reversible_class(kind) if is_saved_reversible(name, options) else kind
+    return kind.from_pretrained(name, **options)
+
+
+def _resize_embeddings(model: Any, weights: str | None) -> None:
+    """Give the vocabulary of a base that was just loaded the size of the embeddings that its adapter brings, if any."""
+    if weights is None:
+        return
+    embeddings = model.get_input_embeddings()
+    (place,) = (name for name, module in model.named_modules() if module is embeddings)
+    with safe_open(weights, framework="pt") as file:
+        for key in (f"base_model.model.{place}.weight", f"base_model.model.{place}.base_layer.weight"):
+            if key in file.keys():  # noqa: SIM118
+                size = file.get_slice(key).get_shape()[0]
+                if size != embeddings.weight.shape[0]:
+                    model.resize_token_embeddings(size, mean_resizing=False)

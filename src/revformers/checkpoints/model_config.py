@@ -1,0 +1,188 @@
+"""The configuration of a reversible model: the family's own, which also says that the model is reversible, and how.
+
+For every configuration class of transformers there is one subclass here, made when it is first needed. It has the same
+name and model type, because trainers, adapters and tokenizers look models up by these. What it writes to a file is
+marked: with a model type that transformers does not know until revformers is imported, and with the name of a file of
+weights that cannot exist. The auto classes stop at the first, the model's own class (which only warns about a foreign
+model type) at the second. Both print how to load the model.
+"""
+
+import copy
+import functools
+import json
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from revformers.checkpoints.load import hub_keywords
+from revformers.errors import ModelFilesError
+from revformers.models.identity import Identity
+
+MODEL_TYPE = "reversible (pip install revformers, then import revformers)"
+WEIGHTS_NOTE = "this is a reversible model: pip install revformers, then revformers.from_pretrained"
+KEY = "revformers"
+PREFIX = "Reversible"
+"""Stands before the class name in `architectures`: loaders that look for a class of that name in transformers find
+none, and take the auto class (TRL)."""
+
+
+class ReversibleConfig(PreTrainedConfig):
+    """The methods that the configuration of a reversible model does not share with its family.
+
+    Attributes:
+        auto_map: empty, as no code in the model's folder is needed; TRL reads it.
+
+    """
+
+    model_type = MODEL_TYPE
+    auto_map: ClassVar[dict[str, str]] = {}
+    _ordinary: ClassVar[Any] = None
+
+    @classmethod
+    def from_pretrained(cls, path: Any, *arguments: Any, **keywords: Any) -> Any:
+        """Read a config.json; that of an ordinary model is one of the ordinary class, as PEFT compares the two."""
+        if cls._ordinary is not None and KEY not in super().get_config_dict(path, **keywords)[0]:
+            return cls._ordinary.from_pretrained(path, *arguments, **keywords)
+        return super().from_pretrained(path, *arguments, **keywords)
+
+    @classmethod
+    def get_config_dict(cls, *arguments: Any, **keywords: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read a config.json; of a reversible model, under the model type of its family."""
+        values, others = super().get_config_dict(*arguments, **keywords)
+        if cls._ordinary is not None and KEY in values:
+            values = values | {"model_type": values[KEY].get("ordinary_model_type")}
+        return values, others
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], **keywords: Any) -> Any:
+        """Return the configuration that a config.json describes, of the class of its family.
+
+        Raises:
+            ModelFilesError: for a description that this version cannot read.
+            ValueError: for the configuration of an ordinary model.
+
+        """
+        if KEY not in values:
+            raise ValueError(
+                "This is the config.json of an ordinary model; load it with transformers and call "
+                "revformers.make_reversible(model, dynamics)."
+            )
+        values = {name: value for name, value in values.items() if name != "transformers_weights"}
+        description = values.pop(KEY)
+        try:
+            identity = Identity.from_dict(description)
+            values["model_type"] = description["ordinary_model_type"]
+            if values["model_type"] not in CONFIG_MAPPING:
+                raise ValueError(
+                    f"transformers knows no model of the type {values['model_type']!r} until transformers.AutoConfig."
+                    f"register({values['model_type']!r}, YourConfig) is called"
+                )
+            kind = reversible_config_class(CONFIG_MAPPING[values["model_type"]])
+            made = super(ReversibleConfig, kind).from_dict(values, **keywords)
+        except (AttributeError, KeyError, TypeError, ValueError, StrictDataclassError) as error:
+            raise ModelFilesError(
+                f"The config.json of {keywords.get('name_or_path') or values.get('_name_or_path') or 'the model'} "
+                f"describes no reversible model that this version of revformers or transformers can read "
+                f"({type(error).__name__}: {error}); update both, or save the model again."
+            ) from error
+        config = made[0] if isinstance(made, tuple) else made
+        config._identity = identity
+        return made
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the family's own fields; other libraries read their model type from here."""
+        values: dict[str, Any] = super().to_dict()
+        values.pop("_identity", None)
+        return values
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """Return what is written to config.json, marked as the configuration of a reversible model."""
+        text: str = super().to_json_string(use_diff)
+        identity = identity_of(self)
+        if identity is None:
+            return text
+        values = json.loads(text)
+        if values.get("architectures"):
+            values["architectures"] = [PREFIX + name.removeprefix(PREFIX) for name in values["architectures"]]
+        # Not "model_type": transformers takes any nested dictionary with a known one for the config itself.
+        description = identity.to_dict() | {"ordinary_model_type": values["model_type"]}
+        values |= {"model_type": MODEL_TYPE, "transformers_weights": WEIGHTS_NOTE, KEY: description}
+        return json.dumps(values, indent=2, sort_keys=True) + "\n"
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle and copy an instance by its ordinary class, as the subclass stands in no module."""
+        _, _, *state = super().__reduce_ex__(protocol)
+        return (_new_config, (self._ordinary,), *state)
+
+
+def reversible_config_class(ordinary: Any) -> Any:
+    """Return the class of reversible models' configurations for a configuration class of transformers."""
+    if issubclass(ordinary, ReversibleConfig):
+        return ordinary
+    return _make_class(ordinary)
+
+
+@functools.cache
+def _make_class(ordinary: Any) -> Any:
+    # transformers makes every subclass a dataclass, which would replace an __init__ that a family wrote itself.
+    # The module stays ours: for a class of its own modules transformers registers no models (5.17).
+    namespace = {"__qualname__": ordinary.__qualname__, "__doc__": ordinary.__doc__, "__module__": __name__}
+    namespace |= {"__init__": ordinary.__init__, "model_type": ordinary.model_type, "_ordinary": ordinary}
+    namespace |= {"_auto_class": None}  # or transformers saves this module as the code of a remote one
+    return type(ordinary.__name__, (ReversibleConfig, ordinary), namespace)
+
+
+def identity_of(config: Any) -> Identity | None:
+    """Return what makes the model of a configuration reversible; None for that of an ordinary model."""
+    identity = vars(config).get("_identity")
+    return identity if isinstance(identity, Identity) else None
+
+
+def mark_config(config: PreTrainedConfig, identity: Identity) -> None:
+    """Let a configuration say that its model is reversible, in place."""
+    config.__class__ = reversible_config_class(type(config))
+    config._identity = identity
+
+
+def unmark_config(config: PreTrainedConfig) -> None:
+    """Make the configuration of a reversible model that of an ordinary one, in place."""
+    if isinstance(config, ReversibleConfig) and config._ordinary is not None:
+        config.__dict__.pop("_identity", None)
+        config.__class__ = config._ordinary
+
+
+def with_identity(config: PreTrainedConfig, identity: Identity) -> Any:
+    """Return a copy of a configuration that describes a model of this identity."""
+    config = copy.deepcopy(config)
+    mark_config(config, identity)
+    return config
+
+
+def saved_config(path: str, keywords: Mapping[str, Any]) -> ReversibleConfig:
+    """Return what the config.json of a saved reversible model says.
+
+    Args:
+        path: a directory or a hub id.
+        keywords: those of `from_pretrained`; they say which revision and where.
+
+    Raises:
+        ModelFilesError: for a description that this version cannot read.
+        ValueError: for an ordinary model.
+
+    """
+    values, _ = PreTrainedConfig.get_config_dict(path, **hub_keywords(keywords))
+    if KEY not in values:
+        raise ValueError(
+            f"{path} holds an ordinary model; load it with transformers and call revformers.make_reversible(model, "
+            f"dynamics)."
+        )
+    config: ReversibleConfig = ReversibleConfig.from_dict(values, name_or_path=path)
+    return config
+
+
+def _new_config(ordinary: type[PreTrainedConfig]) -> Any:
+    kind = reversible_config_class(ordinary)
+    return kind.__new__(kind)

@@ -1,0 +1,1 @@
+"""Proof that a second evaluation of a layer is the first one."""

@@ -1,0 +1,116 @@
+"""Which saved tensors need not be read, as they follow from others that are.
+
+A product of real numbers is the same product wherever its factors are the same bits, and it saves its factors. So where
+autograd saves a product, it is enough that these are compared, and that it was made of them in the later evaluation as
+well. Nor is a tensor read twice that is saved twice, as the result of an attention kernel is. In a block of Llama, this
+spares what the norms scale and what the MLP multiplies. Of a SiLU this holds only where every element is computed in
+the same way. On a CPU, the last elements of what a thread computes go another way than the others, so that its bits
+depend on the number of threads.
+
+The claim ends where something writes to the result. Every write that PyTorch counts makes it a tensor that is read. A
+write through `.data` is not counted: for that, the last token of each sequence is read all the same.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from revformers.engine.saved_bytes import is_plain
+from revformers.engine.ticket import packed_by
+from revformers.engine.version import version_of
+
+_FACTORS = {"MulBackward0": ("self", "other"), "SiluBackward0": ("self",)}
+"""Operations that save all that their result follows from, and as what."""
+
+_NOT_ON_A_CPU = {"SiluBackward0"}
+"""Those of which that is true on other devices than a CPU alone."""
+
+INPUT = -1
+"""Stands for the input of the field among the numbers of saved tensors."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a saved tensor follows from others.
+
+    Attributes:
+        operation: the name of its node in the graph; "" for a tensor that is one of the others.
+        sources: the numbers of the saved tensors that it follows from.
+        place: shape and strides of the result, and shape, strides and offset of the part of it that was saved.
+
+    """
+
+    operation: str
+    sources: tuple[int, ...]
+    place: tuple[Any, ...]
+
+
+class Determined:
+    """How the tensors of one evaluation of a field follow from others; made when the evaluation begins.
+
+    Args:
+        hidden: the input of the field, which the tape proves to be right, or which is kept.
+
+    Attributes:
+        evaluation: what `Packed` objects of this evaluation name it by.
+
+    """
+
+    def __init__(self, hidden: Tensor) -> None:
+        self.evaluation = object()
+        self._input: Tensor | None = hidden  # so that no other tensor takes its memory
+        memory = hidden.untyped_storage()
+        # Modes of PyTorch may make other objects of the input.
+        self._memory = memory._cdata if memory.nbytes() == hidden.nbytes else None
+        self._version = version_of(hidden)
+        self._number = 0
+        # What was saved whole, by the output of its node.
+        self._known: dict[tuple[Any, int], int] = {}
+
+    def forget(self) -> None:
+        """Let go of the input and the graph."""
+        self._input = None
+        self._known.clear()
+
+    def recipe(self, tensor: Tensor) -> Recipe | None:
+        """Return how the next saved tensor follows from others; None for one that does not, and has to be read."""
+        number, self._number = self._number, self._number + 1
+        whole = tensor if tensor._base is None else tensor._base
+        if not is_plain(whole):
+            return None
+        place = (whole.shape, whole.stride(), tensor.shape, tensor.stride(), tensor.storage_offset(), tensor.dtype)
+        if whole.untyped_storage()._cdata == self._memory:
+            return Recipe("", (INPUT,), place) if version_of(whole) == self._version else None
+        node = whole.grad_fn
+        if node is None or version_of(whole):
+            return None
+        known = self._known.get((node, whole.output_nr))
+        if known is not None:
+            return Recipe("", (known,), place)
+        operation = type(node).__name__
+        if whole.is_complex() or (whole.device.type == "cpu" and operation in _NOT_ON_A_CPU):
+            operation = ""
+        sources = tuple(self._number_of(node, name) for name in _FACTORS.get(operation, ()))
+        if sources and None not in sources:
+            return Recipe(operation, sources, place)
+        # A view of as many elements may have some of them twice, and others not.
+        if tensor.numel() == whole.numel() and (tensor.is_contiguous() or tensor.stride() == whole.stride()):
+            self._known[node, whole.output_nr] = number
+        return None
+
+    def _number_of(self, node: Any, name: str) -> Any:
+        """Return the number of a tensor that a node saved; None where it did not, or under other hooks than ours."""
+        packed = packed_by(node, name)
+        return packed.number if packed is not None and packed.evaluation is self.evaluation else None
+
+
+def last_tokens(tensor: Tensor, recipe: Recipe) -> Tensor:
+    """Return the last row of every matrix in a tensor that was saved, a view of it without its graph.
+
+    Linear layers save what they are given as one matrix; its rows are tokens of several sequences.
+    """
+    whole, tensor = recipe.place[0], tensor.detach()
+    if tensor.is_contiguous() and tensor.numel() == whole.numel():
+        tensor = tensor.view(whole)
+    return tensor[..., -1, :] if tensor.dim() > 1 and tensor.shape[-2] else tensor

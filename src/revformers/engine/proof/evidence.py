@@ -1,0 +1,325 @@
+"""What one evaluation of a field saved for its gradient, to hold a later evaluation to it.
+
+A gradient is a function of the graph, of the tensors that autograd saved in it, and of nothing else. The graph is that
+of the forward pass in any case. So a backward pass is right to the bit where every tensor that it is handed has the
+bits of the one that was saved. Two kinds are told apart:
+
+* Leaves, which are weights in the main, are compared by their memory and their version, which PyTorch counts up
+  whenever a tensor is written to. That is what stored activations are held to as well. Where a later evaluation uses
+  another tensor in the place of a leaf, as `torch.func.functional_call` does, the bits of the two are compared.
+* Of all others one `checksum` is taken, in both evaluations, but for those that follow from others (`Determined`).
+  Small weights, from which others follow, and frozen ones that belong to no module, and may be gone by then, are among
+  them.
+
+So nothing rests on what the layer returned: errors that a zero multiplies are seen where they are saved.
+"""
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from revformers.engine.proof.checksum import FEW, checksum, checksum_of, condensed, layout_of
+from revformers.engine.proof.determined import INPUT, Determined, Recipe, last_tokens
+from revformers.engine.proof.situation import Situation
+from revformers.engine.proof.unwritten import may_be_unwritten
+from revformers.engine.saved_bytes import parts_in_memory
+from revformers.engine.ticket import Packed
+from revformers.engine.version import version_of
+
+SMALL_WEIGHT = 2**14
+"""Elements up to which a weight is compared by its bits as well: those of norms, from which others follow."""
+
+WORDS_OF_LAST_TOKENS = 2**12
+"""Words up to which the last tokens of a tensor stand for themselves in the checksum."""
+
+
+class Leaf:
+    """A leaf of autograd that an evaluation saved, or a view of one.
+
+    Attributes:
+        reference: the leaf itself, not the view of it.
+        trains: whether it requires a gradient.
+
+    """
+
+    __slots__ = ("_place", "_storages", "_version", "reference", "trains")
+
+    def __init__(self, tensor: Tensor, leaf: Tensor) -> None:
+        self.reference = weakref.ref(leaf)
+        self.trains = leaf.requires_grad
+        self._version = version_of(leaf)
+        # A weak reference, like a strong one, keeps the number of a block from being given to another.
+        self._storages = [StorageWeakRef(part.untyped_storage()) for part in parts_in_memory(leaf)]
+        self._place = _place_in_memory(tensor)
+
+    def is_unchanged(self) -> bool:
+        """Whether the leaf has its memory and was not written to since; one that is gone counts as unchanged."""
+        leaf = self.reference()
+        return leaf is None or (
+            version_of(leaf) == self._version
+            and [part.untyped_storage()._cdata for part in parts_in_memory(leaf)]
+            == [known.cdata for known in self._storages]
+        )
+
+    def equals(self, tensor: Tensor) -> bool | Tensor:
+        """Whether `tensor` is what was saved, or another tensor with the same bits: bool, or bool[] on its device."""
+        leaf = self.reference()
+        if leaf is None or not self.is_unchanged():
+            return False
+        if _leaf_of(tensor) is leaf:
+            # A weight that was frozen, or another view of it, is another part of the graph.
+            return leaf.requires_grad == self.trains and _place_in_memory(tensor) == self._place
+        saved = leaf.detach()
+        if self._place is not None:
+            shape, stride, offset = self._place
+            saved = saved.as_strided(shape, stride, offset)
+        if (saved.shape, saved.dtype) != (tensor.shape, tensor.dtype) or layout_of(saved) != layout_of(tensor):
+            return False
+        return checksum_of_all(saved) == checksum_of_all(tensor).to(saved.device)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What one saved tensor is compared with.
+
+    Attributes:
+        leaf: the leaf that it is.
+        recipe: how it follows from others; of such a tensor the last token of each sequence is read.
+        is_read: whether all of it is read, or what of it is written.
+        written: how many elements of the last dimension are; None for all.
+
+    """
+
+    leaf: Leaf | None = None
+    recipe: Recipe | None = None
+    is_read: bool = False
+    written: int | None = None
+
+    @property
+    def sources(self) -> tuple[int, ...]:
+        """The numbers of the tensors that it follows from."""
+        return () if self.recipe is None else self.recipe.sources
+
+    @property
+    def is_compared(self) -> bool:
+        """Whether it is compared by its bits, or by those of others, and not by a version alone."""
+        return self.recipe is not None or (self.is_read and self.written is None)
+
+
+class Evidence:
+    """What the first evaluation of a field saved, in order.
+
+    Args:
+        hidden: the input of the field.
+        situation: the modules of the field.
+
+    Attributes:
+        evaluation: what the `Packed` objects of the evaluation name it by.
+
+    """
+
+    def __init__(self, hidden: Tensor, situation: Situation) -> None:
+        self._situation = situation
+        self._saved: list[Saved] = []
+        self._determined = Determined(hidden)
+        self.evaluation = self._determined.evaluation
+        self._words = _Words()
+        self._deferred: dict[int, Tensor] = {}
+        self._is_held = False
+        self._checksum: tuple[Tensor, int] | None = None
+
+    def add(self, tensor: Tensor, *, held: bool) -> None:
+        """Take note of the next tensor that autograd saves; one that is held stays, and is read later if at all."""
+        leaf = _leaf_of(tensor)
+        # Frozen weights may be brought to the device for every evaluation anew.
+        if leaf is not None and not leaf.requires_grad and not self._situation.owns(leaf):
+            leaf = None
+        recipe = self._recipe(tensor)
+        is_read = recipe is None and (leaf is None or leaf.numel() <= SMALL_WEIGHT)
+        saved = Saved(None if leaf is None else Leaf(tensor, leaf), recipe, is_read)
+        number = len(self._saved)
+        self._saved.append(saved)
+        self._is_held |= held
+        if not held and may_be_unwritten(tensor):
+            self._deferred[number] = tensor.detach()
+        elif not held:
+            self._words.add(number, saved, tensor)
+
+    def _recipe(self, tensor: Tensor) -> Recipe | None:
+        recipe = self._determined.recipe(tensor)
+        return recipe if recipe is not None and self._are_compared(recipe.sources) else None
+
+    def _are_compared(self, sources: Iterable[int]) -> bool:
+        """Whether others may follow from these tensors."""
+        return all(source == INPUT or self._saved[source].is_compared for source in sources)
+
+    def finish(self, written: Mapping[int, int], gone: Callable[[], Set[int]] = frozenset) -> None:
+        """End the first evaluation: keep numbers alone.
+
+        Args:
+            written: of tensors that are not written in full, the number of elements in the last dimension that are.
+            gone: returns the numbers of tensors that autograd let go of already, as of those in what a hook prints:
+                they have no part in a gradient.
+
+        """
+        self._determined.forget()
+        del self._situation
+        # Not before the graph that was followed is let go of.
+        let_go = gone()
+        needed = set(range(len(self._saved))) - let_go
+        for number in reversed(range(len(self._saved))):
+            if number in needed:
+                needed.update(self._saved[number].sources)
+        for number in let_go - needed:
+            self._saved[number] = Saved()
+            self._deferred.pop(number, None)
+            self._words.drop(number)
+        for number, elements in written.items():
+            self._saved[number] = replace(self._saved[number], written=elements)
+        for number, tensor in self._deferred.items():
+            self._words.add(number, self._saved[number], tensor)
+        self._deferred.clear()
+        if not self._is_held:
+            self._read_all()
+
+    def read_held(self, held: Mapping[int, Tensor]) -> None:
+        """Read the tensors that were held, by their number, before they are let go of.
+
+        What is not held any more has no part in a gradient. What follows from it is read itself.
+        """
+        if not self._is_held:
+            return
+        self._is_held = False
+        for number, saved in enumerate(self._saved):
+            if number not in held:
+                self._saved[number] = Saved()
+                continue
+            if saved.recipe is not None and not self._are_compared(saved.recipe.sources):
+                self._saved[number] = Saved(saved.leaf, is_read=True)
+            self._words.add(number, self._saved[number], held[number])
+        self._read_all()
+
+    def _read_all(self) -> None:
+        self._checksum = self._words.checksum()
+        self._words = _Words()
+
+    def leaves(self) -> Iterator[Leaf]:
+        """Yield the leaves that were saved."""
+        return (saved.leaf for saved in self._saved if saved.leaf is not None)
+
+    def again(self, hidden: Tensor) -> "LaterEvidence":
+        """Return what a later evaluation at `hidden` is compared by."""
+        return LaterEvidence(self._saved, self._checksum, hidden)
+
+
+class LaterEvidence:
+    """What a later evaluation saves, compared with the first; made when the evaluation begins.
+
+    Args:
+        first: what every saved tensor is compared with.
+        expected: the checksum of all that the first evaluation read.
+        hidden: the input of the field.
+
+    Attributes:
+        other_leaf: the first tensor that was used in the place of another leaf.
+        is_made_otherwise: whether a tensor that follows from others was made in another way.
+
+    """
+
+    def __init__(self, first: list[Saved], expected: tuple[Tensor, int] | None, hidden: Tensor) -> None:
+        self._first = first
+        self._expected = expected
+        self._determined = Determined(hidden)
+        self._number = 0
+        self.is_made_otherwise = False
+        self._words = _Words()
+        self._equal: list[Tensor] = []
+        self.other_leaf: Tensor | None = None
+
+    def add(self, tensor: Tensor) -> Packed:
+        """Compare the next tensor that autograd would save; return what it shall hold."""
+        number, self._number = self._number, self._number + 1
+        first = self._first[number] if number < len(self._first) else Saved()
+        if first.leaf is not None:
+            equal = first.leaf.equals(tensor)
+            if isinstance(equal, Tensor):
+                self._equal.append(equal)
+            elif not equal and self.other_leaf is None:
+                self.other_leaf = tensor
+        recipe = self._determined.recipe(tensor)  # of each, as others may follow from it
+        if first.recipe is not None and recipe != first.recipe:
+            self.is_made_otherwise = True
+        self._words.add(number, first, tensor)
+        return Packed(self._determined.evaluation, number)
+
+    def finish(self) -> None:
+        """End the evaluation. The nodes of its graph keep the hooks, so that these must not keep the nodes."""
+        self._determined.forget()
+
+    def equal(self) -> Tensor | None:
+        """Return whether all that was read is the same, bool[] on the device of the tensors; None if nothing was."""
+        found = self._words.checksum()
+        if found is not None and self._expected is not None:
+            same = found[0] == self._expected[0]
+            self._equal.append(same if found[1] == self._expected[1] else torch.zeros_like(same))
+        if len(self._equal) < 2:
+            return self._equal[0] if self._equal else None
+        return torch.stack([equal.to(self._equal[0].device) for equal in self._equal]).all()
+
+
+class _Words:
+    """The checksum of many tensors, in order. Each is read when it is added: autograd frees it while a layer runs."""
+
+    def __init__(self) -> None:
+        self._words: dict[int, Tensor] = {}
+        self._layouts: dict[int, tuple[int, ...]] = {}
+
+    def add(self, number: int, saved: Saved, tensor: Tensor) -> None:
+        """Read what is to be read of a saved tensor."""
+        few = FEW
+        if saved.recipe is not None:
+            tensor, few = last_tokens(tensor, saved.recipe), WORDS_OF_LAST_TOKENS
+        elif not saved.is_read or saved.written == 0:
+            return
+        elif saved.written is not None:
+            tensor = tensor[..., : saved.written]
+        parts = list(parts_in_memory(tensor))
+        words = [condensed(part, few) for part in parts]
+        self._words[number] = words[0] if len(words) == 1 else torch.cat(words)
+        self._layouts[number] = tuple(map(layout_of, parts))
+
+    def drop(self, number: int) -> None:
+        """Leave out what was read of a saved tensor."""
+        self._words.pop(number, None)
+        self._layouts.pop(number, None)
+
+    def checksum(self) -> tuple[Tensor, int] | None:
+        """Return the checksum of all that was added, int64[], and a number for its layout; None of nothing."""
+        if not self._words:
+            return None
+        device = next(iter(self._words.values())).device
+        numbers = sorted(self._words)
+        together = checksum_of(self._words[number].to(device) for number in numbers)
+        return together, hash(tuple(self._layouts[number] for number in numbers))
+
+
+def _leaf_of(tensor: Tensor) -> Tensor | None:
+    """Return the leaf of autograd that a saved tensor is, or is a view of; None for what was computed."""
+    base = tensor._base
+    origin = tensor if base is None else base
+    return origin if isinstance(origin, nn.Parameter) or (origin.requires_grad and origin.is_leaf) else None
+
+
+def _place_in_memory(tensor: Tensor) -> tuple[Any, ...] | None:
+    """Return where in its memory a view lies; None for what is no view."""
+    return None if tensor._base is None else (tensor.shape, tensor.stride(), tensor.storage_offset())
+
+
+def checksum_of_all(tensor: Tensor) -> Tensor:
+    """Return the checksum of a tensor of any kind, int64[], not waited for."""
+    return checksum(*parts_in_memory(tensor))

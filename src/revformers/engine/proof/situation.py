@@ -1,0 +1,338 @@
+"""What can change in the modules of a layer between the passes, to say in a message what did.
+
+A change that does not reach the gradient, such as `eval()` without dropout, is none of our business. But where the
+tensors differ, this names the cause; and it finds weights that changed before any is stepped in the backward pass, and
+what a layer writes to when it is evaluated.
+"""
+
+import copy
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import fields as dataclass_fields
+from dataclasses import is_dataclass
+from functools import partial
+from types import BuiltinFunctionType, FunctionType, MethodType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from revformers.engine.field import Field
+from revformers.engine.saved_bytes import is_plain
+from revformers.engine.version import version_of
+
+_FUNCTIONS = (FunctionType, MethodType, BuiltinFunctionType, partial)
+_PLAIN = (bool, int, float, str, type(None))
+_OF_MANY_MODULES: dict[str, Callable[[Any, Any], str]] = {
+    "training": lambda before, after: f"modules were switched to {'train' if after else 'eval'}()",
+    "_disable_adapters": lambda before, after: f"adapters were {'disabled' if after else 'enabled'}",
+    "merged_adapters": lambda before, after: f"adapters were {'merged' if after else 'unmerged'}",
+    "_active_adapter": lambda before, after: f"the active adapter was changed from {before} to {after}",
+}
+"""Settings of many modules at a time, and what it is called that they change. All but the first are PEFT's."""
+
+
+class _Hook(str):
+    """The name of a hook."""
+
+
+class Situation:
+    """The modules that a field is a function of, as they were when this was made: parameters, buffers and settings.
+
+    Args:
+        field: the field.
+        settings: whether settings are looked at, which is what takes longest.
+
+    """
+
+    def __init__(self, field: Field, *, settings: bool = True) -> None:
+        self._roots = list(_modules_of(field))
+        self._modules = [_ModuleState(module, settings=settings) for root in self._roots for module in root.modules()]
+        self._owned = {id(tensor): weakref.ref(tensor) for state in self._modules for tensor in state.tensors()}
+
+    def now(self) -> "Situation":
+        """Return the same modules as they are now, with their settings."""
+        result = copy.copy(self)
+        result._modules = [state.now() for state in self._modules]
+        return result
+
+    def owns(self, tensor: Tensor) -> bool:
+        """Whether a tensor was a parameter or a buffer of a module."""
+        held = self._owned.get(id(tensor))
+        return held is not None and held() is tensor
+
+    def tensor_changes(self) -> list[str]:
+        """Say what is different now in parameters and buffers, e.g. "mlp.up_proj.weight [48, 32] was frozen"."""
+        return [change for state in self._modules for change in state.tensor_changes(self.path(state.module))]
+
+    def setting_changes(self) -> list[str]:
+        """Say what is different now in settings, modules and hooks; first, and once, what holds for many modules."""
+        changes = [
+            change
+            for state in self._modules
+            for path in [self.path(state.module)]
+            for change in (*state.setting_changes(path), *state.attribute_changes(path))
+        ]
+        return [words for _, words in sorted(dict.fromkeys(changes), key=lambda change: change[0])]
+
+    def written_buffer(self) -> str | None:
+        """Return the name of a buffer that was written to, if one was: a second evaluation would write to it again."""
+        for state in self._modules:
+            for name in state.written_buffers():
+                return f"{self.path(state.module)}{name}"
+        return None
+
+    def reassigned(self) -> Iterator[tuple[nn.Module, str]]:
+        """Yield the modules and names of attributes, tensors and numbers, that are others than when this was made."""
+        return ((state.module, name) for state in self._modules for name in state.reassigned())
+
+    def tensors_besides_weights(self) -> Iterator[tuple[nn.Module, str, Tensor, bool]]:
+        """Yield buffers, frozen parameters and tensors among the attributes, and weights that were written to.
+
+        Each comes with its module, what the module calls it, and whether it was written to since this was made.
+        """
+        for state in self._modules:
+            for name, tensor, is_written in state.tensors_besides_weights():
+                yield state.module, name, tensor, is_written
+
+    def own_writes(self) -> list[str]:
+        """Return the names of what the layer wrote to or assigned itself, before `now` was called."""
+        return [f"{self.path(state.module)}{name}" for state in self._modules for name in state.own_writes]
+
+    def path(self, module: nn.Module) -> str:
+        """Return what stands before the names of a module's own parts: nothing for the layer itself."""
+        paths = (path for root in self._roots for path, part in root.named_modules() if part is module)
+        path = next(paths, "")
+        return path and f"{path}."
+
+    def trains_in_backward(self) -> bool:
+        """Whether a parameter is stepped as soon as its gradient is there."""
+        # PyTorch has no public list of these hooks.
+        return any(
+            parameter is not None and parameter._post_accumulate_grad_hooks
+            for state in self._modules
+            for parameter in state.module._parameters.values()
+        )
+
+
+class _TensorState(NamedTuple):
+    """What is known of a parameter or a buffer."""
+
+    reference: "weakref.ref[Tensor]"
+    trains: bool
+    version: int
+    address: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class _ModuleState:
+    """What a module held: made often, and compared rarely."""
+
+    __slots__ = ("_attributes", "_numbers", "_settings", "_tensors", "module", "own_writes")
+
+    def __init__(self, module: nn.Module, *, settings: bool) -> None:
+        self.module = module
+        self.own_writes: list[str] = []
+        self._settings = _settings(module) if settings else {}
+        self._tensors = {
+            name: _TensorState(
+                weakref.ref(tensor),
+                tensor.requires_grad,
+                version_of(tensor),
+                _address(tensor),
+                _shape(tensor),
+                tensor.dtype,
+            )
+            for own in (module._parameters, module._buffers)
+            for name, tensor in own.items()
+            if tensor is not None and not is_lazy(tensor)
+        }
+        self._attributes = {name: (weakref.ref(value), version_of(value)) for name, value in tensor_attributes(module)}
+        self._numbers = {name: value for name, value in vars(module).items() if type(value) in (int, float)}
+
+    def now(self) -> "_ModuleState":
+        """Return the same module as it is now; what was written to meanwhile, its layer wrote to."""
+        result = _ModuleState(self.module, settings=True)
+        result.own_writes = [
+            name
+            for name, state in self._tensors.items()
+            if name in result._tensors and result._tensors[name].version != state.version
+        ]
+        result.own_writes += [
+            name
+            for name, state in result._attributes.items()
+            if name in self._attributes and not self._has(name, state)
+        ]
+        result.own_writes += [
+            name for name, value in result._numbers.items() if self._numbers.get(name, value) != value
+        ]
+        # What a layer leaves in its attributes, it leaves there again in the next evaluation.
+        result._attributes = {name: state for name, state in result._attributes.items() if self._has(name, state)}
+        return result
+
+    def _has(self, name: str, state: "tuple[weakref.ref[Tensor], int]") -> bool:
+        """Whether an attribute was the same tensor, with the same content, when this was made."""
+        before = self._attributes.get(name)
+        return before is not None and before[0]() is state[0]() and before[1] == state[1]
+
+    def attribute_changes(self, path: str) -> Iterator[tuple[bool, str]]:
+        """Yield which tensors among the attributes are different now, as `setting_changes` does."""
+        now = dict(tensor_attributes(self.module))
+        for name, (reference, version) in self._attributes.items():
+            tensor = now.get(name)
+            if tensor is None:
+                yield True, f"{path}{name} was removed"
+            elif tensor is not reference():
+                yield True, f"{path}{name} was replaced"
+            elif version_of(tensor) != version:
+                yield True, f"{path}{name} was changed"
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield the parameters and buffers."""
+        return (tensor for state in self._tensors.values() if (tensor := state.reference()) is not None)
+
+    def setting_changes(self, path: str) -> Iterator[tuple[bool, str]]:
+        """Yield what is different now in settings, modules and hooks, and whether it is of this module alone.
+
+        Args:
+            path: stands before every name.
+
+        """
+        settings = _settings(self.module)
+        for name in {**self._settings, **settings}:
+            before, after = self._settings.get(name), settings.get(name)
+            if before is after or before == after or name in self.own_writes:
+                continue
+            what = "added" if before is None else "removed" if after is None else "replaced"
+            if name in _OF_MANY_MODULES:
+                yield False, _OF_MANY_MODULES[name](before, after)
+            elif isinstance(before or after, _Hook):
+                yield True, f"the forward hook {before or after} of {path.rstrip('.') or 'the layer'} was {what}"
+            elif isinstance(before or after, weakref.ReferenceType):
+                yield True, f"{path}{name} was {what}"
+            else:
+                yield True, f"{path}{name} was changed from {before!r} to {after!r}"
+
+    def tensor_changes(self, path: str) -> Iterator[str]:
+        """Yield what is different now in parameters and buffers; `path` stands before every name."""
+        now = {**self.module._parameters, **self.module._buffers}
+        for name in {**self._tensors, **now}:
+            tensor = now.get(name)
+            if name not in self._tensors:
+                if tensor is not None:
+                    yield f"{path}{name} was added"
+                continue
+            before = self._tensors[name]
+            what = f"{path}{name} {list(before.shape)}"
+            if tensor is None:
+                yield f"{what} was removed"
+            elif tensor is not before.reference():
+                yield f"{what} was replaced"
+            elif tensor.dtype != before.dtype:
+                yield f"{what} was changed from {before.dtype} to {tensor.dtype}"
+            elif tensor.requires_grad != before.trains:
+                yield f"{what} was {'frozen' if before.trains else 'unfrozen'}"
+            elif (version_of(tensor), _address(tensor)) != (before.version, before.address):
+                yield f"{what} was changed"
+
+    def written_buffers(self) -> Iterator[str]:
+        """Yield the names of buffers that were written to, or replaced by others of their size, as statistics are."""
+        for name, buffer in self.module._buffers.items():
+            if buffer is not None and name in self._tensors:
+                before = self._tensors[name]
+                written = buffer is not before.reference() or version_of(buffer) != before.version
+                if written and _shape(buffer) == before.shape:
+                    yield name
+
+    def reassigned(self) -> Iterator[str]:
+        """Yield the names of attributes, tensors and numbers, that are others now."""
+        for name, tensor in tensor_attributes(self.module):
+            if name not in self._attributes or self._attributes[name][0]() is not tensor:
+                yield name
+        attributes = vars(self.module)
+        for name, value in self._numbers.items():
+            if attributes.get(name, value) != value:
+                yield name
+
+    def tensors_besides_weights(self) -> Iterator[tuple[str, Tensor, bool]]:
+        """Yield buffers, frozen parameters, attributes and weights that were written to; and whether each was."""
+        known = {name: (state.reference, state.version, state.trains) for name, state in self._tensors.items()}
+        for name, (reference, version) in self._attributes.items():
+            known[name] = reference, version, False
+        for name, (reference, version, trains) in known.items():
+            tensor = reference()
+            if tensor is not None:
+                is_written = version_of(tensor) != version
+                if is_written or not trains:
+                    yield name, tensor, is_written
+
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+"""Attributes in which PyTorch keeps parameters, buffers, modules and hooks."""
+
+
+def tensor_attributes(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors that a module holds as plain attributes, or in lists and dictionaries that are, by name."""
+    for name, value in vars(module).items():
+        if name in _OF_EVERY_MODULE:
+            continue
+        if isinstance(value, Tensor):
+            yield name, value
+        elif isinstance(value, dict):
+            yield from ((f"{name}[{key!r}]", item) for key, item in value.items() if isinstance(item, Tensor))
+        elif isinstance(value, (list, tuple)):
+            yield from ((f"{name}[{index}]", item) for index, item in enumerate(value) if isinstance(item, Tensor))
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """Return what a module holds besides tensors that says what it computes.
+
+    These are numbers and texts, the lists of them and the dictionaries of factors, which may change where they are, and
+    which modules, functions and hooks it has.
+    """
+    found: dict[str, Any] = {}
+    for name, value in vars(module).items():
+        if type(value) in _PLAIN:
+            found[name] = value
+        elif type(value) in (list, tuple) and all(type(item) in _PLAIN for item in value):
+            found[name] = tuple(value)
+        elif type(value) is dict and value and all(type(item) is float for item in value.values()):
+            found[name] = tuple(value.items())  # PEFT's scaling
+        elif isinstance(value, _FUNCTIONS):
+            found[name] = weakref.ref(value)
+    attention = getattr(vars(module).get("config"), "_attn_implementation", None)
+    if attention is not None:
+        found["config._attn_implementation"] = attention
+    for name, part in module._modules.items():
+        found[name] = part if part is None else weakref.ref(part)
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        for number, hook in hooks.items():
+            found[f"hook {number}"] = _Hook(getattr(hook, "__name__", type(hook).__name__))
+    return found
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.data_ptr() if is_plain(tensor) else 0
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    return () if tensor.is_nested else tuple(tensor.shape)
+
+
+def _modules_of(value: Any) -> Iterator[nn.Module]:
+    """Yield the modules that a field is a function of."""
+    if isinstance(value, nn.Module):
+        yield value
+    elif isinstance(value, partial):
+        for part in (value.func, *value.args, *value.keywords.values()):
+            yield from _modules_of(part)
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from _modules_of(part)
+    elif hasattr(value, "__wrapped__"):
+        yield from _modules_of(value.__wrapped__)
+    elif is_dataclass(value):
+        for attribute in dataclass_fields(value):
+            yield from _modules_of(getattr(value, attribute.name))

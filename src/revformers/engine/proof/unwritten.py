@@ -1,0 +1,71 @@
+"""Saved tensors in which there may be numbers that no kernel wrote.
+
+A fused attention kernel of GPUs saves a log-sum-exp whose rows are padded, and without dropout the state of a random
+generator that it did not use. What lies there is whatever the memory held before, and is another each time.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from revformers.engine.ticket import Packed, SavedTensor, packed_by
+
+WRITE_EVERYTHING = {"cpu", "meta"}
+"""Devices whose kernels do."""
+
+_NODES = "ScaledDotProduct"
+_LOG_SUM_EXPS = ("logsumexp", "log_sumexp")
+_RANDOM_NUMBERS = 4
+_RANDOM_STATES = ("philox_seed", "philox_offset", "rng_state", "unused")
+
+
+def may_be_unwritten(tensor: Tensor) -> bool:
+    """Whether a saved tensor may be one of these: a log-sum-exp, (batch, heads, tokens), or the numbers of a generator.
+
+    Neither has a node in the graph.
+    """
+    if tensor.device.type in WRITE_EVERYTHING or tensor.grad_fn is not None:
+        return False
+    return (tensor.dim() == 3 and tensor.dtype == torch.float32) or tensor.numel() <= _RANDOM_NUMBERS
+
+
+def written_parts(update: Tensor, hidden: Tensor, evaluation: object) -> dict[int, int]:
+    """Return how much of such tensors is written, a number for each by its number among the saved tensors.
+
+    The number counts elements in the last dimension.
+
+    Args:
+        update: what the field returned.
+        hidden: its input, where the search ends.
+        evaluation: what the `Packed` objects of the evaluation name it by; what others saved is none of its tensors.
+
+    """
+    if hidden.device.type in WRITE_EVERYTHING:
+        return {}
+    found: dict[int, int] = {}
+    seen: set[Any] = {None, hidden.grad_fn}
+    nodes: list[Any] = [update.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        nodes += [source for source, _ in node.next_functions]
+        if not type(node).__name__.startswith(_NODES):
+            continue
+
+        def saved(name: str, node: Any = node) -> Packed | None:
+            packed = packed_by(node, name)
+            return packed if packed is not None and packed.evaluation is evaluation else None
+
+        query = saved("query")
+        for name in _LOG_SUM_EXPS:
+            ticket = saved(name)
+            if isinstance(ticket, SavedTensor) and isinstance(query, SavedTensor) and len(ticket.shape) == 3:
+                found[ticket.number] = query.shape[-2]
+        for name in _RANDOM_STATES:
+            ticket = saved(name)
+            if ticket is not None and not getattr(node, "_saved_dropout_p", 0.0):
+                found[ticket.number] = 0
+    return found

@@ -1,0 +1,122 @@
+"""What became of the comparisons of a backward pass, and the error for one that failed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.autograd import Variable
+
+from revformers.engine.proof.situation import Situation
+from revformers.errors import RebuildMismatchError
+
+CHANGED = "Call backward before such a change, or undo it and repeat the forward pass."
+
+UNSEEN = (
+    "Look at what the modules do not show: masks and other inputs, or a weight's data, that are written to; weights "
+    "given by torch.func.functional_call; what modules keep in attributes or read elsewhere; settings of PyTorch "
+    "(sdpa_kernel, the number of threads); random numbers of a generator that PyTorch does not know; and kernels that "
+    "are not deterministic (torch.use_deterministic_algorithms(True)); or train with "
+    'revformers.set_activations(model, "store"), and without MLP tiles: nothing is evaluated twice then.'
+)
+"""What to do where a layer computes something else a second time, and nothing of it has changed."""
+
+_OWN_WRITES = (
+    "The layer itself writes to {} when it is evaluated: if that is why, do it outside of the layers, such as after "
+    'the optimizer\'s step, or train with revformers.set_activations(model, "store").'
+)
+"""What to do where the layer may have changed its parameters itself."""
+
+_FEW = 4
+"""How many changes a message names."""
+
+
+def _in_words(changes: list[str]) -> str:
+    if not changes:
+        return ""
+    more = len(changes) - _FEW
+    rest = f"; and {more} more change{'s' if more > 1 else ''}" if more > 0 else ""
+    return f"Since the forward pass {'; '.join(changes[:_FEW])}{rest}. "
+
+
+def mismatch(
+    what: str, situation: Situation, *, says_why: bool = False, before_all: bool = False, late: bool = False
+) -> RebuildMismatchError:
+    """Return the error for a step whose second evaluation is not the first.
+
+    Args:
+        what: what differs, a sentence without its full stop.
+        situation: the modules of the step as the forward pass had them; what changed since is said.
+        says_why: whether that is the cause.
+        before_all: whether no gradient has come out of the layers yet.
+        late: whether all gradients may have come out of them.
+
+    """
+    damage = ""
+    trains_in_backward = situation.trains_in_backward()
+    if trains_in_backward and before_all:
+        damage = "An optimizer that steps in the backward pass may have stepped the head already, and no layer. "
+    elif trains_in_backward:
+        damage = (
+            "An optimizer that steps in the backward pass may have stepped weights already: go back to a checkpoint. "
+        )
+    # What it stepped in this very pass is no cause.
+    tensors = [] if late and trains_in_backward else situation.tensor_changes()
+    changes = _in_words(situation.setting_changes() + tensors)
+    remedy = UNSEEN
+    if tensors or says_why:
+        remedy = CHANGED
+    elif changes:
+        remedy = f"{CHANGED} If that is not why: {UNSEEN}"
+    own_writes = situation.own_writes()
+    if own_writes:
+        remedy = f"{remedy} {_OWN_WRITES.format(' and '.join(own_writes[:_FEW]))}"
+    clear = (
+        "" if before_all else " Gradients from before the error are there: clear them (zero_grad) before the next pass."
+    )
+    return RebuildMismatchError(
+        f"{what[0].upper()}{what[1:]}, so the gradients would be wrong. {changes}{damage}{remedy}{clear}"
+    )
+
+
+@dataclass
+class Verdicts:
+    """Comparisons whose results may still be on a device.
+
+    On a CPU a result is looked at when it is there, so that no gradient of a wrong layer gets out. Elsewhere the device
+    is waited for once, at the end of every backward pass, whole or partial.
+
+    Attributes:
+        at_once: whether results are looked at when they come.
+
+    """
+
+    at_once: bool
+    _pass: int | None = None
+    _waiting: list[tuple[Tensor, Callable[[], Exception]]] = field(default_factory=list)
+
+    def add(self, equal: Tensor, error: Callable[[], Exception]) -> None:
+        """Take the result of a comparison, bool[], and what makes the error for a false one.
+
+        Raises:
+            Exception: that error, where it is looked at now and false.
+
+        """
+        self._waiting.append((equal, error))
+        # PyTorch has no public name for the backward pass that runs, nor for what shall happen at its end.
+        this_pass = torch._C._current_graph_task_id()
+        if self.at_once or this_pass == -1:  # outside of one, as when a debugger asks a node for its tensors
+            self.look()
+        elif this_pass != self._pass:  # a pass that fails does not come to its end
+            self._pass = this_pass
+            Variable._execution_engine.queue_callback(self.look)
+
+    def look(self) -> None:
+        """Wait for all results; raise the error of the first that is false."""
+        if not self._waiting:
+            return
+        waiting, self._waiting = self._waiting, []
+        device = waiting[0][0].device
+        equal = torch.stack([result.to(device) for result, _ in waiting])
+        if not torch.equal(equal, torch.ones_like(equal)):
+            raise waiting[equal.tolist().index(False)][1]()

@@ -1,0 +1,87 @@
+"""The two fixed-point states that a reversible stack holds, and the step that moves them."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from revformers.dynamics.base import Coefficients
+from revformers.engine.ops import kernels_for
+from revformers.engine.packing import packed_size
+from revformers.engine.proof.checksum import checksum
+
+
+@dataclass
+class StatePair:
+    """X[l-1] and X[l] of p[l+1] = a p[l-1] + b p[l] + c f(p[l]), in fixed point.
+
+    Both buffers belong to the pair and are overwritten by its steps.
+
+    Attributes:
+        previous: X[l-1], int64 of shape (batch, tokens, width), contiguous.
+        current: X[l], the same.
+
+    """
+
+    previous: Tensor
+    current: Tensor
+
+    @classmethod
+    def empty(cls, device: torch.device) -> "StatePair":
+        """Return a pair of no elements, for passes in which no step is undone."""
+        nothing = torch.empty(0, dtype=torch.int64, device=device)
+        return cls(nothing, nothing)
+
+    def advance(self, coefficients: Coefficients, update: Tensor, *, keep_side_information: bool) -> Tensor | None:
+        """Move from (X[l-1], X[l]) to (X[l], X[l+1]).
+
+        Args:
+            coefficients: a, b and c of the step.
+            update: f(p[l]), floating dtype, the shape of the states.
+            keep_side_information: whether `retreat` will be asked to undo this step.
+
+        Returns:
+            Where |a| < 1 and the step is to be undone: what `retreat` needs, packed to
+            `coefficients.side_information_bits` bits an element. Otherwise None.
+
+        """
+        side_information = None
+        if keep_side_information and coefficients.side_information_bits:
+            size = packed_size(self.previous.numel(), coefficients.side_information_bits)
+            side_information = torch.empty(size, dtype=torch.uint8, device=self.previous.device)
+        kernels_for(self.previous).advance(self.previous, self.current, coefficients, update, side_information)
+        self.previous, self.current = self.current, self.previous
+        return side_information
+
+    def retreat(self, coefficients: Coefficients, update: Tensor, side_information: Tensor | None) -> Tensor | None:
+        """Undo `advance`: move from (X[l], X[l+1]) back to (X[l-1], X[l]).
+
+        Args:
+            coefficients: a, b and c of the step.
+            update: f(p[l]), equal to the bit to the one that `advance` was given.
+            side_information: what `advance` returned.
+
+        Returns:
+            Where |a| > 1: bool[], whether X[l+1] is the successor of any state at all. Otherwise None, as it always is.
+
+        """
+        kernels = kernels_for(self.current)
+        possible = kernels.retreat(self.current, self.previous, coefficients, update, side_information)
+        self.previous, self.current = self.current, self.previous
+        return possible
+
+    def read_previous(self, dtype: torch.dtype) -> Tensor:
+        """Return p[l-1] in `dtype`."""
+        return kernels_for(self.previous).read(self.previous, dtype)
+
+    def read_current(self, dtype: torch.dtype) -> Tensor:
+        """Return p[l] in `dtype`."""
+        return kernels_for(self.current).read(self.current, dtype)
+
+    def read_mean(self, dtype: torch.dtype) -> Tensor:
+        """Return (p[l-1] + p[l]) / 2 in `dtype`."""
+        return kernels_for(self.current).read(self.previous + self.current, dtype).mul_(0.5)
+
+    def checksum(self) -> Tensor:
+        """Return the `checksum` of both states, int64[2]: a change in one unit of one element changes them."""
+        return torch.stack([checksum(self.previous), checksum(self.current)])

@@ -1,0 +1,98 @@
+"""What autograd holds in the place of a tensor that is computed again when it is needed."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from revformers.engine.version import version_of
+
+InputSource = Callable[[], Tensor | None]
+"""Returns the input of a step, (batch, tokens, width) in the compute dtype, which it keeps somewhere.
+
+None where that was written to since.
+"""
+
+
+def kept(hidden: Tensor) -> InputSource:
+    """Return a source that holds the input itself, which a caller may hold too, as `output_hidden_states` does."""
+    version = version_of(hidden)
+    return lambda: hidden if version_of(hidden) == version else None
+
+
+class Rebuilds(Protocol):
+    """What computes the tensors of a step again.
+
+    Attributes:
+        lock: held by the thread that does so; backward passes of one graph may run in many.
+
+    """
+
+    lock: AbstractContextManager[Any]
+
+    def rebuild(self, step: int, source: InputSource | None = None) -> None:
+        """Hand the tensors that step number `step` saved to its tickets."""
+
+
+class Packed:
+    """What autograd holds in the place of a tensor: by which evaluation it was saved, and as which of its tensors."""
+
+    __slots__ = ("evaluation", "number")
+
+    def __init__(self, evaluation: object, number: int) -> None:
+        self.evaluation = evaluation
+        self.number = number
+
+
+def packed_by(node: Any, name: str) -> Packed | None:
+    """Return what a node of the graph holds in the place of the tensor that it saved under a name.
+
+    None where it saved none, or where other hooks than this library's packed it. `_saved_...`, which has a public
+    meaning, would unpack the tensor, and compute it again.
+    """
+    packed = getattr(getattr(node, f"_raw_saved_{name}", None), "data", None)
+    return packed if isinstance(packed, Packed) else None
+
+
+class SavedTensor(Packed):
+    """The ticket of one tensor: which step saved it, and its shape and dtype."""
+
+    __slots__ = ("__weakref__", "dtype", "shape", "source", "step", "tape", "tensor", "version")
+
+    def __init__(self, tape: Rebuilds, step: int, evaluation: object, number: int, tensor: Tensor) -> None:
+        super().__init__(evaluation, number)
+        self.tape: Rebuilds | None = tape
+        self.step = step
+        self.shape = tensor.shape
+        self.dtype = tensor.dtype
+        self.tensor: Tensor | None = None
+        self.version: int | None = None
+        self.source: InputSource | None = None
+
+    def hold(self, tensor: Tensor) -> None:
+        """Keep the tensor itself, as ordinary autograd does."""
+        # detach: a ticket that held its own step's result would keep its own graph alive. A leaf has none, and autograd
+        # saves it as it is too, so that it takes part in what `.data =` makes of it.
+        self.tensor = tensor if tensor.is_leaf else tensor.detach()
+        self.version = tensor._version
+
+    def let_go(self) -> None:
+        """Keep the tensor no longer; it is computed again when it is asked for."""
+        self.tensor = self.version = None
+
+    def redeem(self) -> Tensor:
+        """Return the tensor, rebuilt if it is not there."""
+        tape, tensor = self.tape, self.tensor
+        if tape is not None:
+            with tape.lock:
+                if self.tensor is None:
+                    tape.rebuild(self.step, self.source)
+                tensor = self.tensor
+        assert tensor is not None
+        if self.version is not None and tensor._version != self.version:
+            raise RuntimeError(
+                f"A tensor {list(self.shape)} that is needed for the gradient was modified in place after it had been "
+                f"stored or rebuilt; leave weights and activations unchanged between forward and backward."
+            )
+        return tensor

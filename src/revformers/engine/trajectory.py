@@ -1,0 +1,232 @@
+"""Fields x dynamics x activation policy: one forward pass of the recurrence."""
+
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from revformers.activations import ActivationPolicy, PolicyFactory
+from revformers.activations.budget.budget import BudgetReport
+from revformers.activations.store import Store
+from revformers.dynamics.base import Coefficients, Dynamics
+from revformers.engine.field import Field
+from revformers.engine.fixed_point import quantise
+from revformers.engine.range_check import RangeCheck
+from revformers.engine.states import StatePair
+
+
+class Trajectory:
+    """One forward pass p[0], p[1], ... of p[l+1] = a p[l-1] + b p[l] + c f_l(p[l]).
+
+    The numbers live in fixed-point integers, which autograd does not differentiate. So each state has a stand-in in
+    the autograd graph: a tensor of its shape, four bytes in size, through which its gradient flows in float32 (float64
+    for float64 models). Rounding is passed straight through.
+
+    Whatever a state does, its whole gradient passes through the tensor that holds its value, `hidden`, so that hooks on
+    it and derivatives with respect to it are those of an ordinary network. Where that is in half precision, a second
+    stand-in carries what the dtype cannot hold.
+
+    Args:
+        dynamics: the recurrence.
+        policy: makes what decides what is kept for the backward pass; ignored while gradients are disabled.
+        embedding: p[0], (batch, tokens, width) in the compute dtype.
+
+    Raises:
+        RuntimeError: inside a transform of `torch.func`.
+
+    """
+
+    def __init__(self, dynamics: Dynamics, policy: PolicyFactory, embedding: Tensor) -> None:
+        if torch._C._are_functorch_transforms_active():
+            raise RuntimeError(
+                "Reversible layers cannot be transformed by torch.func (grad, vjp, jvp, vmap, ...); take gradients "
+                "with backward() or torch.autograd.grad, or call revformers.make_residual(model) for the ordinary "
+                "network."
+            )
+        self._dynamics = dynamics
+        self._dtype = embedding.dtype
+        self._range = RangeCheck()
+        self._range.observe("embedding", embedding)
+        current = quantise(embedding.detach().contiguous())
+        previous = current.clone() if dynamics.start == "repeat" else torch.zeros_like(current)
+        self._states = StatePair(previous, current)
+        self._policy: ActivationPolicy = (policy if torch.is_grad_enabled() else Store)(self._states)
+        self._current: Tensor = _Begin.apply(embedding)
+        self._previous: Tensor = self._current if dynamics.start == "repeat" else _stand_in(embedding)
+        self.hidden, self._remainder = self._read(self._current)
+        """p[l], which the next field reads, in the compute dtype."""
+
+    def step(self, name: str, coefficients: Coefficients, field: Field, hidden: Tensor | None = None) -> Tensor:
+        """Take one step and return p[l+1], (batch, tokens, width) in the compute dtype.
+
+        Args:
+            name: what messages call the step, e.g. "layer 3".
+            coefficients: a, b and c.
+            field: f_l.
+            hidden: p[l] where it reached the field through other autograd nodes than ours; equal to `self.hidden`.
+
+        """
+        hidden = self.hidden if hidden is None else hidden
+        # A new leaf, or one without a gradient, ends what the half that it cannot see would go on with.
+        remainder = self._remainder if hidden.grad_fn is not None else None
+        current, hidden = _Use.apply(hidden, remainder)
+        update = self._policy.evaluate(name, coefficients, field, hidden)
+        if update.shape != hidden.shape:
+            raise ValueError(
+                f"The field of {name} maps a state {list(hidden.shape)} to an update {list(update.shape)}; "
+                f"the shapes must agree."
+            )
+        self._range.observe(f"update of {name}", update, coefficients.update)
+        successor = _Advance.apply(self._previous, current, update, coefficients)
+        self._policy.advance(coefficients, update.detach())
+        self._previous, self._current = current, successor
+        self.hidden, self._remainder = self._read(successor)
+        self._range.observe(f"state after {name}", self.hidden)
+        return self.hidden
+
+    def readout(self) -> Tensor:
+        """Return what the final norm and the head read, as `dynamics.readout` says.
+
+        Raises:
+            StateRangeError: where a value of this forward pass was out of range.
+
+        """
+        self._range.raise_if_exceeded()
+        if self._dynamics.readout == "last":
+            return self.hidden
+        return _Mean.apply(self._previous, self._current, self._states, self._dtype)
+
+    @property
+    def report(self) -> BudgetReport | None:
+        """What the activation policy chose, where it has a choice."""
+        return self._policy.report
+
+    @property
+    def largest_magnitude(self) -> float:
+        """The largest magnitude of a state or an update, once `readout` was called."""
+        return self._range.largest
+
+    def _read(self, current: Tensor) -> tuple[Tensor, Tensor | None]:
+        return _Read.apply(current, self._states, self._dtype)
+
+
+def _stand_in(like: Tensor) -> Tensor:
+    """Return a tensor of the shape of `like` that takes four (eight) bytes, for gradients in float32 (float64)."""
+    return torch.zeros((), dtype=_wide(like.dtype), device=like.device).expand(like.shape)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class _Backwards(torch.autograd.Function):
+    """What the operations of a trajectory share: they have derivatives of every order, backwards."""
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise NotImplementedError(
+            "Reversible layers have no forward-mode derivative (torch.autograd.forward_ad); take gradients with "
+            "backward() or torch.autograd.grad, or call revformers.make_residual(model) for the ordinary network."
+        )
+
+
+class _Begin(_Backwards):
+    """From the embedding to the stand-in of p[0]."""
+
+    @staticmethod
+    def forward(ctx: Any, embedding: Tensor) -> Tensor:
+        ctx.dtype = embedding.dtype
+        return _stand_in(embedding)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.to(ctx.dtype)
+
+
+class _Use(_Backwards):
+    """From the value of p[l] to its stand-in, for the recurrence, and to the value again, for the field."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, remainder: Tensor | None) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.dtype = hidden.dtype
+        return _stand_in(hidden), hidden.view_as(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor | None, of_field: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        total = _sum(gradient, of_field)
+        if total is None:
+            return None, None
+        narrow = total
+        if total.dtype != ctx.dtype:
+            if ctx.dtype == torch.float16:
+                limit = torch.finfo(torch.float16).max
+                narrow = total.clamp(-limit, limit)
+            narrow = narrow.to(ctx.dtype)
+        return narrow, total - narrow if ctx.needs_input_grad[1] else None
+
+
+class _Advance(_Backwards):
+    """From the stand-ins of p[l-1] and p[l], and the update, to the stand-in of p[l+1]."""
+
+    @staticmethod
+    def forward(ctx: Any, previous: Tensor, current: Tensor, update: Tensor, coefficients: Coefficients) -> Tensor:
+        ctx.coefficients = coefficients
+        ctx.dtype = update.dtype
+        return _stand_in(current)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        need_previous, need_current, need_update, _ = ctx.needs_input_grad
+        a, b, c = ctx.coefficients.previous, ctx.coefficients.current, ctx.coefficients.update
+        return (
+            _scaled(gradient, a) if need_previous else None,
+            _scaled(gradient, b) if need_current else None,
+            _scaled(gradient, c).to(ctx.dtype) if need_update and c else None,  # type: ignore[union-attr]
+            None,
+        )
+
+
+class _Read(_Backwards):
+    """From the stand-in of p[l] to its value in the compute dtype, and to the stand-in of what that cannot hold."""
+
+    @staticmethod
+    def forward(ctx: Any, current: Tensor, states: StatePair, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        ctx.set_materialize_grads(False)
+        ctx.dtype = current.dtype
+        hidden = states.read_current(dtype)
+        return hidden, None if dtype == current.dtype else _stand_in(current)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor | None, remainder: Tensor | None) -> tuple[Tensor | None, None, None]:
+        total = _sum(gradient, remainder)
+        return None if total is None else total.to(ctx.dtype), None, None
+
+
+class _Mean(_Backwards):
+    """From the stand-ins of the last two states to their mean in the compute dtype."""
+
+    @staticmethod
+    def forward(ctx: Any, previous: Tensor, current: Tensor, states: StatePair, dtype: torch.dtype) -> Tensor:
+        ctx.dtype = current.dtype
+        return states.read_mean(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        half = gradient.to(ctx.dtype) * 0.5
+        return half, half, None, None
+
+
+def _sum(left: Tensor | None, right: Tensor | None) -> Tensor | None:
+    """Return the sum of two gradients, in the wider of their dtypes; either may be none."""
+    if left is None or right is None:
+        return right if left is None else left
+    return left + right
+
+
+def _scaled(gradient: Tensor, factor: Fraction | float) -> Tensor | None:
+    """Return factor * gradient: nothing for 0, and the gradient itself, not a copy, for 1."""
+    if not factor:
+        return None
+    return gradient if factor == 1 else gradient * float(factor)

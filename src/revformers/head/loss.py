@@ -1,0 +1,268 @@
+"""The loss of a causal language model without the logits of all tokens: chunks of tokens, one after another.
+
+`set_head_loss` replaces the forward of the model on the object. Called with labels, the model's own forward runs once,
+for the logits of one token a sequence, and where it would compute its loss from logits the loss of `HeadLoss` is
+computed from the last hidden states instead. What the model adds to its loss, as the auxiliary loss of a mixture of
+experts, stays. The gradients of a chunk are taken in the forward pass (`revformers.head.chunked_sum`), so that one
+chunk's logits exist at a time and the head is evaluated once.
+"""
+
+import contextlib
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers.loss.loss_utils import ForCausalLMLoss
+
+from revformers.errors import NotReversibleError
+from revformers.head.chunked_sum import chunked_sum
+from revformers.head.losses import cross_entropy_sum, divergence_sum
+from revformers.head.teacher import Teacher
+from revformers.models.discovery import find_stack, unwrap
+from revformers.models.hidden import InseparableHeadError, LastHiddenState, own_forward
+
+Head = Literal["auto", "chunked", "own"]
+"""How a command computes the cross-entropy: "chunked" from the logits of a few tokens at a time, "own" as the model
+does it, from those of all tokens; "auto" is chunked, or own with a warning for a model that cannot be chunked."""
+
+
+@dataclass(frozen=True)
+class HeadLoss:
+    """The loss that a model is trained on; in evaluation mode it is the plain cross-entropy, so that figures compare.
+
+    Attributes:
+        cross_entropy: weight of the cross-entropy of the labels.
+        distillation: weight of T^2 KL(teacher || student), on the tokens that the labels count.
+        temperature: T.
+        teacher: the network to learn from.
+        chunk: how many tokens' logits exist at once; None takes a quarter of the width, from 64 to 1024.
+        required: whether a model whose head cannot be applied to some tokens alone, or whose loss is another, is
+            refused; otherwise it computes its own loss, and a warning says why.
+
+    """
+
+    cross_entropy: float = 1.0
+    distillation: float = 0.0
+    temperature: float = 1.0
+    teacher: Teacher | None = None
+    chunk: int | None = None
+    required: bool = True
+
+    def __post_init__(self) -> None:
+        if not (self.cross_entropy >= 0 and self.distillation >= 0 and self.cross_entropy + self.distillation > 0):
+            raise ValueError(
+                f"The weights of a HeadLoss are at least 0 and not both 0, not cross_entropy={self.cross_entropy} and "
+                f"distillation={self.distillation}."
+            )
+        if self.distillation > 0 and self.teacher is None:
+            raise ValueError("Distillation needs a teacher; give HeadLoss one, such as FrozenCopy(model).")
+        if not self.temperature > 0:
+            raise ValueError(f"The temperature of a HeadLoss is above 0, not {self.temperature}.")
+        if self.chunk is not None and self.chunk < 1:
+            raise ValueError(f"The chunk of a HeadLoss is at least 1 token, not {self.chunk}.")
+        if not self.required and (self.distillation or self.cross_entropy != 1):
+            raise ValueError("Only the plain cross-entropy can be left to the model; set required=True.")
+
+
+def set_head_loss(model: nn.Module, loss: HeadLoss | None) -> None:
+    """Let a model compute this loss in the place of its own when it is called with labels, in place.
+
+    ``set_head_loss(model, HeadLoss())`` is for every model, reversible or ordinary, that is trained on labels: the
+    same loss and gradients to rounding, without the logits of all tokens.
+
+    Labels are shifted, masked (-100) and averaged as transformers does it, ``num_items_in_batch`` included; masked
+    tokens never reach the head. A batch in which no token counts has the loss 0, where transformers gives NaN. The
+    output has no logits, and the loss no second derivative. Without labels nothing changes.
+
+    Args:
+        model: a causal language model of transformers, reversible or ordinary, or a PEFT model around one.
+        loss: None gives the model its own loss back.
+
+    Raises:
+        NotReversibleError: where the decoder of the model cannot be found.
+        InseparableHeadError: for a model whose head cannot be applied to some tokens alone, or whose loss is another;
+            some models show it only in their first forward pass.
+        ValueError: for a model whose forward another library has replaced.
+
+    """
+    inner = unwrap(model)
+    if loss is not None:
+        try:
+            _check(inner)
+        except (NotReversibleError, InseparableHeadError) as error:
+            if loss.required:
+                raise
+            _leave(inner, error)
+            return
+        if "_head_loss" not in vars(inner) and "forward" in vars(inner):
+            raise ValueError(
+                f"The forward of {type(inner).__name__} was replaced by another library; call set_head_loss first "
+                f"(before accelerate's dispatch or hooks)."
+            )
+        if "forward" not in vars(inner):
+            inner.forward = _HeadForward(inner)
+        inner._head_loss = loss
+    elif "_head_loss" in vars(inner):
+        del inner._head_loss
+        # Where accelerate has wrapped it meanwhile, it stays and hands every call on.
+        if isinstance(inner.forward, _HeadForward):
+            del inner.forward
+
+
+def apply_head(model: nn.Module, head: Head, chunk: int | None = None) -> None:
+    """Let a model compute its cross-entropy as `head` says, in place; see `Head` and `set_head_loss`."""
+    set_head_loss(model, None if head == "own" else HeadLoss(chunk=chunk, required=head == "chunked"))
+
+
+def _check(model: Any) -> None:
+    """Raise NotReversibleError or InseparableHeadError for what can be seen without running the model."""
+    find_stack(model)
+    parameters = inspect.signature(type(model).forward).parameters
+    if "labels" not in parameters or "logits_to_keep" not in parameters:
+        raise InseparableHeadError.of(model)
+    if model.loss_function is not ForCausalLMLoss or not _calls_loss_function(type(model)):
+        raise _another_loss(model)
+
+
+def _leave(model: Any, reason: ValueError) -> None:
+    """Let the model compute its own loss, and say so."""
+    set_head_loss(model, None)
+    warnings.warn(f"The loss takes the logits of all tokens at once. {reason}", stacklevel=3)
+
+
+class _HeadForward:
+    """Stands in for the forward of a model with a head loss; trainers and `generate` read its signature."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        signature = inspect.signature(type(self._model).forward)
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        model = self._model
+        loss: HeadLoss | None = vars(model).get("_head_loss")
+        inputs = dict(zip(self.__signature__.parameters, arguments, strict=False)) | keywords
+        if loss is None or inputs.get("labels") is None:
+            return type(model).forward(model, *arguments, **keywords)
+        return_dict = inputs.pop("return_dict", None)
+        try:
+            output = _forward(model, loss, inputs)
+        except InseparableHeadError as error:
+            if loss.required:
+                raise
+            _leave(model, error)
+            return type(model).forward(model, *arguments, **keywords)
+        as_object = model.config.return_dict if return_dict is None else return_dict
+        return output if as_object else output.to_tuple()
+
+
+def _forward(model: Any, loss: HeadLoss, inputs: dict[str, Any]) -> Any:
+    """Run the model's own forward with `loss` in the place of its loss function."""
+    asked = inputs.get("logits_to_keep")
+    if isinstance(asked, Tensor) or asked:
+        raise ValueError("logits_to_keep cannot be combined with labels where the model has a head loss; leave it out.")
+    if model.loss_function is not ForCausalLMLoss:
+        raise _another_loss(model)
+    state = LastHiddenState(model)
+    computed = False
+
+    def loss_function(logits: Tensor, labels: Tensor, *_: Any, **options: Any) -> Tensor:
+        nonlocal computed
+        computed = True
+        targets = _targets(labels, **options)
+        if targets.shape != state.value.shape[:2]:
+            raise InseparableHeadError.of(model)
+        counted = targets.flatten() != options.get("ignore_index", -100)
+        positions = counted.nonzero()[:, 0].to(state.value.device)
+        if not len(positions):
+            # Of nothing, but with a graph: every rank of a distributed run takes part in the backward pass.
+            return logits[..., :0].float().sum()
+        total = _sum(model, loss, inputs, state, targets.flatten().to(positions.device), positions)
+        number = options.get("num_items_in_batch")
+        if number is None:
+            return total / len(positions)
+        return total / (number.to(total.device) if isinstance(number, Tensor) else number)
+
+    with state.recorded(), _replaced_loss(model, loss_function):
+        output = own_forward(model, inputs | {"logits_to_keep": 1})
+    if not computed:
+        raise _another_loss(model)
+    return type(output)(**{name: value for name, value in output.items() if name != "logits"})
+
+
+def _targets(labels: Tensor, shift_labels: Tensor | None = None, ignore_index: int = -100, **_: Any) -> Tensor:
+    """Return the token that every position predicts, or ignore_index: int64[batch, tokens]."""
+    if shift_labels is not None:
+        return shift_labels
+    return nn.functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]
+
+
+def _sum(
+    model: nn.Module,
+    loss: HeadLoss,
+    inputs: Mapping[str, Any],
+    state: LastHiddenState,
+    targets: Tensor,
+    positions: Tensor,
+) -> Tensor:
+    """Return the weighted losses summed over the tokens at `positions`, chunk by chunk."""
+    if not model.training:
+        loss = HeadLoss(chunk=loss.chunk)
+    head, teacher = state.head, loss.teacher if loss.distillation else None
+
+    def chunk_sum(hidden: Tensor, targets: Tensor, teacher_hidden: Tensor | None = None) -> Tensor:
+        logits = head(hidden)
+        total = logits.new_zeros((), dtype=torch.promote_types(logits.dtype, torch.float32))
+        if loss.cross_entropy:
+            total = total + loss.cross_entropy * cross_entropy_sum(logits, targets)
+        if teacher is not None and teacher_hidden is not None:
+            divergence = divergence_sum(logits, teacher.logits(teacher_hidden), loss.temperature)
+            total = total + loss.distillation * divergence
+        return total
+
+    hidden = state.value.flatten(0, 1)[positions]
+    others = [targets[positions]]
+    if teacher is not None:
+        others.append(teacher.hidden(inputs).flatten(0, 1)[positions])
+    return chunked_sum(chunk_sum, hidden, *others, chunk=loss.chunk or _chunk(hidden.shape[-1]))
+
+
+def _chunk(width: int) -> int:
+    """Return how many tokens to take at once: their logits are a quarter as large as the head's weight.
+
+    So the peak is that of the weight's gradient, whatever the vocabulary. Fewer than 64 tokens would lose time, and
+    more than 1024 win none.
+    """
+    return min(1024, max(64, width // 4))
+
+
+@contextlib.contextmanager
+def _replaced_loss(model: Any, loss_function: Callable[..., Tensor]) -> Iterator[None]:
+    """Put `loss_function` in the place of the model's for the length of the block."""
+    before = model.loss_function
+    model.loss_function = loss_function
+    try:
+        yield
+    finally:
+        model.loss_function = before
+
+
+def _calls_loss_function(kind: type) -> bool:
+    """Say whether the forward of a class, or one that it may call of its bases, uses `loss_function`."""
+    forwards = [inspect.unwrap(vars(base)["forward"]) for base in kind.__mro__ if "forward" in vars(base)]
+    return any("loss_function" in forward.__code__.co_names for forward in forwards)
+
+
+def _another_loss(model: nn.Module) -> InseparableHeadError:
+    return InseparableHeadError(
+        f"{type(model).__name__} does not compute its loss as transformers' causal language models do, or was given "
+        f"another loss_function, so no head loss can stand in for it; train it with its own, after "
+        f"revformers.head.loss.set_head_loss(model, None)."
+    )

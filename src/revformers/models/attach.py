@@ -1,0 +1,130 @@
+"""Giving the decoder and the layers of a model their places in a reversible stack, and taking these away again."""
+
+import inspect
+import warnings
+from dataclasses import replace
+from functools import partial
+
+from torch import nn
+
+from revformers.activations import check_activations
+from revformers.models.discovery import DecoderStack, find_stack, unwrap
+from revformers.models.families import find_layout
+from revformers.models.fields import no_branches, require_features
+from revformers.models.forward import LayerRole, ReversibleStack, decoder_forward, layer_forward
+from revformers.models.identity import Identity
+from revformers.models.state import require_reversible
+from revformers.models.update_predictor import PredictorForm, UpdatePredictor
+
+
+def check(model: nn.Module, identity: Identity) -> DecoderStack:
+    """Return the decoder of a model that can follow the recurrence of `identity`.
+
+    Raises:
+        NotReversibleError: where the model is no plain fold over its layers.
+        ValueError: for a policy that does not go with the dynamics, or dynamics of another depth.
+
+    """
+    stack = find_stack(model)
+    check_activations(identity.activations, identity.dynamics)
+    identity.dynamics.check(len(stack.layers))
+    for layer in stack.layers:
+        if identity.dynamics.granularity == "branch" and find_layout(layer) is None:
+            raise no_branches(layer, identity.dynamics)
+    return stack
+
+
+def attach(model: nn.Module, identity: Identity) -> ReversibleStack:
+    """Let the decoder of an ordinary model follow the recurrence of `identity`, in place, update predictors included.
+
+    Raises:
+        NotReversibleError, ValueError: as `check`, and for a forward that another library has replaced.
+
+    """
+    stack = check(model, identity)
+    for module in (stack.decoder, *stack.layers):
+        if "forward" in vars(module):
+            raise ValueError(
+                f"The forward of {type(module).__name__} was replaced by another library; call make_reversible before "
+                f"that. To spread a reversible model over devices, save it and load it with device_map."
+            )
+    reversible = ReversibleStack(
+        dynamics=identity.dynamics,
+        activations=identity.activations,
+        provenance=identity.provenance,
+        number_of_layers=len(stack.layers),
+    )
+    stack.decoder._reversible_stack = reversible
+    stack.decoder.forward = StandIn(decoder_forward, stack.decoder)
+    for index, layer in enumerate(stack.layers):
+        layer._reversible_role = LayerRole(reversible, index)
+        layer.forward = StandIn(layer_forward, layer)
+    if identity.predictor_form is not None:
+        add_update_predictors(model, identity.predictor_form)
+    return reversible
+
+
+def detach(stack: DecoderStack) -> None:
+    """Give the decoder and the layers of a reversible model their own forward back; update predictors are removed.
+
+    Raises:
+        ValueError: where another library has wrapped a forward meanwhile.
+
+    """
+    for module in (stack.decoder, *stack.layers):
+        if not isinstance(vars(module).get("forward"), StandIn):
+            raise ValueError(
+                f"The forward of {type(module).__name__} was wrapped by another library after the model became "
+                f"reversible; undo that first (accelerate.hooks.remove_hook_from_submodules, after device_map)."
+            )
+    for layer in stack.layers:  # first: an interruption must not leave them in an ordinary model
+        if hasattr(layer, "update_predictor"):
+            del layer.update_predictor
+    del stack.decoder._reversible_stack, stack.decoder.forward
+    for layer in stack.layers:
+        del layer._reversible_role, layer.forward
+
+
+def add_update_predictors(model: nn.Module, form: PredictorForm) -> list[UpdatePredictor]:
+    """Give every layer of a reversible model that steps by block an update predictor, and return them in order.
+
+    They predict zero until they are fitted, take the dtype and the device of their layers, belong to the model's
+    parameters and state dict, and go with `make_residual`. That of the first layer leaves out the features of a layer
+    before it.
+
+    Raises:
+        NotReversibleError: for features that need the branches of a family whose branches are not known.
+
+    """
+    stack = find_stack(model)
+    require_features(form, stack.layers[0])
+    own = tuple(feature for feature in form.features if not feature.startswith("previous_")) or ("state",)
+    width = unwrap(model).config.get_text_config(decoder=True).hidden_size
+    for index, layer in enumerate(stack.layers):
+        weight = next(parameter for parameter in layer.parameters() if parameter.is_floating_point())
+        layer.update_predictor = UpdatePredictor(
+            width, form if index else replace(form, features=own), device=weight.device, dtype=weight.dtype
+        )
+    require_reversible(model).predictor_form = form
+    return [layer.update_predictor for layer in stack.layers]
+
+
+def warn_of_gradient_checkpointing() -> None:
+    """Say that the activation policy decides: trainers (TRL by default) ask for checkpointing on their own."""
+    warnings.warn(
+        "Gradient checkpointing is not switched on: this model is reversible, and its activation policy decides what "
+        'is recomputed. For checkpointing call revformers.set_activations(model, "checkpoint").',
+        stacklevel=3,
+    )
+
+
+class StandIn(partial):
+    """A function that replaces the forward of a module.
+
+    It is pickled and copied with the module, and has the signature of the forward of its class, which trainers read.
+    """
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        own = inspect.signature(type(self.args[0]).forward)
+        return own.replace(parameters=list(own.parameters.values())[1:])

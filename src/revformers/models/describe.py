@@ -1,0 +1,113 @@
+"""Saying what a model is: ordinary or reversible, by which recurrence, and what its backward pass keeps."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from revformers.activations import ACTIVATIONS
+from revformers.activations.budget.budget import Budget
+from revformers.models.discovery import unwrap
+from revformers.models.state import predictor_weights, reversible_stack, update_predictors
+
+KEPT = {
+    "store": "every activation",
+    "checkpoint": "the input of every step",
+    "offload": "the input of every step, in host memory",
+    "rebuild": "two states in 64-bit integers",
+}
+
+
+@dataclass(frozen=True)
+class Description:
+    """A model's dynamics, policy, bits and predictors; `str` gives them in a few lines.
+
+    Attributes:
+        model: the class of the model, e.g. "LlamaForCausalLM".
+        reversible: whether it follows a recurrence of this library; the attributes below are None where not.
+        recurrence: the dynamics in one line.
+        layers: number of layers.
+        granularity: "block" or "branch": what one step evaluates.
+        start: what p[-1] is.
+        readout: what the head reads.
+        activations: the activation policy.
+        kept: what the policy keeps for the backward pass, in words.
+        bits: side information of every step, bits an element, mean over the layers; None without an inverse.
+        predictors: number of update predictors.
+        predictor_parameters: parameters of the update predictors together.
+        base_model: hub id of the ordinary model that it came from, where that is known.
+
+    """
+
+    model: str
+    reversible: bool
+    recurrence: str | None = None
+    layers: int | None = None
+    granularity: str | None = None
+    start: str | None = None
+    readout: str | None = None
+    activations: str | None = None
+    kept: str | None = None
+    bits: float | None = None
+    predictors: int | None = None
+    predictor_parameters: int | None = None
+    base_model: str | None = None
+
+    def __str__(self) -> str:
+        """Say it in a few lines."""
+        if not self.reversible:
+            return f"{self.model}: an ordinary network"
+        lines = {
+            "dynamics": self.recurrence,
+            "steps": f"one a {self.granularity}, {self.layers} layers; p[-1]: {self.start}; readout: {self.readout}",
+            "activations": f"{self.activations}: keeps {self.kept}",
+            "side information": "none, there is no inverse"
+            if self.bits is None
+            else f"{self.bits:g} {'bit' if self.bits == 1 else 'bits'} per element and step, on average",
+            "update predictors": f"{self.predictors}, {self.predictor_parameters:,} parameters"
+            if self.predictors
+            else "none",
+        }
+        if self.base_model:
+            lines["base model"] = self.base_model
+        return "\n".join([f"{self.model}: reversible", *(f"  {name:<19}{text}" for name, text in lines.items())])
+
+
+def describe(model: nn.Module) -> Description:
+    """Say what a model is: ordinary or reversible, and of a reversible one the dynamics and what is kept.
+
+    Args:
+        model: a model of transformers, or a PEFT model around one.
+
+    """
+    name = type(unwrap(model)).__name__
+    reversible = reversible_stack(model)
+    if reversible is None:
+        return Description(name, reversible=False)
+    dynamics, activations, layers = reversible.dynamics, reversible.activations, reversible.number_of_layers
+    bits = None
+    if dynamics.reversible:
+        bits = sum(dynamics.side_information_bits(layer) for layer in range(layers)) / layers
+    rebuilds = activations == "rebuild"
+    if activations in ACTIVATIONS:
+        kept = KEPT[activations]
+    else:
+        budget = Budget.parse(activations)
+        kept, rebuilds = "as many layers as fit the budget", budget.rebuilds
+    if rebuilds and bits:
+        kept += ", and side information"
+    predictors = update_predictors(model)
+    return Description(
+        name,
+        reversible=True,
+        recurrence=dynamics.recurrence,
+        layers=layers,
+        granularity=dynamics.granularity,
+        start=dynamics.start,
+        readout=dynamics.readout,
+        activations=activations,
+        kept=kept,
+        bits=bits,
+        predictors=len(predictors),
+        predictor_parameters=sum(value.numel() for value in predictor_weights(model).values()),
+        base_model=reversible.provenance.base_model if reversible.provenance else None,
+    )

@@ -1,0 +1,271 @@
+"""The fields of a decoder layer: what it adds to the stream, as functions of the stream alone."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+
+from revformers.dynamics.base import Dynamics
+from revformers.engine.field import Field
+from revformers.engine.version import version_of
+from revformers.errors import NotReversibleError
+from revformers.models.families import find_layout
+from revformers.models.families.layout import BlockLayout, ModuleCall
+from revformers.models.update_predictor import PredictorForm, UpdatePredictor
+
+
+def layer_inputs(layer: nn.Module, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Return everything a layer was called with besides its hidden state, by name.
+
+    Names come from the layer's own signature, since some decoders pass them by position (GPT-2).
+    """
+    try:
+        bound = inspect.signature(type(layer).forward).bind(layer, None, *arguments, **keywords)
+    except TypeError as error:
+        raise NotReversibleError(
+            f"{type(layer).__name__} takes something else before its hidden state; only layers that map one hidden "
+            f"state to one hidden state can be reversed."
+        ) from error
+    inputs = dict(list(bound.arguments.items())[2:])
+    for parameter in bound.signature.parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            inputs.update(inputs.pop(parameter.name, {}))
+    return inputs
+
+
+class LayerReturn:
+    """In what form a layer returns its hidden state: alone, or first of several values, such as attention weights.
+
+    The other values are those of the forward pass, in its autograd graph: they have gradients under every activation
+    policy, whose second evaluation of the layer rebuilds what autograd saved for them as well.
+    """
+
+    def __init__(self) -> None:
+        self._others: tuple[Any, ...] | None = None
+        self._finished = False
+
+    def set_others(self, others: Sequence[Any]) -> None:
+        """Note that the layer returns a tuple, with `others` behind its hidden state."""
+        if not self._finished:
+            self._others = tuple(others)
+
+    def finish(self) -> tuple[Any, ...] | None:
+        """Return the other values, None where the hidden state is returned alone, and hold them no longer.
+
+        What a second evaluation of the layer returns is not noted: it would live as long as the autograd graph.
+        """
+        self._finished = True
+        others, self._others = self._others, None
+        return others
+
+
+def evaluate(function: Callable[..., Any], layer: nn.Module, inputs: tuple[Any, ...], hidden: Tensor) -> Any:
+    """Return `function(layer, hidden, *inputs)`: all that a layer computes goes through here, compiled or not."""
+    return function(layer, hidden, *inputs)
+
+
+Evaluate = Callable[[Callable[..., Any], nn.Module, tuple[Any, ...], Tensor], Any]
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """A decoder layer in one forward pass.
+
+    Attributes:
+        layer: the layer, of transformers.
+        index: its number, from 0.
+        inputs: what it was called with besides its hidden state; every field sees the same.
+        evaluate: `evaluate`, or what `revformers.compile_layers` made of it.
+
+    """
+
+    layer: nn.Module
+    index: int
+    inputs: Mapping[str, Any]
+    evaluate: Evaluate = evaluate
+
+
+def named_fields(
+    call: LayerCall, before: LayerCall | None, dynamics: Dynamics, returned: LayerReturn
+) -> Iterator[tuple[str, Field]]:
+    """Yield the name and the field of every step that a layer takes under `dynamics`.
+
+    Args:
+        call: the layer.
+        before: the layer before it; None for the first.
+        dynamics: decides between one step a block and one a branch.
+        returned: told in what form the layer returns its hidden state, and what besides, when its fields are evaluated.
+
+    Raises:
+        NotReversibleError: for what needs the branches of a family whose branches are not known.
+        ValueError: for a key-value cache where the layer before is evaluated a second time.
+
+    """
+    layout = find_layout(call.layer)
+    name = f"layer {call.index}"
+    if dynamics.granularity == "branch":
+        if layout is None:
+            raise no_branches(call.layer, dynamics)
+        yield f"{name} (attention)", _with_attention(layout.attention_update, layout, call, returned)
+        yield f"{name} (mlp)", partial(call.evaluate, layout.mlp_update, call.layer, ())
+        return
+    field = block_field(call, before, dynamics, returned)
+    predictor = getattr(call.layer, "update_predictor", None)
+    if predictor is not None:
+        field = partial(_corrected, field, predictor, previous_fields(predictor.form, before))
+    yield name, field
+
+
+def block_field(call: LayerCall, before: LayerCall | None, dynamics: Dynamics, returned: LayerReturn) -> Field:
+    """Return what the step of a whole layer adds under `dynamics`, without its update predictor."""
+    field = ordinary_field(call, returned)
+    weight = dynamics.previous_update(call.index)
+    if not weight:
+        return field
+    assert before is not None
+    return partial(_sum, field, _previous_update(before), weight)
+
+
+def ordinary_field(call: LayerCall, returned: LayerReturn) -> Field:
+    """Return f_l, what the layer adds to the stream in the ordinary network."""
+    layout = find_layout(call.layer)
+    if layout is not None:
+        return _with_attention(layout.block_update, layout, call, returned)
+    return partial(_difference, call, returned)
+
+
+def _with_attention(
+    function: Callable[..., tuple[Tensor, tuple[Any, ...]]], layout: BlockLayout, call: LayerCall, returned: LayerReturn
+) -> Field:
+    """Return the field `function` of a layout, which notes what attention returns besides its update."""
+    number = layout.others_returned(call.layer)
+    if number:
+        returned.set_others([None] * number)
+    return partial(_noting, function, call, layout.attention_call(call.layer, call.inputs), number, returned)
+
+
+def _noting(
+    function: Callable[..., tuple[Tensor, tuple[Any, ...]]],
+    call: LayerCall,
+    attention: ModuleCall,
+    number: int,
+    returned: LayerReturn,
+    hidden: Tensor,
+) -> Tensor:
+    update: Tensor
+    update, others = call.evaluate(function, call.layer, (attention,), hidden)
+    if number:
+        returned.set_others([*others, *[None] * number][:number])
+    return update
+
+
+def previous_fields(form: PredictorForm, before: LayerCall | None) -> dict[str, Field]:
+    """Return the features of an update predictor that the layer before is evaluated for, by name."""
+    fields: dict[str, Field] = {}
+    for feature in form.features:
+        if feature == "previous_update":
+            assert before is not None
+            fields[feature] = _previous_update(before)
+        elif feature == "previous_mlp":
+            assert before is not None
+            fields[feature] = partial(before.evaluate, _layout_of_mlp(before.layer).mlp_update, before.layer, ())
+    return fields
+
+
+def require_features(form: PredictorForm, layer: nn.Module) -> None:
+    """Raise NotReversibleError where a feature needs the branches of a layer, and they are not known."""
+    if "previous_mlp" in form.features:
+        _layout_of_mlp(layer)
+
+
+def _layout_of_mlp(layer: nn.Module) -> BlockLayout:
+    layout = find_layout(layer)
+    if layout is None:
+        raise NotReversibleError(
+            f"An update predictor on previous_mlp needs to know where {type(layer).__name__} splits into attention and "
+            f"MLP; use the features state and update, or add the family to revformers.models.families."
+        )
+    return layout
+
+
+def holds_cache(inputs: Mapping[str, Any]) -> bool:
+    """Whether a layer was called with a key-value cache."""
+    return any(isinstance(value, Cache) for value in inputs.values())
+
+
+def no_branches(layer: nn.Module, dynamics: Dynamics) -> NotReversibleError:
+    """Return the error for steps by branch on a family whose branches are not known."""
+    return NotReversibleError(
+        f"{type(dynamics).__name__} steps by branch, and where {type(layer).__name__} splits into attention and MLP is "
+        f'not known; use a dynamics with granularity="block", or add the family to revformers.models.families.'
+    )
+
+
+def _previous_update(before: LayerCall) -> Field:
+    """Return f_{l-1} for its second evaluation, at p[l], for which a key-value cache has no place."""
+    if holds_cache(before.inputs):
+        raise ValueError(
+            "This model evaluates the attention of every layer twice, which a key-value cache has no place for; "
+            "pass use_cache=False, also to generate."
+        )
+    unread = LayerReturn()
+    unread.finish()
+    return ordinary_field(before, unread)
+
+
+def _sum(field: Field, second: Field, weight: float, hidden: Tensor) -> Tensor:
+    """The field of dynamics with two evaluations a step: f_l(x) + weight * f_{l-1}(x), in float32 or wider."""
+    update, addition = field(hidden), second(hidden)
+    wide = torch.promote_types(update.dtype, torch.float32)
+    return update.to(wide) + weight * addition.to(wide)
+
+
+def _corrected(field: Field, predictor: UpdatePredictor, previous: Mapping[str, Field], hidden: Tensor) -> Tensor:
+    """The field of a layer that `revformers.convert` gave an update predictor: f(x) + u(x)."""
+    update = field(hidden)
+    known = {"state": hidden, "update": update}
+    features = [known[name] if name in known else previous[name](hidden) for name in predictor.form.features]
+    correction = predictor(features)
+    wide = torch.promote_types(correction.dtype, torch.float32)
+    return update.to(wide) + correction.to(wide)
+
+
+def _difference(call: LayerCall, returned: LayerReturn, hidden: Tensor) -> Tensor:
+    """f(x) = layer(x) - x: right for every layer that maps one hidden state to one hidden state.
+
+    The difference is taken in at least float32, so that half-precision models lose no more than their own addition
+    inside the layer already loses.
+    """
+    # Inference tensors do not count how often they are written to.
+    given = hidden.clone() if hidden.is_inference() else hidden
+    version = version_of(given)
+    try:
+        output = call.evaluate(_forward, call.layer, (call.inputs,), given)
+    except RuntimeError as error:
+        # In training PyTorch refuses it, in the name of a function of this library.
+        if "of _Use is a view and is being modified inplace" not in str(error):
+            raise
+        raise _writes_to_input(call.layer) from error
+    if version_of(given) != version:
+        raise _writes_to_input(call.layer)
+    if not isinstance(output, Tensor):
+        output, *others = output
+        returned.set_others(others)
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    return output.to(wide) - hidden.to(wide)
+
+
+def _writes_to_input(layer: nn.Module) -> NotReversibleError:
+    return NotReversibleError(
+        f"{type(layer).__name__} writes to its input in place, so that what it adds to the stream is not known; let "
+        f"its forward make a new tensor (hidden_states = hidden_states + update)."
+    )
+
+
+def _forward(layer: nn.Module, hidden: Tensor, inputs: Mapping[str, Any]) -> Any:
+    return type(layer).forward(layer, hidden, **inputs)

@@ -1,0 +1,379 @@
+"""The forward pass of a reversible model: the decoder's own loop over its layers, with the recurrence inside it.
+
+No module is wrapped or rewritten. The `forward` of the decoder and of each layer is replaced on the
+object: the decoder's opens a `Pass`, and each layer's takes its steps in it. So module names, state-dict keys, hooks
+around the layers, masks, position embeddings and caches stay what they were.
+"""
+
+import inspect
+import warnings
+import weakref
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from revformers.activations import PolicyFactory, policy_factory
+from revformers.activations.budget.budget import BudgetReport
+from revformers.engine.trajectory import Trajectory
+from revformers.engine.version import version_of
+from revformers.errors import NotReversibleError
+from revformers.models.batch_hooks import batch_hooks, has_batch_hooks, with_batch_hooks
+from revformers.models.fields import Evaluate, LayerCall, LayerReturn, evaluate, holds_cache, layer_inputs, named_fields
+from revformers.models.identity import Identity
+from revformers.models.tracing import NEVER_COMPILED, refuse_export, warn_of_uncompiled_layers
+
+
+@dataclass(kw_only=True)
+class ReversibleStack(Identity):
+    """What makes a decoder reversible; kept on the decoder as `_reversible_stack`, and by the model's configuration.
+
+    Attributes:
+        number_of_layers: the depth of the decoder.
+        ordinary: whether the decoder runs as the ordinary network for now; see `revformers.ordinary`.
+        budget_report: what the last forward pass under a `Budget` chose.
+        evaluate: what the layers' computations go through; see `revformers.compile_layers`.
+        owner: the model that was made reversible, whose configuration holds this object.
+        largest_magnitude: of a state or an update, over all forward passes since this was last set to 0.
+        warned_of_uncompiled_layers: whether it was said that torch.compile leaves the layers as they are.
+
+    """
+
+    number_of_layers: int
+    ordinary: bool = False
+    budget_report: BudgetReport | None = None
+    evaluate: Evaluate = evaluate
+    warned_of_uncompiled_layers: bool = False
+    largest_magnitude: float = 0.0
+    owner: "weakref.ref[nn.Module] | None" = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to this process: the compiled layers, as PyTorch does, and the reference."""
+        return vars(self) | {"evaluate": evaluate, "owner": None}
+
+    @property
+    def predictor_features(self) -> tuple[str, ...]:
+        """What the layers' update predictors read; nothing without them."""
+        return () if self.predictor_form is None else self.predictor_form.features
+
+    @property
+    def policy(self) -> PolicyFactory:
+        """What makes the activation policy of a forward pass, as `activations` says."""
+        return policy_factory(self.activations, self.dynamics, self.number_of_layers)
+
+    @property
+    def evaluates_attention_twice(self) -> bool:
+        """Whether a step evaluates the attention of the layer before, which key-value caches have no place for."""
+        second = self.number_of_layers > 1 and self.dynamics.previous_update(1) != 0
+        return second or "previous_update" in self.predictor_features
+
+    @property
+    def evaluates_mlps_twice(self) -> bool:
+        """Whether a step evaluates the MLP of the layer before, whose router would be counted twice."""
+        return self.evaluates_attention_twice or "previous_mlp" in self.predictor_features
+
+
+@dataclass
+class LayerRole:
+    """A layer's place in its reversible stack; kept on the layer as `_reversible_role`."""
+
+    stack: ReversibleStack
+    index: int
+
+
+class Pass:
+    """One forward pass through a decoder: the trajectory and how far it is."""
+
+    def __init__(self, stack: ReversibleStack, decoder: nn.Module) -> None:
+        self.stack = stack
+        self._decoder = decoder
+        self._next = 0
+        self._before: LayerCall | None = None
+        self._trajectory: Trajectory | None = None
+        self._version = 0
+        self._others: list[Tensor] = []
+        _refuse_changed_list(decoder, stack)
+        self._keeps_batch_hooks = _recomputes(stack) and has_batch_hooks(decoder)
+
+    def layer(self, layer: Any, hidden: Tensor, inputs: dict[str, Any]) -> Any:
+        """Take the steps of `layer` and return what its forward returns: p[l+1], or the readout after the last.
+
+        A layer that returns more (attention weights) returns a tuple, with the values of this forward pass.
+        """
+        index = layer._reversible_role.index
+        if index != self._next:
+            raise NotReversibleError(
+                f"{type(self._decoder).__name__} called layer {index} where layer {self._next} was due; only decoders "
+                f"that run every layer once and in order can be reversed."
+            )
+        passed_on = any(value is other for value in inputs.values() for other in self._others)
+        if passed_on and _recomputes(self.stack):  # without a second evaluation it is as in the ordinary model (XLNet)
+            raise NotReversibleError(
+                f"{type(self._decoder).__name__} passes more than the hidden state from layer to layer; only layers "
+                f"that map one hidden state to one hidden state can be reversed."
+            )
+        _refuse_cache(self.stack, inputs)
+        self._refuse_other_devices(layer, hidden)
+        if self._trajectory is None:
+            self._refuse_early_exit()
+            self._trajectory = Trajectory(self.stack.dynamics, self.stack.policy, hidden)
+            hidden = self._trajectory.hidden
+        else:
+            self._refuse_change(hidden)
+        returned = LayerReturn()
+        call = LayerCall(layer, index, inputs, self.stack.evaluate)
+        before = self._before.layer if self._before else layer
+        hooks = batch_hooks(before, layer) if self._keeps_batch_hooks else ()
+        for name, field in named_fields(call, self._before, self.stack.dynamics, returned):
+            if hooks:
+                field = with_batch_hooks(field, hooks)
+            hidden = self._trajectory.step(name, self.stack.dynamics.coefficients(index), field, hidden)
+        self._before = call
+        self._next += 1
+        if self._next == self.stack.number_of_layers:
+            self.stack.budget_report = self._trajectory.report or self.stack.budget_report
+            hidden = self._trajectory.readout()
+            self.stack.largest_magnitude = max(self.stack.largest_magnitude, self._trajectory.largest_magnitude)
+        self._version = version_of(hidden)
+        return self._with_others(hidden, returned)
+
+    def _with_others(self, hidden: Tensor, returned: LayerReturn) -> Any:
+        others = returned.finish()
+        self._others = [value for value in others or () if isinstance(value, Tensor)]
+        return hidden if others is None else (hidden, *others)
+
+    def finish(self) -> None:
+        """Refuse a decoder that ran fewer layers than it has."""
+        if self._next != self.stack.number_of_layers:
+            raise NotReversibleError(
+                f"{type(self._decoder).__name__} ran {self._next} of its {self.stack.number_of_layers} layers; only "
+                f"decoders that run every layer once and in order can be reversed."
+            )
+
+    def _refuse_other_devices(self, layer: nn.Module, hidden: Tensor) -> None:
+        """Refuse layers on several devices, and training with weights that accelerate brings from disk or host memory.
+
+        The states stay on one device. Weights that are brought for one evaluation lose their gradients, which PyTorch
+        does not notice.
+        """
+        states = hidden.device if self._trajectory is None else self._trajectory.hidden.device
+        if hidden.device != states:
+            raise ValueError(
+                f"{type(self._decoder).__name__} runs layer {self._next} on {hidden.device} and the layers before it "
+                f"on {states}; a reversible model runs on one device a process: load it with device_map={{'': 0}}, or "
+                f"shard it with FSDP."
+            )
+        if torch.is_grad_enabled() and not hidden.is_meta and any(value.is_meta for value in layer.parameters()):
+            raise ValueError(
+                f"{type(self._decoder).__name__} cannot train layer {self._next}, whose weights are not on the device "
+                f"of its input: device_map offloads them, which is for inference; load the model without it, or shard "
+                f"it with FSDP."
+            )
+
+    def _refuse_early_exit(self) -> None:
+        """Refuse generation with assistant_early_exit, which shortens the config for as long as it drafts."""
+        depth, config = self.stack.number_of_layers, cast(Any, self._decoder.config)
+        asked = getattr(config, "num_hidden_layers", depth)
+        if asked < depth:
+            config.num_hidden_layers = depth  # nobody else would: the error skips the line that does
+            raise NotReversibleError(
+                f"{type(self._decoder).__name__} was to run the first {asked} of its {depth} layers alone, as "
+                f"assistant_early_exit asks for, which a reversible model does not do; config.num_hidden_layers is "
+                f"{depth} again."
+            )
+
+    def _refuse_change(self, hidden: Tensor) -> None:
+        """Refuse a decoder that does something to the stream between two layers: the inverse would not know of it."""
+        assert self._trajectory is not None
+        expected = self._trajectory.hidden
+        # Other objects with the same memory are fine: FSDP passes a layer's input through a node of its own.
+        same = hidden is expected or (hidden.shape == expected.shape and hidden.data_ptr() == expected.data_ptr())
+        if expected.grad_fn is not None and hidden.grad_fn is None and self.stack.dynamics.reversible:
+            raise NotReversibleError(
+                f"Something between layers {self._next - 1} and {self._next} of {type(self._decoder).__name__} "
+                f"detaches the hidden state (a forward hook that returns output.detach()), but a reversible layer "
+                f"reads the last two states, and the gradient would pass by the other one; freeze the layers below "
+                f"(requires_grad_(False)) in its place."
+            )
+        if not same or version_of(hidden) != self._version:
+            raise NotReversibleError(
+                f"{type(self._decoder).__name__} changes the hidden state between layers {self._next - 1} and "
+                f"{self._next}; only decoders that hand a layer's output to the next layer as it is can be reversed."
+            )
+
+
+def _refuse_changed_list(decoder: nn.Module, stack: ReversibleStack) -> None:
+    """Refuse a decoder whose list of layers is not the one that was made reversible."""
+    layers = next(
+        (
+            list(children)
+            for module in (decoder, *decoder.children())
+            for children in module.children()
+            if isinstance(children, nn.ModuleList) and any(hasattr(child, "_reversible_role") for child in children)
+        ),
+        [],
+    )
+    roles = [getattr(layer, "_reversible_role", None) for layer in layers]
+    places = [(id(role.stack), role.index) if role else None for role in roles]
+    if places != [(id(stack), index) for index in range(stack.number_of_layers)]:
+        raise NotReversibleError(
+            f"The layers of {type(decoder).__name__} are not the {stack.number_of_layers} that were made reversible: "
+            f"some were added, removed, replaced or copied (layer_replication of PEFT) meanwhile; change the list of "
+            f"layers before revformers.make_reversible or revformers.convert."
+        )
+
+
+class LayerRun(Protocol):
+    """What the layers of a decoder run in: a forward pass, or a visit to one of them."""
+
+    stack: ReversibleStack
+
+    def layer(self, layer: Any, hidden: Tensor, inputs: dict[str, Any]) -> Any:
+        """Return what the forward of `layer` returns for `hidden` and its other arguments, by name."""
+
+
+CURRENT_RUN: ContextVar[LayerRun | None] = ContextVar("revformers_run", default=None)
+
+
+def decoder_forward(decoder: Any, *arguments: Any, **keywords: Any) -> Any:
+    """Stand in for the forward of a reversible decoder."""
+    if decoder._reversible_stack.ordinary:
+        return type(decoder).forward(decoder, *arguments, **keywords)
+    # Where torch.compile traces this, it writes True into the call that it leaves to Python.
+    return _run_decoder(decoder, torch.compiler.is_compiling(), arguments, keywords)
+
+
+@torch.compiler.disable(reason=NEVER_COMPILED)
+def _run_decoder(decoder: Any, compiling: bool, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    """Run a decoder in a pass of its own.
+
+    Args:
+        decoder: the decoder.
+        compiling: whether compiled code calls it.
+        arguments: what its forward was called with by position,
+        keywords: and by name.
+
+    """
+    stack: ReversibleStack = decoder._reversible_stack
+    refuse_export(decoder)
+    if compiling:
+        _warn_of_uncompiled_layers(stack)
+    _refuse_collecting_twice(decoder, arguments, keywords)
+    arguments, keywords = _decide_cache(decoder, arguments, keywords)
+    current = Pass(stack, decoder)
+    token = CURRENT_RUN.set(current)
+    try:
+        output = type(decoder).forward(decoder, *arguments, **keywords)
+    finally:
+        CURRENT_RUN.reset(token)
+    current.finish()
+    return output
+
+
+def _warn_of_uncompiled_layers(stack: ReversibleStack) -> None:
+    """Say it once a model, unless `compile_layers` compiles its layers."""
+    if stack.evaluate is evaluate and not stack.warned_of_uncompiled_layers:
+        stack.warned_of_uncompiled_layers = True
+        warn_of_uncompiled_layers()
+
+
+def _argument(decoder: Any, arguments: tuple[Any, ...], keywords: Mapping[str, Any], name: str) -> Any:
+    """Return what a decoder was called with under a name; most models pass options by name, CPM-Ant by position."""
+    place = _place(decoder, name)
+    return arguments[place] if place is not None and place < len(arguments) else keywords.get(name)
+
+
+def _place(decoder: Any, name: str) -> int | None:
+    parameters = list(inspect.signature(type(decoder).forward).parameters)
+    return parameters.index(name) - 1 if name in parameters else None  # without self
+
+
+def _refuse_collecting_twice(decoder: Any, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
+    """Refuse to collect what modules return where a step evaluates them twice: transformers would list both."""
+    stack: ReversibleStack = decoder._reversible_stack
+    for name, twice, what in (
+        ("output_router_logits", stack.evaluates_mlps_twice, "MLPs"),
+        ("output_attentions", stack.evaluates_attention_twice, "attention"),
+    ):
+        asked = _argument(decoder, arguments, keywords, name)
+        if twice and (getattr(decoder.config, name, False) if asked is None else asked):
+            raise ValueError(
+                f"{name} cannot be used with a model that evaluates {what} twice a step, as both evaluations would "
+                f'count. Convert with the predictor "update", or switch {name} off.'
+            )
+
+
+def _decide_cache(
+    decoder: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments with use_cache=False where there must be no key-value cache, or no use for one.
+
+    Without a word from the caller most models fill a cache in training too. It lays keys out in memory otherwise, and
+    a matrix product may round otherwise for it; so a forward pass with gradients has one only where that is asked for.
+    """
+    stack: ReversibleStack = decoder._reversible_stack
+    place = _place(decoder, "use_cache")
+    if place is None:
+        return arguments, keywords
+    asked = _argument(decoder, arguments, keywords, "use_cache")
+    impossible = _recomputes(stack) or stack.evaluates_attention_twice
+    if asked and impossible:
+        warnings.warn(
+            "use_cache=True is set to False in a forward pass that evaluates layers twice (for the backward pass, "
+            "or for their step): it would write to the cache twice.",
+            stacklevel=5,
+        )
+    unasked = torch.is_grad_enabled() and not asked and not holds_cache(keywords)
+    if not (impossible or unasked):
+        return arguments, keywords
+    if place < len(arguments):
+        return (*arguments[:place], False, *arguments[place + 1 :]), keywords
+    return arguments, keywords | {"use_cache": False}
+
+
+def layer_forward(layer: Any, hidden_states: Tensor, *arguments: Any, **keywords: Any) -> Any:
+    """Stand in for the forward of a layer of a reversible decoder."""
+    if layer._reversible_role.stack.ordinary:
+        return type(layer).forward(layer, hidden_states, *arguments, **keywords)
+    return _run_layer(layer, torch.compiler.is_compiling(), hidden_states, arguments, keywords)
+
+
+@torch.compiler.disable(reason=NEVER_COMPILED)
+def _run_layer(
+    layer: Any, compiling: bool, hidden_states: Tensor, arguments: tuple[Any, ...], keywords: dict[str, Any]
+) -> Any:
+    """Run a layer in the pass of its decoder; see `_run_decoder`."""
+    stack: ReversibleStack = layer._reversible_role.stack
+    if compiling:
+        _warn_of_uncompiled_layers(stack)
+    current = CURRENT_RUN.get()
+    if current is not None and current.stack is not stack:
+        raise NotReversibleError(
+            f"This {type(layer).__name__} is not the one that was made reversible with its decoder, but a copy or "
+            f"another model's; change the list of layers (layer_replication of PEFT) before revformers.make_reversible "
+            f"or revformers.convert."
+        )
+    if current is None:
+        raise RuntimeError(
+            f"{type(layer).__name__} belongs to a reversible stack and was called outside its decoder's forward; call "
+            f"the model, or revformers.make_residual(model) first. Where activation checkpointing around the layers "
+            f'did it, leave that out and call revformers.set_activations(model, "checkpoint").'
+        )
+    return current.layer(layer, hidden_states, layer_inputs(layer, arguments, keywords))
+
+
+def _recomputes(stack: ReversibleStack) -> bool:
+    return torch.is_grad_enabled() and stack.activations != "store"
+
+
+def _refuse_cache(stack: ReversibleStack, inputs: dict[str, Any]) -> None:
+    """Refuse a key-value cache where the backward pass would evaluate the layer, and write to the cache, again."""
+    if _recomputes(stack) and holds_cache(inputs):
+        raise ValueError(
+            "A key-value cache (past_key_values, prefix tuning) cannot be used in a forward pass with gradients that "
+            f'evaluates layers again (activations="{stack.activations}"); use torch.no_grad(), or '
+            'revformers.set_activations(model, "store").'
+        )

@@ -1,0 +1,63 @@
+"""Warnings of what new dynamics do to the weights of a model that had others."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from fractions import Fraction
+
+from torch import nn
+
+from revformers.dynamics.base import Dynamics
+from revformers.errors import ConversionHint
+from revformers.models.discovery import unwrap
+from revformers.models.state import update_predictors
+
+NEAR = Fraction(1, 8)
+"""Largest |a| that is near the ordinary network: it adds one percent to the loss of a trained five-layer Llama, where
+1/4 adds four, 1/2 seventeen, and the midpoint rule 160."""
+
+_SILENT: ContextVar[bool] = ContextVar("revformers_without_hint", default=False)
+_given = False
+
+
+@contextmanager
+def without_hint() -> Iterator[None]:
+    """Leave the hint out, as a block or a decorator: for what makes a model the one that it was saved or fitted as."""
+    token = _SILENT.set(True)
+    try:
+        yield
+    finally:
+        _SILENT.reset(token)
+
+
+def warn_of_lost_predictors(model: nn.Module) -> None:
+    """Warn where new dynamics take the update predictors that a conversion fitted to the ones before."""
+    if update_predictors(model) and not _SILENT.get():
+        warnings.warn(
+            f"The update predictors of {type(unwrap(model)).__name__} were fitted to the dynamics that it had, and are "
+            f"removed with these; call revformers.convert for new ones.",
+            stacklevel=3,
+        )
+
+
+def hint_at_conversion(model: nn.Module, dynamics: Dynamics, number_of_layers: int) -> None:
+    """Warn, once a process, where an ordinary `model` has pretrained weights and `dynamics` is far from ordinary."""
+    global _given
+    if _given or _SILENT.get():
+        return
+    inner = unwrap(model)
+    # The name alone tells too little: a model with fresh weights has it as well where its config was loaded. What
+    # transformers converted while loading, if only nothing, is noted on loaded models alone.
+    pretrained = getattr(inner, "name_or_path", "") and hasattr(inner, "_weight_conversions")
+    largest = max((abs(step.previous) for step in dynamics.steps(number_of_layers)), default=Fraction(0))
+    if not pretrained or largest <= NEAR:
+        return
+    _given = True
+    warnings.warn(
+        f"{type(inner).__name__} has pretrained weights ({inner.name_or_path}), and {type(dynamics).__name__} makes "
+        f"another network of them, whose loss starts much higher: revformers.convert(model, bits, calibration) makes "
+        f"the model reversible with little loss, and a blend within 1/8, such as BlendedMidpoint(1/16), stays near it.",
+        ConversionHint,
+        stacklevel=3,
+    )

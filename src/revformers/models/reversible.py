@@ -1,0 +1,96 @@
+"""Making a transformers model reversible, in place, and ordinary again."""
+
+from typing import TypeVar
+
+from torch import nn
+
+from revformers.activations import Budget, check_activations
+from revformers.checkpoints.loading import register_models
+from revformers.checkpoints.model_class import become_ordinary, become_reversible, own_configs
+from revformers.dynamics.base import Dynamics
+from revformers.models.attach import attach, check, warn_of_gradient_checkpointing
+from revformers.models.discovery import unwrap
+from revformers.models.hint import hint_at_conversion, warn_of_lost_predictors
+from revformers.models.identity import Identity
+from revformers.models.quantization import keep_trainable
+from revformers.models.state import require_reversible, reversible_stack
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def make_reversible(model: Model, dynamics: Dynamics, activations: str | Budget = "rebuild") -> Model:
+    """Give a model reversible dynamics, in place.
+
+    Weights, module names and state-dict keys stay as they are; the class of the model and of its configuration become
+    subclasses of the same name (`revformers.checkpoints.model_class`). A model that is reversible already gets the new
+    dynamics and policy, and loses update predictors, with a warning.
+
+    Pretrained weights lose much of what they know in dynamics far from the ordinary network's. Where a model came from
+    `from_pretrained` and is still ordinary, and the dynamics have a coefficient |a| of p[l-1] beyond 1/8 (`Midpoint`,
+    `Leapfrog`, `Hamiltonian`, large blends), a `ConversionHint` warns of it, once a process: `revformers.convert` is
+    for that.
+
+    Args:
+        model: a model of transformers with one stack of layers, under any head (a causal language model, a classifier,
+            a bare decoder, an encoder, a model with a language model inside), or a PEFT model around one.
+        dynamics: e.g. `Midpoint()`.
+        activations: what the backward pass finds: ``"rebuild"``, ``"store"``, ``"checkpoint"``, ``"offload"``, or as
+            much as a `Budget` has room for.
+
+    Returns:
+        The same model.
+
+    Raises:
+        NotReversibleError: where the model is no plain fold over its layers; some models show it only in their first
+            forward pass.
+        TypeError: where `dynamics` is none.
+        ValueError: for an unknown policy, one that does not go with the dynamics, dynamics of another depth, or a model
+            whose forward another library has replaced.
+
+    """
+    if not isinstance(dynamics, Dynamics):
+        raise TypeError(f"make_reversible takes a dynamics such as revformers.Midpoint(), not {dynamics!r}.")
+    identity, inner = Identity(dynamics=dynamics, activations=str(activations)), unwrap(model)
+    stack = check(inner, identity)
+    if reversible_stack(model) is None:
+        hint_at_conversion(model, dynamics, len(stack.layers))
+    warn_of_lost_predictors(model)
+    make_residual(model)
+    own_configs(model)
+    keep_trainable(inner)
+    if any(getattr(module, "gradient_checkpointing", False) for module in inner.modules()):
+        warn_of_gradient_checkpointing()
+        inner.gradient_checkpointing_disable()
+    become_reversible(inner, attach(inner, identity))
+    register_models(type(inner.config))
+    return model
+
+
+def make_residual(model: Model) -> Model:
+    """Make a reversible model the ordinary network again, in place; an ordinary one stays as it is.
+
+    Returns:
+        The same model, with the weights it had; update predictors of a converted model are removed.
+
+    """
+    if reversible_stack(model) is None:
+        return model
+    own_configs(model)
+    become_ordinary(unwrap(model))
+    return model
+
+
+def set_activations(model: nn.Module, activations: str | Budget) -> None:
+    """Choose what the backward pass of a reversible model finds.
+
+    Args:
+        model: a reversible model.
+        activations: a name in `revformers.activations.ACTIVATIONS`, or a `Budget`, also as its text ("budget:20GiB").
+
+    Raises:
+        ValueError: for a model that is not reversible, an unknown policy, or one that does not go with the dynamics.
+
+    """
+    reversible = require_reversible(model)
+    check_activations(str(activations), reversible.dynamics)
+    reversible.activations = str(activations)

@@ -1,0 +1,168 @@
+"""Rebuilt gradients against stored ones: this model, this batch, this device, this random state."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from revformers.engine.replay import RandomState
+from revformers.models.reversible import set_activations
+from revformers.models.state import require_reversible
+
+
+@dataclass(frozen=True)
+class GradientReport:
+    """How the rebuilt gradient of one step compares with the stored one.
+
+    Attributes:
+        bit_exact: whether the losses and every parameter's gradient are equal to the bit.
+        max_relative_error: the largest difference of any gradient entry, relative to the largest entry of the whole
+            gradient. One scale for all parameters, as some have a true gradient of zero (OPT's key bias).
+        differing: the names of the parameters whose gradients differ, at worst first.
+        parameters: how many parameters have a gradient.
+        entries: how many numbers these gradients hold.
+        loss: the loss with stored activations.
+        rebuilt_loss: the loss with rebuilt activations.
+        recurrence: the dynamics in one line.
+        dtype: the dtype of the parameters, e.g. "float32".
+        device: the device of the parameters, e.g. "cpu".
+
+    """
+
+    bit_exact: bool
+    max_relative_error: float
+    differing: tuple[str, ...]
+    parameters: int
+    entries: int
+    loss: float
+    rebuilt_loss: float
+    recurrence: str
+    dtype: str
+    device: str
+
+    def __str__(self) -> str:
+        """Say in a few lines what was compared and what came out."""
+        verdict = (
+            "rebuilt gradients equal stored gradients to the bit"
+            if self.bit_exact
+            else f"rebuilt gradients DIFFER from stored gradients in {len(self.differing)} parameters, at worst "
+            f"{', '.join(self.differing[:3])}"
+        )
+        return (
+            f"{verdict}\n"
+            f"  dynamics            {self.recurrence}\n"
+            f"  compared            {self.parameters} parameters, {self.entries:,} numbers, {self.dtype} on "
+            f"{self.device}\n"
+            f"  max relative error  {self.max_relative_error:.3g}\n"
+            f"  loss                {self.loss:.6f} stored, {self.rebuilt_loss:.6f} rebuilt"
+        )
+
+
+def verify_gradients(
+    model: nn.Module, batch: Mapping[str, Any], *, loss: Callable[[Any], Tensor] | None = None
+) -> GradientReport:
+    """Compare the gradient with rebuilt activations against the one with stored activations.
+
+    Runs the model twice on the same batch from the same random state (so dropout draws the same masks), in the mode
+    it is in. The model's gradients, its policy and the random state are left as they were.
+
+    Args:
+        model: a reversible model.
+        batch: what the model takes, e.g. ``{"input_ids": int64[batch, tokens]}``; tensors are moved to the model's
+            device, and without ``labels`` the input ids are used.
+        loss: returns the scalar to differentiate, given what the model returns; left out, the model's own loss. With
+            it no labels are added.
+
+    Raises:
+        ValueError: where the model is not reversible, its dynamics have no inverse, nothing in it is trainable, or
+            the loss is not finite.
+        RebuildMismatchError: where the backward pass itself found that it rebuilt other states, or used other weights.
+
+    """
+    reversible = require_reversible(model)
+    trainable = _trainable(model)
+    if not trainable:
+        raise ValueError("No parameter of the model requires a gradient; there is nothing to verify.")
+    first = next(iter(trainable.values()))
+    inputs = {key: value.to(first.device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+    if loss is None:
+        inputs.setdefault("labels", inputs.get("input_ids"))
+        loss = attrgetter("loss")
+    activations = reversible.activations
+    with gradients_set_aside(model) as random_state:
+        try:
+            set_activations(model, "rebuild")
+            rebuilt_loss, rebuilt = _gradients(model, trainable, inputs, loss, random_state)
+            set_activations(model, "store")
+            stored_loss, stored = _gradients(model, trainable, inputs, loss, random_state)
+        finally:
+            reversible.activations = activations
+    if not torch.isfinite(stored_loss):
+        raise ValueError(
+            f"The loss is {stored_loss.item()} with stored activations, so there are no gradients to compare; verify "
+            f"on a batch and weights that give a finite loss."
+        )
+    missing = rebuilt.keys() ^ stored.keys()  # a gradient that one of the two lacks is zero there
+    zero = torch.zeros(())
+    errors = {
+        name: _largest(rebuilt.get(name, zero).double() - stored.get(name, zero).double())
+        for name in trainable
+        if name in rebuilt or name in stored
+    }
+    scale = max((_largest(gradient) for gradient in stored.values()), default=0.0)
+    differing = [name for name in errors if name in missing or not torch.equal(rebuilt[name], stored[name])]
+    largest = torch.tensor(list(errors.values()), dtype=torch.float64).max().item() if errors else 0.0
+    return GradientReport(
+        bit_exact=not differing and torch.equal(rebuilt_loss, stored_loss),
+        max_relative_error=largest / scale if largest else 0.0,
+        differing=tuple(sorted(differing, key=lambda name: -errors[name])),
+        parameters=len(stored),
+        entries=sum(gradient.numel() for gradient in stored.values()),
+        loss=stored_loss.item(),
+        rebuilt_loss=rebuilt_loss.item(),
+        recurrence=reversible.dynamics.recurrence,
+        dtype=str(first.dtype).removeprefix("torch."),
+        device=str(first.device),
+    )
+
+
+@contextlib.contextmanager
+def gradients_set_aside(model: nn.Module) -> Iterator[RandomState]:
+    """Give the parameters their gradients back after the block, and yield the random state before it."""
+    trainable = _trainable(model)
+    before = {name: parameter.grad for name, parameter in trainable.items()}
+    try:
+        for parameter in trainable.values():
+            parameter.grad = None
+        yield RandomState.of(next(model.parameters()).device)
+    finally:
+        for name, parameter in trainable.items():
+            parameter.grad = before[name]
+
+
+def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _gradients(
+    model: nn.Module,
+    trainable: Mapping[str, nn.Parameter],
+    inputs: Mapping[str, Any],
+    loss_of: Callable[[Any], Tensor],
+    random_state: RandomState,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    for parameter in trainable.values():
+        parameter.grad = None
+    with random_state.restored(), torch.enable_grad():
+        loss = loss_of(model(**inputs))
+        loss.backward()
+    return loss.detach(), {name: p.grad for name, p in trainable.items() if p.grad is not None}
+
+
+def _largest(values: Tensor) -> float:
+    """Return the largest magnitude; NaN where there is one."""
+    return torch.linalg.vector_norm(values.double(), float("inf")).item()

@@ -1,0 +1,101 @@
+"""A training step without numbers: on PyTorch's meta device, where tensors have shapes only.
+
+The step is the real one: the model of transformers, the engine of this library, autograd. Only the kernels are left
+out, so a step of any size takes no memory and little time.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from revformers.planning.parts import RememberedParts
+from revformers.planning.results import RememberedResults
+
+aten = torch.ops.aten
+_RESULTS = RememberedResults()
+
+
+@contextlib.contextmanager
+def without_numbers(counted: int) -> Iterator[None]:
+    """Let a step run on meta tensors that asks for numbers, and attention run by the fused kernel.
+
+    The kernel, whose memory is linear in the tokens, is what runs on devices with numbers. A function mode would not
+    reach what checkpointing evaluates again in the backward pass.
+
+    Args:
+        counted: how many tokens of a batch count in a chunked loss at most, so that long ones have few chunks.
+
+    """
+    function = torch.nn.functional.scaled_dot_product_attention
+    torch.nn.functional.scaled_dot_product_attention = partial(_attention, function)
+    try:
+        with _Answers(counted) as answers, RememberedParts(answers).in_place(), autocast_without_meta():
+            yield
+    finally:
+        torch.nn.functional.scaled_dot_product_attention = function
+
+
+@contextlib.contextmanager
+def autocast_without_meta() -> Iterator[None]:
+    """Let autocast be asked for on the meta device, as PEFT does for adapters on experts; it is refused there."""
+    autocast = torch.autocast
+
+    def of_device(device_type: str, *arguments: Any, **keywords: Any) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext() if device_type == "meta" else autocast(device_type, *arguments, **keywords)
+
+    torch.autocast = of_device  # type: ignore[assignment, misc]
+    try:
+        yield
+    finally:
+        torch.autocast = autocast  # type: ignore[misc]
+
+
+class _Answers(TorchDispatchMode):
+    """Answers what a step asks about numbers that do not exist."""
+
+    def __init__(self, counted: int) -> None:
+        super().__init__()
+        self._counted = counted
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is aten.equal.default:  # the check of a rebuilt state
+            return True
+        if func is aten._local_scalar_dense.default:
+            # The questions that transformers asks: whether all tokens are there, whether no row holds two documents.
+            # A no would bring attention masks that a step of whole sequences does without.
+            return 0.0 if args[0].is_floating_point() else args[0].dtype is torch.bool
+        if func is aten._to_copy.default and args[0].is_meta and str(kwargs.get("device")) == "cpu":
+            # The host reads the magnitudes of the range check.
+            return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
+        if func is aten.nonzero.default:  # which tokens count in the loss
+            return torch.arange(min(args[0].numel(), self._counted), device=args[0].device)[:, None]
+        return _RESULTS.run(func, args, kwargs)
+
+
+def _attention(
+    func: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Stand in for `scaled_dot_product_attention`; heads that share keys are not repeated, as in the fused kernels."""
+    if not query.is_meta or dropout_p or query.shape[-1] != value.shape[-1]:  # PyTorch has no fused kernel for these
+        return func(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype)
+    return aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, 0.0, is_causal, attn_mask=attn_mask, scale=scale
+    )[0]

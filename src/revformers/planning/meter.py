@@ -1,0 +1,275 @@
+"""Peak memory of a training step by category, counted tensor by tensor on the CPU, on CUDA and on the meta device.
+
+The planner and a measurement use this one counter: a dispatch mode that sees every tensor an operator returns, and adds
+up the storages that are alive, each once. It knows nothing of an allocator's rounding and of what a kernel takes while
+it runs; `lab.bench.meter` reads the peak from the allocator's own events and serves as the reference.
+
+PyTorch's private `torch.distributed._tools.mem_tracker.MemTracker` counts the same storages, and gives the same peaks
+where both were tried. It is not used, for three reasons:
+
+* Autograd adds two gradients of one tensor in place where it holds the last reference to the first, but never under a
+  dispatch mode, and never on the meta device. A tracker that counts what it sees therefore reports memory that the
+  step does not take when nobody looks; `StorageCounter` counts such a sum as the engine would have computed it.
+* Its categories (activation, temporary) do not say what this library has to: states, side information, the head, the
+  working set of one layer. They could be told apart by overriding private methods only.
+* It holds gradients back in hooks on every module, and writes a snapshot for every module at every operator.
+"""
+
+import contextlib
+import sys
+import weakref
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
+from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
+
+from revformers.engine.proof.checksum import constant_storage
+from revformers.engine.states import StatePair
+from revformers.errors import NotReversibleError
+from revformers.models.discovery import find_stack
+from revformers.planning.results import makes_new_tensors, tensors_in
+from revformers.planning.timeline import MemoryByCategory, Recorder, Timeline
+
+
+def peak_by_category(
+    step: Callable[[], object], model: nn.Module, optimizer: torch.optim.Optimizer | None = None
+) -> MemoryByCategory:
+    """Run `step` and return what was alive, by category, when most was.
+
+    Args:
+        step: a forward and backward pass, with or without a step of the optimizer.
+        model: whose parameters and layers tell the categories apart, on the CPU, CUDA or the meta device. Where its
+            layers cannot be found (`revformers.models.discovery`), all that the passes make counts as other.
+        optimizer: whose states exist before the step.
+
+    Returns:
+        The categories at the first moment of the peak. Tensors made before the step that are neither of the model nor
+        of the optimizer count from where an operator first returns a view of them, those that no view is taken of
+        never.
+
+    """
+    return timeline_of(step, model, optimizer).peak()
+
+
+def timeline_of(
+    step: Callable[[], object], model: nn.Module, optimizer: torch.optim.Optimizer | None = None
+) -> Timeline:
+    """Run `step` and return what was alive at every moment; see `peak_by_category`."""
+    parameters = list(model.parameters())
+    counter = StorageCounter(parameters[0].device)
+    counter.assign([*parameters, *model.buffers()], "weights")
+    counter.assign([parameter.grad for parameter in parameters if parameter.grad is not None], "gradients")
+    if optimizer is not None:
+        counter.assign(_states_of(optimizer), "optimizer")
+    with counter, _parts_watched(counter, model), _gradients_named(counter, parameters), _states_named(counter):
+        step()
+    return counter.timeline
+
+
+class StorageCounter(TorchDispatchMode):
+    """Counts the storages of one device that are alive, each once.
+
+    A storage gets the category of where it is made, as `enter` and `optimizing` tell, until `assign` gives it another.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self._device = device.type
+        self._recorder = Recorder()
+        self._constant = constant_storage()._cdata
+        self._storages: dict[int, tuple[str, int, weakref.ref[Any]]] = {}
+        self._part = "before"
+        # Autograd numbers its nodes as they are made: the nodes of a part of the network are an interval.
+        self._first_nodes, self._parts = [0], ["before"]
+        self.optimizing = False
+
+    @property
+    def timeline(self) -> Timeline:
+        """What was alive at every moment so far."""
+        return self._recorder.timeline()
+
+    @property
+    def peak(self) -> MemoryByCategory:
+        """What was alive when most was."""
+        return self.timeline.peak()
+
+    def enter(self, part: Literal["layers", "head"]) -> None:
+        """Note that the forward pass has come to the layers, or past them."""
+        if _in_backward():  # where a layer is evaluated again
+            return
+        self._part = part
+        self._first_nodes.append(torch._C._autograd._get_sequence_nr())
+        self._parts.append(part)
+
+    def assign(self, tensors: Iterable[Tensor], category: str) -> None:
+        """Count the storages of `tensors` as of this category from now on."""
+        for storage in map(Tensor.untyped_storage, _plain(tensors, self._device)):
+            known = self._storages.get(storage._cdata)
+            if known is None:
+                self._add(storage, category)
+            elif known[0] != category:
+                self._recorder.change(known[0], -known[1])
+                self._recorder.change(category, known[1])
+                self._storages[storage._cdata] = (category, *known[1:])
+        self._recorder.moment()
+
+    def add_workspace(self, size: int) -> None:
+        """Count `size` bytes as made and freed now."""
+        self._recorder.moment(size, self._category())
+
+    def __exit__(self, *arguments: Any) -> None:
+        self._recorder.moment()
+        super().__exit__(*arguments)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if any(hasattr(kind, "__tensor_flatten__") for kind in types):
+            return NotImplemented  # such a tensor then computes with tensors that this mode sees
+        self._recorder.moment()
+        self._recorder.operator(func)
+        result = func(*args, **(kwargs or {}))
+        for tensor in _plain(tensors_in(result), self._device):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self._storages and storage._cdata != self._constant:
+                existed = not makes_new_tensors(func) and self._is_of_any(storage, (args, kwargs))
+                self._add(storage, "other" if existed else self._category())
+        if not _accumulates(func):
+            self._recorder.moment()
+        # The engine, unwatched, writes such a sum into its first term where that is freed now. So memory counts when
+        # the next operator begins: by then the term is gone, or it is still in use and the sum had a place of its own.
+        return result
+
+    def _is_of_any(self, storage: torch.UntypedStorage, values: Any) -> bool:
+        return any(
+            tensor.untyped_storage()._cdata == storage._cdata for tensor in _plain(tensors_in(values), self._device)
+        )
+
+    def _category(self) -> str:
+        if self.optimizing:
+            return "optimizer"
+        if not _in_backward():
+            return {"before": "other", "layers": "activations", "head": "head"}[self._part]
+        node = torch._C._current_autograd_node()
+        number = node._sequence_nr() if node is not None else 0
+        part = self._parts[bisect_right(self._first_nodes, number) - 1]
+        return {"before": "other", "layers": "working", "head": "head"}[part]
+
+    def _add(self, storage: torch.UntypedStorage, category: str) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        self._storages[key] = (category, size, weakref.ref(storage, partial(self._release, key)))
+        self._recorder.change(category, size)
+
+    def _release(self, key: int, _: object) -> None:
+        category, size, _ = self._storages.pop(key)
+        self._recorder.change(category, -size)
+
+
+def _in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1
+
+
+def _accumulates(func: Any) -> bool:
+    """Say whether autograd's engine, and no node's or user's own code, adds two gradients of one tensor."""
+    if func is not torch.ops.aten.add.Tensor or torch.is_grad_enabled() or not _in_backward():
+        return False
+    frame = sys._getframe(2)
+    # PyTorch wraps every dispatch mode, so that compilers leave it alone.
+    while frame is not None and frame.f_code.co_filename.endswith(("_compile.py", "eval_frame.py")):
+        frame = frame.f_back  # type: ignore[assignment]
+    return frame is None or frame.f_code is _ENGINE
+
+
+_ENGINE = torch.autograd.graph._engine_run_backward.__code__
+
+
+def _plain(values: Iterable[Any], device: str) -> list[Tensor]:
+    """Return the tensors among `values` that lie on the device, wrappers such as quantised weights taken apart."""
+    result: list[Tensor] = []
+    for value in values:
+        if not isinstance(value, Tensor):
+            continue
+        if type(value) is not Tensor and is_traceable_wrapper_subclass(value):
+            result += _plain([getattr(value, name) for name in value.__tensor_flatten__()[0]], device)
+        elif value.device.type == device and value.layout is torch.strided:
+            result.append(value)
+    return result
+
+
+def _states_of(optimizer: torch.optim.Optimizer) -> list[Any]:
+    return [value for state in optimizer.state.values() for value in tree_leaves(state)]
+
+
+def _parts_watched(counter: StorageCounter, model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Tell the counter where the forward pass is and when an optimizer steps."""
+
+    def begin(*_: Any) -> None:
+        counter.optimizing = True
+
+    def end(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        counter.optimizing = False
+        counter.assign(_states_of(optimizer), "optimizer")
+
+    handles = [register_optimizer_step_pre_hook(begin), register_optimizer_step_post_hook(end)]
+    try:
+        layers = find_stack(model).layers
+    except NotReversibleError:
+        pass
+    else:
+        handles.append(layers[0].register_forward_pre_hook(lambda *_: counter.enter("layers")))
+        handles.append(layers[-1].register_forward_hook(lambda *_: counter.enter("head")))
+    return _registered(handles)
+
+
+def _gradients_named(
+    counter: StorageCounter, parameters: Sequence[nn.Parameter]
+) -> contextlib.AbstractContextManager[None]:
+    """Tell the counter which tensors are the parameters' gradients."""
+
+    def accumulated(parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            counter.assign([parameter.grad], "gradients")
+
+    return _registered(
+        [
+            parameter.register_post_accumulate_grad_hook(accumulated)
+            for parameter in parameters
+            if parameter.requires_grad
+        ]
+    )
+
+
+@contextlib.contextmanager
+def _registered(handles: Sequence[RemovableHandle]) -> Iterator[None]:
+    """Remove hooks at the end of the block."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def _states_named(counter: StorageCounter) -> Iterator[None]:
+    """Tell the counter which tensors are fixed-point states and side information: every step of a stack makes them."""
+    advance = StatePair.advance
+
+    def named(pair: StatePair, *arguments: Any, **keywords: Any) -> Tensor | None:
+        side_information = advance(pair, *arguments, **keywords)
+        counter.assign([pair.previous, pair.current], "states")
+        if side_information is not None:
+            counter.assign([side_information], "side_information")
+        return side_information
+
+    StatePair.advance = named  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        StatePair.advance = advance  # type: ignore[method-assign]

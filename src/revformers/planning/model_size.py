@@ -1,0 +1,117 @@
+"""A model on the meta device, of any depth, and what its parameters take."""
+
+import copy
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+
+from revformers.planning.meta import autocast_without_meta
+from revformers.planning.nf4 import Nf4Linear
+
+Training = Literal["full", "lora", "qlora"]
+Optimizer = Literal["adamw", "adamw8bit", "adafactor", "lion", "sgd"]
+
+SMALLEST_QUANTISED = 4096
+"""Elements below which bitsandbytes keeps the states of a tensor in float32."""
+
+QUANTISATION_BLOCK = 256
+"""Elements that share one float32 scale in the 8-bit states of bitsandbytes."""
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """What is alive before, during and after every step, in bytes.
+
+    Attributes:
+        parameters: how many there are, adapters included.
+        trained: how many of them are trained.
+        weights: parameters and buffers.
+        gradients: one for every trained parameter.
+        optimizer: the states of the optimizer.
+
+    """
+
+    parameters: int
+    trained: int
+    weights: int
+    gradients: int
+    optimizer: int
+
+    @property
+    def total(self) -> int:
+        """What is alive all the time, in bytes."""
+        return self.weights + self.gradients + self.optimizer
+
+
+def meta_model(config: PreTrainedConfig, layers: int, dtype: torch.dtype) -> Any:
+    """Return the causal language model of `config` with `layers` layers, in training mode, on the meta device."""
+    values = copy.deepcopy(config)
+    values.use_cache = False
+    if layers != values.num_hidden_layers:
+        values.num_hidden_layers = layers
+        # Some families list a type for every layer.
+        if getattr(values, "layer_types", None):
+            values.layer_types = values.layer_types[:layers]
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(values, dtype=dtype).train()
+
+
+def with_adapter(model: nn.Module, rank: int) -> Any:
+    """Freeze a meta model and give all its linear layers but the head a LoRA adapter.
+
+    Raises:
+        ImportError: where PEFT is missing.
+
+    """
+    from peft import LoraConfig, get_peft_model
+
+    adapter = LoraConfig(r=rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    # PEFT warns of settings that it makes itself, and asks whether the model checkpoints by a deprecated name.
+    with torch.device("meta"), autocast_without_meta(), warnings.catch_warnings(action="ignore"):
+        return get_peft_model(model, adapter)
+
+
+def model_size(model: nn.Module, optimizer: Optimizer) -> ModelSize:
+    """Add up the parameters, buffers, gradients and optimizer states of `model`; shared parameters count once."""
+    parameters = list(model.parameters())
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    packed = [module for module in model.modules() if isinstance(module, Nf4Linear)]
+    return ModelSize(
+        parameters=sum(parameter.numel() for parameter in parameters)
+        + sum(module.elements - module.weight.numel() for module in packed),
+        trained=sum(parameter.numel() for parameter in trained),
+        weights=sum(tensor.nbytes for tensor in (*parameters, *model.buffers())),
+        gradients=sum(parameter.nbytes for parameter in trained),
+        optimizer=sum(STATE_BYTES[optimizer](parameter) for parameter in trained),
+    )
+
+
+def _adamw8bit(parameter: nn.Parameter) -> int:
+    """Two states of bitsandbytes: a byte an element and the scales, or float32 where the tensor is small."""
+    if parameter.numel() < SMALLEST_QUANTISED:
+        return 8 * parameter.numel()
+    return 2 * (parameter.numel() + 4 * -(-parameter.numel() // QUANTISATION_BLOCK))
+
+
+def _adafactor(parameter: nn.Parameter) -> int:
+    """`torch.optim.Adafactor`: a mean for every row and every column, or one state where there is one dimension."""
+    if parameter.dim() < 2:
+        return parameter.nbytes
+    rows, columns = parameter.numel() // parameter.shape[-1], parameter.numel() // parameter.shape[-2]
+    return parameter.element_size() * (rows + columns)
+
+
+STATE_BYTES: dict[Optimizer, Callable[[nn.Parameter], int]] = {
+    "adamw": lambda parameter: 2 * parameter.nbytes,
+    "adamw8bit": _adamw8bit,
+    "adafactor": _adafactor,
+    "lion": lambda parameter: parameter.nbytes,
+    "sgd": lambda parameter: 0,
+}
+"""For each optimizer the bytes of its states of one parameter; the scalar step counts are left out, and so is momentum
+of "sgd", which has none by default."""

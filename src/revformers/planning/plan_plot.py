@@ -1,0 +1,71 @@
+"""A plan as a picture: memory against the length of one sequence, or against the number of sequences."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from matplotlib.figure import Figure
+
+from revformers.planning.methods import methods
+from revformers.planning.plan import Plan, Way
+from revformers.planning.step import Workload, step_memory
+
+Axis = Literal["length", "batch"]
+
+POINTS = 6
+"""Points of a curve, one at its beginning apart."""
+
+
+def draw(workload: Workload, plan: Plan, axis: Axis, file: Path) -> None:
+    """Draw the memory of every way, and of the device, to `file`, in the format that its suffix names.
+
+    Args:
+        workload: what the plan is for.
+        plan: made of it.
+        axis: "length" goes along the tokens of one sequence, "batch" along sequences of the plan's length.
+        file: e.g. plan.svg.
+
+    """
+    bits = [way.bits for way in plan.ways if way.name == "rebuild" and way.bits is not None]
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    axes = figure.subplots()
+    at = _places(plan.ways, axis, plan.sequence_length)
+    for colour, method in enumerate(methods(bits)):
+        totals = []
+        for place in at:
+            batch, tokens = (1, place) if axis == "length" else (place, plan.sequence_length)
+            step = step_memory(workload, method, batch, tokens).device.total
+            totals.append((step + plan.size.total) / 2**30)
+        axes.plot(
+            at,
+            totals,
+            color=f"C{colour}",
+            marker="o",
+            markersize=3,
+            linewidth=1.5,
+            label=method.title,
+            gid=method.title,
+        )
+    axes.axhline(plan.memory / 2**30, color="grey", linewidth=1, linestyle="--", label="memory")
+    if plan.size.total < plan.memory:
+        axes.axhspan(0, plan.size.total / 2**30, color="grey", alpha=0.12, label="weights, gradients, optimizer")
+    axes.set(
+        xlabel="tokens of one sequence" if axis == "length" else f"sequences of {plan.sequence_length:,} tokens",
+        ylabel="GiB",
+        xlim=(0, None),
+        # Storing soon leaves the picture; beyond the memory it says no more.
+        ylim=(0, 1.3 * max(plan.memory, plan.size.total) / 2**30),
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.locator_params(axis="x", nbins=6)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    figure.legend(loc="outside right center", frameon=False, fontsize=9)
+    figure.savefig(file)
+
+
+def _places(ways: Sequence[Way], axis: Axis, tokens: int) -> list[int]:
+    """Return where the curves have points: from little up to beyond what most fits on the device."""
+    least = min(256, tokens) if axis == "length" else 1
+    limits = [way.longest_context if axis == "length" else way.largest_batch for way in ways if not way.host]
+    most = max(1.2 * max(limits, default=0), 2 * (tokens if axis == "length" else 1))
+    return sorted({least, *(max(least, round(most * point / POINTS)) for point in range(1, POINTS + 1))})

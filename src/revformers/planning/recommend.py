@@ -1,0 +1,93 @@
+"""Which way to train, and why."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from revformers.planning.plan import Way
+
+WORTH = 1.1
+"""How much more must fit for another network, or a slower step, to be recommended."""
+
+
+def recommend(ways: Sequence["Way"], fixed: int, memory: int, refusal: str | None) -> str:
+    """Return one sentence: what to train with, and why.
+
+    Storing is the fastest and wins wherever it fits. Checkpointing trains the ordinary network and wins unless
+    rebuilding fits a tenth more.
+
+    Args:
+        ways: what was planned.
+        fixed: bytes of weights, gradients and optimizer states.
+        memory: the budget, bytes.
+        refusal: why the model cannot be reversed, or nothing.
+
+    """
+    if fixed > memory:
+        return (
+            "Weights, gradients and optimizer states alone do not fit: train an adapter (lora or qlora), choose an "
+            "optimizer with smaller states, or take more memory."
+        )
+    fitting = [way for way in ways if way.largest_batch]
+    if not fitting:
+        return "No way fits one sequence: shorten it, or take more memory."
+    stored = next((way for way in fitting if way.name == "store"), None)
+    if stored:
+        return f"Store activations: up to {_sequences(stored)} fit, and nothing is computed twice."
+    checkpoint = next(way for way in ways if way.name == "checkpoint")
+    rebuilt = [way for way in fitting if way.name == "rebuild"]
+    best = max(rebuilt, key=lambda way: (way.largest_batch, way.longest_context, -way.time), default=None)
+    if best is None and not checkpoint.largest_batch:
+        (offload,) = fitting
+        host = offload.host_of_largest_batch / 2**30
+        return f"Offload the checkpoints: nothing else fits, and {_sequences(offload)} need {host:.1f} GiB of the host."
+    if best is None:
+        reason = f"the model cannot be reversed ({refusal})" if refusal else "rebuilding does not fit"
+        advice = f"Use checkpointing, up to {_sequences(checkpoint)}: {reason.rstrip('.')}."
+        return advice + _offloading(ways, checkpoint)
+    more = max(
+        best.largest_batch / max(1, checkpoint.largest_batch), best.longest_context / max(1, checkpoint.longest_context)
+    )
+    if checkpoint.largest_batch and more < WORTH:
+        kept = best.memory.states + best.memory.side_information
+        reason = (
+            "two 64-bit states and side information take no less than its checkpoints"
+            if kept >= checkpoint.memory.activations
+            else "rebuilding fits hardly more, and is another network"
+        )
+        advice = f"Use checkpointing, up to {_sequences(checkpoint)}: {reason}."
+        return advice + _spending(ways, checkpoint) + _offloading(ways, checkpoint)
+    return (
+        f"Rebuild with {best.bits} bits: up to {_sequences(best)} or {best.longest_context:,} tokens fit, where "
+        f"checkpointing fits {checkpoint.largest_batch:,} and {checkpoint.longest_context:,}, in "
+        f"{best.time / checkpoint.time:.2f} of its predicted time."
+        + _spending(ways, checkpoint)
+        + _offloading(ways, best)
+    )
+
+
+def _spending(ways: Sequence["Way"], checkpoint: "Way") -> str:
+    """Return a further sentence where rebuilding is faster than checkpointing once it spends the memory it leaves."""
+    budget = next((way for way in ways if way.name == "budget"), None)
+    if budget is None or budget.time >= checkpoint.time:
+        return ""
+    return (
+        f" With a Budget that spends the rest of the memory, {_sequences(checkpoint)} take "
+        f"{budget.time / checkpoint.time:.2f} of checkpointing's predicted time."
+    )
+
+
+def _offloading(ways: Sequence["Way"], recommended: "Way") -> str:
+    """Return a further sentence where offloading fits more than what is recommended, at a speed that is not known."""
+    offload = next((way for way in ways if way.name == "offload"), None)
+    if offload is None or offload.largest_batch <= recommended.largest_batch:
+        return ""
+    host = offload.host_of_largest_batch / 2**30
+    return (
+        f" Offloaded checkpoints fit {_sequences(offload)}, with {host:.1f} GiB of the host, if its link to the device "
+        f"keeps up."
+    )
+
+
+def _sequences(way: "Way") -> str:
+    return "1 sequence" if way.largest_batch == 1 else f"{way.largest_batch:,} sequences"

@@ -1,0 +1,112 @@
+"""What a training step computes and moves, and how long that takes on a device whose speeds are known.
+
+The roofline model of Williams, Waterman and Patterson (Communications of the ACM 52(4), 2009): an operator takes the
+longer of its floating-point operations at the device's peak and its bytes at the memory's bandwidth, and operators run
+one after the other. Kernels that reach neither, launches and compilers are left out, so it serves to compare ways to
+train, not to say seconds.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+from revformers.planning.results import makes_new_tensors, tensors_in
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Work:
+    """The operators of a step.
+
+    Attributes:
+        operators: how often each pair of (floating-point operations, bytes read and written) occurs. Operations are
+            those of matrix products and attention; all else is taken as bound by its bytes.
+
+    """
+
+    operators: Counter[tuple[int, int]]
+
+    @property
+    def operations(self) -> int:
+        """Floating-point operations together."""
+        return sum(number * operations for (operations, _), number in self.operators.items())
+
+    def time(self, operations_per_byte: float) -> float:
+        """Return the time of the step, in units of one floating-point operation at the device's peak.
+
+        Args:
+            operations_per_byte: operations that the device does while it moves one byte.
+
+        """
+        return sum(
+            number * max(operations, bytes_moved * operations_per_byte)
+            for (operations, bytes_moved), number in self.operators.items()
+        )
+
+
+def work_of(step: Callable[[], object]) -> Work:
+    """Run `step` and return its operators."""
+    with WorkCounter() as counter:
+        step()
+    return Work(counter.operators)
+
+
+class WorkCounter(TorchDispatchMode):
+    """Counts the operators that run while it watches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators: Counter[tuple[int, int]] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if func is aten.empty_strided.default:  # makes a tensor and writes nothing
+            return result
+        if not makes_new_tensors(func) and not func._schema.is_mutable and _is_view(result, (args, kwargs)):
+            return result
+        count = _OPERATIONS.get(func._overloadpacket)
+        operations = int(count(*args, **kwargs, out_val=result)) if count else 0
+        self.operators[operations, sum(map(_bytes, tensors_in((args, kwargs, result))))] += 1
+        return result
+
+
+def _is_view(result: Any, arguments: Any) -> bool:
+    """Say whether all that an operator returns lies in the memory of its arguments."""
+    storages = {tensor.untyped_storage()._cdata for tensor in tensors_in(arguments)}
+    return all(tensor.untyped_storage()._cdata in storages for tensor in tensors_in(result))
+
+
+def _bytes(tensor: Tensor) -> int:
+    """Return the bytes of the tensor's elements; those of an expanded one lie in memory once."""
+    return min(tensor.nbytes, tensor.untyped_storage().nbytes())
+
+
+def _attention_operations(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query.shape, _repeated(key, query), _repeated(value, query))
+
+
+def _attention_backward_operations(
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any
+) -> int:
+    return sdpa_backward_flop_count(gradient.shape, query.shape, _repeated(key, query), _repeated(value, query))
+
+
+def _repeated(tensor: Tensor, query: Tensor) -> torch.Size:
+    """Return the shape of keys or values with as many heads as the queries have."""
+    return torch.Size((*tensor.shape[:-3], query.shape[-3], *tensor.shape[-2:]))
+
+
+_OPERATIONS: dict[Any, Callable[..., int]] = flop_registry | {
+    aten._scaled_dot_product_flash_attention_for_cpu: _attention_operations,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_operations,
+}

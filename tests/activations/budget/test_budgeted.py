@@ -1,0 +1,361 @@
+"""A budget on a plain stack of attention layers, without transformers."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+import revformers as rf
+from lab.bench.meter import _allocation_sizes
+from revformers.activations import ACTIVATIONS, Budget, Budgeted, policy_factory
+from revformers.activations.budget.budgeted import smallest_budget
+from revformers.engine.states import StatePair
+from revformers.engine.tape import Tape
+from revformers.engine.trajectory import Trajectory
+
+BATCH, TOKENS, WIDTH, HEADS, DEPTH = 2, 16, 16, 2, 12
+DYNAMICS = [rf.Midpoint(), rf.BlendedMidpoint("1/4"), rf.Leapfrog(0.5, readout="mean")]
+each_dynamics = pytest.mark.parametrize("dynamics", DYNAMICS, ids=lambda dynamics: dynamics.name)
+each_recompute = pytest.mark.parametrize("recompute", ["rebuild", "checkpoint"])
+each_kind = pytest.mark.parametrize("scaled", [False, True], ids=["ends in a product", "ends in a scale"])
+SHARES = (1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 100.0)
+"""Budgets from the smallest to everything, as multiples of the smallest."""
+
+
+class Layer(nn.Module):
+    """Saves nothing behind its last product; with `scaled` it does."""
+
+    def __init__(self, hidden_width, dropout, scaled):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(WIDTH)) if scaled else None
+        self.norm, self.attention = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 3 * WIDTH)
+        self.up, self.down, self.dropout = (
+            nn.Linear(WIDTH, hidden_width),
+            nn.Linear(hidden_width, WIDTH),
+            nn.Dropout(dropout),
+        )
+
+    def forward(self, hidden):
+        query, key, value = self.attention(self.norm(hidden)).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        mixed = scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2).flatten(-2)
+        update = self.down(self.dropout(nn.functional.relu(self.up(hidden + mixed), inplace=True)))
+        return update if self.scale is None else self.scale * update
+
+
+class Network(nn.Module):
+    def __init__(self, dropout=0.0, dtype=torch.float32, hidden_widths=(2 * WIDTH,) * DEPTH, scaled=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(Layer(width, dropout, scaled) for width in hidden_widths).to(dtype)
+        self.embedding = torch.randn(BATCH, TOKENS, WIDTH, dtype=dtype, requires_grad=True)
+
+    def policy(self, dynamics, activations):
+        return policy_factory(str(activations), dynamics, len(self.layers))
+
+    def forward(self, dynamics, activations, seed=1):
+        torch.manual_seed(seed)
+        self.trajectory = Trajectory(dynamics, self.policy(dynamics, activations), self.embedding)
+        for index, layer in enumerate(self.layers):
+            self.trajectory.step(f"layer {index}", dynamics.coefficients(index), layer)
+        self.report = self.trajectory.report
+        readout = self.trajectory.readout()
+        del self.trajectory
+        return readout.float().square().sum()
+
+    def gradients(self, loss, **options):
+        trainable = [tensor for tensor in (self.embedding, *self.layers.parameters()) if tensor.requires_grad]
+        return torch.autograd.grad(loss, trainable, **options)
+
+    def smallest(self, dynamics, recompute="rebuild"):
+        steps = dynamics.steps(len(self.layers))
+        return smallest_budget(
+            self.embedding.numel(), self.embedding.element_size(), steps, Budget(1, recompute=recompute)
+        )
+
+    def budgets(self, dynamics, recompute="rebuild"):
+        return [Budget(int(share * self.smallest(dynamics, recompute)), recompute) for share in SHARES]
+
+
+def equal(left, right):
+    return all(map(torch.equal, left, right))
+
+
+@each_dynamics
+@each_recompute
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@each_kind
+def test_every_budget_gives_the_stored_gradients_to_the_bit(dynamics, recompute, dtype, dropout, scaled):
+    network = Network(dropout, dtype, scaled=scaled)
+    loss = network(dynamics, "store")
+    stored, after = network.gradients(loss), torch.get_rng_state()
+    for budget in network.budgets(dynamics, recompute):
+        other = network(dynamics, budget)
+        assert torch.equal(other, loss)
+        assert equal(network.gradients(other), stored)
+        assert torch.equal(torch.get_rng_state(), after), "the outer random stream must not move"
+
+
+class Operations(FlopCounterMode):
+    """Counts the operations of everything that runs, the attention kernel of CPUs included."""
+
+    def __init__(self):
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        super().__init__(
+            display=False,
+            custom_mapping={kernel: lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value)},
+        )
+
+
+@each_dynamics
+@each_recompute
+@each_kind
+def test_the_more_budget_the_less_is_computed_again(dynamics, recompute, scaled):
+    network = Network(scaled=scaled)
+
+    def operations(activations):
+        loss = network(dynamics, activations)
+        with Operations() as counted:
+            network.gradients(loss)
+        return counted.get_total_flops()
+
+    kept, computed = [], []
+    for budget in network.budgets(dynamics, recompute):
+        computed.append(operations(budget))
+        assert network.report.kept <= budget.size
+        kept.append(network.report.kept)
+    assert kept[0] == network.smallest(dynamics, recompute)
+    assert kept[0] < kept[3] < kept[5] < kept[-1]
+    assert computed == sorted(computed, reverse=True)
+    assert computed[0] == operations(recompute)
+    assert computed[-1] == operations("store")
+    assert len(set(computed)) > 4
+
+
+def allocated_after(function):
+    """The bytes that a call leaves allocated, from the allocator's events."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recorded:
+        kept = function()
+    assert kept is not None
+    return sum(_allocation_sizes(recorded))
+
+
+@each_dynamics
+@each_recompute
+def test_what_is_kept_is_what_the_allocator_says(dynamics, recompute):
+    """What the head of this network keeps is the same at every budget, so that the differences are the budget's own."""
+    network = Network()
+    rest = None
+    for budget in network.budgets(dynamics, recompute)[::2]:
+        network(dynamics, budget)  # buffers that are made once
+        gc.collect()
+        allocated = allocated_after(lambda budget=budget: network(dynamics, budget))
+        rest = allocated - network.report.kept if rest is None else rest
+        # A layer has some numbers of the size of a token or of one element that are not counted: none of them big.
+        assert allocated - rest == pytest.approx(network.report.kept, abs=400 * DEPTH)
+
+
+@each_recompute
+def test_what_is_kept_shrinks_to_nothing(recompute):
+    network = Network()
+    for budget in network.budgets(rf.Midpoint(), recompute)[::3]:
+
+        def run(budget=budget):
+            return network.gradients(network(rf.Midpoint(), budget))
+
+        run()
+        gc.collect()
+        gc.disable()
+        try:
+            gradients = sum(gradient.nbytes for gradient in run())
+            assert allocated_after(run) <= gradients + 2**12, "freed without the garbage collector"
+        finally:
+            gc.enable()
+
+
+def test_a_budget_below_what_rebuilding_keeps_is_refused():
+    network, dynamics = Network(), rf.BlendedMidpoint("1/4")
+    elements = BATCH * TOKENS * WIDTH
+    assert network.smallest(dynamics) == 16 * elements + DEPTH * elements * 2 // 8
+    assert network.smallest(dynamics, "checkpoint") == DEPTH * 4 * elements
+    for recompute, message in (
+        ("rebuild", "rebuilding or checkpointing alone keeps 9,728"),
+        ("checkpoint", ": checkpointing alone keeps 24,576"),
+    ):
+        with pytest.raises(ValueError, match=rf"too small for a batch of \[2, 16\] tokens.*{message} bytes"):
+            network(dynamics, Budget(network.smallest(dynamics, recompute) - 1, recompute))
+
+
+@each_dynamics
+@pytest.mark.parametrize("state", ["previous", "current"])
+@pytest.mark.parametrize("share", [1.0, 3.0, 12.0])
+def test_one_unit_in_one_state_is_detected(dynamics, state, share, monkeypatch):
+    network = Network(scaled=True)
+    loss = network(dynamics, Budget(int(share * network.smallest(dynamics))))
+    assert (network.report.stored > 0) == (share == 12)
+    retreat = StatePair.retreat
+
+    def corrupt(self, *arguments):
+        retreat(self, *arguments)
+        getattr(self, state)[0, 1, 2] += 1
+        monkeypatch.setattr(StatePair, "retreat", retreat)
+
+    monkeypatch.setattr(StatePair, "retreat", corrupt)
+    with pytest.raises(rf.RebuildMismatchError, match=r"Layer \d+ was evaluated again .* deterministic"):
+        network.gradients(loss)
+
+
+@pytest.mark.parametrize("share", [1.0, 3.0, 5.0, 12.0, 100.0])
+@pytest.mark.parametrize("layer", [0, DEPTH - 2])
+@pytest.mark.parametrize("part", ["attention", "up", "down"])
+def test_weights_changed_between_forward_and_backward_are_detected(share, layer, part):
+    network = Network()
+    loss = network(rf.Midpoint(), Budget(int(share * network.smallest(rf.Midpoint()))))
+    with torch.no_grad():
+        getattr(network.layers[layer], part).weight.mul_(1.001)
+    message = r"of layer \d+ was changed .*weight \[.*\] was changed|modified in place"
+    with pytest.raises((rf.RebuildMismatchError, RuntimeError), match=message):
+        network.gradients(loss)
+
+
+@each_recompute
+@pytest.mark.parametrize("layer", [0, DEPTH - 2])
+@pytest.mark.parametrize("part", ["attention", "up"])
+def test_a_layer_that_does_not_repeat_itself_is_detected(recompute, layer, part):
+    network = Network()
+    stored = network.gradients(network(rf.Midpoint(), "store"))
+    found = 0
+    for budget in network.budgets(rf.Midpoint(), recompute):
+        loss = network(rf.Midpoint(), budget)
+        handle = getattr(network.layers[layer], part).register_forward_hook(lambda _, __, output: output * 1.0001)
+        if layer >= DEPTH - network.report.stored:
+            assert equal(network.gradients(loss), stored), "a stored layer is not evaluated again"
+        else:
+            with pytest.raises(rf.RebuildMismatchError, match=r"Layer \d.*the forward hook <lambda> of \w+ was added"):
+                network.gradients(loss)
+            found += 1
+        handle.remove()
+    assert found > 2
+
+
+@each_recompute
+@pytest.mark.parametrize("share", [1.0, 2.0, 8.0, 100.0])
+def test_retained_graphs_and_partial_gradients(recompute, share):
+    network, dynamics = Network(dropout=0.3), rf.BlendedMidpoint("1/2")
+    budget = Budget(int(share * network.smallest(dynamics, recompute)), recompute)
+    stored = network.gradients(network(dynamics, "store"))
+    loss = network(dynamics, budget)
+    middle = list(network.layers[3].parameters())
+    partial = torch.autograd.grad(loss, middle, retain_graph=True)
+    assert equal(partial, stored[1 + 3 * len(middle) : 1 + 4 * len(middle)])
+    assert equal(network.gradients(loss, retain_graph=True), stored)
+    assert equal(torch.autograd.grad(loss, middle, retain_graph=True), partial)
+    assert equal(network.gradients(loss), stored)
+
+
+@each_recompute
+def test_two_forward_passes_before_one_backward(recompute):
+    network, dynamics = Network(dropout=0.3), rf.Leapfrog()
+    stored = network.gradients(network(dynamics, "store", 1) + network(dynamics, "store", 2))
+    for budget in network.budgets(dynamics, recompute):
+        both = network(dynamics, budget, 1) + network(dynamics, budget, 2)
+        assert equal(network.gradients(both), stored)
+
+
+@each_recompute
+@pytest.mark.parametrize("frozen", [[0], [0, 1, 2], [DEPTH - 1], list(range(DEPTH - 1))], ids=str)
+@pytest.mark.parametrize("embedding", [True, False], ids=["embedding trains", "embedding frozen"])
+def test_frozen_layers(recompute, frozen, embedding):
+    network, dynamics = Network(dropout=0.3), rf.BlendedMidpoint("1/4")
+    network.embedding.requires_grad_(embedding)
+    for index in frozen:
+        network.layers[index].requires_grad_(False)
+    stored = network.gradients(network(dynamics, "store"))
+    for budget in network.budgets(dynamics, recompute):
+        assert equal(network.gradients(network(dynamics, budget)), stored)
+        assert network.report.kept <= budget.size
+
+
+@each_recompute
+@pytest.mark.parametrize("hidden_widths", [[16] * 2 + [128] * 10, [128] * 2 + [16] * 10, [*[16] * 8, 400, 16, 16, 16]])
+def test_layers_that_differ_do_not_break_the_budget(recompute, hidden_widths):
+    network, dynamics = Network(hidden_widths=hidden_widths, scaled=True), rf.Midpoint()
+    stored = network.gradients(network(dynamics, "store"))
+    surprised = False
+    for budget in network.budgets(dynamics, recompute):
+        loss = network(dynamics, budget)
+        assert network.report.kept <= budget.size
+        surprised |= recompute == "rebuild" and network.report.inputs_kept > 0
+        assert equal(network.gradients(loss), stored)
+    assert surprised == (recompute == "rebuild" and hidden_widths[0] == 16), "the input of some layer had to be kept"
+
+
+def test_autocast_is_replayed_outside_its_block():
+    network = Network(dropout=0.3)
+    with torch.autocast("cpu", torch.bfloat16):
+        stored = network(rf.Midpoint(), "store")
+        losses = [network(rf.Midpoint(), budget) for budget in network.budgets(rf.Midpoint())]
+    stored = network.gradients(stored)
+    assert all(equal(network.gradients(loss), stored) for loss in losses)
+
+
+def test_an_interrupted_backward_pass_can_be_run_again():
+    network, dynamics = Network(), rf.Midpoint()
+    stored = network.gradients(network(dynamics, "store"))
+    for budget in network.budgets(dynamics):
+        loss = network(dynamics, budget)
+        if network.report.stored:
+            break
+        handle = network.layers[1].up.register_forward_hook(lambda *_: 1 / 0)
+        with pytest.raises(rf.RebuildMismatchError, match=r"Layer 1 cannot be evaluated again \(ZeroDivisionError"):
+            network.gradients(loss, retain_graph=True)
+        handle.remove()
+        assert equal(network.gradients(loss), stored)
+
+
+def test_only_the_graph_keeps_the_states_and_backward_frees_them(monkeypatch):
+    network, dynamics = Network(scaled=True), rf.Midpoint()
+    pairs, make = [], Tape.__init__
+
+    def remember(self, states):
+        make(self, states)
+        pairs.append(weakref.ref(states))
+
+    monkeypatch.setattr(Tape, "__init__", remember)
+    gc.disable()
+    try:
+        for share, alive in ((2.0, True), (100.0, False)):
+            loss = network(dynamics, Budget(int(share * network.smallest(dynamics))))
+            assert (pairs[-1]() is not None) == alive, "nothing is rebuilt where all is stored"
+            network.gradients(loss)
+            assert pairs[-1]() is None
+    finally:
+        gc.enable()
+
+
+def test_no_gradients_no_budget():
+    network = Network()
+    with torch.no_grad():
+        network(rf.Midpoint(), Budget(1))
+    assert network.report is None
+    assert isinstance(network.policy(rf.Midpoint(), "store"), type(ACTIVATIONS["store"]))
+    assert network.policy(rf.Midpoint(), Budget(1)).func is Budgeted
+
+
+def test_a_narrow_layer_that_does_not_repeat_itself_is_detected():
+    """Heads may be narrower together than the stream; what a branch saves last is then smaller than its input."""
+    narrow, wide = nn.Linear(WIDTH, WIDTH // 2), nn.Linear(WIDTH // 2, WIDTH)
+    dynamics, embedding = rf.Midpoint(), torch.randn(BATCH, TOKENS, WIDTH, requires_grad=True)
+    budget = Budget(DEPTH * embedding.nbytes, "checkpoint")
+    trajectory = Trajectory(dynamics, policy_factory(str(budget), dynamics, DEPTH), embedding)
+    for index in range(DEPTH):
+        trajectory.step(f"layer {index}", dynamics.coefficients(index), lambda hidden: wide(narrow(hidden)))
+    loss = trajectory.readout().square().sum()
+    narrow.register_forward_hook(lambda _, __, output: output * 1.0001)
+    with pytest.raises(rf.RebuildMismatchError, match="deterministic"):
+        torch.autograd.grad(loss, embedding)

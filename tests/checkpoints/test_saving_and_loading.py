@@ -1,0 +1,117 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
+
+import revformers as rf
+from revformers.models.state import reversible_stack
+from tests.models.test_reversible import llama
+
+IDS = torch.arange(12).view(2, 6)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = rf.make_reversible(llama(), rf.BlendedMidpoint([0.25, 1, -0.5, 1], readout="mean"), "checkpoint")
+    model.save_pretrained(tmp_path / "model")
+    return model, tmp_path / "model"
+
+
+@pytest.mark.parametrize("load", [rf.from_pretrained, AutoModelForCausalLM.from_pretrained], ids=["ours", "auto"])
+def test_a_saved_model_loads_as_itself(saved, load):
+    model, path = saved
+    loaded = load(path)
+    assert isinstance(loaded, LlamaForCausalLM)
+    assert reversible_stack(loaded).dynamics == reversible_stack(model).dynamics
+    assert reversible_stack(loaded).activations == "checkpoint"
+    assert loaded.config.model_type == "llama"
+    assert torch.equal(loaded(IDS).logits, model(IDS).logits)
+
+
+def test_keyword_arguments_reach_transformers(saved):
+    assert rf.from_pretrained(saved[1], dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_the_weights_have_the_names_of_the_ordinary_network(saved):
+    model, path = saved
+    ordinary = rf.make_residual(model)
+    stored = load_file(path / "model.reversible.safetensors")
+    assert stored.keys() == ordinary.state_dict().keys()
+
+
+def test_a_loaded_model_can_be_saved_again(saved, tmp_path):
+    model, path = saved
+    rf.from_pretrained(path).save_pretrained(tmp_path / "again")
+    assert torch.equal(rf.from_pretrained(tmp_path / "again")(IDS).logits, model(IDS).logits)
+
+
+def test_saving_over_an_older_model_and_nothing_left_beside(saved, tmp_path):
+    _, path = saved
+    other = rf.make_reversible(llama(layers=3), rf.Leapfrog())
+    other.save_pretrained(path)
+    assert torch.equal(rf.from_pretrained(path)(IDS).logits, other(IDS).logits)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_failed_save_keeps_the_older_model(saved, monkeypatch, tmp_path):
+    model, path = saved
+    other = rf.make_reversible(llama(layers=3), rf.Leapfrog())
+
+    def fail(*_, **__):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", fail)
+    with pytest.raises(OSError, match="no space left"):
+        other.save_pretrained(path)
+    assert torch.equal(rf.from_pretrained(path)(IDS).logits, model(IDS).logits)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+
+
+def test_the_model_class_itself_refuses_to_load_it_as_an_ordinary_network(saved):
+    with pytest.raises(ValueError, match="pip install revformers"):
+        LlamaForCausalLM.from_pretrained(saved[1])
+
+
+@pytest.mark.parametrize("name", ["AutoModelForCausalLM", "LlamaForCausalLM", "AutoModel", "LlamaModel"])
+def test_without_revformers_loading_fails_with_the_line_to_install(saved, name):
+    script = f"from transformers import {name}; {name}.from_pretrained({str(saved[1])!r})"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert result.returncode != 0
+    assert "pip install revformers" in result.stderr.splitlines()[-1] or "pip install revformers" in result.stderr
+
+
+def test_an_ordinary_model_is_refused(tmp_path):
+    llama().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="holds an ordinary model"):
+        rf.from_pretrained(tmp_path)
+
+
+def test_a_model_made_ordinary_again_saves_as_an_ordinary_one(saved, tmp_path):
+    model, _ = saved
+    rf.make_residual(model).save_pretrained(tmp_path / "ordinary")
+    assert json.loads((tmp_path / "ordinary" / "config.json").read_text())["model_type"] == "llama"
+    assert torch.equal(LlamaForCausalLM.from_pretrained(tmp_path / "ordinary")(IDS).logits, model(IDS).logits)
+
+
+def test_tied_weights_and_shards(tmp_path):
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=61, n_embd=32, n_layer=3, n_head=2, n_positions=16)).eval()
+    rf.make_reversible(model, rf.Hamiltonian()).save_pretrained(tmp_path, max_shard_size="40KB")
+    assert (tmp_path / "model.safetensors.index.reversible.json").exists()
+    loaded = rf.from_pretrained(tmp_path)
+    assert loaded.lm_head.weight is loaded.transformer.wte.weight
+    assert torch.equal(loaded(IDS).logits, model(IDS).logits)
+
+
+def test_an_adapter_merged_into_a_reversible_model_stays_reversible(saved, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    model, _ = saved
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    merged = adapted.merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    assert torch.equal(rf.from_pretrained(tmp_path / "merged")(IDS).logits, merged(IDS).logits)

@@ -1,0 +1,378 @@
+import gc
+import weakref
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from revformers.engine.proof import determined as determined_module
+from revformers.engine.proof.evidence import SMALL_WEIGHT, Evidence, Leaf
+from revformers.engine.proof.situation import Situation
+from revformers.engine.ticket import Packed
+
+HIDDEN = torch.randn(3, 8, requires_grad=True)
+
+
+def input_of_a_field():
+    return HIDDEN * 1  # as a state: no leaf
+
+
+def save(evidence, function, hidden, held=False):
+    """Return the tensors that a function saves."""
+    saved = []
+
+    def pack(tensor):
+        evidence.add(tensor, held=held)
+        saved.append(tensor.detach())
+        return Packed(evidence.evaluation, len(saved) - 1)
+
+    with saved_tensors_hooks(pack, lambda _: None):
+        function(hidden)
+    evidence.finish({})
+    return saved
+
+
+def first(function, hidden, held=False):
+    evidence = Evidence(hidden, Situation(LAYER))
+    save(evidence, function, hidden, held)
+    return evidence
+
+
+def again(evidence, function, hidden):
+    hidden = hidden.detach().requires_grad_()
+    later = evidence.again(hidden)
+    with saved_tensors_hooks(later.add, lambda _: None):
+        function(hidden)
+    later.finish()
+    return later
+
+
+def equal(evidence, function, hidden):
+    later = again(evidence, function, hidden)
+    same = later.equal()
+    return later.other_leaf is None and not later.is_made_otherwise and (same is None or bool(same))
+
+
+LAYER = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8), nn.LayerNorm(8), nn.Softmax(-1))
+
+
+def test_the_same_evaluation_is_the_same():
+    hidden = input_of_a_field()
+    assert equal(first(LAYER, hidden), LAYER, hidden)
+
+
+@pytest.mark.parametrize("place", range(len(LAYER)))
+def test_one_bit_of_any_activation_shows(place):
+    hidden = input_of_a_field()
+    evidence = first(LAYER, hidden)
+
+    def differ(module, inputs, output):
+        changed = output.clone()
+        changed.view(-1)[3] = torch.nextafter(changed.view(-1)[3], torch.tensor(9.0)).detach()
+        return changed
+
+    handle = LAYER[place].register_forward_hook(differ)
+    try:
+        # The very last result is saved by nobody: that one the step compares itself.
+        assert equal(evidence, LAYER, hidden) == (place == len(LAYER) - 1)
+    finally:
+        handle.remove()
+
+
+def test_a_weight_is_known_by_its_memory_and_its_version():
+    weight = nn.Parameter(torch.randn(8, 8))
+    leaf = Leaf(weight.T, weight)
+    assert leaf.equals(weight.T) is True
+    assert leaf.equals(weight) is False, "another view of it"
+    weight.requires_grad_(False)
+    assert leaf.equals(weight.T) is False
+    weight.requires_grad_(True)
+    copy = nn.Parameter(weight.detach().clone())
+    assert bool(leaf.equals(copy.T))
+    with torch.no_grad():
+        copy[0, 0] += 1
+    assert not bool(leaf.equals(copy.T))
+    with torch.no_grad():
+        weight[0, 0] += 1
+    assert not leaf.is_unchanged()
+    assert leaf.equals(weight.T) is False
+
+
+def test_a_weight_that_is_gone_equals_nothing():
+    weight = nn.Parameter(torch.randn(8, 8))
+    leaf = Leaf(weight, weight)
+    del weight
+    gc.collect()
+    assert leaf.equals(torch.zeros(8, 8)) is False
+
+
+def test_a_transposed_copy_in_the_place_of_a_weight_is_another():
+    weight = nn.Parameter(torch.randn(8, 8))
+    leaf = Leaf(weight, weight)
+    assert bool(leaf.equals(nn.Parameter(weight.detach().clone())))
+    assert leaf.equals(nn.Parameter(weight.detach().clone().T)) is False
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.0])
+def test_frozen_weights_of_no_module_are_compared_by_their_bits(factor):
+    weights = [torch.randn(8, 300), torch.randn(8, 300) * 0]
+    weights[1] = weights[0] * factor
+
+    def run(number):
+        return lambda hidden: hidden @ nn.Parameter(weights[number].clone(), requires_grad=False)
+
+    hidden = input_of_a_field()
+    assert equal(first(run(0), hidden), run(1), hidden) == (factor == 1)
+
+
+def test_what_is_held_is_read_when_it_is_let_go_of():
+    hidden = input_of_a_field()
+    evidence = Evidence(hidden, Situation(LAYER))
+    evidence.read_held(dict(enumerate(save(evidence, LAYER, hidden, held=True))))
+    assert equal(evidence, LAYER, hidden)
+    assert not equal(evidence, LAYER, hidden + 1)
+
+
+@pytest.mark.parametrize("is_dropped", [True, False])
+def test_what_follows_from_something_that_was_dropped_is_read(is_dropped):
+    hidden, factors = input_of_a_field(), [2.0]
+
+    def run(hidden):
+        a, b = hidden.sin(), hidden.tan() * factors[-1]
+        return (a * b).cos()
+
+    evidence = Evidence(hidden, Situation(LAYER))
+    saved = dict(enumerate(save(evidence, run, hidden, held=True)))
+    product = max(saved)
+    assert evidence._saved[product].recipe is not None
+    if is_dropped:
+        saved = {product: saved[product]}
+    evidence.read_held(saved)
+    assert (evidence._saved[product].recipe is None) == is_dropped
+    assert equal(evidence, run, hidden)
+    factors.append(3.0)
+    assert not equal(evidence, run, hidden)
+
+
+def test_what_was_dropped_meanwhile_is_not_compared():
+    hidden = input_of_a_field()
+    evidence = first(LAYER, hidden, held=True)
+    evidence.read_held({})
+    assert equal(evidence, LAYER, hidden + 1)
+
+
+def test_another_layout_of_the_same_memory_shows():
+    square = torch.randn(8, 8)
+
+    def run(transposed):
+        return lambda hidden: (hidden.T @ hidden) * (square.T if transposed else square)
+
+    hidden = input_of_a_field()
+    assert equal(first(run(False), hidden), run(False), hidden)
+    assert not equal(first(run(False), hidden), run(True), hidden)
+
+
+def sequences(hidden):
+    """Return a product, (2, 3, 8)."""
+    both = torch.stack([hidden, hidden])
+    return both * both.sin()
+
+
+WITHOUT_ITS_ENDS = torch.tensor([[1.0], [2.0], [1.0]])
+
+OTHERWISE = {
+    "another activation function": (lambda x: functional.silu(x @ x.T).cos(), lambda x: functional.gelu(x @ x.T).cos()),
+    "a hook on its result": (lambda x: functional.silu(x @ x.T).cos(), lambda x: (functional.silu(x @ x.T) * 3).cos()),
+    "a hook on a product": (lambda x: (x * x.sin()).cos(), lambda x: ((x * x.sin()) * 3).cos()),
+    "another cast": (lambda x: x.double().half().cos(), lambda x: x.bfloat16().half().cos()),
+    "another order of two products": (
+        lambda x: [(m := x * x.sin(), n := x.cos() * x), m.exp(), n.exp()],
+        lambda x: [(m := x * x.sin(), n := x.cos() * x), n.exp(), m.exp()],
+    ),
+    "another of two products": (
+        lambda x: [one := x * x.sin(), x.cos() * x, one.exp()],
+        lambda x: [x * x.sin(), one := x.cos() * x, one.exp()],
+    ),
+    "a write that autograd does not see, and a copy": (
+        lambda x: written(x * x.sin(), 1).clone().cos(),
+        lambda x: written(x * x.sin(), 2).clone().cos(),
+    ),
+    "a write that nobody counts": (
+        lambda x: written((x * x.sin()), 1, data=True).cos(),
+        lambda x: written((x * x.sin()), 2, data=True).cos(),
+    ),
+    "a write to its input that autograd does not see": (
+        lambda x: written(x, 1).cos(),
+        lambda x: written(x, torch.tensor([[2.0], [2.0], [1.0]])).cos(),
+    ),
+    "one that nobody counts, to the first sequence of two": (
+        lambda x: written(sequences(x), torch.tensor([[[1.0]], [[1.0]]]), data=True).view(-1, 8) @ x.T,
+        lambda x: written(sequences(x), torch.tensor([[[2.0]], [[1.0]]]), data=True).view(-1, 8) @ x.T,
+    ),
+    "other groups of a shuffle": (
+        lambda x: (x * x.sin()).view(3, 4, 2).transpose(1, 2).reshape(3, 8).cos(),
+        lambda x: (x * x.sin()).view(3, 2, 4).transpose(1, 2).reshape(3, 8).cos(),
+    ),
+    "a view that has some elements twice, and others not": (
+        lambda x: [one := written(x @ x.T, 1, data=True), one[:1].expand(3, 3).sin(), one.cos()],
+        lambda x: [one := written(x @ x.T, WITHOUT_ITS_ENDS, data=True), one[:1].expand(3, 3).sin(), one.cos()],
+    ),
+    "another part of a product": (lambda x: (x * x.sin())[:2].cos(), lambda x: (x * x.sin())[1:].cos()),
+    "another view of it": (
+        lambda x: (x.T @ x * x[0]).cos(),
+        lambda x: (x.T @ x * x[0]).T.cos(),
+    ),
+}
+
+
+def written(product, factor, data=False):
+    with torch.no_grad():
+        (product.data if data else product).mul_(factor)
+    return product
+
+
+@pytest.mark.parametrize("what", OTHERWISE)
+def test_what_follows_from_others_must_follow_in_the_same_way(what):
+    one, other = OTHERWISE[what]
+    hidden = input_of_a_field()
+    assert equal(first(one, hidden), one, hidden)
+    assert not equal(first(one, hidden), other, hidden)
+
+
+@pytest.mark.parametrize("wrap", [lambda f, x: f(x), lambda f, x: checkpoint(f, x, use_reentrant=False)])
+def test_what_is_saved_under_other_hooks_is_no_evidence(wrap):
+    """Its factors are saved where this library does not see them."""
+    hidden, factors = input_of_a_field(), [2.0]
+
+    def run(hidden):
+        return wrap(lambda x: x.sin() * (x.tan() * factors[-1]), hidden).cos()
+
+    evidence = first(run, hidden)
+    assert equal(evidence, run, hidden)
+    factors.append(3.0)
+    assert not equal(evidence, run, hidden)
+
+
+def test_a_small_weight_is_compared_by_its_bits_and_nothing_follows_from_a_large_one():
+    for size, written in ((8, True), (SMALL_WEIGHT + 1, False)):
+        weight = nn.Parameter(torch.randn(size))
+
+        def run(hidden, weight=weight, size=size):
+            return (hidden[0, :1].expand(size).tan() * weight).cos()
+
+        hidden = input_of_a_field()
+        evidence = first(run, hidden)
+        assert (evidence._saved[-1].recipe is not None) == written
+        weight.data.mul_(2)
+        assert not equal(evidence, run, hidden)
+
+
+def test_what_was_made_outside_of_the_layer_is_compared():
+    outside = nn.Parameter(torch.randn(3, 8))
+    gate = functional.silu(outside.tan())
+    hidden = input_of_a_field()
+
+    def run(hidden):
+        return hidden.tan() * gate
+
+    evidence = first(run, hidden)
+    with torch.no_grad():
+        gate.mul_(1.5)
+    assert not equal(evidence, run, hidden)
+
+
+def test_sparse_tensors_are_compared():
+    hidden = input_of_a_field()
+    for layout in (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc):
+        matrix = torch.eye(3).to_sparse(layout=layout)
+        other = torch.diag(torch.tensor([1.0, 1.0, 2.0])).to_sparse(layout=layout)
+
+        def run(matrix):
+            return lambda hidden: torch.sparse.mm(matrix, hidden).cos()
+
+        assert equal(first(run(matrix), hidden), run(matrix), hidden)
+        assert not equal(first(run(matrix), hidden), run(other), hidden)
+
+
+def test_nothing_large_is_kept():
+    hidden, tensors = input_of_a_field(), []
+
+    def run(hidden):
+        large = (hidden @ torch.randn(8, 20000)).sin()
+        tensors.append(weakref.ref(large))
+        return large.cos()
+
+    evidence = first(run, hidden)
+    gc.collect()
+    assert tensors[0]() is None
+    assert evidence is not None
+
+
+def determined(function, hidden):
+    """Which of the tensors that a function saves follow from others."""
+    return [saved.recipe is not None for saved in first(function, hidden)._saved]
+
+
+def test_products_and_activation_functions_of_what_is_compared_follow_from_it():
+    hidden = input_of_a_field()
+    gate, up = nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)
+
+    def mlp(hidden):
+        return (functional.silu(gate(hidden)) * up(hidden)) @ gate.weight
+
+    saved = first(mlp, hidden)._saved
+    assert sum(one.leaf is not None for one in saved) == 3
+    assert sum(one.leaf is None and one.is_read for one in saved) == 3, "gate(x), up(x) and, on a CPU, what silu makes"
+    assert sum(one.recipe is not None for one in saved) == 3, "the input twice and the product"
+
+
+def test_what_silu_makes_is_read_on_a_cpu_as_its_last_elements_are_computed_another_way(monkeypatch):
+    gate = torch.randn(2, 100, 27, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def run(size, part):
+        """SiLU of the same numbers in the same order, with gaps between them that are elsewhere."""
+        with_gaps = torch.zeros(size, dtype=torch.float64)
+        with_gaps[part] = gate
+        return lambda hidden: functional.silu((with_gaps + hidden.sum() * 0)[part]) * hidden.sum()
+
+    one, other = run((2, 101, 27), (slice(None), slice(100))), run((2, 100, 28), (..., slice(27)))
+    hidden = input_of_a_field()
+    if torch.equal(one(hidden), other(hidden)):
+        pytest.skip("this CPU computes all elements in one way")
+    assert equal(first(one, hidden), one, hidden)
+    assert not equal(first(one, hidden), other, hidden)
+    monkeypatch.setattr(determined_module, "_NOT_ON_A_CPU", set())
+    assert equal(first(one, hidden), other, hidden), "it would not be seen, were it taken to follow from the gate"
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (lambda x: (x * 2).sin(), [False]),  # a product with a number saves nothing
+        (lambda x: (x @ x.T).sin(), [True, True, False]),
+        (lambda x: x.double().sin(), [False]),
+        (lambda x: x.view(2, 12).sin(), [True]),
+        (lambda x: (x + torch.randn_like(x)).sin(), [False]),
+        (lambda x: (x * torch.randn_like(x)).sin(), [False, False]),
+        (lambda x: (x * x.sin()).cos(), [True, False, True, True]),
+        (lambda x: functional.gelu(x.sin()).cos(), [True, False, False]),
+        (lambda x: [part.sin() for part in (x @ x.T).split(1)], [True, True, False, False, False]),
+        (lambda x: [part.sin() for part in (x @ x.T).unbind()], [True, True, False, False, False]),
+        (lambda x: (x * x.sin()).add_(1).cos(), [True, False, True, False]),
+    ],
+)
+def test_nothing_else_does(function, expected):
+    assert determined(function, input_of_a_field()) == expected
+
+
+def test_what_was_written_to_unseen_by_the_graph_does_not_follow():
+    def run(x):
+        product = x * x.sin()
+        with torch.no_grad():
+            product.add_(1)
+        return product.cos()
+
+    assert determined(run, input_of_a_field())[-1] is False

@@ -1,0 +1,121 @@
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from revformers.dynamics.base import Coefficients
+from revformers.engine.fixed_point import FRACTION_BITS, MAXIMUM_MAGNITUDE
+from revformers.engine.packing import packed_size
+from revformers.engine.states import StatePair
+
+LIMIT = int(MAXIMUM_MAGNITUDE) << FRACTION_BITS
+
+
+def fractions(largest: int) -> st.SearchStrategy[Fraction]:
+    return st.builds(Fraction, st.integers(-largest, largest), st.integers(1, 256))
+
+
+contracting_or_not = st.one_of(
+    st.sampled_from([Fraction(1), Fraction(-1), Fraction(1, 256), Fraction(-1, 256), Fraction(1, 3), Fraction(1024)]),
+    fractions(1024).filter(lambda a: a != 0 and abs(a) >= Fraction(1, 256)),
+)
+extremes = st.sampled_from([0, 1, -1, LIMIT, -LIMIT, LIMIT - 1, 1 << 31, -(1 << 31)])
+integers = st.one_of(extremes, st.integers(-LIMIT, LIMIT), st.integers(-600, 600))
+updates = st.one_of(
+    st.sampled_from([0.0, -0.0, MAXIMUM_MAGNITUDE, -MAXIMUM_MAGNITUDE, 2.0**-31, 1e-38]),
+    st.floats(-MAXIMUM_MAGNITUDE, MAXIMUM_MAGNITUDE, width=32),
+)
+
+
+@st.composite
+def steps(draw):
+    shape = draw(st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 7)))
+    count = shape[0] * shape[1] * shape[2]
+    previous, current = (torch.tensor(draw(st.lists(integers, min_size=count, max_size=count))) for _ in range(2))
+    update = torch.tensor(draw(st.lists(updates, min_size=count, max_size=count)), dtype=torch.float32)
+    dtype = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float64]))
+    coefficients = Coefficients(
+        previous=draw(contracting_or_not),
+        current=draw(fractions(512)),
+        update=draw(st.sampled_from([1.0, 0.25, 0.3, 2.0])),
+    )
+    return previous.view(shape), current.view(shape), update.view(shape).to(dtype), coefficients
+
+
+@given(steps())
+@settings(max_examples=400, deadline=None)
+def test_retreat_undoes_advance_to_the_bit(step):
+    previous, current, update, coefficients = step
+    pair = StatePair(previous.clone(), current.clone())
+    side_information = pair.advance(coefficients, update, keep_side_information=True)
+    assert torch.equal(pair.previous, current)
+    assert pair.retreat(coefficients, update, side_information) in (None, True)
+    assert torch.equal(pair.previous, previous)
+    assert torch.equal(pair.current, current)
+
+
+@given(steps(), st.sampled_from(["previous", "current"]), st.sampled_from([1, -1, 5]))
+@settings(max_examples=400, deadline=None)
+def test_no_error_in_a_state_is_lost_by_undoing_the_step(step, state, error):
+    previous, current, update, coefficients = step
+    pair = StatePair(previous.clone(), current.clone())
+    side_information = pair.advance(coefficients, update, keep_side_information=True)
+    getattr(pair, state).view(-1)[0] += error
+    possible = pair.retreat(coefficients, update, side_information)
+    assert (possible is None) == (abs(coefficients.previous) <= 1)
+    same = torch.equal(pair.previous, previous) and torch.equal(pair.current, current)
+    assert not same or not possible
+
+
+@given(steps())
+@settings(max_examples=200, deadline=None)
+def test_a_step_equals_the_recurrence_in_exact_fractions(step):
+    previous, current, update, coefficients = step
+    pair = StatePair(previous.clone(), current.clone())
+    pair.advance(coefficients, update, keep_side_information=False)
+    scale = coefficients.update * 2.0**FRACTION_BITS
+    for before, now, added, after in zip(
+        previous.flatten().tolist(),
+        current.flatten().tolist(),
+        update.flatten().tolist(),
+        pair.current.flatten().tolist(),
+        strict=True,
+    ):
+        expected = coefficients.previous * before + coefficients.current * now + Fraction(added * scale)
+        # Two roundings to nearest, one towards zero, and float32's own rounding of the scaled update.
+        assert abs(after - expected) <= 2 + abs(Fraction(added * scale)) * Fraction(1, 2**22)
+
+
+@given(steps())
+@settings(max_examples=200, deadline=None)
+def test_side_information_has_the_theoretical_size(step):
+    previous, current, update, coefficients = step
+    side_information = StatePair(previous, current).advance(coefficients, update, keep_side_information=True)
+    if abs(coefficients.previous) >= 1:
+        assert side_information is None
+    else:
+        assert side_information.numel() == packed_size(previous.numel(), coefficients.side_information_bits)
+
+
+@pytest.mark.parametrize("denominator", [2, 3, 4, 7, 16, 256])
+def test_without_side_information_a_contraction_loses_the_state(denominator):
+    previous = torch.arange(-600, 600).view(1, 1, -1)
+    pair = StatePair(previous.clone(), torch.zeros_like(previous))
+    coefficients = Coefficients(previous=Fraction(1, denominator), current=Fraction(0), update=1.0)
+    update = torch.zeros(previous.shape)
+    pair.advance(coefficients, update, keep_side_information=True)
+    pair.retreat(coefficients, update, None)
+    assert not torch.equal(pair.previous, previous)
+
+
+def test_checksum_sees_one_unit_in_either_state():
+    pair = StatePair(torch.randint(-LIMIT, LIMIT, (2, 3, 4)), torch.randint(-LIMIT, LIMIT, (2, 3, 4)))
+    before = pair.checksum()
+    pair.previous[1, 2, 3] += 1
+    assert not torch.equal(before, pair.checksum())
+    pair.previous[1, 2, 3] -= 1
+    assert torch.equal(before, pair.checksum())
+    pair.current[0, 0, 0] -= 1
+    assert not torch.equal(before, pair.checksum())

@@ -1,0 +1,99 @@
+import pytest
+import torch
+
+from lab.bench.workload import PLAIN_CHECKPOINT, PLAIN_STORE, Arm, Workload, arms_from_names, llama_config
+from revformers import Midpoint, dynamics
+from revformers.models.state import reversible_stack
+
+GPT2 = {"model_type": "gpt2", "n_layer": 2, "n_embd": 16, "n_head": 2, "n_positions": 8, "vocab_size": 11}
+
+
+def workload(**changes):
+    return Workload(**{"model_config": llama_config(2, 32, 13, 8), "batch_size": 3, "sequence_length": 8} | changes)
+
+
+def test_the_same_seed_gives_the_same_weights_and_batches():
+    one, other = workload().build_model(), workload().build_model()
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    assert torch.equal(workload().build_batch(4)["input_ids"], workload().build_batch(4)["input_ids"])
+    assert not torch.equal(workload().build_batch(4)["input_ids"], workload().build_batch(5)["input_ids"])
+    assert not torch.equal(workload(seed=1).build_batch()["input_ids"], workload().build_batch()["input_ids"])
+
+
+@pytest.mark.parametrize(("precision", "size"), [("float32", 4), ("bfloat16", 2), ("bfloat16_autocast", 4)])
+def test_the_layer_input_is_as_large_as_the_tensor_that_reaches_a_layer(precision, size):
+    measured = workload(precision=precision)
+    seen = []
+    model = measured.build_model()
+    model.model.layers[1].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    measured.forward_backward(model, measured.build_batch())
+    assert seen[0].nbytes == measured.layer_input_bytes == 3 * 8 * 32 * size
+
+
+@pytest.mark.parametrize("config", [llama_config(2, 32, 13, 8), GPT2])
+def test_depth_and_width_have_one_name_in_every_family(config):
+    deeper = workload(model_config=config).with_layers(5)
+    assert deeper.layers == 5
+    assert deeper.width == workload(model_config=config).width
+    assert len(deeper.build_model().get_decoder().get_submodule("h" if config is GPT2 else "layers")) == 5
+
+
+def test_arms_change_the_model_as_they_say():
+    model = workload().build_model()
+    for arm in arms_from_names(["store", "checkpoint", "offload", "rebuild"], Midpoint()):
+        assert reversible_stack(arm.apply(model)).activations == arm.name
+    for arm in arms_from_names(["budget", "budget_checkpoint"], Midpoint(), budget=2**20):
+        assert reversible_stack(arm.apply(model)).activations == str(arm.activations)
+    assert str(arm.activations) == "budget:1048576:checkpoint"
+    assert reversible_stack(Arm(PLAIN_STORE).apply(model)) is None
+    assert not model.is_gradient_checkpointing
+    assert Arm(PLAIN_CHECKPOINT).apply(model).is_gradient_checkpointing
+
+
+@pytest.mark.filterwarnings("error")
+def test_plain_checkpointing_warns_of_nothing():
+    Arm(PLAIN_CHECKPOINT).apply(workload().build_model())
+
+
+@pytest.mark.parametrize(("head", "chunked"), [("auto", True), ("chunked", True), ("own", False)])
+def test_every_arm_has_the_head_of_the_workload(head, chunked):
+    measured = workload(head=head)
+    losses = []
+    for arm in arms_from_names([PLAIN_STORE, PLAIN_CHECKPOINT, "rebuild"], Midpoint()):
+        output = arm.apply(measured.build_model())(**measured.build_batch())
+        assert (output.logits is None) == chunked
+        losses.append(float(output.loss))
+    own = workload(head="own")
+    expected = own.forward_backward(Arm(PLAIN_STORE).apply(own.build_model()), own.build_batch())
+    assert losses[0] == pytest.approx(expected, rel=1e-6)
+
+
+def test_all_arms_compute_the_same_loss():
+    measured = workload()
+    losses = {}
+    names = [PLAIN_STORE, PLAIN_CHECKPOINT, "store", "checkpoint", "rebuild", "budget", "budget_checkpoint"]
+    for arm in arms_from_names(names, dynamics.Midpoint(), budget=2**16):
+        losses[arm.name] = measured.forward_backward(arm.apply(measured.build_model()), measured.build_batch())
+    assert losses["store"] == losses["checkpoint"] == losses["rebuild"] == losses["budget"]
+    assert losses["store"] == losses["budget_checkpoint"]
+    assert losses[PLAIN_STORE] == losses[PLAIN_CHECKPOINT] != losses["store"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: workload(precision="float8"), "no precision 'float8'"),
+        (lambda: workload(head="none"), "no head 'none'"),
+        (lambda: workload(batch_size=0), "batch_size of at least 1"),
+        (lambda: workload(model_config=llama_config(0, 32, 13, 8)), "layers of at least 1"),
+        (lambda: workload(device="nonsense"), "cannot use the device 'nonsense'"),
+        (lambda: Arm("forget"), "no arm 'forget'"),
+        (lambda: Arm("rebuild"), "needs a dynamics"),
+        (lambda: Arm("budget", Midpoint().to_dict()), "needs a budget in bytes"),
+        (lambda: Arm("rebuild", Midpoint().to_dict(), budget=2**20), "takes no budget"),
+        (lambda: llama_config(2, 30, 13, 8, heads=4), "width of 30"),
+    ],
+)
+def test_mistakes_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -1,0 +1,85 @@
+import pytest
+import torch
+
+import revformers as rf
+from revformers.engine.states import StatePair
+from tests.models.test_reversible import llama
+from tests.tiny_models import batch, tiny
+
+BATCH = {"input_ids": torch.arange(20).view(2, 10)}
+
+
+def test_an_exact_model_is_reported_exact_and_left_as_it_was():
+    model = rf.make_reversible(llama(attention_dropout=0.1), rf.Midpoint(), "checkpoint").train()
+    model(**BATCH, labels=BATCH["input_ids"]).loss.backward()
+    before = {name: parameter.grad for name, parameter in model.named_parameters()}
+    random_state = torch.get_rng_state()
+    report = rf.verify_gradients(model, BATCH)
+    assert report.bit_exact
+    assert report.max_relative_error == 0
+    assert report.parameters == len(before)
+    assert report.entries == model.num_parameters()
+    assert report.loss == report.rebuilt_loss > 0
+    assert "to the bit" in str(report)
+    assert model.model.layers[0]._reversible_role.stack.activations == "checkpoint"
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert all(parameter.grad is before[name] for name, parameter in model.named_parameters())
+
+
+def test_wrong_gradients_are_reported_with_their_names_and_size(monkeypatch):
+    model = rf.make_reversible(llama(), rf.Midpoint())
+    retreat = StatePair.retreat
+
+    def corrupt(self, *arguments):
+        retreat(self, *arguments)
+        self.current[0, 0, 0] += 1 << 28
+
+    # Without its self-check the tape gives wrong gradients, and the comparison has to see them.
+    monkeypatch.setattr(StatePair, "retreat", corrupt)
+    monkeypatch.setattr("revformers.engine.proof.verdicts.Verdicts.add", lambda *_: None)
+    report = rf.verify_gradients(model, BATCH)
+    assert not report.bit_exact
+    assert report.max_relative_error > 1e-6
+    assert any(name.startswith("model.layers.0.") for name in report.differing)
+    assert "DIFFER" in str(report)
+
+
+@pytest.mark.parametrize("lacks", [0, 1], ids=["rebuilt", "stored"])
+def test_a_gradient_that_one_of_the_two_lacks_is_named(lacks):
+    model = rf.make_reversible(llama(), rf.Midpoint())
+    passes = []
+
+    def loss(output):
+        passes.append(None)
+        return output.loss if len(passes) - 1 != lacks else model.model.norm.weight.sum()
+
+    report = rf.verify_gradients(model, BATCH | {"labels": BATCH["input_ids"]}, loss=loss)
+    assert not report.bit_exact
+    assert "model.layers.0.mlp.up_proj.weight" in report.differing
+    assert report.max_relative_error > 0
+
+
+def test_a_mismatch_raises_and_the_model_is_left_as_it_was(monkeypatch):
+    model = rf.make_reversible(llama(), rf.Midpoint(), "checkpoint")
+    monkeypatch.setattr(StatePair, "retreat", lambda self, *_: None)
+    with pytest.raises(rf.RebuildMismatchError):
+        rf.verify_gradients(model, BATCH)
+    assert model.model.layers[0]._reversible_role.stack.activations == "checkpoint"
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_what_cannot_be_verified_is_refused():
+    with pytest.raises(ValueError, match="is an ordinary network"):
+        rf.verify_gradients(llama(), BATCH)
+    with pytest.raises(ValueError, match="No parameter"):
+        rf.verify_gradients(rf.make_reversible(llama(), rf.Midpoint()).requires_grad_(False), BATCH)
+    with pytest.raises(ValueError, match="no inverse"):
+        rf.verify_gradients(rf.make_reversible(llama(), rf.Residual(), "store"), BATCH)
+
+
+def test_a_loss_that_is_not_finite_is_no_reason_to_blame_the_rebuilding():
+    model = rf.make_reversible(tiny("llama"), rf.Midpoint())
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="The loss is nan with stored activations"):
+        rf.verify_gradients(model, batch(model))

@@ -1,0 +1,59 @@
+import pytest
+
+from revformers.planning.meter import MemoryByCategory
+from revformers.planning.plan import Way
+from revformers.planning.recommend import recommend
+
+GIB = 2**30
+
+
+def way(name, batch, context=0, time=1.0, bits=None, **memory):
+    context = context or 1024 * batch
+    return Way(name, bits, MemoryByCategory(**memory), GIB * (name == "offload"), batch, 3 * GIB, context, time, time)
+
+
+CHECKPOINT = way("checkpoint", 4, time=1.2, activations=100)
+
+
+@pytest.mark.parametrize(
+    ("ways", "refusal", "expected"),
+    [
+        ([way("store", 1), CHECKPOINT], None, "Store activations: up to 1 sequence fit"),
+        ([way("store", 0), way("checkpoint", 0)], None, "No way fits"),
+        (
+            [way("store", 0), CHECKPOINT, way("rebuild", 6, 9999, 1.32, 0)],
+            None,
+            "Rebuild with 0 bits: up to 6 sequences or 9,999 tokens fit, where checkpointing fits 4 and 4,096, in 1.10",
+        ),
+        (
+            [way("store", 0), CHECKPOINT, way("rebuild", 4, bits=0, states=200)],
+            None,
+            "Use checkpointing, up to 4 sequences: two 64-bit states and side information take no less",
+        ),
+        (
+            [way("store", 0), CHECKPOINT, way("rebuild", 4, bits=0, states=50)],
+            None,
+            "Use checkpointing, up to 4 sequences: rebuilding fits hardly more",
+        ),
+        ([way("store", 0), CHECKPOINT], "Its layers differ.", "the model cannot be reversed (Its layers differ.)"),
+        ([way("checkpoint", 0), way("offload", 2)], None, "2 sequences need 3.0 GiB of the host"),
+        (
+            [CHECKPOINT, way("rebuild", 6, 9999, 1.32, 0), way("offload", 7)],
+            None,
+            "in 1.10 of its predicted time. Offloaded checkpoints fit 7 sequences, with 3.0 GiB of the host",
+        ),
+        (
+            [CHECKPOINT, way("rebuild", 6, 9999, 1.32, 0), way("budget", 4, time=1.08, bits=0)],
+            None,
+            "With a Budget that spends the rest of the memory, 4 sequences take 0.90 of checkpointing's",
+        ),
+        ([CHECKPOINT, way("offload", 5)], "Its layers differ.", "differ.). Offloaded checkpoints fit 5 sequences"),
+        ([way("checkpoint", 0, context=512), way("rebuild", 1, bits=2)], None, "Rebuild with 2 bits"),
+    ],
+)
+def test_the_sentence_says_what_and_why(ways, refusal, expected):
+    assert expected in recommend(ways, GIB, 2 * GIB, refusal)
+
+
+def test_weights_that_do_not_fit():
+    assert "alone do not fit" in recommend([way("store", 9)], 2 * GIB, GIB, None)

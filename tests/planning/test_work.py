@@ -1,0 +1,28 @@
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from revformers.planning.meta import without_numbers
+from revformers.planning.work import work_of
+
+
+def test_a_product_is_bound_by_operations_or_by_bytes():
+    first, second = torch.empty(30, 20, device="meta"), torch.empty(20, 10, device="meta")
+    work = work_of(lambda: first @ second)
+    operations, moved = 2 * 30 * 20 * 10, 4 * (30 * 20 + 20 * 10 + 30 * 10)
+    assert work.operations == operations
+    assert work.time(1.0) == operations
+    assert work.time(100.0) == 100 * moved
+
+
+def test_views_are_free_and_what_is_written_in_place_is_not():
+    tensor = torch.empty(100, device="meta")
+    assert work_of(lambda: tensor.view(10, 10).t()).time(1.0) == 0
+    assert work_of(lambda: tensor.add_(1)).time(1.0) == 2 * 400
+    assert work_of(lambda: tensor[:1].expand(100).clone()).time(1.0) == 400 + 400
+
+
+def test_attention_counts_the_heads_of_the_queries():
+    query, key = torch.empty(1, 8, 32, 16, device="meta"), torch.empty(1, 2, 32, 16, device="meta")
+    with without_numbers(counted=1):
+        work = work_of(lambda: scaled_dot_product_attention(query, key, key, is_causal=True, enable_gqa=True))
+    assert work.operations == 2 * 2 * 8 * 32 * 32 * 16
