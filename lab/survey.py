@@ -287,8 +287,8 @@ about how well a large one trains under other dynamics.
   under `Midpoint()` and `BlendedMidpoint(1/4)` every gradient of a training step (with dropout, where the architecture
   has it) is equal to the bit, whether activations are rebuilt or stored; and under `Midpoint()` greedy generation
   gives the same tokens with and without a key-value cache (where the ordinary tiny model does; else the note says so).
-* **exact**, branch: `revformers.models.families` knows where the layer splits into attention and MLP. The two updates add
-  up to what the layer adds, to rounding, and the gradients under `Hamiltonian()` are equal to the bit. Without it,
+* **exact**, branch: `revformers.models.families` knows where the layer splits into attention and MLP. The two updates
+  add up to what the layer adds, to rounding, and the gradients under `Hamiltonian()` are equal to the bit. Without it,
   `granularity="branch"` and `Hamiltonian()` are refused for the family; everything else works.
 * **refused**: `make_reversible`, or the first forward pass, raises `NotReversibleError` with the reason in the note.
 * **not built**: no tiny model could be built and trained here, for the reason in the note, so nothing is known.

@@ -81,7 +81,7 @@ class RunFiles:
 def write_report(directory: Path, out: Path, arguments: Sequence[str]) -> None:
     """Write the report on the run in `directory` to `out`, whole or not at all.
 
-    `arguments` are the words that followed ``revformers`` on the command line.
+    `arguments` are the words that followed ``python -m lab`` on the command line.
 
     Raises:
         FileNotFoundError: where the directory holds nothing to report.
@@ -89,7 +89,7 @@ def write_report(directory: Path, out: Path, arguments: Sequence[str]) -> None:
 
     """
     page = render_report(
-        RunFiles.read(directory), command_line([str(directory)]).removeprefix("revformers "), arguments
+        RunFiles.read(directory), command_line([str(directory)]).removeprefix("python -m lab "), arguments
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, page)
@@ -101,7 +101,7 @@ def render_report(files: RunFiles, directory: str, arguments: Sequence[str]) -> 
     Args:
         files: what to show; a section whose file is missing says how to get it.
         directory: what the page calls the run directory in its commands.
-        arguments: the words that followed ``revformers`` on the command line.
+        arguments: the words that followed ``python -m lab`` on the command line.
 
     """
     environment = jinja2.Environment(

@@ -14,9 +14,9 @@ class ReportOptions:
     """Write one HTML page, plots inlined, on a run directory: its training run, and what was measured of it."""
 
     run: tyro.conf.Positional[Path]
-    """Directory that `revformers pretrain`, `python -m lab compare` or `revformers finetune` wrote. Of a fine-tuning run
-    the page shows lora-step.json of lab/studies/lora_step.py and evaluation.json of `python -m lab evaluate` as well, where
-    they are there."""
+    """Directory that `revformers pretrain`, `python -m lab compare` or `revformers finetune` wrote. Of a fine-tuning
+    run the page also shows lora-step.json of lab/studies/lora_step.py and evaluation.json of `python -m lab evaluate`,
+    where they are there."""
 
     out: Path = Path("report.html")
     """The page."""

@@ -3,8 +3,8 @@
     python -m lab.studies.families_conversion --output RESULT.json [--data DIRECTORY]
 
 The models are small and trained as ordinary networks on the source of Python's standard library, so that their weights
-are not random. The evaluation needs the directory with the local tasks' files of `python -m lab evaluate`; it is left out
-without one.
+are not random. The evaluation needs the directory with the local tasks' files of `python -m lab evaluate`; it is left
+out without one.
 """
 
 import argparse

@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def measure(models: dict[bool, Any], arms: Sequence[str], options: argparse.Name
     vocabulary = models[True].config.vocab_size
     losses: dict[str, float] = {}
 
-    def step_of(arm: str) -> Callable[[int], None]:
+    def step_of(arm: str) -> Callable[..., None]:
         def step(number: int, tokens: int = options.length) -> None:
             loss = models[arm in PLAIN_ARMS](**batch(number, tokens, vocabulary)).loss
             loss.backward()
@@ -84,9 +85,9 @@ def measure(models: dict[bool, Any], arms: Sequence[str], options: argparse.Name
     for arm, step in steps.items():
         switch(models, arm)
         step(0, FEW_TOKENS)  # makes the gradients, which stay
-        peaks[arm] = peak_allocated_bytes(lambda step=step: step(0), torch.device("cpu"))
+        peaks[arm] = peak_allocated_bytes(partial(step, 0), torch.device("cpu"))
     times = measure_step_times(
-        steps, options.rounds, warm_up_rounds=1, before_step=lambda arm, number: switch(models, arm) and None
+        steps, options.rounds, warm_up_rounds=1, before_step=lambda arm, number: switch(models, arm)
     )
     return [
         {

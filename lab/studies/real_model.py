@@ -5,8 +5,8 @@
 It fetches SmolLM2-135M-Instruct (`python -m lab.bench.smollm2`), shows every command before it runs it, and
 leaves what they make in --out. Where the model cannot be had it says why and does nothing. The directory of --data may
 hold wikitext-2/train.txt, instruct/instruction-data.json (records of instruction, input and output) and piqa, as
-`python -m lab evaluate` reads it. Python's standard library takes the place of texts that are not there, its documentation
-that of instructions; without piqa there is no evaluation.
+`python -m lab evaluate` reads it. Python's standard library takes the place of texts that are not there, its
+documentation that of instructions; without piqa there is no evaluation.
 """
 
 import argparse

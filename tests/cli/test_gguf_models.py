@@ -7,8 +7,8 @@ import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 import revformers as rf
-from revformers.checkpoints import gguf_file
 from lab.__main__ import main as laboratory
+from revformers.checkpoints import gguf_file
 from revformers.cli.main import main
 from tests.gguf_models import TEXT, rounded, tiny_llama, tiny_tokenizer, write_gguf
 from tests.lab.evaluation.tiny import write_data
