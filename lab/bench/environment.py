@@ -14,7 +14,7 @@ import psutil
 import torch
 
 from revformers.engine.ops import SWITCH
-from revformers.training.run_directory import write_json
+from revformers.files import write_json
 
 PACKAGES = ("revformers", "torch", "transformers")
 

@@ -14,7 +14,8 @@ from lab.bench import numbers, reading
 from lab.bench.environment import command_line
 from lab.bench.finetune_report import finetune_parts
 from lab.bench.plots import Bar, Series, bar_plot, line_plot
-from revformers.training.run_directory import RunDirectory, write_text
+from revformers.files import write_text
+from revformers.training.run_directory import RunDirectory
 
 ARM_COLOURS = {"store": 0, "checkpoint": 1, "rebuild": 2}
 COMPARISON, STEPS, EVALUATION = "comparison.json", "lora-step.json", "evaluation.json"

@@ -19,7 +19,8 @@ from pathlib import Path
 from revformers.checkpoints.gguf_file import require_gguf
 from revformers.checkpoints.load import load_causal_lm, load_tokenizer
 from revformers.errors import MissingPackageError
-from revformers.training.data.cache import cache_directory, file_digest, written_whole
+from revformers.files import written_whole
+from revformers.training.data.cache import cache_directory, file_digest
 
 UNAVAILABLE = 3
 """Exit code where the model cannot be had here."""
@@ -88,7 +89,7 @@ def fetch_model(
         progress("dequantising the weights, half a minute: the package gguf reads the vocabulary word by word, twice")
         network = load_causal_lm(weights)
         progress(f"writing {target}")
-        with written_whole(target) as staging:
+        with written_whole(target, keep=True) as staging:
             network.save_pretrained(staging)
             tokenizer.save_pretrained(staging)
             for name, text in licences.items():

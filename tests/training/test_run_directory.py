@@ -1,11 +1,11 @@
-import json
 from dataclasses import replace
 
 import pytest
 
 from revformers.errors import UserError
+from revformers.files import write_json
 from revformers.training.recipe import DynamicsSection, ModelSection, Recipe, TrainingSection
-from revformers.training.run_directory import RunDirectory, replaced, write_json, write_text
+from revformers.training.run_directory import RunDirectory
 
 RECIPE = Recipe(output="somewhere")
 
@@ -88,30 +88,3 @@ def test_length_and_activations_may_change_on_the_way(run):
     add_checkpoint(run, 10)
     longer = replace(RECIPE, training=TrainingSection(max_steps=5000), dynamics=DynamicsSection(activations="store"))
     assert run.prepare(longer, resume=True, overwrite=False) is not None
-
-
-def test_files_are_replaced_whole(tmp_path):
-    path = tmp_path / "a.json"
-    write_json(path, {"a": 1})
-    with pytest.raises(TypeError):
-        write_json(path, {"a": object()})
-    with pytest.raises(UnicodeEncodeError):
-        write_text(path, "\ud800")
-    assert json.loads(path.read_text()) == {"a": 1}
-    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
-    reference = tmp_path / "reference"
-    reference.touch()
-    assert path.stat().st_mode == reference.stat().st_mode
-
-
-def test_directories_are_replaced_whole(tmp_path):
-    target = tmp_path / "model"
-    with replaced(target) as staging:
-        (staging / "old").touch()
-    with pytest.raises(KeyboardInterrupt), replaced(target):
-        raise KeyboardInterrupt
-    assert (target / "old").exists()
-    with replaced(target) as staging:
-        (staging / "new").touch()
-    assert [file.name for file in target.iterdir()] == ["new"]
-    assert [file.name for file in tmp_path.iterdir()] == ["model"]

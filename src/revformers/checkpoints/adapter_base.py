@@ -24,6 +24,7 @@ from revformers.checkpoints.gguf_file import is_gguf
 from revformers.checkpoints.load import VARIANT, hub_keywords, local_folder, weight_files
 from revformers.checkpoints.model_config import saved_config
 from revformers.errors import ModelFilesError
+from revformers.files import write_text
 from revformers.models.discovery import unwrap
 from revformers.models.identity import Identity, in_words, read_identity
 from revformers.models.state import predictor_weights, require_reversible, reversible_stack, update_predictors
@@ -129,9 +130,7 @@ def seal_adapter(model: nn.Module, directory: Path, revision: str | None = None)
     if values.get("task_type") is None and base["architecture"] in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
         # By the class alone PEFT's auto class would load the base as the ordinary network.
         values |= {"task_type": "CAUSAL_LM", "auto_mapping": None}
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_text(path, json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
 def unseal_adapter(directory: Path) -> None:

@@ -7,7 +7,6 @@ as a variant of their own: a loader that is given the configuration of the ordin
 import inspect
 import os
 import re
-import shutil
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -52,8 +51,11 @@ def save_pretrained(
     target = Path(save_directory)
     saving, uploading = _sorted_arguments(model, save_directory, arguments, keywords)
     target.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
+    # Not `written_whole`, which replaces a directory: what else is in this one stays.
+    with tempfile.TemporaryDirectory(
+        prefix=f".{target.name}-", dir=target.parent, ignore_cleanup_errors=True
+    ) as folder:
+        partial = Path(folder)
         ordinary(partial, **saving | {"variant": own_variant(saving.get("variant"))})
         if (partial / ADAPTER_CONFIG).is_file():  # transformers saves the adapter alone where there is one
             seal_adapter(model, partial)
@@ -63,8 +65,6 @@ def save_pretrained(
         # The config moves first: at no moment do reversible weights lie beside the config of an ordinary network.
         for name in sorted(written, key=lambda name: name != CONFIG_NAME):
             os.replace(partial / name, target / name)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     if any(map(WEIGHTS.fullmatch, written)):
         # transformers prefers model.safetensors to shards, whichever of them is older.
         for file in target.iterdir():

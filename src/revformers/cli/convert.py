@@ -90,9 +90,9 @@ def run(arguments: Sequence[str]) -> int:
     from revformers.conversion.progress import ConversionProgress
     from revformers.conversion.text import calibration_blocks
     from revformers.errors import NotReversibleError
+    from revformers.files import write_json, written_whole
     from revformers.models.state import record_provenance, reversible_stack
     from revformers.training.recipe import DataSection
-    from revformers.training.run_directory import replaced, write_json
 
     quiet_libraries()
     console = Console()
@@ -136,7 +136,7 @@ def run(arguments: Sequence[str]) -> int:
     command = shlex.join(["revformers", "convert", *arguments])
     record_provenance(model, Provenance(made_by=command, source=options.calibration))
     _check_out(options.out)  # a conversion takes long enough for something else to be put there
-    with replaced(options.out.resolve()) as directory:
+    with written_whole(options.out.resolve()) as directory:
         model.save_pretrained(directory)
         tokenizer.save_pretrained(directory)
         write_json(directory / "conversion.json", [_row(conversion) for conversion in conversions])

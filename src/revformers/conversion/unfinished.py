@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from revformers.training.run_directory import write_text
+from revformers.files import write_text, written_whole
 
 SECONDS_BETWEEN_SAVES = 20.0
 """A layer of a small model takes less than writing its states does."""
@@ -180,7 +180,5 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _write(path: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> None:
-    """Write a file beside `path`, then rename it."""
-    staging = path.with_suffix(".partial")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, staging, metadata)
-    staging.replace(path)
+    with written_whole(path) as staging:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, staging, metadata)

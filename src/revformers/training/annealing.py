@@ -15,8 +15,8 @@ from revformers.checkpoints.save import CONFIG_NAME
 from revformers.dynamics.base import LARGEST_DENOMINATOR
 from revformers.dynamics.blended_midpoint import BlendedMidpoint
 from revformers.errors import UserError
+from revformers.files import write_json
 from revformers.models.state import require_reversible, update_predictors
-from revformers.training.run_directory import write_json
 
 
 class Annealing(TrainerCallback):

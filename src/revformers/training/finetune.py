@@ -27,6 +27,7 @@ from revformers.checkpoints.load import load_causal_lm, load_tokenizer
 from revformers.conversion.convert import convert
 from revformers.conversion.progress import ConversionProgress
 from revformers.errors import NotReversibleError, UserError
+from revformers.files import write_json, written_whole
 from revformers.head.loss import HeadLoss, apply_head, set_head_loss
 from revformers.head.teacher import AdapterOff, FrozenCopy, Teacher
 from revformers.models.discovery import unwrap
@@ -44,7 +45,7 @@ from revformers.training.deployment import (
 from revformers.training.finetune_data import FinetuneData, import_trl, load_finetune_data, training_blocks
 from revformers.training.finetune_recipe import AdapterSection, FinetuneRecipe
 from revformers.training.history import loss_curve
-from revformers.training.run_directory import RunDirectory, replaced, write_json
+from revformers.training.run_directory import RunDirectory
 from revformers.training.strict import suggestion
 from revformers.training.trainer_run import (
     RunResult,
@@ -268,7 +269,8 @@ def _prepare_dynamics(
             if section.bits is not None:
                 blocks = training_blocks(data, tokenizer, section.sequences, recipe.data.block_length)
                 _convert(model, recipe, blocks.to(model.device), console)
-            with replaced(run.conversion) as directory:
+            with written_whole(run.conversion) as directory:
+                directory.mkdir()
                 save_conversion(model, directory)
         else:
             apply_conversion(model, run.conversion)
@@ -440,6 +442,6 @@ def _write_deployed_cards(run: RunDirectory, metrics: Mapping[str, Any]) -> None
 
 
 def _save_to(target: Path, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    with replaced(target) as directory:
+    with written_whole(target) as directory:
         model.save_pretrained(directory)
         tokenizer.save_pretrained(directory)

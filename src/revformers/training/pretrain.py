@@ -7,6 +7,7 @@ from transformers import Trainer, TrainingArguments, default_data_collator
 
 from revformers.dynamics import Residual
 from revformers.errors import UserError
+from revformers.files import write_json, write_text, written_whole
 from revformers.head.loss import apply_head
 from revformers.models.hidden import InseparableHeadError
 from revformers.models.reversible import make_residual
@@ -14,7 +15,7 @@ from revformers.training.data import build_datasets
 from revformers.training.history import loss_curve
 from revformers.training.model import build_dynamics, build_model
 from revformers.training.recipe import Recipe
-from revformers.training.run_directory import RunDirectory, replaced, write_json, write_text
+from revformers.training.run_directory import RunDirectory
 from revformers.training.sample import check_lengths, write_samples
 from revformers.training.trainer_run import (
     RunResult,
@@ -84,7 +85,7 @@ def pretrain(
     if trainer.is_world_process_zero():
         if isinstance(build_dynamics(recipe.dynamics), Residual):
             make_residual(model)  # what was trained is the ordinary network, which anything can load
-        with replaced(run.model) as directory:
+        with written_whole(run.model) as directory:
             trainer.accelerator.unwrap_model(model).save_pretrained(directory)
             tokenizer.save_pretrained(directory)
         write_json(run.history, loss_curve(trainer.state))

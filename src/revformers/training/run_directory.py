@@ -1,18 +1,15 @@
-"""The directory of a run: what may be started in it, and files that are there whole or not at all."""
+"""The directory of a run, and what may be started in it."""
 
 import json
-import os
 import re
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import yaml
 
 from revformers.errors import UserError
+from revformers.files import write_text
 
 
 class RunRecipe(Protocol):
@@ -106,51 +103,11 @@ class RunDirectory:
             file.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` to `path` as JSON, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write `text` to a file beside `path`, then rename it, so that no reader ever sees half a file."""
-    descriptor, staging = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        # mkstemp lets only the owner read; a run's files are as readable as any other that the user makes
-        Path(staging).chmod(0o666 & ~_umask())
-        Path(staging).replace(path)
-    except BaseException:
-        Path(staging).unlink(missing_ok=True)
-        raise
-
-
-@contextmanager
-def replaced(directory: Path) -> Iterator[Path]:
-    """Give an empty directory to fill beside `directory`, and put it in the place of that one at the end."""
-    staging = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    try:
-        yield staging
-        if directory.exists():
-            shutil.rmtree(directory)
-        staging.rename(directory)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
 def _fields(name: str, value: Any) -> dict[str, Any]:
     """Return a part of a recipe by dotted names: the fields of a section, or one value."""
     if isinstance(value, dict):
         return {f"{name}.{field}": item for field, item in value.items()}
     return {name: value}
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _step(checkpoint: Path) -> int:

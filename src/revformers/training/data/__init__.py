@@ -12,7 +12,8 @@ import tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from revformers.errors import UserError
-from revformers.training.data.cache import cache_directory, digest, written_whole
+from revformers.files import written_whole
+from revformers.training.data.cache import cache_directory, digest
 from revformers.training.data.packing import packed_blocks, with_labels
 from revformers.training.data.sources import Documents, Source, Split, open_source
 from revformers.training.data.tokenizer import load_tokenizer, train_tokenizer
@@ -56,7 +57,7 @@ def build_blocks(data: "DataSection", given: PreTrainedTokenizerFast | None) -> 
     made_by = given.backend_tokenizer.to_str() if given else [data.vocabulary_size, tokenizers.__version__]
     prepared = cache_directory() / "blocks" / digest(PREPARATION, source.fingerprint(), made_by, data.block_length)
     if not prepared.is_dir():
-        with written_whole(prepared) as directory:
+        with written_whole(prepared, keep=True) as directory:
             _prepare(data, source.split(), given, directory)
     tokenizer = given or load_tokenizer(prepared / "tokenizer")
     training = datasets.load_from_disk(str(prepared / "training"))
