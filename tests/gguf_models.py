@@ -8,7 +8,7 @@ import numpy
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from revformers.training.data.tokenizer import train_tokenizer
+from revformers.data.tokenizer import train_tokenizer
 
 TEXT = "".join(f"line {number} of a text that is about nothing, twice {2 * number}\n" for number in range(400))
 TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"

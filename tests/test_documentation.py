@@ -12,7 +12,7 @@ import transformers
 import yaml
 
 from revformers.cli.main import main
-from revformers.training.data.tokenizer import train_tokenizer
+from revformers.data.tokenizer import train_tokenizer
 from tests.models.test_reversible import llama
 
 ROOT = Path(__file__).parents[1]

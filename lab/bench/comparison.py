@@ -19,10 +19,10 @@ from lab.bench.short_training import mean_loss, train_in_turns
 from lab.bench.step_time import StepTimes
 from lab.bench.workload import PLAIN_STORE, Arm, Precision, Workload, arms_from_names, llama_config
 from revformers import NotReversibleError, dynamics, verify_gradients
+from revformers.data.blocks import build_datasets
 from revformers.dynamics import Dynamics, TwoEvaluationMidpoint
 from revformers.errors import UserError
 from revformers.head.loss import apply_head
-from revformers.training.data import build_datasets
 from revformers.training.model import build_config, build_dynamics, build_model
 from revformers.training.recipe import Recipe
 
@@ -87,7 +87,7 @@ class Comparison:
             )
         self.workload = workload_of(recipe, options.device)
         progress("Preparing the text")
-        _, training, validation = build_datasets(recipe)
+        _, training, validation = build_datasets(recipe.data)
         batch_size = recipe.training.per_device_train_batch_size
         self._batches = _first_batches(training, batch_size, max(options.dynamics_steps, options.arm_steps), recipe)
         self._held_out = _first_batches(validation, batch_size, VALIDATION_BATCHES, recipe)

@@ -9,10 +9,10 @@ from lab.bench.arm_names import ArmName
 from lab.bench.workload import PLAIN_CHECKPOINT, PLAIN_OFFLOAD, Optimizer, Precision, Workload
 from revformers.byte_size import parse_size
 from revformers.dynamics import Dynamics
-from revformers.errors import UserError
+from revformers.errors import UserError, require
 from revformers.head.loss import Head
 from revformers.training.model import build_dynamics, network_config
-from revformers.training.recipe import NetworkSection, RecurrenceSection, require
+from revformers.training.recipe import NetworkSection, RecurrenceSection
 
 FREE = "free"
 CHECKPOINT = "checkpoint"

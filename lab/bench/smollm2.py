@@ -18,9 +18,9 @@ from pathlib import Path
 
 from revformers.checkpoints.gguf_file import require_gguf
 from revformers.checkpoints.load import load_causal_lm, load_tokenizer
+from revformers.data.cache import cache_directory, file_digest
 from revformers.errors import MissingPackageError
 from revformers.files import written_whole
-from revformers.training.data.cache import cache_directory, file_digest
 
 UNAVAILABLE = 3
 """Exit code where the model cannot be had here."""
@@ -64,7 +64,7 @@ def fetch_model(
 
     Args:
         model: which one.
-        cache: where prepared data is kept; left out, `revformers.training.data.cache.cache_directory`.
+        cache: where prepared data is kept; left out, `revformers.data.cache.cache_directory`.
         progress: takes a line about what is done next.
 
     Raises:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from lab import REPOSITORY
 from lab.bench.smollm2 import ModelUnavailableError, fetch_model
-from revformers.training.data.cache import file_digest
+from revformers.data.cache import file_digest
 
 RECIPE = os.path.relpath(REPOSITORY / "recipes" / "lora-instructions.yaml")
 ADAPTER = Path("adapter", "adapter_model.safetensors")

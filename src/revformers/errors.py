@@ -1,5 +1,7 @@
 """This library's own errors and warnings. Bad arguments raise Python's ``ValueError`` and ``TypeError``."""
 
+from typing import Any
+
 
 class UserError(ValueError):
     """A recipe, an option or the data it names cannot be used; the message is one sentence that says what to change."""
@@ -27,3 +29,9 @@ class ConversionHint(UserWarning):
 
 class ModelFilesError(OSError, ValueError):
     """The files of a saved model are missing, damaged or do not fit each other; the message names the file."""
+
+
+def require(condition: bool, name: str, expected: str, value: Any) -> None:
+    """Raise UserError where the value of the field `name` is not what is expected of it."""
+    if not condition:
+        raise UserError(f"{name} must be {expected}, not {value}.")

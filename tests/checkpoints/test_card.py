@@ -7,7 +7,7 @@ from huggingface_hub import ModelCard
 
 import revformers as rf
 from revformers.checkpoints.card import MARKER, model_card
-from revformers.checkpoints.provenance import Provenance
+from revformers.models.provenance import Provenance
 from revformers.models.state import record_provenance
 from tests.conversion.test_convert import TEXT, smooth_llama
 from tests.models.test_reversible import llama

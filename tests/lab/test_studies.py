@@ -19,8 +19,8 @@ from lab.bench.memory import Measurer, PeakMemory
 from lab.bench.smollm2 import ModelUnavailableError
 from lab.bench.workload import llama_config
 from revformers.conversion.convert import Converter
-from revformers.training.data import standard_library
-from revformers.training.data.tokenizer import train_tokenizer
+from revformers.data import standard_library
+from revformers.data.tokenizer import train_tokenizer
 from tests.conversion.test_convert import smooth_llama
 from tests.tiny_models import batch, tiny
 

@@ -9,8 +9,8 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, Trainer, TrainingArguments
 
 import revformers as rf
+from revformers.data.tokenizer import train_tokenizer
 from revformers.engine.fixed_point import MAXIMUM_MAGNITUDE
-from revformers.training.data.tokenizer import train_tokenizer
 from tests.training.tiny import write_text
 
 LORA = LoraConfig(r=2, target_modules="all-linear")

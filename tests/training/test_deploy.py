@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 import revformers as rf
 from revformers.checkpoints.load import load_tokenizer
 from revformers.checkpoints.model_config import KEY
-from revformers.checkpoints.provenance import Provenance
 from revformers.errors import UserError
+from revformers.models.provenance import Provenance
 from revformers.models.state import record_provenance
 from revformers.training.finetune import finetune
 from revformers.training.finetune_data import load_finetune_data

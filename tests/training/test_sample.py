@@ -3,8 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from revformers.data.blocks import build_datasets
 from revformers.errors import UserError
-from revformers.training.data import build_datasets
 from revformers.training.model import build_model
 from revformers.training.recipe import SampleSection
 from revformers.training.sample import check_lengths, write_samples
@@ -16,7 +16,7 @@ SECTION = SampleSection(prompts=("the model", "a"), max_new_tokens=6)
 @pytest.fixture
 def pair(tmp_path):
     recipe = tiny_recipe(tmp_path)
-    return build_model(recipe), build_datasets(recipe)[0]
+    return build_model(recipe), build_datasets(recipe.data)[0]
 
 
 def test_samples_begin_with_their_prompt_and_repeat_themselves(pair):

@@ -2,7 +2,7 @@
 
 import json
 
-from revformers.training.data.tokenizer import train_tokenizer
+from revformers.data.tokenizer import train_tokenizer
 from revformers.training.finetune_recipe import load_finetune_recipe
 from tests.conversion.test_convert import smooth_llama
 from tests.training.tiny import write_text

@@ -8,8 +8,8 @@ from pathlib import Path
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
-from revformers.checkpoints.provenance import Provenance, hub_id
 from revformers.models.forward import ReversibleStack
+from revformers.models.provenance import Provenance, hub_id
 from revformers.models.state import predictor_weights, require_reversible, update_predictors
 
 CARD_NAME = "README.md"

@@ -83,16 +83,16 @@ def run(arguments: Sequence[str]) -> int:
     from rich.console import Console
 
     from revformers.checkpoints.load import load_causal_lm, load_tokenizer
-    from revformers.checkpoints.provenance import Provenance
     from revformers.cli.main import INTERRUPTED
     from revformers.cli.quiet import quiet_libraries
     from revformers.conversion.convert import Converter
     from revformers.conversion.progress import ConversionProgress
     from revformers.conversion.text import calibration_blocks
+    from revformers.data.section import DataSection
     from revformers.errors import NotReversibleError
     from revformers.files import write_json, written_whole
+    from revformers.models.provenance import Provenance
     from revformers.models.state import record_provenance, reversible_stack
-    from revformers.training.recipe import DataSection
 
     quiet_libraries()
     console = Console()

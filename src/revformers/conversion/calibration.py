@@ -55,8 +55,8 @@ def read_text(
                 f"strings, and a data set of the hub as datasets.load_dataset(...)."
             )
         # imported here, as everywhere below: data sets take a second to import, and most conversions need none
-        from revformers.training.data.sources import LocalFiles
-        from revformers.training.recipe import DataSection
+        from revformers.data.section import DataSection
+        from revformers.data.sources import LocalFiles
 
         files = LocalFiles(DataSection(source=text, text_column=text_column))
         return packer.records(files.all_records(), text, files.separated)

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from revformers.checkpoints.provenance import Provenance, hub_id
 from revformers.conversion.fit import LayerFit
 from revformers.dynamics.blended_midpoint import BlendedMidpoint
 from revformers.models.discovery import unwrap
+from revformers.models.provenance import Provenance, hub_id
 
 NOTABLE_INCREASE = 0.01
 """Share of the original's loss beyond which a conversion says that its loss rises."""

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from revformers.data.packing import packed_blocks
+from revformers.data.section import DataSection
+from revformers.data.sources import Documents, open_source
 from revformers.errors import UserError
-from revformers.training.data.packing import packed_blocks
-from revformers.training.data.sources import Documents, open_source
-from revformers.training.recipe import DataSection
 
 
 def calibration_blocks(

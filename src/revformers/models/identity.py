@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from revformers import dynamics as dynamics_module
-from revformers.checkpoints.provenance import Provenance
 from revformers.dynamics.base import Dynamics
 from revformers.errors import ModelFilesError
+from revformers.models.provenance import Provenance
 from revformers.models.update_predictor import PredictorForm
 
 

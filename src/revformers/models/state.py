@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from revformers.checkpoints.provenance import Provenance
 from revformers.models.discovery import unwrap
 from revformers.models.forward import ReversibleStack
+from revformers.models.provenance import Provenance
 from revformers.models.update_predictor import UpdatePredictor
 
 

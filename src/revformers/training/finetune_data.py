@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from revformers.data.blocks import build_datasets
+from revformers.data.packing import packed_blocks
+from revformers.data.sources import open_source
 from revformers.errors import UserError
-from revformers.training.data import build_blocks
-from revformers.training.data.packing import packed_blocks
-from revformers.training.data.sources import open_source
 from revformers.training.finetune_recipe import FinetuneDataSection
 
 FORMS = {"prompt_completion": ("prompt", "completion"), "messages": ("messages",)}
@@ -60,7 +60,7 @@ def load_finetune_data(data: FinetuneDataSection, tokenizer: PreTrainedTokenizer
     if form == "text":
         if data.columns:
             raise UserError("data.columns does not apply to text; set data.text_column.")
-        _, training, validation = build_blocks(data.records(), tokenizer)
+        _, training, validation = build_datasets(data.records(), tokenizer)
         return FinetuneData(form, training, validation)
     for name in FORMS[form]:
         _check_column(name, data.columns.get(name, name), named, data.source)

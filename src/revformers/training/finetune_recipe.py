@@ -6,14 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from revformers.training.recipe import (
-    DataSection,
-    HeadSection,
-    TrainingSection,
-    read_recipe,
-    require,
-    require_activations,
-)
+from revformers.data.section import DataSection
+from revformers.errors import require
+from revformers.training.recipe import HeadSection, TrainingSection, read_recipe, require_activations
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from revformers import dynamics
+from revformers.data.tokenizer import END_OF_TEXT_ID, load_tokenizer
 from revformers.errors import NotReversibleError, UserError
 from revformers.models.reversible import make_reversible
-from revformers.training.data.tokenizer import END_OF_TEXT_ID, load_tokenizer
 from revformers.training.strict import suggestion
 
 if TYPE_CHECKING:

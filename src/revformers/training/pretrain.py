@@ -5,13 +5,13 @@ from typing import Any
 from rich.console import Console
 from transformers import Trainer, TrainingArguments, default_data_collator
 
+from revformers.data.blocks import build_datasets
 from revformers.dynamics import Residual
 from revformers.errors import UserError
 from revformers.files import write_json, write_text, written_whole
 from revformers.head.loss import apply_head
 from revformers.models.hidden import InseparableHeadError
 from revformers.models.reversible import make_residual
-from revformers.training.data import build_datasets
 from revformers.training.history import loss_curve
 from revformers.training.model import build_dynamics, build_model
 from revformers.training.recipe import Recipe
@@ -56,7 +56,7 @@ def pretrain(
     arguments = training_arguments(recipe)
     model = build_model(recipe)
     with arguments.main_process_first():
-        tokenizer, training_blocks, validation_blocks = build_datasets(recipe)
+        tokenizer, training_blocks, validation_blocks = build_datasets(recipe.data)
         _check_vocabulary(model, tokenizer)
         check_lengths(recipe.sample, tokenizer, getattr(model.config, "max_position_embeddings", None))
         checkpoint = run.prepare(recipe, resume=resume, overwrite=overwrite)

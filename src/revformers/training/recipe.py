@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Literal, TypeVar
 import yaml
 
 from revformers.activations import check_activations
-from revformers.errors import UserError
+from revformers.data.section import DataSection
+from revformers.errors import UserError, require
 from revformers.training.strict import Words, filled, parse_yaml
 
 
@@ -58,68 +59,6 @@ class DynamicsSection(RecurrenceSection):
 
     def __post_init__(self) -> None:
         require_activations("dynamics.activations", self.activations)
-
-
-@dataclass(frozen=True)
-class DataSection:
-    """The text, its tokenizer, and the blocks it is packed into."""
-
-    source: str = "stdlib"
-    """The training text: stdlib (source and documentation of the running Python's standard library), a .txt, .jsonl,
-    .json or .parquet file, a directory of such files, or the id of a data set on the Hugging Face hub. A .txt file is
-    one running text; every record of the others is a document."""
-
-    subset: str | None = None
-    """Configuration of a hub data set that has several."""
-
-    revision: str | None = None
-    """Commit, branch or tag of a hub data set; left out, its main branch as it is today."""
-
-    split: str = "train"
-    """Split of a hub data set to train on."""
-
-    text_column: str = "text"
-    """Column that holds the text in .jsonl, .json and .parquet files and hub data sets."""
-
-    validation_source: str | None = None
-    """File or directory with the validation text; left out, it is held out from the source."""
-
-    validation_split: str | None = None
-    """Split of a hub data set to validate on; left out, validation text is held out from the training split."""
-
-    validation_fraction: float = 0.05
-    """Share of the documents (of the lines, in .txt files) that is held out: the first ones, or for stdlib those that a
-    hash of the file's name picks."""
-
-    validation_documents: int | None = None
-    """Number of documents to hold out in the place of a share; a streamed source needs it, having no known length."""
-
-    validation_blocks: int | None = None
-    """Largest number of blocks that an evaluation reads; left out, all of them."""
-
-    streaming: bool = False
-    """Read a hub data set or local files while training, without storing a packed copy; needs a given tokenizer."""
-
-    shuffle_buffer: int = 10_000
-    """Documents among which a streamed source is shuffled. Otherwise all blocks are shuffled, in every epoch."""
-
-    tokenizer: str | None = None
-    """Directory or hub id of a tokenizer; left out, a byte-level BPE is trained on the training text."""
-
-    vocabulary_size: int = 4096
-    """Entries of the tokenizer that is trained."""
-
-    block_length: int = 256
-    """Tokens in a training sequence."""
-
-    def __post_init__(self) -> None:
-        require(self.block_length >= 2, "data.block_length", "at least 2", self.block_length)
-        require(self.vocabulary_size >= 257, "data.vocabulary_size", "at least 257", self.vocabulary_size)
-        require(0 < self.validation_fraction < 1, "data.validation_fraction", "in (0, 1)", self.validation_fraction)
-        require(self.shuffle_buffer >= 1, "data.shuffle_buffer", "at least 1", self.shuffle_buffer)
-        for name in ("validation_documents", "validation_blocks"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"data.{name}", "at least 1", value)
 
 
 @dataclass(frozen=True)
@@ -352,12 +291,6 @@ def _nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
                 raise UserError(f"options: {section!r} in {dotted!r} is given a value of its own as well.")
         inner[name] = value
     return result
-
-
-def require(condition: bool, name: str, expected: str, value: Any) -> None:
-    """Raise UserError where the value of the field `name` is not what is expected of it."""
-    if not condition:
-        raise UserError(f"{name} must be {expected}, not {value}.")
 
 
 def require_activations(name: str, value: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from revformers.training.data.tokenizer import train_tokenizer
+from revformers.data.tokenizer import train_tokenizer
 
 WORDS = ["cage", "paper", "water", "inches", "bedding", "dish", "bottle", "strip", "guinea", "pig", "drawer", "wood"]
 

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from revformers.training.data.cache import cache_directory, digest, file_digest
+from revformers.data.cache import cache_directory, digest, file_digest
 
 
 def test_the_directory_can_be_chosen(monkeypatch, tmp_path):

@@ -3,7 +3,7 @@ import json
 import pytest
 
 import revformers as rf
-from revformers.checkpoints.provenance import Provenance, hub_id
+from revformers.models.provenance import Provenance, hub_id
 from revformers.models.state import record_provenance, reversible_stack
 from tests.models.test_reversible import llama
 

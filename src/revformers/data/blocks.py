@@ -4,22 +4,20 @@ import shutil
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import datasets
 import numpy as np
 import tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from revformers.data.cache import cache_directory, digest
+from revformers.data.packing import packed_blocks, with_labels
+from revformers.data.section import DataSection
+from revformers.data.sources import Documents, Source, Split, open_source
+from revformers.data.tokenizer import load_tokenizer, train_tokenizer
 from revformers.errors import UserError
 from revformers.files import written_whole
-from revformers.training.data.cache import cache_directory, digest
-from revformers.training.data.packing import packed_blocks, with_labels
-from revformers.training.data.sources import Documents, Source, Split, open_source
-from revformers.training.data.tokenizer import load_tokenizer, train_tokenizer
-
-if TYPE_CHECKING:
-    from revformers.training.recipe import DataSection, Recipe
 
 PREPARATION = 1
 """Version of the steps below; raised when they change what they make, so that older cached blocks are not taken."""
@@ -28,13 +26,7 @@ PREPARATION = 1
 Prepared = tuple[PreTrainedTokenizerFast, datasets.Dataset | datasets.IterableDataset, datasets.Dataset]
 
 
-def build_datasets(recipe: "Recipe") -> Prepared:
-    """Return the tokenizer, the training blocks and the validation blocks of a recipe; see `build_blocks`."""
-    data = recipe.data
-    return build_blocks(data, load_tokenizer(data.tokenizer) if data.tokenizer else None)
-
-
-def build_blocks(data: "DataSection", given: PreTrainedTokenizerFast | None) -> Prepared:
+def build_datasets(data: DataSection, given: PreTrainedTokenizerFast | None = None) -> Prepared:
     """Return the tokenizer, the training blocks and the validation blocks of a body of text.
 
     Every item of the data sets holds `input_ids` and `labels`, int64 tensors of shape ``[block_length]``. Blocks are
@@ -43,13 +35,15 @@ def build_blocks(data: "DataSection", given: PreTrainedTokenizerFast | None) -> 
 
     Args:
         data: where the text comes from, and the length of a block.
-        given: the tokenizer; without one, one is trained on the training text.
+        given: the tokenizer; left out, the one that `data` names, or else one that is trained on the training text.
 
     Raises:
         FileNotFoundError: for a local file that is not there.
         UserError: for a source that cannot be read, or text that does not fill a block.
 
     """
+    if given is None and data.tokenizer:
+        given = load_tokenizer(data.tokenizer)
     source = open_source(data)
     if data.streaming:
         assert given is not None  # open_source has seen to it
@@ -67,7 +61,7 @@ def build_blocks(data: "DataSection", given: PreTrainedTokenizerFast | None) -> 
     return tokenizer, training.with_transform(with_labels), validation.with_transform(with_labels)
 
 
-def _prepare(data: "DataSection", split: Split, given: PreTrainedTokenizerFast | None, directory: Path) -> None:
+def _prepare(data: DataSection, split: Split, given: PreTrainedTokenizerFast | None, directory: Path) -> None:
     """Fill `directory` with the tokenizer and the blocks."""
     tokenizer = given or train_tokenizer(split.training, data.vocabulary_size)
     tokenizer.save_pretrained(directory / "tokenizer")
@@ -86,7 +80,7 @@ def _prepare(data: "DataSection", split: Split, given: PreTrainedTokenizerFast |
         shutil.rmtree(scratch)
 
 
-def _streamed(data: "DataSection", source: Source, tokenizer: PreTrainedTokenizerFast) -> Prepared:
+def _streamed(data: DataSection, source: Source, tokenizer: PreTrainedTokenizerFast) -> Prepared:
     split = source.split()
     training = _Blocks(split.training, tokenizer, data.block_length, split.separated)
     held_out = _Blocks(split.validation, tokenizer, data.block_length, split.separated)
@@ -123,7 +117,7 @@ def _storage_type(tokenizer: PreTrainedTokenizerBase) -> str:
     return "uint16" if len(tokenizer) <= 2**16 else "int32"
 
 
-def _require_a_block(blocks: _Blocks, name: str, data: "DataSection") -> None:
+def _require_a_block(blocks: _Blocks, name: str, data: DataSection) -> None:
     if next(iter(blocks), None) is None:
         raise UserError(
             f"The {name} text of {data.source} does not fill one block of {data.block_length} tokens; add text or "

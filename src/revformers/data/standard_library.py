@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from revformers.data.cache import digest
 from revformers.errors import UserError
-from revformers.training.data.cache import digest
 
 EXCLUDED = frozenset(
     {

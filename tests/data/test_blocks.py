@@ -1,9 +1,9 @@
 import pytest
 import torch
 
+from revformers.data import blocks as module
+from revformers.data.blocks import build_datasets
 from revformers.errors import UserError
-from revformers.training import data as module
-from revformers.training.data import build_datasets
 from tests.training.tiny import tiny_recipe
 
 
@@ -13,7 +13,7 @@ def tokens(dataset):
 
 def test_blocks_are_the_text_once(tmp_path):
     recipe = tiny_recipe(tmp_path, {"data.validation_blocks": 1000})
-    tokenizer, training, validation = build_datasets(recipe)
+    tokenizer, training, validation = build_datasets(recipe.data)
     text = (tmp_path / "text.txt").read_text()
     written = tokenizer.decode(tokens(training))
     held_out = tokenizer.decode(tokens(validation))
@@ -28,9 +28,9 @@ def test_blocks_are_the_text_once(tmp_path):
 
 def test_a_second_call_prepares_nothing(tmp_path, monkeypatch, cache):
     recipe = tiny_recipe(tmp_path)
-    _, first, _ = build_datasets(recipe)
+    _, first, _ = build_datasets(recipe.data)
     monkeypatch.setattr(module, "_prepare", None)
-    _, second, validation = build_datasets(recipe)
+    _, second, validation = build_datasets(recipe.data)
     assert torch.equal(tokens(first), tokens(second))
     assert len(validation) == 4  # data.validation_blocks
     assert len(list((cache / "blocks").iterdir())) == 1
@@ -38,21 +38,21 @@ def test_a_second_call_prepares_nothing(tmp_path, monkeypatch, cache):
 
 @pytest.mark.parametrize("field", ["data.block_length", "data.vocabulary_size", "data.validation_fraction"])
 def test_other_settings_are_prepared_anew(tmp_path, cache, field):
-    build_datasets(tiny_recipe(tmp_path))
+    build_datasets(tiny_recipe(tmp_path).data)
     changed = {"data.block_length": 16, "data.vocabulary_size": 280, "data.validation_fraction": 0.5}[field]
-    build_datasets(tiny_recipe(tmp_path, {field: changed}))
+    build_datasets(tiny_recipe(tmp_path, {field: changed}).data)
     assert len(list((cache / "blocks").iterdir())) == 2
 
 
 def test_a_given_tokenizer_is_used_and_a_stream_holds_the_same_text(tmp_path):
-    tokenizer, stored, _ = build_datasets(tiny_recipe(tmp_path))
+    tokenizer, stored, _ = build_datasets(tiny_recipe(tmp_path).data)
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     options = {"data.tokenizer": str(tmp_path / "tokenizer"), "data.validation_documents": 20}
-    given, again, _ = build_datasets(tiny_recipe(tmp_path, options))
+    given, again, _ = build_datasets(tiny_recipe(tmp_path, options).data)
     assert given.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
     assert torch.equal(tokens(stored), tokens(again))
     _, stream, validation = build_datasets(
-        tiny_recipe(tmp_path, {**options, "data.streaming": True, "data.shuffle_buffer": 1})
+        tiny_recipe(tmp_path, {**options, "data.streaming": True, "data.shuffle_buffer": 1}).data
     )
     assert len(validation) == 4
     assert torch.equal(tokens(stream), tokens(stored))
@@ -64,5 +64,5 @@ def test_too_little_text_is_named_and_leaves_nothing(tmp_path, cache):
     recipe = tiny_recipe(tmp_path)
     (tmp_path / "text.txt").write_text("a\nb\n")
     with pytest.raises(UserError, match=r"training text of .* does not fill one block of 32 tokens"):
-        build_datasets(recipe)
+        build_datasets(recipe.data)
     assert list((cache / "blocks").iterdir()) == []

@@ -8,10 +8,10 @@ from typing import Any
 
 import datasets
 
+from revformers.data import standard_library
+from revformers.data.cache import cache_directory, digest, file_digest
+from revformers.data.section import DataSection
 from revformers.errors import UserError
-from revformers.training.data import standard_library
-from revformers.training.data.cache import cache_directory, digest, file_digest
-from revformers.training.recipe import DataSection
 
 LOADERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 """Loader of `datasets` for each kind of local file."""

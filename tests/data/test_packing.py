@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from revformers.training.data import packing
-from revformers.training.data.packing import packed_blocks, with_labels
-from revformers.training.data.tokenizer import train_tokenizer
+from revformers.data import packing
+from revformers.data.packing import packed_blocks, with_labels
+from revformers.data.tokenizer import train_tokenizer
 
 DOCUMENTS = ["one two three", None, "", "four", "five six seven eight nine"] * 5
 

@@ -5,10 +5,10 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from revformers.data import sources
+from revformers.data.section import DataSection
+from revformers.data.sources import open_source
 from revformers.errors import UserError
-from revformers.training.data import sources
-from revformers.training.data.sources import open_source
-from revformers.training.recipe import DataSection
 
 RECORDS = [f"document {number}" for number in range(20)]
 

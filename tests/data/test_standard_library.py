@@ -1,12 +1,12 @@
 import pytest
 
-from revformers.errors import UserError
-from revformers.training.data.standard_library import (
+from revformers.data.standard_library import (
     StandardLibraryFile,
     fingerprint,
     split_by_file,
     standard_library_files,
 )
+from revformers.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,9 @@
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from revformers.data import tokenizer as module
+from revformers.data.tokenizer import END_OF_TEXT, END_OF_TEXT_ID, load_tokenizer, train_tokenizer
 from revformers.errors import UserError
-from revformers.training.data import tokenizer as module
-from revformers.training.data.tokenizer import END_OF_TEXT, END_OF_TEXT_ID, load_tokenizer, train_tokenizer
 
 TEXT = ["def f(x):\n    return x\n" * 20, None, "", "class A:\n        pass\n" * 20]
 
