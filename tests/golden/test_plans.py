@@ -18,29 +18,29 @@ LLAMA = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_atte
 GPT2 = {"vocab_size": 61, "n_embd": 32, "n_layer": 6, "n_head": 2, "n_positions": 1024}
 QWEN3 = LLAMA | {"num_key_value_heads": 1, "head_dim": 16, "num_hidden_layers": 6}
 GEMMA2 = QWEN3 | {"sliding_window": 16}
+FLOAT32_SGD = ["--dtype", "float32", "--optimizer", "sgd"]
+ADAM_8_BIT = ["--optimizer", "adamw8bit"]
 
 MODELS = {
     "llama, all weights": (
         ("LlamaConfig", LLAMA | {"num_hidden_layers": 12}),
-        ["--memory", "8MB", "--sequence_length", "64", "--bits", "0", "2"],
+        ["--memory", "4MB", "--sequence_length", "64", "--bits", "0", "2"],
     ),
     "gpt2, float32, its own head": (
         ("GPT2Config", GPT2),
-        ["--memory", "2MB", "--sequence_length", "32", "--bits", "0", "--dtype", "float32", "--head", "own"]
-        + ["--optimizer", "sgd"],
+        ["--memory", "4MB", "--sequence_length", "32", "--bits", "0", "--head", "own", *FLOAT32_SGD],
     ),
     "qwen3, LoRA": (
         ("Qwen3Config", QWEN3),
-        ["--memory", "900KB", "--sequence_length", "96", "--bits", "1", "--train", "lora", "--gpu", "a100"],
+        ["--memory", "2MB", "--sequence_length", "96", "--bits", "1", "--train", "lora", "--gpu", "a100"],
     ),
     "gemma2, QLoRA": (
         ("Gemma2Config", GEMMA2),
-        ["--memory", "1MB", "--sequence_length", "48", "--bits", "4", "--train", "qlora"]
-        + ["--optimizer", "adamw8bit"],
+        ["--memory", "3MB", "--sequence_length", "48", "--bits", "4", "--train", "qlora", *ADAM_8_BIT],
     ),
-    "olmo2, nearly no memory": (
-        ("Olmo2Config", LLAMA | {"num_hidden_layers": 8}),
-        ["--memory", "600KB", "--sequence_length", "32", "--bits", "0", "--operations_per_byte", "50"],
+    "olmo2, little memory": (
+        ("Olmo2Config", LLAMA | {"num_hidden_layers": 8, "pad_token_id": 0, "eos_token_id": 2}),
+        ["--memory", "0.8MB", "--sequence_length", "32", "--bits", "0", "--operations_per_byte", "50"],
     ),
 }
 PROSE = ("recommendation", "refusal")
