@@ -6,6 +6,7 @@ one in the first line of a golden file, numbers are not compared.
 """
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -14,7 +15,9 @@ import pytest
 import torch
 
 import revformers as rf
-from revformers.cli.main import main
+from lab.__main__ import COMMANDS as LABORATORY
+from lab.__main__ import main as laboratory
+from revformers.cli import main as library
 from tests.golden.golden_file import HERE, WRITES, fingerprint
 from tests.golden.workspace import write_workspace
 
@@ -64,7 +67,9 @@ def workspace(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     # Measuring processes shall import the package that is tested here, also where PYTHONPATH was relative.
-    monkeypatch.setenv("PYTHONPATH", str(Path(rf.__file__).resolve().parents[1]))
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join(str(Path(rf.__file__).resolve().parents[above]) for above in (1, 2))
+    )
     monkeypatch.setattr("sys.argv", ["revformers"])  # `run` changes it, and sys.path
     monkeypatch.setattr("sys.path", list(sys.path))
     threads = torch.get_num_threads()
@@ -99,6 +104,16 @@ def normalised(text, directory):
     for pattern, replacement in TIMES:
         text = re.sub(pattern, replacement, text)
     return text
+
+
+def main(words):
+    """Run a command, of the library or of the laboratory."""
+    return laboratory(words) if words[0] in LABORATORY else library.main(words)
+
+
+def program(command):
+    """Return how the program with a command is called."""
+    return "python -m lab" if command in LABORATORY else "revformers"
 
 
 def files_below(directory):
@@ -136,7 +151,9 @@ def test_a_run_prints_and_writes_what_it_did(name, workspace, capsys):
     shown = normalised(capsys.readouterr().out, workspace)
     written = sorted(file for file, time in files_below(workspace).items() if there.get(file) != time)
     files = [text for file in written for text in (f"  {file}", *content(workspace / file))]
-    check(name, "\n".join([f"revformers {' '.join(line)}", f"exit code {code}", "files:", *files, "output:", shown]))
+    check(
+        name, "\n".join([f"{program(name)} {' '.join(line)}", f"exit code {code}", "files:", *files, "output:", shown])
+    )
 
 
 def options(help_text):
@@ -146,7 +163,8 @@ def options(help_text):
 
 
 def test_every_command_has_the_options_that_it_had(workspace, capsys):
-    assert main(["--help"]) == 0
+    assert library.main(["--help"]) == 0
+    assert laboratory(["--help"]) == 0
     commands = re.findall(r"(?m)^  ([a-z]+)  +\S", capsys.readouterr().out)
     assert sorted(commands) == sorted(RUNS)
     lines = []
