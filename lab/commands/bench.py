@@ -10,7 +10,7 @@ import tyro
 from lab.bench.recipe import BenchRecipe
 from revformers.cli.recipe_command import show_help
 from revformers.errors import UserError
-from revformers.training.recipe import read_recipe, split_options
+from revformers.training.recipe_file import read_recipe, split_options
 
 STUDIES = {
     "depth": "over numbers of layers: memory, step time, and the largest batch within a memory",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 import tyro
 
 from revformers.errors import UserError
-from revformers.training.recipe import read_recipe
+from revformers.training.recipe_file import read_recipe
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -45,8 +45,8 @@ from revformers.training.deployment import (
 from revformers.training.finetune_data import FinetuneData, import_trl, load_finetune_data, training_blocks
 from revformers.training.finetune_recipe import AdapterSection, FinetuneRecipe
 from revformers.training.history import loss_curve
+from revformers.training.recipe_file import suggestion
 from revformers.training.run_directory import RunDirectory
-from revformers.training.strict import suggestion
 from revformers.training.trainer_run import (
     RunResult,
     apply_tiles,

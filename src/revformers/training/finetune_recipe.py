@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Literal
 
 from revformers.data.section import DataSection
 from revformers.errors import require
-from revformers.training.recipe import HeadSection, TrainingSection, read_recipe, require_activations
+from revformers.training.recipe import HeadSection, TrainingSection, require_activations
+from revformers.training.recipe_file import read_recipe
 
 
 @dataclass(frozen=True)
@@ -226,5 +227,5 @@ class FinetuneRecipe:
 def load_finetune_recipe(
     path: str | Path, overrides: Mapping[str, Any] | Sequence[str] | None = None
 ) -> FinetuneRecipe:
-    """Return the fine-tuning recipe in the YAML file at `path`; see `revformers.training.recipe.read_recipe`."""
+    """Return the fine-tuning recipe in the YAML file at `path`; see `revformers.training.recipe_file.read_recipe`."""
     return read_recipe(FinetuneRecipe(), path, overrides)

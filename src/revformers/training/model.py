@@ -13,7 +13,7 @@ from revformers import dynamics
 from revformers.data.tokenizer import END_OF_TEXT_ID, load_tokenizer
 from revformers.errors import NotReversibleError, UserError
 from revformers.models.reversible import make_reversible
-from revformers.training.strict import suggestion
+from revformers.training.recipe_file import suggestion
 
 if TYPE_CHECKING:
     from revformers.training.recipe import NetworkSection, Recipe, RecurrenceSection

@@ -1,17 +1,15 @@
-"""What a recipe says, field by field, and how one is read."""
+"""What a recipe for pretraining says, field by field."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
-
-import yaml
+from typing import Any, ClassVar, Literal
 
 from revformers.activations import check_activations
 from revformers.data.section import DataSection
 from revformers.errors import UserError, require
-from revformers.training.strict import Words, filled, parse_yaml
+from revformers.training.recipe_file import read_recipe
 
 
 @dataclass(frozen=True)
@@ -214,83 +212,8 @@ class Recipe:
 
 
 def load_recipe(path: str | Path, overrides: Mapping[str, Any] | Sequence[str] | None = None) -> Recipe:
-    """Return the pretraining recipe in the YAML file at `path`; see `read_recipe`."""
+    """Return the pretraining recipe in the YAML file at `path`; see `revformers.training.recipe_file.read_recipe`."""
     return read_recipe(Recipe(), path, overrides)
-
-
-AnyRecipe = TypeVar("AnyRecipe")
-
-
-def read_recipe(
-    default: AnyRecipe, path: str | Path, overrides: Mapping[str, Any] | Sequence[str] | None = None
-) -> AnyRecipe:
-    """Return the recipe in the YAML file at `path`, with `overrides` in the place of what it says.
-
-    Args:
-        default: a recipe of the kind that the file holds, for the fields that it leaves out. Where it has a run
-            directory, that is named after the file.
-        path: the file.
-        overrides: values by dotted name, ``{"training.max_steps": 5}``, or command-line words,
-            ``["--training.max_steps", "5"]``.
-
-    Raises:
-        FileNotFoundError: where there is no such file.
-        UserError: for what is not YAML, an unknown field, or a value that does not fit its field.
-
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no recipe {str(path)!r}.")
-    try:
-        values = parse_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(values, Mapping):
-        raise UserError(f"{path} does not hold the sections of a recipe, such as model, data and training.")
-    run_directory = {"output": str(Path("runs") / path.stem)} if hasattr(default, "output") else {}
-    recipe = filled(default, {**run_directory, **values}, origin=str(path))
-    if not overrides:
-        return recipe
-    if not isinstance(overrides, Mapping):
-        overrides = split_options(overrides)
-    return filled(recipe, _nested(overrides), origin="options")
-
-
-def split_options(arguments: Sequence[str]) -> dict[str, Words]:
-    """Return the words after each ``--dotted.name`` of a command line, by that name.
-
-    ``--name=value`` is understood, as are dashes in the place of underscores.
-
-    Raises:
-        UserError: for a word that follows no option.
-
-    """
-    options: dict[str, Words] = {}
-    name = None
-    for argument in arguments:
-        if argument.startswith("--"):
-            name, equals, value = argument[2:].partition("=")
-            name = name.replace("-", "_")
-            options[name] = Words((value,) if equals else ())
-        elif name is None:
-            raise UserError(f"{argument!r} follows no option; options are written --section.field value.")
-        else:
-            options[name] = Words((*options[name].words, argument))
-    return options
-
-
-def _nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``{"a.b": 1}`` as ``{"a": {"b": 1}}``."""
-    result: dict[str, Any] = {}
-    for dotted, value in overrides.items():
-        *sections, name = dotted.split(".")
-        inner = result
-        for section in sections:
-            inner = inner.setdefault(section, {})
-            if not isinstance(inner, dict):
-                raise UserError(f"options: {section!r} in {dotted!r} is given a value of its own as well.")
-        inner[name] = value
-    return result
 
 
 def require_activations(name: str, value: str) -> None:

@@ -21,9 +21,9 @@ from revformers.training.history import Clock, loss_curve
 from revformers.training.interruption import SaveOnSignal
 from revformers.training.progress import ShowProgress
 from revformers.training.recipe import TrainingSection
+from revformers.training.recipe_file import suggestion
 from revformers.training.run_directory import RunDirectory
 from revformers.training.step_in_backward import StepInBackward, check_step_in_backward
-from revformers.training.strict import suggestion
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 

@@ -11,7 +11,7 @@ from lab.bench.study import Study, settings
 from lab.bench.study_axis import AXES
 from lab.bench.study_file import StudyFile
 from lab.bench.workload import Workload
-from revformers.training.recipe import read_recipe
+from revformers.training.recipe_file import read_recipe
 from tests.lab.bench.example import MeasureHere
 
 DIRECTORY = Path(__file__).parents[3] / "recipes/bench"

@@ -1,0 +1,207 @@
+"""Reading a recipe: a YAML file and the options of a command line become nested dataclasses, or one clear error.
+
+One parser of our own serves every kind of recipe. In a trial jsonargparse and pydantic read the same dataclasses, and
+each would still need most of what is here: lists and switches without brackets (``--sample.prompts a b``,
+``--data.streaming``), dashes in names, the nearest known name, and messages of one sentence that names the file. tyro,
+which prints the help, reads no YAML and takes no new keys of a dict.
+"""
+
+import dataclasses
+import difflib
+import re
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import yaml
+
+from revformers.errors import UserError
+
+Section = TypeVar("Section")
+
+EXPECTED = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+LISTS = {str: "a list of texts", int: "a list of whole numbers"}
+
+
+class RecipeLoader(yaml.SafeLoader):
+    """YAML 1.1 with the floats of YAML 1.2: PyYAML alone reads ``1e-3`` as a string."""
+
+
+RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+class Words(tuple[str, ...]):
+    """The words that followed an option on the command line; the field they are meant for decides what they mean."""
+
+    def __str__(self) -> str:
+        return " ".join(self)
+
+
+def read_recipe(
+    default: Section, path: str | Path, overrides: Mapping[str, Any] | Sequence[str] | None = None
+) -> Section:
+    """Return the recipe in the YAML file at `path`, changed by `overrides`.
+
+    Args:
+        default: a recipe of the kind that the file holds, for the fields that it leaves out. Where it has a run
+            directory, that is named after the file.
+        path: the file.
+        overrides: values by dotted name, ``{"training.max_steps": 5}``, or command-line words,
+            ``["--training.max_steps", "5"]``.
+
+    Raises:
+        FileNotFoundError: where there is no such file.
+        UserError: for what is not YAML, an unknown field, or a value that does not fit its field.
+
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no recipe {str(path)!r}.")
+    try:
+        values = parse_yaml(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(values, Mapping):
+        raise UserError(f"{path} does not hold the sections of a recipe, such as model, data and training.")
+    run_directory = {"output": str(Path("runs") / path.stem)} if hasattr(default, "output") else {}
+    recipe = _filled(default, {**run_directory, **values}, origin=str(path))
+    options = overrides if isinstance(overrides, Mapping) else split_options(overrides or ())
+    return _filled(recipe, _nested(options), origin="options") if options else recipe
+
+
+def parse_yaml(text: str) -> Any:
+    """Return what the YAML in `text` says; raise yaml.YAMLError where it is none."""
+    return yaml.load(text, Loader=RecipeLoader)
+
+
+def split_options(arguments: Sequence[str]) -> dict[str, Words]:
+    """Return the words after each ``--dotted.name`` of a command line, by that name.
+
+    ``--name=value`` is understood, as are dashes instead of underscores in a name.
+
+    Raises:
+        UserError: for a word that follows no option.
+
+    """
+    options: dict[str, Words] = {}
+    name = None
+    for argument in arguments:
+        if argument.startswith("--"):
+            name, equals, value = argument[2:].partition("=")
+            name = name.replace("-", "_")
+            options[name] = Words([value] if equals else [])
+        elif name is None:
+            raise UserError(f"{argument!r} follows no option; options are written --section.field value.")
+        else:
+            options[name] = Words([*options[name], argument])
+    return options
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return the end of a sentence about the unknown `name`: the closest of the `known` names, or all of them."""
+    known = list(known)
+    close = difflib.get_close_matches(str(name), known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; it takes {', '.join(known)}."
+
+
+def _nested(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``{"a.b": 1}`` as ``{"a": {"b": 1}}``."""
+    result: dict[str, Any] = {}
+    for dotted, value in options.items():
+        *sections, name = dotted.split(".")
+        inner = result
+        for section in sections:
+            inner = inner.setdefault(section, {})
+            if not isinstance(inner, dict):
+                raise UserError(f"options: {section!r} in {dotted!r} is given a value of its own as well.")
+        inner[name] = value
+    return result
+
+
+def _filled(section: Section, values: Mapping[str, Any], origin: str, path: str = "") -> Section:
+    """Return a copy of the dataclass instance `section` with new values of its fields.
+
+    Args:
+        section: the instance to start from.
+        values: new values by field name: what YAML holds, or `Words`. A nested dataclass is filled with a mapping; a
+            dict keeps the keys that it is not given.
+        origin: where the values came from, for messages.
+        path: dotted name of `section`, empty at the top.
+
+    Raises:
+        UserError: for a name that is no field, or a value of the wrong type.
+
+    """
+    hints = get_type_hints(type(section))
+    known = [field.name for field in dataclasses.fields(section)]  # type: ignore[arg-type]
+    changes: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in known:
+            where = f"section {path!r}" if path else "a recipe"
+            raise UserError(f"{origin}: {where} has no {name!r}{suggestion(name, known)}")
+        dotted = f"{path}.{name}" if path else name
+        current = getattr(section, name)
+        if isinstance(current, dict) or dataclasses.is_dataclass(current):
+            given = {} if value is None else _read(value)  # an empty section in YAML is None
+            if not isinstance(given, Mapping):
+                raise UserError(f"{origin}: {dotted!r} is a section with fields of its own, not {str(value)!r}.")
+            if isinstance(current, dict):
+                changes[name] = _merged(current, given)
+            else:
+                changes[name] = _filled(current, given, origin, dotted)
+        else:
+            try:
+                changes[name] = _converted(value, hints[name])
+            except _Unfit as expected:
+                raise UserError(f"{origin}: {dotted!r} takes {expected}, not {str(value)!r}.") from None
+    return dataclasses.replace(section, **changes)  # type: ignore[type-var]
+
+
+def _merged(current: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(current)
+    for key, value in values.items():
+        inner = result.get(key)
+        nested = isinstance(value, Mapping)
+        result[key] = _merged(inner if isinstance(inner, Mapping) else {}, value) if nested else _read(value)
+    return result
+
+
+def _read(value: Any) -> Any:
+    """Return the words of the command line as the YAML they spell; anything else as it is."""
+    if not isinstance(value, Words):
+        return value
+    parts = [parse_yaml(word) for word in value]
+    return True if not parts else parts[0] if len(parts) == 1 else parts
+
+
+class _Unfit(Exception):
+    """A value does not fit its field; the message is what the field takes."""
+
+
+def _converted(value: Any, annotation: Any) -> Any:
+    """Return `value` as the annotated type of its field, or raise `_Unfit`."""
+    if isinstance(annotation, types.UnionType):
+        annotation, _ = get_args(annotation)  # fields are X or X | None
+        if value is None or (isinstance(value, Words) and str(value).lower() in ("none", "null")):
+            return None
+    if get_origin(annotation) is tuple:
+        element = get_args(annotation)[0]
+        items = [word if element is str else parse_yaml(word) for word in value] if isinstance(value, Words) else value
+        if isinstance(items, list | tuple) and all(type(item) is element for item in items):
+            return tuple(items)
+        raise _Unfit(LISTS[element])
+    value = str(value) if annotation is str and isinstance(value, Words) else _read(value)
+    if get_origin(annotation) is Literal:
+        if value in get_args(annotation):
+            return value
+        raise _Unfit(f"one of {', '.join(map(str, get_args(annotation)))}")
+    if annotation is float and type(value) is int:
+        return float(value)
+    if annotation is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if type(value) is annotation:
+        return value
+    raise _Unfit(EXPECTED[annotation])
