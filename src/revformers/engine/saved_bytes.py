@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from revformers.private_api import StorageWeakRef, base_of, inner_tensors, sparse_parts
 
 
 class SavedBytes:
@@ -37,7 +37,7 @@ class SavedBytes:
 
 def is_parameter(tensor: Tensor) -> bool:
     """Whether a saved tensor is a parameter, or a view of one."""
-    return isinstance(tensor, nn.Parameter) or isinstance(tensor._base, nn.Parameter)
+    return isinstance(tensor, nn.Parameter) or isinstance(base_of(tensor), nn.Parameter)
 
 
 def is_plain(tensor: Tensor) -> bool:
@@ -52,13 +52,14 @@ def is_plain(tensor: Tensor) -> bool:
 
 def parts_in_memory(tensor: Tensor) -> Iterator[Tensor]:
     """Yield what has memory of its own: the tensor itself, or the parts of a wrapper or of a sparse tensor."""
-    if type(tensor) not in (Tensor, nn.Parameter) and is_traceable_wrapper_subclass(tensor):  # such as DTensor
-        for name in tensor.__tensor_flatten__()[0]:
-            yield from parts_in_memory(getattr(tensor, name))
+    inner = inner_tensors(tensor)
+    if inner is not None:
+        for part in inner:
+            yield from parts_in_memory(part)
     elif tensor.layout is torch.strided:
         yield tensor
     elif tensor.layout is torch.sparse_coo:
-        yield from (tensor._indices(), tensor._values())
+        yield from sparse_parts(tensor)
     elif tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
         yield from (tensor.ccol_indices(), tensor.row_indices(), tensor.values())
     else:

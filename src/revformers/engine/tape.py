@@ -53,8 +53,8 @@ from revformers.engine.proof.verdicts import Verdicts, mismatch
 from revformers.engine.replay import AutocastState, RandomState
 from revformers.engine.states import StatePair
 from revformers.engine.ticket import InputSource, Packed, SavedTensor
-from revformers.engine.version import version_of
 from revformers.errors import NotReversibleError, RebuildMismatchError
+from revformers.private_api import version_of
 
 
 @dataclasses.dataclass

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from revformers.engine.version import version_of
+from revformers.private_api import held_for_saved, version_of
 
 InputSource = Callable[[], Tensor | None]
 """Returns the input of a step, (batch, tokens, width) in the compute dtype, which it keeps somewhere.
@@ -48,10 +48,9 @@ class Packed:
 def packed_by(node: Any, name: str) -> Packed | None:
     """Return what a node of the graph holds in the place of the tensor that it saved under a name.
 
-    None where it saved none, or where other hooks than this library's packed it. `_saved_...`, which has a public
-    meaning, would unpack the tensor, and compute it again.
+    None where it saved none, or where other hooks than this library's packed it.
     """
-    packed = getattr(getattr(node, f"_raw_saved_{name}", None), "data", None)
+    packed = held_for_saved(node, name)
     return packed if isinstance(packed, Packed) else None
 
 
@@ -75,7 +74,7 @@ class SavedTensor(Packed):
         # detach: a ticket that held its own step's result would keep its own graph alive. A leaf has none, and autograd
         # saves it as it is too, so that it takes part in what `.data =` makes of it.
         self.tensor = tensor if tensor.is_leaf else tensor.detach()
-        self.version = tensor._version
+        self.version = version_of(tensor)
 
     def let_go(self) -> None:
         """Keep the tensor no longer; it is computed again when it is asked for."""
@@ -90,7 +89,7 @@ class SavedTensor(Packed):
                     tape.rebuild(self.step, self.source)
                 tensor = self.tensor
         assert tensor is not None
-        if self.version is not None and tensor._version != self.version:
+        if self.version is not None and version_of(tensor) != self.version:
             raise RuntimeError(
                 f"A tensor {list(self.shape)} that is needed for the gradient was modified in place after it had been "
                 f"stored or rebuilt; leave weights and activations unchanged between forward and backward."

@@ -14,6 +14,7 @@ from revformers.engine.field import Field
 from revformers.engine.fixed_point import quantise
 from revformers.engine.range_check import RangeCheck
 from revformers.engine.states import StatePair
+from revformers.private_api import transforms_are_active
 
 
 class Trajectory:
@@ -38,7 +39,7 @@ class Trajectory:
     """
 
     def __init__(self, dynamics: Dynamics, policy: PolicyFactory, embedding: Tensor) -> None:
-        if torch._C._are_functorch_transforms_active():
+        if transforms_are_active():
             raise RuntimeError(
                 "Reversible layers cannot be transformed by torch.func (grad, vjp, jvp, vmap, ...); take gradients "
                 "with backward() or torch.autograd.grad, or call revformers.make_residual(model) for the ordinary "

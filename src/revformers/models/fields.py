@@ -12,11 +12,11 @@ from transformers.cache_utils import Cache
 
 from revformers.dynamics.base import Dynamics
 from revformers.engine.field import Field
-from revformers.engine.version import version_of
 from revformers.errors import NotReversibleError
 from revformers.models.families import find_layout
 from revformers.models.families.layout import BlockLayout, ModuleCall
 from revformers.models.update_predictor import PredictorForm, UpdatePredictor
+from revformers.private_api import version_of
 
 
 def layer_inputs(layer: nn.Module, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from revformers.activations import PolicyFactory, policy_factory
 from revformers.activations.budget.budget import BudgetReport
 from revformers.engine.trajectory import Trajectory
-from revformers.engine.version import version_of
 from revformers.errors import NotReversibleError
 from revformers.models.batch_hooks import batch_hooks, has_batch_hooks, with_batch_hooks
 from revformers.models.fields import Evaluate, LayerCall, LayerReturn, evaluate, holds_cache, layer_inputs, named_fields
 from revformers.models.identity import Identity
 from revformers.models.tracing import NEVER_COMPILED, refuse_export, warn_of_uncompiled_layers
+from revformers.private_api import version_of
 
 
 @dataclass(kw_only=True)

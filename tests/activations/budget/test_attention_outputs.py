@@ -8,7 +8,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from revformers.activations.budget.attention_outputs import KERNELS, AttentionKeeper, OtherKernelsError, _dropout
+from revformers.activations.budget.attention_outputs import AttentionKeeper, OtherKernelsError
 from revformers.errors import RebuildMismatchError
 
 KERNEL = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
@@ -76,15 +76,6 @@ def test_attention_without_a_fused_kernel_is_not_kept():
     keeper(HIDDEN)
     assert keeper.kept_bytes == keeper.attention_operations == 0
     assert keeper.operations > 0
-
-
-@pytest.mark.parametrize("name", sorted(name for name in KERNELS if name.startswith("aten::")))
-def test_dropout_is_found_among_the_arguments_of_every_kernel(name):
-    kernel = getattr(torch.ops.aten, name.removeprefix("aten::")).default
-    place = [argument.name for argument in kernel._schema.arguments].index("dropout_p")
-    assert _dropout(kernel, (None,) * place + (0.25,), {}) == 0.25
-    assert _dropout(kernel, (None,) * 3, {"dropout_p": 0.5}) == 0.5
-    assert _dropout(kernel, (None,) * 3, {}) == 0.0
 
 
 def test_an_exception_in_the_second_evaluation_leaves_nothing_half_used():

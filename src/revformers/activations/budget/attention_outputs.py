@@ -6,25 +6,13 @@ the attention kernels have to agree.
 """
 
 from collections import deque
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from revformers.engine.field import Field
 from revformers.errors import RebuildMismatchError
-
-KERNELS = {
-    "aten::_scaled_dot_product_flash_attention",
-    "aten::_scaled_dot_product_flash_attention_for_cpu",
-    "aten::_scaled_dot_product_efficient_attention",
-    "aten::_scaled_dot_product_cudnn_attention",
-    "aten::_scaled_dot_product_fused_attention_overrideable",
-    "flex_attention",
-}
-"""The fused kernels. Eager attention has none: it is matrix products and a softmax, whose results are quadratic."""
+from revformers.private_api import ATTENTION_KERNELS, EveryKernel, named_arguments, operations_of, version_of
 
 
 class OtherKernelsError(Exception):
@@ -68,7 +56,7 @@ class AttentionKeeper:
         """
         if self._first:
             self._first = False
-            with _EveryKernel(self._observe):
+            with EveryKernel(self._observe):
                 update = self.__wrapped__(hidden)
             for output in self._outputs:
                 output.detach()
@@ -86,7 +74,7 @@ class AttentionKeeper:
             output = outputs.popleft()
             return output.value_of(kernel.name(), self._name)
 
-        with _EveryKernel(run):
+        with EveryKernel(run):
             return self.__wrapped__(hidden)
 
     def forget(self) -> None:
@@ -95,7 +83,7 @@ class AttentionKeeper:
 
     def _observe(self, kernel: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         output = kernel(*arguments, **keywords)
-        operations = _operations(kernel, arguments, keywords, output)
+        operations = operations_of(kernel, arguments, keywords, output)
         self.operations += operations
         if _is_kept(kernel, arguments, keywords):
             self.attention_operations += operations
@@ -113,7 +101,7 @@ class _KernelOutput:
     def __init__(self, kernel: str, values: tuple[Any, ...]) -> None:
         self._kernel = kernel
         self._values = values
-        self._versions = [value._version for value in values if isinstance(value, Tensor)]
+        self._versions = [version_of(value) for value in values if isinstance(value, Tensor)]
 
     def detach(self) -> None:
         """Let go of the graph that autograd has made of the tensors meanwhile."""
@@ -123,7 +111,7 @@ class _KernelOutput:
         """Return the values for another call of the kernel, for autograd to make a graph of."""
         if kernel != self._kernel:
             raise OtherKernelsError(f"ran {kernel} where the forward pass ran {self._kernel}")
-        if [value._version for value in self._values if isinstance(value, Tensor)] != self._versions:
+        if [version_of(value) for value in self._values if isinstance(value, Tensor)] != self._versions:
             raise RebuildMismatchError(
                 f"{name} writes into the output of {kernel}, which can therefore not be kept; train with "
                 f'activations="rebuild" or "checkpoint" in the place of a budget.'
@@ -131,45 +119,11 @@ class _KernelOutput:
         return tuple(_detached(value) for value in self._values)
 
 
-class _EveryKernel(TorchDispatchMode):
-    """Has `run` called in the place of every kernel, with the kernel and its arguments."""
-
-    supports_higher_order_operators = True
-    """Compiled layers have some: attention by flex_attention, and kernels that draw random numbers."""
-
-    def __init__(self, run: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]) -> None:
-        super().__init__()
-        self._run = run
-
-    @classmethod
-    def ignore_compile_internals(cls) -> bool:
-        """Say that compiled layers stay compiled; otherwise PyTorch would run them eagerly, with other rounding."""
-        return True
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        return self._run(func, args, kwargs or {})
-
-
 def _detached(value: Any) -> Any:
     return value.detach() if isinstance(value, Tensor) else value
 
 
 def _is_kept(kernel: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> bool:
+    """Whether the output of a kernel is kept: it is fused attention. Eager attention's results are quadratic."""
     # A kernel that draws random numbers has to run again: what follows it draws from where it left off.
-    return kernel.name() in KERNELS and not _dropout(kernel, arguments, keywords)
-
-
-def _operations(kernel: Any, arguments: Any, keywords: Any, output: Any) -> int:
-    if kernel.name() == "aten::_scaled_dot_product_flash_attention_for_cpu":
-        return sdpa_flop_count(*(argument.shape for argument in arguments[:3]))
-    count = flop_registry.get(getattr(kernel, "overloadpacket", kernel))
-    return int(count(*arguments, **keywords, out_val=output)) if count else 0
-
-
-def _dropout(kernel: Any, arguments: Any, keywords: Any) -> float:
-    """Return the probability of dropout that a kernel was called with."""
-    schema = getattr(kernel, "_schema", None)
-    values = dict(zip((argument.name for argument in schema.arguments), arguments, strict=False)) if schema else {}
-    return float((values | keywords).get("dropout_p", 0.0))
+    return kernel.name() in ATTENTION_KERNELS and not named_arguments(kernel, arguments, keywords).get("dropout_p")

@@ -18,13 +18,10 @@ from torch import Tensor
 
 from revformers.engine.saved_bytes import is_plain
 from revformers.engine.ticket import packed_by
-from revformers.engine.version import version_of
-
-_FACTORS = {"MulBackward0": ("self", "other"), "SiluBackward0": ("self",)}
-"""Operations that save all that their result follows from, and as what."""
+from revformers.private_api import NODES_THAT_SAVE_THEIR_FACTORS, base_of, storage_number, version_of
 
 _NOT_ON_A_CPU = {"SiluBackward0"}
-"""Those of which that is true on other devices than a CPU alone."""
+"""The results of these follow from their factors on other devices than a CPU alone."""
 
 INPUT = -1
 """Stands for the input of the field among the numbers of saved tensors."""
@@ -62,7 +59,7 @@ class Determined:
         self._input: Tensor | None = hidden  # so that no other tensor takes its memory
         memory = hidden.untyped_storage()
         # Modes of PyTorch may make other objects of the input.
-        self._memory = memory._cdata if memory.nbytes() == hidden.nbytes else None
+        self._memory = storage_number(memory) if memory.nbytes() == hidden.nbytes else None
         self._version = version_of(hidden)
         self._number = 0
         # What was saved whole, by the output of its node.
@@ -76,11 +73,12 @@ class Determined:
     def recipe(self, tensor: Tensor) -> Recipe | None:
         """Return how the next saved tensor follows from others; None for one that does not, and has to be read."""
         number, self._number = self._number, self._number + 1
-        whole = tensor if tensor._base is None else tensor._base
+        base = base_of(tensor)
+        whole = tensor if base is None else base
         if not is_plain(whole):
             return None
         place = (whole.shape, whole.stride(), tensor.shape, tensor.stride(), tensor.storage_offset(), tensor.dtype)
-        if whole.untyped_storage()._cdata == self._memory:
+        if storage_number(whole.untyped_storage()) == self._memory:
             return Recipe("", (INPUT,), place) if version_of(whole) == self._version else None
         node = whole.grad_fn
         if node is None or version_of(whole):
@@ -88,10 +86,10 @@ class Determined:
         known = self._known.get((node, whole.output_nr))
         if known is not None:
             return Recipe("", (known,), place)
-        operation = type(node).__name__
+        operation = node.name()
         if whole.is_complex() or (whole.device.type == "cpu" and operation in _NOT_ON_A_CPU):
             operation = ""
-        sources = tuple(self._number_of(node, name) for name in _FACTORS.get(operation, ()))
+        sources = tuple(self._number_of(node, name) for name in NODES_THAT_SAVE_THEIR_FACTORS.get(operation, ()))
         if sources and None not in sources:
             return Recipe(operation, sources, place)
         # A view of as many elements may have some of them twice, and others not.

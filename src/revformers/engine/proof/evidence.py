@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
 
 from revformers.engine.proof.checksum import FEW, checksum, checksum_of, condensed, layout_of
 from revformers.engine.proof.determined import INPUT, Determined, Recipe, last_tokens
@@ -29,7 +28,7 @@ from revformers.engine.proof.situation import Situation
 from revformers.engine.proof.unwritten import may_be_unwritten
 from revformers.engine.saved_bytes import parts_in_memory
 from revformers.engine.ticket import Packed
-from revformers.engine.version import version_of
+from revformers.private_api import StorageWeakRef, base_of, storage_number, version_of
 
 SMALL_WEIGHT = 2**14
 """Elements up to which a weight is compared by its bits as well: those of norms, from which others follow."""
@@ -62,7 +61,7 @@ class Leaf:
         leaf = self.reference()
         return leaf is None or (
             version_of(leaf) == self._version
-            and [part.untyped_storage()._cdata for part in parts_in_memory(leaf)]
+            and [storage_number(part.untyped_storage()) for part in parts_in_memory(leaf)]
             == [known.cdata for known in self._storages]
         )
 
@@ -310,14 +309,14 @@ class _Words:
 
 def _leaf_of(tensor: Tensor) -> Tensor | None:
     """Return the leaf of autograd that a saved tensor is, or is a view of; None for what was computed."""
-    base = tensor._base
+    base = base_of(tensor)
     origin = tensor if base is None else base
     return origin if isinstance(origin, nn.Parameter) or (origin.requires_grad and origin.is_leaf) else None
 
 
 def _place_in_memory(tensor: Tensor) -> tuple[Any, ...] | None:
     """Return where in its memory a view lies; None for what is no view."""
-    return None if tensor._base is None else (tensor.shape, tensor.stride(), tensor.storage_offset())
+    return None if base_of(tensor) is None else (tensor.shape, tensor.stride(), tensor.storage_offset())
 
 
 def checksum_of_all(tensor: Tensor) -> Tensor:

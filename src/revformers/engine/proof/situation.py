@@ -20,7 +20,15 @@ from torch.nn.parameter import is_lazy
 
 from revformers.engine.field import Field
 from revformers.engine.saved_bytes import is_plain
-from revformers.engine.version import version_of
+from revformers.private_api import (
+    buffers_of,
+    children_of,
+    forward_hooks,
+    forward_pre_hooks,
+    has_accumulation_hooks,
+    parameters_of,
+    version_of,
+)
 
 _FUNCTIONS = (FunctionType, MethodType, BuiltinFunctionType, partial)
 _PLAIN = (bool, int, float, str, type(None))
@@ -108,11 +116,10 @@ class Situation:
 
     def trains_in_backward(self) -> bool:
         """Whether a parameter is stepped as soon as its gradient is there."""
-        # PyTorch has no public list of these hooks.
         return any(
-            parameter is not None and parameter._post_accumulate_grad_hooks
+            parameter is not None and has_accumulation_hooks(parameter)
             for state in self._modules
-            for parameter in state.module._parameters.values()
+            for parameter in parameters_of(state.module).values()
         )
 
 
@@ -145,7 +152,7 @@ class _ModuleState:
                 _shape(tensor),
                 tensor.dtype,
             )
-            for own in (module._parameters, module._buffers)
+            for own in (parameters_of(module), buffers_of(module))
             for name, tensor in own.items()
             if tensor is not None and not is_lazy(tensor)
         }
@@ -217,7 +224,7 @@ class _ModuleState:
 
     def tensor_changes(self, path: str) -> Iterator[str]:
         """Yield what is different now in parameters and buffers; `path` stands before every name."""
-        now = {**self.module._parameters, **self.module._buffers}
+        now = {**parameters_of(self.module), **buffers_of(self.module)}
         for name in {**self._tensors, **now}:
             tensor = now.get(name)
             if name not in self._tensors:
@@ -239,7 +246,7 @@ class _ModuleState:
 
     def written_buffers(self) -> Iterator[str]:
         """Yield the names of buffers that were written to, or replaced by others of their size, as statistics are."""
-        for name, buffer in self.module._buffers.items():
+        for name, buffer in buffers_of(self.module).items():
             if buffer is not None and name in self._tensors:
                 before = self._tensors[name]
                 written = buffer is not before.reference() or version_of(buffer) != before.version
@@ -305,9 +312,9 @@ def _settings(module: nn.Module) -> dict[str, Any]:
     attention = getattr(vars(module).get("config"), "_attn_implementation", None)
     if attention is not None:
         found["config._attn_implementation"] = attention
-    for name, part in module._modules.items():
+    for name, part in children_of(module).items():
         found[name] = part if part is None else weakref.ref(part)
-    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+    for hooks in (forward_pre_hooks(module), forward_hooks(module)):
         for number, hook in hooks.items():
             found[f"hook {number}"] = _Hook(getattr(hook, "__name__", type(hook).__name__))
     return found

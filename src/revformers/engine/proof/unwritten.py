@@ -10,14 +10,12 @@ import torch
 from torch import Tensor
 
 from revformers.engine.ticket import Packed, SavedTensor, packed_by
+from revformers.private_api import ATTENTION_NODES, LOG_SUM_EXPS, RANDOM_STATES, attention_dropout
 
 WRITE_EVERYTHING = {"cpu", "meta"}
 """Devices whose kernels do."""
 
-_NODES = "ScaledDotProduct"
-_LOG_SUM_EXPS = ("logsumexp", "log_sumexp")
 _RANDOM_NUMBERS = 4
-_RANDOM_STATES = ("philox_seed", "philox_offset", "rng_state", "unused")
 
 
 def may_be_unwritten(tensor: Tensor) -> bool:
@@ -52,7 +50,7 @@ def written_parts(update: Tensor, hidden: Tensor, evaluation: object) -> dict[in
             continue
         seen.add(node)
         nodes += [source for source, _ in node.next_functions]
-        if not type(node).__name__.startswith(_NODES):
+        if not node.name().startswith(ATTENTION_NODES):
             continue
 
         def saved(name: str, node: Any = node) -> Packed | None:
@@ -60,12 +58,12 @@ def written_parts(update: Tensor, hidden: Tensor, evaluation: object) -> dict[in
             return packed if packed is not None and packed.evaluation is evaluation else None
 
         query = saved("query")
-        for name in _LOG_SUM_EXPS:
+        for name in LOG_SUM_EXPS:
             ticket = saved(name)
             if isinstance(ticket, SavedTensor) and isinstance(query, SavedTensor) and len(ticket.shape) == 3:
                 found[ticket.number] = query.shape[-2]
-        for name in _RANDOM_STATES:
+        for name in RANDOM_STATES:
             ticket = saved(name)
-            if ticket is not None and not getattr(node, "_saved_dropout_p", 0.0):
+            if ticket is not None and not attention_dropout(node):
                 found[ticket.number] = 0
     return found

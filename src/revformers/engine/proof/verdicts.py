@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.autograd import Variable
 
 from revformers.engine.proof.situation import Situation
 from revformers.errors import RebuildMismatchError
+from revformers.private_api import at_end_of_backward_pass, current_backward_pass
 
 CHANGED = "Call backward before such a change, or undo it and repeat the forward pass."
 
@@ -103,13 +103,12 @@ class Verdicts:
 
         """
         self._waiting.append((equal, error))
-        # PyTorch has no public name for the backward pass that runs, nor for what shall happen at its end.
-        this_pass = torch._C._current_graph_task_id()
-        if self.at_once or this_pass == -1:  # outside of one, as when a debugger asks a node for its tensors
+        this_pass = current_backward_pass()
+        if self.at_once or this_pass is None:  # outside of one, as when a debugger asks a node for its tensors
             self.look()
         elif this_pass != self._pass:  # a pass that fails does not come to its end
             self._pass = this_pass
-            Variable._execution_engine.queue_callback(self.look)
+            at_end_of_backward_pass(self.look)
 
     def look(self) -> None:
         """Wait for all results; raise the error of the first that is false."""

@@ -1,0 +1,300 @@
+"""What `revformers.private_api` relies on, in the libraries that are installed: one test for each use.
+
+Where a test fails after an upgrade, its message names what is gone, and `private_api` is the place to change.
+"""
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.functional import scaled_dot_product_attention, silu
+
+from revformers import private_api
+
+
+def ancestors(tensor):
+    """The nodes of the graph that ends in a tensor."""
+    found, nodes = [], [tensor.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in found:
+            found.append(node)
+            nodes += [following for following, _ in node.next_functions]
+    return found
+
+
+# Tensors and their memory
+
+
+def test_pytorch_counts_how_often_a_tensor_is_written_to():
+    tensor = torch.zeros(3)
+    before = private_api.version_of(tensor)
+    tensor[:2].add_(1)
+    assert private_api.version_of(tensor) == before + 1
+    tensor.data.add_(1)
+    assert private_api.version_of(tensor) == before + 1, "writes through .data are counted now: compare less"
+    with torch.inference_mode():
+        assert private_api.version_of(torch.zeros(3)) == 0
+
+
+def test_pytorch_knows_what_a_view_is_a_view_of():
+    tensor = torch.zeros(2, 3)
+    assert private_api.base_of(tensor) is None
+    assert private_api.base_of(tensor[0].view(3, 1)) is tensor
+
+
+def test_every_living_storage_has_a_number_of_its_own():
+    for device in ("cpu", "meta"):
+        tensor, other = torch.zeros(3, device=device), torch.zeros(3, device=device)
+        numbers = [private_api.storage_number(value.untyped_storage()) for value in (tensor, tensor[1:], other)]
+        assert numbers[0] == numbers[1] != numbers[2]
+        assert private_api.StorageWeakRef(tensor.untyped_storage()).cdata == numbers[0]
+
+
+def test_a_weak_reference_to_a_storage_expires_with_it():
+    tensor = torch.zeros(3)
+    reference = private_api.StorageWeakRef(tensor.untyped_storage())
+    assert reference == private_api.StorageWeakRef(tensor.untyped_storage())
+    assert hash(reference) == hash(private_api.StorageWeakRef(tensor.untyped_storage()))
+    assert not reference.expired()
+    del tensor
+    assert reference.expired()
+
+
+def test_wrappers_of_tensors_tell_what_they_hold():
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    first, second = torch.zeros(3), torch.ones(3)
+    inner = private_api.inner_tensors(TwoTensor(first, second))
+    assert inner is not None
+    assert inner[0] is first
+    assert inner[1] is second
+    assert private_api.inner_tensors(first) is None
+    assert private_api.inner_tensors(nn.Parameter(first)) is None
+
+
+def test_tensors_in_coo_layout_have_indices_and_values():
+    tensor = torch.sparse_coo_tensor([[0, 0]], [1.0, 2.0], (3,))
+    indices, values = private_api.sparse_parts(tensor)
+    assert indices.tolist() == [[0, 0]]
+    assert values.tolist() == [1.0, 2.0]
+
+
+# Modules
+
+
+def test_modules_hold_their_parts_by_name():
+    module = nn.Linear(2, 3, bias=False)
+    module.register_buffer("count", torch.zeros(1))
+    module.inner = nn.Identity()
+    assert dict(private_api.parameters_of(module)) == {"weight": module.weight, "bias": None}
+    assert dict(private_api.buffers_of(module)) == {"count": module.count}
+    assert dict(private_api.children_of(module)) == {"inner": module.inner}
+
+
+def test_modules_hold_their_hooks_by_number():
+    module = nn.Identity()
+    before, after = (lambda *_: None), (lambda *_: None)
+    module.register_forward_pre_hook(before, with_kwargs=True)
+    handle = module.register_forward_hook(after)
+    assert list(private_api.forward_pre_hooks(module).values()) == [before]
+    assert dict(private_api.forward_hooks(module)) == {handle.id: after}
+
+
+# Autograd
+
+
+def test_transforms_of_torch_func_are_seen():
+    seen = []
+    torch.func.grad(lambda x: seen.append(private_api.transforms_are_active()) or x.sum())(torch.ones(1))
+    assert seen == [True]
+    assert not private_api.transforms_are_active()
+
+
+def test_a_backward_pass_has_a_number_and_an_end():
+    events = []
+
+    def note(gradient):
+        events.append(private_api.current_backward_pass())
+        private_api.at_end_of_backward_pass(lambda: events.append("end"))
+
+    weight = torch.ones(2, requires_grad=True)
+    for _ in range(2):
+        product = weight * 2
+        product.register_hook(note)
+        product.sum().backward()
+    first, _, second, _ = events
+    assert events == [first, "end", second, "end"]
+    assert None not in (first, second)
+    assert first != second
+    assert private_api.current_backward_pass() is None
+
+
+def test_an_error_at_the_end_of_a_backward_pass_reaches_the_caller():
+    def fail():
+        raise ArithmeticError("found at the end")
+
+    product = torch.ones(2, requires_grad=True) * 2
+    product.register_hook(lambda _: private_api.at_end_of_backward_pass(fail))
+    with pytest.raises(ArithmeticError, match="found at the end"):
+        product.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("name", "function"), [("MulBackward0", lambda x: x.sin() * x.cos()), ("SiluBackward0", lambda x: silu(x.sin()))]
+)
+def test_products_save_their_factors_under_known_names(name, function):
+    """And what a node holds for a saved tensor is what the hook made of it, which is not unpacked."""
+
+    def pack(tensor):
+        packed.append(object())
+        return packed[-1]
+
+    packed, x = [], torch.rand(3, requires_grad=True)
+    with saved_tensors_hooks(pack, lambda _: pytest.fail("a saved tensor was unpacked")):
+        node = function(x).grad_fn
+    assert node.name() == name
+    names = private_api.NODES_THAT_SAVE_THEIR_FACTORS[name]
+    held = [private_api.held_for_saved(node, saved) for saved in names]
+    assert all(any(value is known for known in packed) for value in held)
+    assert len(set(map(id, held))) == len(names)
+    assert private_api.held_for_saved(node, "what_no_node_saves") is None
+
+
+def test_no_product_saves_more_than_its_factors():
+    for name, factors in private_api.NODES_THAT_SAVE_THEIR_FACTORS.items():
+        kind = getattr(torch._C._functions, name)
+        saved = {attribute for attribute in dir(kind) if attribute.startswith("_raw_saved_")}
+        assert saved == {f"_raw_saved_{factor}" for factor in factors}
+
+
+def test_nodes_of_leaves_name_them():
+    weight = torch.ones(2, requires_grad=True)
+    nodes = ancestors(weight * 2)
+    assert [private_api.leaf_of_node(node) is weight for node in nodes] == [False, True]
+    assert private_api.leaf_of_node(nodes[0]) is None
+
+
+def test_hooks_on_tensors_are_seen():
+    weight = torch.ones(2, requires_grad=True)
+    assert not private_api.has_gradient_hooks(weight)
+    assert not private_api.has_accumulation_hooks(weight)
+    gradient_hook = weight.register_hook(lambda _: None)
+    assert private_api.has_gradient_hooks(weight)
+    assert not private_api.has_accumulation_hooks(weight)
+    gradient_hook.remove()
+    accumulation_hook = weight.register_post_accumulate_grad_hook(lambda _: None)
+    assert private_api.has_accumulation_hooks(weight)
+    assert not private_api.has_gradient_hooks(weight)
+    accumulation_hook.remove()
+    assert not private_api.has_accumulation_hooks(weight)
+
+
+def attention_nodes():
+    return [name for name in dir(torch._C._functions) if name.startswith(private_api.ATTENTION_NODES)]
+
+
+def test_every_fused_attention_kernel_has_a_node_whose_name_is_known():
+    """PyTorch's builds for CPUs have the nodes of GPUs as well."""
+    for kernel in private_api.ATTENTION_KERNELS - {"flex_attention"}:
+        words = kernel.removeprefix("aten::_").split("_")
+        assert "".join(map(str.capitalize, words)) + "Backward0" in attention_nodes()
+
+
+def test_what_attention_nodes_save_besides_their_inputs_and_output_is_known():
+    """A new name may be of a tensor that the kernel does not write in full."""
+    written = {"query", "key", "value", "output", "attn_bias", "attn_mask", "cum_seq_k", "cum_seq_q"}
+    for name in attention_nodes():
+        kind = getattr(torch._C._functions, name)
+        saved = {entry.removeprefix("_raw_saved_") for entry in dir(kind) if entry.startswith("_raw_saved_")}
+        assert len(saved & set(private_api.LOG_SUM_EXPS)) == 1
+        assert saved - written - set(private_api.LOG_SUM_EXPS) - set(private_api.RANDOM_STATES) == set()
+        assert hasattr(kind, "_saved_dropout_p")
+
+
+def test_the_node_of_an_attention_kernel_says_whether_it_dropped_anything():
+    query = torch.randn(1, 1, 4, 8, requires_grad=True)
+    (node,) = [
+        node
+        for node in ancestors(scaled_dot_product_attention(query, query, query))
+        if node.name().startswith(private_api.ATTENTION_NODES)
+    ]
+    assert private_api.attention_dropout(node) == 0.0
+    assert private_api.held_for_saved(node, "logsumexp").shape == (1, 1, 4)
+
+
+# Kernels
+
+
+def test_attention_runs_by_a_kernel_that_is_known_by_name():
+    query = torch.randn(1, 1, 4, 8)
+    names = []
+
+    def run(kernel, arguments, keywords):
+        names.append(kernel.name())
+        return kernel(*arguments, **keywords)
+
+    with private_api.EveryKernel(run):
+        scaled_dot_product_attention(query, query, query)
+    assert private_api.ATTENTION_KERNELS.intersection(names), f"attention ran {names}"
+
+
+@pytest.mark.parametrize("name", sorted(private_api.ATTENTION_KERNELS - {"flex_attention"}))
+def test_attention_kernels_name_their_arguments(name):
+    kernel = getattr(torch.ops.aten, name.removeprefix("aten::")).default
+    place = [argument.name for argument in kernel._schema.arguments].index("dropout_p")
+    assert private_api.named_arguments(kernel, (None,) * place + (0.25,), {})["dropout_p"] == 0.25
+    assert private_api.named_arguments(kernel, (None,) * 3, {"dropout_p": 0.5})["dropout_p"] == 0.5
+    assert "dropout_p" not in private_api.named_arguments(kernel, (None,) * 3, {})
+
+
+def test_flex_attention_is_a_kernel_of_its_own():
+    from torch.nn.attention.flex_attention import flex_attention
+
+    names = []
+
+    def run(kernel, arguments, keywords):
+        names.append(kernel.name())
+        if names[-1] == "flex_attention":
+            assert private_api.named_arguments(kernel, arguments, keywords) == keywords
+        return kernel(*arguments, **keywords)
+
+    query = torch.randn(1, 1, 16, 16)
+    with private_api.EveryKernel(run):
+        flex_attention(query, query, query)
+    assert names.count("flex_attention") == 1
+
+
+def test_compiled_code_stays_compiled_under_a_mode_that_sees_kernels():
+    """It is the only way to see that PyTorch asks `ignore_compile_internals`."""
+
+    def run(kernel, arguments, keywords):
+        return kernel(*arguments, **keywords)
+
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(lambda x: x.sin().cos(), backend=backend, fullgraph=True)
+    with private_api.EveryKernel(run):
+        compiled(torch.ones(3))
+    assert len(graphs) == 1
+
+
+def test_operations_are_counted():
+    counts = {}
+
+    def run(kernel, arguments, keywords):
+        output = kernel(*arguments, **keywords)
+        counts[kernel.name()] = private_api.operations_of(kernel, arguments, keywords, output)
+        return output
+
+    query = torch.randn(2, 2, 5, 4)
+    with private_api.EveryKernel(run):
+        torch.ones(2, 3) @ torch.ones(3, 4) + 1
+        scaled_dot_product_attention(query, query, query)
+    assert counts["aten::mm"] == 2 * 2 * 3 * 4
+    assert counts["aten::add.Tensor"] == 0
+    assert counts["aten::_scaled_dot_product_flash_attention_for_cpu"] == 2 * (2 * 2 * 2 * 5 * 5 * 4)
