@@ -6,8 +6,8 @@ from revformers.errors import require
 
 
 @dataclass(frozen=True)
-class DataSection:
-    """The text, its tokenizer, and the blocks it is packed into."""
+class SourceSection:
+    """The text, what is held out of it, and the blocks it is packed into."""
 
     source: str = "stdlib"
     """The training text: stdlib (source and documentation of the running Python's standard library), a .txt, .jsonl,
@@ -37,10 +37,25 @@ class DataSection:
     hash of the file's name picks."""
 
     validation_documents: int | None = None
-    """Number of documents to hold out in the place of a share; a streamed source needs it, having no known length."""
+    """Number of documents to hold out instead of a share; a streamed source needs it, as its length is not known."""
 
     validation_blocks: int | None = None
-    """Largest number of blocks that an evaluation reads; left out, all of them."""
+    """Largest number of blocks, or of records that are not packed, that an evaluation reads; left out, all of them."""
+
+    block_length: int = 256
+    """Tokens in a training sequence."""
+
+    def __post_init__(self) -> None:
+        require(self.block_length >= 2, "data.block_length", "at least 2", self.block_length)
+        require(0 < self.validation_fraction < 1, "data.validation_fraction", "in (0, 1)", self.validation_fraction)
+        for name in ("validation_documents", "validation_blocks"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"data.{name}", "at least 1", value)
+
+
+@dataclass(frozen=True)
+class DataSection(SourceSection):
+    """The text, its tokenizer, and the blocks it is packed into."""
 
     streaming: bool = False
     """Read a hub data set or local files while training, without storing a packed copy; needs a given tokenizer."""
@@ -54,14 +69,7 @@ class DataSection:
     vocabulary_size: int = 4096
     """Entries of the tokenizer that is trained."""
 
-    block_length: int = 256
-    """Tokens in a training sequence."""
-
     def __post_init__(self) -> None:
-        require(self.block_length >= 2, "data.block_length", "at least 2", self.block_length)
+        super().__post_init__()
         require(self.vocabulary_size >= 257, "data.vocabulary_size", "at least 257", self.vocabulary_size)
-        require(0 < self.validation_fraction < 1, "data.validation_fraction", "in (0, 1)", self.validation_fraction)
         require(self.shuffle_buffer >= 1, "data.shuffle_buffer", "at least 1", self.shuffle_buffer)
-        for name in ("validation_documents", "validation_blocks"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"data.{name}", "at least 1", value)

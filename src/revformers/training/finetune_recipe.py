@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from revformers.data.section import DataSection
+from revformers.data.section import DataSection, SourceSection
 from revformers.errors import require
 from revformers.training.recipe import HeadSection, TrainingSection, require_activations
 from revformers.training.recipe_file import read_recipe
@@ -93,7 +93,7 @@ class AdapterSection:
 
 
 @dataclass(frozen=True)
-class FinetuneDataSection:
+class FinetuneDataSection(SourceSection):
     """The text, the prompts with their completions, or the conversations to train on."""
 
     source: str = ""
@@ -108,45 +108,12 @@ class FinetuneDataSection:
     """Where prompt, completion or messages are found, if not in the columns of these names: the name of a column, or a
     template of columns such as "{instruction}\\n{input}\\n"."""
 
-    text_column: str = "text"
-    """Column that holds the text of the text form."""
-
-    subset: str | None = None
-    """Configuration of a hub data set that has several."""
-
-    revision: str | None = None
-    """Commit, branch or tag of a hub data set; left out, its main branch as it is today."""
-
-    split: str = "train"
-    """Split of a hub data set to train on."""
-
-    validation_source: str | None = None
-    """File or directory with the validation data; left out, it is held out from the source."""
-
-    validation_split: str | None = None
-    """Split of a hub data set to validate on; left out, validation data is held out from the training split."""
-
-    validation_fraction: float = 0.05
-    """Share of the records (of the lines, in .txt files) that is held out: the first ones."""
-
-    validation_documents: int | None = None
-    """Number of records to hold out in the place of a share."""
-
-    validation_blocks: int | None = None
-    """Largest number of blocks, or of records where they are not packed, that an evaluation reads."""
-
     block_length: int = 256
     """Tokens in a block of text. Prompts with completions and conversations are cut off after so many."""
 
-    def __post_init__(self) -> None:
-        self.records()
-
     def records(self) -> DataSection:
-        """Return what the readers and the packing of pretraining need; raise UserError for a bad value."""
-        shared = {item.name for item in dataclasses.fields(DataSection)}
-        return DataSection(
-            **{item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name in shared}
-        )
+        """Return what the readers and the packing of pretraining need."""
+        return DataSection(**{item.name: getattr(self, item.name) for item in dataclasses.fields(SourceSection)})
 
 
 @dataclass(frozen=True)

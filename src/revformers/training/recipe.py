@@ -76,41 +76,41 @@ class HeadSection:
 
 
 @dataclass(frozen=True)
-class TrainingSection:
+class TrainerSection:
+    """Fields of transformers.TrainingArguments, with the names, types and meaning that they have there.
+
+    Those whose default is another one here, or that the library reads, are listed: so --help shows them, and a mistake
+    is reported before the Trainer is imported, which takes seconds.
+    """
+
+    max_steps: int = 1000  # Optimizer steps.
+    per_device_train_batch_size: int = 8  # Sequences that a device takes at once.
+    gradient_accumulation_steps: int = 1  # Batches whose gradients are added up in one optimizer step.
+    per_device_eval_batch_size: int = 8  # Sequences that a device takes at once for the validation loss.
+    learning_rate: float = 1e-3  # Peak learning rate.
+    lr_scheduler_type: str = "cosine"  # Course of the learning rate after the warm-up, a scheduler of transformers.
+    warmup_steps: float = 0.0  # Steps over which the learning rate rises from 0; below 1, a share of max_steps.
+    weight_decay: float = 0.1  # Weight decay of AdamW, which leaves out biases and norms.
+    adam_beta1: float = 0.9  # Decay of AdamW's mean gradient.
+    adam_beta2: float = 0.95  # Decay of AdamW's mean squared gradient.
+    max_grad_norm: float = 1.0  # Norm to which the gradient is clipped; 0 leaves it alone.
+    logging_steps: int = 10  # Steps between two entries of the loss curve.
+    eval_steps: int = 100  # Steps between two measurements of the validation loss.
+    save_steps: int = 500  # Steps between two checkpoints.
+    save_total_limit: int = 2  # Checkpoints to keep.
+    dataloader_num_workers: int = 0  # Processes that load data beside the one that trains.
+    seed: int = 0  # Seed of the data order and of dropout.
+
+    def __post_init__(self) -> None:
+        for item in dataclasses.fields(TrainerSection):
+            value = getattr(self, item.name)
+            least = int(item.type is int and item.name not in ("dataloader_num_workers", "seed"))
+            require(item.type is str or value >= least, f"training.{item.name}", f"at least {least}", value)
+
+
+@dataclass(frozen=True)
+class TrainingSection(TrainerSection):
     """How it is trained. The names are those of transformers.TrainingArguments where it has the field."""
-
-    max_steps: int = 1000
-    """Optimizer steps."""
-
-    per_device_train_batch_size: int = 8
-    """Sequences that a device takes at once."""
-
-    gradient_accumulation_steps: int = 1
-    """Batches whose gradients are added up in one optimizer step."""
-
-    per_device_eval_batch_size: int = 8
-    """Sequences that a device takes at once for the validation loss."""
-
-    learning_rate: float = 1e-3
-    """Peak learning rate of AdamW."""
-
-    lr_scheduler_type: str = "cosine"
-    """Course of the learning rate after the warm-up, a scheduler name of transformers."""
-
-    warmup_steps: float = 0.0
-    """Steps over which the learning rate rises from 0; a number below 1 is a share of max_steps."""
-
-    weight_decay: float = 0.1
-    """Weight decay of AdamW, which leaves out biases and norms."""
-
-    adam_beta1: float = 0.9
-    """Decay of AdamW's mean gradient."""
-
-    adam_beta2: float = 0.95
-    """Decay of AdamW's mean squared gradient."""
-
-    max_grad_norm: float = 1.0
-    """Norm to which the gradient is clipped; 0 leaves it alone."""
 
     optimizer_in_backward: bool = False
     """Whether each parameter is stepped, and its gradient freed, as soon as its gradient is complete; the same steps to
@@ -123,41 +123,11 @@ class TrainingSection:
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Autocast type: bfloat16 and float16 run matrix products in it and keep float32 weights."""
 
-    logging_steps: int = 10
-    """Steps between two entries of the loss curve."""
-
-    eval_steps: int = 100
-    """Steps between two measurements of the validation loss."""
-
-    save_steps: int = 500
-    """Steps between two checkpoints."""
-
-    save_total_limit: int = 2
-    """Checkpoints to keep."""
-
-    dataloader_num_workers: int = 0
-    """Processes that load data beside the one that trains."""
-
-    seed: int = 0
-    """Seed of the data order and of dropout."""
-
     arguments: dict[str, Any] = field(default_factory=dict)
     """Any further field of transformers.TrainingArguments, by its name there, such as report_to or use_cpu."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "max_steps",
-            "per_device_train_batch_size",
-            "gradient_accumulation_steps",
-            "per_device_eval_batch_size",
-            "logging_steps",
-            "eval_steps",
-            "save_steps",
-            "save_total_limit",
-        ):
-            require(getattr(self, name) >= 1, f"training.{name}", "at least 1", getattr(self, name))
-        for name in ("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "dataloader_num_workers"):
-            require(getattr(self, name) >= 0, f"training.{name}", "at least 0", getattr(self, name))
+        super().__post_init__()
         require(self.mlp_tile is None or self.mlp_tile >= 1, "training.mlp_tile", "at least 1", self.mlp_tile)
 
 

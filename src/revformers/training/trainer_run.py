@@ -20,7 +20,7 @@ from revformers.models.tiles import set_mlp_tiles
 from revformers.training.history import Clock, loss_curve
 from revformers.training.interruption import SaveOnSignal
 from revformers.training.progress import ShowProgress
-from revformers.training.recipe import TrainingSection
+from revformers.training.recipe import TrainerSection, TrainingSection
 from revformers.training.recipe_file import suggestion
 from revformers.training.run_directory import RunDirectory
 from revformers.training.step_in_backward import StepInBackward, check_step_in_backward
@@ -78,13 +78,10 @@ def trainer_arguments(
             raise UserError(f"training.arguments cannot set {name!r}; {owned[name]}.")
         if name not in known:
             raise UserError(f"training.arguments has no {name!r}{suggestion(name, known)}")
-    own = {field.name: getattr(section, field.name) for field in dataclasses.fields(section)}
-    further, precision = own.pop("arguments"), own.pop("precision")
-    del own["optimizer_in_backward"], own["mlp_tile"]  # what the Trainer does not know
     values = {
         "output_dir": output,
-        "bf16": precision == "bfloat16",
-        "fp16": precision == "float16",
+        "bf16": section.precision == "bfloat16",
+        "fp16": section.precision == "float16",
         "eval_strategy": "steps",
         "logging_first_step": True,
         "prediction_loss_only": True,  # otherwise an evaluation would keep the logits of every token
@@ -92,8 +89,8 @@ def trainer_arguments(
         "dataloader_pin_memory": torch.accelerator.is_available(),
         "disable_tqdm": True,  # ShowProgress takes its place
         "report_to": "none",
-        **own,
-        **further,
+        **{field.name: getattr(section, field.name) for field in dataclasses.fields(TrainerSection)},
+        **section.arguments,
         **fixed,
     }
     try:
