@@ -76,16 +76,17 @@ def run(arguments: Sequence[str]) -> int:
     from lab.bench.study_file import StudyFile
     from lab.bench.study_plot import save_plot
     from lab.bench.study_tables import study_tables
+    from revformers.console import say
 
     console = Console()
     recipe, axis = read_recipe(BenchRecipe(), path, options), AXES[study]
     file = StudyFile(out, settings(axis, recipe), ["bench", *arguments], overwrite=overwrite)
-    result = Study(axis, recipe, file, lambda line: console.print(line, highlight=False, soft_wrap=True)).run()
+    result = Study(axis, recipe, file, lambda line: say(console, line)).run()
     console.print(study_tables(result), highlight=False)
-    console.print(f"Written to {out}.", highlight=False, soft_wrap=True)
+    say(console, f"Written to {out}.")
     if plot is not None:
         save_plot(result, plot)
-        console.print(f"Plotted in {plot}.", highlight=False, soft_wrap=True)
+        say(console, f"Plotted in {plot}.")
     return 0
 
 

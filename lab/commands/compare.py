@@ -49,6 +49,7 @@ def run(arguments: Sequence[str]) -> int:
     from lab.bench.comparison import Comparison, ComparisonOptions
     from lab.bench.environment import write_result
     from lab.bench.terminal import comparison_tables
+    from revformers.console import say
     from revformers.training.recipe import load_recipe
 
     console = Console()
@@ -66,6 +67,6 @@ def run(arguments: Sequence[str]) -> int:
     path = options.out / "comparison.json"
     write_result(path, {"recipe_file": Path(options.recipe).name, **comparison}, ["compare", *arguments])
     console.print(comparison_tables(comparison), highlight=False)
-    console.print(f"Written to {path}.", highlight=False, soft_wrap=True)
+    say(console, f"Written to {path}.")
     verified = [row["bit_exact"] for row in comparison["dynamics"] if "bit_exact" in row]
     return 0 if all(verified) and comparison["arms"]["verification"]["bit_exact"] else 1

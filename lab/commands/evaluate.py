@@ -71,6 +71,7 @@ def run(arguments: Sequence[str]) -> int:
     from lab.bench.environment import without_machine, write_result
     from lab.evaluation import compare
     from revformers.cli.quiet import quiet_libraries
+    from revformers.console import say
 
     quiet_libraries()
     console = Console()
@@ -105,7 +106,7 @@ def run(arguments: Sequence[str]) -> int:
         console.print(sentence, highlight=False)
     if options.out is not None:
         write_result(options.out, result, ["evaluate", *arguments])
-        console.print(f"Written to {options.out}.", highlight=False, soft_wrap=True)
+        say(console, f"Written to {options.out}.")
     return 0
 
 

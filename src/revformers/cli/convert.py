@@ -85,6 +85,7 @@ def run(arguments: Sequence[str]) -> int:
     from revformers.checkpoints.load import load_causal_lm, load_tokenizer
     from revformers.cli.main import INTERRUPTED
     from revformers.cli.quiet import quiet_libraries
+    from revformers.console import say
     from revformers.conversion.convert import Converter
     from revformers.conversion.progress import ConversionProgress
     from revformers.conversion.text import calibration_blocks
@@ -113,7 +114,7 @@ def run(arguments: Sequence[str]) -> int:
         try:
             converter = Converter(model, method, calibration, held_out, progress, unfinished.resolve())
             if converter.resumable:
-                console.print(f"Going on with the conversion in {unfinished}.", highlight=False, soft_wrap=True)
+                say(console, f"Going on with the conversion in {unfinished}.")
             conversions = [converter.convert(bits) for bits in options.compare]
             conversions.append(
                 converter.convert(_bits(options)) if target is None else converter.convert_to_target(target)
@@ -125,14 +126,14 @@ def run(arguments: Sequence[str]) -> int:
         except KeyboardInterrupt:
             if converter is None or not converter.resumable:
                 raise
-            console.print(f"Interrupted; the same command goes on from {unfinished}.", highlight=False, soft_wrap=True)
+            say(console, f"Interrupted; the same command goes on from {unfinished}.")
             return INTERRUPTED
     chosen = conversions[-1]
     console.print(_table(conversions))
     console.print(str(chosen), highlight=False)
     if options.curve is not None:
         _draw(conversions, options.curve)
-        console.print(f"Curve in {options.curve}.", highlight=False, soft_wrap=True)
+        say(console, f"Curve in {options.curve}.")
     command = shlex.join(["revformers", "convert", *arguments])
     record_provenance(model, Provenance(made_by=command, source=options.calibration))
     _check_out(options.out)  # a conversion takes long enough for something else to be put there
@@ -141,7 +142,7 @@ def run(arguments: Sequence[str]) -> int:
         tokenizer.save_pretrained(directory)
         write_json(directory / "conversion.json", [_row(conversion) for conversion in conversions])
     converter.finish()
-    console.print(f"Saved to {options.out}.", highlight=False, soft_wrap=True)
+    say(console, f"Saved to {options.out}.")
     return 0
 
 

@@ -40,6 +40,7 @@ def run(arguments: Sequence[str]) -> int:
     from rich.console import Console
 
     from revformers.cli.quiet import quiet_libraries
+    from revformers.console import say
     from revformers.training.finetune import finetune
 
     quiet_libraries()
@@ -49,14 +50,13 @@ def run(arguments: Sequence[str]) -> int:
         return command.stopped(result, console)
     metrics = result.metrics
     original, deployed = (metrics.get(f"{name}_validation_loss") for name in ("original", "deployed"))
-    console.print(
+    say(
+        console,
         f"Finished {metrics['steps']} steps in {metrics['seconds']:,.1f} s: validation loss "
         f"{metrics['validation_loss']:.4f} after {metrics['initial_validation_loss']:.4f} before training"
         f"{f' and {original:.4f} of the ordinary network' if original is not None else ''}, "
         f"{f'{deployed:.4f} deployed as the ordinary network, ' if deployed is not None else ''}"
         f"{metrics['tokens_per_second']:,.0f} tokens/s.",
-        highlight=False,
-        soft_wrap=True,
     )
     for name, loader in (("adapter", "revformers.load_adapter"), ("model", "revformers.from_pretrained")):
         path = result.directory / name
@@ -64,5 +64,5 @@ def run(arguments: Sequence[str]) -> int:
             # An ordinary network is one that transformers and PEFT load themselves.
             reversible = (result.directory / "conversion").is_dir() and deployed is None
             call = f'{loader}("{path}")' if reversible else str(path)
-            console.print(f"{name.title() + ':':<9} {call}", highlight=False, markup=False, soft_wrap=True)
+            say(console, f"{name.title() + ':':<9} {call}")
     return 0

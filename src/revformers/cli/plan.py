@@ -88,6 +88,7 @@ def run(arguments: Sequence[str]) -> int:
 
     from revformers.cli.plan_table import plan_table
     from revformers.cli.quiet import quiet_libraries
+    from revformers.console import say
     from revformers.planning.devices import DEVICES
     from revformers.planning.plan import make_plan
     from revformers.planning.step import Workload
@@ -115,8 +116,8 @@ def run(arguments: Sequence[str]) -> int:
         console = Console()
         console.print(plan_table(plan, named), highlight=False)
         if plan.refusal:
-            console.print(f"Not rebuilt: {plan.refusal}", highlight=False, soft_wrap=True)
-        console.print(plan.recommendation, highlight=False, soft_wrap=True)
+            say(console, f"Not rebuilt: {plan.refusal}")
+        say(console, plan.recommendation)
         if options.json:
             Path(options.json).write_text(_json(plan), encoding="utf-8")
     if options.plot:

@@ -41,6 +41,7 @@ def run(arguments: Sequence[str]) -> int:
     from rich.rule import Rule
 
     from revformers.cli.quiet import quiet_libraries
+    from revformers.console import say
     from revformers.training.pretrain import pretrain
 
     quiet_libraries()
@@ -49,20 +50,14 @@ def run(arguments: Sequence[str]) -> int:
     if not result.finished:
         return command.stopped(result, console)
     metrics = result.metrics
-    console.print(
+    say(
+        console,
         f"Finished {metrics['steps']} steps in {metrics['seconds']:,.1f} s: validation loss "
         f"{metrics['validation_loss']:.4f} (perplexity {metrics['validation_perplexity']:.1f}), "
         f"{metrics['tokens_per_second']:,.0f} tokens/s.",
-        highlight=False,
-        soft_wrap=True,
     )
     sample = result.directory / "sample.txt"
     if sample.is_file():
         console.print(Rule(str(sample)), sample.read_text(encoding="utf-8"), highlight=False, markup=False)
-    console.print(
-        f'Model:  revformers.from_pretrained("{result.directory / "model"}")',
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    say(console, f'Model:  revformers.from_pretrained("{result.directory / "model"}")')
     return 0

@@ -39,8 +39,10 @@ class RecipeCommand(Generic[AnyRecipe]):
 
     def stopped(self, result: "RunResult", console: "Console") -> int:
         """Say how a run that a signal ended goes on, and return the exit code."""
-        console.print(f"Stopped at step {result.step} with a checkpoint in {result.directory}.", highlight=False)
-        console.print(f"To go on:  {self.resume_words}", highlight=False, markup=False, soft_wrap=True)
+        from revformers.console import say
+
+        say(console, f"Stopped at step {result.step} with a checkpoint in {result.directory}.")
+        say(console, f"To go on:  {self.resume_words}")
         return 128 + (result.signal or 0)
 
 

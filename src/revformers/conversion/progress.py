@@ -6,7 +6,8 @@ from datetime import timedelta
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from revformers.console import progress_bar, say
 
 SECONDS_BETWEEN_LINES = 30.0
 
@@ -28,22 +29,19 @@ class ConversionProgress:
         self._clock = clock
         self._started = self._shown = clock()
         self._done = self._skipped = 0
-        columns = (TextColumn("layer"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(), TextColumn("left"))
-        self._bar = Progress(*columns, console=console, transient=True)
+        self._bar = progress_bar(console, "layer", transient=True)
         self._task = self._bar.add_task("")
 
     def __enter__(self) -> "ConversionProgress":
-        """Begin to show the bar where there is a terminal."""
-        if self._console.is_terminal:
-            self._bar.start()
+        """Begin to show the bar."""
+        self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Take the bar away."""
-        if self._console.is_terminal:
-            self._bar.stop()
+        self._bar.stop()
 
     def __call__(self, done: int, total: int) -> None:
         """Show that `done` of `total` layers are done."""
@@ -59,4 +57,4 @@ class ConversionProgress:
         if not self._console.is_terminal and (first or done == total or now - self._shown >= SECONDS_BETWEEN_LINES):
             self._shown = now
             left = timedelta(seconds=round((now - self._started) / (done - self._skipped) * (total - done)))
-            self._console.print(f"layer {done}/{total}  about {left} left", highlight=False, soft_wrap=True)
+            say(self._console, f"layer {done}/{total}  about {left} left")

@@ -24,6 +24,7 @@ from revformers.checkpoints.adapter_base import save_conversion
 from revformers.checkpoints.card import CARD_NAME, save_deployed_card
 from revformers.checkpoints.gguf_file import is_gguf
 from revformers.checkpoints.load import load_causal_lm, load_tokenizer
+from revformers.console import say
 from revformers.conversion.convert import convert
 from revformers.conversion.progress import ConversionProgress
 from revformers.errors import NotReversibleError, UserError
@@ -121,16 +122,13 @@ def finetune(
     _set_loss(model, recipe, teacher)
     trainer = _trainer(model, arguments, data, tokenizer)
     if data.form == "messages" and not data.assistant_only:
-        console.print(
-            "The chat template does not mark what the assistant says: the loss is taken over whole conversations.",
-            soft_wrap=True,
-        )
+        say(console, "The chat template does not mark what the assistant says: the loss is over whole conversations.")
     if checkpoint is None:
         start = _losses_before_training(trainer, model, recipe)
         if trainer.is_world_process_zero():
             write_json(run.start, start)
             shown = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in start.items())
-            console.print(f"before training: {shown}", highlight=False, soft_wrap=True)
+            say(console, f"before training: {shown}")
     if recipe.annealing.steps:
         trainer.add_callback(Annealing(model, recipe.annealing.steps, recipe.annealing.start))
 
@@ -283,7 +281,7 @@ def _prepare_dynamics(
 def _convert(model: Any, recipe: FinetuneRecipe, blocks: torch.Tensor, console: Console) -> None:
     """Convert the model as it will be trained, in the precision of the training, and say what that came to."""
     section, precision = recipe.conversion, recipe.training.precision
-    console.print(f"converting at {section.bits:g} bits", highlight=False)
+    say(console, f"converting at {section.bits:g} bits")
     mixed = precision != "float32"
     dtype = getattr(torch, precision) if mixed else None
     try:
@@ -306,7 +304,7 @@ def _convert(model: Any, recipe: FinetuneRecipe, blocks: torch.Tensor, console: 
     except ValueError as error:
         raise UserError(str(error)) from error
     for remark in conversion.remarks:
-        console.print(remark, highlight=False, soft_wrap=True)
+        say(console, remark)
 
 
 def _lora_config(section: AdapterSection) -> Any:
@@ -416,8 +414,7 @@ def _save(
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     adapted, deployed, losses = recipe.adapter.kind == "lora", recipe.deploy == "ordinary", {}
     if deployed and not deploy_as_ordinary(model, converted_here=recipe.conversion.bits is not None):
-        sentence = f"The adapter names no base model: its own is what {recipe.model.name} was converted from."
-        console.print(sentence, highlight=False, soft_wrap=True)
+        say(console, f"The adapter names no base model: its own is what {recipe.model.name} was converted from.")
     if adapted and trainer.is_world_process_zero():
         # Before anything is merged: beside adapted embeddings PEFT saves what they are added to.
         _save_to(run.adapter, model, tokenizer)

@@ -1,4 +1,7 @@
-"""Ctrl-C as a request: finish the step, save a checkpoint, stop."""
+"""Ctrl-C as a request: finish the step, save a checkpoint, stop.
+
+The Trainer's own enable_jit_checkpoint knows no Ctrl-C, waits for seconds first, and does not say that a signal came.
+"""
 
 import signal
 import threading

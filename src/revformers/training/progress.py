@@ -1,12 +1,16 @@
-"""What a run shows while it trains: a bar in a terminal, plain lines elsewhere."""
+"""What a run shows while it trains: a bar in a terminal, plain lines elsewhere.
+
+The Trainer's own ProgressCallback shows neither the speed in tokens, which is what differs between ways to train, nor a
+readable line in a log file.
+"""
 
 from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from revformers.console import progress_bar, say
 from revformers.training.history import Clock
 
 
@@ -27,25 +31,22 @@ class ShowProgress(TrainerCallback):
         self._tokens_per_step = tokens_per_step
         self._loss = ""
         self._first = (0, 0, 0.0)
-        self._bar: Progress | None = None
-        self._task = TaskID(0)
+        self._bar = progress_bar(console, "step")
+        self._task = self._bar.add_task("")
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Begin to count, at the step that was resumed from."""
         self._first = (state.global_step, self._tokens(state), self._clock.seconds)
-        if state.is_world_process_zero and self._console.is_terminal:
-            columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
-            self._bar = Progress(*columns, TimeRemainingColumn(), TextColumn("left"), console=self._console)
-            self._task = self._bar.add_task("", total=state.max_steps, completed=state.global_step)
+        self._bar.reset(self._task, total=state.max_steps, completed=state.global_step)
+        if state.is_world_process_zero:
             self._bar.start()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Move the bar."""
-        if self._bar is not None:
-            description = f"{self._loss}{self._speed(state):,.0f} tokens/s"
-            self._bar.update(self._task, completed=state.global_step, description=description)
+        description = f"{self._loss}{self._speed(state):,.0f} tokens/s"
+        self._bar.update(self._task, completed=state.global_step, description=description)
 
     def on_log(
         self,
@@ -59,13 +60,13 @@ class ShowProgress(TrainerCallback):
         if not state.is_world_process_zero or not logs:
             return
         if "eval_loss" in logs:
-            self._print(f"step {state.global_step}: validation loss {logs['eval_loss']:.4f}")
+            say(self._console, f"step {state.global_step}: validation loss {logs['eval_loss']:.4f}")
         elif "loss" in logs:
             self._loss = f"loss {logs['loss']:.4f}  "
-            if self._bar is None:
+            if not self._console.is_terminal:
                 step = f"step {state.global_step}/{state.max_steps}"
                 left = timedelta(seconds=round(self._seconds_left(state)))
-                self._print(f"{step}  {self._loss}{self._speed(state):,.0f} tokens/s  {left} left")
+                say(self._console, f"{step}  {self._loss}{self._speed(state):,.0f} tokens/s  {left} left")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -75,9 +76,7 @@ class ShowProgress(TrainerCallback):
 
     def close(self) -> None:
         """Give the terminal back, after an exception too."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        self._bar.stop()
 
     def _tokens(self, state: TrainerState) -> int:
         if self._tokens_per_step is None:
@@ -93,6 +92,3 @@ class ShowProgress(TrainerCallback):
     def _seconds_left(self, state: TrainerState) -> float:
         steps_per_second = (state.global_step - self._first[0]) / self._seconds()
         return (state.max_steps - state.global_step) / max(steps_per_second, 1e-9)
-
-    def _print(self, line: str) -> None:
-        self._console.print(line, highlight=False, soft_wrap=True)
