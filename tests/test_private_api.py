@@ -3,13 +3,22 @@
 Where a test fails after an upgrade, its message names what is gone, and `private_api` is the place to change.
 """
 
+import functools
+import inspect
+
+import datasets
 import pytest
 import torch
+import transformers
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import scaled_dot_product_attention, silu
+from transformers.models.auto import modeling_auto
 
 from revformers import private_api
+from tests.gguf_models import tiny_llama, tiny_tokenizer, write_gguf
+from tests.tiny_models import batch, tiny
 
 
 def ancestors(tensor):
@@ -298,3 +307,297 @@ def test_operations_are_counted():
     assert counts["aten::mm"] == 2 * 2 * 3 * 4
     assert counts["aten::add.Tensor"] == 0
     assert counts["aten::_scaled_dot_product_flash_attention_for_cpu"] == 2 * (2 * 2 * 2 * 5 * 5 * 4)
+
+
+# Counting what a step computes
+
+
+@pytest.mark.parametrize("function", ["sin", "cos"])
+def test_the_node_that_runs_has_the_number_that_it_was_made_with(function):
+    numbers = []
+
+    class Noting(private_api.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            numbers.append((func.name(), private_api.number_of_running_node()))
+            return func(*args, **(kwargs or {}))
+
+    weight = torch.ones(2, requires_grad=True)
+    first = private_api.number_of_next_node()
+    result = getattr(weight, function)()
+    second = private_api.number_of_next_node()
+    total = result.sum()
+    with Noting():
+        total.backward()
+    in_node = {number for name, number in numbers if name == "aten::mul.Tensor"}
+    assert all(first <= number < second for number in in_node)
+    assert in_node
+    assert private_api.number_of_running_node() is None
+
+
+def test_the_engine_is_told_from_code_that_it_runs():
+    """It adds the gradients of a tensor that is used twice; the function between the two adds by itself."""
+    adds = []
+
+    class Noting(private_api.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.name() == "aten::add.Tensor":
+                adds.append(private_api.is_engine(inspect.currentframe().f_back))
+            return func(*args, **(kwargs or {}))
+
+    class AddsItself(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, value):
+            return value.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient + 1
+
+    weight = torch.ones(2, requires_grad=True)
+    hidden = AddsItself.apply(weight * 2)
+    total = (hidden.sin() * hidden.cos()).sum()
+    with Noting():
+        total.backward()
+    assert adds == [True, False]
+
+
+def test_a_block_runs_without_the_modes_around_it():
+    names = []
+
+    def run(kernel, arguments, keywords):
+        names.append(kernel.name())
+        return kernel(*arguments, **keywords)
+
+    with private_api.EveryKernel(run):
+        torch.ones(2).sin()
+        with private_api.without_dispatch_modes():
+            torch.ones(2).cos()
+    assert "aten::sin" in names
+    assert "aten::cos" not in names
+
+
+def test_kernels_tell_what_shares_memory():
+    writes = private_api.schema_of(torch.ops.aten.add_.Tensor)
+    assert writes.is_mutable
+    assert [value.name for value in writes.arguments if value.alias_info and value.alias_info.is_write] == ["self"]
+    makes = private_api.schema_of(torch.ops.aten.add.Tensor)
+    assert not makes.is_mutable
+    assert [(str(value.type), value.alias_info) for value in makes.returns] == [("Tensor", None)]
+    assert private_api.schema_of(torch.ops.aten.view.default).returns[0].alias_info is not None
+
+
+def test_trees_have_leaves():
+    assert private_api.tree_leaves([1, {"a": (2, None)}]) == [1, 2, None]
+
+
+# PyTorch's compiler
+
+
+def double(value):
+    return value * 2
+
+
+def test_copies_of_a_function_are_compiled_as_often_as_one():
+    with torch.compiler.config.patch(recompile_limit=1):
+        compiled = [
+            torch.compile(private_api.with_own_recompilations(double), backend="eager", fullgraph=True, dynamic=False)
+            for _ in range(2)
+        ]
+        for size, function in enumerate(compiled, start=2):
+            assert function(torch.ones(size)).tolist() == [2.0] * size
+        with pytest.raises(Exception, match="Hard failure due to fullgraph"):
+            compiled[0](torch.ones(5))
+
+
+def test_a_write_to_what_a_function_returned_is_refused_in_known_words():
+    class Returns(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, value):
+            return value.view_as(value), value.clone()
+
+        @staticmethod
+        def backward(ctx, *gradients):
+            return gradients[0]
+
+    view, _ = Returns.apply(torch.ones(2, requires_grad=True) * 1)
+    with pytest.raises(RuntimeError) as refused:
+        view.add_(1)
+    assert private_api.is_refused_write(refused.value, "Returns")
+    assert not private_api.is_refused_write(refused.value, "Other")
+
+
+# transformers
+
+
+@pytest.mark.parametrize("name", ["BambaForCausalLM", "FalconForCausalLM", "GPTJForCausalLM", "GPTNeoForCausalLM"])
+def test_layers_are_annotated_to_return_what_they_return(name):
+    model = tiny(name)
+    layers = next(module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) > 1)
+    returned = []
+    layers[0].register_forward_hook(lambda *values: returned.append(values[-1]))
+    model(**batch(model))
+    assert isinstance(returned[0], torch.Tensor) == private_api.returns_one_tensor(type(layers[0]).forward)
+
+
+def test_annotations_may_be_texts():
+    """As they are where a module begins with ``from __future__ import annotations``."""
+
+    def one(hidden: "UnknownToPython") -> "torch.Tensor":  # noqa: F821
+        return hidden
+
+    def several(hidden) -> "tuple[torch.Tensor]":
+        return (hidden,)
+
+    @functools.wraps(one)
+    def wrapped(*arguments):
+        return one(*arguments)
+
+    assert private_api.returns_one_tensor(one)
+    assert private_api.returns_one_tensor(wrapped)
+    assert not private_api.returns_one_tensor(several)
+    assert not private_api.returns_one_tensor(lambda hidden: hidden)
+
+
+def test_causal_language_models_compute_their_loss_by_an_attribute():
+    model = tiny("llama")
+    assert private_api.calls_loss_function(type(model))
+    assert not private_api.calls_loss_function(type(model.model))
+    model.loss_function = lambda logits, labels, **_: logits.sum() * 0 + 7
+    assert model(**batch(model)).loss == 7
+
+
+def test_loading_leaves_a_mark_on_a_model(tmp_path):
+    model = tiny("llama")
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    assert private_api.was_loaded(loaded)
+    assert not private_api.was_loaded(model)
+    assert not private_api.was_loaded(type(model)(loaded.config))
+
+
+def test_auto_classes_know_the_models_of_a_configuration():
+    mapping = private_api.models_of_auto_class(transformers.AutoModelForCausalLM)
+    assert mapping[transformers.LlamaConfig] is transformers.LlamaForCausalLM
+    assert private_api.models_of_auto_class(transformers.LlamaForCausalLM) is None
+    autos = [auto for auto in vars(modeling_auto).values() if private_api.models_of_auto_class(auto) is not None]
+    assert transformers.AutoModelForSequenceClassification in autos
+
+
+def test_configurations_without_an_auto_class_are_saved_without_code(tmp_path):
+    class Marked(transformers.LlamaConfig):
+        pass
+
+    Marked.register_for_auto_class()
+    Unmarked = type("Unmarked", (Marked,), dict(private_api.NO_REMOTE_CODE))
+    Marked().save_pretrained(tmp_path / "marked")
+    Unmarked().save_pretrained(tmp_path / "unmarked")
+    assert list((tmp_path / "marked").glob("*.py"))
+    assert not list((tmp_path / "unmarked").glob("*.py"))
+
+
+def test_configurations_name_the_attention():
+    model = tiny("llama")
+    for name in ("eager", "sdpa"):
+        model.set_attn_implementation(name)
+        assert private_api.attention_of(model.config) == name
+    assert private_api.attention_of(None) is None
+
+
+def test_files_that_are_not_there_are_told_from_errors(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    assert private_api.cached_file_if_any(tmp_path, "config.json") == str(tmp_path / "config.json")
+    assert private_api.cached_file_if_any(tmp_path, "other.json") is None
+
+
+def test_weights_of_other_sizes_are_refused_in_known_words(tmp_path):
+    model = tiny("llama")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError) as refused:
+        type(model).from_pretrained(tmp_path, vocab_size=model.config.vocab_size + 1)
+    assert private_api.is_size_mismatch(refused.value)
+
+
+def test_gguf_files_are_read(tmp_path):
+    model = tiny_llama()
+    path = str(tmp_path / "model.gguf")
+    write_gguf(path, model, tiny_tokenizer())
+    metadata, tensors = private_api.gguf_metadata(path, ("tokenizer.ggml.tokens",))
+    assert metadata["general.architecture"] == "llama"
+    assert len(metadata["tokenizer.ggml.tokens"]) == 300
+    assert "token_embd.weight" in tensors
+    header = private_api.gguf_header(path)
+    assert header.data_start > 0
+    assert all(tensor.nbytes > 0 and tensor.offset >= 0 for tensor in header.tensors)
+    assert "smollm" not in (private_api.gguf_text_splits() or ()), "transformers splits as SmolLM does: use it"
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        (private_api.TRAINER_RESUMES, ["self", "resume_from_checkpoint", "model"]),
+        (private_api.TRAINER_ENDS_WITH_BEST, ["self"]),
+        (private_api.TRAINER_UPLOADS, ["self", "checkpoint_folder"]),
+        ("Trainer._issue_warnings_after_load", ["self", "load_result"]),
+    ],
+)
+def test_the_trainer_has_the_methods_that_are_wrapped(name, arguments):
+    """That it calls them is for tests/integrations/test_trainer.py."""
+    method = inspect.unwrap(getattr(transformers.Trainer, name.removeprefix("Trainer.")))
+    assert list(inspect.signature(method).parameters) == arguments
+
+
+# PEFT, TRL, datasets and bitsandbytes
+
+
+def test_layers_of_peft_say_which_adapters_work():
+    model = tiny("llama", lora=True)
+    layer = next(module for module in model.modules() if isinstance(module, LoraLayer))
+    off, merged, active = private_api.ADAPTERS_OFF, private_api.ADAPTERS_MERGED, private_api.ADAPTERS_ACTIVE
+    state = [vars(layer)[name] for name in (off, merged, active)]
+    assert state == [False, [], ["default"]]
+    with model.disable_adapter():
+        assert vars(layer)[off] is True
+    model.merge_adapter()
+    assert vars(layer)[merged] == ["default"]
+
+
+def test_peft_tells_its_layers_about_a_batch_by_hooks():
+    model = tiny("llama", lora=True).eval()
+    layer = next(module for module in model.modules() if isinstance(module, LoraLayer))
+    seen = []
+    layer.register_forward_hook(
+        lambda module, *_: seen.extend(map(private_api.is_hook_of_peft, private_api.forward_pre_hooks(module).values()))
+    )
+    inputs = batch(model)["input_ids"]
+    model(input_ids=inputs, adapter_names=["default", "__base__"])
+    assert seen == [True]
+    assert not private_api.forward_pre_hooks(layer)
+    assert not private_api.is_hook_of_peft(lambda *_: None)
+
+
+def test_trl_makes_and_names_references_by_known_functions():
+    module = pytest.importorskip("trl.trainer.utils")
+    makes, names = (getattr(module, name) for name in (private_api.TRL_MAKES_REFERENCES, private_api.TRL_NAMES_MODELS))
+    assert next(iter(inspect.signature(makes).parameters)) == "model_id"
+    assert list(inspect.signature(names).parameters) == ["config"]
+
+
+def test_data_sets_with_other_content_have_other_fingerprints(tmp_path):
+    file = tmp_path / "text.txt"
+    found = []
+    for text in ("one\n", "two\n", "one\n"):
+        file.write_text(text)
+        found.append(private_api.fingerprint_of(datasets.Dataset.from_dict({"text": [text]})))
+    assert found[0] != found[1]
+    assert found[0] == found[2]
+
+
+def test_bitsandbytes_has_the_switch_for_its_kernel_without_gradients():
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    layer = bitsandbytes.nn.Linear4bit(64, 64)
+    assert hasattr(layer, "support_avx512bf16_for_cpu")
+    source = inspect.getsource(bitsandbytes.nn.Linear4bit)
+    assert "packing_format_for_cpu" in source
+    layer.to("cpu")
+    private_api.keep_gradients_of_nf4(layer)
+    assert layer.support_avx512bf16_for_cpu is False

@@ -9,15 +9,21 @@ Unless a docstring says otherwise, an absent member raises AttributeError or Imp
 gradient is computed without it.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import inspect
+from collections.abc import Callable, Container, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
+from types import FrameType, FunctionType, SimpleNamespace
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Variable
 from torch.autograd.graph import Node
 from torch.multiprocessing.reductions import StorageWeakRef as StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+from torch.utils._python_dispatch import _disable_current_modes, is_traceable_wrapper_subclass
+from torch.utils._pytree import tree_leaves as tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 # Tensors and their memory
@@ -229,3 +235,232 @@ class EveryKernel(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         return self._run(func, args, kwargs or {})
+
+
+# Counting what a step computes
+
+
+def number_of_next_node() -> int:
+    """Return the number that autograd gives the next node of its graph: nodes are numbered as they are made.
+
+    PyTorch: `_get_sequence_nr`.
+    """
+    return torch._C._autograd._get_sequence_nr()
+
+
+def number_of_running_node() -> int | None:
+    """Return the number of the node that the backward pass evaluates; None outside of one. See `number_of_next_node`.
+
+    PyTorch: `_current_autograd_node`, and `_sequence_nr` of a node.
+    """
+    node = torch._C._current_autograd_node()
+    return None if node is None else node._sequence_nr()
+
+
+def is_engine(frame: FrameType | None) -> bool:
+    """Whether autograd's engine itself, and no code of a node or a user, ran the operator that a mode is called for.
+
+    So it adds up the gradients of a tensor that is used more than once. PyTorch: `_engine_run_backward`, the function
+    in which Python enters the engine, and the files of the wrappers that keep compilers out of dispatch modes.
+
+    Args:
+        frame: what called `__torch_dispatch__` of the mode; None where the engine has a thread of its own.
+
+    """
+    while frame is not None and frame.f_code.co_filename.endswith(("_compile.py", "eval_frame.py")):
+        frame = frame.f_back
+    return frame is None or frame.f_code is torch.autograd.graph._engine_run_backward.__code__
+
+
+def without_dispatch_modes() -> AbstractContextManager[Any]:
+    """Return a context in which no dispatch mode sees what runs. PyTorch: `_disable_current_modes`."""
+    return _disable_current_modes()
+
+
+def schema_of(kernel: Any) -> Any:
+    """Return the arguments and results of a kernel, and which of them share memory. PyTorch: `OpOverload._schema`."""
+    return kernel._schema
+
+
+# PyTorch's compiler
+
+
+def with_own_recompilations(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a copy of a function whose recompilations are counted by themselves.
+
+    PyTorch: it counts them by code object, up to `torch.compiler.config.recompile_limit`. Where it counts otherwise, a
+    layer is refused, or runs uncompiled, sooner than it has to.
+    """
+    return FunctionType(function.__code__.replace(), function.__globals__)
+
+
+def is_refused_write(error: RuntimeError, function: str) -> bool:
+    """Whether an error says that something wrote to a view which an autograd function returned.
+
+    PyTorch: the words of its error, which has no type of its own.
+    """
+    return f"of {function} is a view and is being modified inplace" in str(error)
+
+
+# transformers
+
+
+def returns_one_tensor(forward: Callable[..., Any]) -> bool:
+    """Whether the forward of a layer is annotated to return one tensor, and not a tuple that begins with it.
+
+    transformers: releases return the hidden state alone from layers that returned more before, and nothing else than
+    the annotation says which a release does. Where it is wrong, the families' tests fail.
+    """
+    function = inspect.unwrap(forward)
+    # Not of the whole signature: other annotations may have names that only type checkers know.
+    annotations = {name: hint for name, hint in function.__annotations__.items() if name == "return"}
+    hints = get_type_hints(SimpleNamespace(__annotations__=annotations), function.__globals__)
+    return hints.get("return") is Tensor
+
+
+def calls_loss_function(model_class: type[nn.Module]) -> bool:
+    """Whether the forward of a model class, or one that it may call of its bases, uses `self.loss_function`.
+
+    transformers: its causal language models compute their loss by this attribute, which has no public name. A model
+    that does not is refused, or keeps its own loss.
+    """
+    forwards = [inspect.unwrap(vars(base)["forward"]) for base in model_class.__mro__ if "forward" in vars(base)]
+    return any("loss_function" in forward.__code__.co_names for forward in forwards)
+
+
+def was_loaded(model: Any) -> bool:
+    """Whether a model of transformers came from `from_pretrained`.
+
+    transformers: `_weight_conversions`, which loading leaves on a model. `name_or_path` alone tells too little: a model
+    with fresh weights has it where its configuration was loaded. An absent one costs a hint.
+    """
+    return bool(getattr(model, "name_or_path", "")) and hasattr(model, "_weight_conversions")
+
+
+def models_of_auto_class(auto: Any) -> Mapping[Any, Any] | None:
+    """Return the model classes of an auto class by configuration class; None for what is none.
+
+    transformers: `_model_mapping`. There is a public way to add to it, `register`, and none to read it.
+    """
+    return getattr(auto, "_model_mapping", None) if hasattr(auto, "register") else None
+
+
+NO_REMOTE_CODE: dict[str, None] = {"_auto_class": None}
+"""Attributes of a configuration class that is not saved as code beside its models.
+
+transformers: `_auto_class`, which `register_for_auto_class` sets for all subclasses as well.
+"""
+
+
+def attention_of(config: Any) -> str | None:
+    """Return the name of the attention that a model computes by; None where its configuration has none.
+
+    transformers: `_attn_implementation`. `set_attn_implementation` of a model is public, and nothing that reads it.
+    """
+    return getattr(config, "_attn_implementation", None)
+
+
+def cached_file_if_any(name: Any, file: str, **options: Any) -> str | None:
+    """Return where a file of a directory or a hub id lies on this machine, downloaded where it has to be; None without.
+
+    transformers: a keyword of `cached_file`, whose public form raises the same error for a file that is not there and
+    for a hub that does not answer.
+    """
+    from transformers.utils import cached_file
+
+    return cached_file(name, file, _raise_exceptions_for_missing_entries=False, **options)
+
+
+def is_size_mismatch(error: RuntimeError) -> bool:
+    """Whether loading failed because weights have other sizes than the model. transformers: the words of its error."""
+    return "ignore_mismatched_sizes" in str(error)
+
+
+def gguf_metadata(path: str, arrays: tuple[str, ...] = ()) -> tuple[dict[str, Any], Any]:
+    """Return what a GGUF file says of its model, and the names of its tensors; lists only those named in `arrays`.
+
+    transformers: the reader behind ``from_pretrained(gguf_file=...)``.
+    """
+    from transformers.integrations.gguf import reader
+
+    return reader.read_gguf_metadata(path, arrays)
+
+
+def gguf_header(path: str) -> Any:
+    """Return where the tensors of a GGUF file lie, and their dtype; ValueError for types that only gguf knows.
+
+    transformers: the reader behind ``from_pretrained(gguf_file=...)``.
+    """
+    from transformers.integrations.gguf import reader
+
+    return reader.GgufHeader.from_file(path)
+
+
+def gguf_text_splits() -> Container[str] | None:
+    """Return in which ways transformers splits text as GGUF files name them; None before 5.24, which had no names."""
+    try:
+        from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+    except ImportError:
+        return None
+    return GGUF_PRE_TOKENIZER_SPLITS
+
+
+TRAINER_RESUMES = "Trainer._load_from_checkpoint"
+"""What loads the weights of a checkpoint, given its directory and perhaps the model. transformers: a private method."""
+
+TRAINER_ENDS_WITH_BEST = "Trainer._load_best_model"
+"""What loads the best checkpoint after the training. transformers: a private method."""
+
+TRAINER_UPLOADS = "Trainer._push_from_checkpoint"
+"""What uploads a checkpoint, given its directory. transformers: a private method."""
+
+
+def warn_after_loading(trainer: Any, result: Any) -> None:
+    """Have a trainer say which weights were missing. transformers: `Trainer._issue_warnings_after_load`."""
+    trainer._issue_warnings_after_load(result)
+
+
+# PEFT, TRL, datasets and bitsandbytes
+
+ADAPTERS_OFF = "_disable_adapters"
+"""The attribute of PEFT's layers that says whether their adapters are off; messages name it, and nothing depends on it.
+
+So it is with the next two."""
+
+ADAPTERS_MERGED = "merged_adapters"
+"""The attribute of PEFT's layers that holds the adapters which are merged into the weight."""
+
+ADAPTERS_ACTIVE = "_active_adapter"
+"""The attribute of PEFT's layers that holds the adapters which are used."""
+
+
+def is_hook_of_peft(hook: Callable[..., Any]) -> bool:
+    """Whether PEFT made a hook: one that tells its layers about the batch, for the length of a forward pass.
+
+    PEFT: it registers such hooks before the forward pass and removes them after it, and has no way to ask for them.
+    """
+    function = hook.func if isinstance(hook, partial) else hook
+    return str(getattr(function, "__module__", "")).partition(".")[0] == "peft"
+
+
+TRL_MAKES_REFERENCES = "create_model_from_path"
+"""The function of `trl.trainer.utils` by which trainers make a reference model, given what the next one returned."""
+
+TRL_NAMES_MODELS = "get_config_model_id"
+"""The function of `trl.trainer.utils` by which trainers ask for the name of a model, given its configuration."""
+
+
+def fingerprint_of(dataset: Any) -> str:
+    """Return the name that `datasets` gives to the content of a data set. datasets: `_fingerprint`."""
+    return dataset._fingerprint
+
+
+def keep_gradients_of_nf4(layer: Any) -> None:
+    """Have a `Linear4bit` of bitsandbytes keep its weight in the form that has gradients, in place.
+
+    bitsandbytes: on CPUs with AVX512-BF16 it packs the weight of a layer that is evaluated outside of training anew,
+    for a kernel without a gradient, and `state_dict` unpacks it.
+    """
+    layer.support_avx512bf16_for_cpu = False
+    if getattr(layer.weight.quant_state, "packing_format_for_cpu", False):
+        layer.state_dict()

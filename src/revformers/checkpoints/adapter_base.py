@@ -18,7 +18,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.utils import cached_file
 
 from revformers.checkpoints.gguf_file import is_gguf
 from revformers.checkpoints.load import VARIANT, hub_keywords, local_folder, weight_files
@@ -28,6 +27,7 @@ from revformers.files import write_text
 from revformers.models.discovery import unwrap
 from revformers.models.identity import Identity, in_words, read_identity
 from revformers.models.state import predictor_weights, require_reversible, reversible_stack, update_predictors
+from revformers.private_api import cached_file_if_any
 
 ADAPTER_CONFIG = "adapter_config.json"
 DESCRIPTION = "reversible.json"
@@ -203,10 +203,7 @@ def find_description(adapter: str | os.PathLike, keywords: Mapping[str, Any]) ->
 
 def find_file(adapter: str | os.PathLike, name: str, keywords: Mapping[str, Any]) -> str | None:
     """Return where a file of an adapter lies on this machine, downloaded where it has to be; None where it has none."""
-    found: str | None = cached_file(
-        adapter, name, _raise_exceptions_for_missing_entries=False, **hub_keywords(keywords)
-    )
-    return found
+    return cached_file_if_any(adapter, name, **hub_keywords(keywords))
 
 
 def base_differences(model: nn.Module, base: AdapterBase) -> list[str]:

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence
 from transformers import AutoConfig, GgufConfig, PreTrainedTokenizerFast
-from transformers.integrations.gguf import reader as gguf_reader
 from transformers.utils import is_gguf_available
 
 from revformers.errors import MissingPackageError, ModelFilesError
+from revformers.private_api import gguf_header, gguf_metadata, gguf_text_splits
 
 SPECIAL_TOKENS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 TOKENS = "tokenizer.ggml.tokens"
@@ -93,7 +93,7 @@ def load_gguf_tokenizer(name: str | os.PathLike) -> PreTrainedTokenizerFast:
     """
     path = find_gguf(name)
     with _clear_errors(path):
-        metadata, _ = gguf_reader.read_gguf_metadata(str(path), (TOKENS,))
+        metadata, _ = gguf_metadata(str(path), (TOKENS,))
         # An auto class would prefer the files of another tokenizer in the same directory.
         tokenizer = PreTrainedTokenizerFast(gguf_file=path.name, name_or_path=str(path.parent))
         # transformers 5.17 takes the first token of a text for the last one.
@@ -127,7 +127,7 @@ def find_gguf(name: str | os.PathLike) -> Path:
         raise FileNotFoundError(f"There is no file {str(name)!r} to load a model from.")
     require_gguf(path.name)
     with _clear_errors(path):
-        gguf_reader.read_gguf_metadata(str(path))
+        gguf_metadata(str(path))
         header = _header(path)
     if header is not None:
         end = max((header.data_start + tensor.offset + tensor.nbytes for tensor in header.tensors), default=0)
@@ -162,7 +162,7 @@ def _config(path: Path) -> Any:
 def _header(path: Path) -> Any:
     """Return where the tensors lie, or None where there are types that only the package gguf knows."""
     try:
-        return gguf_reader.GgufHeader.from_file(str(path))
+        return gguf_header(str(path))
     except ValueError:
         return None
 
@@ -174,7 +174,7 @@ def _own_type(path: Path) -> torch.dtype:
 
 def _refuse_scaled_rotation(path: Path, config: Any) -> None:
     """Raise ModelFilesError where rotary positions are scaled in a way that transformers leaves out."""
-    metadata, tensors = gguf_reader.read_gguf_metadata(str(path))
+    metadata, tensors = gguf_metadata(str(path))
     rotation = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
     scaling = metadata.get(f"{metadata['general.architecture']}.rope.scaling.type", "none")
     factors = [name for name in tensors if name.startswith(("rope_freqs", "rope_factors"))]
@@ -192,11 +192,10 @@ def _set_split(path: Path, tokenizer: PreTrainedTokenizerFast, metadata: Mapping
         split: PreTokenizer = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
         tokenizer.backend_tokenizer.pre_tokenizer = split
         return
-    try:
-        from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS as known
-    except ImportError:  # transformers before 5.24 goes by the architecture
+    known = gguf_text_splits()
+    if known is None:  # transformers then goes by the architecture
         return
-    if metadata.get("tokenizer.ggml.model") == "gpt2" and name not in (*known, "default", "gpt-2"):
+    if metadata.get("tokenizer.ggml.model") == "gpt2" and name not in known and name not in ("default", "gpt-2"):
         warnings.warn(
             f"{path} splits text in the way {name!r} before it is tokenized, which transformers does not know: it "
             f"splits as GPT-2 does, and may find other tokens than the model was trained on.",

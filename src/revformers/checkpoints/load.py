@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from revformers.checkpoints.gguf_file import is_gguf, load_gguf_config, load_gguf_model, load_gguf_tokenizer
 from revformers.errors import ModelFilesError, NotReversibleError
+from revformers.private_api import is_size_mismatch
 
 INDEX = "model.safetensors.index.json"
 VARIANT = "reversible"
@@ -156,7 +157,7 @@ def clear_errors(path: str, keywords: Mapping[str, Any], variant: str | None = N
             raise
         raise ModelFilesError(fault) from error
     except RuntimeError as error:
-        if "ignore_mismatched_sizes" not in str(error):
+        if not is_size_mismatch(error):
             raise
         raise ModelFilesError(
             f"The weights in {path} have other sizes than its config.json describes, or what was given in its place "

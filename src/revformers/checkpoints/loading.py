@@ -10,6 +10,7 @@ from transformers.models.auto import modeling_auto
 from revformers.checkpoints.load import clear_errors, find_model
 from revformers.checkpoints.model_class import reversible_class
 from revformers.checkpoints.model_config import MODEL_TYPE, PREFIX, ReversibleConfig, saved_config
+from revformers.private_api import models_of_auto_class
 
 
 def from_pretrained(path: str | os.PathLike, **keywords: Any) -> Any:
@@ -62,8 +63,8 @@ def register_models(kind: Any) -> None:
     _REGISTERED.add(kind)
     ordinary = kind._ordinary
     for auto in vars(modeling_auto).values():
-        mapping = getattr(auto, "_model_mapping", None)
-        if not hasattr(auto, "register") or mapping is None or ordinary not in mapping:
+        mapping = models_of_auto_class(auto)
+        if mapping is None or ordinary not in mapping:
             continue
         models = mapping[ordinary]
         # Where there are several, transformers takes the first unless the configuration names another.

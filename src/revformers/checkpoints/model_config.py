@@ -20,6 +20,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from revformers.checkpoints.load import hub_keywords
 from revformers.errors import ModelFilesError
 from revformers.models.identity import Identity
+from revformers.private_api import NO_REMOTE_CODE
 
 MODEL_TYPE = "reversible (pip install revformers, then import revformers)"
 WEIGHTS_NOTE = "this is a reversible model: pip install revformers, then revformers.from_pretrained"
@@ -131,8 +132,7 @@ def _make_class(ordinary: Any) -> Any:
     # The module stays ours: for a class of its own modules transformers registers no models (5.17).
     namespace = {"__qualname__": ordinary.__qualname__, "__doc__": ordinary.__doc__, "__module__": __name__}
     namespace |= {"__init__": ordinary.__init__, "model_type": ordinary.model_type, "_ordinary": ordinary}
-    namespace |= {"_auto_class": None}  # or transformers saves this module as the code of a remote one
-    return type(ordinary.__name__, (ReversibleConfig, ordinary), namespace)
+    return type(ordinary.__name__, (ReversibleConfig, ordinary), namespace | NO_REMOTE_CODE)
 
 
 def identity_of(config: Any) -> Identity | None:

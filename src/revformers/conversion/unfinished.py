@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from revformers.files import write_text, written_whole
+from revformers.private_api import attention_of
 
 SECONDS_BETWEEN_SAVES = 20.0
 """A layer of a small model takes less than writing its states does."""
@@ -149,7 +150,7 @@ def identity_of(model: Any, batches: Iterable[Tensors], *others: str) -> str:
     """
     config, device = model.config, model.device.type
     autocast = str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None
-    described = [torch.__version__, config.to_json_string(use_diff=False), config._attn_implementation, autocast]
+    described = [torch.__version__, config.to_json_string(use_diff=False), attention_of(config), autocast]
     sha = hashlib.sha256(json.dumps([*described, *others]).encode())
     named = [*model.state_dict().items(), *(item for batch in batches for item in batch.items())]
     for name, tensor in named:

@@ -12,6 +12,7 @@ from revformers.data import standard_library
 from revformers.data.cache import cache_directory, digest, file_digest
 from revformers.data.section import DataSection
 from revformers.errors import UserError
+from revformers.private_api import fingerprint_of
 
 LOADERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 """Loader of `datasets` for each kind of local file."""
@@ -169,7 +170,7 @@ class HubDataset(Source):
         data = self._data
         parts = [self._training, self._held_out]
         return digest(
-            [part._fingerprint for part in parts if part is not None],
+            [fingerprint_of(part) for part in parts if part is not None],
             [data.text_column, data.validation_fraction, data.validation_documents],
         )
 

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
+from revformers.private_api import has_gradient_hooks, leaf_of_node
+
 
 def chunked_sum(function: Callable[..., Tensor], rows: Tensor, *others: Tensor, chunk: int) -> Tensor:
     """Return the sum of `function` over chunks of rows, float32 or wider.
@@ -105,11 +107,12 @@ def _leaves(result: Tensor) -> list[Tensor]:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if hasattr(node, "variable"):
-            leaves.append(node.variable)
+        leaf = leaf_of_node(node)
+        if leaf is not None:
+            leaves.append(leaf)
         nodes += [following for following, _ in node.next_functions]
     for leaf in leaves:
-        if leaf._backward_hooks:
+        if has_gradient_hooks(leaf):
             raise ValueError(
                 f"A parameter {list(leaf.shape)} of the head has a gradient hook (register_hook), which a chunked loss "
                 f"would run for every chunk; remove the hook, or train with the model's own loss."

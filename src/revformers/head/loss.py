@@ -24,6 +24,7 @@ from revformers.head.losses import cross_entropy_sum, divergence_sum
 from revformers.head.teacher import Teacher
 from revformers.models.discovery import find_stack, unwrap
 from revformers.models.hidden import InseparableHeadError, LastHiddenState, own_forward
+from revformers.private_api import calls_loss_function
 
 Head = Literal["auto", "chunked", "own"]
 """How a command computes the cross-entropy: "chunked" from the logits of a few tokens at a time, "own" as the model
@@ -124,7 +125,7 @@ def _check(model: Any) -> None:
     parameters = inspect.signature(type(model).forward).parameters
     if "labels" not in parameters or "logits_to_keep" not in parameters:
         raise InseparableHeadError.of(model)
-    if model.loss_function is not ForCausalLMLoss or not _calls_loss_function(type(model)):
+    if model.loss_function is not ForCausalLMLoss or not calls_loss_function(type(model)):
         raise _another_loss(model)
 
 
@@ -252,12 +253,6 @@ def _replaced_loss(model: Any, loss_function: Callable[..., Tensor]) -> Iterator
         yield
     finally:
         model.loss_function = before
-
-
-def _calls_loss_function(kind: type) -> bool:
-    """Say whether the forward of a class, or one that it may call of its bases, uses `loss_function`."""
-    forwards = [inspect.unwrap(vars(base)["forward"]) for base in kind.__mro__ if "forward" in vars(base)]
-    return any("loss_function" in forward.__code__.co_names for forward in forwards)
 
 
 def _another_loss(model: nn.Module) -> InseparableHeadError:

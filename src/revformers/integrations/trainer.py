@@ -21,6 +21,7 @@ from revformers.errors import RebuildMismatchError, StateRangeError
 from revformers.models.discovery import unwrap
 from revformers.models.identity import in_words, read_identity
 from revformers.models.state import reversible_stack
+from revformers.private_api import TRAINER_ENDS_WITH_BEST, TRAINER_RESUMES, TRAINER_UPLOADS, warn_after_loading
 
 Function = Callable[..., Any]
 
@@ -28,9 +29,9 @@ Function = Callable[..., Any]
 def extend(module: ModuleType) -> None:
     """Put the functions of this file around those of `transformers.trainer`."""
     wrap_function_wrapper(module, "Trainer.train", _train)
-    wrap_function_wrapper(module, "Trainer._load_from_checkpoint", _load_from_checkpoint)
-    wrap_function_wrapper(module, "Trainer._load_best_model", _load_best_model)
-    wrap_function_wrapper(module, "Trainer._push_from_checkpoint", _push_from_checkpoint)
+    wrap_function_wrapper(module, TRAINER_RESUMES, _load_from_checkpoint)
+    wrap_function_wrapper(module, TRAINER_ENDS_WITH_BEST, _load_best_model)
+    wrap_function_wrapper(module, TRAINER_UPLOADS, _push_from_checkpoint)
     wrap_function_wrapper(module, "Trainer.create_model_card", create_model_card)
 
 
@@ -117,7 +118,7 @@ def _load_weights(trainer: Any, model: Any, directory: str) -> bool:
         dtypes = {one.dtype for one in weights.values() if one.is_floating_point()}
         dtype = functools.reduce(torch.promote_types, dtypes)
         weights = type(model).from_pretrained(directory, dtype=dtype).state_dict()
-    trainer._issue_warnings_after_load(model.load_state_dict(weights, strict=False))
+    warn_after_loading(trainer, model.load_state_dict(weights, strict=False))
     return True
 
 

@@ -18,8 +18,7 @@ from revformers.checkpoints.model_class import owner_of
 from revformers.checkpoints.model_config import identity_of
 from revformers.integrations.trainer import create_model_card
 from revformers.models.state import reversible_stack
-
-LOADER, NAME = "create_model_from_path", "get_config_model_id"
+from revformers.private_api import TRL_MAKES_REFERENCES, TRL_NAMES_MODELS
 
 
 class ModelName(str):
@@ -50,14 +49,15 @@ def extend_references(module: ModuleType) -> None:
         ImportError: for a release of TRL that makes its references in another way.
 
     """
-    if not hasattr(module, LOADER) or not hasattr(module, NAME):
+    if not hasattr(module, TRL_MAKES_REFERENCES) or not hasattr(module, TRL_NAMES_MODELS):
         raise ImportError(
             f"revformers does not know how this release of TRL makes reference models ({module.__name__} has no "
-            f"{LOADER}); update revformers, or take TRL 1.16."
+            f"{TRL_MAKES_REFERENCES}); update revformers, or take TRL 1.16."
         )
     for dumper in (yaml.Dumper, yaml.SafeDumper):  # TRL writes the name into the metadata of its cards
         yaml.add_representer(ModelName, lambda writer, name: writer.represent_str(str(name)), Dumper=dumper)
-    for function, wrapper in ((LOADER, _create_model_from_path), (NAME, _get_config_model_id)):
+    wrappers = {TRL_MAKES_REFERENCES: _create_model_from_path, TRL_NAMES_MODELS: _get_config_model_id}
+    for function, wrapper in wrappers.items():
         before = getattr(module, function)
         wrap_function_wrapper(module, function, wrapper)
         for other in [loaded for name, loaded in sys.modules.items() if name.startswith("trl.")]:

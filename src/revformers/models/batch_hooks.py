@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from revformers.engine.field import Field
+from revformers.private_api import forward_pre_hooks, is_hook_of_peft
 
 BatchHooks = Sequence[tuple[nn.Module, Callable[..., Any]]]
 """Modules, and the forward pre-hooks with keywords that PEFT gave each of them for one forward pass."""
@@ -27,7 +28,8 @@ def has_batch_hooks(model: nn.Module) -> bool:
 def batch_hooks(*parts: nn.Module) -> BatchHooks:
     """Return the hooks that PEFT gave the modules of `parts` for the forward pass that runs."""
     modules = (module for part in parts for module in part.modules())
-    return [(module, hook) for module in modules for hook in module._forward_pre_hooks.values() if _is_of_peft(hook)]
+    hooks = ((module, hook) for module in modules for hook in forward_pre_hooks(module).values())
+    return [(module, hook) for module, hook in hooks if is_hook_of_peft(hook)]
 
 
 def with_batch_hooks(field: Field, hooks: BatchHooks) -> Field:
@@ -45,11 +47,6 @@ def _in_place(hooks: BatchHooks) -> Iterator[None]:
     """Register the hooks that are no longer there for the length of the block."""
     with contextlib.ExitStack() as stack:
         for module, hook in hooks:
-            if not any(present is hook for present in module._forward_pre_hooks.values()):
+            if not any(present is hook for present in forward_pre_hooks(module).values()):
                 stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
         yield
-
-
-def _is_of_peft(hook: Any) -> bool:
-    function = hook.func if isinstance(hook, partial) else hook
-    return str(getattr(function, "__module__", "")).partition(".")[0] == "peft"

@@ -1,7 +1,6 @@
 """Compiling what the layers of a reversible model compute."""
 
 from collections.abc import Callable
-from types import FunctionType
 from typing import Any, TypeVar
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 
 from revformers.models.fields import Evaluate, evaluate
 from revformers.models.state import require_reversible
+from revformers.private_api import with_own_recompilations
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -28,7 +28,7 @@ def compile_layers(model: Model, *, fullgraph: bool = True, **options: Any) -> M
     Args:
         model: a reversible causal language model of transformers, or a PEFT model around one.
         fullgraph: whether a layer must compile as one graph. What cannot is an error, and so is a model with more kinds
-            of layers than ``torch._dynamo.config.recompile_limit``, which would otherwise run the rest uncompiled.
+            of layers than ``torch.compiler.config.recompile_limit``, which would otherwise run the rest uncompiled.
         options: what `torch.compile` takes besides, such as ``mode`` or ``backend``.
 
     Returns:
@@ -67,7 +67,5 @@ class _CompiledEvaluate:
 
 
 def _compiled(**options: Any) -> Evaluate:
-    # PyTorch counts recompilations by code object, so every one gets its own.
-    own = FunctionType(evaluate.__code__.replace(), evaluate.__globals__)
-    compiled: Evaluate = torch.compile(own, **options)
+    compiled: Evaluate = torch.compile(with_own_recompilations(evaluate), **options)
     return compiled

@@ -16,7 +16,7 @@ from revformers.errors import NotReversibleError
 from revformers.models.families import find_layout
 from revformers.models.families.layout import BlockLayout, ModuleCall
 from revformers.models.update_predictor import PredictorForm, UpdatePredictor
-from revformers.private_api import version_of
+from revformers.private_api import is_refused_write, version_of
 
 
 def layer_inputs(layer: nn.Module, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> dict[str, Any]:
@@ -248,7 +248,7 @@ def _difference(call: LayerCall, returned: LayerReturn, hidden: Tensor) -> Tenso
         output = call.evaluate(_forward, call.layer, (call.inputs,), given)
     except RuntimeError as error:
         # In training PyTorch refuses it, in the name of a function of this library.
-        if "of _Use is a view and is being modified inplace" not in str(error):
+        if not is_refused_write(error, "_Use"):
             raise
         raise _writes_to_input(call.layer) from error
     if version_of(given) != version:

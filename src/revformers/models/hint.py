@@ -12,6 +12,7 @@ from revformers.dynamics.base import Dynamics
 from revformers.errors import ConversionHint
 from revformers.models.discovery import unwrap
 from revformers.models.state import update_predictors
+from revformers.private_api import was_loaded
 
 NEAR = Fraction(1, 8)
 """Largest |a| that is near the ordinary network: it adds one percent to the loss of a trained five-layer Llama, where
@@ -47,11 +48,8 @@ def hint_at_conversion(model: nn.Module, dynamics: Dynamics, number_of_layers: i
     if _given or _SILENT.get():
         return
     inner = unwrap(model)
-    # The name alone tells too little: a model with fresh weights has it as well where its config was loaded. What
-    # transformers converted while loading, if only nothing, is noted on loaded models alone.
-    pretrained = getattr(inner, "name_or_path", "") and hasattr(inner, "_weight_conversions")
     largest = max((abs(step.previous) for step in dynamics.steps(number_of_layers)), default=Fraction(0))
-    if not pretrained or largest <= NEAR:
+    if not was_loaded(inner) or largest <= NEAR:
         return
     _given = True
     warnings.warn(

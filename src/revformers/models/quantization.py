@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from revformers.private_api import keep_gradients_of_nf4
+
 
 def quantization_options(name: str, dtype: torch.dtype) -> dict[str, Any]:
     """Return the keywords of `from_pretrained` that quantise a model while it is loaded; none for ``"none"``.
@@ -54,7 +56,4 @@ def keep_trainable(model: nn.Module) -> None:
     """
     for module in model.modules():
         if type(module).__name__ == "Linear4bit":
-            layer: Any = module
-            layer.support_avx512bf16_for_cpu = False
-            if getattr(layer.weight.quant_state, "packing_format_for_cpu", False):
-                layer.state_dict()  # which bitsandbytes unpacks the weights for, and leaves them so
+            keep_gradients_of_nf4(module)

@@ -20,6 +20,7 @@ from revformers.models.state import require_reversible
 from revformers.models.verify import GradientReport, gradients_set_aside, verify_gradients
 from revformers.planning.meter import peak_by_category
 from revformers.planning.timeline import MemoryByCategory
+from revformers.private_api import has_accumulation_hooks
 
 logger = logging.getLogger(__name__)
 
@@ -201,7 +202,7 @@ class ReversibleCallback(TrainerCallback):
             return
         reversible = require_reversible(model)
         # Such hooks step the optimizer as soon as a gradient is there, also in a backward pass that only looks.
-        if any(getattr(parameter, "_post_accumulate_grad_hooks", None) for parameter in model.parameters()):
+        if any(map(has_accumulation_hooks, model.parameters())):
             warnings.warn(
                 "ReversibleCallback verifies nothing: something works on the gradients inside the backward pass, such "
                 "as an optimizer, and would do so here; call revformers.verify_gradients(model, batch) before.",

@@ -21,6 +21,10 @@ from torch.nn.parameter import is_lazy
 from revformers.engine.field import Field
 from revformers.engine.saved_bytes import is_plain
 from revformers.private_api import (
+    ADAPTERS_ACTIVE,
+    ADAPTERS_MERGED,
+    ADAPTERS_OFF,
+    attention_of,
     buffers_of,
     children_of,
     forward_hooks,
@@ -34,9 +38,9 @@ _FUNCTIONS = (FunctionType, MethodType, BuiltinFunctionType, partial)
 _PLAIN = (bool, int, float, str, type(None))
 _OF_MANY_MODULES: dict[str, Callable[[Any, Any], str]] = {
     "training": lambda before, after: f"modules were switched to {'train' if after else 'eval'}()",
-    "_disable_adapters": lambda before, after: f"adapters were {'disabled' if after else 'enabled'}",
-    "merged_adapters": lambda before, after: f"adapters were {'merged' if after else 'unmerged'}",
-    "_active_adapter": lambda before, after: f"the active adapter was changed from {before} to {after}",
+    ADAPTERS_OFF: lambda before, after: f"adapters were {'disabled' if after else 'enabled'}",
+    ADAPTERS_MERGED: lambda before, after: f"adapters were {'merged' if after else 'unmerged'}",
+    ADAPTERS_ACTIVE: lambda before, after: f"the active adapter was changed from {before} to {after}",
 }
 """Settings of many modules at a time, and what it is called that they change. All but the first are PEFT's."""
 
@@ -309,7 +313,7 @@ def _settings(module: nn.Module) -> dict[str, Any]:
             found[name] = tuple(value.items())  # PEFT's scaling
         elif isinstance(value, _FUNCTIONS):
             found[name] = weakref.ref(value)
-    attention = getattr(vars(module).get("config"), "_attn_implementation", None)
+    attention = attention_of(vars(module).get("config"))
     if attention is not None:
         found["config._attn_implementation"] = attention
     for name, part in children_of(module).items():

@@ -1,6 +1,5 @@
 """How a decoder layer splits into its two branches, attention and MLP."""
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from revformers.errors import NotReversibleError
+from revformers.private_api import returns_one_tensor
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class BlockLayout:
     def others_returned(self, layer: nn.Module) -> int:
         """Return how many values the layer's forward returns behind its hidden state."""
         # Newer transformers return the hidden state alone from layers that returned more, and their annotation says so.
-        alone = self.values_returned == 1 or inspect.signature(type(layer).forward).return_annotation is Tensor
+        alone = self.values_returned == 1 or returns_one_tensor(type(layer).forward)
         return 0 if alone else self.values_returned - 1
 
     def attention_update(self, layer: nn.Module, hidden: Tensor, call: ModuleCall) -> tuple[Tensor, tuple[Any, ...]]:
