@@ -21,7 +21,7 @@ from lab.bench.workload import PLAIN_STORE, Arm, Precision, Workload, arms_from_
 from revformers import NotReversibleError, dynamics, verify_gradients
 from revformers.data.blocks import build_datasets
 from revformers.dynamics import Dynamics, TwoEvaluationMidpoint
-from revformers.errors import UserError
+from revformers.errors import UserError, as_user_error
 from revformers.head.loss import apply_head
 from revformers.training.model import build_config, build_dynamics, build_model
 from revformers.training.recipe import Recipe
@@ -271,7 +271,7 @@ def workload_of(recipe: Recipe, device: str = "cpu") -> Workload:
     precision: Precision = "bfloat16" if recipe.model.dtype == "bfloat16" else "float32"
     if precision == "float32" and recipe.training.precision == "bfloat16":
         precision = "bfloat16_autocast"
-    try:
+    with as_user_error():
         return Workload(
             model_config=build_config(recipe).to_dict(),
             batch_size=recipe.training.per_device_train_batch_size,
@@ -281,8 +281,6 @@ def workload_of(recipe: Recipe, device: str = "cpu") -> Workload:
             seed=recipe.model.seed,
             head=recipe.loss.head,
         )
-    except ValueError as error:
-        raise UserError(str(error)) from error
 
 
 def _dynamics_to_compare(own: Dynamics) -> list[Dynamics]:

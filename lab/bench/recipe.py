@@ -9,7 +9,7 @@ from lab.bench.arm_names import ArmName
 from lab.bench.workload import PLAIN_CHECKPOINT, PLAIN_OFFLOAD, Optimizer, Precision, Workload
 from revformers.byte_size import parse_size
 from revformers.dynamics import Dynamics
-from revformers.errors import UserError, require
+from revformers.errors import UserError, as_user_error, require
 from revformers.head.loss import Head
 from revformers.training.model import build_dynamics, network_config
 from revformers.training.recipe import NetworkSection, RecurrenceSection
@@ -126,7 +126,7 @@ class BenchRecipe:
 
         """
         config = network_config(self.model, {"bos_token_id": None, "eos_token_id": None})
-        try:
+        with as_user_error():
             workload = Workload(
                 config.to_dict(),
                 self.batch_size,
@@ -137,8 +137,6 @@ class BenchRecipe:
                 self.head,
                 self.optimizer,
             )
-        except ValueError as error:
-            raise UserError(str(error)) from error
         longest = workload.longest_sequence
         for length in (self.sequence_length, *self.sequence_lengths):
             if longest is not None and length > longest:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import tyro
 
-from revformers.errors import UserError
+from revformers.errors import as_user_error
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,7 @@ def run(arguments: Sequence[str]) -> int:
     # imported here, so that the help does not wait for its libraries
     from lab.bench.report import write_report
 
-    try:
+    with as_user_error():
         write_report(options.run, options.out, ["report", *arguments])
-    except ValueError as error:
-        raise UserError(str(error)) from error
     print(f"Written to {options.out}.")
     return 0

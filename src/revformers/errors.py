@@ -1,5 +1,7 @@
 """This library's own errors and warnings. Bad arguments raise Python's ``ValueError`` and ``TypeError``."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -35,3 +37,21 @@ def require(condition: bool, name: str, expected: str, value: Any) -> None:
     """Raise UserError where the value of the field `name` is not what is expected of it."""
     if not condition:
         raise UserError(f"{name} must be {expected}, not {value}.")
+
+
+@contextmanager
+def as_user_error(beginning: str = "", kinds: tuple[type[Exception], ...] = (ValueError,)) -> Iterator[None]:
+    """Turn errors about a value that the user gave into UserError, in one line; UserError and NotReversibleError stay.
+
+    Args:
+        beginning: what the message begins with, where another library says the rest, of which 300 characters are kept.
+        kinds: the errors that the value may raise.
+
+    """
+    try:
+        yield
+    except (UserError, NotReversibleError):
+        raise
+    except kinds as error:
+        message = " ".join(str(error).split())
+        raise UserError(f"{beginning}: {message[:300]}" if beginning else message) from error

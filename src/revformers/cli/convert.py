@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from revformers.errors import UserError
+from revformers.errors import UserError, as_user_error
 
 if TYPE_CHECKING:
     from revformers.conversion.convert import Method
@@ -90,7 +90,6 @@ def run(arguments: Sequence[str]) -> int:
     from revformers.conversion.progress import ConversionProgress
     from revformers.conversion.text import calibration_blocks
     from revformers.data.section import DataSection
-    from revformers.errors import NotReversibleError
     from revformers.files import write_json, written_whole
     from revformers.models.provenance import Provenance
     from revformers.models.state import record_provenance, reversible_stack
@@ -110,7 +109,7 @@ def run(arguments: Sequence[str]) -> int:
     calibration, held_out = calibration_blocks(data, tokenizer, options.sequences, options.held_out)
     unfinished = options.out.with_name(f"{options.out.name}.unfinished")
     converter: Converter | None = None
-    with ConversionProgress(console) as progress:
+    with ConversionProgress(console) as progress, as_user_error():
         try:
             converter = Converter(model, method, calibration, held_out, progress, unfinished.resolve())
             if converter.resumable:
@@ -119,10 +118,6 @@ def run(arguments: Sequence[str]) -> int:
             conversions.append(
                 converter.convert(_bits(options)) if target is None else converter.convert_to_target(target)
             )
-        except NotReversibleError:
-            raise
-        except ValueError as error:
-            raise UserError(str(error)) from error
         except KeyboardInterrupt:
             if converter is None or not converter.resumable:
                 raise
@@ -158,11 +153,9 @@ def _refuse(options: ConvertOptions) -> None:
     for name in ("sequences", "held_out", "length"):
         if getattr(options, name) < (2 if name == "length" else 1):
             raise UserError(f"{name} is a number of at least {2 if name == 'length' else 1}.")
-    try:
+    with as_user_error():
         for bits in (*options.compare, _bits(options)):
             check_budget(bits)
-    except ValueError as error:
-        raise UserError(str(error)) from error
 
 
 def _check_out(out: Path) -> None:
@@ -193,10 +186,8 @@ def _method(options: ConvertOptions) -> "Method":
     from revformers.conversion.convert import Method
     from revformers.models.update_predictor import predictor_form_of
 
-    try:
+    with as_user_error():
         form = predictor_form_of(options.predictor, options.rank)
-    except ValueError as error:
-        raise UserError(str(error)) from error
     return Method(options.allocation, form, two_evaluations=options.two_evaluations)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from revformers.errors import UserError
+from revformers.errors import UserError, as_user_error
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -96,11 +96,8 @@ def _model(options: VerifyOptions) -> "PreTrainedModel":
         return build_model(load_recipe(options.model, changes))
     model = load_causal_lm(options.model)
     if options.dynamics:
-        try:
-            with without_hint():  # gradients are verified here, not what the network knows
-                return make_reversible(model, dynamics.create(options.dynamics))
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        with as_user_error(), without_hint():  # gradients are verified here, not what the network knows
+            return make_reversible(model, dynamics.create(options.dynamics))
     if reversible_stack(model) is None:
         raise UserError(f"{options.model!r} is an ordinary model; name a recurrence for it with --dynamics.")
     return model

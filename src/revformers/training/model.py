@@ -11,7 +11,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTr
 
 from revformers import dynamics
 from revformers.data.tokenizer import END_OF_TEXT_ID, load_tokenizer
-from revformers.errors import NotReversibleError, UserError
+from revformers.errors import UserError, as_user_error
 from revformers.models.reversible import make_reversible
 from revformers.training.recipe_file import suggestion
 
@@ -29,10 +29,8 @@ def build_dynamics(section: "RecurrenceSection") -> dynamics.Dynamics:
         UserError: for a name or an option that does not exist, or a bad value.
 
     """
-    try:
+    with as_user_error(kinds=(TypeError, ValueError)):
         return dynamics.create(section.name, **section.options)
-    except (TypeError, ValueError) as error:
-        raise UserError(str(error)) from error
 
 
 def build_config(recipe: "Recipe") -> PreTrainedConfig:
@@ -72,10 +70,9 @@ def network_config(section: "NetworkSection", defaults: Mapping[str, Any]) -> Pr
         hint = f"did you mean {close[0]!r}?" if close else "use a model type such as llama, gpt2 or qwen3."
         raise UserError(f"transformers has no architecture {section.architecture!r}; {hint}")
     _check_names(section.architecture, section.config)
-    try:
+    beginning = f"model.config does not describe a {section.architecture}"
+    with as_user_error(beginning, (StrictDataclassError, TypeError, ValueError)):
         return AutoConfig.for_model(section.architecture, **{**defaults, **section.config})
-    except (StrictDataclassError, TypeError, ValueError) as error:
-        raise UserError(f"model.config does not describe a {section.architecture}: {_one_line(error)}") from error
 
 
 def build_model(recipe: "Recipe") -> nn.Module:
@@ -92,18 +89,11 @@ def build_model(recipe: "Recipe") -> nn.Module:
     config = build_config(recipe)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.model.seed)
-        try:
+        beginning = "transformers builds no causal language model from this model.config"
+        with as_user_error(beginning, (KeyError, TypeError, ValueError)):
             model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, recipe.model.dtype))
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"transformers builds no causal language model from this model.config: {_one_line(error)}"
-            ) from error
-    try:
+    with as_user_error():
         return make_reversible(model, chosen, activations=recipe.dynamics.activations)
-    except NotReversibleError:
-        raise
-    except ValueError as error:
-        raise UserError(str(error)) from error
 
 
 def _check_names(architecture: str, values: Mapping[str, object]) -> None:
@@ -113,8 +103,3 @@ def _check_names(architecture: str, values: Mapping[str, object]) -> None:
         if name not in ACCEPTED_ALIASES and not hasattr(default, name):
             known = [*default.to_dict(), *default.attribute_map]
             raise UserError(f"model.config of a {architecture} has no {name!r}{suggestion(name, known)}")
-
-
-def _one_line(error: Exception) -> str:
-    """Return the first three hundred characters of the message of `error` without its line breaks."""
-    return " ".join(str(error).split())[:300]

@@ -7,21 +7,21 @@ from transformers import Trainer, TrainingArguments, default_data_collator
 
 from revformers.data.blocks import build_datasets
 from revformers.dynamics import Residual
-from revformers.errors import UserError
-from revformers.files import write_json, write_text, written_whole
+from revformers.errors import UserError, as_user_error
+from revformers.files import write_text, written_whole
 from revformers.head.loss import apply_head
-from revformers.models.hidden import InseparableHeadError
 from revformers.models.reversible import make_residual
-from revformers.training.history import loss_curve
+from revformers.models.tiles import set_mlp_tiles
 from revformers.training.model import build_dynamics, build_model
 from revformers.training.recipe import Recipe
 from revformers.training.run_directory import RunDirectory
 from revformers.training.sample import check_lengths, write_samples
 from revformers.training.trainer_run import (
     RunResult,
-    apply_tiles,
+    finish,
     finished_result,
     run_metrics,
+    tokens_in_step,
     train,
     trainer_arguments,
 )
@@ -63,11 +63,9 @@ def pretrain(
     if checkpoint is not None and (finished := finished_result(run, checkpoint, recipe.training.max_steps)):
         return finished
 
-    try:
+    with as_user_error():
         apply_head(model, recipe.loss.head, recipe.loss.chunk)
-    except InseparableHeadError as error:
-        raise UserError(str(error)) from error
-    apply_tiles(model, recipe.training)
+        set_mlp_tiles(model, recipe.training.mlp_tile)
     trainer = Trainer(
         model=model,
         args=arguments,
@@ -76,8 +74,7 @@ def pretrain(
         eval_dataset=validation_blocks,
         processing_class=tokenizer,
     )
-    sequences = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    tokens_per_step = sequences * recipe.data.block_length
+    tokens_per_step = tokens_in_step(arguments, recipe.data.block_length)
     if stopped := train(trainer, run, checkpoint, console, tokens_per_step, recipe.training):
         return stopped
 
@@ -88,11 +85,9 @@ def pretrain(
         with written_whole(run.model) as directory:
             trainer.accelerator.unwrap_model(model).save_pretrained(directory)
             tokenizer.save_pretrained(directory)
-        write_json(run.history, loss_curve(trainer.state))
         if recipe.sample.prompts:
             write_text(run.sample, ("\n" + "-" * 80 + "\n").join(write_samples(model, tokenizer, recipe.sample)) + "\n")
-        write_json(run.metrics, metrics)  # last, since it says that the run is finished
-    return RunResult(run.path, True, trainer.state.global_step, None, metrics)
+    return finish(trainer, run, metrics)
 
 
 def training_arguments(recipe: Recipe) -> TrainingArguments:

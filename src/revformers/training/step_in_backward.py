@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from revformers.errors import UserError
+from revformers.errors import UserError, as_user_error
 
 NOT_BY_PARAMETER = ("LBFGS", "CPUOffloadOptimizer")
 """Optimizers of torch.optim and torchao.optim that need all gradients, or have hooks of their own to wait for them."""
@@ -41,10 +41,8 @@ class StepInBackward(TrainerCallback):
 
         """
         optimizer = kwargs["optimizer"]
-        try:
+        with as_user_error():
             self._hooks = step_in_backward(getattr(optimizer, "optimizer", optimizer))
-        except ValueError as error:
-            raise UserError(str(error)) from error
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -12,11 +12,10 @@ from typing import Any, TypeVar
 import torch
 import transformers
 from rich.console import Console
-from torch import nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from revformers.errors import UserError
-from revformers.models.tiles import set_mlp_tiles
+from revformers.errors import UserError, as_user_error
+from revformers.files import write_json
 from revformers.training.history import Clock, loss_curve
 from revformers.training.interruption import SaveOnSignal
 from revformers.training.progress import ShowProgress
@@ -93,21 +92,11 @@ def trainer_arguments(
         **section.arguments,
         **fixed,
     }
-    try:
+    with as_user_error("The Trainer refuses the training section", (ImportError, TypeError, ValueError)):
         arguments = kind(**values)
-    except (ImportError, TypeError, ValueError) as error:
-        raise UserError(f"The Trainer refuses the training section: {' '.join(str(error).split())[:300]}") from error
     if section.optimizer_in_backward:
         check_step_in_backward(arguments)
     return arguments
-
-
-def apply_tiles(model: nn.Module, section: TrainingSection) -> None:
-    """Evaluate the MLPs of the model in the tiles that the section asks for; raise UserError where that cannot be."""
-    try:
-        set_mlp_tiles(model, section.mlp_tile)
-    except ValueError as error:
-        raise UserError(str(error)) from error
 
 
 def finished_result(run: RunDirectory, checkpoint: Path, max_steps: int) -> RunResult | None:
@@ -178,6 +167,20 @@ def train(
     if step < trainer.state.max_steps:
         return RunResult(run.path, False, step, interruption.received, {})
     return None
+
+
+def tokens_in_step(arguments: TrainingArguments, block_length: int) -> int:
+    """Return the tokens of one optimizer step, over all devices, where every sequence is a block."""
+    sequences = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    return sequences * block_length
+
+
+def finish(trainer: Trainer, run: RunDirectory, metrics: dict[str, Any]) -> RunResult:
+    """Write the loss curve and the figures of a run whose results are saved, and return what it came to."""
+    if trainer.is_world_process_zero():
+        write_json(run.history, loss_curve(trainer.state))
+        write_json(run.metrics, metrics)  # last, since it says that the run is finished
+    return RunResult(run.path, True, trainer.state.global_step, None, metrics)
 
 
 def run_metrics(trainer: Trainer, tokens: int) -> dict[str, Any]:

@@ -1,0 +1,205 @@
+"""The network of a fine-tuning run: loaded, converted, and given its adapter and its loss."""
+
+import dataclasses
+import warnings
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
+
+from revformers.checkpoints.adapter import apply_conversion
+from revformers.checkpoints.adapter_base import save_conversion
+from revformers.checkpoints.gguf_file import is_gguf
+from revformers.checkpoints.load import load_causal_lm
+from revformers.console import say
+from revformers.conversion.convert import convert
+from revformers.conversion.progress import ConversionProgress
+from revformers.errors import UserError, as_user_error
+from revformers.files import written_whole
+from revformers.head.loss import HeadLoss, apply_head, set_head_loss
+from revformers.head.teacher import AdapterOff, Teacher
+from revformers.models.quantization import keep_trainable, quantization_options
+from revformers.models.reversible import set_activations
+from revformers.models.state import reversible_stack
+from revformers.training.deployment import leave_out_predictors, refuse_trained_predictors
+from revformers.training.finetune_data import FinetuneData, training_blocks
+from revformers.training.finetune_recipe import AdapterSection, FinetuneRecipe
+from revformers.training.recipe_file import suggestion
+from revformers.training.run_directory import RunDirectory
+
+CONVERSION_OPTIONS = ("allocation", "two_evaluations")
+"""What conversion.options takes; the rest of a conversion has fields of its own, or follows from the data."""
+
+REFUSED_ADAPTER = "PEFT refuses the adapter section"
+
+
+def check_recipe(recipe: FinetuneRecipe) -> None:
+    """Raise UserError for what can be seen without loading anything."""
+    if not recipe.output:
+        raise UserError("The recipe names no run directory; set output.")
+    if not recipe.model.name:
+        raise UserError("The recipe names no model to fine-tune; set model.name.")
+    if is_gguf(recipe.model.name) and recipe.model.quantization != "none":
+        raise UserError("The weights of a GGUF file are dequantised; set model.quantization to none.")
+    if recipe.adapter.kind == "none":
+        if recipe.model.quantization != "none":
+            raise UserError("Quantised weights cannot be trained; set adapter.kind to lora or quantization to none.")
+        if recipe.adapter.merge:
+            raise UserError("adapter.merge needs an adapter; set adapter.kind to lora.")
+    elif recipe.adapter.merge and recipe.model.quantization != "none":
+        raise UserError("adapter.merge would round the adapter to the quantised weights; leave one of them out.")
+    for name in recipe.conversion.options:
+        if name not in CONVERSION_OPTIONS:
+            raise UserError(f"conversion.options has no {name!r}{suggestion(name, CONVERSION_OPTIONS)}")
+
+
+def check_model(recipe: FinetuneRecipe, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise UserError where model, tokenizer and recipe do not go together; let the tokenizer end a text."""
+    name, conversion = recipe.model.name, recipe.conversion
+    config = model.config.get_text_config(decoder=True)
+    if tokenizer.eos_token is None and isinstance(config.eos_token_id, int):
+        # A bare tokenizer.json does not say which of its tokens that is; the model does.
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(config.eos_token_id)
+    if len(tokenizer) > config.vocab_size:
+        raise UserError(
+            f"The tokenizer has {len(tokenizer)} tokens and {name} {config.vocab_size}; set model.tokenizer to the "
+            f"model's own."
+        )
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest is not None and recipe.data.block_length > longest:
+        raise UserError(
+            f"data.block_length is {recipe.data.block_length} tokens, but {name} reads at most {longest}; shorten it."
+        )
+    reversible = reversible_stack(model) is not None
+    if reversible and conversion.bits is not None:
+        raise UserError(f"{name} is reversible already; set conversion.bits to none to keep its dynamics.")
+    if reversible and recipe.loss.distillation:
+        raise UserError(
+            f"loss.distillation learns from an ordinary network, which {name} no longer is; name the model that it was "
+            f"converted from, and set conversion.bits."
+        )
+    if not reversible and conversion.bits is None:
+        if conversion.activations not in ("store", "checkpoint"):
+            raise UserError(
+                f"Without conversion {name} is an ordinary network, which cannot {conversion.activations} activations; "
+                f"set conversion.bits, or conversion.activations to store or checkpoint."
+            )
+        if recipe.annealing.steps:
+            raise UserError("annealing.steps needs a conversion; set conversion.bits, or annealing.steps to 0.")
+
+
+def load_model(recipe: FinetuneRecipe) -> Any:
+    """Return the model, in nf4 on the device of this process, otherwise on the CPU."""
+    section = recipe.model
+    dtype = getattr(torch, section.dtype)
+    with as_user_error(kinds=(ImportError, ValueError)):
+        options = quantization_options(section.quantization, dtype)
+    if section.revision:
+        options["revision"] = section.revision
+    if section.quantization == "nf4":  # bitsandbytes quantises on the device that the weights stay on
+        options["device_map"] = {"": PartialState().device}
+    model = load_causal_lm(section.name, dtype=dtype, **options)
+    keep_trainable(model)
+    return model
+
+
+def prepare_dynamics(
+    model: Any,
+    recipe: FinetuneRecipe,
+    data: FinetuneData,
+    tokenizer: PreTrainedTokenizerBase,
+    run: RunDirectory,
+    arguments: TrainingArguments,
+    console: Console,
+    *,
+    fresh: bool,
+) -> None:
+    """Convert the model, or give it the conversion that the run began with; one process converts for all."""
+    section = recipe.conversion
+    with arguments.main_process_first(local=False):
+        if fresh and arguments.process_index == 0:
+            if section.bits is not None:
+                blocks = training_blocks(data, tokenizer, section.sequences, recipe.data.block_length)
+                _convert(model, recipe, blocks.to(model.device), console)
+            with written_whole(run.conversion) as directory:
+                directory.mkdir()
+                save_conversion(model, directory)
+        else:
+            apply_conversion(model, run.conversion)
+    with as_user_error():
+        set_activations(model, section.activations)
+
+
+def _convert(model: Any, recipe: FinetuneRecipe, blocks: torch.Tensor, console: Console) -> None:
+    """Convert the model as it will be trained, in the precision of the training, and say what that came to."""
+    section, precision = recipe.conversion, recipe.training.precision
+    say(console, f"converting at {section.bits:g} bits")
+    mixed = precision != "float32"
+    dtype = getattr(torch, precision) if mixed else None
+    with (
+        as_user_error(),
+        ConversionProgress(console) as progress,
+        torch.autocast(model.device.type, dtype=dtype, enabled=mixed),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", "The loss rises by", UserWarning)  # the remarks say it
+        options = {"predictor": section.predictor, "progress": progress, **section.options}
+        conversion = convert(model, section.bits, blocks, **options)  # type: ignore[arg-type]
+    for remark in conversion.remarks:
+        say(console, remark)
+
+
+def lora_config(section: AdapterSection) -> Any:
+    """Return the peft.LoraConfig of the section; raise UserError where PEFT does not take it."""
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise UserError('An adapter needs PEFT; pip install "revformers[finetune]".') from error
+    known = [field.name for field in dataclasses.fields(LoraConfig)]
+    for name in section.options:
+        if name not in known:
+            raise UserError(f"adapter.options has no {name!r}{suggestion(name, known)}")
+    if section.options.get("layer_replication"):
+        raise UserError(
+            "adapter.options.layer_replication makes a network of other layers than those that were converted; leave "
+            "it out, or fine-tune a model that has these layers."
+        )
+    values = {
+        "r": section.rank,
+        "lora_alpha": section.alpha,
+        "lora_dropout": section.dropout,
+        "target_modules": section.target_modules,
+        "task_type": "CAUSAL_LM",
+        **section.options,
+    }
+    with as_user_error(REFUSED_ADAPTER, (TypeError, ValueError)):
+        return LoraConfig(**values)
+
+
+def with_adapter(model: Any, config: Any, recipe: FinetuneRecipe) -> Any:
+    """Return the PEFT model around `model`, seeded."""
+    from peft import get_peft_model
+
+    if recipe.deploy == "ordinary":
+        leave_out_predictors(model, config)
+    set_seed(recipe.training.seed)
+    with as_user_error(REFUSED_ADAPTER):
+        adapted = get_peft_model(model, config, revision=recipe.model.revision)
+    if recipe.deploy == "ordinary":
+        refuse_trained_predictors(adapted)
+    return adapted
+
+
+def set_loss(model: Any, recipe: FinetuneRecipe, teacher: Teacher | None) -> None:
+    """Have the model compute the recipe's loss itself; without a teacher, what is under its adapter is the teacher."""
+    section = recipe.loss
+    if section.distillation and teacher is None:
+        teacher = AdapterOff(model)
+    with as_user_error():
+        if section.distillation or section.cross_entropy != 1:
+            weights = section.cross_entropy, section.distillation, section.temperature
+            set_head_loss(model, HeadLoss(*weights, teacher, section.chunk))
+        else:
+            apply_head(model, section.head, section.chunk)
