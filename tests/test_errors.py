@@ -1,0 +1,16 @@
+import pytest
+
+from revformers.errors import NotReversibleError, UserError, as_user_error
+
+
+def test_a_refused_value_is_one_line_for_the_user():
+    with pytest.raises(UserError, match=r"^PEFT refuses it: first second$"), as_user_error("PEFT refuses it"):
+        raise ValueError("first\n  second")
+
+
+@pytest.mark.parametrize("kind", [UserError, NotReversibleError, TypeError])
+def test_other_errors_stay_what_they_are(kind):
+    error = kind("message")
+    with pytest.raises(kind) as caught, as_user_error("Beginning"):
+        raise error
+    assert caught.value is error
