@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from revformers.dynamics.base import Coefficients
-from revformers.engine.ops import kernels_for
+from revformers.engine import ops
 from revformers.engine.packing import packed_size
 from revformers.engine.proof.checksum import checksum
 
@@ -49,7 +49,7 @@ class StatePair:
         if keep_side_information and coefficients.side_information_bits:
             size = packed_size(self.previous.numel(), coefficients.side_information_bits)
             side_information = torch.empty(size, dtype=torch.uint8, device=self.previous.device)
-        kernels_for(self.previous).advance(self.previous, self.current, coefficients, update, side_information)
+        ops.advance(self.previous, self.current, coefficients, update, side_information)
         self.previous, self.current = self.current, self.previous
         return side_information
 
@@ -65,22 +65,21 @@ class StatePair:
             Where |a| > 1: bool[], whether X[l+1] is the successor of any state at all. Otherwise None, as it always is.
 
         """
-        kernels = kernels_for(self.current)
-        possible = kernels.retreat(self.current, self.previous, coefficients, update, side_information)
+        possible = ops.retreat(self.current, self.previous, coefficients, update, side_information)
         self.previous, self.current = self.current, self.previous
         return possible
 
     def read_previous(self, dtype: torch.dtype) -> Tensor:
         """Return p[l-1] in `dtype`."""
-        return kernels_for(self.previous).read(self.previous, dtype)
+        return ops.read(self.previous, dtype)
 
     def read_current(self, dtype: torch.dtype) -> Tensor:
         """Return p[l] in `dtype`."""
-        return kernels_for(self.current).read(self.current, dtype)
+        return ops.read(self.current, dtype)
 
     def read_mean(self, dtype: torch.dtype) -> Tensor:
         """Return (p[l-1] + p[l]) / 2 in `dtype`."""
-        return kernels_for(self.current).read(self.previous + self.current, dtype).mul_(0.5)
+        return ops.read(self.previous + self.current, dtype).mul_(0.5)
 
     def checksum(self) -> Tensor:
         """Return the `checksum` of both states, int64[2]: a change in one unit of one element changes them."""

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from revformers.planning.parts import RememberedParts
 from revformers.planning.results import RememberedResults
 
 aten = torch.ops.aten
@@ -34,7 +33,7 @@ def without_numbers(counted: int) -> Iterator[None]:
     function = torch.nn.functional.scaled_dot_product_attention
     torch.nn.functional.scaled_dot_product_attention = partial(_attention, function)
     try:
-        with _Answers(counted) as answers, RememberedParts(answers).in_place(), autocast_without_meta():
+        with _Answers(counted), autocast_without_meta():
             yield
     finally:
         torch.nn.functional.scaled_dot_product_attention = function

@@ -20,20 +20,21 @@ import sys
 import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
-from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
+from revformers.engine.ops import ADVANCE, KERNELS
 from revformers.engine.proof.checksum import constant_storage
-from revformers.engine.states import StatePair
 from revformers.errors import NotReversibleError
 from revformers.models.discovery import find_stack
+from revformers.planning.kernels import Described, alone, described, first_block
 from revformers.planning.results import makes_new_tensors, tensors_in
 from revformers.planning.timeline import MemoryByCategory, Recorder, Timeline
 
@@ -68,7 +69,7 @@ def timeline_of(
     counter.assign([parameter.grad for parameter in parameters if parameter.grad is not None], "gradients")
     if optimizer is not None:
         counter.assign(_states_of(optimizer), "optimizer")
-    with counter, _parts_watched(counter, model), _gradients_named(counter, parameters), _states_named(counter):
+    with counter, _parts_watched(counter, model), _gradients_named(counter, parameters):
         step()
     return counter.timeline
 
@@ -120,10 +121,6 @@ class StorageCounter(TorchDispatchMode):
                 self._storages[storage._cdata] = (category, *known[1:])
         self._recorder.moment()
 
-    def add_workspace(self, size: int) -> None:
-        """Count `size` bytes as made and freed now."""
-        self._recorder.moment(size, self._category())
-
     def __exit__(self, *arguments: Any) -> None:
         self._recorder.moment()
         super().__exit__(*arguments)
@@ -136,6 +133,12 @@ class StorageCounter(TorchDispatchMode):
         self._recorder.moment()
         self._recorder.operator(func)
         result = func(*args, **(kwargs or {}))
+        if func in KERNELS:
+            self._recorder.moment(_workspace(func, first_block(described(args))), self._category())
+        if func is ADVANCE:
+            previous, current, *_, side_information = args
+            self.assign([previous, current], "states")
+            self.assign([] if side_information is None else [side_information], "side_information")
         for tensor in _plain(tensors_in(result), self._device):
             storage = tensor.untyped_storage()
             if storage._cdata not in self._storages and storage._cdata != self._constant:
@@ -170,6 +173,27 @@ class StorageCounter(TorchDispatchMode):
     def _release(self, key: int, _: object) -> None:
         category, size, _ = self._storages.pop(key)
         self._recorder.change(category, -size)
+
+
+class _Workspace(StorageCounter):
+    """Counts the storages that are made while it watches, and not those that are there before."""
+
+    def _category(self) -> str:
+        return "working"
+
+    def _add(self, storage: torch.UntypedStorage, category: str) -> None:
+        if category == "working":
+            super()._add(storage, category)
+
+
+@lru_cache(maxsize=4096)
+def _workspace(kernel: Any, arguments: Described) -> int:
+    """Return the bytes that a kernel of the engine makes while it runs, its result among them."""
+    with _disable_current_modes():
+        call = alone(kernel, arguments)
+        with _Workspace(torch.device("meta")) as counter:
+            call()
+    return counter.peak.total
 
 
 def _in_backward() -> bool:
@@ -254,22 +278,3 @@ def _registered(handles: Sequence[RemovableHandle]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextlib.contextmanager
-def _states_named(counter: StorageCounter) -> Iterator[None]:
-    """Tell the counter which tensors are fixed-point states and side information: every step of a stack makes them."""
-    advance = StatePair.advance
-
-    def named(pair: StatePair, *arguments: Any, **keywords: Any) -> Tensor | None:
-        side_information = advance(pair, *arguments, **keywords)
-        counter.assign([pair.previous, pair.current], "states")
-        if side_information is not None:
-            counter.assign([side_information], "side_information")
-        return side_information
-
-    StatePair.advance = named  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
-        StatePair.advance = advance  # type: ignore[method-assign]

@@ -9,13 +9,16 @@ train, not to say seconds.
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from revformers.engine.ops import KERNELS
+from revformers.planning.kernels import Described, alone, described
 from revformers.planning.results import makes_new_tensors, tensors_in
 
 aten = torch.ops.aten
@@ -70,6 +73,9 @@ class WorkCounter(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
+        if func in KERNELS:
+            self.operators.update(_inside(func, described(args)))
+            return result
         if func is aten.empty_strided.default:  # makes a tensor and writes nothing
             return result
         if not makes_new_tensors(func) and not func._schema.is_mutable and _is_view(result, (args, kwargs)):
@@ -78,6 +84,13 @@ class WorkCounter(TorchDispatchMode):
         operations = int(count(*args, **kwargs, out_val=result)) if count else 0
         self.operators[operations, sum(map(_bytes, tensors_in((args, kwargs, result))))] += 1
         return result
+
+
+@lru_cache(maxsize=4096)
+def _inside(kernel: Any, arguments: Described) -> Counter[tuple[int, int]]:
+    """Return the operators that a kernel of the engine runs."""
+    with _disable_current_modes():
+        return work_of(alone(kernel, arguments)).operators
 
 
 def _is_view(result: Any, arguments: Any) -> bool:

@@ -15,23 +15,11 @@ from revformers.engine.fixed_point import quantise, read_into
 from revformers.engine.packing import GROUP, pack, packed_size, unpack
 from revformers.engine.rational import divide_, multiply_
 
-MOST_BLOCKS_WITHOUT_NUMBERS = 16
-"""On the meta device blocks only show how large the temporaries are, and many of them would cost time."""
-
 
 def advance(
     previous: Tensor, current: Tensor, coefficients: Coefficients, update: Tensor, side_information: Tensor | None
 ) -> None:
-    """Replace X[l-1] by X[l+1]; see `StatePair.advance`.
-
-    Args:
-        previous: X[l-1], int64, contiguous; overwritten.
-        current: X[l], the same shape.
-        coefficients: a, b and c.
-        update: f(p[l]), floating dtype, the same shape.
-        side_information: uint8[packed_size], written; None where it is not wanted.
-
-    """
+    """Replace X[l-1] by X[l+1]; see `ops.advance`."""
     bits = coefficients.side_information_bits if side_information is not None else 0
     previous, current, update = previous.view(-1), current.view(-1), update.reshape(-1)
     for block in _blocks(previous):
@@ -50,12 +38,7 @@ def advance(
 def retreat(
     successor: Tensor, current: Tensor, coefficients: Coefficients, update: Tensor, side_information: Tensor | None
 ) -> Tensor | None:
-    """Replace X[l+1] by X[l-1]: undo `advance`; the same arguments, `successor` overwritten.
-
-    Returns:
-        Where |a| > 1: bool[], whether X[l+1] is the successor of any state at all. Otherwise None, as it always is.
-
-    """
+    """Replace X[l+1] by X[l-1]; see `ops.retreat`."""
     possible = []
     bits = coefficients.side_information_bits
     successor, current, update = successor.view(-1), current.view(-1), update.reshape(-1)
@@ -74,14 +57,10 @@ def retreat(
 def read(states: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the numbers that `states` (int64, contiguous) holds, rounded to `dtype`."""
     values = torch.empty(states.shape, dtype=dtype, device=states.device)
-    _read(states.view(-1), values.view(-1))
+    flat, flat_values = states.view(-1), values.view(-1)
+    for block in _blocks(flat):
+        read_into(flat[block], flat_values[block])
     return values
-
-
-def _read(states: Tensor, values: Tensor) -> None:
-    """Write the numbers that flat `states` holds to flat `values`."""
-    for block in _blocks(states):
-        read_into(states[block], values[block])
 
 
 def _blocks(flat: Tensor) -> Iterator[slice]:
@@ -90,8 +69,6 @@ def _blocks(flat: Tensor) -> Iterator[slice]:
     if flat.is_cpu:
         # A group of int64 is 1 MB, what a core's cache holds; an operation shares its block among the threads.
         size = GROUP * torch.get_num_threads()
-    elif flat.is_meta:
-        size = max(GROUP, -(-size // (GROUP * MOST_BLOCKS_WITHOUT_NUMBERS)) * GROUP)
     for start in range(0, flat.numel(), max(size, 1)):
         yield slice(start, min(start + size, flat.numel()))
 

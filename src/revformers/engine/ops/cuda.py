@@ -1,4 +1,4 @@
-"""The steps of two states as one Triton kernel, for CUDA; equal to `kernels.plain` to the bit.
+"""The steps of two states as one Triton kernel, for CUDA; equal to `ops.cpu` to the bit.
 
 A step reads what it needs once and writes the new state once. Coefficients are arguments of the kernel and not
 constants, so that blends that differ from layer to layer, or change while training, compile nothing new; only the
@@ -27,14 +27,14 @@ _ROW = packing.GROUP // 8
 def advance(
     previous: Tensor, current: Tensor, coefficients: Coefficients, update: Tensor, side_information: Tensor | None
 ) -> None:
-    """Replace X[l-1] by X[l+1]; see `kernels.plain.advance`."""
+    """Replace X[l-1] by X[l+1]; see `ops.advance`."""
     _launch(previous, current, coefficients, update, side_information, forward=True)
 
 
 def retreat(
     successor: Tensor, current: Tensor, coefficients: Coefficients, update: Tensor, side_information: Tensor | None
 ) -> Tensor | None:
-    """Replace X[l+1] by X[l-1]; see `kernels.plain.retreat`."""
+    """Replace X[l+1] by X[l-1]; see `ops.retreat`."""
     if abs(coefficients.previous) <= 1:
         _launch(successor, current, coefficients, update, side_information, forward=False)
         return None
