@@ -204,7 +204,7 @@ class Arm:
         """Return the bytes that a budget arm keeps at least of a workload."""
         steps = revformers.dynamics.from_dict(self.dynamics).steps(workload.layers)
         item_size = workload.layer_input_bytes // workload.layer_input_elements
-        return smallest_budget(workload.layer_input_elements, item_size, steps, Budget(1, BUDGETS[self.name]))
+        return smallest_budget(workload.layer_input_elements, item_size, steps, may_rebuild=self.name == "budget")
 
     def apply(self, model: Model) -> Model:
         """Change `model`, which may have trained as another arm, in place to train as this one, and return it.

@@ -27,7 +27,7 @@ import revformers as rf
 from lab.bench.environment import write_result
 from lab.bench.step_time import Quartiles, measure_step_times
 from lab.bench.workload import PLAIN_CHECKPOINT, Arm, Workload, llama_config
-from revformers.engine import tape as rebuild
+from revformers.engine import step as step_module
 from revformers.engine.proof.evidence import Evidence, LaterEvidence, Leaf
 from revformers.engine.proof.situation import Situation
 from revformers.engine.proof.statistics import SecondCount
@@ -48,16 +48,15 @@ def without_evidence() -> Iterator[None]:
         mock.patch.object(Evidence, "evaluation", None, create=True),
         mock.patch.object(Evidence, "add", nothing),
         mock.patch.object(Evidence, "finish", nothing),
-        mock.patch.object(Evidence, "read_held", nothing),
         mock.patch.object(Evidence, "leaves", return_value=()),
         mock.patch.object(Evidence, "again", lambda _, hidden: LaterEvidence([], None, hidden)),
         mock.patch.object(LaterEvidence, "add", nothing),
         mock.patch.object(Situation, "__init__", nothing),
         mock.patch.object(Situation, "now", lambda situation: situation),
         mock.patch.object(Situation, "written_buffer", nothing),
-        mock.patch.object(rebuild, "statistics_of", return_value=[]),
+        mock.patch.object(step_module, "statistics_of", return_value=[]),
         mock.patch.object(Situation, "trains_in_backward", nothing),
-        mock.patch.object(rebuild, "checksum", nothing),
+        mock.patch.object(step_module, "checksum", nothing),
     ):
         yield
 
@@ -84,12 +83,12 @@ class Inside:
             (Situation, "__init__"),
             (Situation, "now"),
             (Situation, "written_buffer"),
-            (rebuild, "statistics_of"),
+            (step_module, "statistics_of"),
             (SecondCount, "__init__"),
             (SecondCount, "verdicts"),
             (Situation, "trains_in_backward"),
             (Verdicts, "add"),
-            (rebuild, "checksum"),
+            (step_module, "checksum"),
         ]
         with contextlib.ExitStack() as stack:
             for owner, name in parts:

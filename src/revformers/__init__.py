@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = version("revformers")
 
 from revformers import dynamics, errors, integrations
-from revformers.activations.budget.budget import Budget, BudgetReport
+from revformers.activations import ActivationPolicy, Budget, Checkpoint, Offload, Rebuild, Store
+from revformers.activations.budget.report import BudgetReport
 from revformers.checkpoints.adapter import load_adapter
 from revformers.checkpoints.loading import from_pretrained, register
 from revformers.conversion.convert import convert
@@ -39,9 +40,11 @@ register()
 integrations.register()
 
 __all__ = [
+    "ActivationPolicy",
     "BlendedMidpoint",
     "Budget",
     "BudgetReport",
+    "Checkpoint",
     "Conversion",
     "Description",
     "Dynamics",
@@ -50,11 +53,14 @@ __all__ = [
     "Leapfrog",
     "Midpoint",
     "NotReversibleError",
+    "Offload",
     "PredictorForm",
+    "Rebuild",
     "RebuildMismatchError",
     "Residual",
     "ReversibleCallback",
     "StateRangeError",
+    "Store",
     "TwoEvaluationMidpoint",
     "budget_report",
     "compile_layers",

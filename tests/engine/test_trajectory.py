@@ -10,7 +10,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import revformers as rf
-from revformers.activations import ACTIVATIONS
+from revformers.activations import parse_policy
+from revformers.engine.forward_pass import ForwardPass
 from revformers.engine.states import StatePair
 from revformers.engine.tape import Tape
 from revformers.engine.trajectory import Trajectory
@@ -47,7 +48,7 @@ class Network(nn.Module):
 
     def run(self, dynamics, activations, seed=1):
         torch.manual_seed(seed)
-        trajectory = Trajectory(dynamics, ACTIVATIONS[activations], self.embedding)
+        trajectory = Trajectory(dynamics, parse_policy(activations).bind(dynamics.steps(DEPTH), 1), self.embedding)
         for index, layer in enumerate(self.layers):
             trajectory.step(f"layer {index}", dynamics.coefficients(index), layer)
         return trajectory.readout().float().square().sum()
@@ -208,7 +209,7 @@ def test_no_gradients_no_tape():
     network = Network()
     with torch.no_grad():
         trajectory = Trajectory(rf.Midpoint(), Tape, network.embedding)
-    assert not isinstance(trajectory._policy, Tape)
+    assert not isinstance(trajectory._pass, Tape)
 
 
 def test_an_exception_in_a_layer_leaves_nothing_behind():
@@ -262,7 +263,7 @@ def test_a_second_derivative_is_that_of_the_recurrence(dynamics, activations):
 
 
 def test_a_field_of_another_shape_is_refused():
-    trajectory = Trajectory(rf.Midpoint(), ACTIVATIONS["store"], torch.randn(1, 2, 4))
+    trajectory = Trajectory(rf.Midpoint(), ForwardPass, torch.randn(1, 2, 4))
     with pytest.raises(ValueError, match="layer 0 maps a state"):
         trajectory.step("layer 0", rf.Midpoint().coefficients(0), lambda hidden: hidden[..., :2])
 

@@ -34,6 +34,8 @@ def step(model, network, dynamics, policy):
     try:
         rf.make_reversible(model, dynamics, policy)
         model.zero_grad()
+        if isinstance(policy, rf.Budget):
+            model(**batch(network))  # the first pass of a batch shape is observed, and stores no layer
         torch.manual_seed(2)  # of dropout
         loss = model(**batch(network)).loss
         loss.backward()

@@ -1,65 +1,50 @@
-"""Activation policies: what the backward pass finds, and what it computes again.
+"""Activation policies: which activations the backward pass finds, and which it computes again.
 
-A new one is one new file and one line in `ACTIVATIONS`.
+To add one, write one file and add one line to `ACTIVATIONS`.
 """
-
-from collections.abc import Callable
-from functools import partial
 
 from revformers.activations.base import ActivationPolicy
 from revformers.activations.budget.budget import Budget
-from revformers.activations.budget.budgeted import Budgeted
 from revformers.activations.checkpoint import Checkpoint
 from revformers.activations.offload import Offload
+from revformers.activations.rebuild import Rebuild
 from revformers.activations.store import Store
-from revformers.dynamics.base import Dynamics
-from revformers.engine.states import StatePair
-from revformers.engine.tape import Tape
 
 ACTIVATIONS: dict[str, type[ActivationPolicy]] = {
-    "store": Store,
-    "checkpoint": Checkpoint,
-    "offload": Offload,
-    "rebuild": Tape,
+    policy.name: policy for policy in (Store, Checkpoint, Offload, Rebuild, Budget)
 }
-
-PolicyFactory = Callable[[StatePair], ActivationPolicy]
-"""Makes the activation policy of one forward pass from its pair of states."""
+"""Every policy that recipes, commands and saved models can name."""
 
 
-def check_activations(activations: str, dynamics: Dynamics | None = None) -> None:
-    """Raise ValueError where `activations` is no name in `ACTIVATIONS` and no budget, or needs an inverse."""
-    if activations not in ACTIVATIONS and not activations.startswith("budget"):
+def parse_policy(policy: ActivationPolicy | str) -> ActivationPolicy:
+    """Return the policy that a text such as "rebuild" or "budget:20GiB" names; a policy is returned as it is.
+
+    Raises:
+        TypeError: for anything else.
+        ValueError: for a name that is not in `ACTIVATIONS`, or options that the policy does not have.
+
+    """
+    if isinstance(policy, ActivationPolicy):
+        return policy
+    if not isinstance(policy, str):
+        raise TypeError(f"An activation policy is an object such as revformers.Rebuild(), or its name, not {policy!r}.")
+    name, _, options = policy.partition(":")
+    if name not in ACTIVATIONS:
+        *names, last = ACTIVATIONS
         raise ValueError(
-            f"There is no activation policy {activations!r}; choose one of {', '.join(ACTIVATIONS)}, or a budget such "
-            f"as budget:20GiB."
+            f"There is no activation policy {name!r}; choose {', '.join(names)} or {last}, which takes a size such as "
+            f'"budget:20GiB".'
         )
-    rebuilds = activations == "rebuild" if activations in ACTIVATIONS else Budget.parse(activations).rebuilds
-    if dynamics is not None and rebuilds and not dynamics.reversible:
-        raise ValueError(
-            f'{type(dynamics).__name__} has no inverse to rebuild activations with; use "store", "checkpoint", '
-            f'"offload" or "budget:20GiB:checkpoint", or reversible dynamics.'
-        )
-
-
-def policy_factory(activations: str, dynamics: Dynamics, number_of_layers: int) -> PolicyFactory:
-    """Return what makes the policy that `activations` names, for a stack of `number_of_layers` layers."""
-    if activations in ACTIVATIONS:
-        return ACTIVATIONS[activations]
-    steps = dynamics.steps(number_of_layers)
-    return partial(Budgeted, budget=Budget.parse(activations), steps=steps, steps_per_layer=dynamics.steps_per_layer)
+    return ACTIVATIONS[name].from_text(options)
 
 
 __all__ = [
     "ACTIVATIONS",
     "ActivationPolicy",
     "Budget",
-    "Budgeted",
     "Checkpoint",
     "Offload",
-    "PolicyFactory",
+    "Rebuild",
     "Store",
-    "Tape",
-    "check_activations",
-    "policy_factory",
+    "parse_policy",
 ]

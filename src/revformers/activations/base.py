@@ -1,45 +1,72 @@
-"""What an activation policy does for one forward pass."""
+"""The interface of activation policies."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Self
 
-from torch import Tensor
-
-from revformers.activations.budget.budget import BudgetReport
-from revformers.dynamics.base import Coefficients
-from revformers.engine.field import Field
+from revformers.dynamics.base import Coefficients, Dynamics
+from revformers.engine.forward_pass import ForwardPass
 from revformers.engine.states import StatePair
+
+BeginPass = Callable[[StatePair], ForwardPass]
+"""Begins a forward pass with its pair of fixed-point states."""
 
 
 class ActivationPolicy(ABC):
-    """Evaluates the fields of one forward pass and decides what is kept of them for the backward pass.
+    """Decides which activations the backward pass finds stored, and how it computes the others again.
 
-    One object lives for one forward pass. All policies compute the same numbers: the network does not depend on them.
+    A policy is immutable and can serve many models. The network does not depend on it: under every policy the forward
+    pass returns the same numbers and the backward pass the same gradients, to the bit.
 
     Attributes:
-        states: the pair of fixed-point states, which the policy advances.
+        name: the name of the policy in recipes, on the command line and in saved models.
+        keeps: what a forward pass keeps for its backward pass, in words.
 
     """
 
-    def __init__(self, states: StatePair) -> None:
-        self.states = states
+    name: ClassVar[str]
+    keeps: ClassVar[str]
+
+    @property
+    def needs_inverse(self) -> bool:
+        """Whether the backward pass runs the recurrence backwards, which takes dynamics with an inverse."""
+        return False
+
+    @property
+    def evaluates_again(self) -> bool:
+        """Whether the backward pass evaluates layers a second time."""
+        return True
 
     @abstractmethod
-    def evaluate(self, name: str, coefficients: Coefficients, field: Field, hidden: Tensor) -> Tensor:
-        """Return f_l(p[l]) in the autograd graph.
+    def bind(self, steps: Sequence[Coefficients], steps_per_layer: int) -> BeginPass:
+        """Return a function that begins a forward pass; called once for each model, so that it can remember passes.
 
         Args:
-            name: what messages call the step, e.g. "layer 3".
-            coefficients: a, b and c of the step that will follow.
-            field: f_l.
-            hidden: p[l], (batch, tokens, width) in the compute dtype, in the autograd graph.
+            steps: a, b and c of every step of the stack.
+            steps_per_layer: 1, or 2 where a layer steps by branch.
 
         """
 
-    def advance(self, coefficients: Coefficients, update: Tensor) -> None:
-        """Advance the states by the step whose field was evaluated last; `update` is what it returned."""
-        self.states.advance(coefficients, update, keep_side_information=False)
+    @classmethod
+    def from_text(cls, options: str) -> Self:
+        """Read the options that follow the name and a colon in `str(policy)`; most policies have none.
 
-    @property
-    def report(self) -> BudgetReport | None:
-        """What was chosen so far, of a policy that has a choice."""
-        return None
+        Raises:
+            ValueError: for options that the policy does not have.
+
+        """
+        if options:
+            raise ValueError(f'The activation policy "{cls.name}" has no options, but was given {options!r}.')
+        return cls()
+
+    def __str__(self) -> str:
+        """Write the policy as recipes, commands and saved models hold it; `parse_policy` reads it."""
+        return self.name
+
+    def check(self, dynamics: Dynamics) -> None:
+        """Raise ValueError where the policy needs an inverse and the dynamics have none."""
+        if self.needs_inverse and not dynamics.reversible:
+            raise ValueError(
+                f"{type(dynamics).__name__} has no inverse to rebuild activations with; use revformers.Store(), "
+                f'Checkpoint(), Offload() or Budget("20GiB", "checkpoint"), or reversible dynamics.'
+            )

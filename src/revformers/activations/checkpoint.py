@@ -1,45 +1,55 @@
 """Activation checkpointing: the input of every step is stored."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from revformers.activations.base import ActivationPolicy
+from revformers.activations.base import ActivationPolicy, BeginPass
 from revformers.dynamics.base import Coefficients
 from revformers.engine.field import Field
+from revformers.engine.forward_pass import ForwardPass
 from revformers.engine.states import StatePair
 from revformers.engine.tape import Tape
 from revformers.engine.ticket import InputSource, kept
 
 
+@dataclass(frozen=True)
 class Checkpoint(ActivationPolicy):
-    """Keep p[l] of every step and evaluate f_l again, up to the last tensor that it saves.
+    """Keep p[l] of every step and evaluate f_l again.
 
     PyTorch's own checkpointing compares the shapes of what is evaluated again, and no values: a weight that changes
-    between the forward and the backward pass gives another gradient without an error. This one is the tape's, which
-    holds every evaluation to the forward pass.
+    between the forward and the backward pass gives another gradient without an error. This policy uses the tape, which
+    compares every evaluation with that of the forward pass.
     """
+
+    name = "checkpoint"
+    keeps = "the input of every step"
+
+    def bind(self, steps: Sequence[Coefficients], steps_per_layer: int) -> BeginPass:
+        """Return what begins a forward pass that keeps the inputs."""
+        return CheckpointedPass
+
+
+class CheckpointedPass(ForwardPass):
+    """One forward pass that keeps the input of every step."""
 
     def __init__(self, states: StatePair) -> None:
         super().__init__(states)
         self._tape = Tape.without_states(states.current.device)
-        self._steps = 0
 
     def evaluate(self, name: str, coefficients: Coefficients, field: Field, hidden: Tensor) -> Tensor:
-        """Return f_l(p[l]), of which only p[l] is kept."""
-        update = self._tape.evaluate(name, coefficients, field, hidden, undone=False)
-        if update.requires_grad:
-            self._tape.drop(self._steps, self._keep(hidden.detach()))
-        self._steps += 1
-        return update
+        """Return f_l(p[l]), of which p[l] alone is kept."""
+        return self._tape.evaluate(name, coefficients, field, hidden, keep=self._keep)
 
     def _keep(self, hidden: Tensor) -> InputSource:
         return kept(hidden)
 
 
 def checkpointed(name: str, field: Field, hidden: Tensor) -> Tensor:
-    """Return `field(hidden)`, of which only `hidden` is kept, as the policy in force around it keeps what is saved.
+    """Return `field(hidden)`, of which only `hidden` is kept, as the policy in force around it keeps saved tensors.
 
     Args:
         name: what messages call it.
@@ -47,12 +57,11 @@ def checkpointed(name: str, field: Field, hidden: Tensor) -> Tensor:
         hidden: its input, any shape.
 
     """
-    tape = Tape.without_states(hidden.device)
     # Saved like any tensor of the layer, so that it is rebuilt with the layer, or stored with it.
     saved = _Save.apply(torch.empty(0, requires_grad=True), hidden).grad_fn
-    output = tape.evaluate(name, None, field, hidden, undone=False)
-    tape.drop(0, lambda: saved.saved_tensors[0])
-    return output
+    return Tape.without_states(hidden.device).evaluate(
+        name, None, field, hidden, keep=lambda _: lambda: saved.saved_tensors[0]
+    )
 
 
 class _Save(torch.autograd.Function):

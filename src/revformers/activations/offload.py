@@ -1,14 +1,31 @@
 """Activation checkpointing whose stored inputs lie in host memory."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from revformers.activations.checkpoint import Checkpoint
+from revformers.activations.base import ActivationPolicy, BeginPass
+from revformers.activations.checkpoint import CheckpointedPass
+from revformers.dynamics.base import Coefficients
 from revformers.engine.ticket import InputSource
 
 
-class Offload(Checkpoint):
+@dataclass(frozen=True)
+class Offload(ActivationPolicy):
     """Keep p[l] of every step in host memory; on a CPU this is `Checkpoint`, as there is nowhere else to go."""
+
+    name = "offload"
+    keeps = "the input of every step, in host memory"
+
+    def bind(self, steps: Sequence[Coefficients], steps_per_layer: int) -> BeginPass:
+        """Return what begins a forward pass that copies the inputs to the host."""
+        return OffloadedPass
+
+
+class OffloadedPass(CheckpointedPass):
+    """One forward pass that keeps the input of every step in host memory."""
 
     def _keep(self, hidden: Tensor) -> InputSource:
         if hidden.device.type in ("cpu", "meta"):

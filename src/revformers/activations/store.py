@@ -1,15 +1,21 @@
 """Ordinary autograd: every activation is stored."""
 
-from torch import Tensor
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from revformers.activations.base import ActivationPolicy
+from revformers.activations.base import ActivationPolicy, BeginPass
 from revformers.dynamics.base import Coefficients
-from revformers.engine.field import Field
+from revformers.engine.forward_pass import ForwardPass
 
 
+@dataclass(frozen=True)
 class Store(ActivationPolicy):
-    """Keep everything: the most memory, the least time."""
+    """Keep every activation: the most memory and the least time."""
 
-    def evaluate(self, name: str, coefficients: Coefficients, field: Field, hidden: Tensor) -> Tensor:
-        """Return f_l(p[l]) as ordinary autograd records it."""
-        return field(hidden)
+    name = "store"
+    keeps = "every activation"
+    evaluates_again = False
+
+    def bind(self, steps: Sequence[Coefficients], steps_per_layer: int) -> BeginPass:
+        """Return what begins a forward pass of ordinary autograd."""
+        return ForwardPass

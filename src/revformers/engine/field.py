@@ -6,3 +6,7 @@ from torch import Tensor
 
 Field = Callable[[Tensor], Tensor]
 """f_l: maps p[l], (batch, tokens, width) in the compute dtype, to the update, of the same shape."""
+
+
+class OtherEvaluationError(Exception):
+    """Raised by a field whose second evaluation is not its first; the message follows the name of the step."""

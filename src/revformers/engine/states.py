@@ -32,6 +32,10 @@ class StatePair:
         nothing = torch.empty(0, dtype=torch.int64, device=device)
         return cls(nothing, nothing)
 
+    def copy(self) -> "StatePair":
+        """Return a pair of its own memory."""
+        return StatePair(self.previous.clone(), self.current.clone())
+
     def advance(self, coefficients: Coefficients, update: Tensor, *, keep_side_information: bool) -> Tensor | None:
         """Move from (X[l-1], X[l]) to (X[l], X[l+1]).
 

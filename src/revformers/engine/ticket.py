@@ -61,7 +61,7 @@ class SavedTensor(Packed):
 
     def __init__(self, tape: Rebuilds, step: int, evaluation: object, number: int, tensor: Tensor) -> None:
         super().__init__(evaluation, number)
-        self.tape: Rebuilds | None = tape
+        self.tape = tape
         self.step = step
         self.shape = tensor.shape
         self.dtype = tensor.dtype
@@ -69,29 +69,20 @@ class SavedTensor(Packed):
         self.version: int | None = None
         self.source: InputSource | None = None
 
-    def hold(self, tensor: Tensor) -> None:
-        """Keep the tensor itself, as ordinary autograd does."""
-        # detach: a ticket that held its own step's result would keep its own graph alive. A leaf has none, and autograd
-        # saves it as it is too, so that it takes part in what `.data =` makes of it.
-        self.tensor = tensor if tensor.is_leaf else tensor.detach()
-        self.version = version_of(tensor)
-
     def let_go(self) -> None:
         """Keep the tensor no longer; it is computed again when it is asked for."""
         self.tensor = self.version = None
 
     def redeem(self) -> Tensor:
         """Return the tensor, rebuilt if it is not there."""
-        tape, tensor = self.tape, self.tensor
-        if tape is not None:
-            with tape.lock:
-                if self.tensor is None:
-                    tape.rebuild(self.step, self.source)
-                tensor = self.tensor
+        with self.tape.lock:
+            if self.tensor is None:
+                self.tape.rebuild(self.step, self.source)
+            tensor = self.tensor
         assert tensor is not None
         if self.version is not None and version_of(tensor) != self.version:
             raise RuntimeError(
                 f"A tensor {list(self.shape)} that is needed for the gradient was modified in place after it had been "
-                f"stored or rebuilt; leave weights and activations unchanged between forward and backward."
+                f"rebuilt; leave weights and activations unchanged between forward and backward."
             )
         return tensor

@@ -1,17 +1,16 @@
 """Fields x dynamics x activation policy: one forward pass of the recurrence."""
 
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from revformers.activations import ActivationPolicy, PolicyFactory
-from revformers.activations.budget.budget import BudgetReport
-from revformers.activations.store import Store
 from revformers.dynamics.base import Coefficients, Dynamics
 from revformers.engine.field import Field
 from revformers.engine.fixed_point import quantise
+from revformers.engine.forward_pass import ForwardPass
 from revformers.engine.range_check import RangeCheck
 from revformers.engine.states import StatePair
 from revformers.private_api import transforms_are_active
@@ -30,7 +29,7 @@ class Trajectory:
 
     Args:
         dynamics: the recurrence.
-        policy: makes what decides what is kept for the backward pass; ignored while gradients are disabled.
+        begin: begins the pass of an activation policy; ignored while gradients are disabled.
         embedding: p[0], (batch, tokens, width) in the compute dtype.
 
     Raises:
@@ -38,7 +37,7 @@ class Trajectory:
 
     """
 
-    def __init__(self, dynamics: Dynamics, policy: PolicyFactory, embedding: Tensor) -> None:
+    def __init__(self, dynamics: Dynamics, begin: Callable[[StatePair], ForwardPass], embedding: Tensor) -> None:
         if transforms_are_active():
             raise RuntimeError(
                 "Reversible layers cannot be transformed by torch.func (grad, vjp, jvp, vmap, ...); take gradients "
@@ -52,7 +51,7 @@ class Trajectory:
         current = quantise(embedding.detach().contiguous())
         previous = current.clone() if dynamics.start == "repeat" else torch.zeros_like(current)
         self._states = StatePair(previous, current)
-        self._policy: ActivationPolicy = (policy if torch.is_grad_enabled() else Store)(self._states)
+        self._pass = begin(self._states) if torch.is_grad_enabled() else ForwardPass(self._states)
         self._current: Tensor = _Begin.apply(embedding)
         self._previous: Tensor = self._current if dynamics.start == "repeat" else _stand_in(embedding)
         self.hidden, self._remainder = self._read(self._current)
@@ -72,7 +71,7 @@ class Trajectory:
         # A new leaf, or one without a gradient, ends what the half that it cannot see would go on with.
         remainder = self._remainder if hidden.grad_fn is not None else None
         current, hidden = _Use.apply(hidden, remainder)
-        update = self._policy.evaluate(name, coefficients, field, hidden)
+        update = self._pass.evaluate(name, coefficients, field, hidden)
         if update.shape != hidden.shape:
             raise ValueError(
                 f"The field of {name} maps a state {list(hidden.shape)} to an update {list(update.shape)}; "
@@ -80,7 +79,7 @@ class Trajectory:
             )
         self._range.observe(f"update of {name}", update, coefficients.update)
         successor = _Advance.apply(self._previous, current, update, coefficients)
-        self._policy.advance(coefficients, update.detach())
+        self._pass.advance(coefficients, update.detach())
         self._previous, self._current = current, successor
         self.hidden, self._remainder = self._read(successor)
         self._range.observe(f"state after {name}", self.hidden)
@@ -99,9 +98,9 @@ class Trajectory:
         return _Mean.apply(self._previous, self._current, self._states, self._dtype)
 
     @property
-    def report(self) -> BudgetReport | None:
-        """What the activation policy chose, where it has a choice."""
-        return self._policy.report
+    def report(self) -> Any:
+        """An account of the choices of the activation policy, from one that makes any; otherwise None."""
+        return self._pass.report
 
     @property
     def largest_magnitude(self) -> float:

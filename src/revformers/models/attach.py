@@ -7,7 +7,6 @@ from functools import partial
 
 from torch import nn
 
-from revformers.activations import check_activations
 from revformers.models.discovery import DecoderStack, find_stack, unwrap
 from revformers.models.families import find_layout
 from revformers.models.fields import no_branches, require_features
@@ -26,7 +25,7 @@ def check(model: nn.Module, identity: Identity) -> DecoderStack:
 
     """
     stack = find_stack(model)
-    check_activations(identity.activations, identity.dynamics)
+    identity.activations.check(identity.dynamics)
     identity.dynamics.check(len(stack.layers))
     for layer in stack.layers:
         if identity.dynamics.granularity == "branch" and find_layout(layer) is None:
@@ -113,7 +112,7 @@ def warn_of_gradient_checkpointing() -> None:
     """Say that the activation policy decides: trainers (TRL by default) ask for checkpointing on their own."""
     warnings.warn(
         "Gradient checkpointing is not switched on: this model is reversible, and its activation policy decides what "
-        'is recomputed. For checkpointing call revformers.set_activations(model, "checkpoint").',
+        "is recomputed. For checkpointing call revformers.set_activations(model, revformers.Checkpoint()).",
         stacklevel=3,
     )
 

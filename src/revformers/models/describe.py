@@ -4,17 +4,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from revformers.activations import ACTIVATIONS
-from revformers.activations.budget.budget import Budget
 from revformers.models.discovery import unwrap
 from revformers.models.state import predictor_weights, reversible_stack, update_predictors
-
-KEPT = {
-    "store": "every activation",
-    "checkpoint": "the input of every step",
-    "offload": "the input of every step, in host memory",
-    "rebuild": "two states in 64-bit integers",
-}
 
 
 @dataclass(frozen=True)
@@ -87,13 +78,8 @@ def describe(model: nn.Module) -> Description:
     bits = None
     if dynamics.reversible:
         bits = sum(dynamics.side_information_bits(layer) for layer in range(layers)) / layers
-    rebuilds = activations == "rebuild"
-    if activations in ACTIVATIONS:
-        kept = KEPT[activations]
-    else:
-        budget = Budget.parse(activations)
-        kept, rebuilds = "as many layers as fit the budget", budget.rebuilds
-    if rebuilds and bits:
+    kept = activations.keeps
+    if activations.needs_inverse and bits:
         kept += ", and side information"
     predictors = update_predictors(model)
     return Description(
@@ -104,7 +90,7 @@ def describe(model: nn.Module) -> Description:
         granularity=dynamics.granularity,
         start=dynamics.start,
         readout=dynamics.readout,
-        activations=activations,
+        activations=str(activations),
         kept=kept,
         bits=bits,
         predictors=len(predictors),

@@ -16,8 +16,11 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from revformers.activations import PolicyFactory, policy_factory
-from revformers.activations.budget.budget import BudgetReport
+from revformers.activations.base import ActivationPolicy, BeginPass
+from revformers.activations.budget.report import BudgetReport
+from revformers.dynamics.base import Dynamics
+from revformers.engine.forward_pass import ForwardPass
+from revformers.engine.states import StatePair
 from revformers.engine.trajectory import Trajectory
 from revformers.errors import NotReversibleError
 from revformers.models.batch_hooks import batch_hooks, has_batch_hooks, with_batch_hooks
@@ -49,20 +52,24 @@ class ReversibleStack(Identity):
     warned_of_uncompiled_layers: bool = False
     largest_magnitude: float = 0.0
     owner: "weakref.ref[nn.Module] | None" = None
+    _bound: tuple[tuple[ActivationPolicy, Dynamics], BeginPass] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to this process: the compiled layers, as PyTorch does, and the reference."""
-        return vars(self) | {"evaluate": evaluate, "owner": None}
+        return vars(self) | {"evaluate": evaluate, "owner": None, "_bound": None}
 
     @property
     def predictor_features(self) -> tuple[str, ...]:
         """What the layers' update predictors read; nothing without them."""
         return () if self.predictor_form is None else self.predictor_form.features
 
-    @property
-    def policy(self) -> PolicyFactory:
-        """What makes the activation policy of a forward pass, as `activations` says."""
-        return policy_factory(self.activations, self.dynamics, self.number_of_layers)
+    def begin_pass(self, states: StatePair) -> ForwardPass:
+        """Begin a forward pass under the activation policy, which is bound to this stack when it is first used."""
+        key = self.activations, self.dynamics
+        if self._bound is None or self._bound[0] != key:
+            steps = self.dynamics.steps(self.number_of_layers)
+            self._bound = key, self.activations.bind(steps, self.dynamics.steps_per_layer)
+        return self._bound[1](states)
 
     @property
     def evaluates_attention_twice(self) -> bool:
@@ -119,7 +126,7 @@ class Pass:
         self._refuse_other_devices(layer, hidden)
         if self._trajectory is None:
             self._refuse_early_exit()
-            self._trajectory = Trajectory(self.stack.dynamics, self.stack.policy, hidden)
+            self._trajectory = Trajectory(self.stack.dynamics, self.stack.begin_pass, hidden)
             hidden = self._trajectory.hidden
         else:
             self._refuse_change(hidden)
@@ -366,7 +373,7 @@ def _run_layer(
 
 
 def _recomputes(stack: ReversibleStack) -> bool:
-    return torch.is_grad_enabled() and stack.activations != "store"
+    return torch.is_grad_enabled() and stack.activations.evaluates_again
 
 
 def _refuse_cache(stack: ReversibleStack, inputs: dict[str, Any]) -> None:
@@ -375,5 +382,5 @@ def _refuse_cache(stack: ReversibleStack, inputs: dict[str, Any]) -> None:
         raise ValueError(
             "A key-value cache (past_key_values, prefix tuning) cannot be used in a forward pass with gradients that "
             f'evaluates layers again (activations="{stack.activations}"); use torch.no_grad(), or '
-            'revformers.set_activations(model, "store").'
+            "revformers.set_activations(model, revformers.Store())."
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from revformers import dynamics as dynamics_module
+from revformers.activations import ActivationPolicy, parse_policy
 from revformers.dynamics.base import Dynamics
 from revformers.errors import ModelFilesError
 from revformers.models.provenance import Provenance
@@ -19,14 +20,14 @@ class Identity:
 
     Attributes:
         dynamics: the recurrence.
-        activations: a name in `activations.ACTIVATIONS`, or what `str` gives of a `Budget`.
+        activations: the activation policy.
         predictor_form: what the layers' update predictors read; None without them.
         provenance: where the model came from, where that is known.
 
     """
 
     dynamics: Dynamics
-    activations: str
+    activations: ActivationPolicy
     predictor_form: PredictorForm | None = None
     provenance: Provenance | None = None
 
@@ -40,7 +41,7 @@ class Identity:
         """Return the identity in types that JSON keeps."""
         values: dict[str, Any] = {
             "dynamics": self.dynamics.to_dict(),
-            "activations": self.activations,
+            "activations": str(self.activations),
             "update_predictors": None if self.predictor_form is None else self.predictor_form.to_dict(),
             "version": version("revformers"),
         }
@@ -61,7 +62,7 @@ class Identity:
             raise TypeError(f"activations is text, not {type(values['activations']).__name__}")
         return cls(
             dynamics=dynamics_module.from_dict(values["dynamics"]),
-            activations=values["activations"],
+            activations=parse_policy(values["activations"]),
             predictor_form=None if form is None else PredictorForm(**form),
             provenance=Provenance.from_dict(values["provenance"]) if "provenance" in values else None,
         )

@@ -4,7 +4,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from revformers.activations import Budget, check_activations
+from revformers.activations import ActivationPolicy, parse_policy
 from revformers.checkpoints.loading import register_models
 from revformers.checkpoints.model_class import become_ordinary, become_reversible, own_configs
 from revformers.dynamics.base import Dynamics
@@ -18,7 +18,7 @@ from revformers.models.state import require_reversible, reversible_stack
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def make_reversible(model: Model, dynamics: Dynamics, activations: str | Budget = "rebuild") -> Model:
+def make_reversible(model: Model, dynamics: Dynamics, activations: ActivationPolicy | str = "rebuild") -> Model:
     """Give a model reversible dynamics, in place.
 
     Weights, module names and state-dict keys stay as they are; the class of the model and of its configuration become
@@ -34,8 +34,8 @@ def make_reversible(model: Model, dynamics: Dynamics, activations: str | Budget 
         model: a model of transformers with one stack of layers, under any head (a causal language model, a classifier,
             a bare decoder, an encoder, a model with a language model inside), or a PEFT model around one.
         dynamics: e.g. `Midpoint()`.
-        activations: what the backward pass finds: ``"rebuild"``, ``"store"``, ``"checkpoint"``, ``"offload"``, or as
-            much as a `Budget` has room for.
+        activations: the activation policy: `Rebuild()`, `Store()`, `Checkpoint()`, `Offload()` or a `Budget`, or its
+            name, such as ``"rebuild"`` or ``"budget:20GiB"``.
 
     Returns:
         The same model.
@@ -43,14 +43,14 @@ def make_reversible(model: Model, dynamics: Dynamics, activations: str | Budget 
     Raises:
         NotReversibleError: where the model is no plain fold over its layers; some models show it only in their first
             forward pass.
-        TypeError: where `dynamics` is none.
+        TypeError: where `dynamics` is no dynamics, or `activations` no policy.
         ValueError: for an unknown policy, one that does not go with the dynamics, dynamics of another depth, or a model
             whose forward another library has replaced.
 
     """
     if not isinstance(dynamics, Dynamics):
         raise TypeError(f"make_reversible takes a dynamics such as revformers.Midpoint(), not {dynamics!r}.")
-    identity, inner = Identity(dynamics=dynamics, activations=str(activations)), unwrap(model)
+    identity, inner = Identity(dynamics=dynamics, activations=parse_policy(activations)), unwrap(model)
     stack = check(inner, identity)
     if reversible_stack(model) is None:
         hint_at_conversion(model, dynamics, len(stack.layers))
@@ -80,17 +80,19 @@ def make_residual(model: Model) -> Model:
     return model
 
 
-def set_activations(model: nn.Module, activations: str | Budget) -> None:
-    """Choose what the backward pass of a reversible model finds.
+def set_activations(model: nn.Module, activations: ActivationPolicy | str) -> None:
+    """Choose the activation policy of a reversible model.
 
     Args:
         model: a reversible model.
-        activations: a name in `revformers.activations.ACTIVATIONS`, or a `Budget`, also as its text ("budget:20GiB").
+        activations: as in `make_reversible`.
 
     Raises:
+        TypeError: where `activations` is no policy.
         ValueError: for a model that is not reversible, an unknown policy, or one that does not go with the dynamics.
 
     """
     reversible = require_reversible(model)
-    check_activations(str(activations), reversible.dynamics)
-    reversible.activations = str(activations)
+    policy = parse_policy(activations)
+    policy.check(reversible.dynamics)
+    reversible.activations = policy

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from revformers.activations import check_activations
+from revformers.activations import parse_policy
 from revformers.data.section import DataSection
 from revformers.errors import UserError, require
 from revformers.training.recipe_file import read_recipe
@@ -189,6 +189,6 @@ def load_recipe(path: str | Path, overrides: Mapping[str, Any] | Sequence[str] |
 def require_activations(name: str, value: str) -> None:
     """Raise UserError where the value of the field `name` is no way to hold activations."""
     try:
-        check_activations(value)
+        parse_policy(value)
     except ValueError as error:
         raise UserError(f"{name}: {error}") from error

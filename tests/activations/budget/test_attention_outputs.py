@@ -8,7 +8,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from revformers.activations.budget.attention_outputs import AttentionKeeper, OtherKernelsError
+from revformers.activations.budget.attention_outputs import AttentionKeeper
+from revformers.engine.field import OtherEvaluationError
 from revformers.errors import RebuildMismatchError
 
 KERNEL = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
@@ -110,7 +111,7 @@ def test_other_kernels_in_the_second_evaluation_are_refused():
     keeper.twice = False
     keeper(HIDDEN)
     keeper.twice = True
-    with pytest.raises(OtherKernelsError, match="more attention kernels"):
+    with pytest.raises(OtherEvaluationError, match="more attention kernels"):
         keeper(HIDDEN)
 
 

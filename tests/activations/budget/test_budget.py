@@ -2,8 +2,8 @@ import psutil
 import pytest
 import torch
 
-from revformers.activations import check_activations
-from revformers.activations.budget.budget import Budget, BudgetReport
+from revformers.activations import parse_policy
+from revformers.activations.budget.budget import Budget
 from revformers.dynamics import Midpoint, Residual
 
 
@@ -11,8 +11,8 @@ from revformers.dynamics import Midpoint, Residual
 @pytest.mark.parametrize("size", ["20GiB", "1.5 GB", 123, 0.5, 1.0, 1e-9])
 def test_the_text_of_a_budget_is_read_back(size, recompute):
     budget = Budget(size, recompute)
-    assert Budget.parse(str(budget)) == budget
-    check_activations(str(budget), Midpoint())
+    assert parse_policy(str(budget)) == budget
+    budget.check(Midpoint())
 
 
 def test_sizes_in_bytes():
@@ -39,13 +39,13 @@ def test_a_share_is_one_of_the_memory_that_is_free_now(monkeypatch):
         (lambda: Budget(0.0), "above 0 and up to 1"),
         (lambda: Budget(float("nan")), "above 0 and up to 1"),
         (lambda: Budget("1GiB", "offload"), "not by 'offload'"),
-        (lambda: Budget.parse("budget"), "is written as"),
-        (lambda: Budget.parse("budget:"), "is written as"),
-        (lambda: Budget.parse("budget:1.5"), "above 0 and up to 1"),
-        (lambda: Budget.parse("budget:1GiB:offload"), "not by 'offload'"),
-        (lambda: check_activations("budget:plenty"), "such as 24GiB"),
-        (lambda: check_activations("budgie"), "There is no activation policy 'budgie'"),
-        (lambda: check_activations("budget:1GiB", Residual()), "no inverse"),
+        (lambda: parse_policy("budget"), "is written as"),
+        (lambda: parse_policy("budget:"), "is written as"),
+        (lambda: parse_policy("budget:1.5"), "above 0 and up to 1"),
+        (lambda: parse_policy("budget:1GiB:offload"), "not by 'offload'"),
+        (lambda: parse_policy("budget:plenty"), "such as 24GiB"),
+        (lambda: parse_policy("budgie"), "There is no activation policy 'budgie'"),
+        (lambda: parse_policy("budget:1GiB").check(Residual()), "no inverse"),
     ],
 )
 def test_mistakes_are_one_sentence(make, message):
@@ -54,17 +54,4 @@ def test_mistakes_are_one_sentence(make, message):
 
 
 def test_dynamics_without_an_inverse_can_be_checkpointed_within_a_budget():
-    check_activations("budget:1GiB:checkpoint", Residual())
-
-
-def test_the_report_says_what_was_chosen():
-    report = BudgetReport(
-        budget=2**31,
-        kept=2**30,
-        layers=24,
-        stored=12.5,
-        inputs_kept=4,
-        attention_kept=3,
-        attention_found=True,
-    )
-    assert str(report) == ("12.5 of 24 layers stored, inputs kept of 4, attention outputs kept of 3, 1 GiB of 2 GiB")
+    parse_policy("budget:1GiB:checkpoint").check(Residual())

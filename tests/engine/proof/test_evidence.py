@@ -20,12 +20,12 @@ def input_of_a_field():
     return HIDDEN * 1  # as a state: no leaf
 
 
-def save(evidence, function, hidden, held=False):
+def save(evidence, function, hidden):
     """Return the tensors that a function saves."""
     saved = []
 
     def pack(tensor):
-        evidence.add(tensor, held=held)
+        evidence.add(tensor)
         saved.append(tensor.detach())
         return Packed(evidence.evaluation, len(saved) - 1)
 
@@ -35,9 +35,9 @@ def save(evidence, function, hidden, held=False):
     return saved
 
 
-def first(function, hidden, held=False):
+def first(function, hidden):
     evidence = Evidence(hidden, Situation(LAYER))
-    save(evidence, function, hidden, held)
+    save(evidence, function, hidden)
     return evidence
 
 
@@ -126,42 +126,6 @@ def test_frozen_weights_of_no_module_are_compared_by_their_bits(factor):
 
     hidden = input_of_a_field()
     assert equal(first(run(0), hidden), run(1), hidden) == (factor == 1)
-
-
-def test_what_is_held_is_read_when_it_is_let_go_of():
-    hidden = input_of_a_field()
-    evidence = Evidence(hidden, Situation(LAYER))
-    evidence.read_held(dict(enumerate(save(evidence, LAYER, hidden, held=True))))
-    assert equal(evidence, LAYER, hidden)
-    assert not equal(evidence, LAYER, hidden + 1)
-
-
-@pytest.mark.parametrize("is_dropped", [True, False])
-def test_what_follows_from_something_that_was_dropped_is_read(is_dropped):
-    hidden, factors = input_of_a_field(), [2.0]
-
-    def run(hidden):
-        a, b = hidden.sin(), hidden.tan() * factors[-1]
-        return (a * b).cos()
-
-    evidence = Evidence(hidden, Situation(LAYER))
-    saved = dict(enumerate(save(evidence, run, hidden, held=True)))
-    product = max(saved)
-    assert evidence._saved[product].recipe is not None
-    if is_dropped:
-        saved = {product: saved[product]}
-    evidence.read_held(saved)
-    assert (evidence._saved[product].recipe is None) == is_dropped
-    assert equal(evidence, run, hidden)
-    factors.append(3.0)
-    assert not equal(evidence, run, hidden)
-
-
-def test_what_was_dropped_meanwhile_is_not_compared():
-    hidden = input_of_a_field()
-    evidence = first(LAYER, hidden, held=True)
-    evidence.read_held({})
-    assert equal(evidence, LAYER, hidden + 1)
 
 
 def test_another_layout_of_the_same_memory_shows():

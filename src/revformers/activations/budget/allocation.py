@@ -1,10 +1,9 @@
-"""What to do with the room that is left: which steps to store, which inputs and which attention outputs to keep."""
+"""What to do with the memory of a budget: which steps to store, and which attention outputs to keep of the others."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import accumulate, product
+from itertools import accumulate
 
 
 @dataclass(frozen=True)
@@ -31,22 +30,18 @@ class StepCost:
 
 @dataclass(frozen=True)
 class Allocation:
-    """What to do with the steps of a stack, from the first: rebuild, then keep inputs, then store.
+    """What to do with the steps of a stack: the first ones are computed again, the last ones are stored.
 
     Attributes:
-        first_with_input: of this step and those after it, up to the stored ones, the inputs are kept.
+        rebuilds: whether the first ones are rebuilt; otherwise their inputs are kept.
         first_stored: this step and those after it are stored.
         first_with_attention: of this step and those after it, up to the stored ones, the attention outputs are kept.
 
     """
 
-    first_with_input: int
+    rebuilds: bool
     first_stored: int
     first_with_attention: int
-
-    def rebuilds(self, step: int) -> bool:
-        """Whether step number `step` is undone."""
-        return step < self.first_with_input
 
     def stores(self, step: int) -> bool:
         """Whether step number `step` is stored."""
@@ -57,49 +52,40 @@ class Allocation:
         return self.first_with_attention <= step < self.first_stored
 
 
-@lru_cache(maxsize=16)
-def allocate(
-    costs: Sequence[StepCost], pair: int, room: int, first_stored: Sequence[int], first_with_input: Sequence[int]
-) -> Allocation:
-    """Choose what makes the backward pass recompute the fewest operations.
+def allocate(costs: Sequence[StepCost], pair: int, room: int, *, may_rebuild: bool) -> Allocation:
+    """Choose what makes the backward pass compute the fewest operations again.
 
-    Rebuilt steps are the first ones, as the states from behind them are all that undoing them needs. What is kept of
-    the others is kept from the top as well: there the backward pass frees it before it has reached its peak. How many
-    steps are stored, and of how many the inputs are kept, decides what room is left for attention outputs; every pair
-    of numbers is tried. At long sequences attention is most of the operations and its outputs are a small part of a
-    layer's activations, so these come first; at short ones whole layers spare more operations a byte. A kept input
-    spares none: of choices that spare as much, the one that comes first among the arguments is taken.
+    Rebuilt steps are the first ones, as undoing them takes the states after them and no others. Attention outputs are
+    kept of the last of the steps that are computed again: there the backward pass frees them before it has reached its
+    peak. How many steps are stored decides what room is left for attention outputs; every number is tried. At long
+    sequences attention is most of the operations and its outputs are a small part of a layer's activations, so these
+    come first; at short ones whole layers spare more operations a byte. A kept input spares no operations, but where
+    the inputs of all steps take less than the pair of states, they leave more room.
 
     Args:
         costs: of every step.
         pair: bytes that are kept where any step is rebuilt.
-        room: bytes that may be kept.
-        first_stored: the steps that may be the first stored one, or the number of steps, for none at all.
-        first_with_input: the steps from which on inputs may be kept, or the number of steps; 0 rebuilds nothing.
+        room: bytes that may be kept; enough to store nothing.
+        may_rebuild: whether steps may be rebuilt.
 
     Returns:
-        The choice. Some choice must fit.
+        The choice; of equal ones, that which stores the fewest steps.
 
     """
     stored = list(accumulate((cost.stored for cost in reversed(costs)), initial=0))[::-1]
     inputs, side_information, outputs, operations, attention = (
         list(accumulate((getattr(cost, name) for cost in costs), initial=0))
-        for name in (
-            "input",
-            "side_information",
-            "outputs",
-            "operations",
-            "attention_operations",
-        )
+        for name in ("input", "side_information", "outputs", "operations", "attention_operations")
     )
     best: tuple[int, Allocation] | None = None
-    for first, kept in product(first_stored, first_with_input):
-        left = room - stored[first] - (inputs[first] - inputs[kept]) - side_information[kept] - (pair if kept else 0)
-        if kept > first or left < 0:
-            continue
-        start = bisect_left(outputs, outputs[first] - left)
-        again = operations[first] - (attention[first] - attention[start])
-        if best is None or again < best[0]:
-            best = again, Allocation(kept, first, start)
+    for first in range(len(costs), -1, -1):
+        for rebuilds in (True, False) if may_rebuild and first else (False,):
+            left = room - stored[first] - (pair + side_information[first] if rebuilds else inputs[first])
+            if left < 0:
+                continue
+            start = bisect_left(outputs, outputs[first] - left)
+            again = operations[first] - (attention[first] - attention[start])
+            if best is None or again < best[0]:
+                best = again, Allocation(rebuilds, first, start)
     assert best is not None
     return best[1]

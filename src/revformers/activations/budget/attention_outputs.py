@@ -10,13 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from revformers.engine.field import Field
+from revformers.engine.field import Field, OtherEvaluationError
 from revformers.errors import RebuildMismatchError
 from revformers.private_api import ATTENTION_KERNELS, EveryKernel, named_arguments, operations_of, version_of
-
-
-class OtherKernelsError(Exception):
-    """A second evaluation that runs other attention kernels than the first; says so, after the name of the step."""
 
 
 class AttentionKeeper:
@@ -50,7 +46,7 @@ class AttentionKeeper:
         """Evaluate the field.
 
         Raises:
-            OtherKernelsError: where the second evaluation runs other attention kernels than the first.
+            OtherEvaluationError: where the second evaluation runs other attention kernels than the first.
             RebuildMismatchError: where the output of a kernel was written to.
 
         """
@@ -70,7 +66,7 @@ class AttentionKeeper:
             if not _is_kept(kernel, arguments, keywords):
                 return kernel(*arguments, **keywords)
             if not outputs:
-                raise OtherKernelsError("ran more attention kernels in the backward pass than in the forward pass")
+                raise OtherEvaluationError("ran more attention kernels in the backward pass than in the forward pass")
             output = outputs.popleft()
             return output.value_of(kernel.name(), self._name)
 
@@ -110,7 +106,7 @@ class _KernelOutput:
     def value_of(self, kernel: str, name: str) -> tuple[Any, ...]:
         """Return the values for another call of the kernel, for autograd to make a graph of."""
         if kernel != self._kernel:
-            raise OtherKernelsError(f"ran {kernel} where the forward pass ran {self._kernel}")
+            raise OtherEvaluationError(f"ran {kernel} where the forward pass ran {self._kernel}")
         if [version_of(value) for value in self._values if isinstance(value, Tensor)] != self._versions:
             raise RebuildMismatchError(
                 f"{name} writes into the output of {kernel}, which can therefore not be kept; train with "

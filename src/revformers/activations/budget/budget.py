@@ -1,23 +1,29 @@
-"""How much a forward pass may keep for its backward pass, and what is recomputed of the rest."""
+"""How much a forward pass may keep for its backward pass, and how the rest is computed again."""
 
 import contextlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 
 import psutil
 import torch
 
-from revformers.byte_size import parse_size, size_in_words
+from revformers.activations.base import ActivationPolicy, BeginPass
+from revformers.activations.budget.budgeted import BudgetedPass
+from revformers.activations.budget.observation import Observations
+from revformers.byte_size import parse_size
+from revformers.dynamics.base import Coefficients
+from revformers.engine.states import StatePair
 
 Recompute = Literal["rebuild", "checkpoint"]
 
-_TEXT = re.compile(r"budget:([^:]+?)(?::(\w+))?")
+_TEXT = re.compile(r"([^:]+?)(?::(\w+))?")
 
 
 @dataclass(frozen=True)
-class Budget:
-    """What one forward pass may keep for its backward pass; it is spent on recomputing as little as possible.
+class Budget(ActivationPolicy):
+    """Keep as much as a number of bytes has room for, so that the backward pass computes as little as possible again.
 
     The budget covers everything that lies between the two passes and grows with the number of layers, and the states:
     stored activations, kept attention outputs, side information, kept inputs of layers, and the pair of fixed-point
@@ -28,9 +34,9 @@ class Budget:
     Attributes:
         size: bytes, a size such as ``"20GiB"``, or a share of the device's free memory, a float from above 0 to 1 (on
             a CPU, of the memory that the system calls available). A share is taken when a forward pass begins.
-        recompute: how layers are recomputed that there is no room to store: ``"rebuild"`` reverses the recurrence, or
-            keeps the input of a layer where there is room for that, as it spares the end of the layer;
-            ``"checkpoint"`` keeps all inputs, for a fair comparison, and for dynamics that have no inverse.
+        recompute: how layers are computed again that there is no room to store: ``"rebuild"`` reverses the recurrence,
+            or keeps the inputs of layers where these take less than two states; ``"checkpoint"`` keeps all inputs, for
+            a fair comparison, and for dynamics that have no inverse.
 
     Raises:
         ValueError: for a size or a way to recompute that does not exist.
@@ -39,6 +45,9 @@ class Budget:
 
     size: int | float | str
     recompute: Recompute = "rebuild"
+
+    name = "budget"
+    keeps = "as many layers as fit the budget"
 
     def __post_init__(self) -> None:
         if self.recompute not in get_args(Recompute):
@@ -59,17 +68,18 @@ class Budget:
             )
 
     @classmethod
-    def parse(cls, text: str) -> "Budget":
-        """Return the budget that `str` wrote, such as "budget:20GiB", "budget:0.5" or "budget:20GiB:checkpoint".
+    def from_text(cls, options: str) -> Self:
+        """Read what follows "budget:", such as "20GiB", "0.5" or "20GiB:checkpoint".
 
         Raises:
             ValueError: for any other text.
 
         """
-        match = _TEXT.fullmatch(text)
+        match = _TEXT.fullmatch(options)
         if match is None:
             raise ValueError(
-                f'A budget is written as "budget:20GiB", "budget:0.5" or "budget:20GiB:checkpoint", not {text!r}.'
+                f'A budget is written as "budget:20GiB", "budget:0.5" or "budget:20GiB:checkpoint", not '
+                f'"budget:{options}".'
             )
         return cls(_number(match[1]), match[2] or "rebuild")  # type: ignore[arg-type]
 
@@ -78,9 +88,25 @@ class Budget:
         return f"budget:{self.size}" + ("" if self.recompute == "rebuild" else f":{self.recompute}")
 
     @property
-    def rebuilds(self) -> bool:
+    def needs_inverse(self) -> bool:
         """Whether layers may be rebuilt, which takes dynamics with an inverse."""
         return self.recompute == "rebuild"
+
+    def bind(self, steps: Sequence[Coefficients], steps_per_layer: int) -> BeginPass:
+        """Return what begins a forward pass within the budget, and remembers what passes of a batch shape take."""
+        observations = Observations()
+
+        def begin(states: StatePair) -> BudgetedPass:
+            return BudgetedPass(
+                states,
+                room=self.bytes_on(states.current.device),
+                may_rebuild=self.needs_inverse,
+                steps=steps,
+                steps_per_layer=steps_per_layer,
+                observations=observations,
+            )
+
+        return begin
 
     def bytes_on(self, device: torch.device) -> int:
         """Return the budget in bytes on `device`, whose free memory is read where the budget is a share of it."""
@@ -89,43 +115,6 @@ class Budget:
         if isinstance(self.size, int):
             return self.size
         return int(self.size * _free_bytes(device))
-
-
-@dataclass(frozen=True)
-class BudgetReport:
-    """What one forward pass under a `Budget` chose.
-
-    Attributes:
-        budget: bytes.
-        kept: bytes that the forward pass left for the backward pass, of what the budget covers.
-        layers: how many layers the stack has.
-        stored: how many of them are stored; with steps by branch a half counts.
-        inputs_kept: how many of the others keep their input, from which they are computed again; the rest is rebuilt.
-        attention_kept: how many that are not stored keep the outputs of their attention.
-        attention_found: whether a kernel was found whose outputs can be kept. Eager attention has none, nor has
-            attention with dropout on a CPU.
-
-    """
-
-    budget: int
-    kept: int
-    layers: int
-    stored: float
-    inputs_kept: float
-    attention_kept: int
-    attention_found: bool
-
-    def __str__(self) -> str:
-        """Say it in one line."""
-        attention = (
-            f"attention outputs kept of {self.attention_kept}"
-            if self.attention_found
-            else "no fused attention kernel whose outputs could be kept"
-        )
-        return (
-            f"{self.stored:g} of {self.layers} layers stored, inputs kept of {self.inputs_kept:g}, {attention}, "
-            f"{size_in_words(self.kept)} of {size_in_words(self.budget)}"
-        )
 
 
 def _number(text: str) -> int | float | str:

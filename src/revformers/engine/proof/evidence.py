@@ -129,11 +129,10 @@ class Evidence:
         self.evaluation = self._determined.evaluation
         self._words = _Words()
         self._deferred: dict[int, Tensor] = {}
-        self._is_held = False
         self._checksum: tuple[Tensor, int] | None = None
 
-    def add(self, tensor: Tensor, *, held: bool) -> None:
-        """Take note of the next tensor that autograd saves; one that is held stays, and is read later if at all."""
+    def add(self, tensor: Tensor) -> None:
+        """Read the next tensor that autograd saves, which is freed while the layer runs."""
         leaf = _leaf_of(tensor)
         # Frozen weights may be brought to the device for every evaluation anew.
         if leaf is not None and not leaf.requires_grad and not self._situation.owns(leaf):
@@ -143,10 +142,9 @@ class Evidence:
         saved = Saved(None if leaf is None else Leaf(tensor, leaf), recipe, is_read)
         number = len(self._saved)
         self._saved.append(saved)
-        self._is_held |= held
-        if not held and may_be_unwritten(tensor):
+        if may_be_unwritten(tensor):
             self._deferred[number] = tensor.detach()
-        elif not held:
+        else:
             self._words.add(number, saved, tensor)
 
     def _recipe(self, tensor: Tensor) -> Recipe | None:
@@ -183,27 +181,6 @@ class Evidence:
         for number, tensor in self._deferred.items():
             self._words.add(number, self._saved[number], tensor)
         self._deferred.clear()
-        if not self._is_held:
-            self._read_all()
-
-    def read_held(self, held: Mapping[int, Tensor]) -> None:
-        """Read the tensors that were held, by their number, before they are let go of.
-
-        What is not held any more has no part in a gradient. What follows from it is read itself.
-        """
-        if not self._is_held:
-            return
-        self._is_held = False
-        for number, saved in enumerate(self._saved):
-            if number not in held:
-                self._saved[number] = Saved()
-                continue
-            if saved.recipe is not None and not self._are_compared(saved.recipe.sources):
-                self._saved[number] = Saved(saved.leaf, is_read=True)
-            self._words.add(number, self._saved[number], held[number])
-        self._read_all()
-
-    def _read_all(self) -> None:
         self._checksum = self._words.checksum()
         self._words = _Words()
 

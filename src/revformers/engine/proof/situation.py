@@ -59,7 +59,7 @@ class Situation:
     """
 
     def __init__(self, field: Field, *, settings: bool = True) -> None:
-        self._roots = list(_modules_of(field))
+        self._roots = list(modules_of(field))
         self._modules = [_ModuleState(module, settings=settings) for root in self._roots for module in root.modules()]
         self._owned = {id(tensor): weakref.ref(tensor) for state in self._modules for tensor in state.tensors()}
 
@@ -332,18 +332,18 @@ def _shape(tensor: Tensor) -> tuple[int, ...]:
     return () if tensor.is_nested else tuple(tensor.shape)
 
 
-def _modules_of(value: Any) -> Iterator[nn.Module]:
+def modules_of(value: Any) -> Iterator[nn.Module]:
     """Yield the modules that a field is a function of."""
     if isinstance(value, nn.Module):
         yield value
     elif isinstance(value, partial):
         for part in (value.func, *value.args, *value.keywords.values()):
-            yield from _modules_of(part)
+            yield from modules_of(part)
     elif isinstance(value, dict):
         for part in value.values():
-            yield from _modules_of(part)
+            yield from modules_of(part)
     elif hasattr(value, "__wrapped__"):
-        yield from _modules_of(value.__wrapped__)
+        yield from modules_of(value.__wrapped__)
     elif is_dataclass(value):
         for attribute in dataclass_fields(value):
-            yield from _modules_of(getattr(value, attribute.name))
+            yield from modules_of(getattr(value, attribute.name))

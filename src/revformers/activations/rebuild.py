@@ -1,0 +1,21 @@
+"""Reversible training: the backward pass runs the recurrence backwards and rebuilds every layer's input."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from revformers.activations.base import ActivationPolicy, BeginPass
+from revformers.dynamics.base import Coefficients
+from revformers.engine.tape import Tape
+
+
+@dataclass(frozen=True)
+class Rebuild(ActivationPolicy):
+    """Keep two states, whatever the depth, and side information of contracting dynamics; see `engine.tape`."""
+
+    name = "rebuild"
+    keeps = "two states in 64-bit integers"
+    needs_inverse = True
+
+    def bind(self, steps: Sequence[Coefficients], steps_per_layer: int) -> BeginPass:
+        """Return what begins a forward pass that is recorded on a tape."""
+        return Tape

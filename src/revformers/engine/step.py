@@ -1,0 +1,231 @@
+"""One step of a stack: a field that is evaluated in the forward pass, and again in the backward pass.
+
+Autograd is handed a `SavedTensor` ticket for each tensor that it wants to keep. A later evaluation saves the same
+tensors once more; it is compared with the first one before its tensors are handed to the tickets.
+"""
+
+import contextlib
+import weakref
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from revformers.dynamics.base import Coefficients
+from revformers.engine.field import Field, OtherEvaluationError
+from revformers.engine.proof.checksum import checksum
+from revformers.engine.proof.evidence import Evidence, LaterEvidence
+from revformers.engine.proof.situation import Situation
+from revformers.engine.proof.statistics import SecondCount, Statistic, statistics_of
+from revformers.engine.proof.unwritten import written_parts
+from revformers.engine.proof.verdicts import Verdicts, mismatch
+from revformers.engine.replay import AutocastState, RandomState
+from revformers.engine.ticket import Packed, SavedTensor
+from revformers.errors import NotReversibleError, RebuildMismatchError
+from revformers.private_api import version_of
+
+SavedAgain = tuple[Tensor, int]
+"""A tensor that a later evaluation saved, and its version then: a layer must not write to it afterwards."""
+
+
+class Step:
+    """A field and what is kept of its first evaluation: nothing that grows with the width, but for side information.
+
+    Args:
+        name: the name of the step in messages.
+        coefficients: a, b and c of the step; None where the evaluation is not followed by one.
+        field: f_l.
+        hidden: p[l], (batch, tokens, width).
+
+    Attributes:
+        side_information: what undoing the step takes besides the update.
+        situation: the modules of the field as the forward pass left them.
+
+    """
+
+    def __init__(self, name: str, coefficients: Coefficients | None, field: Field, hidden: Tensor) -> None:
+        self.name = name
+        self.coefficients = coefficients
+        self.side_information: Tensor | None = None
+        self._field = field
+        self.dtype = hidden.dtype
+        self._requires_grad = hidden.requires_grad
+        self._autocast = AutocastState.of(hidden.device)
+        self._random_state: RandomState | None = None
+        self.situation = Situation(field, settings=False)
+        self._evidence = Evidence(hidden, self.situation)
+        self._tickets: list[weakref.ref[SavedTensor]] = []
+        self._result: Tensor | None = None
+        self._statistics: list[Statistic] = []
+
+    def evaluate(
+        self,
+        hidden: Tensor,
+        new_ticket: Callable[[object, int, Tensor], SavedTensor],
+        on_save: Callable[[Tensor], object] | None = None,
+    ) -> Tensor:
+        """Return f_l(p[l]), of which autograd keeps tickets instead of tensors.
+
+        Args:
+            hidden: p[l].
+            new_ticket: makes a ticket from the evaluation, the number of the tensor among those saved, and the tensor.
+            on_save: called with every tensor that autograd wants to keep.
+
+        """
+        evidence, tickets = self._evidence, self._tickets
+
+        def pack(tensor: Tensor) -> SavedTensor:
+            ticket = new_ticket(evidence.evaluation, len(tickets), tensor)
+            evidence.add(tensor)
+            if on_save is not None:
+                on_save(tensor)
+            tickets.append(weakref.ref(ticket))
+            return ticket
+
+        before = RandomState.of(hidden.device)
+        with saved_tensors_hooks(pack, SavedTensor.redeem):
+            update = self._field(hidden)
+        if not before.equals(RandomState.of(hidden.device)):
+            self._random_state = before
+        evidence.finish(written_parts(update, hidden, evidence.evaluation), self._gone_tickets)
+        return update
+
+    def keep_evidence(self, update: Tensor | None) -> None:
+        """Keep, after the first evaluation, what a later one is compared with besides its saved tensors.
+
+        Args:
+            update: what the field returned, where the step may be undone by it.
+
+        Raises:
+            NotReversibleError: for a field that counts what it sees in its buffers: it would count everything twice.
+
+        """
+        buffer = self.situation.written_buffer()
+        if buffer is not None:
+            raise _writes_twice(self.name, f"buffer {buffer}")
+        self._statistics = statistics_of(self.situation)
+        if update is not None:
+            self._result = checksum(update)
+
+    def finish(self) -> None:
+        """Note the modules as they are after the first evaluation."""
+        self.situation = self.situation.now()
+
+    def evaluate_again(self, hidden: Tensor, verdicts: Verdicts) -> tuple[list[SavedAgain], Tensor]:
+        """Evaluate f_l at `hidden` and compare it with the first evaluation.
+
+        Returns:
+            What autograd would save, and the update.
+
+        Raises:
+            RebuildMismatchError: where the evaluation is not that of the forward pass.
+            NotReversibleError: where the field counts what it sees.
+
+        """
+        for leaf in self._evidence.leaves():
+            if not leaf.is_unchanged():
+                raise self.mismatch(f"A weight of {self.name} was changed before the backward pass")
+        hidden = hidden.detach().requires_grad_(self._requires_grad)
+        saved, evidence = list[SavedAgain](), self._evidence.again(hidden)
+
+        def pack(tensor: Tensor) -> Packed:
+            # detach: the rebuilt graph is discarded, only its values are wanted.
+            saved.append((tensor.detach(), version_of(tensor)))
+            return evidence.add(tensor)
+
+        replay = self._random_state.restored() if self._random_state else contextlib.nullcontext()
+        second_count = SecondCount(self._statistics)
+        # Gradients stay enabled even where nothing is caught: kernels may choose another algorithm without them.
+        try:
+            with torch.enable_grad(), self._autocast.restored(), replay, saved_tensors_hooks(pack, self._refuse_unpack):
+                update = self._field(hidden)
+        except (torch.OutOfMemoryError, NotReversibleError, RebuildMismatchError):
+            raise
+        except OtherEvaluationError as error:
+            raise self.mismatch(f"{self.name} {error}") from None
+        except Exception as error:
+            if self.situation.setting_changes() or self.situation.tensor_changes():
+                raise self.mismatch(
+                    f"{self.name} cannot be evaluated again ({type(error).__name__}: {error})"
+                ) from error
+            error.add_note(f"This was raised when {self.name} was evaluated again in the backward pass.")
+            raise
+        finally:
+            evidence.finish()
+        self._compare(len(saved), evidence, update, verdicts)
+        counts = second_count.verdicts()
+        if counts is not None:
+            verdicts.add(counts.all(), partial(self._counts_twice, second_count, counts))
+        return saved, update.detach()
+
+    def hand_out(self, saved: list[SavedAgain]) -> None:
+        """Give the tensors of a later evaluation to the tickets that autograd still holds."""
+        for reference, (tensor, version) in zip(self._tickets, saved, strict=True):
+            ticket = reference()
+            if ticket is None:
+                continue
+            if (ticket.shape, ticket.dtype) != (tensor.shape, tensor.dtype):
+                raise self.mismatch(
+                    f"Rebuilding {self.name} saved a tensor {list(tensor.shape)} of {tensor.dtype} where the forward "
+                    f"pass saved {list(ticket.shape)} of {ticket.dtype}"
+                )
+            ticket.tensor = tensor
+            ticket.version = version
+
+    def tickets(self) -> Iterator[SavedTensor]:
+        """Yield the tickets that autograd still holds."""
+        return (ticket for reference in self._tickets if (ticket := reference()) is not None)
+
+    def mismatch(self, what: str, *, says_why: bool = False, before_all: bool = False) -> RebuildMismatchError:
+        """Return the error for a second evaluation that is not the first; see `verdicts.mismatch`."""
+        return mismatch(what, self.situation, says_why=says_why, before_all=before_all)
+
+    def other_values(self, verdicts: Verdicts) -> Callable[[], RebuildMismatchError]:
+        """Return what makes the error for a second evaluation with other bits."""
+        what = f"{self.name} was evaluated again to other values than those of the forward pass, or at another input"
+        return partial(mismatch, what, self.situation, late=not verdicts.at_once)
+
+    def _compare(self, saved: int, evidence: LaterEvidence, update: Tensor, verdicts: Verdicts) -> None:
+        """Raise RebuildMismatchError where an evaluation, which saved so many tensors, is not the first."""
+        if saved != len(self._tickets):
+            raise self.mismatch(
+                f"Rebuilding {self.name} saved {saved} tensors where the forward pass saved {len(self._tickets)}"
+            )
+        if evidence.other_leaf is not None:
+            raise self.mismatch(
+                f"{self.name} was evaluated again with a tensor {list(evidence.other_leaf.shape)} that is not the "
+                f"weight, or not in the form, that it was evaluated with in the forward pass"
+            )
+        if evidence.is_made_otherwise:
+            raise self.mismatch(f"{self.name} was evaluated again by other operations")
+        equal_results = None if self._result is None else checksum(update) == self._result
+        for equal in (evidence.equal(), equal_results):
+            if equal is not None:
+                verdicts.add(equal, self.other_values(verdicts))
+
+    def _refuse_unpack(self, _: Packed) -> Tensor:
+        raise NotReversibleError(
+            f"Something kept what {self.name} computed when the backward pass evaluated it again, such as a hook that "
+            f"collects outputs, and a later loss uses it; collect them in the forward pass only, or train with "
+            f"revformers.set_activations(model, revformers.Store())."
+        )
+
+    def _counts_twice(self, second_count: SecondCount, equal: Tensor) -> NotReversibleError:
+        """Return the error for a second evaluation that went on counting."""
+        statistic = second_count.first_of(equal)
+        what = f"{self.situation.path(statistic.module)}{statistic.name}"
+        return _writes_twice(self.name, what, " By now it has, and there are gradients: clear them (zero_grad).")
+
+    def _gone_tickets(self) -> set[int]:
+        """Return the numbers of the tickets that autograd let go of."""
+        return {number for number, reference in enumerate(self._tickets) if reference() is None}
+
+
+def _writes_twice(name: str, what: str, damage: str = "") -> NotReversibleError:
+    return NotReversibleError(
+        f"{name[0].upper()}{name[1:]} writes to its {what} when it is evaluated, as batch normalisation does in "
+        f"training, and would do so again in the backward pass; switch that module to eval(), or train with "
+        f"revformers.set_activations(model, revformers.Store()).{damage}"
+    )

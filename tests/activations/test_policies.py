@@ -1,0 +1,126 @@
+"""A policy that is defined here works wherever the library's own do."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+import revformers as rf
+from revformers import activations
+from revformers.engine.forward_pass import ForwardPass
+from revformers.engine.tape import Tape
+from revformers.engine.ticket import kept
+from tests.tiny_models import batch, tiny
+
+
+@dataclass(frozen=True)
+class EverySecond(rf.ActivationPolicy):
+    """Store every second step, and checkpoint the others."""
+
+    first: int = 0
+
+    name = "every second"
+    keeps = "every second layer"
+
+    def bind(self, steps, steps_per_layer):
+        def begin(states):
+            return EverySecondPass(states, self.first)
+
+        return begin
+
+    @classmethod
+    def from_text(cls, options):
+        return cls(int(options or 0))
+
+    def __str__(self):
+        return f"{self.name}:{self.first}"
+
+
+class EverySecondPass(ForwardPass):
+    def __init__(self, states, number):
+        super().__init__(states)
+        self.number = number
+        self.tape = Tape.without_states(states.current.device)
+
+    def evaluate(self, name, coefficients, field, hidden):
+        self.number += 1
+        if self.number % 2:
+            return field(hidden)
+        return self.tape.evaluate(name, coefficients, field, hidden, keep=kept)
+
+
+@dataclass(frozen=True)
+class OwnRebuild(rf.Rebuild):
+    """Rebuild by another name."""
+
+    name = "own rebuild"
+
+
+def gradients(model, inputs):
+    model.zero_grad()
+    model(**inputs).loss.backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+def equal(left, right):
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    for policy in (EverySecond, OwnRebuild):
+        monkeypatch.setitem(activations.ACTIVATIONS, policy.name, policy)
+
+
+@pytest.mark.parametrize("policy", [EverySecond(), EverySecond(1), OwnRebuild()], ids=str)
+def test_a_policy_of_ones_own_trains_to_the_same_gradients(policy):
+    model = tiny("llama")
+    inputs = batch(model)
+    rf.make_reversible(model, rf.Midpoint(), activations=rf.Store())
+    stored = gradients(model, inputs)
+    rf.set_activations(model, policy)
+    assert equal(gradients(model, inputs), stored)
+    assert str(rf.describe(model)).count(policy.keeps) == 1
+    evaluations = []
+    handle = model.model.layers[1].mlp.register_forward_hook(lambda *_: evaluations.append(None))
+    gradients(model, inputs)
+    handle.remove()
+    assert len(evaluations) == (1 if policy == EverySecond(1) else 2), "the policy decides what is evaluated again"
+
+
+def test_it_is_saved_by_its_text_and_loaded_where_it_is_registered(registered, tmp_path, monkeypatch):
+    rf.make_reversible(tiny("llama"), rf.Midpoint(), "every second:1").save_pretrained(tmp_path)
+    assert rf.describe(rf.from_pretrained(tmp_path)).activations == "every second:1"
+    monkeypatch.delitem(activations.ACTIVATIONS, EverySecond.name)
+    with pytest.raises(OSError, match="There is no activation policy 'every second'"):
+        rf.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("policy", [OwnRebuild(), rf.Rebuild(), rf.Budget("1GiB"), "rebuild", "budget:1GiB"], ids=str)
+def test_a_policy_that_needs_an_inverse_is_refused_at_the_call(policy):
+    with pytest.raises(ValueError, match="Residual has no inverse"):
+        rf.make_reversible(tiny("llama"), rf.Residual(), activations=policy)
+    model = rf.make_reversible(tiny("llama"), rf.Residual(), activations=EverySecond())
+    with pytest.raises(ValueError, match="Residual has no inverse"):
+        rf.set_activations(model, policy)
+    assert rf.describe(model).activations == "every second:0"
+
+
+def test_every_policy_is_written_as_text_and_read_back():
+    for policy in (rf.Store(), rf.Checkpoint(), rf.Offload(), rf.Rebuild(), rf.Budget(0.5, "checkpoint")):
+        assert activations.parse_policy(str(policy)) == policy
+        assert activations.parse_policy(policy) is policy
+
+
+@pytest.mark.parametrize(
+    ("policy", "error", "message"),
+    [
+        ("rebuilt", ValueError, "There is no activation policy 'rebuilt'; choose store, .* or budget"),
+        ("rebuild:1", ValueError, 'The activation policy "rebuild" has no options'),
+        (None, TypeError, "such as revformers.Rebuild"),
+        (rf.Rebuild, TypeError, "such as revformers.Rebuild"),
+    ],
+)
+def test_anything_else_is_refused(policy, error, message):
+    with pytest.raises(error, match=message):
+        rf.make_reversible(tiny("llama"), rf.Midpoint(), activations=policy)
