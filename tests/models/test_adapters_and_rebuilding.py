@@ -94,7 +94,7 @@ def test_the_losses_of_two_adapters_are_refused_in_one_backward_pass_and_the_rem
         rf.RebuildMismatchError, match=r"[Ll]ayer \d.*the active adapter was changed from \('a',\) to \('b',\)"
     ) as caught:
         (first + second).backward()
-    assert 'set_activations(model, "store")' in str(caught.value)
+    assert "set_activations(model, revformers.Store())" in str(caught.value)
     assert "checkpoint" not in str(caught.value)
     model.zero_grad()
 

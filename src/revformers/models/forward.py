@@ -367,7 +367,7 @@ def _run_layer(
         raise RuntimeError(
             f"{type(layer).__name__} belongs to a reversible stack and was called outside its decoder's forward; call "
             f"the model, or revformers.make_residual(model) first. Where activation checkpointing around the layers "
-            f'did it, leave that out and call revformers.set_activations(model, "checkpoint").'
+            f"did it, leave that out and call revformers.set_activations(model, revformers.Checkpoint())."
         )
     return current.layer(layer, hidden_states, layer_inputs(layer, arguments, keywords))
 

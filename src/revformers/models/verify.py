@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from revformers.activations import Rebuild, Store
 from revformers.engine.replay import RandomState
 from revformers.models.reversible import set_activations
 from revformers.models.state import require_reversible
@@ -95,9 +96,9 @@ def verify_gradients(
     activations = reversible.activations
     with gradients_set_aside(model) as random_state:
         try:
-            set_activations(model, "rebuild")
+            set_activations(model, Rebuild())
             rebuilt_loss, rebuilt = _gradients(model, trainable, inputs, loss, random_state)
-            set_activations(model, "store")
+            set_activations(model, Store())
             stored_loss, stored = _gradients(model, trainable, inputs, loss, random_state)
         finally:
             reversible.activations = activations

@@ -174,7 +174,7 @@ class ReversibleCallback(TrainerCallback):
             remedy = (
                 "Look for weights, buffers or settings that something changes between forward and backward, for "
                 "modules that keep state from call to call, and for kernels that are not deterministic; "
-                'activations="store" evaluates nothing again.'
+                "revformers.Store() evaluates nothing again."
             )
         else:
             magnitude = f"{MAXIMUM_MAGNITUDE:,.0f}"

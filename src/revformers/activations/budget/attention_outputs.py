@@ -110,7 +110,7 @@ class _KernelOutput:
         if [version_of(value) for value in self._values if isinstance(value, Tensor)] != self._versions:
             raise RebuildMismatchError(
                 f"{name} writes into the output of {kernel}, which can therefore not be kept; train with "
-                f'activations="rebuild" or "checkpoint" in the place of a budget.'
+                f"revformers.Rebuild() or revformers.Checkpoint() instead of a budget."
             )
         return tuple(_detached(value) for value in self._values)
 

@@ -17,13 +17,13 @@ UNSEEN = (
     "given by torch.func.functional_call; what modules keep in attributes or read elsewhere; settings of PyTorch "
     "(sdpa_kernel, the number of threads); random numbers of a generator that PyTorch does not know; and kernels that "
     "are not deterministic (torch.use_deterministic_algorithms(True)); or train with "
-    'revformers.set_activations(model, "store"), and without MLP tiles: nothing is evaluated twice then.'
+    "revformers.set_activations(model, revformers.Store()), and without MLP tiles: nothing is evaluated twice then."
 )
 """What to do where a layer computes something else a second time, and nothing of it has changed."""
 
 _OWN_WRITES = (
     "The layer itself writes to {} when it is evaluated: if that is why, do it outside of the layers, such as after "
-    'the optimizer\'s step, or train with revformers.set_activations(model, "store").'
+    "the optimizer's step, or train with revformers.set_activations(model, revformers.Store())."
 )
 """What to do where the layer may have changed its parameters itself."""
 
