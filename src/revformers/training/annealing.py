@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 from revformers.checkpoints.adapter_base import DESCRIPTION
 from revformers.checkpoints.model_config import KEY
@@ -82,13 +82,11 @@ class Annealing(TrainerCallback):
         for predictor, share in zip(self._predictors, shares, strict=False):
             predictor.scale = share
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Set the blends of the step that begins."""
         self.set(state.global_step)
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Describe the network in the checkpoint by its target, to which its predictors, unscaled, belong."""
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         # A model's config.json holds the description among others, an adapter's file is the description.
@@ -98,8 +96,6 @@ class Annealing(TrainerCallback):
                 values.get(KEY, values)["dynamics"] = self._target.to_dict()
                 write_json(path, values)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Leave the model with its target."""
         self.set(self._steps)

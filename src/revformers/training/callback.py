@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 from revformers.engine.fixed_point import MAXIMUM_MAGNITUDE
 from revformers.engine.proof.verdicts import UNSEEN
@@ -81,9 +81,7 @@ class ReversibleCallback(TrainerCallback):
         self._pending: dict[str, float] = {}
         self._step = 0
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Refuse an ordinary model, and wait for the first forward pass."""
         model: nn.Module = kwargs["model"]
         require_reversible(model).largest_magnitude = 0.0
@@ -94,25 +92,19 @@ class ReversibleCallback(TrainerCallback):
         if self._verifies or self._counts:
             self._handle = model.register_forward_pre_hook(self._note_inputs, with_kwargs=True)
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Note the step, for the errors that may follow."""
         self._step = state.global_step + 1
 
-    def on_substep_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_substep_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Verify, after the first batch of several."""
         self._examine(kwargs["model"], kwargs.get("optimizer"))
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Verify, before anything was trained."""
         self._examine(kwargs["model"], kwargs.get("optimizer"))
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Say where there was nothing to verify."""
         if self._handle is not None:
             self._stop_waiting()
@@ -124,12 +116,7 @@ class ReversibleCallback(TrainerCallback):
             )
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: Any, logs: dict[str, float] | None = None, **kwargs: Any
     ) -> None:
         """Add this callback's figures to a log of the training loss."""
         if logs is None or "loss" not in logs:
@@ -148,9 +135,7 @@ class ReversibleCallback(TrainerCallback):
         # The history has a copy of what was logged by then.
         state.log_history[-1].update(named)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Leave the model alone."""
         self.close()
 

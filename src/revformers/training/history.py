@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 KEPT = ("step", "seconds", "loss", "eval_loss", "learning_rate", "grad_norm")
 
@@ -17,14 +17,12 @@ class Clock(TrainerCallback):
     def __init__(self) -> None:
         self._started = time.perf_counter()
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Set the clock to what the resumed log says, otherwise to 0."""
         spent = max((entry.get("seconds", 0.0) for entry in state.log_history), default=0.0)
         self._started = time.perf_counter() - spent
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Add the time to the entry that has just been made."""
         state.log_history[-1]["seconds"] = round(self.seconds, 3)
 

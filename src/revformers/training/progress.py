@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 from revformers.console import progress_bar, say
 from revformers.training.history import Clock
@@ -34,27 +34,20 @@ class ShowProgress(TrainerCallback):
         self._bar = progress_bar(console, "step")
         self._task = self._bar.add_task("")
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Begin to count, at the step that was resumed from."""
         self._first = (state.global_step, self._tokens(state), self._clock.seconds)
         self._bar.reset(self._task, total=state.max_steps, completed=state.global_step)
         if state.is_world_process_zero:
             self._bar.start()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Move the bar."""
         description = f"{self._loss}{self._speed(state):,.0f} tokens/s"
         self._bar.update(self._task, completed=state.global_step, description=description)
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: Any, logs: dict[str, float] | None = None, **kwargs: Any
     ) -> None:
         """Show a loss: a validation loss on a line that stays, a training loss in the bar or on a line."""
         if not state.is_world_process_zero or not logs:
@@ -68,9 +61,7 @@ class ShowProgress(TrainerCallback):
                 left = timedelta(seconds=round(self._seconds_left(state)))
                 say(self._console, f"{step}  {self._loss}{self._speed(state):,.0f} tokens/s  {left} left")
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Leave the bar as it is."""
         self.close()
 

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from revformers.errors import UserError, as_user_error
 
@@ -31,9 +31,7 @@ class StepInBackward(TrainerCallback):
     It is the same step to the bit. What needs all gradients first cannot be had; see `check_step_in_backward`.
     """
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Register the hooks.
 
         Raises:
@@ -44,9 +42,7 @@ class StepInBackward(TrainerCallback):
         with as_user_error():
             self._hooks = step_in_backward(getattr(optimizer, "optimizer", optimizer))
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Remove the hooks."""
         for hook in self._hooks:
             hook.remove()

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 import transformers
 from rich.console import Console
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from revformers.errors import UserError, as_user_error
 from revformers.files import write_json
@@ -118,9 +118,7 @@ class StopAtLastStep(TrainerCallback):
     step, so it would take one more.
     """
 
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Raise where no step is left; by now the weights and the log are those of the checkpoint."""
         if state.global_step >= state.max_steps:
             raise NothingToTrainError
