@@ -58,7 +58,7 @@ def run(arguments: Sequence[str]) -> int:
         raise UserError(f"Name a study first, one of {', '.join(STUDIES)}, not {study!r}.")
     if {"-h", "--help"} & set(arguments):
         shown = read_recipe(BenchRecipe(), path) if path else BenchRecipe()
-        show_help(f"python -m lab bench {study} {path or 'RECIPE'}", BenchOptions(shown))
+        show_help(f"python -m lab bench {study} {path or 'RECIPE'}", BenchOptions, BenchOptions(shown))
     if path is None:
         raise UserError(f"Name a recipe, as in: python -m lab bench {study} recipes/bench/cpu-time.yaml.")
     options = split_options(arguments[2:])

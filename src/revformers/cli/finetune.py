@@ -1,29 +1,14 @@
 """``revformers finetune RECIPE [--section.field value]``."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated
-
-import tyro
 
 from revformers.cli.recipe_command import read_command
 from revformers.training.finetune_recipe import FinetuneRecipe
 
+DESCRIPTION = """\
+Convert and train the pretrained model that RECIPE, a .yaml file, names; options override fields of it.
 
-@dataclass(frozen=True)
-class FinetuneOptions:
-    """Convert and train the pretrained model that RECIPE, a .yaml file, names; options override fields of it.
-
-    Dicts take further names, as in --data.columns.prompt instruction or --conversion.options.allocation calibrated.
-    """
-
-    recipe: Annotated[tyro.conf.FlagConversionOff[FinetuneRecipe], tyro.conf.arg(name="")]
-
-    resume: bool = False
-    """Continue the run that the run directory holds, from its last checkpoint."""
-
-    overwrite: bool = False
-    """Discard the run that the run directory holds."""
+Dicts take further names, as in --data.columns.prompt instruction or --conversion.options.allocation calibrated."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -34,7 +19,7 @@ def run(arguments: Sequence[str]) -> int:
         UserError: for whatever else the user can put right.
 
     """
-    command = read_command("finetune", arguments, FinetuneRecipe(), FinetuneOptions, "recipes/heal-wikitext.yaml")
+    command = read_command("finetune", arguments, FinetuneRecipe(), DESCRIPTION, "recipes/heal-wikitext.yaml")
 
     # imported here, so that a misspelt recipe is reported at once
     from rich.console import Console

@@ -1,29 +1,14 @@
 """``revformers pretrain RECIPE [--section.field value]``."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated
-
-import tyro
 
 from revformers.cli.recipe_command import read_command
 from revformers.training.recipe import Recipe
 
+DESCRIPTION = """\
+Train the model that RECIPE, a .yaml file, describes; each option below overrides a field of it.
 
-@dataclass(frozen=True)
-class PretrainOptions:
-    """Train the model that RECIPE, a .yaml file, describes; each option below overrides a field of it.
-
-    Dicts take further names, as in --model.config.hidden_size 512 or --dynamics.options.step_size 0.5.
-    """
-
-    recipe: Annotated[tyro.conf.FlagConversionOff[Recipe], tyro.conf.arg(name="")]
-
-    resume: bool = False
-    """Continue the run that the run directory holds, from its last checkpoint."""
-
-    overwrite: bool = False
-    """Discard the run that the run directory holds."""
+Dicts take further names, as in --model.config.hidden_size 512 or --dynamics.options.step_size 0.5."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -34,7 +19,7 @@ def run(arguments: Sequence[str]) -> int:
         UserError: for whatever else the user can put right.
 
     """
-    command = read_command("pretrain", arguments, Recipe(), PretrainOptions, "recipes/quickstart.yaml")
+    command = read_command("pretrain", arguments, Recipe(), DESCRIPTION, "recipes/quickstart.yaml")
 
     # imported here, so that a misspelt recipe is reported at once
     from rich.console import Console

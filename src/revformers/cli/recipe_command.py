@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, NoReturn, TypeVar
 
 import tyro
 
@@ -18,6 +18,19 @@ if TYPE_CHECKING:
 SWITCHES = ("--resume", "--overwrite")
 
 AnyRecipe = TypeVar("AnyRecipe")
+
+
+@dataclass(frozen=True)
+class RecipeOptions(Generic[AnyRecipe]):
+    """What the help of a command shows."""
+
+    recipe: Annotated[tyro.conf.FlagConversionOff[AnyRecipe], tyro.conf.arg(name="")]
+
+    resume: bool = False
+    """Continue the run that the run directory holds, from its last checkpoint."""
+
+    overwrite: bool = False
+    """Discard the run that the run directory holds."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +60,7 @@ class RecipeCommand(Generic[AnyRecipe]):
 
 
 def read_command(
-    name: str, arguments: Sequence[str], default: AnyRecipe, options: Any, example: str
+    name: str, arguments: Sequence[str], default: AnyRecipe, description: str, example: str
 ) -> RecipeCommand[AnyRecipe]:
     """Return the command that `arguments` spell; --help prints the options and ends the process.
 
@@ -55,7 +68,7 @@ def read_command(
         name: the command.
         arguments: the words after it.
         default: a recipe of the command's kind.
-        options: dataclass of what the help shows, with the fields recipe, resume and overwrite.
+        description: what the help begins with.
         example: a recipe that the command could be given.
 
     Raises:
@@ -66,7 +79,8 @@ def read_command(
     path = arguments[0] if arguments and not arguments[0].startswith("-") else None
     if "--help" in arguments or "-h" in arguments:
         shown = read_recipe(default, path) if path else default
-        show_help(f"revformers {name} {path or 'RECIPE'}", options(shown))
+        kind: Any = RecipeOptions[type(shown)]  # type: ignore[misc]
+        show_help(f"revformers {name} {path or 'RECIPE'}", kind, RecipeOptions(shown), description)
     if path is None:
         raise UserError(f"Name a recipe first, as in: revformers {name} {example}.")
     overrides = [argument for argument in arguments[1:] if argument not in SWITCHES]
@@ -75,11 +89,12 @@ def read_command(
     return RecipeCommand(read_recipe(default, path, overrides), resume, overwrite, words)
 
 
-def show_help(command: str, options: Any) -> NoReturn:
-    """Print what `options`, a dataclass with the recipe in it, shows of `command`, and end the process."""
+def show_help(command: str, kind: Any, options: Any, description: str | None = None) -> NoReturn:
+    """Print the help of `command`, whose `options` are a dataclass of this kind, and end the process."""
     tyro.cli(
-        type(options),
+        kind,
         prog=command,
+        description=description,
         default=options,
         args=["--help"],
         use_underscores=True,
