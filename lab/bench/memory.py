@@ -110,6 +110,7 @@ class Measurer:
             few = min(FEW_TOKENS, workload.sequence_length)
             short = dataclasses.replace(workload, batch_size=1, sequence_length=few)
             short.train_step(model, optimizer, short.build_batch())
+            _observe(workload, arm, model, batch)
             resident_peak = peak_resident_bytes(step) if resident and device.type == "cpu" else None
             peak = peak_allocated_bytes(step, device)
         states = (
@@ -148,6 +149,7 @@ class Measurer:
             arms[name].apply(self._prepare(workloads[name])[0])
             batches.clear()
             batches[name] = workloads[name].build_batch(number)
+            _observe(workloads[name], arms[name], self._prepare(workloads[name])[0], batches[name])
             if memory is not None and torch.device(workloads[name].device).type == "cuda":
                 _give_back()
                 step(name)
@@ -208,6 +210,13 @@ class Measurer:
 
 def _says_out_of_memory(error: RuntimeError) -> bool:
     return any(words in str(error) for words in ("out of memory", "can't allocate memory", "_STATUS_ALLOC_FAILED"))
+
+
+def _observe(workload: Workload, arm: Arm, model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> None:
+    """Let a budget see the batch shape: it stores layers from the second forward pass of a shape on."""
+    if arm.budget is not None:
+        with workload.autocast():
+            model(**batch)
 
 
 def _give_back() -> None:
