@@ -7,7 +7,10 @@ QUICKSTART := recipes/quickstart.yaml
 RUN := runs/quickstart
 DATA ?= ../shared/data
 
-.PHONY: run real test test-all lint clean
+TABLES := $(BIN)/cog -P -I . -p "from lab.docs import tables"
+PAGES := README.md docs/*.md docs/*/*.md docs/memory.svg
+
+.PHONY: run real test test-all lint docs tables clean
 
 run: $(ENVIRONMENT)/installed
 	$(BIN)/revformers pretrain $(QUICKSTART) --overwrite
@@ -29,10 +32,20 @@ lint: $(ENVIRONMENT)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(TABLES) --check $(PAGES)
+	$(MAKE) docs
+
+# The site, in build/site; it fails on a broken link.
+docs: $(ENVIRONMENT)/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Writes the tables of README and docs anew from lab/results.
+tables: $(ENVIRONMENT)/installed
+	$(TABLES) -r $(PAGES)
 
 $(ENVIRONMENT)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(ENVIRONMENT)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test,lint]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test,lint,docs]"
 	touch $@
 
 clean:

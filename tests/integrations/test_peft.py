@@ -357,7 +357,7 @@ def test_a_base_of_another_size_stays_what_it_was(kind, adapters):
 
 @pytest.mark.parametrize("options", [{"use_dora": True}, {"init_lora_weights": "pissa"}], ids=["dora", "pissa"])
 def test_adapters_that_read_or_change_the_weights_they_adapt_leave_the_predictors_out(options, folder, tmp_path):
-    """As docs/trainers.md says; the first layer's predictor has rows of zeros here, and PiSSA changes the base."""
+    """As docs/guides/trainers.md says; the first predictor has rows of zeros here, and PiSSA changes the base."""
 
     def saved_and_loaded(**more):
         adapted = get_peft_model(base("converted", folder), lora(target_modules="all-linear", **options, **more))

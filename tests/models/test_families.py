@@ -27,7 +27,7 @@ DYNAMICS = {
     "leapfrog": rf.Leapfrog(),
     "hamiltonian": rf.Hamiltonian(),
 }
-PAGE = Path(__file__).parents[2] / "docs/families.md"
+PAGE = Path(__file__).parents[2] / "docs/appendix/families.md"
 WEIGHTS = {"plain": 0.02, "sharp": 0.2}
 PRECISIONS = ("fp32", "bf16", "autocast")
 DROPOUTS = {"no_dropout": 0.0, "dropout": 0.1}
@@ -321,7 +321,7 @@ def test_what_is_no_plain_fold_is_refused_in_the_first_forward(architecture, rea
 
 
 def documented():
-    """The rows of docs/families.md, by architecture."""
+    """The rows of docs/appendix/families.md, by architecture."""
     lines = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[1:]]
     return {cells[0]: cells for cells in rows}
@@ -334,7 +334,7 @@ def test_the_page_knows_every_layout():
 
 def test_the_page_knows_every_architecture_of_the_transformers_that_it_was_made_with():
     if not re.search(rf"transformers\s+{re.escape(transformers.__version__)}\s", PAGE.read_text(encoding="utf-8")):
-        pytest.skip(f"docs/families.md was made with another transformers than {transformers.__version__}")
+        pytest.skip(f"docs/appendix/families.md was made with another transformers than {transformers.__version__}")
     assert set(architectures()) == documented().keys()
 
 

@@ -1,7 +1,7 @@
 """Changes to other libraries, one file a library, by which a reversible model stays itself in them.
 
 Each is a function around one of theirs, put there when that library is imported, before or after revformers. All of
-them leave ordinary models to the library. `docs/integrations.md` lists them.
+them leave ordinary models to the library. `docs/reference/integrations.md` lists them.
 """
 
 from wrapt import register_post_import_hook

@@ -1,8 +1,8 @@
 """The plan: what every way of training a model takes, the largest batch and the longest context, and which to choose.
 
-Peaks are counted on a real step without numbers (`revformers.planning.step`); docs/plan.md compares them with measured
-ones. They leave out what a device's allocator, libraries and kernels keep for themselves. Times are predictions of the
-roofline model, relative to storing.
+Peaks are counted on a real step without numbers (`revformers.planning.step`); docs/appendix/plan-accuracy.md compares
+them with measured ones. They leave out what a device's allocator, libraries and kernels keep for themselves. Times are
+predictions of the roofline model, relative to storing.
 """
 
 import dataclasses

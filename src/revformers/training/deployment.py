@@ -12,8 +12,8 @@ from revformers.models.state import reversible_stack, update_predictors
 FEWEST_DEPLOYED_BITS = 1.5
 """Mean side information in bits an element a layer below which a network is not deployed as the ordinary one.
 
-At 1 bit the conversion of a real model costs several per cent (docs/conversion.md), and training makes up for that in
-weights that the ordinary network has no use for.
+At 1 bit the conversion of a real model costs several per cent (docs/appendix/conversion.md), and training makes up for
+that in weights that the ordinary network has no use for.
 """
 
 PREDICTOR_MODULES = r".*\bupdate_predictor\b.*"

@@ -1,17 +1,17 @@
-"""docs/integrations.md lists what is wrapped in other libraries, and its code undoes it."""
+"""docs/reference/integrations.md lists what is wrapped in other libraries, and its code undoes it."""
 
 import importlib
 import re
-from pathlib import Path
 
 import pytest
 from wrapt import FunctionWrapper
 
 import revformers as rf
 from revformers import integrations
+from tests.docs.pages import PAGES
 from tests.tiny_models import tiny
 
-PAGE = (Path(__file__).parents[1] / "docs/integrations.md").read_text(encoding="utf-8")
+PAGE = PAGES["docs/reference/integrations.md"]
 
 
 def extended_modules(monkeypatch):
@@ -54,7 +54,7 @@ def test_the_code_of_the_page_undoes_a_change(monkeypatch):
 
 def test_the_files_of_a_saved_model_and_an_adapter_are_those_of_the_page(tmp_path):
     peft = pytest.importorskip("peft")
-    listed = set(re.findall(r"^    ([\w.]+\.(?:json|md|safetensors))$", PAGE, re.MULTILINE))
+    listed = set(re.findall(r"^([\w.]+\.(?:json|md|safetensors))$", PAGE, re.MULTILINE))
     model = rf.make_reversible(tiny("llama"), rf.Midpoint())
     model.save_pretrained(tmp_path / "model")
     peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules="all-linear")).save_pretrained(tmp_path / "adapter")

@@ -1,0 +1,62 @@
+"""An activation policy of your own: keep the inputs of layers in files."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from revformers.engine.forward_pass import ForwardPass
+from torch import Tensor
+
+import revformers as rf
+from revformers.activations import ACTIVATIONS
+from revformers.activations.base import BeginPass
+from revformers.dynamics import Coefficients
+from revformers.engine.field import Field
+from revformers.engine.states import StatePair
+from revformers.engine.tape import Tape
+
+
+@dataclass(frozen=True)
+class CheckpointInFiles(rf.ActivationPolicy):
+    """Keep p[l] of every step in a temporary file, and evaluate f_l again.
+
+    Attributes:
+        directory: where the files are made; None for the system's directory.
+
+    """
+
+    directory: str | None = None
+
+    name = "checkpoint_in_files"
+    keeps = "the input of every step, in files"
+
+    def bind(self, steps: Sequence[Coefficients], steps_per_layer: int) -> BeginPass:
+        """Return a function that begins a forward pass."""
+        return lambda states: PassInFiles(states, self.directory)
+
+
+class PassInFiles(ForwardPass):
+    """One forward pass; it lives until its backward pass is done."""
+
+    def __init__(self, states: StatePair, directory: str | None) -> None:
+        super().__init__(states)
+        self._directory = directory
+        self._tape = Tape.without_states(states.current.device)
+
+    def evaluate(self, name: str, coefficients: Coefficients, field: Field, hidden: Tensor) -> Tensor:
+        """Return f_l(p[l]), (batch, tokens, width), in the autograd graph."""
+        return self._tape.evaluate(name, coefficients, field, hidden, keep=self._keep)
+
+    def _keep(self, hidden: Tensor) -> Callable[[], Tensor]:
+        file = tempfile.TemporaryFile(dir=self._directory)  # noqa: SIM115 - it lives as long as `load`
+        torch.save(hidden, file)
+
+        def load() -> Tensor:
+            file.seek(0)
+            return torch.load(file)
+
+        return load
+
+
+ACTIVATIONS[CheckpointInFiles.name] = CheckpointInFiles

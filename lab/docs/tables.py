@@ -1,0 +1,379 @@
+"""The tables of README and docs, each from a committed result; cog writes them into the pages (``make tables``).
+
+A page holds ``[[[cog tables.NAME()]]]`` in a comment, and the tool replaces what follows, up to ``[[[end]]]``, by what
+the function prints. ``make lint`` fails where a page differs from the results.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import log2
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parents[1] / "results"
+ARMS = ("store", "checkpoint", "rebuild")
+
+
+def result(name: str) -> dict[str, Any]:
+    """Return a committed result by the name of its file."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def mebibytes(size: float) -> str:
+    """Return a size in bytes as text, in MiB."""
+    return f"{size / 2**20:,.0f} MiB" if size >= 10 * 2**20 else f"{size / 2**20:.1f} MiB"
+
+
+def quartiles(ratio: Mapping[str, float]) -> str:
+    """Return a median with its quartiles."""
+    return f"{ratio['median']:.2f} ({ratio['lower']:.2f} to {ratio['upper']:.2f})"
+
+
+def spread(shares: Sequence[float]) -> str:
+    """Return the mean of some shares, with the lowest and the highest where there are several."""
+    mean = f"{sum(shares) / len(shares):+.2%}"
+    return mean if len(shares) == 1 else f"{mean} ({min(shares):+.2%} to {max(shares):+.2%})"
+
+
+def show(columns: str, rows: Iterable[Sequence[Any]]) -> None:
+    """Print a table of Markdown; `columns` are its heads, separated by ``|``."""
+    heads = [head.strip() for head in columns.split("|")]
+    print(f"\n| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
+    for row in rows:
+        assert len(row) == len(heads)
+        print(f"| {' | '.join(map(str, row))} |")
+    print()
+
+
+def peaks_by_depth() -> dict[int, dict[str, int]]:
+    """Return the peak of every arm in bytes, by the number of layers."""
+    peaks: dict[int, dict[str, int]] = defaultdict(dict)
+    for point in result("quickstart-comparison")["depth"]["points"]:
+        peaks[point["layers"]][point["arm"]] = point["peak"]
+    return dict(sorted(peaks.items()))
+
+
+def depth() -> None:
+    """Peak memory against depth, as `make run` measures it."""
+    rows = ((layers, *(mebibytes(peaks[arm]) for arm in ARMS)) for layers, peaks in peaks_by_depth().items())
+    show("layers | " + " | ".join(ARMS), rows)
+
+
+def depth_caption() -> None:
+    """Print the deepest row as a sentence."""
+    layers, peaks = list(peaks_by_depth().items())[-1]
+    store, checkpoint, rebuild = (mebibytes(peaks[arm]) for arm in ARMS)
+    print(f"At {layers} layers, storing takes {store}, checkpointing {checkpoint} and rebuilding {rebuild}.")
+
+
+def depth_lines() -> None:
+    """Print the curves of docs/memory.svg: peak against depth, both axes logarithmic to base 2."""
+    places: dict[str, list[tuple[float, float]]] = {arm: [] for arm in ARMS}
+    for layers, peaks in peaks_by_depth().items():
+        for arm in ARMS:
+            across, up = log2(layers / 4), log2(peaks[arm] / 2**20 / 4)
+            places[arm].append((90 + 130 * across, 300 - 40 * up))
+    for arm, points in places.items():
+        x, y = points[-1]
+        line = " ".join(f"{across:.0f},{down:.0f}" for across, down in points)
+        size = mebibytes(list(peaks_by_depth().values())[-1][arm])
+        label = f'<text x="{x + 12:.0f}" y="{y + 5:.0f}">{arm}, {size}</text>'
+        print(f'<g class="{arm}"><polyline points="{line}"/>{label}</g>')
+
+
+def quickstart() -> None:
+    """The three arms of `make run`."""
+    show(
+        "activations | peak memory | time over store | loss after ten steps",
+        (
+            (
+                row["arm"],
+                mebibytes(row["peak"]),
+                f"{row['time_over_store']['median']:.2f}",
+                f"{row['losses'][-1]:.6f}",
+            )
+            for row in result("quickstart-comparison")["arms"]["rows"]
+        ),
+    )
+
+
+def _bench(name: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Return the recipe of a study, and its points by arm."""
+    study = result(name)
+    return study["recipe"], {point["arm"]: point for point in study["points"]}
+
+
+def _arms(name: str) -> Iterator[tuple[str, str, str]]:
+    _, points = _bench(name)
+    for arm, point in points.items():
+        over = quartiles(point["ratios"]["plain_checkpoint"]) if arm != "plain_checkpoint" else "1"
+        yield f"`{arm}`", mebibytes(point["peak"]), over
+
+
+def step_time() -> None:
+    """Step time of rebuilding over that of its rivals, and of a budget at the peak of checkpointing."""
+    rows = []
+    for precision in ("float32", "bfloat16"):
+        recipe, points = _bench(f"bench-time-{precision}")
+        pairs = ("rebuild", "plain_checkpoint"), ("rebuild", "plain_store"), ("budget", "plain_checkpoint")
+        ratios = (quartiles(points[arm]["ratios"][rival]) for arm, rival in pairs)
+        rows.append((f"{precision}, width {recipe['model']['config']['hidden_size']}", *ratios))
+    show(" | rebuild over checkpoint | rebuild over store | budget over checkpoint", rows)
+
+
+def same_batch() -> None:
+    """All arms at one batch, in both precisions."""
+    rows = [(precision, *row) for precision in ("float32", "bfloat16") for row in _arms(f"bench-time-{precision}")]
+    show("precision | arm | peak | time over `plain_checkpoint`", rows)
+
+
+def long_sequences() -> None:
+    """Long sequences at the peak of checkpointing, in two widths."""
+    rows = []
+    for name in ("bench-length-8192", "bench-length-8192-wide"):
+        recipe, _ = _bench(name)
+        rows += [(recipe["model"]["config"]["hidden_size"], *row) for row in _arms(name)]
+    show("width | arm | peak | time over `plain_checkpoint`", rows)
+
+
+def one_layer() -> None:
+    """What lowers the peak of one layer."""
+    show(
+        "method | peak | share of rebuild's peak | time over rebuild",
+        (
+            (
+                row["way"],
+                mebibytes(row["peak"]),
+                f"{row['peak_over_rebuild']:.0%}",
+                quartiles(row["time_over_rebuild"]) if row["way"] != "rebuild" else "1",
+            )
+            for row in result("layer-memory")["rows"]
+        ),
+    )
+
+
+def head() -> None:
+    """The head's loss and gradients by three methods."""
+    show(
+        "precision | method | peak | share of all logits | error of the loss | error of the weight's gradient",
+        (
+            (
+                row["case"],
+                row["arm"],
+                mebibytes(row["peak"]),
+                f"{row['peak_over_all_logits']:.1%}",
+                f"{row['loss_error']:.0e}",
+                f"{row['weight_gradient_error']:.0e}",
+            )
+            for row in result("head-memory")["rows"]
+        ),
+    )
+
+
+def evidence() -> None:
+    """What the comparison of second evaluations costs."""
+    show(
+        "width | tokens | precision | share of a step | step over one without",
+        (
+            (
+                row["width"],
+                f"{row['batch']} x {row['tokens']}",
+                row["precision"],
+                f"{row['share_inside_the_comparison']['median']:.1%}",
+                quartiles(row["over_without_evidence"]["rebuild"]),
+            )
+            for row in result("evidence-cost")["rows"]
+        ),
+    )
+
+
+def fuzz() -> None:
+    """The outcomes of the committed fuzzing run."""
+    run = result("fuzz")
+    show("outcome | set-ups", [(name, f"{count:,}") for name, count in run["set_ups"].items()])
+    compared, farthest = run["compared_with_the_recurrence"], run["farthest"]
+    print(
+        f"The run compared {run['gradients_compared']:,} gradients and found {len(run['failures'])} failures. In "
+        f"{compared} set-ups the gradients were also compared with an independent implementation of the recurrence; "
+        f"the largest difference was {farthest:.0e} of the size of the tensor.\n"
+    )
+
+
+def _increase(study: Mapping[str, Any], arm: str, bits: int) -> str:
+    (row,) = (row for row in study["rows"] if row["arm"] == arm and row["bits"] == bits)
+    return spread(list(row["increase_by_seed"].values()))
+
+
+def conversion() -> None:
+    """Held-out loss increase of a real model, before any training."""
+    alone, predicted = result("conversion-smollm2"), result("conversion-smollm2-samples")
+    rows = (
+        (bits, _increase(alone, "blends alone", bits), _increase(predicted, "predictor on state", bits))
+        for bits in (4, 3, 2, 1, 0)
+    )
+    show("bits per element and layer | blends alone | with the default predictor", rows)
+
+
+def conversion_methods() -> None:
+    """The same by every method that was tried on it."""
+    rows = [*_methods("conversion-smollm2", ("blends alone",)), *_methods("conversion-smollm2-samples")]
+    _show_methods([*rows, *_methods("conversion-smollm2-update")])
+
+
+def conversion_on_instructions() -> None:
+    """The same on instructions."""
+    _show_methods(_methods("conversion-smollm2-instructions"))
+
+
+def conversion_of_a_small_model() -> None:
+    """The same of a small network."""
+    _show_methods(_methods("conversion-wikitext-12L"))
+
+
+def _show_methods(rows: Iterable[Sequence[Any]]) -> None:
+    show("method | bits | loss increase | added compute", rows)
+
+
+def _methods(name: str, arms: Sequence[str] | None = None) -> Iterator[tuple[str, str, str, str]]:
+    """Yield the held-out loss increase by every method, or by some, and what each adds to a forward pass."""
+    for row in result(name)["rows"]:
+        assert row["gradients_bit_exact"]
+        if arms is None or row["arm"] in arms:
+            figures = spread(list(row["increase_by_seed"].values()))
+            yield row["arm"], f"{row['bits']:g}", figures, f"{row['added_compute']:+.0%}"
+
+
+def _healed(name: str) -> list[tuple[int, str]]:
+    """Return tokens and loss over the original's, along one run."""
+    (run,) = result(f"healing-smollm2-{name}")["rows"]
+    return [(tokens, f"{loss / run['original'] - 1:+.2%}") for tokens, loss in run["curve"]]
+
+
+def healing() -> None:
+    """The real model before and after a short fine-tune."""
+    rows = []
+    for words, name in (("1", "1-bit"), ("0, predictor `update`", "0-bits-update")):
+        (_, before), *_, (tokens, after) = _healed(name)
+        rows.append((words, before, after, f"{tokens:,}"))
+    show("bits | before | after | tokens", rows)
+
+
+def healing_curve(name: str) -> None:
+    """Loss over the original's along one run, ``"1-bit"`` or ``"0-bits-update"``."""
+    show("tokens | loss increase", ((f"{tokens:,}", over) for tokens, over in _healed(name)))
+
+
+def _accuracies(name: str) -> Iterator[tuple[str, str, str]]:
+    """Yield task, the original's accuracy in percent, and the difference from it."""
+    study = result(name)
+    rows = [row for row in study["differences"] if row["metric"] == ("acc" if "grande" in row["task"] else "acc_norm")]
+    (mean,) = (row for row in study["mean_differences"] if row["metric"] == "acc_norm, else acc")
+    for task, row in [(row["task"].removeprefix("local_"), row) for row in rows] + [("mean", mean)]:
+        difference, error = (100 * row["difference"][name] for name in ("value", "standard_error"))
+        yield task, f"{100 * row['against']['value']:.1f}", f"{difference:+.1f} ± {error:.1f}"
+
+
+def accuracy() -> None:
+    """Accuracy of the real model converted at 2 bits, and healed at 0 bits."""
+    rows = []
+    studies = (_accuracies(f"accuracy-smollm2-{name}") for name in ("2-bits", "0-bits-healed"))
+    for (task, original, few), (same_task, same, none) in zip(*studies, strict=True):
+        assert (task, original) == (same_task, same)
+        rows.append((task, original, few, none))
+    show("task | ordinary | 2 bits | 0 bits, healed", rows)
+
+
+def lora_step() -> None:
+    """Peak and time of a LoRA step of the real model."""
+    show(
+        "network and activations | peak | time over checkpointing",
+        (
+            (
+                row["way"],
+                mebibytes(row["peak"]),
+                quartiles(row["time_over_checkpoint"]) if row["arm"] != "plain_checkpoint" else "1",
+            )
+            for row in result("lora-step-smollm2")["rows"]
+        ),
+    )
+
+
+def _deployments() -> Iterator[tuple[str, list[dict[str, Any]], list[float]]]:
+    """Yield what was trained, its runs, and their losses as deployed relative to ordinary training by the same seed."""
+    rows = [row for name in ("deployment-smollm2", "deployment-smollm2-seeds") for row in result(name)["rows"]]
+    reference = {row["seed"]: row["deployed"] for row in rows if row["arm"] == "ordinary"}
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        runs = [row for row in rows if row["arm"] == arm and row["seed"] in reference]
+        yield arm, runs, [row["deployed"] / reference[row["seed"]] - 1 for row in runs]
+
+
+def deployment() -> None:
+    """Loss of the ordinary network with weights that were trained in a converted one."""
+    rows = []
+    for arm, runs, over in _deployments():
+        losses = [f"{sum(row[name] for row in runs) / len(runs):.4f}" for name in ("trained", "deployed")]
+        rows.append((arm, len(runs), *losses, "-" if arm == "ordinary" else spread(over)))
+    show("trained network | seeds | loss as trained | loss deployed | difference from ordinary training", rows)
+
+
+def deployment_sentence() -> None:
+    """Print what the recipe's setting costs, as a sentence."""
+    (over,) = (over for arm, _, over in _deployments() if arm.startswith("6 bits"))
+    print(
+        f"At 6 bits, over {len(over)} seeds, the loss of the deployed network differed from that of fine-tuning the "
+        f"ordinary network by {spread(over)}."
+    )
+
+
+def annealing() -> None:
+    """Healing of the smallest model, with and without annealing."""
+    study, rows = result("healing-stories260K"), []
+    for arm in dict.fromkeys(row["arm"] for row in study["rows"]):
+        runs = [row for row in study["rows"] if row["arm"] == arm]
+        before, after = ([row[when] / row["original"] - 1 for row in runs] for when in ("before", "after"))
+        rows.append((arm, f"{study['tokens']:,}", f"{before[0]:+.2%}", spread(after)))
+    show("method | tokens | before | after", rows)
+
+
+def conversion_of_families() -> None:
+    """Five families through the commands."""
+    rows = []
+    for row in result("conversion-families")["rows"]:
+        assert row["gradients_bit_exact"]
+        assert row["cached_and_uncached_text_equal"]
+        increases = (f"{row['loss_by_bits'][bits] / row['original_loss'] - 1:+.2%}" for bits in ("2", "1", "0"))
+        rows.append((row["family"], f"{row['original_loss']:.2f}", *increases))
+    show("family | original loss | 2 bits | 1 bit | 0 bits", rows)
+
+
+def families() -> None:
+    """Print how many architectures the survey found to be exact, as a sentence."""
+    page = (RESULTS.parents[1] / "docs/appendix/families.md").read_text(encoding="utf-8")
+    blocks = [line.split(" | ")[2] for line in page.splitlines() if line.startswith("| ")][1:]
+    exact = blocks.count("exact")
+    print(f"Of the {len(blocks)} causal language models of transformers, {exact} train with exact gradients.")
+
+
+def plan_accuracy() -> None:
+    """How far the planner is off."""
+    measured, rows = result("plan-accuracy")["rows"], []
+    for model, arm in dict.fromkeys((row["model"], row["arm"]) for row in measured):
+        points = [row for row in measured if (row["model"], row["arm"]) == (model, arm)]
+        errors = [row["planned"] / row["measured"] - 1 for row in points]
+        assert max(map(abs, errors)) < 0.05
+        first = points[0]
+        figures = f"{first['measured']:,}", f"{first['planned']:,}", f"{min(errors):+.2%} to {max(errors):+.2%}"
+        rows.append((model, arm, *figures))
+    show("network | activations | measured, bytes | planned, bytes | error", rows)
+
+
+def largest_batches() -> None:
+    """How far the largest batch that the planner finds is off."""
+    show(
+        "network | activations | planned | measured",
+        (
+            (row["model"], row["arm"], row["planned"], row["measured"])
+            for row in result("plan-accuracy")["largest_batches"]
+        ),
+    )
