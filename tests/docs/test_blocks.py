@@ -34,7 +34,7 @@ SMALLER = {
     "--data.validation_blocks 2 --conversion.sequences 4 --training.max_steps 2 "
     "--training.eval_steps 2 --training.arguments.use_cpu true",
     "evaluate": "--limit 2",
-    "plan": "--memory 64MiB --sequence_length 64",
+    "plan": "--memory 4MiB --sequence_length 64",
     "bench": "--help",
 }
 """Options that are added to a command so that its test takes seconds."""

@@ -80,7 +80,7 @@ def test_a_policy_is_known_by_its_name_and_refuses_a_changed_weight(tmp_path):
     loss = model(**batch).loss
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight.data.mul_(2)
-    with pytest.raises(rf.RebuildMismatchError, match="layer 1"):
+    with pytest.raises(rf.RebuildMismatchError, match="Layer 1"):
         loss.backward()
 
 

@@ -7,7 +7,7 @@ import revformers as rf
 from tests.docs.pages import blocks
 
 PAGE = "docs/tutorial.md"
-FEWER = {"steps=200": "steps=8", "steps=100": "steps=8", "sequences=32": "sequences=4", "(8, 16)": "(4, 6)"}
+FEWER = {"steps=200": "steps=8", "steps=100": "steps=8", "text[:64]": "text[:8]", "depth in (8, 16)": "depth in (4, 6)"}
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
