@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from revformers.engine.forward_pass import ForwardPass
 from torch import Tensor
 
 import revformers as rf
@@ -13,6 +12,7 @@ from revformers.activations import ACTIVATIONS
 from revformers.activations.base import BeginPass
 from revformers.dynamics import Coefficients
 from revformers.engine.field import Field
+from revformers.engine.forward_pass import ForwardPass
 from revformers.engine.states import StatePair
 from revformers.engine.tape import Tape
 
