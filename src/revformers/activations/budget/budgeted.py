@@ -22,12 +22,12 @@ from revformers.activations.budget.allocation import Allocation, StepCost, alloc
 from revformers.activations.budget.attention_outputs import AttentionKeeper
 from revformers.activations.budget.observation import Observations, ObservedStep, switches
 from revformers.activations.budget.report import BudgetReport
+from revformers.activations.budget.saved_bytes import SavedBytes
 from revformers.byte_size import size_in_words
 from revformers.dynamics.base import Coefficients
 from revformers.engine.field import Field
 from revformers.engine.forward_pass import ForwardPass
 from revformers.engine.packing import packed_size
-from revformers.engine.saved_bytes import SavedBytes
 from revformers.engine.states import StatePair
 from revformers.engine.tape import Tape
 from revformers.engine.ticket import kept

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from revformers.engine.saved_bytes import is_plain
+from revformers.engine.tensors import is_plain
 from revformers.engine.ticket import packed_by
 from revformers.private_api import NODES_THAT_SAVE_THEIR_FACTORS, base_of, storage_number, version_of
 

@@ -26,7 +26,7 @@ from revformers.engine.proof.checksum import FEW, checksum, checksum_of, condens
 from revformers.engine.proof.determined import INPUT, Determined, Recipe, last_tokens
 from revformers.engine.proof.situation import Situation
 from revformers.engine.proof.unwritten import may_be_unwritten
-from revformers.engine.saved_bytes import parts_in_memory
+from revformers.engine.tensors import parts_in_memory
 from revformers.engine.ticket import Packed
 from revformers.private_api import StorageWeakRef, base_of, storage_number, version_of
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from revformers.engine.field import Field
-from revformers.engine.saved_bytes import is_plain
+from revformers.engine.tensors import is_plain
 from revformers.private_api import (
     ADAPTERS_ACTIVE,
     ADAPTERS_MERGED,

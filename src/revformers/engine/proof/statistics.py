@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from revformers.engine.proof.evidence import SMALL_WEIGHT, checksum_of_all
 from revformers.engine.proof.situation import Situation, tensor_attributes
-from revformers.engine.saved_bytes import is_plain, parts_in_memory
+from revformers.engine.tensors import is_plain, parts_in_memory
 
 
 class Statistic(NamedTuple):

@@ -2,7 +2,7 @@ import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from revformers.engine.saved_bytes import SavedBytes
+from revformers.activations.budget.saved_bytes import SavedBytes
 
 
 def count(function):

@@ -1,0 +1,33 @@
+"""How many bytes autograd saves."""
+
+from torch import Tensor, nn
+
+from revformers.engine.tensors import parts_in_memory
+from revformers.private_api import StorageWeakRef, base_of
+
+
+class SavedBytes:
+    """Counts the memory behind saved tensors: every block once, and parameters not at all.
+
+    Holds no tensor, so that PyTorch, which keeps the hooks of a forward pass, keeps none through them.
+
+    Attributes:
+        count: bytes of what was added since it was last set to 0.
+
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        # A weak reference, like a strong one, keeps the number of a block from being given to another.
+        self._seen: set[StorageWeakRef] = set()
+
+    def add(self, tensor: Tensor) -> None:
+        """Count a tensor that autograd saves."""
+        if isinstance(tensor, nn.Parameter) or isinstance(base_of(tensor), nn.Parameter):
+            return
+        for part in parts_in_memory(tensor):
+            storage = part.untyped_storage()
+            reference = StorageWeakRef(storage)
+            if reference not in self._seen:
+                self._seen.add(reference)
+                self.count += storage.nbytes()
