@@ -1,4 +1,4 @@
-"""What every dynamics is: three coefficients a layer, how it starts, and what the head reads."""
+"""The base class of dynamics: three coefficients for each layer, the start, and what the head reads."""
 
 import dataclasses
 import math
@@ -11,7 +11,7 @@ LARGEST_DENOMINATOR = 256
 """Denominator to which a blend given as a float is read: 1/256, eight bits an element, is the finest contraction."""
 
 LARGEST_TERM = 1024
-"""Largest numerator or denominator; with `exact.fixed_point.MAXIMUM_MAGNITUDE` it keeps every product inside int64."""
+"""Largest numerator or denominator; with `engine.fixed_point.MAXIMUM_MAGNITUDE` it keeps every product inside int64."""
 
 Granularity = Literal["block", "branch"]
 Start = Literal["repeat", "zero"]

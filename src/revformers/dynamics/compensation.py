@@ -1,4 +1,4 @@
-"""What makes up for blends: states that are ahead of the ordinary network's by a share of their last update."""
+"""Compensation of blends: states that are ahead of the ordinary network's by a share of their last update."""
 
 from collections.abc import Sequence
 from fractions import Fraction

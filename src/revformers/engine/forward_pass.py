@@ -1,4 +1,4 @@
-"""What an activation policy does during one forward pass."""
+"""The base class of forward passes: what an activation policy does while a stack runs."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What autograd holds in the place of a tensor that is computed again when it is needed."""
+"""Tickets: what autograd keeps instead of a tensor that is computed again when it is needed."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -9,10 +9,7 @@ from torch import Tensor
 from revformers.private_api import held_for_saved, version_of
 
 InputSource = Callable[[], Tensor | None]
-"""Returns the input of a step, (batch, tokens, width) in the compute dtype, which it keeps somewhere.
-
-None where that was written to since.
-"""
+"""Returns the kept input of a step, (batch, tokens, width) in the compute dtype, or None if it was written to since."""
 
 
 def kept(hidden: Tensor) -> InputSource:
@@ -22,7 +19,7 @@ def kept(hidden: Tensor) -> InputSource:
 
 
 class Rebuilds(Protocol):
-    """What computes the tensors of a step again.
+    """An object that computes the saved tensors of a step again.
 
     Attributes:
         lock: held by the thread that does so; backward passes of one graph may run in many.
@@ -36,7 +33,7 @@ class Rebuilds(Protocol):
 
 
 class Packed:
-    """What autograd holds in the place of a tensor: by which evaluation it was saved, and as which of its tensors."""
+    """What autograd keeps instead of a saved tensor: the evaluation that saved it, and its number among the saved ones."""
 
     __slots__ = ("evaluation", "number")
 
@@ -46,7 +43,7 @@ class Packed:
 
 
 def packed_by(node: Any, name: str) -> Packed | None:
-    """Return what a node of the graph holds in the place of the tensor that it saved under a name.
+    """Return what a node of the graph keeps instead of the tensor that it saved under a name.
 
     None where it saved none, or where other hooks than this library's packed it.
     """

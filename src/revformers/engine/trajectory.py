@@ -121,7 +121,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 class _Backwards(torch.autograd.Function):
-    """What the operations of a trajectory share: they have derivatives of every order, backwards."""
+    """Base of the operations of a trajectory, which have backward derivatives of every order."""
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:

@@ -27,7 +27,7 @@ FUNCTIONS = (
     torch.tanh,
     torch.trunc,
 )
-"""What PyTorch leaves to oneMKL (aten/src/ATen/cpu/vml.h)."""
+"""The functions that PyTorch leaves to oneMKL (aten/src/ATen/cpu/vml.h)."""
 
 
 def resolve_vector_math() -> None:

@@ -1,4 +1,4 @@
-"""What to do with the memory of a budget: which steps to store, and which attention outputs to keep of the others."""
+"""Allocation of a budget: which steps are stored, and whose attention outputs are kept."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from itertools import accumulate
 
 @dataclass(frozen=True)
 class StepCost:
-    """What one step takes and spares; bytes and floating-point operations.
+    """The memory that a step takes and the work that it spares; bytes and floating-point operations.
 
     Attributes:
         stored: bytes of its activations.
@@ -30,7 +30,7 @@ class StepCost:
 
 @dataclass(frozen=True)
 class Allocation:
-    """What to do with the steps of a stack: the first ones are computed again, the last ones are stored.
+    """The split of a stack: its first steps are computed again, its last steps are stored.
 
     Attributes:
         rebuilds: whether the first ones are rebuilt; otherwise their inputs are kept.

@@ -89,7 +89,7 @@ class AttentionKeeper:
 
 
 class _KernelOutput:
-    """What a kernel returned, a tuple whose tensors must not be written to afterwards.
+    """The output of a kernel, a tuple whose tensors must not be written to afterwards.
 
     What the kernel is given in the second evaluation is what autograd saves of it, which the tape compares.
     """

@@ -1,4 +1,4 @@
-"""What storing the steps of a stack takes, by batch shape: observed in one forward pass and used in later ones."""
+"""The cost of storing each step of a stack, by batch shape: observed in one forward pass and used in later ones."""
 
 from dataclasses import dataclass
 
@@ -27,7 +27,7 @@ class ObservedStep:
 
 @dataclass(frozen=True)
 class Kind:
-    """What passes have in common whose steps take more memory only for more or longer sequences."""
+    """Properties of a pass, apart from its batch shape, on which the memory of its steps depends."""
 
     dtype: torch.dtype
     device: torch.device

@@ -1,4 +1,4 @@
-"""One number by which tensors are held to be the same bits in the same places.
+"""A checksum that shows whether tensors have the same bits in the same places.
 
 A tensor is taken as numbers of four bytes, in the order in which they lie in memory. Each is multiplied by an odd
 number of eight bytes that depends on its place, and all are added up modulo 2**64. So a change of one of them always

@@ -1,17 +1,17 @@
-"""What one evaluation of a field saved for its gradient, to hold a later evaluation to it.
+"""Evidence of what one evaluation of a field saved for its gradient; a later evaluation is compared with it.
 
-A gradient is a function of the graph, of the tensors that autograd saved in it, and of nothing else. The graph is that
-of the forward pass in any case. So a backward pass is right to the bit where every tensor that it is handed has the
-bits of the one that was saved. Two kinds are told apart:
+A gradient depends on the graph and on the tensors that autograd saved in it, and on nothing else. The graph is always
+that of the forward pass. So a backward pass is right to the bit if every tensor that it is handed has the bits of the
+tensor that was saved. There are two kinds of saved tensors:
 
-* Leaves, which are weights in the main, are compared by their memory and their version, which PyTorch counts up
-  whenever a tensor is written to. That is what stored activations are held to as well. Where a later evaluation uses
-  another tensor in the place of a leaf, as `torch.func.functional_call` does, the bits of the two are compared.
-* Of all others one `checksum` is taken, in both evaluations, but for those that follow from others (`Determined`).
-  Small weights, from which others follow, and frozen ones that belong to no module, and may be gone by then, are among
-  them.
+* Leaves, most of which are weights, are compared by their memory and by their version, which PyTorch increments when a
+  tensor is written to. Autograd checks stored activations in the same way. If a later evaluation uses another tensor
+  instead of a leaf, as `torch.func.functional_call` does, the bits of the two are compared.
+* All other tensors are read, in both evaluations, and one `checksum` is taken of them. Tensors that follow from others
+  (`Determined`) need not be read. Two kinds of weights are read as well: small ones, from which other tensors follow,
+  and frozen ones that belong to no module and may be gone by the time of the backward pass.
 
-So nothing rests on what the layer returned: errors that a zero multiplies are seen where they are saved.
+The comparison does not rely on the output of the layer: an error that is multiplied by zero shows in a saved tensor.
 """
 
 import weakref
@@ -84,7 +84,7 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Saved:
-    """What one saved tensor is compared with.
+    """How one saved tensor is compared.
 
     Attributes:
         leaf: the leaf that it is.
@@ -111,7 +111,7 @@ class Saved:
 
 
 class Evidence:
-    """What the first evaluation of a field saved, in order.
+    """The tensors that the first evaluation of a field saved, in order.
 
     Args:
         hidden: the input of the field.
@@ -194,7 +194,7 @@ class Evidence:
 
 
 class LaterEvidence:
-    """What a later evaluation saves, compared with the first; made when the evaluation begins.
+    """Compares the tensors that a later evaluation saves with the first ones; made when the evaluation begins.
 
     Args:
         first: what every saved tensor is compared with.
@@ -202,7 +202,7 @@ class LaterEvidence:
         hidden: the input of the field.
 
     Attributes:
-        other_leaf: the first tensor that was used in the place of another leaf.
+        other_leaf: the first tensor that was used instead of a leaf and has other bits.
         is_made_otherwise: whether a tensor that follows from others was made in another way.
 
     """

@@ -1,8 +1,8 @@
-"""What can change in the modules of a layer between the passes, to say in a message what did.
+"""A record of the modules of a layer, so that an error can name what changed between the passes.
 
-A change that does not reach the gradient, such as `eval()` without dropout, is none of our business. But where the
-tensors differ, this names the cause; and it finds weights that changed before any is stepped in the backward pass, and
-what a layer writes to when it is evaluated.
+A change alone is no error: one that does not reach the gradient, such as `eval()` without dropout, is harmless. Where
+saved tensors differ, the record names the cause. It also finds weights that changed before any weight is stepped in the
+backward pass, and the tensors that a layer writes to when it is evaluated.
 """
 
 import copy
@@ -128,7 +128,7 @@ class Situation:
 
 
 class _TensorState(NamedTuple):
-    """What is known of a parameter or a buffer."""
+    """The recorded state of a parameter or a buffer."""
 
     reference: "weakref.ref[Tensor]"
     trains: bool
@@ -139,7 +139,7 @@ class _TensorState(NamedTuple):
 
 
 class _ModuleState:
-    """What a module held: made often, and compared rarely."""
+    """The recorded state of one module. Many are made and few are compared."""
 
     __slots__ = ("_attributes", "_numbers", "_settings", "_tensors", "module", "own_writes")
 

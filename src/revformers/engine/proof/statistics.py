@@ -56,7 +56,7 @@ def statistics_of(before: Situation) -> list[Statistic]:
 
 
 class SecondCount:
-    """What is found in statistics before and after a second evaluation; made before it."""
+    """Reads statistics before a second evaluation, when it is made, and after it."""
 
     def __init__(self, statistics: list[Statistic]) -> None:
         self._before = [

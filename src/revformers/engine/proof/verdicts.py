@@ -1,4 +1,4 @@
-"""What became of the comparisons of a backward pass, and the error for one that failed."""
+"""The results of comparisons in a backward pass, and the error for one that failed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,13 +19,13 @@ UNSEEN = (
     "are not deterministic (torch.use_deterministic_algorithms(True)); or train with "
     "revformers.set_activations(model, revformers.Store()), and without MLP tiles: nothing is evaluated twice then."
 )
-"""What to do where a layer computes something else a second time, and nothing of it has changed."""
+"""The remedy where the second evaluation of a layer differs and no change of the layer is visible."""
 
 _OWN_WRITES = (
     "The layer itself writes to {} when it is evaluated: if that is why, do it outside of the layers, such as after "
     "the optimizer's step, or train with revformers.set_activations(model, revformers.Store())."
 )
-"""What to do where the layer may have changed its parameters itself."""
+"""The remedy where the layer may have changed its parameters itself."""
 
 _FEW = 4
 """How many changes a message names."""
