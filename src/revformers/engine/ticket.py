@@ -33,7 +33,7 @@ class Rebuilds(Protocol):
 
 
 class Packed:
-    """What autograd keeps instead of a saved tensor: the evaluation that saved it, and its number among the saved ones."""
+    """What autograd keeps instead of a saved tensor: the evaluation that saved it, and its number in that."""
 
     __slots__ = ("evaluation", "number")
 
