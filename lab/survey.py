@@ -215,7 +215,11 @@ def _work(connection: Connection) -> None:
 
 
 class Worker:
-    """A process that examines architectures one after another; it is replaced when one of them ends it."""
+    """A process that examines architectures one after another; it is replaced when one of them ends it.
+
+    Neither concurrent.futures, where a dead process ends the whole pool and a task has no time limit, nor
+    `lab.bench.process`, whose processes have an environment of their own instead of a time limit, does that.
+    """
 
     def __init__(self) -> None:
         self._process: Any = None

@@ -24,6 +24,9 @@ from lab.bench.workload import Arm, Workload
 class MeasuringProcess:
     """A `Measurer` in a fresh process, for the length of a ``with`` block.
 
+    Not of multiprocessing, which gives a process no environment of its own, and imports the parent's main module: the
+    allocator and the thread pools read their settings as the process starts.
+
     Args:
         threads: CPU threads of the process; left out, as many as PyTorch takes.
         returns_memory: whether every freed block goes back to the system at once. Resident memory means little without;

@@ -37,22 +37,26 @@ class Split:
 
 
 class Source(ABC):
-    """A body of text that can name its content without having read all of it into memory."""
+    """A body of text that can name its content without having read all of it into memory.
+
+    Attributes:
+        separated: whether each record is a document of its own, as lines of .txt files are not.
+
+    """
+
+    separated = True
+
+    def __init__(self, data: DataSection) -> None:
+        self._data = data
 
     @abstractmethod
     def fingerprint(self) -> str:
         """Return a name for the content: other text, or the same split otherwise, has another name."""
 
     @abstractmethod
-    def split(self) -> Split:
-        """Return the documents, split into training and validation.
+    def _load(self) -> tuple[Any, Any]:
+        """Return two data sets: the records, and those held out; None where these are to be taken from the former."""
 
-        Raises:
-            UserError: where there is no text, or too little of it.
-
-        """
-
-    @abstractmethod
     def records(self) -> tuple[Any, Any]:
         """Return the data sets, with all their columns, that the training and the validation documents come from.
 
@@ -60,6 +64,24 @@ class Source(ABC):
             UserError: where there is too little to hold something out.
 
         """
+        return _hold_out(*self._load(), self._data)
+
+    def split(self) -> Split:
+        """Return the documents, split into training and validation.
+
+        Raises:
+            UserError: where there is no text, or too little of it.
+
+        """
+        training, held_out = self._load()
+        column = self._data.text_column
+        for part in (training, held_out):
+            if part is not None and (first := next(iter(part), None)) and column not in first:
+                raise UserError(
+                    f"{self._data.source} has no column {column!r} but {', '.join(first)}; set data.text_column."
+                )
+        training, held_out = _hold_out(training, held_out, self._data)
+        return Split(training[column], held_out[column], self.separated)
 
 
 def open_source(data: DataSection) -> Source:
@@ -85,39 +107,35 @@ def open_source(data: DataSection) -> Source:
 
 
 class StandardLibrary(Source):
-    """The source files and the documentation of the running Python's standard library."""
+    """The source and the documentation of the running Python's standard library, split by a hash of their paths."""
 
     def __init__(self, data: DataSection) -> None:
-        self._data = data
+        super().__init__(data)
         self._files = standard_library.standard_library_files()
 
     def fingerprint(self) -> str:
         """Return the hash of all files and of the share held out."""
         return digest("stdlib", standard_library.fingerprint(self._files), self._data.validation_fraction)
 
-    def split(self) -> Split:
-        """Return the files, split by a hash of their paths."""
-        training, validation = standard_library.split_by_file(self._files, self._data.validation_fraction)
-        return Split([file.text for file in training], [file.text for file in validation], separated=True)
-
-    def records(self) -> tuple[Any, Any]:
-        """Return the files, split by a hash of their paths, in one column."""
-        split = self.split()
-        return (
-            datasets.Dataset.from_dict({self._data.text_column: split.training}),
-            datasets.Dataset.from_dict({self._data.text_column: split.validation}),
+    def _load(self) -> tuple[Any, Any]:
+        training, validation = (
+            datasets.Dataset.from_dict({self._data.text_column: [file.text for file in files]})
+            for files in standard_library.split_by_file(self._files, self._data.validation_fraction)
         )
+        return training, validation
 
 
 class LocalFiles(Source):
     """Local .txt, .jsonl or .parquet files."""
 
     def __init__(self, data: DataSection) -> None:
-        self._data = data
+        super().__init__(data)
         self._training_files = _local_files(data.source)
         self._validation_files = _local_files(data.validation_source) if data.validation_source else []
-        if self._validation_files and self._validation_files[0].suffix != self._training_files[0].suffix:
+        suffix = self._training_files[0].suffix
+        if self._validation_files and self._validation_files[0].suffix != suffix:
             raise UserError("data.source and data.validation_source must be files of one kind.")
+        self.separated = suffix != ".txt"
 
     def fingerprint(self) -> str:
         """Return the hash of the content of all files and of what picks the text in them."""
@@ -128,63 +146,41 @@ class LocalFiles(Source):
             [data.text_column, data.validation_fraction, data.validation_documents],
         )
 
-    @property
-    def separated(self) -> bool:
-        """Whether each record is a document of its own, as lines of .txt files are not."""
-        return self._training_files[0].suffix != ".txt"
-
-    def split(self) -> Split:
-        """Return the records' text, or the lines of .txt files."""
-        return _documents(*self._load_all(), self._data, self.separated)
-
     def all_records(self) -> Any:
         """Return the records, or the lines of .txt files, with nothing held out."""
-        return self._load(self._training_files)
+        return self._read(self._training_files)
 
-    def records(self) -> tuple[Any, Any]:
-        """Return the records, or the lines of .txt files."""
-        return _hold_out(*self._load_all(), self._data)
+    def _load(self) -> tuple[Any, Any]:
+        return self.all_records(), self._read(self._validation_files) if self._validation_files else None
 
-    def _load_all(self) -> tuple[Any, Any]:
-        held_out = self._load(self._validation_files) if self._validation_files else None
-        return self._load(self._training_files), held_out
-
-    def _load(self, files: list[Path]) -> Any:
-        suffix = files[0].suffix
-        options = {"keep_linebreaks": True} if suffix == ".txt" else {}
-        return _load_dataset(
-            self._data, LOADERS[suffix], data_files=[str(file) for file in files], split="train", **options
-        )
+    def _read(self, files: list[Path]) -> Any:
+        options = {} if self.separated else {"keep_linebreaks": True}
+        loader = LOADERS[files[0].suffix]
+        return _load_dataset(self._data, loader, data_files=[str(file) for file in files], split="train", **options)
 
 
 class HubDataset(Source):
     """A data set on the Hugging Face hub."""
 
     def __init__(self, data: DataSection) -> None:
-        self._data = data
-        self._training = self._load(data.split)
-        self._held_out = self._load(data.validation_split) if data.validation_split else None
+        super().__init__(data)
+        splits = (data.split, data.validation_split)
+        self._parts = [
+            _load_dataset(data, data.source, data.subset, split=split, revision=data.revision) if split else None
+            for split in splits
+        ]
 
     def fingerprint(self) -> str:
         """Return the fingerprints that `datasets` gives its data sets, and what picks the text in them."""
         data = self._data
-        parts = [self._training, self._held_out]
         return digest(
-            [fingerprint_of(part) for part in parts if part is not None],
+            [fingerprint_of(part) for part in self._parts if part is not None],
             [data.text_column, data.validation_fraction, data.validation_documents],
         )
 
-    def split(self) -> Split:
-        """Return the records' text."""
-        return _documents(self._training, self._held_out, self._data, separated=True)
-
-    def records(self) -> tuple[Any, Any]:
-        """Return the records."""
-        return _hold_out(self._training, self._held_out, self._data)
-
-    def _load(self, split: str) -> Any:
-        data = self._data
-        return _load_dataset(data, data.source, data.subset, split=split, revision=data.revision)
+    def _load(self) -> tuple[Any, Any]:
+        training, held_out = self._parts
+        return training, held_out
 
 
 def _refuse(data: DataSection, kind: str, *fields: str) -> None:
@@ -232,17 +228,6 @@ def _load_dataset(data: DataSection, *arguments: str | None, **options: Any) -> 
     if first is None:
         raise UserError(f"{what} is empty.")
     return loaded
-
-
-def _documents(training: Any, held_out: Any, data: DataSection, separated: bool) -> Split:
-    """Return the text of the records."""
-    for part in (training, held_out):
-        if part is not None and data.text_column not in (first := next(iter(part))):
-            raise UserError(
-                f"{data.source} has no column {data.text_column!r} but {', '.join(first)}; set data.text_column."
-            )
-    training, held_out = _hold_out(training, held_out, data)
-    return Split(training[data.text_column], held_out[data.text_column], separated)
 
 
 def _hold_out(training: Any, held_out: Any, data: DataSection) -> tuple[Any, Any]:
