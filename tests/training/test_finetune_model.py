@@ -1,0 +1,43 @@
+from dataclasses import replace
+
+import pytest
+
+from revformers.errors import UserError
+from revformers.training.finetune_model import check_recipe, lora_config
+from revformers.training.finetune_recipe import AdapterSection, ConversionSection, FinetuneRecipe, PretrainedSection
+
+RECIPE = FinetuneRecipe(output="run", model=PretrainedSection(name="model"))
+INT8 = PretrainedSection(name="model", quantization="int8")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"output": ""}, "names no run directory; set output"),
+        ({"model": PretrainedSection()}, "names no model to fine-tune; set model.name"),
+        ({"model": INT8}, "Quantised weights cannot be trained; set adapter.kind"),
+        ({"model": replace(INT8, name="a.gguf")}, "GGUF file are dequantised; set model.quantization to none"),
+        ({"adapter": AdapterSection(merge=True)}, "adapter.merge needs an adapter"),
+        ({"adapter": AdapterSection(kind="lora", merge=True), "model": INT8}, "would round the adapter"),
+        ({"conversion": ConversionSection(options={"predictr": 3})}, "conversion.options has no 'predictr'"),
+    ],
+)
+def test_a_recipe_that_contradicts_itself_is_refused(changes, message):
+    check_recipe(RECIPE)
+    with pytest.raises(UserError, match=message):
+        check_recipe(replace(RECIPE, **changes))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rnk": 3}, "adapter.options has no 'rnk'"),
+        ({"layer_replication": [[0, 3], [2, 6]]}, "layer_replication makes a network of other layers"),
+        ({"layers_to_transform": [1]}, "PEFT refuses the adapter section: `layers_to_transform` cannot be used"),
+    ],
+)
+def test_an_adapter_that_peft_does_not_have_is_refused(options, message):
+    pytest.importorskip("peft")
+    assert lora_config(AdapterSection(kind="lora", rank=4)).r == 4
+    with pytest.raises(UserError, match=message):
+        lora_config(AdapterSection(kind="lora", options=options))
