@@ -11,6 +11,8 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from lab.private_api import model_from_config
+
 VOCABULARY = 128
 LARGEST_MODEL = 20_000_000
 """Parameters beyond which a model is not tiny: some size in its configuration was missed."""
@@ -153,10 +155,10 @@ def tiny_model(model_class: type[PreTrainedModel], **options: Any) -> PreTrained
         raise ValueError(reason)
     config = model_class.config_class(**(tiny_options(model_class.config_class) | options))
     with torch.device("meta"):
-        size = sum(parameter.numel() for parameter in model_class._from_config(config).parameters())
+        size = sum(parameter.numel() for parameter in model_from_config(model_class, config).parameters())
     if size > LARGEST_MODEL:
         raise ValueError(f"A tiny {model_class.__name__} has {size:,} parameters; a size was missed.")
-    return model_class._from_config(config)
+    return model_from_config(model_class, config)
 
 
 def tiny_batch(model: PreTrainedModel, tokens: int = 16) -> dict[str, Any]:

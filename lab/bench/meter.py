@@ -7,19 +7,15 @@ the environment when the process starts. `lab/results` holds both where an arm h
 """
 
 import gc
-import json
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+
+from lab.private_api import cpu_allocations
 
 MALLOC_SETTINGS = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 """Environment in which glibc returns every freed block above 64 KiB to the system at once."""
-
-CPU_DEVICE_TYPE = 0
-"""The number by which the profiler's memory events mean the CPU."""
 
 
 def peak_allocated_bytes(function: Callable[[], object], device: torch.device) -> int:
@@ -43,21 +39,7 @@ def peak_allocated_bytes(function: Callable[[], object], device: torch.device) -
         return torch.cuda.max_memory_allocated(device) - before
     if device.type != "cpu":
         raise ValueError(f"Peak memory can be measured on the CPU and on CUDA, not on {device.type}.")
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recorded:
-        function()
-    return _largest_sum(_allocation_sizes(recorded))
-
-
-def _allocation_sizes(recorded: profile) -> list[int]:
-    """Return the CPU allocations in the order they were made, in bytes; a freed block is negative."""
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder, "trace.json")
-        recorded.export_chrome_trace(str(trace))
-        events = json.loads(trace.read_bytes())["traceEvents"]
-    memory_events = [
-        event for event in events if event.get("name") == "[memory]" and event["args"]["Device Type"] == CPU_DEVICE_TYPE
-    ]
-    return [event["args"]["Bytes"] for event in sorted(memory_events, key=lambda event: event["ts"])]
+    return _largest_sum(cpu_allocations(function))
 
 
 def _largest_sum(sizes: list[int]) -> int:

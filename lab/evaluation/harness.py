@@ -3,15 +3,14 @@
 import difflib
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lab.evaluation.scores import Evaluation, read_scores
+from lab.private_api import quiet_harness
 from revformers.errors import UserError
 
 LOCAL_TASKS = {
@@ -19,16 +18,6 @@ LOCAL_TASKS = {
     for name in ("piqa", "arc_easy", "arc_challenge", "openbookqa", "winogrande", "gsm8k", "wikitext")
 }
 """For each local task the harness's task that it repeats."""
-
-NOISE = (
-    "`pretrained` model kwarg is not of type `str`",
-    "Passed an already-initialized model",
-    "Custom kwargs can be passed to `--metadata`",
-    # both are said once for a task instead of once for a request
-    "Combined length of context",
-    "Left truncation applied",
-)
-"""What the harness's warnings begin with, or contain, that say nothing to the user of `evaluate`."""
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +78,7 @@ def evaluate(
 
     training = model.training
     try:
-        with _quiet():
+        with quiet_harness():
             loaded = _load(tasks, data)
             language_model = LoadedLanguageModel(model, tokenizer, batch_size, progress)
             output = lm_eval.evaluator.evaluate(
@@ -184,27 +173,3 @@ def _truncated(task: Any, language_model: Any) -> int:
 def _aggregations(task: Any) -> dict[str, str]:
     """Return the name of the aggregation of each metric of a task."""
     return {metric: getattr(function, "__name__", "") for metric, function in task.aggregation().items()}
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep out what the harness says of itself, and the bar that it draws of the building of every task's prompts."""
-    import lm_eval.api.task
-    import lm_eval.models.huggingface
-
-    modules = (lm_eval.api.task, lm_eval.models.huggingface)
-    bar = lm_eval.api.task.tqdm
-    for module in modules:
-        module.eval_logger.addFilter(_is_said)
-    lm_eval.api.task.tqdm = partial(bar, disable=True)
-    try:
-        yield
-    finally:
-        lm_eval.api.task.tqdm = bar
-        for module in modules:
-            module.eval_logger.removeFilter(_is_said)
-
-
-def _is_said(record: logging.LogRecord) -> bool:
-    message = record.getMessage()
-    return not any(noise in message for noise in NOISE)

@@ -4,9 +4,9 @@ import copy
 from typing import Any
 
 from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils import normalize_gen_kwargs
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lab.private_api import tokens_to_write
 from revformers.errors import UserError
 
 
@@ -60,7 +60,7 @@ class LoadedLanguageModel(HFLM):
             raise UserError("The tokenizer has no end-of-text token, without which no task can let the model write.")
         for request in requests:
             context, options = request.args
-            written = normalize_gen_kwargs(dict(options), self.max_gen_toks)["max_gen_toks"]
+            written = tokens_to_write(options, self.max_gen_toks)
             if written >= self.max_length:
                 raise UserError(
                     f"The task {request.task_name} lets the model write {written} tokens, which leaves no room for the "

@@ -175,7 +175,8 @@ def _another_activation_function(scene: Scene) -> bool:
     found = [
         (part, name)
         for part in scene.layer.modules()
-        for name in part._modules.keys() & {"act", "act_fn", "activation", "activation_fn"}
+        for name, _ in part.named_children()
+        if name in {"act", "act_fn", "activation", "activation_fn"}
     ]
     for part, name in found:
         setattr(part, name, nn.Tanh())

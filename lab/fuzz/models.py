@@ -11,6 +11,7 @@ import transformers
 from torch import nn
 
 from lab.fuzz.case import OF_ANY_WIDTH, Case
+from lab.private_api import set_attention
 from lab.tiny import perturb_, tiny_model
 from revformers.activations import Budget
 from revformers.activations.budget.budget import Recompute
@@ -101,7 +102,7 @@ def _build(case: Case) -> Any:
         names |= dict.fromkeys(fields & {"num_attention_heads", "n_head", "num_key_value_heads"}, case.heads)
     torch.manual_seed(case.seed)
     model = tiny_model(kind, **names)
-    model.config._attn_implementation = case.attention
+    set_attention(model, case.attention)
     return perturb_(model, case.perturbation).to(getattr(torch, case.dtype))
 
 

@@ -83,7 +83,7 @@ def run_case(case: Case) -> Outcome:
     """Run a set-up and judge it."""
     threads = torch.get_num_threads()
     # Layers of which other weights are frozen are graphs of their own.
-    graphs = torch._dynamo.config.patch(recompile_limit=GRAPHS)
+    graphs = torch.compiler.config.patch(recompile_limit=GRAPHS)  # type: ignore[attr-defined]
     try:
         late = mock.patch.object(rebuild, "Verdicts", partial(_late_verdicts, Verdicts))
         with (
@@ -100,7 +100,7 @@ def run_case(case: Case) -> Outcome:
     finally:
         torch.set_num_threads(threads)
         if case.compiled:  # or the graphs of all set-ups would count together
-            torch._dynamo.reset()
+            torch.compiler.reset()
 
 
 def _late_verdicts(verdicts: type[Verdicts], *, at_once: bool) -> Verdicts:

@@ -66,7 +66,7 @@ class Situation:
     def now(self) -> "Situation":
         """Return the same modules as they are now, with their settings."""
         result = copy.copy(self)
-        result._modules = [state.now() for state in self._modules]
+        result._modules = [state.now() for state in self._modules]  # noqa: SLF001 - our own
         return result
 
     def owns(self, tensor: Tensor) -> bool:
