@@ -20,7 +20,7 @@ from lab.bench.step_time import StepTimes
 from lab.bench.workload import PLAIN_STORE, Arm, Precision, Workload, arms_from_names, llama_config
 from revformers import NotReversibleError, dynamics, verify_gradients
 from revformers.data.blocks import build_datasets
-from revformers.dynamics import Dynamics, TwoEvaluationMidpoint
+from revformers.dynamics import Dynamics
 from revformers.errors import UserError, as_user_error
 from revformers.head.loss import apply_head
 from revformers.training.model import build_config, build_dynamics, build_model
@@ -286,13 +286,13 @@ def workload_of(recipe: Recipe, device: str = "cpu") -> Workload:
 def _dynamics_to_compare(own: Dynamics) -> list[Dynamics]:
     """Return every reversible dynamics with its default options, the recipe's own in the place of its namesake.
 
-    The two-evaluation midpoint is for pretrained networks, and is left out unless it is the recipe's own.
+    Those that evaluate two layers a step are for pretrained networks, and left out unless they are the recipe's own.
     """
     options: dict[str, dict[str, Any]] = {"blended_midpoint": {"blend": "1/2"}}
     names = [
         name
         for name, kind in dynamics.DYNAMICS.items()
-        if kind.reversible and (kind is not TwoEvaluationMidpoint or name == own.name)
+        if kind.reversible and (kind.evaluations_per_step == 1 or name == own.name)
     ]
     return [own if name == own.name else dynamics.create(name, **options.get(name, {})) for name in names]
 

@@ -162,7 +162,7 @@ def draw_case(seed: int) -> Case:
         adapters=draw.choice(["none", "none", "none", "fresh", "trained"]),
         frozen=draw.choice(["nothing"] * 4 + ["embedding", "first layers", "some layers", "norms", "half of all"]),
         dynamics=dynamics.to_dict(),
-        predictors=draw.choice(forms) if block and not isinstance(dynamics, TwoEvaluationMidpoint | Residual) else (),
+        predictors=draw.choice(forms) if block and reversible and dynamics.evaluations_per_step == 1 else (),
         policy=_draw_policy(draw, reversible),
         batch=draw.choice([(1, 8), (2, 16), (2, 40), (3, 7), (1, 64), (2, 150)]),
         padding=draw.choice(["none", "none", "none", "left", "right", "4-d mask", "packed"]),

@@ -164,9 +164,7 @@ def _named_layer(error: object) -> int | None:
 
 
 def _evaluates_the_layer_before(case: Case) -> bool:
-    return "previous_update" in case.predictors or any(
-        map(from_dict(case.dynamics).previous_update, range(case.layers))
-    )
+    return "previous_update" in case.predictors or from_dict(case.dynamics).evaluations_per_step > 1
 
 
 def _is_of_the_ordinary_model(case: Case, error: object) -> bool:

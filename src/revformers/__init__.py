@@ -23,9 +23,12 @@ from revformers.dynamics import (
 )
 from revformers.engine.vector_math import resolve_vector_math
 from revformers.errors import NotReversibleError, RebuildMismatchError, StateRangeError
+from revformers.head.loss import HeadLoss, set_head_loss
 from revformers.models.budget import budget_report, smallest_budget
 from revformers.models.compile import compile_layers
 from revformers.models.describe import Description, describe
+from revformers.models.families import register_layout
+from revformers.models.families.layout import BlockLayout, Branch
 from revformers.models.ordinary import ordinary
 from revformers.models.reversible import make_residual, make_reversible, set_activations
 from revformers.models.tiles import set_mlp_tiles
@@ -42,6 +45,8 @@ integrations.register()
 __all__ = [
     "ActivationPolicy",
     "BlendedMidpoint",
+    "BlockLayout",
+    "Branch",
     "Budget",
     "BudgetReport",
     "Checkpoint",
@@ -50,6 +55,7 @@ __all__ = [
     "Dynamics",
     "GradientReport",
     "Hamiltonian",
+    "HeadLoss",
     "Leapfrog",
     "Midpoint",
     "NotReversibleError",
@@ -74,7 +80,9 @@ __all__ = [
     "make_residual",
     "make_reversible",
     "ordinary",
+    "register_layout",
     "set_activations",
+    "set_head_loss",
     "set_mlp_tiles",
     "smallest_budget",
     "verify_gradients",

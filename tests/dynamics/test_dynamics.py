@@ -1,5 +1,9 @@
+import dataclasses
+import inspect
 import json
 import math
+import pydoc
+import re
 from fractions import Fraction
 
 import pytest
@@ -31,6 +35,25 @@ def test_a_dynamics_survives_json(dynamics):
 
 def test_every_dynamics_of_the_table_is_among_the_examples():
     assert {type(example) for example in EXAMPLES} == set(DYNAMICS.values())
+
+
+@pytest.mark.parametrize("kind", DYNAMICS.values(), ids=lambda kind: kind.name)
+def test_help_lists_and_describes_every_option_with_its_default(kind):
+    parameters = inspect.signature(kind).parameters
+    assert set(parameters) == {field.name for field in dataclasses.fields(kind)}
+    for name, parameter in parameters.items():
+        assert parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        assert parameter.default is not parameter.empty
+        assert f"    {name}: " in kind.__doc__
+    text = pydoc.plain(pydoc.render_doc(kind))
+    for name in ("granularity", "start", "readout"):
+        assert re.search(rf"{name}: .* = '{parameters[name].default}'", text)
+
+
+@pytest.mark.parametrize(("kind", "evaluations"), [(rf.BlendedMidpoint, 1), (rf.TwoEvaluationMidpoint, 2)])
+def test_a_dynamics_says_how_many_layers_a_step_evaluates(kind, evaluations):
+    assert kind.evaluations_per_step == evaluations
+    assert [kind("1/4").previous_update(layer) for layer in (0, 1)] == [0.0, (evaluations - 1) / 4]
 
 
 @pytest.mark.parametrize("dynamics", EXAMPLES, ids=lambda dynamics: dynamics.recurrence)

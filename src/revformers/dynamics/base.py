@@ -76,7 +76,13 @@ class Dynamics(ABC):
     readout: Readout = "last"
 
     name: ClassVar[str]
+    """The name in recipes and in saved models."""
+
     reversible: ClassVar[bool] = True
+    """Whether every step has an inverse."""
+
+    evaluations_per_step: ClassVar[int] = 1
+    """2 where a step also evaluates the layer before; see `previous_update`. Update predictors go with 1 only."""
 
     def __post_init__(self) -> None:
         for option, choices in (("granularity", Granularity), ("start", Start), ("readout", Readout)):

@@ -5,9 +5,18 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
-from revformers.dynamics.base import LARGEST_DENOMINATOR, ONE, Coefficients, Dynamics, finite_step, times
+from revformers.dynamics.base import (
+    LARGEST_DENOMINATOR,
+    ONE,
+    Coefficients,
+    Dynamics,
+    Granularity,
+    Readout,
+    Start,
+    finite_step,
+    times,
+)
 
 
 @dataclass(frozen=True)
@@ -23,6 +32,9 @@ class BlendedMidpoint(Dynamics):
             `random_seed` is given.
         step_size: h, the weight of the update, one number for every layer, or a sequence with one number per layer.
         random_seed: draws a = +1 or -1, plus U(-1/2, 1/2), once per layer, as the paper does; see `random`.
+        granularity: ``"block"`` steps once a block; ``"branch"`` twice, attention then MLP.
+        start: the state before the embedding: ``"repeat"`` takes the embedding again, ``"zero"`` takes 0.
+        readout: what the head reads: ``"last"`` takes p[L], ``"mean"`` takes (p[L-1] + p[L]) / 2.
 
     """
 
@@ -38,7 +50,9 @@ class BlendedMidpoint(Dynamics):
         step_size: float | Sequence[float] = 1.0,
         *,
         random_seed: int | None = None,
-        **options: Any,
+        granularity: Granularity = "block",
+        start: Start = "repeat",
+        readout: Readout = "last",
     ) -> None:
         if (blend is None) == (random_seed is None):
             raise ValueError("BlendedMidpoint takes either a blend or a random_seed, and exactly one of them.")
@@ -60,12 +74,20 @@ class BlendedMidpoint(Dynamics):
         )
         object.__setattr__(self, "step_size", steps)
         object.__setattr__(self, "random_seed", random_seed)
-        super().__init__(**options)
+        super().__init__(granularity=granularity, start=start, readout=readout)
 
     @classmethod
-    def random(cls, seed: int, step_size: float = 1.0, **options: Any) -> "BlendedMidpoint":
+    def random(
+        cls,
+        seed: int,
+        step_size: float = 1.0,
+        *,
+        granularity: Granularity = "block",
+        start: Start = "repeat",
+        readout: Readout = "last",
+    ) -> "BlendedMidpoint":
         """Draw a = ±1 + U(-1/2, 1/2) once per layer, to the nearest 1/256; the same seed draws the same blends."""
-        return cls(None, step_size, random_seed=seed, **options)
+        return cls(None, step_size, random_seed=seed, granularity=granularity, start=start, readout=readout)
 
     def layer_blend(self, layer: int) -> Fraction:
         """Return a of layer `layer`, an exact fraction."""

@@ -11,6 +11,12 @@ class Hamiltonian(Dynamics):
 
     The pair (q, p) becomes (p, q') and then (q', p'): the midpoint rule with 2h = 1 whose steps are the two branches
     of a block in turn. Needs a model family with branch-level fields.
+
+    Attributes:
+        granularity: always ``"branch"``.
+        start: the state before the embedding: ``"repeat"`` takes the embedding again, ``"zero"`` takes 0.
+        readout: what the head reads: ``"last"`` takes p[L], ``"mean"`` takes (p[L-1] + p[L]) / 2.
+
     """
 
     granularity: Granularity = "branch"

@@ -15,6 +15,9 @@ class Leapfrog(Dynamics):
 
     Attributes:
         step_size: h; the update weighs h^2.
+        granularity: ``"block"`` steps once a block; ``"branch"`` twice, attention then MLP.
+        start: the state before the embedding: ``"repeat"`` takes the embedding again, ``"zero"`` takes 0.
+        readout: what the head reads: ``"last"`` takes p[L], ``"mean"`` takes (p[L-1] + p[L]) / 2.
 
     """
 

@@ -15,6 +15,9 @@ class Midpoint(Dynamics):
 
     Attributes:
         step_size: h. The default 1/2 makes the update weigh 1, as in the ordinary network.
+        granularity: ``"block"`` steps once a block; ``"branch"`` twice, attention then MLP.
+        start: the state before the embedding: ``"repeat"`` takes the embedding again, ``"zero"`` takes 0.
+        readout: what the head reads: ``"last"`` takes p[L], ``"mean"`` takes (p[L-1] + p[L]) / 2.
 
     """
 

@@ -7,7 +7,14 @@ from revformers.dynamics.base import ONE, ZERO, Coefficients, Dynamics
 
 @dataclass(frozen=True, kw_only=True)
 class Residual(Dynamics):
-    """p[l+1] = p[l] + f_l(p[l]) (arXiv 2512.02056, equation 2.2): no inverse, so it stores or checkpoints."""
+    """p[l+1] = p[l] + f_l(p[l]) (arXiv 2512.02056, equation 2.2): no inverse, so it stores or checkpoints.
+
+    Attributes:
+        granularity: ``"block"`` steps once a block; ``"branch"`` twice, attention then MLP.
+        start: the state before the embedding: ``"repeat"`` takes the embedding again, ``"zero"`` takes 0.
+        readout: what the head reads: ``"last"`` takes p[L], ``"mean"`` takes (p[L-1] + p[L]) / 2.
+
+    """
 
     name = "residual"
     reversible = False

@@ -21,10 +21,14 @@ class TwoEvaluationMidpoint(BlendedMidpoint):
         blend: as in `BlendedMidpoint`; 1 is the paper's form.
         step_size: h, as there.
         random_seed: as there.
+        granularity: always ``"block"``.
+        start: as there.
+        readout: as there.
 
     """
 
     name = "two_evaluation_midpoint"
+    evaluations_per_step = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -134,7 +134,7 @@ class _WithGradients(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "A chunked loss has no second derivative: backward was called with create_graph=True. Use the model's "
-                "own loss, after revformers.head.loss.set_head_loss(model, None)."
+                "own loss, after revformers.set_head_loss(model, None)."
             )
         results = []
         for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True):

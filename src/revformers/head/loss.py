@@ -259,5 +259,5 @@ def _another_loss(model: nn.Module) -> InseparableHeadError:
     return InseparableHeadError(
         f"{type(model).__name__} does not compute its loss as transformers' causal language models do, or was given "
         f"another loss_function, so no head loss can stand in for it; train it with its own, after "
-        f"revformers.head.loss.set_head_loss(model, None)."
+        f"revformers.set_head_loss(model, None)."
     )

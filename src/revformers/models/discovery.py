@@ -59,14 +59,20 @@ def find_stack(model: nn.Module) -> DecoderStack:
 
 def _refuse(name: str, config: object) -> None:
     """Raise NotReversibleError for what is known to break the fold p[l+1] = layer(p[l])."""
-    reasons = {
-        "n_layers_per_attn_res_block": "lets layers read the states of earlier layers (attention residuals)",
-        "num_kv_shared_layers": "shares keys and values between layers, so that a layer reads more than one state",
-        "patcher_config": "runs several stacks of layers, not one",
-        "H_cycles": "runs its layers several times over",
-        "layerdrop": "skips layers at random (LayerDrop); set layerdrop to 0",
-        "decoder_layerdrop": "skips layers at random (LayerDrop); set decoder_layerdrop to 0",
-    }
-    for option, reason in reasons.items():
-        if getattr(config, option, None):
-            raise NotReversibleError(f"{name} {reason}.")
+
+    def has(option: str) -> bool:
+        return bool(getattr(config, option, None))
+
+    if has("n_layers_per_attn_res_block"):
+        raise NotReversibleError(f"{name} lets layers read the states of earlier layers (attention residuals).")
+    if has("num_kv_shared_layers"):
+        raise NotReversibleError(
+            f"{name} shares keys and values between layers, so that a layer reads more than one state."
+        )
+    if has("patcher_config"):
+        raise NotReversibleError(f"{name} runs several stacks of layers, not one.")
+    if has("H_cycles"):
+        raise NotReversibleError(f"{name} runs its layers several times over.")
+    for option in ("layerdrop", "decoder_layerdrop"):
+        if has(option):
+            raise NotReversibleError(f"{name} skips layers at random (LayerDrop); set {option} to 0.")

@@ -188,7 +188,7 @@ def _layout_of_mlp(layer: nn.Module) -> BlockLayout:
     if layout is None:
         raise NotReversibleError(
             f"An update predictor on previous_mlp needs to know where {type(layer).__name__} splits into attention and "
-            f"MLP; use the features state and update, or add the family to revformers.models.families."
+            f"MLP; use the features state and update, or give its layout to revformers.register_layout."
         )
     return layout
 
@@ -202,7 +202,7 @@ def no_branches(layer: nn.Module, dynamics: Dynamics) -> NotReversibleError:
     """Return the error for steps by branch on a family whose branches are not known."""
     return NotReversibleError(
         f"{type(dynamics).__name__} steps by branch, and where {type(layer).__name__} splits into attention and MLP is "
-        f'not known; use a dynamics with granularity="block", or add the family to revformers.models.families.'
+        f'not known; use a dynamics with granularity="block", or give its layout to revformers.register_layout.'
     )
 
 

@@ -74,7 +74,7 @@ class ReversibleStack(Identity):
     @property
     def evaluates_attention_twice(self) -> bool:
         """Whether a step evaluates the attention of the layer before, which key-value caches have no place for."""
-        second = self.number_of_layers > 1 and self.dynamics.previous_update(1) != 0
+        second = self.number_of_layers > 1 and self.dynamics.evaluations_per_step > 1
         return second or "previous_update" in self.predictor_features
 
     @property

@@ -22,7 +22,7 @@ class InseparableHeadError(ValueError):
         """Return the error for a model whose head does not take the decoder's last hidden state and nothing else."""
         return cls(
             f"The head of {type(model).__name__} cannot be applied to some tokens alone; train it with its own loss, "
-            f"after revformers.head.loss.set_head_loss(model, None)."
+            f"after revformers.set_head_loss(model, None)."
         )
 
 

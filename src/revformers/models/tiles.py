@@ -91,7 +91,7 @@ def _find_mlp(layer: nn.Module) -> Any:
     name = type(layer).__name__
     layout = find_layout(layer)
     if layout is None:
-        raise ValueError(f"Where the MLP of {name} lies is not known; add the family to revformers.models.families.")
+        raise ValueError(f"Where the MLP of {name} lies is not known; give its layout to revformers.register_layout.")
     mlp = getattr(layer, layout.mlp.module)
     if isinstance(mlp, nn.Linear):
         raise ValueError(f"The MLP of {name} is no module of its own, so it cannot be evaluated in tiles.")

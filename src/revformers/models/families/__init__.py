@@ -1,4 +1,4 @@
-"""Branch-level fields of model families: a new family is a name in this table, or a line where its layer is special.
+"""Branch-level fields of model families: a new one is a name in this table, a line, or a call of `register_layout`.
 
 A layer that is not in the table still has its block-level field, layer(x) - x; it only lacks steps by branch. The
 survey (`lab.survey`) proves every entry on a tiny model.
@@ -239,21 +239,45 @@ LAYOUTS: dict[str, tuple[BlockLayout, ...]] = {
 """Layouts by the class name of the layer in transformers: the first that fits the layer counts."""
 
 
-def find_layout(layer: nn.Module) -> BlockLayout | None:
-    """Return the layout of a transformers layer, or None where its branches are not known.
+_REGISTERED: dict[type[nn.Module], tuple[BlockLayout, ...]] = {}
 
-    FSDP makes subclasses of layers, so the class that counts is the first of transformers' own; a class that
-    transformers derives from a known one is not taken for its parent. A layer whose forward is not that of
-    transformers, in a subclass or because it was patched, may compute anything: its branches are not known.
+
+def register_layout(layer_class: type[nn.Module], *layouts: BlockLayout) -> None:
+    """Tell how the layers of a class of your own split into attention and MLP.
+
+    Dynamics may then step by branch, update predictors read the MLP of the layer before, and MLPs run in tiles. Check a
+    layout with `revformers.verify_gradients` and against the ordinary network (`revformers.Residual`).
+
+    Args:
+        layer_class: the class of the layers. Subclasses that have a forward of their own need a layout of their own.
+        layouts: the first that fits a layer counts; see `BlockLayout.when`.
+
+    """
+    _REGISTERED[layer_class] = layouts
+
+
+def find_layout(layer: nn.Module) -> BlockLayout | None:
+    """Return the layout of a layer, or None where its branches are not known.
+
+    FSDP makes subclasses of layers, so the class that counts is the first that was registered or is transformers' own;
+    a class that transformers derives from a known one is not taken for its parent. A layer whose forward is not that of
+    this class, in a subclass or because it was patched, may compute anything: its branches are not known.
     """
     forward: Any = type(layer).forward
     for kind in type(layer).__mro__:
-        if kind.__module__.startswith("transformers.models."):
-            own: Any = vars(kind).get("forward", forward)
-            # transformers wraps the forward of every subclass anew.
-            if inspect.unwrap(forward) is not inspect.unwrap(own) or not _is_of_transformers(forward):
+        layouts = _REGISTERED.get(kind)
+        is_of_transformers = layouts is None and kind.__module__.startswith("transformers.models.")
+        if layouts is None and not is_of_transformers:
+            continue
+        own: Any = vars(kind).get("forward", forward)
+        # transformers wraps the forward of every subclass anew.
+        if inspect.unwrap(forward) is not inspect.unwrap(own):
+            return None
+        if is_of_transformers:
+            if not _is_of_transformers(forward):
                 return None
-            return next((layout for layout in LAYOUTS.get(kind.__name__, ()) if layout.fits(layer)), None)
+            layouts = LAYOUTS.get(kind.__name__, ())
+        return next((layout for layout in layouts or () if layout.fits(layer)), None)
     return None
 
 
