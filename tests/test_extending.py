@@ -207,7 +207,7 @@ def test_a_layer_with_another_forward_needs_another_layout():
     for layer in find_stack(model).layers:
         layer.__class__ = Flood
     with pytest.raises(
-        rf.NotReversibleError, match="where Flood splits .* give its layout to revformers.register_layout"
+        rf.NotReversibleError, match=r"where Flood splits .* give its layout to revformers\.register_layout"
     ):
         rf.make_reversible(model, rf.Hamiltonian())
 

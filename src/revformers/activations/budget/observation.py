@@ -9,6 +9,7 @@ from revformers.activations.budget.allocation import StepCost
 from revformers.engine.field import Field
 from revformers.engine.proof.situation import modules_of
 from revformers.engine.replay import AutocastState
+from revformers.private_api import parameters_of
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def switches(field: Field) -> int:
         tuple(
             (
                 tuple(value for value in vars(module).values() if type(value) is bool),
-                tuple(weight.requires_grad for weight in module._parameters.values() if weight is not None),
+                tuple(weight.requires_grad for weight in parameters_of(module).values() if weight is not None),
             )
             for root in modules_of(field)
             for module in root.modules()
