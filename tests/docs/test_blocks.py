@@ -12,8 +12,10 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from lab.__main__ import main as lab_main
+from lab.bench import process
 from revformers.cli.main import main
 from tests.docs.pages import PAGES, ROOT, blocks, commands, make_run_commands
+from tests.lab.bench.example import measure_here
 
 OWN_TEST = {
     "docs/guides/trainers.md": "test_trainers.py",
@@ -80,6 +82,7 @@ def check_module(words, monkeypatch, capsys):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
 def test_the_commands_of_a_page_run(page, workspace, monkeypatch, capsys):
+    monkeypatch.setattr(process, "measure_peak_memory", measure_here)
     for words in commands(page):
         if words[0] == "make":
             check_make(words)
