@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import revformers as rf
-from revformers.dynamics import DYNAMICS, Coefficients
+from revformers.dynamics import Coefficients, register
 
 
+@register
 @dataclass(frozen=True)
 class DampedLeapfrog(rf.Dynamics):
     """p[l+1] = (2 - r) p[l] - (1 - r) p[l-1] + f(p[l]).
@@ -35,6 +36,3 @@ class DampedLeapfrog(rf.Dynamics):
     def recurrence(self) -> str:
         """The recurrence in one line."""
         return f"p[l+1] = {2 - self.friction} p[l] - {1 - self.friction} p[l-1] + f(p[l])"
-
-
-DYNAMICS[DampedLeapfrog.name] = DampedLeapfrog

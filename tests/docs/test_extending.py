@@ -10,16 +10,17 @@ import revformers as rf
 from lab.tiny import tiny_batch, tiny_model
 from revformers.activations import ACTIVATIONS
 from revformers.dynamics import DYNAMICS
-from revformers.models.families import LAYOUTS
+from revformers.models import families
 from tests.docs.pages import PAGES, ROOT, blocks
 
 EXTENDING = ROOT / "docs/extending"
 
 
 @pytest.fixture(autouse=True)
-def _registries():
+def _registries(monkeypatch):
     """Registrations end with the test."""
-    before = [(registry, dict(registry)) for registry in (ACTIVATIONS, DYNAMICS, LAYOUTS)]
+    before = [(registry, dict(registry)) for registry in (ACTIVATIONS, DYNAMICS)]
+    monkeypatch.setattr(families, "_REGISTERED", {})
     yield
     for registry, entries in before:
         registry.clear()
