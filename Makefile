@@ -32,6 +32,7 @@ lint: $(ENVIRONMENT)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(TABLES) --check $(PAGES)
 	$(MAKE) docs
 

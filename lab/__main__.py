@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from revformers.cli.main import run_command
 
 COMMANDS = {
-    "bench": ("lab.commands.bench", "measure memory, step time and the largest batch of every way to train"),
-    "compare": ("lab.commands.compare", "compare every dynamics, and storing, checkpointing and rebuilding"),
-    "report": ("lab.commands.report", "write a run and its comparison as one HTML page"),
-    "evaluate": ("lab.commands.evaluate", "evaluate a model on standard tasks, beside another one"),
+    "bench": ("lab.commands.bench", "measure memory, step time and the largest batch of every way to train", "lab"),
+    "compare": ("lab.commands.compare", "compare every dynamics, and storing, checkpointing and rebuilding", "lab"),
+    "report": ("lab.commands.report", "write a run and its comparison as one HTML page", "lab"),
+    "evaluate": ("lab.commands.evaluate", "evaluate a model on standard tasks, beside another one", "lab"),
 }
 
 

@@ -27,8 +27,8 @@ from revformers.errors import NotReversibleError
 from revformers.models.discovery import find_stack
 from revformers.models.families import find_layout
 from revformers.models.fields import LayerCall, LayerReturn, layer_inputs, ordinary_field
-from revformers.models.reversible import make_residual, make_reversible
 from revformers.models.verify import verify_gradients
+from revformers.reversible import make_residual, make_reversible
 
 MEMORY_LIMIT = 8 * 2**30
 """Bytes of address space of the worker: an architecture that is not tiny after all ends the worker, not the machine."""

@@ -534,15 +534,15 @@ def test_gguf_files_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
-        (private_api.TRAINER_RESUMES, ["self", "resume_from_checkpoint", "model"]),
-        (private_api.TRAINER_ENDS_WITH_BEST, ["self"]),
-        (private_api.TRAINER_UPLOADS, ["self", "checkpoint_folder"]),
-        ("Trainer._issue_warnings_after_load", ["self", "load_result"]),
+        ("_load_from_checkpoint", ["self", "resume_from_checkpoint", "model"]),
+        ("_load_best_model", ["self"]),
+        ("_push_from_checkpoint", ["self", "checkpoint_folder"]),
+        ("_issue_warnings_after_load", ["self", "load_result"]),
     ],
 )
 def test_the_trainer_has_the_methods_that_are_wrapped(name, arguments):
-    """That it calls them is for tests/integrations/test_trainer.py."""
-    method = inspect.unwrap(getattr(transformers.Trainer, name.removeprefix("Trainer.")))
+    """That it calls them is for tests/training/test_trainer.py."""
+    method = inspect.unwrap(getattr(transformers.Trainer, name))
     assert list(inspect.signature(method).parameters) == arguments
 
 

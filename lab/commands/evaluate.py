@@ -23,7 +23,7 @@ class EvaluateOptions:
 
     Two tasks or more also get a mean accuracy: of acc, and of acc_norm, with acc for a task that has no acc_norm.
 
-    Needs: pip install "revformers[evaluate]".
+    Needs: pip install "revformers[lab]".
     """
 
     model: tyro.conf.Positional[str]

@@ -32,7 +32,7 @@ def evaluate(
     batch_size: int = 8,
     progress: bool = False,
 ) -> Evaluation:
-    """Evaluate a model on tasks of lm-evaluation-harness; needs `pip install "revformers[evaluate]"`.
+    """Evaluate a model on tasks of lm-evaluation-harness; needs `pip install "revformers[lab]"`.
 
     Prompts, metrics and windows are the harness's. A window is as long as the model reads (`max_position_embeddings`).
     A longer text for a perplexity is read in several, and every token is scored once: a window begins with the last
@@ -73,7 +73,7 @@ def evaluate(
     try:
         import lm_eval.evaluator
     except ModuleNotFoundError as error:
-        raise UserError('To evaluate models, run: pip install "revformers[evaluate]".') from error
+        raise UserError('To evaluate models, run: pip install "revformers[lab]".') from error
     from lab.evaluation.language_model import LoadedLanguageModel
 
     training = model.training

@@ -17,13 +17,13 @@ from revformers.activations import Budget
 from revformers.activations.budget.budget import Recompute
 from revformers.dynamics import from_dict
 from revformers.head.loss import HeadLoss, set_head_loss
-from revformers.models.attach import add_update_predictors
+from revformers.models.attach import add_update_predictors, set_activations
 from revformers.models.budget import smallest_budget
 from revformers.models.compile import compile_layers
 from revformers.models.discovery import find_stack, unwrap
-from revformers.models.reversible import make_reversible, set_activations
 from revformers.models.tiles import set_mlp_tiles
 from revformers.models.update_predictor import PredictorForm
+from revformers.reversible import make_reversible
 
 _DEPTHS = {"num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers"}
 _POSITIONS = {"max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_target_positions"}

@@ -26,8 +26,8 @@ from revformers.engine import tape as rebuild
 from revformers.engine.proof.verdicts import Verdicts
 from revformers.errors import RebuildMismatchError, StateRangeError
 from revformers.models.discovery import find_stack
-from revformers.models.reversible import make_residual
 from revformers.models.state import reversible_stack, update_predictors
+from revformers.reversible import make_residual
 
 FARTHEST = 1e-2
 """How far a gradient in float64 may be from that of the recurrence, relative to its size: 2^-30 of state resolution,

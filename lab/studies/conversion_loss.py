@@ -24,7 +24,7 @@ import revformers as rf
 from lab.bench.environment import write_result
 from revformers.checkpoints.load import load_causal_lm, load_tokenizer
 from revformers.conversion.convert import Converter, Method
-from revformers.conversion.text import calibration_blocks
+from revformers.data.blocks import calibration_blocks
 from revformers.data.section import DataSection
 from revformers.models.update_predictor import predictor_form_of
 from revformers.training.finetune_data import FinetuneData, load_finetune_data, training_blocks

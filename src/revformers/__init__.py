@@ -1,98 +1,110 @@
 """Train and fine-tune language models with reversible dynamics: exact gradients, activation memory free of depth."""
 
+import importlib
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-__version__ = version("revformers")
-
-from revformers import dynamics, errors, integrations
-from revformers.activations import ActivationPolicy, Budget, Checkpoint, Offload, Rebuild, Store
-from revformers.activations.budget.report import BudgetReport
-from revformers.checkpoints.adapter import load_adapter
-from revformers.checkpoints.loading import from_pretrained, register
-from revformers.conversion.convert import convert
-from revformers.conversion.report import Conversion
-from revformers.dynamics import (
-    BlendedMidpoint,
-    Dynamics,
-    Hamiltonian,
-    Leapfrog,
-    Midpoint,
-    Residual,
-    TwoEvaluationMidpoint,
-)
-from revformers.engine.vector_math import resolve_vector_math
-from revformers.errors import NotReversibleError, RebuildMismatchError, StateRangeError
-from revformers.head.loss import HeadLoss, set_head_loss
-from revformers.models.budget import budget_report, smallest_budget
-from revformers.models.compile import compile_layers
-from revformers.models.describe import Description, describe
-from revformers.models.families import register_layout
-from revformers.models.families.layout import BlockLayout, Branch
-from revformers.models.ordinary import ordinary
-from revformers.models.reversible import make_residual, make_reversible, set_activations
-from revformers.models.tiles import set_mlp_tiles
-from revformers.models.update_predictor import PredictorForm
-from revformers.models.verify import GradientReport, verify_gradients
+from revformers import integrations
 
 if TYPE_CHECKING:
-    from revformers.training.callback import ReversibleCallback
+    from revformers import dynamics as dynamics
+    from revformers import errors as errors
+    from revformers.activations import ActivationPolicy as ActivationPolicy
+    from revformers.activations import Budget as Budget
+    from revformers.activations import Checkpoint as Checkpoint
+    from revformers.activations import Offload as Offload
+    from revformers.activations import Rebuild as Rebuild
+    from revformers.activations import Store as Store
+    from revformers.activations.budget.report import BudgetReport as BudgetReport
+    from revformers.checkpoints.adapter import load_adapter as load_adapter
+    from revformers.checkpoints.loading import from_pretrained as from_pretrained
+    from revformers.conversion.convert import convert as convert
+    from revformers.conversion.report import Conversion as Conversion
+    from revformers.dynamics import BlendedMidpoint as BlendedMidpoint
+    from revformers.dynamics import Dynamics as Dynamics
+    from revformers.dynamics import Hamiltonian as Hamiltonian
+    from revformers.dynamics import Leapfrog as Leapfrog
+    from revformers.dynamics import Midpoint as Midpoint
+    from revformers.dynamics import Residual as Residual
+    from revformers.dynamics import TwoEvaluationMidpoint as TwoEvaluationMidpoint
+    from revformers.errors import NotReversibleError as NotReversibleError
+    from revformers.errors import RebuildMismatchError as RebuildMismatchError
+    from revformers.errors import StateRangeError as StateRangeError
+    from revformers.head.loss import HeadLoss as HeadLoss
+    from revformers.head.loss import set_head_loss as set_head_loss
+    from revformers.models.attach import set_activations as set_activations
+    from revformers.models.budget import budget_report as budget_report
+    from revformers.models.budget import smallest_budget as smallest_budget
+    from revformers.models.compile import compile_layers as compile_layers
+    from revformers.models.describe import Description as Description
+    from revformers.models.describe import describe as describe
+    from revformers.models.families import register_layout as register_layout
+    from revformers.models.families.layout import BlockLayout as BlockLayout
+    from revformers.models.families.layout import Branch as Branch
+    from revformers.models.ordinary import ordinary as ordinary
+    from revformers.models.tiles import set_mlp_tiles as set_mlp_tiles
+    from revformers.models.update_predictor import PredictorForm as PredictorForm
+    from revformers.models.verify import GradientReport as GradientReport
+    from revformers.models.verify import verify_gradients as verify_gradients
+    from revformers.reversible import make_residual as make_residual
+    from revformers.reversible import make_reversible as make_reversible
+    from revformers.training.callback import ReversibleCallback as ReversibleCallback
 
-resolve_vector_math()
-register()
+__version__ = version("revformers")
+
+_NAMES = {
+    "activations": ("ActivationPolicy", "Budget", "Checkpoint", "Offload", "Rebuild", "Store"),
+    "activations.budget.report": ("BudgetReport",),
+    "checkpoints.adapter": ("load_adapter",),
+    "checkpoints.loading": ("from_pretrained",),
+    "conversion.convert": ("convert",),
+    "conversion.report": ("Conversion",),
+    "dynamics": (
+        "BlendedMidpoint",
+        "Dynamics",
+        "Hamiltonian",
+        "Leapfrog",
+        "Midpoint",
+        "Residual",
+        "TwoEvaluationMidpoint",
+    ),
+    "errors": ("NotReversibleError", "RebuildMismatchError", "StateRangeError"),
+    "head.loss": ("HeadLoss", "set_head_loss"),
+    "models.attach": ("set_activations",),
+    "models.budget": ("budget_report", "smallest_budget"),
+    "models.compile": ("compile_layers",),
+    "models.describe": ("Description", "describe"),
+    "models.families": ("register_layout",),
+    "models.families.layout": ("BlockLayout", "Branch"),
+    "models.ordinary": ("ordinary",),
+    "models.tiles": ("set_mlp_tiles",),
+    "models.update_predictor": ("PredictorForm",),
+    "models.verify": ("GradientReport", "verify_gradients"),
+    "reversible": ("make_residual", "make_reversible"),
+    "training.callback": ("ReversibleCallback",),
+}
+"""The public names, by the module that each is imported from when it is first used: `revformers --help` and a script
+that only loads saved models wait for nothing that they do not use. Type checkers read the imports above."""
+
+_MODULES = {name: f"revformers.{module}" for module, names in _NAMES.items() for name in names}
+
+__all__ = sorted([*_MODULES, "dynamics", "errors"])
+
 integrations.register()
-
-__all__ = [
-    "ActivationPolicy",
-    "BlendedMidpoint",
-    "BlockLayout",
-    "Branch",
-    "Budget",
-    "BudgetReport",
-    "Checkpoint",
-    "Conversion",
-    "Description",
-    "Dynamics",
-    "GradientReport",
-    "Hamiltonian",
-    "HeadLoss",
-    "Leapfrog",
-    "Midpoint",
-    "NotReversibleError",
-    "Offload",
-    "PredictorForm",
-    "Rebuild",
-    "RebuildMismatchError",
-    "Residual",
-    "ReversibleCallback",
-    "StateRangeError",
-    "Store",
-    "TwoEvaluationMidpoint",
-    "budget_report",
-    "compile_layers",
-    "convert",
-    "describe",
-    "dynamics",
-    "errors",
-    "from_pretrained",
-    "integrations",
-    "load_adapter",
-    "make_residual",
-    "make_reversible",
-    "ordinary",
-    "register_layout",
-    "set_activations",
-    "set_head_loss",
-    "set_mlp_tiles",
-    "smallest_budget",
-    "verify_gradients",
-]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the callback where it is used: transformers' trainer callbacks take half a second."""
-    if name == "ReversibleCallback":
-        from revformers.training.callback import ReversibleCallback
+    """Import a public name when it is first used."""
+    if name in _MODULES:
+        found = getattr(importlib.import_module(_MODULES[name]), name)
+    elif name in __all__:
+        found = importlib.import_module(f"revformers.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = found
+    return found
 
-        return ReversibleCallback
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    """Return the public names, whether they are imported yet or not."""
+    return [*globals(), *__all__]

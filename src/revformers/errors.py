@@ -1,5 +1,6 @@
 """This library's own errors and warnings. Bad arguments raise Python's ``ValueError`` and ``TypeError``."""
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -55,3 +56,22 @@ def as_user_error(beginning: str = "", kinds: tuple[type[Exception], ...] = (Val
     except kinds as error:
         message = " ".join(str(error).split())
         raise UserError(f"{beginning}: {message[:300]}" if beginning else message) from error
+
+
+def require_package(name: str, extra: str, purpose: str) -> Any:
+    """Return an optional package; raise MissingPackageError, with the extra that brings it, where it is not installed.
+
+    Args:
+        name: of the package, or of a module in it.
+        extra: of revformers.
+        purpose: what needs it, the subject of a sentence.
+
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        package = name.partition(".")[0]
+        if (error.name or "").partition(".")[0] != package:
+            raise
+        message = f'{purpose} needs the package {package}: pip install "revformers[{extra}]".'
+        raise MissingPackageError(message) from error

@@ -3,7 +3,7 @@
 Each function, class or constant stands for one such use and says why there is no public way. Nothing else in the
 package names a private member of another library (ruff's SLF001 and TID251 see to it), and `tests/test_private_api.py`
 has a test for each that runs the other library. Where one of them fails after an upgrade, this file is the place to
-change.
+change. The functions of other libraries that one of ours is put around are listed in `revformers.integrations`.
 
 Unless a docstring says otherwise, an absent member raises AttributeError or ImportError where it is used, and no
 gradient is computed without it.
@@ -403,16 +403,6 @@ def gguf_text_splits() -> Container[str] | None:
     except ImportError:
         return None
     return GGUF_PRE_TOKENIZER_SPLITS
-
-
-TRAINER_RESUMES = "Trainer._load_from_checkpoint"
-"""What loads the weights of a checkpoint, given its directory and perhaps the model. transformers: a private method."""
-
-TRAINER_ENDS_WITH_BEST = "Trainer._load_best_model"
-"""What loads the best checkpoint after the training. transformers: a private method."""
-
-TRAINER_UPLOADS = "Trainer._push_from_checkpoint"
-"""What uploads a checkpoint, given its directory. transformers: a private method."""
 
 
 def warn_after_loading(trainer: Any, result: Any) -> None:

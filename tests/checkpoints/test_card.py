@@ -10,7 +10,7 @@ from revformers.checkpoints.card import MARKER, model_card
 from revformers.models.provenance import Provenance
 from revformers.models.state import record_provenance
 from tests.conversion.test_convert import TEXT, smooth_llama
-from tests.models.test_reversible import llama
+from tests.test_reversible import llama
 from tests.tiny_models import tiny
 
 

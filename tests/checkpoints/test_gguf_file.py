@@ -13,7 +13,7 @@ from revformers.checkpoints import gguf_file
 from revformers.checkpoints.load import load_causal_lm, load_config, load_tokenizer
 from revformers.errors import MissingPackageError, ModelFilesError
 from tests.gguf_models import rounded, tiny_llama, tiny_tokenizer, write_gguf
-from tests.models.test_reversible import llama
+from tests.test_reversible import llama
 
 IDS = torch.arange(3, 63).view(2, 30)
 LOADERS = [load_causal_lm, load_config, load_tokenizer]

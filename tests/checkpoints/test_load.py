@@ -12,7 +12,7 @@ from revformers.cli.main import main
 from revformers.errors import ModelFilesError
 from revformers.models.state import reversible_stack
 from tests.conversion.test_convert import TEXT, smooth_llama
-from tests.models.test_reversible import llama
+from tests.test_reversible import llama
 
 INDEX = r"model.safetensors.index(.reversible)?.json"
 

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Llam
 
 import revformers as rf
 from revformers.models.state import reversible_stack
-from tests.models.test_reversible import llama
+from tests.test_reversible import llama
 
 IDS = torch.arange(12).view(2, 6)
 

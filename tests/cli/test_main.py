@@ -16,7 +16,7 @@ def failing(monkeypatch):
         def run(arguments):
             raise error
 
-        monkeypatch.setitem(module.COMMANDS, "fail", ("somewhere", "fails"))
+        monkeypatch.setitem(module.COMMANDS, "fail", ("somewhere", "fails", "train"))
         monkeypatch.setattr(module.importlib, "import_module", lambda name: type("Module", (), {"run": run}))
 
     return install
@@ -25,7 +25,7 @@ def failing(monkeypatch):
 def test_help_names_every_command(capsys):
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
-    assert all(name in shown and purpose in shown for name, (_, purpose) in module.COMMANDS.items())
+    assert all(name in shown and purpose in shown for name, (_, purpose, _) in module.COMMANDS.items())
 
 
 @pytest.mark.parametrize("command", module.COMMANDS)
@@ -56,6 +56,20 @@ def test_what_the_user_can_put_right_is_one_sentence(failing, error, capsys, mon
     failing(error)
     assert main(["fail"]) == 2
     assert capsys.readouterr().err == "revformers fail: One sentence.\n"
+
+
+def test_a_missing_package_is_one_sentence_that_names_the_extra(failing, capsys):
+    failing(ModuleNotFoundError("No module named 'some.part'", name="some.part"))
+    assert main(["fail"]) == 2
+    sentence = 'the package some is not installed; run: pip install "revformers[train]".'
+    assert capsys.readouterr().err == f"revformers fail: {sentence}\n"
+
+
+@pytest.mark.parametrize("name", ["revformers.nowhere", None])
+def test_a_missing_module_of_our_own_keeps_its_traceback(failing, name):
+    failing(ModuleNotFoundError("No module", name=name))
+    with pytest.raises(ModuleNotFoundError):
+        main(["fail"])
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), TypeError("a bug"), RuntimeError("a bug"), KeyError("a bug")])

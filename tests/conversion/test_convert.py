@@ -11,7 +11,7 @@ from revformers.conversion.calibration import split_off
 from revformers.conversion.convert import Converter, Method
 from revformers.conversion.measure import mean_loss
 from revformers.models.state import update_predictors
-from tests.models.test_reversible import llama
+from tests.test_reversible import llama
 
 TEXT = torch.randint(61, (12, 20), generator=torch.Generator().manual_seed(0))
 BATCHES = [{"input_ids": TEXT}]

@@ -2,7 +2,7 @@ import pytest
 
 import revformers as rf
 from tests.conversion.test_convert import TEXT, smooth_llama
-from tests.models.test_reversible import llama
+from tests.test_reversible import llama
 
 
 def test_an_ordinary_network_is_called_one():

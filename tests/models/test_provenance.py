@@ -5,7 +5,7 @@ import pytest
 import revformers as rf
 from revformers.models.provenance import Provenance, hub_id
 from revformers.models.state import record_provenance, reversible_stack
-from tests.models.test_reversible import llama
+from tests.test_reversible import llama
 
 FACTS = Provenance(
     base_model="someone/base",

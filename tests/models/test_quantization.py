@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import revformers as rf
 from revformers.models.quantization import quantization_options
-from tests.models.test_reversible import llama
+from tests.test_reversible import llama
 
 BATCH = {"input_ids": torch.arange(20).view(2, 10)}
 

@@ -12,10 +12,10 @@ from transformers import LlamaForCausalLM
 
 import revformers as rf
 from revformers.checkpoints.card import MARKER
-from revformers.checkpoints.model_config import MODEL_TYPE
+from revformers.checkpoints.marks import MODEL_TYPE
 from revformers.models.state import reversible_stack, update_predictors
 from tests.conversion.test_convert import TEXT, smooth_llama
-from tests.models.test_reversible import llama
+from tests.test_reversible import llama
 
 PROMPT = {"input_ids": TEXT[:2], "attention_mask": torch.ones_like(TEXT[:2])}
 

@@ -3,7 +3,7 @@ import torch
 
 import revformers as rf
 from revformers.engine.states import StatePair
-from tests.models.test_reversible import llama
+from tests.test_reversible import llama
 from tests.tiny_models import batch, tiny
 
 BATCH = {"input_ids": torch.arange(20).view(2, 10)}

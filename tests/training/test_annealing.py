@@ -9,7 +9,7 @@ from revformers.errors import UserError
 from revformers.models.state import reversible_stack, update_predictors
 from revformers.training.annealing import Annealing
 from tests.conversion.test_convert import TEXT, smooth_llama
-from tests.models.test_reversible import llama
+from tests.test_reversible import llama
 
 
 def converted(bits=1.0):

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 import revformers as rf
 from revformers.checkpoints.load import load_tokenizer
-from revformers.checkpoints.model_config import KEY
+from revformers.checkpoints.marks import KEY
 from revformers.errors import UserError
 from revformers.models.provenance import Provenance
 from revformers.models.state import record_provenance

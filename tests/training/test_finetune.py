@@ -14,7 +14,7 @@ import revformers as rf
 from revformers import load_adapter
 from revformers.checkpoints.adapter_base import MARK
 from revformers.checkpoints.load import load_tokenizer
-from revformers.errors import UserError
+from revformers.errors import MissingPackageError, UserError
 from revformers.models.state import reversible_stack, update_predictors
 from revformers.training import finetune as finetune_module
 from revformers.training import trainer_run
@@ -284,7 +284,7 @@ def test_a_template_that_does_not_mark_the_assistant_trains_on_all_and_says_so(s
 def test_a_missing_package_is_named_with_the_line_that_installs_it(shared, tmp_path, monkeypatch, package, overrides):
     monkeypatch.setitem(sys.modules, package, None)
     source = str(write_records(tmp_path / "a.json", INSTRUCTIONS))
-    with pytest.raises(UserError, match="pip install") as caught:
+    with pytest.raises(MissingPackageError, match="pip install") as caught:
         run(recipe_in(shared, tmp_path, {"data.source": source, **overrides}))
     assert "\n" not in str(caught.value)
 

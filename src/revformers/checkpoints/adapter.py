@@ -23,19 +23,16 @@ from revformers.checkpoints.adapter_base import (
 )
 from revformers.checkpoints.gguf_file import find_gguf, is_gguf, load_gguf_model
 from revformers.checkpoints.load import find_model, hub_keywords
-from revformers.checkpoints.model_class import reversible_class
-from revformers.errors import ModelFilesError
+from revformers.checkpoints.model_class import become_ordinary, become_reversible, reversible_class
+from revformers.errors import ModelFilesError, require_package
 from revformers.models.attach import add_update_predictors
 from revformers.models.discovery import unwrap
-from revformers.models.hint import without_hint
-from revformers.models.identity import read_identity
-from revformers.models.reversible import make_residual, make_reversible
+from revformers.models.identity import Identity, read_identity
 from revformers.models.state import reversible_stack
 
 WEIGHTS = "adapter_model.safetensors"
 
 
-@without_hint()
 def apply_conversion(model: nn.Module, directory: Path) -> None:
     """Make the model that `save_conversion` was told about reversible again, in place, as it was to the bit.
 
@@ -45,7 +42,7 @@ def apply_conversion(model: nn.Module, directory: Path) -> None:
     """
     description = read_description(directory / DESCRIPTION)
     identity = read_identity(description, directory / DESCRIPTION)
-    make_reversible(model, identity.dynamics, identity.activations)
+    become_reversible(model, Identity(dynamics=identity.dynamics, activations=identity.activations))
     if identity.predictor_form is None:
         return
     if not (directory / PREDICTORS).is_file():
@@ -74,13 +71,13 @@ def load_adapter(
 
     Raises:
         FileNotFoundError: where there is no adapter, or a local base is no longer where it was.
+        MissingPackageError: without the package peft.
         ModelFilesError: where files are missing, damaged or of another version.
         ValueError: where `model` is another network than the adapter was trained on (an ordinary one stays ordinary),
             or the adapter is that of an ordinary network.
 
     """
-    from peft import PeftModel
-
+    peft = require_package("peft", "finetune", "An adapter")
     if find_file(directory, ADAPTER_CONFIG, keywords) is None:
         place = (
             f"{directory} holds" if Path(directory).is_dir() else f"There is no directory {directory}, and the hub has"
@@ -107,10 +104,10 @@ def load_adapter(
             if base.identity.predictor_form is not None:
                 find_file(directory, PREDICTORS, keywords)  # which downloads the file beside the description
             apply_conversion(model, file.parent)
-        return PeftModel.from_pretrained(model, directory, is_trainable=trainable, **hub_keywords(keywords))
+        return peft.PeftModel.from_pretrained(model, directory, is_trainable=trainable, **hub_keywords(keywords))
     except Exception as error:
         if was_ordinary:
-            make_residual(model)
+            become_ordinary(model)
         if "size mismatch" not in str(error):
             raise
         raise ValueError(

@@ -4,13 +4,12 @@ import os
 from typing import Any
 
 import transformers
-from transformers import AutoConfig, PreTrainedModel
-from transformers.models.auto import modeling_auto
+from transformers import PreTrainedModel
 
 from revformers.checkpoints.load import clear_errors, find_model
+from revformers.checkpoints.marks import PREFIX
 from revformers.checkpoints.model_class import reversible_class
-from revformers.checkpoints.model_config import MODEL_TYPE, PREFIX, ReversibleConfig, saved_config
-from revformers.private_api import models_of_auto_class
+from revformers.checkpoints.model_config import saved_config
 
 
 def from_pretrained(path: str | os.PathLike, **keywords: Any) -> Any:
@@ -40,40 +39,3 @@ def from_pretrained(path: str | os.PathLike, **keywords: Any) -> Any:
             f"revformers.checkpoints.model_class.reversible_class({name or 'YourClass'}).from_pretrained({path!r})."
         )
     return reversible_class(kind).from_pretrained(path, **keywords)
-
-
-class AutoReversibleConfig(ReversibleConfig):
-    """The configuration class by which `AutoConfig` reads a saved reversible model."""
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any], **keywords: Any) -> Any:
-        """Return the configuration, of the class of its family, whose models the auto classes know from then on."""
-        made = super().from_dict(values, **keywords)
-        register_models(type(made[0] if isinstance(made, tuple) else made))
-        return made
-
-
-_REGISTERED: set[Any] = set()
-
-
-def register_models(kind: Any) -> None:
-    """Let the auto classes of transformers know the reversible models of a configuration class."""
-    if kind in _REGISTERED:
-        return
-    _REGISTERED.add(kind)
-    ordinary = kind._ordinary
-    for auto in vars(modeling_auto).values():
-        mapping = models_of_auto_class(auto)
-        if mapping is None or ordinary not in mapping:
-            continue
-        models = mapping[ordinary]
-        # Where there are several, transformers takes the first unless the configuration names another.
-        model = reversible_class(models[0] if isinstance(models, tuple) else models)
-        # Some auto classes make the language model inside a composite one, from a part of the configuration.
-        if model.config_class is kind:
-            auto.register(kind, model, exist_ok=True)
-
-
-def register() -> None:
-    """Make the auto classes of transformers know saved reversible models."""
-    AutoConfig.register(MODEL_TYPE, AutoReversibleConfig, exist_ok=True)

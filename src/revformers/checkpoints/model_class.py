@@ -14,12 +14,13 @@ from typing import Any
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.auto import modeling_auto
 
 from revformers.checkpoints import save as saving
 from revformers.checkpoints.hub import push_to_hub
 from revformers.checkpoints.load import clear_errors, find_model, hub_keywords, own_variant, refuse_weights
+from revformers.checkpoints.marks import PREFIX
 from revformers.checkpoints.model_config import (
-    PREFIX,
     ReversibleConfig,
     identity_of,
     mark_config,
@@ -29,11 +30,13 @@ from revformers.checkpoints.model_config import (
     with_identity,
 )
 from revformers.errors import ModelFilesError
-from revformers.models.attach import attach, detach, warn_of_gradient_checkpointing
-from revformers.models.discovery import find_stack
+from revformers.models.attach import attach, check, detach, warn_of_gradient_checkpointing
+from revformers.models.discovery import find_stack, unwrap
 from revformers.models.forward import ReversibleStack
+from revformers.models.identity import Identity
 from revformers.models.quantization import keep_trainable
 from revformers.models.state import reversible_stack
+from revformers.private_api import models_of_auto_class
 
 PREDICTOR = ".update_predictor."
 
@@ -51,7 +54,7 @@ class ReversibleModel(PreTrainedModel):
         super().__init__(config, *arguments, **keywords)
         if identity is not None:
             # The language model inside another model may have been made from a configuration of its own.
-            become_reversible(self, reversible_stack(self) or attach(self, identity))
+            _take_classes(self, reversible_stack(self) or attach(self, identity))
 
     @classmethod
     def from_pretrained(
@@ -159,7 +162,53 @@ def _make_class(ordinary: Any) -> Any:
     return type(ordinary.__name__, (ReversibleModel, ordinary), namespace)
 
 
-def become_reversible(model: nn.Module, reversible: ReversibleStack) -> None:
+_REGISTERED: set[Any] = set()
+
+
+def register_models(kind: Any) -> None:
+    """Let the auto classes of transformers know the reversible models of a configuration class."""
+    if kind in _REGISTERED:
+        return
+    _REGISTERED.add(kind)
+    ordinary = kind._ordinary
+    for auto in vars(modeling_auto).values():
+        mapping = models_of_auto_class(auto)
+        if mapping is None or ordinary not in mapping:
+            continue
+        models = mapping[ordinary]
+        # Where there are several, transformers takes the first unless the configuration names another.
+        model = reversible_class(models[0] if isinstance(models, tuple) else models)
+        # Some auto classes make the language model inside a composite one, from a part of the configuration.
+        if model.config_class is kind:
+            auto.register(kind, model, exist_ok=True)
+
+
+def become_reversible(model: nn.Module, identity: Identity) -> None:
+    """Give a model the recurrence of `identity`, in place, and the classes that keep it so.
+
+    A model that is reversible already loses its update predictors, and gradient checkpointing is switched off.
+
+    Args:
+        model: a model of transformers, or a PEFT model around one.
+        identity: the recurrence, the activation policy, and the form of the update predictors if there are to be any.
+
+    Raises:
+        NotReversibleError, ValueError: as `revformers.models.attach.check`, before anything is changed.
+
+    """
+    inner: Any = unwrap(model)
+    check(inner, identity)
+    become_ordinary(model)
+    own_configs(model)
+    keep_trainable(inner)
+    if any(getattr(module, "gradient_checkpointing", False) for module in inner.modules()):
+        warn_of_gradient_checkpointing(stacklevel=4)
+        inner.gradient_checkpointing_disable()
+    _take_classes(inner, attach(inner, identity))
+    register_models(type(inner.config))
+
+
+def _take_classes(model: nn.Module, reversible: ReversibleStack) -> None:
     """Give a model whose decoder is reversible, and what stands between the two, the classes that keep it so."""
     for module in _around_decoder(model):
         module.__class__ = reversible_class(type(module))
@@ -182,9 +231,13 @@ def own_configs(model: nn.Module) -> None:
 
 
 def become_ordinary(model: nn.Module) -> None:
-    """Make a reversible model the ordinary network again, in place, its classes and configurations included."""
-    detach(find_stack(model))
-    for module in _around_decoder(model):
+    """Make a reversible model, or the one in a PEFT model, ordinary again, in place; see `make_residual`."""
+    if reversible_stack(model) is None:
+        return
+    own_configs(model)
+    inner = unwrap(model)
+    detach(find_stack(inner))
+    for module in _around_decoder(inner):
         unmark_config(module.config)
         # FSDP puts a class of its own over ours, which then does what the ordinary one does.
         if isinstance(module, ReversibleModel) and type(module) is reversible_class(type(module)._ordinary):

@@ -18,16 +18,10 @@ from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from revformers.checkpoints.load import hub_keywords
+from revformers.checkpoints.marks import KEY, MODEL_TYPE, PREFIX, WEIGHTS_NOTE
 from revformers.errors import ModelFilesError
 from revformers.models.identity import Identity
 from revformers.private_api import NO_REMOTE_CODE
-
-MODEL_TYPE = "reversible (pip install revformers, then import revformers)"
-WEIGHTS_NOTE = "this is a reversible model: pip install revformers, then revformers.from_pretrained"
-KEY = "revformers"
-PREFIX = "Reversible"
-"""Stands before the class name in `architectures`: loaders that look for a class of that name in transformers find
-none, and take the auto class (TRL)."""
 
 
 class ReversibleConfig(PreTrainedConfig):

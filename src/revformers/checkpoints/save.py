@@ -19,6 +19,8 @@ from revformers.checkpoints.adapter_base import ADAPTER_CONFIG, seal_adapter
 from revformers.checkpoints.card import CARD_NAME, add_section, has_section, is_ours, model_card
 from revformers.checkpoints.hub import upload
 from revformers.checkpoints.load import VARIANT, own_variant
+from revformers.checkpoints.model_config import identity_of
+from revformers.models.state import reversible_stack
 
 CONFIG_NAME = "config.json"
 WEIGHTS = re.compile(rf"model(\.{VARIANT})?(-\d{{5}}-of-\d{{5}})?\.safetensors(\.index(\.{VARIANT})?\.json)?")
@@ -72,6 +74,32 @@ def save_pretrained(
                 file.unlink()
     if uploading is not None and written:
         upload(model, target, written, **{"repo_id": target.name} | uploading)
+
+
+def refuse_mixed(ordinary: Callable[..., Any], model: Any, *arguments: Any, **keywords: Any) -> Any:
+    """Refuse to save a model whose decoder is not what its configuration says.
+
+    A decoder that is taken out of its model and put into another one takes its dynamics along, and the configuration of
+    that model knows nothing of it.
+    """
+    reversible, told = reversible_stack(model), identity_of(model.config)
+    if (reversible is None) != (told is None):
+        decoder, config = ("reversible", "ordinary") if told is None else ("ordinary", "reversible")
+        name = type(model).__name__
+        if told is None and not type(model).__module__.startswith("transformers."):
+            warnings.warn(
+                f"The decoder in this {name} is reversible, and its configuration does not say so: it is loaded as a "
+                f"reversible one only where the __init__ of {name} makes it so.",
+                stacklevel=3,
+            )
+            return ordinary(model, *arguments, **keywords)
+        raise ValueError(
+            f"The decoder in this {name} is {decoder}, and its configuration is that of a model that is {config}, as "
+            f"where a decoder was put into a finished model or two models share a configuration, so that another "
+            f"network would be loaded. Call revformers.make_reversible(model, dynamics) on the whole model, save the "
+            f"reversible part by itself, or give an ordinary model a configuration of its own."
+        )
+    return ordinary(model, *arguments, **keywords)
 
 
 def _sorted_arguments(

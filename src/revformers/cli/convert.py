@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from revformers.errors import UserError, as_user_error
+from revformers.errors import UserError, as_user_error, require_package
 
 if TYPE_CHECKING:
     from revformers.conversion.convert import Method
@@ -87,12 +87,12 @@ def run(arguments: Sequence[str]) -> int:
     from revformers.cli.quiet import quiet_libraries
     from revformers.console import say
     from revformers.conversion.convert import Converter
-    from revformers.conversion.progress import ConversionProgress
-    from revformers.conversion.text import calibration_blocks
+    from revformers.data.blocks import calibration_blocks
     from revformers.data.section import DataSection
     from revformers.files import write_json, written_whole
     from revformers.models.provenance import Provenance
     from revformers.models.state import record_provenance, reversible_stack
+    from revformers.training.conversion_progress import ConversionProgress
 
     quiet_libraries()
     console = Console()
@@ -148,8 +148,10 @@ def _refuse(options: ConvertOptions) -> None:
     if options.bits is not None and options.target_loss_increase is not None:
         raise UserError("Give either bits or target_loss_increase: one follows from the other.")
     _check_out(options.out)
-    if options.curve is not None and options.curve.suffix not in (".svg", ".png"):
-        raise UserError(f"A curve is drawn as .svg or .png, not {options.curve.name}.")
+    if options.curve is not None:
+        if options.curve.suffix not in (".svg", ".png"):
+            raise UserError(f"A curve is drawn as .svg or .png, not {options.curve.name}.")
+        require_package("matplotlib", "plot", "--curve")
     for name in ("sequences", "held_out", "length"):
         if getattr(options, name) < (2 if name == "length" else 1):
             raise UserError(f"{name} is a number of at least {2 if name == 'length' else 1}.")

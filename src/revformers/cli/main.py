@@ -5,16 +5,25 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
+from revformers.cli.quiet import quiet_imports
+from revformers.errors import (
+    MissingPackageError,
+    NotReversibleError,
+    RebuildMismatchError,
+    StateRangeError,
+    UserError,
+)
+
 COMMANDS = {
-    "pretrain": ("revformers.cli.pretrain", "train a model from a recipe"),
-    "finetune": ("revformers.cli.finetune", "heal a converted model, or fine-tune, from a recipe"),
-    "verify": ("revformers.cli.verify", "compare rebuilt gradients with stored ones"),
-    "convert": ("revformers.cli.convert", "make a pretrained model reversible with little loss"),
-    "plan": ("revformers.cli.plan", "say what training takes: memory, largest batch, longest context"),
-    "run": ("revformers.cli.run", "run another library's command line on saved reversible models"),
+    "pretrain": ("revformers.cli.pretrain", "train a model from a recipe", "train"),
+    "finetune": ("revformers.cli.finetune", "heal a converted model, or fine-tune, from a recipe", "finetune"),
+    "verify": ("revformers.cli.verify", "compare rebuilt gradients with stored ones", "cli"),
+    "convert": ("revformers.cli.convert", "make a pretrained model reversible with little loss", "train"),
+    "plan": ("revformers.cli.plan", "say what training takes: memory, largest batch, longest context", "cli"),
+    "run": ("revformers.cli.run", "run another library's command line on saved reversible models", ""),
 }
-"""For each command its module, which has ``run(arguments) -> exit code``, and what it is for. The modules are imported
-when they are called, so that the help does not wait for PyTorch."""
+"""For each command its module, which has ``run(arguments) -> exit code``, what it is for, and the extra of the package
+that it needs. The modules are imported when they are called, so that the help does not wait for PyTorch."""
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -26,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_command(
-    program: str, purpose: str, commands: Mapping[str, tuple[str, str]], argv: Sequence[str] | None = None
+    program: str, purpose: str, commands: Mapping[str, tuple[str, str, str]], argv: Sequence[str] | None = None
 ) -> int:
     """Run the command that `argv` names and return the exit code of the process.
 
@@ -35,7 +44,7 @@ def run_command(
     Args:
         program: how the program is called.
         purpose: what it is for, one sentence.
-        commands: for each command its module and what it is for, as in `COMMANDS`.
+        commands: for each command its module, what it is for and its extra, as in `COMMANDS`.
         argv: the words of the command line after the program's name; left out, those of this process.
 
     """
@@ -47,14 +56,22 @@ def run_command(
     if command not in commands:
         print(f"{program} has no command {command!r}; it has {', '.join(commands)}.", file=sys.stderr)
         return USER_ERROR
-    module = importlib.import_module(commands[command][0])
+    name, _, extra = commands[command]
+    quiet_imports()
     try:
-        return module.run(rest)
+        return importlib.import_module(name).run(rest)
     except SystemExit as stop:  # what tyro ends with after --help, or after an option it cannot read
         return stop.code if isinstance(stop.code, int) else USER_ERROR
     except KeyboardInterrupt:
         print(f"\nInterrupted: {command} was stopped before there was anything to save.", file=sys.stderr)
         return INTERRUPTED
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if not extra or package in ("", *(name.partition(".")[0] for name, _, _ in commands.values())):
+            raise
+        sentence = f'the package {package} is not installed; run: pip install "revformers[{extra}]".'
+        print(f"{program} {command}: {sentence}", file=sys.stderr)
+        return USER_ERROR
     except Exception as error:
         if not _can_be_put_right(error) or os.environ.get("REVFORMERS_TRACEBACK"):
             raise
@@ -68,14 +85,6 @@ def _can_be_put_right(error: Exception) -> bool:
     Only errors that were raised for the user count, and what the operating system or the hub refuse. A bare ValueError
     does not: PyTorch and transformers raise it for their own and for our mistakes, whose traceback must stay visible.
     """
-    from revformers.errors import (
-        MissingPackageError,
-        NotReversibleError,
-        RebuildMismatchError,
-        StateRangeError,
-        UserError,
-    )
-
     own = UserError | NotReversibleError | StateRangeError | RebuildMismatchError | MissingPackageError
     return isinstance(error, own | OSError)
 
@@ -84,8 +93,8 @@ def _sentence(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _help(program: str, purpose: str, commands: Mapping[str, tuple[str, str]]) -> str:
-    lines = [f"  {name:<10} {what_for}" for name, (_, what_for) in commands.items()]
+def _help(program: str, purpose: str, commands: Mapping[str, tuple[str, str, str]]) -> str:
+    lines = [f"  {name:<10} {what_for}" for name, (_, what_for, _) in commands.items()]
     return "\n".join(
         [
             f"usage: {program} COMMAND ...",

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import tyro
 
 from revformers.byte_size import parse_size
-from revformers.errors import UserError
+from revformers.errors import UserError, require_package
 
 PLOT_FORMATS = ("svg", "png", "pdf")
 
@@ -82,6 +82,8 @@ def run(arguments: Sequence[str]) -> int:
         raise UserError(
             f"No plot can be written to {options.plot}; name a file ending in .{' or .'.join(PLOT_FORMATS)}."
         )
+    if options.plot:
+        require_package("matplotlib", "plot", "--plot")
     # imported here, so that the help does not wait for PyTorch
     import torch
     from rich.console import Console
@@ -106,8 +108,6 @@ def run(arguments: Sequence[str]) -> int:
         named = f"{options.operations_per_byte:g} operations a byte"
     try:
         plan = make_plan(workload, memory, options.sequence_length, device, options.bits)
-    except ImportError as error:
-        raise UserError(f'--train {options.train} needs PEFT: pip install "revformers[finetune]".') from error
     except ValueError as error:
         raise UserError(f"No step of {options.model} can be planned: {error}") from error
     if options.json == "-":
@@ -121,7 +121,7 @@ def run(arguments: Sequence[str]) -> int:
         if options.json:
             Path(options.json).write_text(_json(plan), encoding="utf-8")
     if options.plot:
-        from revformers.planning.plan_plot import draw
+        from revformers.cli.plan_plot import draw
 
         draw(workload, plan, options.plot_axis, options.plot)
     return 0

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from revformers.conversion.measure import Batch
+from revformers.data.packing import first_blocks
+from revformers.data.section import DataSection
+from revformers.errors import require_package
 from revformers.models.discovery import unwrap
 
 Text = Tensor | Mapping[str, Any] | Iterable[Any] | str | os.PathLike[str]
@@ -40,6 +43,7 @@ def read_text(
 
     Raises:
         FileNotFoundError: for a path where there is nothing.
+        MissingPackageError: for a path, without the package datasets.
         ValueError: for text that needs a tokenizer and is given none, holds nothing, is too short to fill a sequence,
             or is of no form that can be read.
 
@@ -54,8 +58,8 @@ def read_text(
                 f"There is no file or directory {text[:100]!r} to read text from; give text itself as a list of "
                 f"strings, and a data set of the hub as datasets.load_dataset(...)."
             )
-        # imported here, as everywhere below: data sets take a second to import, and most conversions need none
-        from revformers.data.section import DataSection
+        require_package("datasets", "train", "Reading text from files")
+        # imported here: `datasets` takes a second to import, and most conversions need none
         from revformers.data.sources import LocalFiles
 
         files = LocalFiles(DataSection(source=text, text_column=text_column))
@@ -187,8 +191,6 @@ class _Packer:
                 f"{name} holds text, which only a tokenizer turns into tokens; pass the model's own as tokenizer=, "
                 f"such as transformers.AutoTokenizer.from_pretrained(...)."
             )
-        from revformers.conversion.text import first_blocks
-
         return first_blocks(name, documents, self.tokenizer, self.sequences, self.length, separated)
 
 

@@ -9,10 +9,11 @@ from typing import Any
 import datasets
 import numpy as np
 import tokenizers
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from revformers.data.cache import cache_directory, digest
-from revformers.data.packing import packed_blocks, with_labels
+from revformers.data.packing import first_blocks, packed_blocks, with_labels
 from revformers.data.section import DataSection
 from revformers.data.sources import Documents, Source, Split, open_source
 from revformers.data.tokenizer import load_tokenizer, train_tokenizer
@@ -59,6 +60,48 @@ def build_datasets(data: DataSection, given: PreTrainedTokenizerFast | None = No
     if data.validation_blocks:
         validation = validation.select(range(min(data.validation_blocks, len(validation))))
     return tokenizer, training.with_transform(with_labels), validation.with_transform(with_labels)
+
+
+def calibration_blocks(
+    data: DataSection, tokenizer: PreTrainedTokenizerBase, sequences: int, held_out: int
+) -> tuple[Tensor, Tensor]:
+    """Return the first blocks of the training and of the validation part of a source.
+
+    Args:
+        data: where the text comes from, and the length of a block.
+        tokenizer: the model's.
+        sequences: calibration blocks to return.
+        held_out: validation blocks to return.
+
+    Returns:
+        int64[sequences, block_length] and int64[held_out, block_length], fewer rows where there is less text.
+
+    Raises:
+        FileNotFoundError: for a local file that is not there.
+        UserError: for a source that cannot be read, or text that does not fill a block.
+
+    """
+    split = open_source(data).split()
+    if split.separated and tokenizer.eos_token_id is None:
+        raise UserError("The model's tokenizer has no end-of-sequence token to set between the documents.")
+    return (
+        first_blocks(
+            f"The calibration text in {data.source}",
+            split.training,
+            tokenizer,
+            sequences,
+            data.block_length,
+            split.separated,
+        ),
+        first_blocks(
+            f"The held-out text in {data.source}",
+            split.validation,
+            tokenizer,
+            held_out,
+            data.block_length,
+            split.separated,
+        ),
+    )
 
 
 def _prepare(data: DataSection, split: Split, given: PreTrainedTokenizerFast | None, directory: Path) -> None:

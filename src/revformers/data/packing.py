@@ -48,6 +48,35 @@ def packed_blocks(
         rest = tokens[whole:]
 
 
+def first_blocks(
+    name: str,
+    documents: Iterable[str | None],
+    tokenizer: PreTrainedTokenizerBase,
+    number: int,
+    length: int,
+    separated: bool,
+) -> torch.Tensor:
+    """Return the first blocks of `documents`, int64[number, length], fewer rows where there is less text.
+
+    Args:
+        name: what messages call the text.
+        documents: the texts; empty ones and None are skipped.
+        tokenizer: the model's.
+        number: blocks to return.
+        length: tokens in a block.
+        separated: whether an end-of-sequence token follows every document.
+
+    Raises:
+        UserError: for text that does not fill a block, or separated documents and a tokenizer without an
+            end-of-sequence token.
+
+    """
+    blocks = list(islice(packed_blocks(documents, tokenizer, length, separated), number))
+    if not blocks:
+        raise UserError(f"{name} does not fill one block of {length} tokens; give more text, or a smaller length.")
+    return torch.stack([torch.from_numpy(block) for block in blocks])
+
+
 def with_labels(batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Return a batch of blocks as int64 tensors of shape ``[batch, block_length]``, with the labels of a causal model.
 

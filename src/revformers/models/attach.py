@@ -7,6 +7,7 @@ from functools import partial
 
 from torch import nn
 
+from revformers.activations import ActivationPolicy, parse_policy
 from revformers.models.discovery import DecoderStack, find_stack, unwrap
 from revformers.models.families import find_layout
 from revformers.models.fields import no_branches, require_features
@@ -84,6 +85,24 @@ def detach(stack: DecoderStack) -> None:
         del layer._reversible_role, layer.forward
 
 
+def set_activations(model: nn.Module, activations: ActivationPolicy | str) -> None:
+    """Choose the activation policy of a reversible model.
+
+    Args:
+        model: a reversible model.
+        activations: as in `make_reversible`.
+
+    Raises:
+        TypeError: where `activations` is no policy.
+        ValueError: for a model that is not reversible, an unknown policy, or one that does not go with the dynamics.
+
+    """
+    reversible = require_reversible(model)
+    policy = parse_policy(activations)
+    policy.check(reversible.dynamics)
+    reversible.activations = policy
+
+
 def add_update_predictors(model: nn.Module, form: PredictorForm) -> list[UpdatePredictor]:
     """Give every layer of a reversible model that steps by block an update predictor, and return them in order.
 
@@ -108,12 +127,12 @@ def add_update_predictors(model: nn.Module, form: PredictorForm) -> list[UpdateP
     return [layer.update_predictor for layer in stack.layers]
 
 
-def warn_of_gradient_checkpointing() -> None:
+def warn_of_gradient_checkpointing(stacklevel: int = 3) -> None:
     """Say that the activation policy decides: trainers (TRL by default) ask for checkpointing on their own."""
     warnings.warn(
         "Gradient checkpointing is not switched on: this model is reversible, and its activation policy decides what "
         "is recomputed. For checkpointing call revformers.set_activations(model, revformers.Checkpoint()).",
-        stacklevel=3,
+        stacklevel=stacklevel,
     )
 
 

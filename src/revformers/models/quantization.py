@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from revformers.errors import require_package
 from revformers.private_api import keep_gradients_of_nf4
 
 
@@ -16,25 +17,19 @@ def quantization_options(name: str, dtype: torch.dtype) -> dict[str, Any]:
         dtype: what nf4 computes in.
 
     Raises:
-        ImportError: where a package is missing; the message names it.
+        MissingPackageError: without the package torchao, or bitsandbytes.
         ValueError: for an unknown name.
 
     """
     if name == "none":
         return {}
     if name == "int8":
-        try:
-            from torchao.quantization import Int8WeightOnlyConfig
-        except ImportError as error:
-            raise ImportError('Weights in int8 need torchao; pip install "torchao>=0.12".') from error
+        torchao = require_package("torchao.quantization", "quantize", "int8")
         from transformers import TorchAoConfig
 
-        return {"quantization_config": TorchAoConfig(Int8WeightOnlyConfig())}
+        return {"quantization_config": TorchAoConfig(torchao.Int8WeightOnlyConfig())}
     if name == "nf4":
-        try:
-            import bitsandbytes  # noqa: F401
-        except ImportError as error:
-            raise ImportError("Weights in nf4 need bitsandbytes; pip install bitsandbytes.") from error
+        require_package("bitsandbytes", "quantize", "nf4")
         from transformers import BitsAndBytesConfig
 
         return {

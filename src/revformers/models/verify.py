@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from revformers.activations import Rebuild, Store
 from revformers.engine.replay import RandomState
-from revformers.models.reversible import set_activations
+from revformers.models.attach import set_activations
 from revformers.models.state import require_reversible
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from revformers.activations.budget.budget import Budget
 from revformers.dynamics import BlendedMidpoint, Midpoint
-from revformers.models.reversible import make_reversible
+from revformers.reversible import make_reversible
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
+from revformers.errors import require_package
 from revformers.planning.meta import autocast_without_meta
 from revformers.planning.nf4 import Nf4Linear
 
@@ -65,15 +66,14 @@ def with_adapter(model: nn.Module, rank: int) -> Any:
     """Freeze a meta model and give all its linear layers but the head a LoRA adapter.
 
     Raises:
-        ImportError: where PEFT is missing.
+        MissingPackageError: without the package peft.
 
     """
-    from peft import LoraConfig, get_peft_model
-
-    adapter = LoraConfig(r=rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    peft = require_package("peft", "finetune", "Planning an adapter")
+    adapter = peft.LoraConfig(r=rank, target_modules="all-linear", task_type="CAUSAL_LM")
     # PEFT warns of settings that it makes itself, and asks whether the model checkpoints by a deprecated name.
     with torch.device("meta"), autocast_without_meta(), warnings.catch_warnings(action="ignore"):
-        return get_peft_model(model, adapter)
+        return peft.get_peft_model(model, adapter)
 
 
 def model_size(model: nn.Module, optimizer: Optimizer) -> ModelSize:

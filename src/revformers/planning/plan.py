@@ -93,7 +93,7 @@ def make_plan(
         bits: budgets of side information, each from 0 to 8 bits an element a layer.
 
     Raises:
-        ImportError: for an adapter without PEFT.
+        MissingPackageError: for an adapter, without the package peft.
 
     """
     size = model_size(workload.build(workload.layers), workload.optimizer)

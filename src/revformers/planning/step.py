@@ -60,7 +60,7 @@ class Workload:
         """Return the model on the meta device, with that many layers, trained as `method` does.
 
         Raises:
-            ImportError: for an adapter without PEFT.
+            MissingPackageError: for an adapter, without the package peft.
             NotReversibleError: for a model that `method` cannot make reversible.
 
         """

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerState
 
 from revformers.checkpoints.adapter_base import DESCRIPTION
-from revformers.checkpoints.model_config import KEY
+from revformers.checkpoints.marks import KEY
 from revformers.checkpoints.save import CONFIG_NAME
 from revformers.dynamics.base import LARGEST_DENOMINATOR
 from revformers.dynamics.blended_midpoint import BlendedMidpoint

@@ -6,8 +6,8 @@ from torch import nn
 
 from revformers.dynamics.blended_midpoint import BlendedMidpoint
 from revformers.errors import UserError
-from revformers.models.reversible import make_residual
 from revformers.models.state import reversible_stack, update_predictors
+from revformers.reversible import make_residual
 
 FEWEST_DEPLOYED_BITS = 1.5
 """Mean side information in bits an element a layer below which a network is not deployed as the ordinary one.

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from revformers.data.blocks import build_datasets
 from revformers.data.packing import packed_blocks
 from revformers.data.sources import open_source
-from revformers.errors import UserError
+from revformers.errors import UserError, require_package
 from revformers.training.finetune_recipe import FinetuneDataSection
 
 FORMS = {"prompt_completion": ("prompt", "completion"), "messages": ("messages",)}
@@ -150,14 +150,8 @@ def _check_tokenizer(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBa
 
 
 def import_trl() -> Any:
-    """Return the package that prepares and trains on prompts and conversations, or raise UserError."""
-    try:
-        import trl
-    except ImportError as error:
-        raise UserError(
-            'Prompts with completions and conversations need TRL; pip install "revformers[finetune]".'
-        ) from error
-    return trl
+    """Return the package that prepares and trains on prompts and conversations, or raise MissingPackageError."""
+    return require_package("trl", "finetune", "Training on prompts with completions or conversations")
 
 
 def _marks_the_assistant(tokenizer: PreTrainedTokenizerBase) -> bool:

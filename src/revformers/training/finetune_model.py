@@ -15,14 +15,14 @@ from revformers.checkpoints.gguf_file import is_gguf
 from revformers.checkpoints.load import load_causal_lm
 from revformers.console import say
 from revformers.conversion.convert import convert
-from revformers.conversion.progress import ConversionProgress
-from revformers.errors import UserError, as_user_error
+from revformers.errors import UserError, as_user_error, require_package
 from revformers.files import written_whole
 from revformers.head.loss import HeadLoss, apply_head, set_head_loss
 from revformers.head.teacher import AdapterOff, Teacher
+from revformers.models.attach import set_activations
 from revformers.models.quantization import keep_trainable, quantization_options
-from revformers.models.reversible import set_activations
 from revformers.models.state import reversible_stack
+from revformers.training.conversion_progress import ConversionProgress
 from revformers.training.deployment import leave_out_predictors, refuse_trained_predictors
 from revformers.training.finetune_data import FinetuneData, training_blocks
 from revformers.training.finetune_recipe import AdapterSection, FinetuneRecipe
@@ -94,8 +94,7 @@ def load_model(recipe: FinetuneRecipe) -> Any:
     """Return the model, in nf4 on the device of this process, otherwise on the CPU."""
     section = recipe.model
     dtype = getattr(torch, section.dtype)
-    with as_user_error(kinds=(ImportError, ValueError)):
-        options = quantization_options(section.quantization, dtype)
+    options = quantization_options(section.quantization, dtype)
     if section.revision:
         options["revision"] = section.revision
     if section.quantization == "nf4":  # bitsandbytes quantises on the device that the weights stay on
@@ -153,11 +152,8 @@ def _convert(model: Any, recipe: FinetuneRecipe, blocks: torch.Tensor, console: 
 
 def lora_config(section: AdapterSection) -> Any:
     """Return the peft.LoraConfig of the section; raise UserError where PEFT does not take it."""
-    try:
-        from peft import LoraConfig
-    except ImportError as error:
-        raise UserError('An adapter needs PEFT; pip install "revformers[finetune]".') from error
-    known = [field.name for field in dataclasses.fields(LoraConfig)]
+    peft = require_package("peft", "finetune", "An adapter")
+    known = [field.name for field in dataclasses.fields(peft.LoraConfig)]
     for name in section.options:
         if name not in known:
             raise UserError(f"adapter.options has no {name!r}{suggestion(name, known)}")
@@ -175,7 +171,7 @@ def lora_config(section: AdapterSection) -> Any:
         **section.options,
     }
     with as_user_error(REFUSED_ADAPTER, (TypeError, ValueError)):
-        return LoraConfig(**values)
+        return peft.LoraConfig(**values)
 
 
 def with_adapter(model: Any, config: Any, recipe: FinetuneRecipe) -> Any:

@@ -12,7 +12,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTr
 from revformers import dynamics
 from revformers.data.tokenizer import END_OF_TEXT_ID, load_tokenizer
 from revformers.errors import UserError, as_user_error
-from revformers.models.reversible import make_reversible
+from revformers.reversible import make_reversible
 from revformers.training.recipe_file import suggestion
 
 if TYPE_CHECKING:

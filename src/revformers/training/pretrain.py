@@ -10,8 +10,8 @@ from revformers.dynamics import Residual
 from revformers.errors import UserError, as_user_error
 from revformers.files import write_text, written_whole
 from revformers.head.loss import apply_head
-from revformers.models.reversible import make_residual
 from revformers.models.tiles import set_mlp_tiles
+from revformers.reversible import make_residual
 from revformers.training.model import build_dynamics, build_model
 from revformers.training.recipe import Recipe
 from revformers.training.run_directory import RunDirectory

@@ -275,7 +275,7 @@ def test_a_blank_is_filled_and_the_text_after_it_is_scored(data, monkeypatch):
 def test_without_the_harness_the_line_to_install_is_given(monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.delitem(sys.modules, "lm_eval.evaluator", raising=False)
-    with pytest.raises(UserError, match=r'pip install "revformers\[evaluate\]"'):
+    with pytest.raises(UserError, match=r'pip install "revformers\[lab\]"'):
         evaluate(tiny_model(), tiny_tokenizer(), ["local_piqa"])
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Self, get_args
 
-import psutil
 import torch
 
 from revformers.activations.base import ActivationPolicy, BeginPass
@@ -15,6 +14,7 @@ from revformers.activations.budget.observation import Observations
 from revformers.byte_size import parse_size
 from revformers.dynamics.base import Coefficients
 from revformers.engine.states import StatePair
+from revformers.errors import require_package
 
 Recompute = Literal["rebuild", "checkpoint"]
 
@@ -131,5 +131,6 @@ def _free_bytes(device: torch.device) -> int:
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
     if device.type == "cpu":
+        psutil = require_package("psutil", "train", "The free memory of the CPU")
         return int(psutil.virtual_memory().available)
     raise ValueError(f'The free memory of {device.type} devices is not known; give the Budget a size such as "20GiB".')

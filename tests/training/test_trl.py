@@ -24,9 +24,9 @@ from trl import (
 )
 
 import revformers as rf
-from revformers.integrations.trl import LOADER, NAME
 from revformers.models.state import reversible_stack
-from tests.integrations.tiny import (
+from revformers.private_api import TRL_MAKES_REFERENCES, TRL_NAMES_MODELS
+from tests.tiny_trainers import (
     ADAPTERS,
     DYNAMICS,
     IDS,
@@ -153,7 +153,7 @@ def test_every_trainer_holds_the_network_that_it_was_given(name, way, adapter, f
 
 def test_without_the_extension_the_reference_is_another_network(folder, tmp_path, monkeypatch):
     for module in [module for name, module in sys.modules.items() if name.startswith("trl.trainer.")]:
-        for function in {LOADER, NAME} & vars(module).keys():
+        for function in {TRL_MAKES_REFERENCES, TRL_NAMES_MODELS} & vars(module).keys():
             monkeypatch.setattr(module, function, getattr(module, function).__wrapped__)
     model = make("memory", folder)
     trainer = trainer_of("dpo", model, tmp_path)

@@ -5,15 +5,13 @@ from typing import TypeVar
 from torch import nn
 
 from revformers.activations import ActivationPolicy, parse_policy
-from revformers.checkpoints.loading import register_models
-from revformers.checkpoints.model_class import become_ordinary, become_reversible, own_configs
+from revformers.checkpoints.model_class import become_ordinary, become_reversible
 from revformers.dynamics.base import Dynamics
-from revformers.models.attach import attach, check, warn_of_gradient_checkpointing
+from revformers.models.attach import check
 from revformers.models.discovery import unwrap
 from revformers.models.hint import hint_at_conversion, warn_of_lost_predictors
 from revformers.models.identity import Identity
-from revformers.models.quantization import keep_trainable
-from revformers.models.state import require_reversible, reversible_stack
+from revformers.models.state import reversible_stack
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -50,19 +48,12 @@ def make_reversible(model: Model, dynamics: Dynamics, activations: ActivationPol
     """
     if not isinstance(dynamics, Dynamics):
         raise TypeError(f"make_reversible takes a dynamics such as revformers.Midpoint(), not {dynamics!r}.")
-    identity, inner = Identity(dynamics=dynamics, activations=parse_policy(activations)), unwrap(model)
-    stack = check(inner, identity)
+    identity = Identity(dynamics=dynamics, activations=parse_policy(activations))
+    stack = check(unwrap(model), identity)
     if reversible_stack(model) is None:
         hint_at_conversion(model, dynamics, len(stack.layers))
     warn_of_lost_predictors(model)
-    make_residual(model)
-    own_configs(model)
-    keep_trainable(inner)
-    if any(getattr(module, "gradient_checkpointing", False) for module in inner.modules()):
-        warn_of_gradient_checkpointing()
-        inner.gradient_checkpointing_disable()
-    become_reversible(inner, attach(inner, identity))
-    register_models(type(inner.config))
+    become_reversible(model, identity)
     return model
 
 
@@ -73,26 +64,5 @@ def make_residual(model: Model) -> Model:
         The same model, with the weights it had; update predictors of a converted model are removed.
 
     """
-    if reversible_stack(model) is None:
-        return model
-    own_configs(model)
-    become_ordinary(unwrap(model))
+    become_ordinary(model)
     return model
-
-
-def set_activations(model: nn.Module, activations: ActivationPolicy | str) -> None:
-    """Choose the activation policy of a reversible model.
-
-    Args:
-        model: a reversible model.
-        activations: as in `make_reversible`.
-
-    Raises:
-        TypeError: where `activations` is no policy.
-        ValueError: for a model that is not reversible, an unknown policy, or one that does not go with the dynamics.
-
-    """
-    reversible = require_reversible(model)
-    policy = parse_policy(activations)
-    policy.check(reversible.dynamics)
-    reversible.activations = policy

@@ -6,33 +6,23 @@ import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from wrapt import wrap_function_wrapper
 
 from revformers.checkpoints.adapter_base import DESCRIPTION, PREDICTORS, read_description
 from revformers.checkpoints.card import CARD_NAME, add_section
 from revformers.checkpoints.load import VARIANT, weight_files
-from revformers.checkpoints.model_config import KEY
+from revformers.checkpoints.marks import KEY
 from revformers.errors import RebuildMismatchError, StateRangeError
 from revformers.models.discovery import unwrap
 from revformers.models.identity import in_words, read_identity
 from revformers.models.state import reversible_stack
-from revformers.private_api import TRAINER_ENDS_WITH_BEST, TRAINER_RESUMES, TRAINER_UPLOADS, warn_after_loading
+from revformers.private_api import warn_after_loading
+from revformers.training.callback import ReversibleCallback
 
 Function = Callable[..., Any]
-
-
-def extend(module: ModuleType) -> None:
-    """Put the functions of this file around those of `transformers.trainer`."""
-    wrap_function_wrapper(module, "Trainer.train", _train)
-    wrap_function_wrapper(module, TRAINER_RESUMES, _load_from_checkpoint)
-    wrap_function_wrapper(module, TRAINER_ENDS_WITH_BEST, _load_best_model)
-    wrap_function_wrapper(module, TRAINER_UPLOADS, _push_from_checkpoint)
-    wrap_function_wrapper(module, "Trainer.create_model_card", create_model_card)
 
 
 def check_checkpoint(model: Any, directory: str | os.PathLike) -> None:
@@ -61,11 +51,8 @@ def check_checkpoint(model: Any, directory: str | os.PathLike) -> None:
     )
 
 
-def _train(ordinary: Function, trainer: Any, arguments: Any, keywords: Any) -> Any:
+def train(ordinary: Function, trainer: Any, *arguments: Any, **keywords: Any) -> Any:
     """Say where the reference is another network, which a caller may want, and have errors explained by callbacks."""
-    # imported here: this module is imported with revformers, and transformers' trainer callbacks take half a second
-    from revformers.training.callback import ReversibleCallback
-
     reference, own = getattr(trainer, "ref_model", None), reversible_stack(trainer.model)
     if reference is not None and own is not None:
         other = reversible_stack(reference)
@@ -78,7 +65,7 @@ def _train(ordinary: Function, trainer: Any, arguments: Any, keywords: Any) -> A
             )
     callbacks = [one for one in trainer.callback_handler.callbacks if isinstance(one, ReversibleCallback)]
     try:
-        return ordinary(*arguments, **keywords)
+        return ordinary(trainer, *arguments, **keywords)
     except (RebuildMismatchError, StateRangeError) as error:
         for callback in callbacks:
             error.add_note(callback.explain(error))
@@ -88,21 +75,20 @@ def _train(ordinary: Function, trainer: Any, arguments: Any, keywords: Any) -> A
             callback.close()
 
 
-def _load_from_checkpoint(ordinary: Function, trainer: Any, arguments: Any, keywords: Any) -> Any:
-    def read(resume_from_checkpoint: str, model: Any = None) -> Any:
-        model = trainer.model if model is None else model
-        check_checkpoint(model, resume_from_checkpoint)
-        if not _load_weights(trainer, model, resume_from_checkpoint):
-            ordinary(resume_from_checkpoint, model)
-
-    return read(*arguments, **keywords)
+def load_from_checkpoint(ordinary: Function, trainer: Any, resume_from_checkpoint: str, model: Any = None) -> None:
+    """Refuse the checkpoint of another network, and read the weights of a reversible one."""
+    model = trainer.model if model is None else model
+    check_checkpoint(model, resume_from_checkpoint)
+    if not _load_weights(trainer, model, resume_from_checkpoint):
+        ordinary(trainer, resume_from_checkpoint, model)
 
 
-def _load_best_model(ordinary: Function, trainer: Any, arguments: Any, keywords: Any) -> Any:
+def load_best_model(ordinary: Function, trainer: Any) -> None:
+    """As `load_from_checkpoint`, for the best checkpoint."""
     directory = trainer.state.best_model_checkpoint
     check_checkpoint(trainer.model, directory)
     if trainer.is_deepspeed_enabled or not _load_weights(trainer, trainer.model, directory):
-        ordinary(*arguments, **keywords)
+        ordinary(trainer)
 
 
 def _load_weights(trainer: Any, model: Any, directory: str) -> bool:
@@ -122,22 +108,18 @@ def _load_weights(trainer: Any, model: Any, directory: str) -> bool:
     return True
 
 
-def _push_from_checkpoint(ordinary: Function, trainer: Any, arguments: Any, keywords: Any) -> Any:
+def push_from_checkpoint(ordinary: Function, trainer: Any, checkpoint_folder: str) -> Any:
     """Copy the weights into the folder that is uploaded, as the Trainer does with files of the names that it knows."""
-
-    def push(checkpoint_folder: str) -> Any:
-        if trainer.is_world_process_zero() and reversible_stack(trainer.model) is not None:
-            for name in (f"model*{VARIANT}*", DESCRIPTION, PREDICTORS):
-                for file in Path(checkpoint_folder).glob(name):
-                    shutil.copy(file, trainer.args.output_dir)
-        return ordinary(checkpoint_folder)
-
-    return push(*arguments, **keywords)
+    if trainer.is_world_process_zero() and reversible_stack(trainer.model) is not None:
+        for name in (f"model*{VARIANT}*", DESCRIPTION, PREDICTORS):
+            for file in Path(checkpoint_folder).glob(name):
+                shutil.copy(file, trainer.args.output_dir)
+    return ordinary(trainer, checkpoint_folder)
 
 
-def create_model_card(ordinary: Function, trainer: Any, arguments: Any, keywords: Any) -> Any:
+def create_model_card(ordinary: Function, trainer: Any, *arguments: Any, **keywords: Any) -> Any:
     """Add to the card that a trainer writes what the network is."""
-    result = ordinary(*arguments, **keywords)
+    result = ordinary(trainer, *arguments, **keywords)
     card = Path(trainer.args.output_dir) / CARD_NAME
     if trainer.is_world_process_zero() and card.is_file() and reversible_stack(trainer.model) is not None:
         model = trainer.accelerator.unwrap_model(trainer.model)

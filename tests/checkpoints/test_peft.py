@@ -24,7 +24,7 @@ import revformers as rf
 from revformers.checkpoints.adapter_base import DESCRIPTION, MARK, PREDICTORS
 from revformers.errors import ModelFilesError
 from tests.conversion.test_convert import TEXT
-from tests.integrations.tiny import (
+from tests.tiny_trainers import (
     DYNAMICS,
     converted,
     logits,

@@ -7,7 +7,7 @@ import sys
 import pytest
 from transformers import LlamaForCausalLM, Trainer
 
-from tests.integrations.tiny import arguments, make, ordinary, saved, token_rows, with_adapter
+from tests.tiny_trainers import arguments, make, ordinary, saved, token_rows, with_adapter
 
 PROGRAM = """
 import json, sys

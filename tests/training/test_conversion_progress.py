@@ -2,7 +2,7 @@ import io
 
 from rich.console import Console
 
-from revformers.conversion.progress import ConversionProgress
+from revformers.training.conversion_progress import ConversionProgress
 
 
 def shown(terminal, calls):

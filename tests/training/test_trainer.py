@@ -16,7 +16,8 @@ from revformers.checkpoints.adapter_base import DESCRIPTION, PREDICTORS
 from revformers.checkpoints.card import SECTION
 from revformers.errors import ModelFilesError
 from revformers.models.state import reversible_stack
-from tests.integrations.tiny import (
+from tests.tiny_models import tiny
+from tests.tiny_trainers import (
     DYNAMICS,
     arguments,
     converted,
@@ -28,7 +29,6 @@ from tests.integrations.tiny import (
     tokenizer,
     with_adapter,
 )
-from tests.tiny_models import tiny
 
 STEPS = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
 

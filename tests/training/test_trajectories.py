@@ -19,7 +19,7 @@ from trl import (
 )
 
 import revformers as rf
-from tests.integrations.tiny import DYNAMICS, arguments, converted, dataset, lora, small, tokenizer, what_it_is
+from tests.tiny_trainers import DYNAMICS, arguments, converted, dataset, lora, small, tokenizer, what_it_is
 
 ROLLOUTS = {"num_generations": 2, "max_completion_length": 4}
 TRAINERS = {

@@ -12,11 +12,10 @@ from typing import Any
 
 import torch
 import yaml
-from wrapt import wrap_function_wrapper
 
 from revformers.checkpoints.model_class import owner_of
 from revformers.checkpoints.model_config import identity_of
-from revformers.integrations.trainer import create_model_card
+from revformers.integrations import wrap
 from revformers.models.state import reversible_stack
 from revformers.private_api import TRL_MAKES_REFERENCES, TRL_NAMES_MODELS
 
@@ -56,10 +55,9 @@ def extend_references(module: ModuleType) -> None:
         )
     for dumper in (yaml.Dumper, yaml.SafeDumper):  # TRL writes the name into the metadata of its cards
         yaml.add_representer(ModelName, lambda writer, name: writer.represent_str(str(name)), Dumper=dumper)
-    wrappers = {TRL_MAKES_REFERENCES: _create_model_from_path, TRL_NAMES_MODELS: _get_config_model_id}
-    for function, wrapper in wrappers.items():
+    for function in (TRL_MAKES_REFERENCES, TRL_NAMES_MODELS):  # ours have the names of theirs
         before = getattr(module, function)
-        wrap_function_wrapper(module, function, wrapper)
+        wrap(module, function, f"training.trl:{function}")
         for other in [loaded for name, loaded in sys.modules.items() if name.startswith("trl.")]:
             if vars(other).get(function) is before:
                 setattr(other, function, getattr(module, function))
@@ -71,12 +69,7 @@ def extend_cards(module: ModuleType) -> None:
         name for name, kind in vars(module).items() if isinstance(kind, type) and "create_model_card" in vars(kind)
     ]
     for name in trainers:
-        wrap_function_wrapper(module, f"{name}.create_model_card", create_model_card)
-
-
-def extend_generation(module: ModuleType) -> None:
-    """Refuse to generate with vLLM for a reversible model."""
-    wrap_function_wrapper(module, "VLLMGeneration.__init__", _refuse_vllm)
+        wrap(module, f"{name}.create_model_card", "training.trainer:create_model_card")
 
 
 def reference_copy(model: Any, dtype: Any = None) -> Any:
@@ -97,33 +90,31 @@ def reference_copy(model: Any, dtype: Any = None) -> Any:
     return reference
 
 
-def _get_config_model_id(ordinary: Callable[..., Any], _: Any, arguments: Any, keywords: Any) -> Any:
-    name = ordinary(*arguments, **keywords)
-    config = next(iter((*arguments, *keywords.values())))
+def get_config_model_id(ordinary: Callable[..., Any], config: Any) -> Any:
+    """Return the name of a reversible model together with the model."""
+    name = ordinary(config)
     return name if identity_of(config) is None else ModelName(name or "", owner_of(config))
 
 
-def _create_model_from_path(ordinary: Callable[..., Any], _: Any, arguments: Any, keywords: Any) -> Any:
-    def create(model_id: Any, architecture: Any = None, **options: Any) -> Any:
-        if isinstance(model_id, ModelName):
-            if model_id.model is None:
-                raise ValueError(
-                    "The reference of a reversible model is a copy of it, and this configuration is a copy that "
-                    "belongs to no model; pass ref_model, or give the model its own configuration back."
-                )
-            return reference_copy(model_id.model, options.get("dtype"))
-        return ordinary(model_id, architecture, **options)
-
-    return create(*arguments, **keywords)
-
-
-def _refuse_vllm(ordinary: Callable[..., Any], _: Any, arguments: Any, keywords: Any) -> Any:
-    def make(model: Any, *others: Any, **options: Any) -> Any:
-        if reversible_stack(model) is not None:
+def create_model_from_path(
+    ordinary: Callable[..., Any], model_id: Any, architecture: Any = None, **options: Any
+) -> Any:
+    """Make the reference of a reversible model as a copy of it."""
+    if isinstance(model_id, ModelName):
+        if model_id.model is None:
             raise ValueError(
-                "use_vllm=True would generate with vLLM's own network, which is the ordinary one, from the weights of "
-                "this reversible one; leave it out, and the model generates itself."
+                "The reference of a reversible model is a copy of it, and this configuration is a copy that "
+                "belongs to no model; pass ref_model, or give the model its own configuration back."
             )
-        return ordinary(model, *others, **options)
+        return reference_copy(model_id.model, options.get("dtype"))
+    return ordinary(model_id, architecture, **options)
 
-    return make(*arguments, **keywords)
+
+def refuse_vllm(ordinary: Callable[..., Any], generation: Any, model: Any, *others: Any, **options: Any) -> None:
+    """Refuse to generate with vLLM for a reversible model."""
+    if reversible_stack(model) is not None:
+        raise ValueError(
+            "use_vllm=True would generate with vLLM's own network, which is the ordinary one, from the weights of "
+            "this reversible one; leave it out, and the model generates itself."
+        )
+    ordinary(generation, model, *others, **options)

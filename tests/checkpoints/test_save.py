@@ -11,7 +11,7 @@ from transformers import (
 )
 
 import revformers as rf
-from tests.integrations.tiny import DYNAMICS, IDS, small
+from tests.tiny_trainers import DYNAMICS, IDS, small
 
 
 def classifier():

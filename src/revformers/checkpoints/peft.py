@@ -1,0 +1,68 @@
+"""PEFT: an adapter knows the reversible network that it was trained on, and is refused on any other.
+
+A PEFT adapter holds no weights of its base. Where the base is reversible, a description of it
+(`revformers.checkpoints.adapter_base`) is saved beside the adapter, and the type in adapter_config.json is marked: PEFT
+without revformers does not know that type and prints it, and it says what to install.
+"""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from revformers.checkpoints.adapter_base import (
+    ADAPTER_CONFIG,
+    check_base,
+    ordinary_type,
+    require_own_predictors,
+    seal_adapter,
+    unseal_adapter,
+)
+from revformers.checkpoints.card import CARD_NAME, add_section, has_section
+from revformers.models.state import reversible_stack
+
+Function = Callable[..., Any]
+
+
+def from_json_file(ordinary: Function, *arguments: Any, **keywords: Any) -> Any:
+    """Read the marked type of an adapter of a reversible model."""
+    values = ordinary(*arguments, **keywords)
+    # PeftConfig without a type is read as it is.
+    return values | {"peft_type": ordinary_type(values["peft_type"])} if values.get("peft_type") else values
+
+
+def save_pretrained(ordinary: Function, model: Any, save_directory: Any, *others: Any, **options: Any) -> Any:
+    """Describe a reversible base beside its adapters, and mark their type."""
+    card = Path(save_directory) / CARD_NAME
+    ours = has_section(card) or not card.exists()
+    base = model.get_base_model()
+    require_own_predictors(base)  # before an adapter without a description is written
+    result = ordinary(model, save_directory, *others, **options)
+    if not options.get("is_main_process", True):
+        return result
+    reversible = reversible_stack(base) is not None
+    if reversible and ours and card.is_file():
+        add_section(card, base, adapter=True)
+    chosen = inspect.signature(ordinary).bind(model, save_directory, *others, **options).arguments
+    for name in chosen.get("selected_adapters") or model.peft_config:
+        directory = Path(save_directory) / ("" if name == "default" else name)
+        if not reversible:
+            unseal_adapter(directory)
+        elif (directory / ADAPTER_CONFIG).is_file():
+            seal_adapter(base, directory, model.peft_config[name].revision)
+    return result
+
+
+def load_adapter(ordinary: Function, model: Any, *arguments: Any, **keywords: Any) -> Any:
+    """Refuse an adapter on another network than it was trained on."""
+    names = ("model_id", "peft_model_id")
+    adapter = arguments[0] if arguments else next((keywords[name] for name in names if name in keywords), None)
+    if adapter is not None:
+        check_base(model, adapter, keywords | (keywords.get("adapter_kwargs") or {}))
+    return ordinary(model, *arguments, **keywords)
+
+
+def hotswap_adapter(ordinary: Function, model: Any, model_name_or_path: Any, *others: Any, **options: Any) -> Any:
+    """Refuse, in the place of a loaded adapter, one that was trained on another network."""
+    check_base(model, model_name_or_path, options)
+    return ordinary(model, model_name_or_path, *others, **options)
