@@ -58,6 +58,5 @@ def test_an_extra_asks_for_what_a_user_does(metadata):
         "gguf": {"gguf"},
         "plot": plot,
         "lab": train | plot | {"jinja2", "lm-eval", "markupsafe"},
-        "test": required(metadata, "test"),
-        "lint": required(metadata, "lint"),
+        **{extra: required(metadata, extra) for extra in ("docs", "lint", "test")},  # for those who work on it
     }

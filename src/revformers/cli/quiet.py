@@ -2,15 +2,31 @@
 
 import logging
 import sys
+import warnings
+from functools import partial
 
-NOISY = ("bitsandbytes.backends.cpu.ops", "torch.utils._pytree", "torchao")
-"""Loggers that warn, as their libraries are imported, of kernels for other machines and of each other."""
+NOISE = {
+    "bitsandbytes.backends.cpu.ops": "Failed to load",
+    "torch.utils._pytree": "is an Enum subclass",
+    "torchao": "Failed to load",
+    "transformers.modeling_utils": "`loss_type=None` was set in the config",
+}
+"""For each logger what it says of kernels for other machines or of other libraries, which no user can put right."""
+
+
+def _says_something_else(text: str, record: logging.LogRecord) -> bool:
+    return text not in record.getMessage()
+
+
+_FILTERS = {name: partial(_says_something_else, text) for name, text in NOISE.items()}
 
 
 def quiet_imports() -> None:
-    """Silence the warnings of libraries that are imported after this call; transformers and PEFT import some."""
-    for name in NOISY:
-        logging.getLogger(name).setLevel(logging.ERROR)
+    """Silence what libraries say as they are imported and used; call it before they are."""
+    for name, own in _FILTERS.items():
+        logging.getLogger(name).addFilter(own)
+    # PEFT asks a model whether it checkpoints by a name that transformers is giving up.
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 
 def quiet_libraries() -> None:
