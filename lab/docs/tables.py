@@ -60,6 +60,16 @@ def depth() -> None:
     show("layers | " + " | ".join(ARMS), rows)
 
 
+def depth_growth() -> None:
+    """Print how the peak of rebuilding grows with the layers, with and without side information, as sentences."""
+    for name, dynamics in (("midpoint", "the midpoint rule"), ("blended_midpoint", "a blend of 1/4")):
+        points = result(f"memory-{name}-float32")["points"]
+        peaks = {point["layers"]: point["peak"] for point in points if point["arm"] == "rebuild"}
+        fewest, most = min(peaks), max(peaks)
+        growth = (peaks[most] - peaks[fewest]) / (most - fewest)
+        print(f"From {fewest} to {most} layers, the peak under {dynamics} grew by {growth:,.0f} bytes per layer.")
+
+
 def depth_caption() -> None:
     """Print the deepest row as a sentence."""
     layers, peaks = list(peaks_by_depth().items())[-1]
@@ -215,6 +225,12 @@ def conversion() -> None:
     show("bits per element and layer | blends alone | with the default predictor", rows)
 
 
+def predictor_cost() -> None:
+    """Print what the default predictor adds to a forward pass, as a sentence."""
+    (share,) = {row["added_compute"] for row in result("conversion-smollm2-samples")["rows"]}
+    print(f"The default predictor adds {share:.0%} to the operations of a forward pass.")
+
+
 def conversion_methods() -> None:
     """The same by every method that was tried on it."""
     rows = [*_methods("conversion-smollm2", ("blends alone",)), *_methods("conversion-smollm2-samples")]
@@ -315,6 +331,16 @@ def deployment() -> None:
         losses = [f"{sum(row[name] for row in runs) / len(runs):.4f}" for name in ("trained", "deployed")]
         rows.append((arm, len(runs), *losses, "-" if arm == "ordinary" else spread(over)))
     show("trained network | seeds | loss as trained | loss deployed | difference from ordinary training", rows)
+
+
+def deployment_conditions() -> None:
+    """Print the conditions of the runs, as a sentence."""
+    study = result("deployment-smollm2")
+    first = study["rows"][0]
+    print(
+        f"LoRA of rank 16 in {study['dtype']} on 1,100 instructions: {study['steps']} steps, {first['tokens']:,} "
+        f"tokens. Validation loss on {study['held_out']} other records; {first['before']:.4f} before training."
+    )
 
 
 def deployment_sentence() -> None:
