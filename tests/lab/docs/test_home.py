@@ -10,9 +10,8 @@ def test_the_first_page_is_the_readme_and_its_links_are_pages():
     from mkdocs.config import load_config
     from mkdocs.structure.files import Files
 
-    from lab.docs.home import on_files
-
-    files = on_files(Files([]), load_config(str(ROOT / "mkdocs.yml")))
+    config = load_config(str(ROOT / "mkdocs.yml"))
+    files = config.plugins.run_event("files", Files([]), config=config)
     text = files.get_file_from_path("index.md").content_string
     assert text.splitlines()[0] == PAGES["README.md"].splitlines()[0]
     links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
