@@ -386,6 +386,36 @@ def test_kernels_tell_what_shares_memory():
     assert private_api.schema_of(torch.ops.aten.view.default).returns[0].alias_info is not None
 
 
+def test_numbers_copies_and_views_are_taken_by_known_kernels():
+    kernels = []
+
+    def run(kernel, arguments, keywords):
+        kernels.append(kernel)
+        return kernel(*arguments, **keywords)
+
+    with private_api.EveryKernel(run):
+        torch.ones(1).item()
+        torch.ones(1).to(torch.float64)
+        torch.ones(2, 3, 4) @ torch.ones(4, 4)
+    assert {private_api.READ_NUMBER, private_api.COPY_TO, private_api.UNSAFE_VIEW} <= set(kernels)
+    assert private_api.schema_of(private_api.UNSAFE_VIEW).returns[0].alias_info is None
+
+
+def test_attention_without_numbers_runs_by_the_kernel_of_cpus():
+    query = torch.empty(1, 2, 64, 8, device="meta")
+    output, log_sum_exp = private_api.CPU_ATTENTION(query, query, query, 0.0, True)
+    assert output.shape == query.shape
+    assert log_sum_exp.numel() == 2 * 64
+    gradients = private_api.CPU_ATTENTION_BACKWARD(output, query, query, query, output, log_sum_exp, 0.0, True)
+    assert [gradient.shape for gradient in gradients] == [query.shape] * 3
+    shape = query.shape
+    assert private_api.sdpa_backward_flop_count(shape, shape, shape, shape) == 5 * 2 * 2 * 64 * 64 * 8
+    assert (
+        private_api.flop_registry[torch.ops.aten.mm](torch.ones(2, 3), torch.ones(3, 4), out_val=torch.ones(2, 4))
+        == 2 * 2 * 3 * 4
+    )
+
+
 def test_trees_have_leaves():
     assert private_api.tree_leaves([1, {"a": (2, None)}]) == [1, 2, None]
 

@@ -24,7 +24,9 @@ from torch.multiprocessing.reductions import StorageWeakRef as StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 from torch.utils._python_dispatch import _disable_current_modes, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves as tree_leaves
-from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry as flop_registry
+from torch.utils.flop_counter import sdpa_backward_flop_count as sdpa_backward_flop_count
+from torch.utils.flop_counter import sdpa_flop_count as sdpa_flop_count
 
 # Tensors and their memory
 
@@ -192,12 +194,28 @@ PyTorch: names of its kernels. One that is no longer there is evaluated again, a
 """
 
 
+CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+"""The fused attention of CPUs, which has a kernel for the meta device as well: its memory is linear in the tokens."""
+
+CPU_ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+"""The backward pass of `CPU_ATTENTION`."""
+
+READ_NUMBER = torch.ops.aten._local_scalar_dense.default
+"""What `Tensor.item`, `bool(tensor)` and the like run by."""
+
+COPY_TO = torch.ops.aten._to_copy.default
+"""What `Tensor.to` runs by where it copies."""
+
+UNSAFE_VIEW = torch.ops.aten._unsafe_view.default
+"""A kernel that returns a view, which its schema does not tell of."""
+
+
 def operations_of(kernel: Any, arguments: tuple[Any, ...], keywords: Mapping[str, Any], output: Any) -> int:
     """Return the floating-point operations of a call of a kernel, 0 where PyTorch does not count them.
 
     PyTorch: the registry behind `FlopCounterMode`, which counts whole blocks only, and not the CPU's fused attention.
     """
-    if kernel.name() == "aten::_scaled_dot_product_flash_attention_for_cpu":
+    if kernel is CPU_ATTENTION.default:
         return sdpa_flop_count(*(argument.shape for argument in arguments[:3]))
     count = flop_registry.get(getattr(kernel, "overloadpacket", kernel))
     return int(count(*arguments, **keywords, out_val=output)) if count else 0

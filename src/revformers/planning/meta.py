@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from revformers.planning.results import RememberedResults
+from revformers.private_api import COPY_TO, CPU_ATTENTION, READ_NUMBER, TorchDispatchMode
 
 aten = torch.ops.aten
 _RESULTS = RememberedResults()
@@ -67,11 +67,11 @@ class _Answers(TorchDispatchMode):
         kwargs = kwargs or {}
         if func is aten.equal.default:  # the check of a rebuilt state
             return True
-        if func is aten._local_scalar_dense.default:
+        if func is READ_NUMBER:
             # The questions that transformers asks: whether all tokens are there, whether no row holds two documents.
             # A no would bring attention masks that a step of whole sequences does without.
             return 0.0 if args[0].is_floating_point() else args[0].dtype is torch.bool
-        if func is aten._to_copy.default and args[0].is_meta and str(kwargs.get("device")) == "cpu":
+        if func is COPY_TO and args[0].is_meta and str(kwargs.get("device")) == "cpu":
             # The host reads the magnitudes of the range check.
             return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
         if func is aten.nonzero.default:  # which tokens count in the loss
@@ -95,6 +95,4 @@ def _attention(
         return func(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype)
-    return aten._scaled_dot_product_flash_attention_for_cpu(
-        query, key, value, 0.0, is_causal, attn_mask=attn_mask, scale=scale
-    )[0]
+    return CPU_ATTENTION(query, key, value, 0.0, is_causal, attn_mask=attn_mask, scale=scale)[0]

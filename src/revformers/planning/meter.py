@@ -16,7 +16,7 @@ where both were tried. It is not used, for three reasons:
 """
 
 import contextlib
-import sys
+import inspect
 import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,8 +26,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes, is_traceable_wrapper_subclass
-from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from revformers.engine.ops import ADVANCE, KERNELS
@@ -37,6 +35,17 @@ from revformers.models.discovery import find_stack
 from revformers.planning.kernels import Described, alone, described, first_block
 from revformers.planning.results import makes_new_tensors, tensors_in
 from revformers.planning.timeline import MemoryByCategory, Recorder, Timeline
+from revformers.private_api import (
+    TorchDispatchMode,
+    current_backward_pass,
+    inner_tensors,
+    is_engine,
+    number_of_next_node,
+    number_of_running_node,
+    storage_number,
+    tree_leaves,
+    without_dispatch_modes,
+)
 
 
 def peak_by_category(
@@ -84,7 +93,7 @@ class StorageCounter(TorchDispatchMode):
         super().__init__()
         self._device = device.type
         self._recorder = Recorder()
-        self._constant = constant_storage()._cdata
+        self._constant = storage_number(constant_storage())
         self._storages: dict[int, tuple[str, int, weakref.ref[Any]]] = {}
         self._part = "before"
         # Autograd numbers its nodes as they are made: the nodes of a part of the network are an interval.
@@ -106,19 +115,20 @@ class StorageCounter(TorchDispatchMode):
         if _in_backward():  # where a layer is evaluated again
             return
         self._part = part
-        self._first_nodes.append(torch._C._autograd._get_sequence_nr())
+        self._first_nodes.append(number_of_next_node())
         self._parts.append(part)
 
     def assign(self, tensors: Iterable[Tensor], category: str) -> None:
         """Count the storages of `tensors` as of this category from now on."""
         for storage in map(Tensor.untyped_storage, _plain(tensors, self._device)):
-            known = self._storages.get(storage._cdata)
+            number = storage_number(storage)
+            known = self._storages.get(number)
             if known is None:
                 self._add(storage, category)
             elif known[0] != category:
                 self._recorder.change(known[0], -known[1])
                 self._recorder.change(category, known[1])
-                self._storages[storage._cdata] = (category, *known[1:])
+                self._storages[number] = (category, *known[1:])
         self._recorder.moment()
 
     def __exit__(self, *arguments: Any) -> None:
@@ -141,8 +151,9 @@ class StorageCounter(TorchDispatchMode):
             self.assign([] if side_information is None else [side_information], "side_information")
         for tensor in _plain(tensors_in(result), self._device):
             storage = tensor.untyped_storage()
-            if storage._cdata not in self._storages and storage._cdata != self._constant:
-                existed = not makes_new_tensors(func) and self._is_of_any(storage, (args, kwargs))
+            number = storage_number(storage)
+            if number not in self._storages and number != self._constant:
+                existed = not makes_new_tensors(func) and self._is_of_any(number, (args, kwargs))
                 self._add(storage, "other" if existed else self._category())
         if not _accumulates(func):
             self._recorder.moment()
@@ -150,23 +161,21 @@ class StorageCounter(TorchDispatchMode):
         # the next operator begins: by then the term is gone, or it is still in use and the sum had a place of its own.
         return result
 
-    def _is_of_any(self, storage: torch.UntypedStorage, values: Any) -> bool:
-        return any(
-            tensor.untyped_storage()._cdata == storage._cdata for tensor in _plain(tensors_in(values), self._device)
-        )
+    def _is_of_any(self, number: int, values: Any) -> bool:
+        tensors = _plain(tensors_in(values), self._device)
+        return any(storage_number(tensor.untyped_storage()) == number for tensor in tensors)
 
     def _category(self) -> str:
         if self.optimizing:
             return "optimizer"
         if not _in_backward():
             return {"before": "other", "layers": "activations", "head": "head"}[self._part]
-        node = torch._C._current_autograd_node()
-        number = node._sequence_nr() if node is not None else 0
+        number = number_of_running_node() or 0
         part = self._parts[bisect_right(self._first_nodes, number) - 1]
         return {"before": "other", "layers": "working", "head": "head"}[part]
 
     def _add(self, storage: torch.UntypedStorage, category: str) -> None:
-        key, size = storage._cdata, storage.nbytes()
+        key, size = storage_number(storage), storage.nbytes()
         self._storages[key] = (category, size, weakref.ref(storage, partial(self._release, key)))
         self._recorder.change(category, size)
 
@@ -189,7 +198,7 @@ class _Workspace(StorageCounter):
 @lru_cache(maxsize=4096)
 def _workspace(kernel: Any, arguments: Described) -> int:
     """Return the bytes that a kernel of the engine makes while it runs, its result among them."""
-    with _disable_current_modes():
+    with without_dispatch_modes():
         call = alone(kernel, arguments)
         with _Workspace(torch.device("meta")) as counter:
             call()
@@ -197,21 +206,15 @@ def _workspace(kernel: Any, arguments: Described) -> int:
 
 
 def _in_backward() -> bool:
-    return torch._C._current_graph_task_id() != -1
+    return current_backward_pass() is not None
 
 
 def _accumulates(func: Any) -> bool:
     """Say whether autograd's engine, and no node's or user's own code, adds two gradients of one tensor."""
     if func is not torch.ops.aten.add.Tensor or torch.is_grad_enabled() or not _in_backward():
         return False
-    frame = sys._getframe(2)
-    # PyTorch wraps every dispatch mode, so that compilers leave it alone.
-    while frame is not None and frame.f_code.co_filename.endswith(("_compile.py", "eval_frame.py")):
-        frame = frame.f_back  # type: ignore[assignment]
-    return frame is None or frame.f_code is _ENGINE
-
-
-_ENGINE = torch.autograd.graph._engine_run_backward.__code__
+    caller = inspect.currentframe().f_back.f_back  # type: ignore[union-attr]
+    return is_engine(caller)
 
 
 def _plain(values: Iterable[Any], device: str) -> list[Tensor]:
@@ -220,8 +223,9 @@ def _plain(values: Iterable[Any], device: str) -> list[Tensor]:
     for value in values:
         if not isinstance(value, Tensor):
             continue
-        if type(value) is not Tensor and is_traceable_wrapper_subclass(value):
-            result += _plain([getattr(value, name) for name in value.__tensor_flatten__()[0]], device)
+        inner = inner_tensors(value)
+        if inner is not None:
+            result += _plain(inner, device)
         elif value.device.type == device and value.layout is torch.strided:
             result.append(value)
     return result

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+
+from revformers.private_api import UNSAFE_VIEW, schema_of, tree_leaves
 
 MOST = 100_000
 """Results that are remembered; after that many they are forgotten."""
@@ -38,7 +39,7 @@ class RememberedResults:
             return operator(*arguments, **keywords)
         if layouts is not None:
             results = tuple(map(tensor_of, layouts))
-            return results if len(operator._schema.returns) > 1 else results[0]
+            return results if len(schema_of(operator).returns) > 1 else results[0]
         if key in self._written:
             return keywords["out"] if target == "out" else arguments[0]
         result = operator(*arguments, **keywords)
@@ -59,10 +60,9 @@ class RememberedResults:
 @cache
 def makes_new_tensors(operator: Any) -> bool:
     """Say whether all that an operator returns are tensors with storages of their own."""
-    schema = operator._schema
-    # _unsafe_view returns a view that its schema does not tell of.
+    schema = schema_of(operator)
     return (
-        operator is not torch.ops.aten._unsafe_view.default
+        operator is not UNSAFE_VIEW
         and len(schema.returns) > 0
         and all(str(value.type) == "Tensor" and value.alias_info is None for value in schema.returns)
         and not schema.is_mutable
@@ -72,9 +72,9 @@ def makes_new_tensors(operator: Any) -> bool:
 @cache
 def _writes_to(operator: Any) -> str | None:
     """Return the argument that an elementwise operator overwrites and returns, "self" or "out", or nothing."""
-    if torch.Tag.pointwise not in operator.tags or len(operator._schema.returns) != 1:
+    if torch.Tag.pointwise not in operator.tags or len(schema_of(operator).returns) != 1:
         return None
-    written = [value.name for value in operator._schema.arguments if value.alias_info and value.alias_info.is_write]
+    written = [value.name for value in schema_of(operator).arguments if value.alias_info and value.alias_info.is_write]
     return written[0] if written in (["self"], ["out"]) else None
 
 

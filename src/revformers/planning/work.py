@@ -14,12 +14,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from revformers.engine.ops import KERNELS
 from revformers.planning.kernels import Described, alone, described
 from revformers.planning.results import makes_new_tensors, tensors_in
+from revformers.private_api import (
+    CPU_ATTENTION,
+    CPU_ATTENTION_BACKWARD,
+    TorchDispatchMode,
+    flop_registry,
+    schema_of,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+    storage_number,
+    without_dispatch_modes,
+)
 
 aten = torch.ops.aten
 
@@ -78,9 +87,9 @@ class WorkCounter(TorchDispatchMode):
             return result
         if func is aten.empty_strided.default:  # makes a tensor and writes nothing
             return result
-        if not makes_new_tensors(func) and not func._schema.is_mutable and _is_view(result, (args, kwargs)):
+        if not makes_new_tensors(func) and not schema_of(func).is_mutable and _is_view(result, (args, kwargs)):
             return result
-        count = _OPERATIONS.get(func._overloadpacket)
+        count = _OPERATIONS.get(func.overloadpacket)
         operations = int(count(*args, **kwargs, out_val=result)) if count else 0
         self.operators[operations, sum(map(_bytes, tensors_in((args, kwargs, result))))] += 1
         return result
@@ -89,14 +98,14 @@ class WorkCounter(TorchDispatchMode):
 @lru_cache(maxsize=4096)
 def _inside(kernel: Any, arguments: Described) -> Counter[tuple[int, int]]:
     """Return the operators that a kernel of the engine runs."""
-    with _disable_current_modes():
+    with without_dispatch_modes():
         return work_of(alone(kernel, arguments)).operators
 
 
 def _is_view(result: Any, arguments: Any) -> bool:
     """Say whether all that an operator returns lies in the memory of its arguments."""
-    storages = {tensor.untyped_storage()._cdata for tensor in tensors_in(arguments)}
-    return all(tensor.untyped_storage()._cdata in storages for tensor in tensors_in(result))
+    storages = {storage_number(tensor.untyped_storage()) for tensor in tensors_in(arguments)}
+    return all(storage_number(tensor.untyped_storage()) in storages for tensor in tensors_in(result))
 
 
 def _bytes(tensor: Tensor) -> int:
@@ -120,6 +129,6 @@ def _repeated(tensor: Tensor, query: Tensor) -> torch.Size:
 
 
 _OPERATIONS: dict[Any, Callable[..., int]] = flop_registry | {
-    aten._scaled_dot_product_flash_attention_for_cpu: _attention_operations,
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_operations,
+    CPU_ATTENTION: _attention_operations,
+    CPU_ATTENTION_BACKWARD: _attention_backward_operations,
 }
