@@ -111,8 +111,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 }
 """What single architectures need besides, by model type."""
 
-_DRAFTER = "a drafter; it reads the keys and values of the model that it drafts for"
-NOT_ON_THEIR_OWN = {"gemma4_assistant": _DRAFTER, "gemma4_unified_assistant": _DRAFTER}
+DRAFTERS = {"gemma4_assistant", "gemma4_unified_assistant"}
 """Architectures that are no language models by themselves, by model type."""
 
 
@@ -150,9 +149,8 @@ def tiny_model(model_class: type[PreTrainedModel], **options: Any) -> PreTrained
         ValueError: where the model is not tiny after all; it is counted before it is allocated.
 
     """
-    reason = NOT_ON_THEIR_OWN.get(model_class.config_class.model_type)
-    if reason:
-        raise ValueError(reason)
+    if model_class.config_class.model_type in DRAFTERS:
+        raise ValueError("a drafter; it reads the keys and values of the model that it drafts for")
     config = model_class.config_class(**(tiny_options(model_class.config_class) | options))
     with torch.device("meta"):
         size = sum(parameter.numel() for parameter in model_from_config(model_class, config).parameters())
