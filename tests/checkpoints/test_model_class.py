@@ -144,7 +144,7 @@ def test_a_class_that_is_none_of_transformers_is_loaded_by_itself(tmp_path):
     torch.manual_seed(0)
     model = rf.make_reversible(OwnModel(config()), DYNAMICS)
     model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"class 'OwnModel'.*reversible_class\(OwnModel\)"):
+    with pytest.raises(ValueError, match=r"class 'OwnModel'.*revformers\.reversible_class\(OwnModel\)"):
         rf.from_pretrained(tmp_path)
     assert same(reversible_class(OwnModel).from_pretrained(tmp_path), model)
 

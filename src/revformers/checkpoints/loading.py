@@ -36,6 +36,6 @@ def from_pretrained(path: str | os.PathLike, **keywords: Any) -> Any:
     if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel) and getattr(kind, "config_class", None)):
         raise ValueError(
             f"{path} holds a model of the class {name!r}, which is none of transformers'; load it with "
-            f"revformers.checkpoints.model_class.reversible_class({name or 'YourClass'}).from_pretrained({path!r})."
+            f"revformers.reversible_class({name or 'YourClass'}).from_pretrained({path!r})."
         )
     return reversible_class(kind).from_pretrained(path, **keywords)

@@ -149,7 +149,12 @@ class ReversibleModel(PreTrainedModel):
 
 
 def reversible_class(ordinary: Any) -> Any:
-    """Return the class of reversible models for a model class of transformers."""
+    """Return the class of reversible models for a model class, whose `from_pretrained` loads what they saved.
+
+    Args:
+        ordinary: a subclass of `transformers.PreTrainedModel`, of transformers or of your own.
+
+    """
     if issubclass(ordinary, ReversibleModel):
         return ordinary
     return _make_class(ordinary)
