@@ -28,3 +28,11 @@ def test_the_limit_itself_is_in_range():
     check = RangeCheck()
     check.observe("state", torch.tensor([-MAXIMUM_MAGNITUDE, MAXIMUM_MAGNITUDE]))
     check.raise_if_exceeded()
+
+
+def test_of_no_numbers_there_is_no_largest():
+    check = RangeCheck()
+    check.raise_if_exceeded()
+    check.observe("state", torch.empty(0, 3))
+    check.raise_if_exceeded()
+    assert check.largest == 0

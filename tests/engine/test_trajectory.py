@@ -1,80 +1,20 @@
-"""The tape and the other policies on a plain stack of modules, without transformers."""
+"""Every policy on a plain stack of modules."""
 
-import gc
 import warnings
-import weakref
 
 import pytest
 import torch
-from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import revformers as rf
-from revformers.activations import parse_policy
 from revformers.engine.forward_pass import ForwardPass
-from revformers.engine.states import StatePair
 from revformers.engine.tape import Tape
 from revformers.engine.trajectory import Trajectory
-
-WIDTH, DEPTH = 16, 6
-REVERSIBLE = [
-    rf.Midpoint(),
-    rf.Midpoint(0.25, readout="mean", start="zero"),
-    rf.Leapfrog(0.5),
-    rf.BlendedMidpoint("1/2"),
-    rf.BlendedMidpoint("-1/16"),
-    rf.BlendedMidpoint("2/3"),
-    rf.BlendedMidpoint([1, -1, 0.5, 1.5, 0.25, 0.004]),
-    rf.BlendedMidpoint.random(3),
-]
-each_reversible = pytest.mark.parametrize("dynamics", REVERSIBLE, ids=lambda dynamics: repr(dynamics.to_dict()))
-
-
-class Network(nn.Module):
-    def __init__(self, dropout=0.0, dtype=torch.float32, seed=0):
-        super().__init__()
-        torch.manual_seed(seed)
-        self.layers = nn.ModuleList(
-            nn.Sequential(
-                nn.LayerNorm(WIDTH),
-                nn.Linear(WIDTH, 3 * WIDTH),
-                nn.GELU(),
-                nn.Dropout(dropout),
-                nn.Linear(3 * WIDTH, WIDTH),
-            )
-            for _ in range(DEPTH)
-        ).to(dtype)
-        self.embedding = torch.randn(2, 5, WIDTH, dtype=dtype, requires_grad=True)
-
-    def run(self, dynamics, activations, seed=1):
-        torch.manual_seed(seed)
-        trajectory = Trajectory(dynamics, parse_policy(activations).bind(dynamics.steps(DEPTH), 1), self.embedding)
-        for index, layer in enumerate(self.layers):
-            trajectory.step(f"layer {index}", dynamics.coefficients(index), layer)
-        return trajectory.readout().float().square().sum()
-
-    def gradients(self, loss, **options):
-        return torch.autograd.grad(loss, [self.embedding, *self.layers.parameters()], **options)
-
-    def reference(self, dynamics):
-        """The same recurrence in plain autograd: no fixed point, no policy, none of the stack's code."""
-        previous = current = self.embedding
-        if dynamics.start == "zero":
-            previous = torch.zeros_like(current)
-        for index, layer in enumerate(self.layers):
-            c = dynamics.coefficients(index)
-            successor = float(c.previous) * previous + float(c.current) * current + c.update * layer(current)
-            previous, current = current, successor
-        return ((previous + current) / 2 if dynamics.readout == "mean" else current).float().square().sum()
-
-
-def equal(left, right):
-    return all(map(torch.equal, left, right))
+from tests.engine.network import Network, each_reversible, equal
 
 
 @each_reversible
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize(("dtype", "dropout"), [(torch.float32, 0.3), (torch.bfloat16, 0.0)])
 def test_every_policy_gives_the_stored_gradients_to_the_bit(dynamics, dtype, dropout):
     network = Network(dropout, dtype)
     loss = network.run(dynamics, "store")
@@ -103,134 +43,11 @@ def test_the_residual_dynamics_is_the_ordinary_network():
     assert all(torch.allclose(a, b, rtol=1e-6, atol=1e-6) for a, b in zip(ours, ordinary, strict=True))
 
 
-@each_reversible
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("state", ["previous", "current"])
-def test_one_unit_in_one_state_is_detected(dynamics, state, seed, monkeypatch):
-    network = Network(seed=seed)
-    loss = network.run(dynamics, "rebuild")
-    retreat = StatePair.retreat
-
-    def corrupt(self, *arguments):
-        retreat(self, *arguments)
-        getattr(self, state)[0, 1, 2] += 1
-        monkeypatch.setattr(StatePair, "retreat", retreat)
-
-    monkeypatch.setattr(StatePair, "retreat", corrupt)
-    with pytest.raises(rf.RebuildMismatchError, match=r"Layer \d was evaluated again to other values .* deterministic"):
-        network.gradients(loss)
-
-
-def test_weights_changed_between_forward_and_backward_are_detected():
-    network = Network()
-    loss = network.run(rf.Midpoint(), "rebuild")
-    with torch.no_grad():
-        network.layers[3][1].weight.mul_(1.001)
-    with pytest.raises(rf.RebuildMismatchError):
-        network.gradients(loss)
-
-
-def test_a_layer_that_saves_other_tensors_the_second_time_is_detected():
-    network = Network()
-    loss = network.run(rf.Midpoint(), "rebuild")
-    network.layers[2].train(False)
-    network.layers[2][3] = nn.Sigmoid()
-    with pytest.raises(rf.RebuildMismatchError, match=r"[Ll]ayer 2"):
-        network.gradients(loss)
-
-
-@each_reversible
-def test_retained_graphs_and_partial_gradients_wind_the_tape_both_ways(dynamics):
-    network = Network(dropout=0.3)
-    stored = network.gradients(network.run(dynamics, "store"))
-    loss = network.run(dynamics, "rebuild")
-    middle = list(network.layers[3].parameters())
-    partial = torch.autograd.grad(loss, middle, retain_graph=True)
-    assert equal(partial, stored[1 + 3 * len(middle) : 1 + 4 * len(middle)])
-    assert equal(network.gradients(loss, retain_graph=True), stored)
-    assert equal(torch.autograd.grad(loss, middle, retain_graph=True), partial)
-    assert equal(network.gradients(loss), stored)
-
-
-def test_two_forward_passes_before_one_backward():
-    network = Network(dropout=0.3)
-    stored = network.gradients(network.run(rf.Leapfrog(), "store", 1) + network.run(rf.Leapfrog(), "store", 2))
-    rebuilt = network.gradients(network.run(rf.Leapfrog(), "rebuild", 1) + network.run(rf.Leapfrog(), "rebuild", 2))
-    assert equal(rebuilt, stored)
-
-
-@pytest.mark.parametrize("frozen", [[0], [5], [2, 3], [0, 1, 2, 3, 4], [1, 4]], ids=str)
-@pytest.mark.parametrize("embedding", [True, False], ids=["embedding trains", "embedding frozen"])
-def test_frozen_layers(frozen, embedding):
-    network = Network(dropout=0.3)
-    network.embedding.requires_grad_(embedding)
-    for index in frozen:
-        network.layers[index].requires_grad_(False)
-    trainable = [tensor for tensor in [network.embedding, *network.layers.parameters()] if tensor.requires_grad]
-    dynamics = rf.BlendedMidpoint("1/4")
-    stored = torch.autograd.grad(network.run(dynamics, "store"), trainable)
-    assert equal(torch.autograd.grad(network.run(dynamics, "rebuild"), trainable), stored)
-
-
-def test_autocast_is_replayed_outside_its_block():
-    network = Network(dropout=0.3)
-    with torch.autocast("cpu", torch.bfloat16):
-        stored_loss = network.run(rf.Midpoint(), "store")
-        loss = network.run(rf.Midpoint(), "rebuild")
-    assert equal(network.gradients(loss), network.gradients(stored_loss))
-    assert not torch.is_autocast_enabled("cpu")
-
-
-def test_only_the_graph_keeps_the_tape_and_backward_frees_it():
-    network = Network()
-    tapes = []
-    make = Tape.__init__
-
-    def remember(self, states):
-        make(self, states)
-        tapes.append(weakref.ref(self))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Tape, "__init__", remember)
-        loss = network.run(rf.Midpoint(), "rebuild")
-        dropped = network.run(rf.Midpoint(), "rebuild")
-    gc.disable()
-    try:
-        assert tapes[0]() is not None
-        network.gradients(loss)
-        assert tapes[0]() is None, "the backward pass frees the states although the loss is still there"
-        del dropped
-        assert tapes[1]() is None, "so does dropping the loss, without the garbage collector"
-    finally:
-        gc.enable()
-
-
 def test_no_gradients_no_tape():
     network = Network()
     with torch.no_grad():
         trajectory = Trajectory(rf.Midpoint(), Tape, network.embedding)
     assert not isinstance(trajectory._pass, Tape)
-
-
-def test_an_exception_in_a_layer_leaves_nothing_behind():
-    network = Network()
-    stored = network.gradients(network.run(rf.Midpoint(), "store"))
-
-    def fail(*_):
-        raise KeyError("in the middle")
-
-    handle = network.layers[4].register_forward_hook(fail)
-    with pytest.raises(KeyError):
-        network.run(rf.Midpoint(), "rebuild")
-    handle.remove()
-    loss = network.run(rf.Midpoint(), "rebuild")
-    handle = network.layers[1].register_forward_hook(fail)
-    words = r"Layer 1 cannot be evaluated again \(KeyError: 'in the middle'\).* hook fail of the layer was added"
-    with pytest.raises(rf.RebuildMismatchError, match=words):
-        network.gradients(loss, retain_graph=True)
-    handle.remove()
-    assert equal(network.gradients(network.run(rf.Midpoint(), "rebuild")), stored)
-    assert equal(network.gradients(loss), stored), "the interrupted backward pass can be run again"
 
 
 @each_reversible
@@ -333,3 +150,49 @@ def test_gradients_on_a_gpu_are_rebuilt_to_the_bit(dynamics, dtype):
     network.embedding = network.embedding.detach().to("cuda").requires_grad_()
     stored = network.gradients(network.run(dynamics, "store"))
     assert equal(network.gradients(network.run(dynamics, "rebuild")), stored)
+
+
+def test_transforms_and_forward_mode_are_refused():
+    def run(embedding):
+        trajectory = Trajectory(rf.Midpoint(), ForwardPass, embedding)
+        return trajectory.step("layer 0", rf.Midpoint().coefficients(0), torch.sin).sum()
+
+    with pytest.raises(RuntimeError, match=r"cannot be transformed by torch\.func"):
+        torch.func.grad(run)(torch.randn(1, 2, 4))
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward-mode"):
+        run(torch.autograd.forward_ad.make_dual(torch.randn(1, 2, 4), torch.randn(1, 2, 4)))
+
+
+def test_the_largest_magnitude_is_that_of_a_state_or_an_update():
+    trajectory = Trajectory(rf.Midpoint(), ForwardPass, torch.full((1, 2, 4), -3.0))
+    trajectory.step("layer 0", rf.Midpoint().coefficients(0), lambda hidden: hidden * 4)
+    trajectory.readout()
+    assert trajectory.largest_magnitude == 15.0
+    assert trajectory.report is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gradients_of_half_precision_add_up_in_float32(dtype):
+    """Each of 64 layers adds less to the gradient than half precision can add to one."""
+    embedding = torch.zeros(1, 1, 4, dtype=dtype, requires_grad=True)
+    trajectory = Trajectory(rf.Residual(), ForwardPass, embedding)
+    for layer in range(64):
+        trajectory.step(f"layer {layer}", rf.Residual().coefficients(layer), lambda hidden: hidden * 2.0**-12)
+    hidden = trajectory.readout()
+    hidden.sum().backward()
+    assert torch.equal(embedding.grad.float(), torch.full((1, 1, 4), (1 + 2.0**-12) ** 64).to(dtype).float())
+    assert embedding.grad.max() > 1
+
+
+def test_a_gradient_beyond_float16_is_cut_where_the_dtype_cannot_hold_it_and_goes_on_whole():
+    embedding = torch.ones(1, 1, 4, dtype=torch.float16, requires_grad=True)
+    dynamics = rf.Leapfrog()
+    trajectory, states = Trajectory(dynamics, ForwardPass, embedding), []
+    for layer in range(2):
+        states.append(trajectory.hidden)
+        trajectory.hidden.retain_grad()
+        trajectory.step(f"layer {layer}", dynamics.coefficients(layer), torch.zeros_like)
+    # p[2] = 2 p[1] - p[0] and p[1] = 2 p[0] - p[-1], where p[-1] = p[0].
+    (trajectory.readout().float() * 4e4).sum().backward()
+    assert torch.equal(states[1].grad, torch.full_like(embedding, torch.finfo(torch.float16).max))
+    assert torch.equal(embedding.grad, torch.full_like(embedding, 4e4))

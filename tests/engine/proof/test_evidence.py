@@ -275,11 +275,6 @@ def test_nothing_large_is_kept():
     assert evidence is not None
 
 
-def determined(function, hidden):
-    """Which of the tensors that a function saves follow from others."""
-    return [saved.recipe is not None for saved in first(function, hidden)._saved]
-
-
 def test_products_and_activation_functions_of_what_is_compared_follow_from_it():
     hidden = input_of_a_field()
     gate, up = nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)
@@ -310,33 +305,3 @@ def test_what_silu_makes_is_read_on_a_cpu_as_its_last_elements_are_computed_anot
     assert not equal(first(one, hidden), other, hidden)
     monkeypatch.setattr(determined_module, "_NOT_ON_A_CPU", set())
     assert equal(first(one, hidden), other, hidden), "it would not be seen, were it taken to follow from the gate"
-
-
-@pytest.mark.parametrize(
-    ("function", "expected"),
-    [
-        (lambda x: (x * 2).sin(), [False]),  # a product with a number saves nothing
-        (lambda x: (x @ x.T).sin(), [True, True, False]),
-        (lambda x: x.double().sin(), [False]),
-        (lambda x: x.view(2, 12).sin(), [True]),
-        (lambda x: (x + torch.randn_like(x)).sin(), [False]),
-        (lambda x: (x * torch.randn_like(x)).sin(), [False, False]),
-        (lambda x: (x * x.sin()).cos(), [True, False, True, True]),
-        (lambda x: functional.gelu(x.sin()).cos(), [True, False, False]),
-        (lambda x: [part.sin() for part in (x @ x.T).split(1)], [True, True, False, False, False]),
-        (lambda x: [part.sin() for part in (x @ x.T).unbind()], [True, True, False, False, False]),
-        (lambda x: (x * x.sin()).add_(1).cos(), [True, False, True, False]),
-    ],
-)
-def test_nothing_else_does(function, expected):
-    assert determined(function, input_of_a_field()) == expected
-
-
-def test_what_was_written_to_unseen_by_the_graph_does_not_follow():
-    def run(x):
-        product = x * x.sin()
-        with torch.no_grad():
-            product.add_(1)
-        return product.cos()
-
-    assert determined(run, input_of_a_field())[-1] is False

@@ -1,0 +1,61 @@
+import pytest
+import torch
+from torch import nn
+
+from revformers.activations.budget.allocation import StepCost
+from revformers.activations.budget.observation import Observations, ObservedStep, switches
+
+
+def state(*shape, **options):
+    return torch.zeros(*shape, 8, **options)
+
+
+def steps(stored):
+    return (ObservedStep(StepCost(stored=stored), 0),)
+
+
+def test_the_smallest_pass_that_is_as_large_in_every_dimension_is_found():
+    observations = Observations()
+    for shape in ((4, 16), (2, 64), (8, 64)):
+        observations.add(state(*shape), steps(shape[0] * shape[1]))
+    for shape, expected in {(4, 16): 64, (1, 1): 64, (2, 17): 128, (3, 17): 512}.items():
+        assert observations.find(state(*shape)) == steps(expected)
+    assert observations.find(state(9, 1)) is None
+    assert observations.find(torch.zeros(1, 1, 9)) is None
+    observations.forget()
+    assert observations.find(state(1, 1)) is None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"dtype": torch.bfloat16}, {"requires_grad": True}, {"device": "meta"}],
+    ids=str,
+)
+def test_a_pass_of_another_kind_is_another(options):
+    observations = Observations()
+    observations.add(state(2, 4), steps(1))
+    assert observations.find(state(2, 4, **options)) is None
+    observations.add(state(2, 4, **options), steps(2))
+    assert observations.find(state(2, 4, **options)) == steps(2)
+    assert observations.find(state(2, 4)) == steps(1)
+
+
+def test_so_is_one_under_autocast():
+    observations = Observations()
+    observations.add(state(2, 4), steps(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert observations.find(state(2, 4)) is None
+
+
+def test_switches_are_flags_and_which_weights_train_and_nothing_else():
+    layer = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.1))
+    before = switches(layer)
+    with torch.no_grad():
+        layer[0].weight.add_(1)
+    layer[1].p = 0.5
+    assert switches(layer) == before
+    seen = {before}
+    for change in (layer.eval, lambda: layer[0].bias.requires_grad_(False), lambda: setattr(layer[1], "inplace", True)):
+        change()
+        seen.add(switches(layer))
+    assert len(seen) == 4

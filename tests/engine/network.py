@@ -1,0 +1,64 @@
+"""A plain stack of modules, without transformers, that engine tests run."""
+
+import pytest
+import torch
+from torch import nn
+
+import revformers as rf
+from revformers.activations import parse_policy
+from revformers.engine.trajectory import Trajectory
+
+WIDTH, DEPTH = 16, 6
+REVERSIBLE = [
+    rf.Midpoint(),
+    rf.Midpoint(0.25, readout="mean", start="zero"),
+    rf.Leapfrog(0.5),
+    rf.BlendedMidpoint("1/2"),
+    rf.BlendedMidpoint("-1/16"),
+    rf.BlendedMidpoint("2/3"),
+    rf.BlendedMidpoint([1, -1, 0.5, 1.5, 0.25, 0.004]),
+    rf.BlendedMidpoint.random(3),
+]
+each_reversible = pytest.mark.parametrize("dynamics", REVERSIBLE, ids=lambda dynamics: repr(dynamics.to_dict()))
+
+
+class Network(nn.Module):
+    def __init__(self, dropout=0.0, dtype=torch.float32, seed=0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.layers = nn.ModuleList(
+            nn.Sequential(
+                nn.LayerNorm(WIDTH),
+                nn.Linear(WIDTH, 3 * WIDTH),
+                nn.GELU(),
+                nn.Dropout(dropout),
+                nn.Linear(3 * WIDTH, WIDTH),
+            )
+            for _ in range(DEPTH)
+        ).to(dtype)
+        self.embedding = torch.randn(2, 5, WIDTH, dtype=dtype, requires_grad=True)
+
+    def run(self, dynamics, activations, seed=1):
+        torch.manual_seed(seed)
+        trajectory = Trajectory(dynamics, parse_policy(activations).bind(dynamics.steps(DEPTH), 1), self.embedding)
+        for index, layer in enumerate(self.layers):
+            trajectory.step(f"layer {index}", dynamics.coefficients(index), layer)
+        return trajectory.readout().float().square().sum()
+
+    def gradients(self, loss, **options):
+        return torch.autograd.grad(loss, [self.embedding, *self.layers.parameters()], **options)
+
+    def reference(self, dynamics):
+        """The same recurrence in plain autograd: no fixed point, no policy, none of the stack's code."""
+        previous = current = self.embedding
+        if dynamics.start == "zero":
+            previous = torch.zeros_like(current)
+        for index, layer in enumerate(self.layers):
+            c = dynamics.coefficients(index)
+            successor = float(c.previous) * previous + float(c.current) * current + c.update * layer(current)
+            previous, current = current, successor
+        return ((previous + current) / 2 if dynamics.readout == "mean" else current).float().square().sum()
+
+
+def equal(left, right):
+    return all(map(torch.equal, left, right))
