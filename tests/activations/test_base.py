@@ -38,7 +38,7 @@ def test_a_policy_without_options_is_its_name():
 
 def test_dynamics_need_an_inverse_where_the_policy_does():
     Inverting().check(rf.Midpoint())
-    with pytest.raises(ValueError, match="^Residual has no inverse to rebuild activations with"):
+    with pytest.raises(ValueError, match=r"^Residual has no inverse to rebuild activations with"):
         Inverting().check(rf.Residual())
 
 

@@ -65,8 +65,9 @@ def test_tensors_may_be_asked_for_in_any_order():
     network, nodes = Network(), []
     for layer in network.layers:
         layer[2].register_forward_hook(lambda _, __, output: nodes.append(output.grad_fn))
-    stored = network.gradients(network.run(rf.Midpoint(), "store"))
+    loss = network.run(rf.Midpoint(), "store")
     expected, nodes[:] = [node._saved_self for node in nodes], []
+    stored = network.gradients(loss)
     loss = network.run(rf.Midpoint(), "rebuild")
     for layer in (1, 4, 0):
         assert torch.equal(nodes[layer]._saved_self, expected[layer])

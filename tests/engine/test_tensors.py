@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 from revformers.engine.tensors import is_plain, parts_in_memory
 
@@ -31,3 +32,9 @@ def test_subclasses_nested_and_quantized_tensors_are_not_plain():
     assert not is_plain(DENSE.as_subclass(Subclass))
     assert not is_plain(torch.nested.nested_tensor([DENSE, DENSE[:2]]))
     assert not is_plain(torch.quantize_per_tensor(DENSE, 0.1, 0, torch.qint8))
+
+
+def test_the_parts_of_a_wrapper_are_those_of_what_it_wraps():
+    wrapper = TwoTensor(DENSE, DENSE.clone())
+    assert not is_plain(wrapper)
+    assert [part.data_ptr() for part in parts_in_memory(wrapper)] == [DENSE.data_ptr(), wrapper.b.data_ptr()]

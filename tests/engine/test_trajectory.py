@@ -196,3 +196,12 @@ def test_a_gradient_beyond_float16_is_cut_where_the_dtype_cannot_hold_it_and_goe
     (trajectory.readout().float() * 4e4).sum().backward()
     assert torch.equal(states[1].grad, torch.full_like(embedding, torch.finfo(torch.float16).max))
     assert torch.equal(embedding.grad, torch.full_like(embedding, 4e4))
+
+
+def test_a_layer_that_no_gradient_reaches_has_none():
+    embedding = torch.ones(1, 1, 4, requires_grad=True)
+    trajectory = Trajectory(rf.Midpoint(), ForwardPass, embedding)
+    for layer in range(3):
+        trajectory.step(f"layer {layer}", rf.Midpoint().coefficients(layer), torch.ones_like)
+    trajectory.readout().sum().backward()
+    assert torch.equal(embedding.grad, torch.ones_like(embedding))

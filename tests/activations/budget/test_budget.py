@@ -5,6 +5,7 @@ import torch
 from revformers.activations import parse_policy
 from revformers.activations.budget.budget import Budget
 from revformers.dynamics import Midpoint, Residual
+from revformers.engine.states import StatePair
 
 
 @pytest.mark.parametrize("recompute", ["rebuild", "checkpoint"])
@@ -55,3 +56,12 @@ def test_mistakes_are_one_sentence(make, message):
 
 def test_dynamics_without_an_inverse_can_be_checkpointed_within_a_budget():
     parse_policy("budget:1GiB:checkpoint").check(Residual())
+
+
+def test_every_pass_has_the_budget_of_the_time_when_it_begins(monkeypatch):
+    begin = Budget(0.5).bind(Midpoint().steps(4), 1)
+    for available in (1000, 600):
+        free = psutil.virtual_memory()._replace(available=available)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda free=free: free)
+        report = begin(StatePair.empty(torch.device("cpu"))).report
+        assert (report.budget, report.layers, report.kept) == (available // 2, 4, 0)

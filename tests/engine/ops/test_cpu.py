@@ -39,3 +39,12 @@ def test_the_update_may_lie_in_memory_in_another_order():
         results.append(states.clone())
         plain.advance(results[-1], states, coefficients, layout, None)
     assert torch.equal(*results)
+
+
+@pytest.mark.parametrize(("a", "b"), [(0, 1), (-1, 2), (1, 0)])
+def test_whole_factors_multiply_exactly(a, b):
+    """Among them those of the ordinary network, which forgets the previous state."""
+    previous, current = (torch.randint(-(2**52), 2**52, (7,)) for _ in range(2))
+    expected = a * previous + b * current + 2**29
+    plain.advance(previous, current, Coefficients(Fraction(a), Fraction(b), 0.5), torch.ones(7), None)
+    assert torch.equal(previous, expected)

@@ -1,6 +1,7 @@
 """The operators of `revformers.engine.ops` as PyTorch sees them."""
 
 from fractions import Fraction
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -103,3 +104,24 @@ def test_a_step_is_no_part_of_autograds_graph():
     previous, current, update = states()
     ops.advance(previous, current, EXPANDS, update.requires_grad_(), None)
     assert not previous.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("is_cuda", "switch", "triton", "is_fused"),
+    [(True, None, True, True), (True, "plain", True, False), (True, None, False, False), (False, None, True, False)],
+)
+def test_the_fused_kernels_move_states_on_cuda_where_triton_is_there(monkeypatch, is_cuda, switch, triton, is_fused):
+    fused = SimpleNamespace()
+    monkeypatch.setattr(ops, "cuda", fused, raising=False)
+    monkeypatch.setattr(ops, "find_spec", lambda _: triton or None)
+    monkeypatch.delenv(ops.SWITCH, raising=False)
+    if switch is not None:
+        monkeypatch.setenv(ops.SWITCH, switch)
+    monkeypatch.setattr(ops, "_fused_wanted", ops._fused_wanted.__wrapped__)
+    assert ops.kernels_for(SimpleNamespace(is_cuda=is_cuda)) is (fused if is_fused else cpu)
+
+
+def test_another_choice_of_kernels_is_refused(monkeypatch):
+    monkeypatch.setenv(ops.SWITCH, "fast")
+    with pytest.raises(ValueError, match="REVFORMERS_KERNELS can only be set to \"plain\", not 'fast'"):
+        ops._fused_wanted.__wrapped__()

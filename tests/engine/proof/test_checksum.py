@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from revformers.engine.proof.checksum import BLOCK, COLUMNS, _factors, checksum, layout_of
+from revformers.engine.proof.checksum import BLOCK, COLUMNS, _factors, checksum, constant_storage, layout_of
 
 LARGE = 3 * BLOCK + 77
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.uint8, torch.bool, torch.complex64]
@@ -110,3 +110,12 @@ def test_one_element_may_have_any_strides(dtype):
     for one in (numbers[:1].expand(3, 2), numbers[::3][:1], numbers[0].expand(1), numbers.view(2, 2)[:, :1][:1]):
         assert torch.equal(checksum(one), checksum(numbers[:1]))
     assert not torch.equal(checksum(numbers[1:2].expand(3, 2)), checksum(numbers[:1]))
+
+
+def test_the_numbers_that_words_are_multiplied_by_are_made_once():
+    _factors.cache_clear()
+    with torch.inference_mode():
+        checksum(values(3))
+    factors = _factors(torch.device("cpu"))
+    assert factors.untyped_storage().data_ptr() == constant_storage().data_ptr()
+    assert not factors.is_inference()

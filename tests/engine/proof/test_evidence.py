@@ -9,6 +9,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from revformers.engine.proof import determined as determined_module
+from revformers.engine.proof import unwritten
 from revformers.engine.proof.evidence import SMALL_WEIGHT, Evidence, Leaf
 from revformers.engine.proof.situation import Situation
 from revformers.engine.ticket import Packed
@@ -305,3 +306,51 @@ def test_what_silu_makes_is_read_on_a_cpu_as_its_last_elements_are_computed_anot
     assert not equal(first(one, hidden), other, hidden)
     monkeypatch.setattr(determined_module, "_NOT_ON_A_CPU", set())
     assert equal(first(one, hidden), other, hidden), "it would not be seen, were it taken to follow from the gate"
+
+
+def test_without_tensors_there_is_nothing_to_compare():
+    evidence = Evidence(input_of_a_field(), Situation(LAYER))
+    save(evidence, lambda hidden: hidden + 1, input_of_a_field())
+    assert again(evidence, lambda hidden: hidden + 1, input_of_a_field()).equal() is None
+
+
+def test_the_leaves_are_the_weights_that_were_saved():
+    evidence = first(LAYER, input_of_a_field())
+    found = {id(leaf.reference()) for leaf in evidence.leaves()}
+    assert found == {id(weight) for weight in (LAYER[0].weight, LAYER[2].weight, LAYER[3].weight, LAYER[3].bias)}
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_what_autograd_let_go_of_is_not_compared_but_for_what_others_follow_from(gone):
+    hidden = input_of_a_field()
+    numbers = {"sine of a copy": 0}  # the first tensor that is saved, of which nothing is needed
+
+    def run(factor):
+        def function(hidden):
+            ((hidden + 0) * factor).sin()
+            return (hidden.sin() * hidden).cos()
+
+        return function
+
+    evidence = Evidence(hidden, Situation(LAYER))
+    finish = evidence.finish
+    evidence.finish = lambda written: finish(written, lambda: set(numbers.values()) if gone else set())
+    save(evidence, run(1.0), hidden)
+    assert equal(evidence, run(1.0), hidden)
+    assert equal(evidence, run(2.0), hidden) == gone
+
+
+@pytest.mark.parametrize(("place", "is_seen"), [(4, True), (5, False)])
+def test_what_no_kernel_wrote_is_not_compared(monkeypatch, place, is_seen):
+    monkeypatch.setattr(unwritten, "WRITE_EVERYTHING", set())
+    hidden, log_sum_exp = input_of_a_field(), torch.zeros(2, 3, 8)
+
+    def run(hidden):
+        return hidden.sum() * log_sum_exp
+
+    evidence = Evidence(hidden, Situation(LAYER))
+    finish = evidence.finish
+    evidence.finish = lambda _: finish({0: 5})
+    save(evidence, run, hidden)
+    log_sum_exp[..., place] = 1.0
+    assert equal(evidence, run, hidden) != is_seen

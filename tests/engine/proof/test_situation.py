@@ -1,9 +1,11 @@
-from functools import partial
+from dataclasses import dataclass
+from functools import partial, wraps
+from types import SimpleNamespace
 
 import torch
 from torch import nn
 
-from revformers.engine.proof.situation import Situation
+from revformers.engine.proof.situation import Situation, modules_of, tensor_attributes
 
 
 def layer():
@@ -109,3 +111,64 @@ def test_what_the_evaluation_itself_sets_is_no_change():
     assert after.setting_changes() == []
     assert after.owns(module[0].weight)
     assert not after.owns(torch.ones(1))
+
+
+def test_a_dtype_that_changes_and_an_attention_kernel_have_words():
+    assert changes(lambda module: module[0].double()) == [
+        "0.weight [4, 4] was changed from torch.float32 to torch.float64",
+        "0.bias [4] was changed from torch.float32 to torch.float64",
+    ]
+    module = layer()
+    module.config = SimpleNamespace(_attn_implementation="sdpa")
+    expected = ["config._attn_implementation was changed from 'sdpa' to 'eager'"]
+    assert changes(lambda module: setattr(module.config, "_attn_implementation", "eager"), module) == expected
+
+
+def test_tensors_among_the_attributes_are_found_in_lists_and_dictionaries_too():
+    module = nn.Linear(2, 2)
+    module.alone, module.several, module.named = torch.ones(1), [torch.ones(2), 3], {"a": torch.ones(3)}
+    assert [(name, len(tensor)) for name, tensor in tensor_attributes(module)] == [
+        ("alone", 1),
+        ("several[0]", 2),
+        ("named['a']", 3),
+    ]
+    assert changes(lambda module: module.alone.add_(1), module) == ["alone was changed"]
+    assert changes(lambda module: module.several.__setitem__(0, torch.ones(2)), module) == ["several[0] was replaced"]
+    assert changes(lambda module: module.named.clear(), module) == ["named['a'] was removed"]
+
+
+def test_what_a_layer_writes_to_and_assigns_itself_is_told_apart_from_changes():
+    module = layer()
+    module.seen, module.number = torch.zeros(1), 1
+    before = Situation(module, settings=False)
+    with torch.no_grad():
+        module[0].weight.add_(1)
+    module.seen.add_(1)
+    module.number, module.note = 2, torch.ones(1)
+    written = [(name, is_written) for _, name, _, is_written in before.tensors_besides_weights()]
+    assert written[:1] == [("seen", True)]
+    assert ("weight", True) in written
+    assert ("running_mean", False) in written
+    assert [name for _, name in before.reassigned()] == ["note", "number"]
+    after = before.now()
+    assert sorted(after.own_writes()) == ["0.weight", "number", "seen"]
+    assert after.setting_changes() + after.tensor_changes() == []
+
+
+@dataclass
+class Call:
+    module: nn.Module
+    others: dict
+
+
+def test_the_modules_of_a_field_are_found_where_it_holds_them():
+    one, two, three, four = (nn.Linear(1, 1) for _ in range(4))
+    call = Call(one, {"others": two})
+
+    @wraps(three)
+    def wrapped(hidden):
+        return hidden
+
+    field = partial(partial(lambda *_, **__: None, call), wrapped, key=four)
+    assert list(modules_of(field)) == [one, two, three, four]
+    assert list(modules_of([one])) == [], "and nowhere else"

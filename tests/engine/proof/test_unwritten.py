@@ -1,13 +1,15 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import scaled_dot_product_attention
 
 import revformers as rf
-from revformers.engine import tape as rebuild
+from revformers.engine import step as rebuild
 from revformers.engine.proof import unwritten
 from revformers.engine.proof.unwritten import written_parts
-from revformers.engine.ticket import SavedTensor
+from revformers.engine.ticket import Packed, SavedTensor
 from tests.tiny_models import batch, tiny
 
 LOG_SUM_EXP = (2, 4, 16)
@@ -81,3 +83,23 @@ def test_another_scaling_shows_where_all_values_are_zero(elsewhere):
     attention.scaling *= 2
     with pytest.raises(rf.RebuildMismatchError, match="scaling"):
         loss.backward()
+
+
+class Node:
+    """Stands for the node of an attention kernel of GPUs."""
+
+    next_functions = ()
+
+    def __init__(self, dropout, packed):
+        self._saved_dropout_p = dropout
+        self._raw_saved_philox_seed = SimpleNamespace(data=packed)
+
+    def name(self):
+        return "ScaledDotProductFlashAttentionBackward0"
+
+
+@pytest.mark.parametrize(("dropout", "found"), [(0.0, {3: 0}), (0.1, {})])
+def test_without_dropout_the_state_of_a_generator_is_not_written(elsewhere, dropout, found):
+    evaluation = object()
+    update = SimpleNamespace(grad_fn=Node(dropout, Packed(evaluation, 3)))
+    assert written_parts(update, torch.ones(1), evaluation) == found

@@ -63,3 +63,18 @@ def test_a_setting_may_be_no_cause_and_weights_that_were_stepped_are_none():
     assert "may have stepped weights already: go back to a checkpoint" in late
     before = str(mismatch("it differs", situation, before_all=True))
     assert "may have stepped the head already, and no layer" in before
+
+
+def test_a_layer_that_writes_to_its_own_weights_is_told_so():
+    module = nn.Linear(2, 2)
+    before = Situation(module, settings=False)
+    with torch.no_grad():
+        module.weight.add_(1)
+    assert "The layer itself writes to weight when it is evaluated" in str(mismatch("it differs", before.now()))
+    assert "The layer itself" not in str(mismatch("it differs", Situation(module)))
+
+
+def test_without_results_there_is_nothing_to_look_at():
+    verdicts = Verdicts(at_once=False)
+    verdicts.look()
+    verdicts.add(torch.tensor(True), lambda: AssertionError("equal results have no error"))

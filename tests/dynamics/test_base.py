@@ -1,0 +1,57 @@
+import math
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import revformers as rf
+from revformers.dynamics.base import Coefficients, finite_step, times
+
+
+@given(st.integers(1, 256), st.integers(1, 256))
+def test_side_information_counts_the_neighbours_that_a_contraction_merges(numerator, denominator):
+    merged = math.ceil(Fraction(denominator, numerator))
+    expected = math.ceil(math.log2(merged)) if merged > 1 else 0
+    assert Coefficients(Fraction(numerator, denominator), Fraction(0), 1.0).side_information_bits == expected
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Coefficients(Fraction(1, 1000), Fraction(1), 1.0), "do not fit a byte"),
+        (lambda: Coefficients(Fraction(1), Fraction(2000), 1.0), "current state has a term beyond 1024"),
+        (lambda: Coefficients(Fraction(0), Fraction(1), 1.0).side_information_bits, "cannot be undone"),
+        (lambda: rf.Midpoint(readout="first"), "Midpoint has no readout 'first'; choose one of 'last', 'mean'"),
+        (lambda: finite_step("Euler", "0.5"), "Euler takes a number as step_size, not '0.5'"),
+        (lambda: finite_step("Euler", True), "Euler takes a number"),
+        (lambda: finite_step("Euler", 0), "positive finite step_size"),
+        (lambda: finite_step("Euler", math.inf), "positive finite step_size"),
+    ],
+)
+def test_bad_input_is_refused_in_one_sentence(call, message):
+    with pytest.raises(ValueError, match=message) as error:
+        call()
+    assert "\n" not in str(error.value)
+
+
+def test_a_layer_steps_once_a_block_and_twice_a_branch():
+    assert [len(rf.Midpoint(granularity=granularity).steps(3)) for granularity in ("block", "branch")] == [3, 6]
+    blends = [step.previous for step in rf.BlendedMidpoint([1, 2], granularity="branch").steps(2)]
+    assert blends == [1, 1, 2, 2]
+
+
+def test_most_dynamics_fit_any_depth_and_evaluate_no_layer_before():
+    dynamics = rf.Leapfrog()
+    dynamics.check(1)
+    dynamics.check(1000)
+    assert (dynamics.previous_update(3), dynamics.evaluations_per_step) == (0.0, 1)
+
+
+def test_options_are_written_in_types_of_json():
+    values = rf.BlendedMidpoint([0.5, "1/3"], readout="mean").to_dict()
+    assert (values["name"], values["blend"], values["readout"]) == ("blended_midpoint", ["1/2", "1/3"], "mean")
+
+
+def test_a_factor_of_one_is_not_written():
+    assert [times(factor, "x") for factor in (1.0, 0.25, Fraction(3, 4))] == ["x", "0.25 x", "3/4 x"]
