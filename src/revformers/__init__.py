@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from revformers.activations import Store as Store
     from revformers.activations.budget.report import BudgetReport as BudgetReport
     from revformers.checkpoints.adapter import load_adapter as load_adapter
-    from revformers.checkpoints.loading import from_pretrained as from_pretrained
+    from revformers.checkpoints.load import from_pretrained as from_pretrained
     from revformers.checkpoints.model_class import reversible_class as reversible_class
     from revformers.conversion.convert import convert as convert
     from revformers.conversion.report import Conversion as Conversion
@@ -57,7 +57,7 @@ _NAMES = {
     "activations": ("ActivationPolicy", "Budget", "Checkpoint", "Offload", "Rebuild", "Store"),
     "activations.budget.report": ("BudgetReport",),
     "checkpoints.adapter": ("load_adapter",),
-    "checkpoints.loading": ("from_pretrained",),
+    "checkpoints.load": ("from_pretrained",),
     "checkpoints.model_class": ("reversible_class",),
     "conversion.convert": ("convert",),
     "conversion.report": ("Conversion",),

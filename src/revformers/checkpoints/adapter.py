@@ -22,8 +22,8 @@ from revformers.checkpoints.adapter_base import (
     read_description,
 )
 from revformers.checkpoints.gguf_file import find_gguf, is_gguf, load_gguf_model
-from revformers.checkpoints.load import find_model, hub_keywords
 from revformers.checkpoints.model_class import become_ordinary, become_reversible, reversible_class
+from revformers.checkpoints.model_files import find_model, hub_keywords
 from revformers.errors import ModelFilesError, require_package
 from revformers.models.attach import add_update_predictors
 from revformers.models.discovery import unwrap

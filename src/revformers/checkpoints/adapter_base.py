@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from revformers.checkpoints.gguf_file import is_gguf
-from revformers.checkpoints.load import VARIANT, hub_keywords, local_folder, weight_files
 from revformers.checkpoints.model_config import saved_config
+from revformers.checkpoints.model_files import VARIANT, hub_keywords, local_folder, weight_files
 from revformers.errors import ModelFilesError
 from revformers.files import write_text
 from revformers.models.discovery import unwrap

@@ -1,23 +1,48 @@
-"""Loading pretrained models with errors that name the file at fault and say what to do."""
+"""Loading models, tokenizers and configurations, with errors that name the file at fault and say what to do."""
 
-import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, StrictDataclassError
-from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from revformers.checkpoints.gguf_file import is_gguf, load_gguf_config, load_gguf_model, load_gguf_tokenizer
+from revformers.checkpoints.marks import PREFIX
+from revformers.checkpoints.model_class import reversible_class
+from revformers.checkpoints.model_config import saved_config
+from revformers.checkpoints.model_files import clear_errors, find_model, refuse_weights
 from revformers.errors import ModelFilesError, NotReversibleError
-from revformers.private_api import is_size_mismatch
 
-INDEX = "model.safetensors.index.json"
-VARIANT = "reversible"
+
+def from_pretrained(path: str | os.PathLike, **keywords: Any) -> Any:
+    """Load a reversible model, with the head, the dynamics and the activation policy it was saved with.
+
+    ``AutoModelForCausalLM.from_pretrained`` and the other auto classes load it too once revformers is imported.
+
+    Args:
+        path: a directory or a hub id that `save_pretrained` or `push_to_hub` of a reversible model wrote.
+        keywords: what `from_pretrained` of transformers takes (config, dtype, device_map, quantization_config,
+            attn_implementation, revision, subfolder, fields of the configuration, ...), with the same meaning.
+
+    Raises:
+        FileNotFoundError: where a local path does not exist.
+        ModelFilesError: where files are missing, damaged or do not fit each other; an OSError and a ValueError.
+        ValueError: where the model there is not a reversible one, or its class is none of transformers' own.
+
+    """
+    path = find_model(path)
+    with clear_errors(path, keywords):
+        architectures = saved_config(path, keywords).architectures or [""]
+    name = architectures[0].removeprefix(PREFIX)
+    kind = getattr(transformers, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel) and getattr(kind, "config_class", None)):
+        raise ValueError(
+            f"{path} holds a model of the class {name!r}, which is none of transformers'; load it with "
+            f"revformers.reversible_class({name or 'YourClass'}).from_pretrained({path!r})."
+        )
+    return reversible_class(kind).from_pretrained(path, **keywords)
 
 
 def load_causal_lm(name: str | os.PathLike, **keywords: Any) -> Any:
@@ -98,142 +123,3 @@ def load_config(name: str | os.PathLike) -> Any:
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200].rstrip(".")
         raise ModelFilesError(f"No configuration of a model can be read from {str(name)!r}: {reason}.") from error
-
-
-def find_model(name: str | os.PathLike) -> str:
-    """Return a directory, or a hub id, as text without a tilde; raise FileNotFoundError for a path to nothing."""
-    path = Path(name).expanduser()
-    is_path = not isinstance(name, str) or name.startswith((".", "/", "~"))
-    if is_path and not path.is_dir():
-        raise FileNotFoundError(f"There is no directory {str(name)!r} to load a model from.")
-    return str(path) if is_path else str(name)
-
-
-def hub_keywords(keywords: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of `from_pretrained`'s keywords that say where a file is found and in which revision."""
-    names = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download")
-    return {name: keywords[name] for name in names if keywords.get(name) is not None}
-
-
-def own_variant(variant: str | None) -> str:
-    """Return the variant under which the weights of a reversible model are saved and loaded.
-
-    It is part of the names of the files (model.reversible.safetensors), so that what loads an ordinary model, from
-    whatever configuration, finds no weights.
-    """
-    return f"{VARIANT}.{variant}" if variant else VARIANT
-
-
-def refuse_weights(path: str, verb: str, names: Iterable[str]) -> None:
-    """Raise ModelFilesError where there are `names` of parameters that the weights in `path` lack, or have too many."""
-    wrong = sorted(names)
-    if wrong:
-        raise ModelFilesError(
-            f"The weights in {path} {verb} {', '.join(wrong[:3])}{f' and {len(wrong) - 3} more' if wrong[3:] else ''}; "
-            f"they do not fit its config.json, or what was given in its place (num_hidden_layers, num_labels, ...): "
-            f"leave that out, or save or download the model again."
-        )
-
-
-@contextmanager
-def clear_errors(path: str, keywords: Mapping[str, Any], variant: str | None = None) -> Iterator[None]:
-    """Turn what transformers and safetensors raise into a ModelFilesError, where a file of the model is at fault.
-
-    Args:
-        path: the directory or hub id that is loaded inside.
-        keywords: those of `from_pretrained`; they say where on this machine the files of a hub id lie.
-        variant: which weights are loaded.
-
-    """
-    try:
-        yield
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        fault = (
-            None
-            if isinstance(error, ModelFilesError | NotReversibleError)
-            else _fault_in_files(path, keywords, variant)
-        )
-        if fault is None:
-            raise
-        raise ModelFilesError(fault) from error
-    except RuntimeError as error:
-        if not is_size_mismatch(error):
-            raise
-        raise ModelFilesError(
-            f"The weights in {path} have other sizes than its config.json describes, or what was given in its place "
-            f"(num_labels, vocab_size, ...): leave that out, pass ignore_mismatched_sizes=True for new weights there, "
-            f"or save or download the model again."
-        ) from error
-
-
-def local_folder(path: str, keywords: Mapping[str, Any], **options: Any) -> Path:
-    """Return where on this machine the files of a directory or a hub id lie.
-
-    Args:
-        path: a directory or a hub id.
-        keywords: those of `from_pretrained`.
-        options: further options of `huggingface_hub.snapshot_download`.
-
-    """
-    folder = Path(path)
-    if not folder.is_dir():
-        given = {name: value for name, value in hub_keywords(keywords).items() if name != "subfolder"}
-        folder = Path(snapshot_download(path, **given | options))
-    return folder / (keywords.get("subfolder") or "")
-
-
-def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
-    """Return the safetensors files that transformers loads from `folder`: one, or the shards that the index names."""
-    single, index = folder / _single(variant), _index(folder, variant)
-    if single.is_file():
-        return [single]
-    if not index.is_file():
-        return []
-    return sorted({folder / shard for shard in json.loads(index.read_text())["weight_map"].values()})
-
-
-def _single(variant: str | None) -> str:
-    return f"model.{variant}.safetensors" if variant else "model.safetensors"
-
-
-def _index(folder: Path, variant: str | None) -> Path:
-    return folder / (f"{INDEX.removesuffix('.json')}.{variant}.json" if variant else INDEX)
-
-
-def _fault_in_files(path: str, keywords: Mapping[str, Any], variant: str | None) -> str | None:
-    """Return one sentence about the first file of a model that cannot be read, or None."""
-    try:
-        folder = local_folder(path, keywords, local_files_only=True)
-    except (HFValidationError, LocalEntryNotFoundError):
-        return None
-    if not folder.is_dir():
-        return f"There is no folder {folder} to load a model from."
-    again = "save or download the model again"
-    config = folder / "config.json"
-    if not config.is_file():
-        remedy = "load the adapter there with revformers.load_adapter or PEFT"
-        if not (folder / "adapter_config.json").is_file():
-            remedy = "name the directory of one"
-        return f"{folder} has no config.json, so it holds no whole model; {remedy}."
-    for file in (config, _index(folder, variant)):
-        try:
-            readable = not file.is_file() or isinstance(json.loads(file.read_text()), dict)
-        except ValueError:
-            readable = False
-        if not readable:
-            return f"{file} is damaged (it is not a JSON object); {again}."
-    try:
-        files = weight_files(folder, variant)
-    except (KeyError, AttributeError):
-        return f"{_index(folder, variant)} is damaged (it names no files); {again}."
-    for file in files:
-        if not file.is_file():
-            return f"{file}, one of {len(files)} files of weights, is missing; {again}."
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except SafetensorError as error:
-            return f"{file} is damaged or incomplete ({error}); {again}."
-    if not files and (variant or not any(folder.glob("pytorch_model*.bin"))):
-        return f"{folder} has a config.json but no weights ({_single(variant)}); {again}."
-    return None

@@ -18,7 +18,6 @@ from transformers.models.auto import modeling_auto
 
 from revformers.checkpoints import save as saving
 from revformers.checkpoints.hub import push_to_hub
-from revformers.checkpoints.load import clear_errors, find_model, hub_keywords, own_variant, refuse_weights
 from revformers.checkpoints.marks import PREFIX
 from revformers.checkpoints.model_config import (
     ReversibleConfig,
@@ -29,6 +28,7 @@ from revformers.checkpoints.model_config import (
     unmark_config,
     with_identity,
 )
+from revformers.checkpoints.model_files import clear_errors, find_model, hub_keywords, own_variant, refuse_weights
 from revformers.errors import ModelFilesError
 from revformers.models.attach import attach, check, detach, warn_of_gradient_checkpointing
 from revformers.models.discovery import find_stack, unwrap

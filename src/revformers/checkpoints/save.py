@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 from revformers.checkpoints.adapter_base import ADAPTER_CONFIG, seal_adapter
 from revformers.checkpoints.card import CARD_NAME, add_section, has_section, is_ours, model_card
 from revformers.checkpoints.hub import upload
-from revformers.checkpoints.load import VARIANT, own_variant
 from revformers.checkpoints.model_config import identity_of
+from revformers.checkpoints.model_files import VARIANT, own_variant
 from revformers.models.state import reversible_stack
 
 CONFIG_NAME = "config.json"

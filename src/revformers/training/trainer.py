@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from revformers.checkpoints.adapter_base import DESCRIPTION, PREDICTORS, read_description
 from revformers.checkpoints.card import CARD_NAME, add_section
-from revformers.checkpoints.load import VARIANT, weight_files
 from revformers.checkpoints.marks import KEY
+from revformers.checkpoints.model_files import VARIANT, weight_files
 from revformers.errors import RebuildMismatchError, StateRangeError
 from revformers.models.discovery import unwrap
 from revformers.models.identity import in_words, read_identity
