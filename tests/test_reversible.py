@@ -59,7 +59,7 @@ def test_calling_again_replaces_the_dynamics(model, batch):
     rf.make_reversible(rf.make_reversible(model, rf.Midpoint()), rf.Leapfrog(), "checkpoint")
     again = model(**batch).logits
     assert torch.equal(again, rf.make_reversible(llama(), rf.Leapfrog())(**batch).logits)
-    assert reversible_stack(model).activations == "checkpoint"
+    assert reversible_stack(model).activations == rf.Checkpoint()
 
 
 def test_a_copy_is_a_model_of_its_own(model, batch):
@@ -311,7 +311,7 @@ def hooked():
         (lambda: nn.Linear(2, 2), rf.Midpoint(), "rebuild", rf.NotReversibleError, "not a transformers model"),
         (hooked, rf.Midpoint(), "rebuild", ValueError, "replaced by another library"),
         (llama, rf.Residual(), "rebuild", ValueError, "no inverse"),
-        (llama, rf.Midpoint(), "recompute", ValueError, "no activation policy 'recompute'; choose one of store"),
+        (llama, rf.Midpoint(), "recompute", ValueError, "no activation policy 'recompute'; choose store"),
         (llama, rf.BlendedMidpoint([0.5] * 3), "rebuild", ValueError, "3 blends for a model of 4 layers"),
         (llama, rf.Midpoint, "rebuild", TypeError, "takes a dynamics such as"),
     ],

@@ -175,7 +175,7 @@ def test_a_copy_is_the_same_network_and_its_own(copied):
     assert same(twin, model)
     assert rf.verify_gradients(twin, {"input_ids": TEXT[:2]}).bit_exact
     rf.set_activations(twin, "store")
-    assert reversible_stack(model).activations == "rebuild"
+    assert reversible_stack(model).activations == rf.Rebuild()
     rf.make_residual(twin)
     assert reversible_stack(model) is not None
     with pytest.raises(AssertionError):
@@ -202,7 +202,7 @@ def test_models_from_one_configuration_do_not_share_what_they_are(tmp_path):
     rf.make_reversible(second, rf.Midpoint())
     first.save_pretrained(tmp_path)
     loaded = reversible_stack(rf.from_pretrained(tmp_path))
-    assert (loaded.dynamics, loaded.activations) == (DYNAMICS, "rebuild")
+    assert (loaded.dynamics, loaded.activations) == (DYNAMICS, rf.Rebuild())
 
 
 def test_what_was_made_from_the_configuration_of_a_reversible_model_before_stays_ordinary(tmp_path):

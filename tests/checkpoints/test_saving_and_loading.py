@@ -27,7 +27,7 @@ def test_a_saved_model_loads_as_itself(saved, load):
     loaded = load(path)
     assert isinstance(loaded, LlamaForCausalLM)
     assert reversible_stack(loaded).dynamics == reversible_stack(model).dynamics
-    assert reversible_stack(loaded).activations == "checkpoint"
+    assert reversible_stack(loaded).activations == rf.Checkpoint()
     assert loaded.config.model_type == "llama"
     assert torch.equal(loaded(IDS).logits, model(IDS).logits)
 

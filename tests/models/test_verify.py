@@ -21,7 +21,7 @@ def test_an_exact_model_is_reported_exact_and_left_as_it_was():
     assert report.entries == model.num_parameters()
     assert report.loss == report.rebuilt_loss > 0
     assert "to the bit" in str(report)
-    assert model.model.layers[0]._reversible_role.stack.activations == "checkpoint"
+    assert model.model.layers[0]._reversible_role.stack.activations == rf.Checkpoint()
     assert torch.equal(torch.get_rng_state(), random_state)
     assert all(parameter.grad is before[name] for name, parameter in model.named_parameters())
 
@@ -64,7 +64,7 @@ def test_a_mismatch_raises_and_the_model_is_left_as_it_was(monkeypatch):
     monkeypatch.setattr(StatePair, "retreat", lambda self, *_: None)
     with pytest.raises(rf.RebuildMismatchError):
         rf.verify_gradients(model, BATCH)
-    assert model.model.layers[0]._reversible_role.stack.activations == "checkpoint"
+    assert model.model.layers[0]._reversible_role.stack.activations == rf.Checkpoint()
     assert all(parameter.grad is None for parameter in model.parameters())
 
 

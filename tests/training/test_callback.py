@@ -125,7 +125,7 @@ def test_training_is_what_it_is_without_the_callback(tokenizer, lines, tmp_path,
         trainer = trainer_of(tmp_path, model, tokenizer, lines, callbacks, max_steps=3, **options)
         trainer.train()
         results.append(([entry.get("loss") for entry in trainer.state.log_history], model.state_dict()))
-        assert model.model._reversible_stack.activations == "checkpoint"
+        assert model.model._reversible_stack.activations == rf.Checkpoint()
     assert callbacks[0].report.bit_exact
     assert results[0][0] == results[1][0]
     assert all(torch.equal(value, results[1][1][name]) for name, value in results[0][1].items())

@@ -84,7 +84,7 @@ def test_a_run_converts_trains_and_leaves_a_reversible_model(shared, tmp_path):
     assert metrics["validation_loss"] < metrics["initial_validation_loss"] - 0.3
     assert "original validation loss" in result.metrics["shown"]
     model = rf.from_pretrained(result.directory / "model")
-    assert reversible_stack(model).activations == "rebuild"
+    assert reversible_stack(model).activations == rf.Rebuild()
     assert len(update_predictors(model)) == 6
     assert rf.verify_gradients(model, {"input_ids": IDS}).bit_exact
     assert (result.directory / "recipe.yaml").is_file()

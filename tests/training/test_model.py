@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+import revformers as rf
 from revformers.errors import NotReversibleError, UserError
 from revformers.models.state import reversible_stack
 from revformers.training.model import build_config, build_dynamics, build_model
@@ -14,7 +15,7 @@ def test_the_model_is_what_the_recipe_says(tmp_path):
     assert model.config.eos_token_id == 0
     stack = reversible_stack(model)
     assert stack.dynamics.name == "leapfrog"
-    assert stack.activations == "checkpoint"
+    assert stack.activations == rf.Checkpoint()
 
 
 def test_weights_depend_on_the_seed_and_on_nothing_else(tmp_path):
