@@ -24,6 +24,7 @@ from revformers.head.losses import cross_entropy_sum, divergence_sum
 from revformers.head.teacher import Teacher
 from revformers.models.discovery import find_stack, unwrap
 from revformers.models.hidden import InseparableHeadError, LastHiddenState, own_forward
+from revformers.models.stand_in import StandIn, refuse_replaced
 from revformers.private_api import calls_loss_function
 
 Head = Literal["auto", "chunked", "own"]
@@ -99,18 +100,15 @@ def set_head_loss(model: nn.Module, loss: HeadLoss | None) -> None:
                 raise
             _leave(inner, error)
             return
-        if "_head_loss" not in vars(inner) and "forward" in vars(inner):
-            raise ValueError(
-                f"The forward of {type(inner).__name__} was replaced by another library; call set_head_loss first "
-                f"(before accelerate's dispatch or hooks)."
-            )
+        if "_head_loss" not in vars(inner):
+            refuse_replaced(inner, "call set_head_loss first (before accelerate's dispatch or hooks).")
         if "forward" not in vars(inner):
-            inner.forward = _HeadForward(inner)
+            inner.forward = StandIn(_head_forward, inner)
         inner._head_loss = loss
     elif "_head_loss" in vars(inner):
         del inner._head_loss
         # Where accelerate has wrapped it meanwhile, it stays and hands every call on.
-        if isinstance(inner.forward, _HeadForward):
+        if isinstance(inner.forward, StandIn):
             del inner.forward
 
 
@@ -135,33 +133,22 @@ def _leave(model: Any, reason: ValueError) -> None:
     warnings.warn(f"The loss takes the logits of all tokens at once. {reason}", stacklevel=3)
 
 
-class _HeadForward:
-    """Stands in for the forward of a model with a head loss; trainers and `generate` read its signature."""
-
-    def __init__(self, model: Any) -> None:
-        self._model = model
-
-    @property
-    def __signature__(self) -> inspect.Signature:
-        signature = inspect.signature(type(self._model).forward)
-        return signature.replace(parameters=list(signature.parameters.values())[1:])
-
-    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
-        model = self._model
-        loss: HeadLoss | None = vars(model).get("_head_loss")
-        inputs = dict(zip(self.__signature__.parameters, arguments, strict=False)) | keywords
-        if loss is None or inputs.get("labels") is None:
-            return type(model).forward(model, *arguments, **keywords)
-        return_dict = inputs.pop("return_dict", None)
-        try:
-            output = _forward(model, loss, inputs)
-        except InseparableHeadError as error:
-            if loss.required:
-                raise
-            _leave(model, error)
-            return type(model).forward(model, *arguments, **keywords)
-        as_object = model.config.return_dict if return_dict is None else return_dict
-        return output if as_object else output.to_tuple()
+def _head_forward(model: Any, *arguments: Any, **keywords: Any) -> Any:
+    """Stand in for the forward of a model with a head loss."""
+    loss: HeadLoss | None = vars(model).get("_head_loss")
+    inputs = dict(zip(list(inspect.signature(type(model).forward).parameters)[1:], arguments, strict=False)) | keywords
+    if loss is None or inputs.get("labels") is None:
+        return type(model).forward(model, *arguments, **keywords)
+    return_dict = inputs.pop("return_dict", None)
+    try:
+        output = _forward(model, loss, inputs)
+    except InseparableHeadError as error:
+        if loss.required:
+            raise
+        _leave(model, error)
+        return type(model).forward(model, *arguments, **keywords)
+    as_object = model.config.return_dict if return_dict is None else return_dict
+    return output if as_object else output.to_tuple()
 
 
 def _forward(model: Any, loss: HeadLoss, inputs: dict[str, Any]) -> Any:

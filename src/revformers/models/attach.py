@@ -1,9 +1,7 @@
 """Giving the decoder and the layers of a model their places in a reversible stack, and taking these away again."""
 
-import inspect
 import warnings
 from dataclasses import replace
-from functools import partial
 
 from torch import nn
 
@@ -13,6 +11,7 @@ from revformers.models.families import find_layout
 from revformers.models.fields import no_branches, require_features
 from revformers.models.forward import LayerRole, ReversibleStack, decoder_forward, layer_forward
 from revformers.models.identity import Identity
+from revformers.models.stand_in import StandIn, refuse_replaced
 from revformers.models.state import require_reversible
 from revformers.models.update_predictor import PredictorForm, UpdatePredictor
 
@@ -43,11 +42,11 @@ def attach(model: nn.Module, identity: Identity) -> ReversibleStack:
     """
     stack = check(model, identity)
     for module in (stack.decoder, *stack.layers):
-        if "forward" in vars(module):
-            raise ValueError(
-                f"The forward of {type(module).__name__} was replaced by another library; call make_reversible before "
-                f"that. To spread a reversible model over devices, save it and load it with device_map."
-            )
+        refuse_replaced(
+            module,
+            "call make_reversible before that. To spread a reversible model over devices, save it and load it with "
+            "device_map.",
+        )
     reversible = ReversibleStack(
         dynamics=identity.dynamics,
         activations=identity.activations,
@@ -134,15 +133,3 @@ def warn_of_gradient_checkpointing(stacklevel: int = 3) -> None:
         "is recomputed. For checkpointing call revformers.set_activations(model, revformers.Checkpoint()).",
         stacklevel=stacklevel,
     )
-
-
-class StandIn(partial):
-    """A function that replaces the forward of a module.
-
-    It is pickled and copied with the module, and has the signature of the forward of its class, which trainers read.
-    """
-
-    @property
-    def __signature__(self) -> inspect.Signature:
-        own = inspect.signature(type(self.args[0]).forward)
-        return own.replace(parameters=list(own.parameters.values())[1:])

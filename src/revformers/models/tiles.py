@@ -5,6 +5,7 @@ treats every token apart, so it can be evaluated tile by tile. Each tile is chec
 backward pass, stored or rebuilt, is then the input of its tiles, and one tile is evaluated again at a time.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from revformers.activations.checkpoint import checkpointed
 from revformers.models.discovery import find_stack
 from revformers.models.families import find_layout
+from revformers.models.stand_in import StandIn, refuse_replaced
 
 
 def set_mlp_tiles(model: nn.Module, tokens: int | None) -> None:
@@ -42,48 +44,38 @@ def set_mlp_tiles(model: nn.Module, tokens: int | None) -> None:
             if "tokens_in_tile" in vars(module):
                 del module.tokens_in_tile
                 # Where accelerate has wrapped it meanwhile, it stays and hands every call on.
-                if isinstance(module.forward, _TiledForward):
+                if isinstance(module.forward, StandIn):
                     del module.forward
         return
     mlps = {index: _find_mlp(layer) for index, layer in enumerate(find_stack(model).layers)}
     for mlp in mlps.values():
-        if "forward" in vars(mlp) and "tokens_in_tile" not in vars(mlp):
-            raise ValueError(
-                f"The forward of {type(mlp).__name__} was replaced by another library; call set_mlp_tiles first "
-                f"(before accelerate's dispatch or hooks)."
-            )
+        if "tokens_in_tile" not in vars(mlp):
+            refuse_replaced(mlp, "call set_mlp_tiles first (before accelerate's dispatch or hooks).")
     for index, mlp in mlps.items():
         if "forward" not in vars(mlp):
-            mlp.forward = _TiledForward(mlp, index)
+            mlp.forward = StandIn(_tiled_forward, mlp, index)
         mlp.tokens_in_tile = tokens
 
 
-class _TiledForward:
-    """Stands in for the forward of an MLP, which says how many tokens a tile has in `tokens_in_tile`."""
+def _tiled_forward(mlp: Any, layer: int, hidden: Tensor) -> Tensor:
+    """Return the output, (..., width), of the MLP of a layer, which says in `tokens_in_tile` how large a tile is."""
+    forward = partial(type(mlp).forward, mlp)
+    tokens: int | None = getattr(mlp, "tokens_in_tile", None)
+    if tokens is None:
+        result: Tensor = forward(hidden)
+        return result
+    # One long sequence: some MLPs take nothing without a batch dimension.
+    tiles = hidden.reshape(1, -1, hidden.shape[-1]).split(tokens, dim=1)
+    return torch.cat([_tile(forward, layer, tile) for tile in tiles], dim=1).view(hidden.shape)
 
-    def __init__(self, mlp: Any, layer: int) -> None:
-        self._mlp = mlp
-        self._layer = layer
 
-    def __call__(self, hidden: Tensor) -> Tensor:
-        """Return the MLP's output, (..., width), of `hidden`, (..., width)."""
-        tokens: int | None = getattr(self._mlp, "tokens_in_tile", None)
-        if tokens is None:
-            result: Tensor = type(self._mlp).forward(self._mlp, hidden)
-            return result
-        # One long sequence: some MLPs take nothing without a batch dimension.
-        tiles = hidden.reshape(1, -1, hidden.shape[-1]).split(tokens, dim=1)
-        return torch.cat([self._tile(tile) for tile in tiles], dim=1).view(hidden.shape)
-
-    def _tile(self, tile: Tensor) -> Tensor:
-        forward = type(self._mlp).forward
-        if not torch.is_grad_enabled():
-            result: Tensor = forward(self._mlp, tile)
-            return result
-        if torch.compiler.is_compiling():
-            # The weights are inputs of the compiled graph, which autograd holds to their versions.
-            return checkpoint(forward, self._mlp, tile, use_reentrant=False)
-        return checkpointed(f"an MLP tile of layer {self._layer}", partial(forward, self._mlp), tile)
+def _tile(forward: Callable[[Tensor], Tensor], layer: int, tile: Tensor) -> Tensor:
+    if not torch.is_grad_enabled():
+        return forward(tile)
+    if torch.compiler.is_compiling():
+        # The weights are inputs of the compiled graph, which autograd holds to their versions.
+        return checkpoint(forward, tile, use_reentrant=False)
+    return checkpointed(f"an MLP tile of layer {layer}", forward, tile)
 
 
 def _find_mlp(layer: nn.Module) -> Any:
