@@ -1,10 +1,21 @@
-"""Arms as recipes name them: `rebuild`, `rebuild:2`, `budget`, `budget:20GiB`."""
+"""Arms, the ways to train that are compared, as recipes name them: `rebuild`, `rebuild:2`, `budget`, `budget:20GiB`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lab.bench.workload import ARM_NAMES, BUDGETS, PLAIN_ARMS, Arm
+from revformers.activations import ACTIVATIONS, Budget
+from revformers.activations.budget.budget import Recompute
+from revformers.activations.budget.budgeted import smallest_budget
 from revformers.byte_size import parse_size
 from revformers.dynamics import BlendedMidpoint, Dynamics, Midpoint
+from revformers.setup import CHECKPOINT, OFFLOAD, STORE, Setup, Workload
+
+ORDINARY_STORE = "plain_store"
+ORDINARY_CHECKPOINT = "plain_checkpoint"
+ORDINARY_OFFLOAD = "plain_offload"
+ORDINARY_ARMS = {ORDINARY_STORE: STORE, ORDINARY_CHECKPOINT: CHECKPOINT, ORDINARY_OFFLOAD: OFFLOAD}
+BUDGETS: dict[str, Recompute] = {"budget": "rebuild", "budget_checkpoint": "checkpoint"}
+ARM_NAMES = (*ORDINARY_ARMS, "store", "checkpoint", "offload", "rebuild", *BUDGETS)
 
 MOST_BITS = 8
 
@@ -55,8 +66,51 @@ class ArmName:
             return own
         return BlendedMidpoint(f"1/{2**self.bits}") if self.bits else Midpoint()
 
-    def arm(self, own: Dynamics, budget: int | None = None) -> Arm:
-        """Return the arm; `own` are the recipe's dynamics, `budget` the bytes of an open one."""
-        if self.name in PLAIN_ARMS:
-            return Arm(self.name)
-        return Arm(self.name, self.dynamics(own).to_dict(), budget=self.budget if budget is None else budget)
+    def setup(self, own: Dynamics, budget: int | None = None) -> Setup:
+        """Return what the arm is; `own` are the recipe's dynamics, `budget` the bytes of an open one.
+
+        Raises:
+            ValueError: for dynamics without the inverse that the arm needs, or an open arm without a budget.
+
+        """
+        if self.name in ORDINARY_ARMS:
+            return ORDINARY_ARMS[self.name]
+        if self.name not in BUDGETS:
+            return Setup(self.dynamics(own), ACTIVATIONS[self.name]())
+        size = self.budget if budget is None else budget
+        if size is None:
+            raise ValueError(f"The arm {self.name!r} needs a budget in bytes.")
+        return Setup(self.dynamics(own), Budget(size, BUDGETS[self.name]))
+
+
+def setups_of(names: Sequence[str], dynamics: Dynamics, budget: int | None = None) -> dict[str, Setup]:
+    """Return the arms called `names`, by name, those that need dynamics with `dynamics`, or a budget with `budget`."""
+    return {name: ArmName.parse(name).setup(dynamics, budget) for name in names}
+
+
+def arm_name(setup: Setup) -> str:
+    """Return the name of an arm without what stands after its colon."""
+    if setup.ordinary:
+        return next(name for name, other in ORDINARY_ARMS.items() if other == setup)
+    budgets = {recompute: name for name, recompute in BUDGETS.items()}
+    return budgets[setup.activations.recompute] if isinstance(setup.activations, Budget) else setup.activations.name
+
+
+def budget_of(setup: Setup) -> int | None:
+    """Return the bytes of an arm with a budget, or None."""
+    if not isinstance(setup.activations, Budget):
+        return None
+    size = setup.activations.size
+    return parse_size(size) if isinstance(size, str) else int(size)
+
+
+def smallest_budget_of(setup: Setup, workload: Workload) -> int:
+    """Return the bytes that a pass of an arm with a budget keeps at least."""
+    assert setup.dynamics is not None
+    assert isinstance(setup.activations, Budget)
+    return smallest_budget(
+        workload.layer_input_elements,
+        workload.dtype.itemsize,
+        setup.dynamics.steps(workload.layers),
+        may_rebuild=setup.activations.recompute == "rebuild",
+    )

@@ -12,17 +12,20 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, default_data_collator
 
 from lab.bench import numbers
+from lab.bench.arm_names import setups_of
 from lab.bench.depth import DepthPoint, as_rows, growths, mean_side_information_bits
 from lab.bench.memory import PeakMemory
 from lab.bench.process import measure_side_by_side
 from lab.bench.short_training import mean_loss, train_in_turns
 from lab.bench.step_time import StepTimes
-from lab.bench.workload import PLAIN_STORE, Arm, Precision, Workload, arms_from_names, llama_config
+from lab.bench.workload import MeasuredWorkload, llama_config
 from revformers import NotReversibleError, dynamics, verify_gradients
+from revformers.activations import Rebuild
 from revformers.data.blocks import build_datasets
 from revformers.dynamics import Dynamics
 from revformers.errors import UserError, as_user_error
 from revformers.head.loss import apply_head
+from revformers.setup import STORE, Precision, Setup
 from revformers.training.model import build_config, build_dynamics, build_model
 from revformers.training.recipe import Recipe
 
@@ -126,7 +129,7 @@ class Comparison:
         models: dict[str, PreTrainedModel] = {}
         rows: list[dict[str, Any]] = []
         for candidate in candidates:
-            arm = Arm("rebuild", candidate.to_dict()) if candidate.reversible else Arm(PLAIN_STORE)
+            arm = Setup(candidate, Rebuild()) if candidate.reversible else STORE
             row: dict[str, Any] = {
                 "name": candidate.name,
                 "recurrence": candidate.recurrence,
@@ -159,22 +162,22 @@ class Comparison:
         """Compare storing, checkpointing and rebuilding: the parts "arms", on the recipe's network, and "depth"."""
         steps = self._options.arm_steps
         self._progress(f"Storing, checkpointing and rebuilding in turns, {steps} steps each")
-        arms = arms_from_names(ARMS, self._dynamics)
-        models = {arm.name: self._model(arm) for arm in arms}
+        arms = setups_of(ARMS, self._dynamics)
+        models = {name: self._model(arm) for name, arm in arms.items()}
         training = self._train(models, steps)
         report = verify_gradients(models["rebuild"], self._held_out[0])
         memory, points = self._measure_memory(arms)
         rows = [
             {
-                "arm": arm.name,
-                "peak": memory[arm.name].peak,
-                "weights_and_gradients": memory[arm.name].weights_and_gradients,
-                "losses": training.losses[arm.name],
-                "same_losses_as_store": training.losses[arm.name] == training.losses["store"],
-                "same_weights_as_store": _same_weights(models[arm.name], models["store"]),
-                **_times(training.times, arm.name, {name: name for name in ("store", "checkpoint")}),
+                "arm": name,
+                "peak": memory[name].peak,
+                "weights_and_gradients": memory[name].weights_and_gradients,
+                "losses": training.losses[name],
+                "same_losses_as_store": training.losses[name] == training.losses["store"],
+                "same_weights_as_store": _same_weights(models[name], models["store"]),
+                **_times(training.times, name, {other: other for other in ("store", "checkpoint")}),
             }
-            for arm in arms
+            for name in arms
         ]
         return {
             "arms": {
@@ -186,7 +189,7 @@ class Comparison:
             "depth": self._depth_part(points, arms),
         }
 
-    def _measure_memory(self, arms: list[Arm]) -> tuple[dict[str, PeakMemory], list[DepthPoint]]:
+    def _measure_memory(self, arms: Mapping[str, Setup]) -> tuple[dict[str, PeakMemory], list[DepthPoint]]:
         """Measure the recipe's network and, if its dynamics fit every depth, the network of varied depth.
 
         A process for every figure would spend most of its time on starting: each arm has one for all its figures.
@@ -196,17 +199,17 @@ class Comparison:
         self._progress(f"Measuring the memory of one step{at_depths}")
         workloads = [self.workload, *(self._depth_workload.with_layers(layers) for layers in depths)]
         measured = measure_side_by_side(
-            [[(workload, arm) for workload in workloads] for arm in arms], self._options.processes_at_once
+            [[(workload, arm) for workload in workloads] for arm in arms.values()], self._options.processes_at_once
         )
-        memory = {arm.name: of_arm[0] for arm, of_arm in zip(arms, measured, strict=True)}
+        memory = {name: of_arm[0] for name, of_arm in zip(arms, measured, strict=True)}
         points = [
-            DepthPoint(arm.name, layers, point)
-            for arm, of_arm in zip(arms, measured, strict=True)
+            DepthPoint(name, layers, point)
+            for name, of_arm in zip(arms, measured, strict=True)
             for layers, point in zip(depths, of_arm[1:], strict=True)
         ]
         return memory, points
 
-    def _depth_part(self, points: list[DepthPoint], arms: list[Arm]) -> dict[str, Any]:
+    def _depth_part(self, points: list[DepthPoint], arms: Mapping[str, Setup]) -> dict[str, Any]:
         """Return what was measured at varied depth, or why it was not."""
         if misfit := self._misfit():
             return {"unavailable": misfit}
@@ -232,7 +235,7 @@ class Comparison:
         return None
 
     @property
-    def _depth_workload(self) -> Workload:
+    def _depth_workload(self) -> MeasuredWorkload:
         """A small-vocabulary Llama of the recipe's width.
 
         A large vocabulary would set the peak of shallow networks and so hide how the layers' share grows.
@@ -241,7 +244,7 @@ class Comparison:
         config = llama_config(1, self.workload.width, DEPTH_VOCABULARY, length)
         return dataclasses.replace(self.workload, model_config=config, batch_size=DEPTH_SEQUENCES)
 
-    def _model(self, arm: Arm) -> PreTrainedModel:
+    def _model(self, arm: Setup) -> PreTrainedModel:
         """Return the recipe's network with its seeded weights, trained as `arm` says."""
         model = cast(PreTrainedModel, build_model(self._recipe))
         apply_head(model, self._recipe.loss.head, self._recipe.loss.chunk)
@@ -259,7 +262,7 @@ class Comparison:
         )
 
 
-def workload_of(recipe: Recipe, device: str = "cpu") -> Workload:
+def workload_of(recipe: Recipe, device: str = "cpu") -> MeasuredWorkload:
     """Return the network and the batch of a recipe as a workload.
 
     Raises:
@@ -272,7 +275,7 @@ def workload_of(recipe: Recipe, device: str = "cpu") -> Workload:
     if precision == "float32" and recipe.training.precision == "bfloat16":
         precision = "bfloat16_autocast"
     with as_user_error():
-        return Workload(
+        return MeasuredWorkload(
             model_config=build_config(recipe).to_dict(),
             batch_size=recipe.training.per_device_train_batch_size,
             sequence_length=recipe.data.block_length,

@@ -2,14 +2,15 @@
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lab.bench.memory import PeakMemory
-from lab.bench.workload import Arm, Workload
-from revformers import dynamics
+from lab.bench.workload import MeasuredWorkload
+from revformers.activations import Rebuild
 from revformers.dynamics import Dynamics
+from revformers.setup import Setup
 
 
 @dataclass(frozen=True)
@@ -48,22 +49,21 @@ class Growth:
         return self.share_of_layer_input - self.side_information_share
 
 
-def growths(points: Sequence[DepthPoint], workload: Workload, arms: Sequence[Arm]) -> list[Growth]:
+def growths(points: Sequence[DepthPoint], workload: MeasuredWorkload, arms: Mapping[str, Setup]) -> list[Growth]:
     """Return the growth between neighbouring depths of every arm."""
     result = []
-    for arm in arms:
-        of_arm = sorted((point for point in points if point.arm == arm.name), key=lambda point: point.layers)
+    for name, arm in arms.items():
+        of_arm = sorted((point for point in points if point.arm == name), key=lambda point: point.layers)
         for shallow, deep in itertools.pairwise(of_arm):
             added = deep.layers - shallow.layers
             bytes_per_layer = (deep.memory.peak - shallow.memory.peak) / added
             side_bits = 0.0
-            if arm.name == "rebuild":
-                recurrence = dynamics.from_dict(arm.dynamics)
-                side_bits = mean_side_information_bits(recurrence, range(shallow.layers, deep.layers))
+            if arm.dynamics is not None and isinstance(arm.activations, Rebuild):
+                side_bits = mean_side_information_bits(arm.dynamics, range(shallow.layers, deep.layers))
             side_bytes = side_bits * workload.layer_input_elements / 8
             result.append(
                 Growth(
-                    arm=arm.name,
+                    arm=name,
                     from_layers=shallow.layers,
                     to_layers=deep.layers,
                     bytes_per_layer=bytes_per_layer,

@@ -13,9 +13,10 @@ from transformers import PreTrainedModel
 
 from lab.bench.meter import peak_allocated_bytes, peak_resident_bytes
 from lab.bench.step_time import measure_step_times
-from lab.bench.workload import Arm, Workload
+from lab.bench.workload import MeasuredWorkload
+from revformers.setup import Setup
 
-Task = tuple[Workload, Arm]
+Task = tuple[MeasuredWorkload, Setup]
 
 FEW_TOKENS = 16
 """Tokens of a step whose time and memory do not matter."""
@@ -83,7 +84,9 @@ class Measurer:
         memory = psutil.virtual_memory()
         return memory.available, memory.total
 
-    def peak(self, workload: Workload, arm: Arm, *, memory: int | None = None, resident: bool = False) -> PeakMemory:
+    def peak(
+        self, workload: MeasuredWorkload, arm: Setup, *, memory: int | None = None, resident: bool = False
+    ) -> PeakMemory:
         """Measure the memory of one step.
 
         Args:
@@ -174,7 +177,7 @@ class Measurer:
             times = measure_step_times(fitting, rounds, warm_up_rounds, device=device, before_step=prepare)
         return TurnTimes(times.seconds, {name: losses[name] for name in fitting}, out_of_memory)
 
-    def _prepare(self, workload: Workload) -> tuple[PreTrainedModel, torch.optim.Optimizer | None]:
+    def _prepare(self, workload: MeasuredWorkload) -> tuple[PreTrainedModel, torch.optim.Optimizer | None]:
         """Return the model of `workload` and its optimizer, the last ones where they are the same."""
         if self._model is None or self._network != workload.network:
             self._model = self._optimizer = None

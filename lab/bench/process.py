@@ -16,9 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from lab import REPOSITORY
+from lab.bench.arm_names import arm_name
 from lab.bench.memory import Measurer, PeakMemory, Task, TurnTimes
 from lab.bench.meter import MALLOC_SETTINGS
-from lab.bench.workload import Arm, Workload
+from lab.bench.workload import MeasuredWorkload
+from revformers import dynamics
+from revformers.activations import parse_policy
+from revformers.setup import Setup
 
 
 class MeasuringProcess:
@@ -55,7 +59,9 @@ class MeasuringProcess:
         free, total = self._ask("the memory of the device", "device_memory", device=device)
         return free, total
 
-    def peak(self, workload: Workload, arm: Arm, *, memory: int | None = None, resident: bool = False) -> PeakMemory:
+    def peak(
+        self, workload: MeasuredWorkload, arm: Setup, *, memory: int | None = None, resident: bool = False
+    ) -> PeakMemory:
         """Measure the memory of one step; see `Measurer.peak`.
 
         Raises:
@@ -63,7 +69,7 @@ class MeasuringProcess:
             RuntimeError: where the process fails; the message ends with the last line it wrote.
 
         """
-        what = f"the memory of {arm.name} at {workload.layers} layers"
+        what = f"the memory of {arm_name(arm)} at {workload.layers} layers"
         return PeakMemory(**self._ask(what, "peak", tasks={"": (workload, arm)}, memory=memory, resident=resident))
 
     def times(
@@ -81,7 +87,9 @@ class MeasuringProcess:
 
     def _ask(self, what: str, method: str, tasks: Mapping[str, Task] | None = None, **options: Any) -> Any:
         if tasks is not None:
-            options["tasks"] = {name: [dataclasses.asdict(part) for part in task] for name, task in tasks.items()}
+            options["tasks"] = {
+                name: [dataclasses.asdict(workload), _written(arm)] for name, (workload, arm) in tasks.items()
+            }
         process = self._started()
         assert process.stdin is not None
         assert process.stdout is not None
@@ -167,11 +175,24 @@ def _main() -> None:
         print(json.dumps(answer), file=answers, flush=True)
 
 
+def _written(setup: Setup) -> dict[str, Any]:
+    """Return a way to train as JSON holds it; `_setup` reads it."""
+    recurrence = setup.dynamics
+    return {"dynamics": recurrence and recurrence.to_dict(), "activations": str(setup.activations)}
+
+
+def _setup(written: dict[str, Any]) -> Setup:
+    recurrence = written["dynamics"]
+    return Setup(recurrence and dynamics.from_dict(recurrence), parse_policy(written["activations"]))
+
+
 def _answer(measurer: Measurer, request: dict[str, Any]) -> Any:
     method = request.pop("method")
     if method == "device_memory":
         return measurer.device_memory(**request)
-    tasks = {name: (Workload(**workload), Arm(**arm)) for name, (workload, arm) in request.pop("tasks").items()}
+    tasks = {
+        name: (MeasuredWorkload(**workload), _setup(arm)) for name, (workload, arm) in request.pop("tasks").items()
+    }
     if method == "times":
         return dataclasses.asdict(measurer.times(tasks, **request))
     ((workload, arm),) = tasks.values()

@@ -3,19 +3,20 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from lab.bench.arm_names import ArmName
-from lab.bench.workload import PLAIN_CHECKPOINT, PLAIN_OFFLOAD, Optimizer, Precision, Workload
+from lab.bench.arm_names import ORDINARY_CHECKPOINT, ORDINARY_OFFLOAD, ArmName
+from lab.bench.workload import MeasuredWorkload
 from revformers.byte_size import parse_size
 from revformers.dynamics import Dynamics
 from revformers.errors import UserError, as_user_error, require
 from revformers.head.loss import Head
+from revformers.setup import Precision
 from revformers.training.model import build_dynamics, network_config
 from revformers.training.recipe import NetworkSection, RecurrenceSection
 
 FREE = "free"
-CHECKPOINT = "checkpoint"
+LIKE_CHECKPOINT = "checkpoint"
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class BenchRecipe:
     """The loss of every arm: chunked, from the logits of a few tokens at a time; own, as the model computes it; auto,
     chunked where the model can be."""
 
-    optimizer: Optimizer = "none"
+    optimizer: Literal["none", "adamw"] = "none"
     """none ends a step with the backward pass; adamw has the states of AdamW, and its time, in every arm."""
 
     device: str = "cpu"
@@ -96,7 +97,7 @@ class BenchRecipe:
             values = getattr(self, name)
             require(len(set(values)) == len(values), name, "different from each other", listed(values))
         require(bool(self.arms), "arms", "at least one name", "none")
-        for name, word in (("budgets", CHECKPOINT), ("memory", FREE)):
+        for name, word in (("budgets", LIKE_CHECKPOINT), ("memory", FREE)):
             for text in getattr(self, name):
                 _check_size(name, text, word)
         self.arm_names()
@@ -108,16 +109,16 @@ class BenchRecipe:
         except ValueError as error:
             raise UserError(f"arms: {error}") from error
         for name in names:
-            if name.open and PLAIN_CHECKPOINT not in self.arms:
+            if name.open and ORDINARY_CHECKPOINT not in self.arms:
                 raise UserError(
-                    f"The arm {name.text} may take what {PLAIN_CHECKPOINT} takes; add that arm, or give a size, as in "
-                    f"{name.text}:2GiB."
+                    f"The arm {name.text} may take what {ORDINARY_CHECKPOINT} takes; add that arm, or give a size, as "
+                    f"in {name.text}:2GiB."
                 )
-        if PLAIN_OFFLOAD in self.arms and self.device == "cpu":
-            raise UserError(f"The arm {PLAIN_OFFLOAD} needs a GPU: on a CPU there is nowhere to offload to.")
+        if ORDINARY_OFFLOAD in self.arms and self.device == "cpu":
+            raise UserError(f"The arm {ORDINARY_OFFLOAD} needs a GPU: on a CPU there is nowhere to offload to.")
         return names
 
-    def workload(self) -> Workload:
+    def workload(self) -> MeasuredWorkload:
         """Return the network and the batch.
 
         Raises:
@@ -127,15 +128,15 @@ class BenchRecipe:
         """
         config = network_config(self.model, {"bos_token_id": None, "eos_token_id": None})
         with as_user_error():
-            workload = Workload(
+            workload = MeasuredWorkload(
                 config.to_dict(),
                 self.batch_size,
                 self.sequence_length,
                 self.precision,
-                self.device,
-                self.model.seed,
                 self.head,
                 self.optimizer,
+                device=self.device,
+                seed=self.model.seed,
             )
         longest = workload.longest_sequence
         for length in (self.sequence_length, *self.sequence_lengths):

@@ -9,7 +9,7 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedModel
 
 from lab.bench.step_time import StepTimes, measure_step_times
-from lab.bench.workload import Workload
+from lab.bench.workload import MeasuredWorkload
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class ShortTraining:
 
 
 def train_in_turns(
-    workload: Workload,
+    workload: MeasuredWorkload,
     models: Mapping[str, PreTrainedModel],
     batches: Sequence[Mapping[str, Tensor]],
     learning_rate: float,
@@ -89,7 +89,7 @@ def train_in_turns(
     return ShortTraining(losses, times)
 
 
-def mean_loss(workload: Workload, model: PreTrainedModel, batches: Sequence[Mapping[str, Tensor]]) -> float:
+def mean_loss(workload: MeasuredWorkload, model: PreTrainedModel, batches: Sequence[Mapping[str, Tensor]]) -> float:
     """Return the mean loss over `batches` in evaluation mode, in nats per token."""
     model.eval()
     with torch.no_grad(), workload.autocast():

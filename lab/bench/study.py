@@ -7,18 +7,19 @@ from typing import Any
 
 import torch
 
-from lab.bench.arm_names import ArmName
+from lab.bench.arm_names import ORDINARY_CHECKPOINT, ArmName, smallest_budget_of
 from lab.bench.memory import TurnTimes
 from lab.bench.process import MeasuringProcess
-from lab.bench.recipe import CHECKPOINT, FREE, BenchRecipe
+from lab.bench.recipe import FREE, LIKE_CHECKPOINT, BenchRecipe
 from lab.bench.search import find_largest
 from lab.bench.study_axis import Axis, Value
 from lab.bench.study_file import StudyFile
 from lab.bench.study_peaks import StudyPeaks
 from lab.bench.study_point import Point
-from lab.bench.workload import PLAIN_CHECKPOINT, Arm, Workload
+from lab.bench.workload import MeasuredWorkload
 from revformers.byte_size import parse_size, size_in_words
 from revformers.errors import UserError
+from revformers.setup import CHECKPOINT, Setup
 
 
 class Study:
@@ -91,16 +92,16 @@ class Study:
         workloads = [axis.at(self._workload, value) for value in self._values] or [self._workload]
         model = dataclasses.replace(workloads[0], device="meta").build_model()
         for name in self._names:
-            arm = name.arm(self._dynamics, budget=1 if name.open else None)
+            arm = name.setup(self._dynamics, budget=1 if name.open else None)
             try:
                 for workload in workloads:
                     name.dynamics(self._dynamics).check(workload.layers)
                 arm.apply(model)
             except ValueError as error:
                 raise UserError(f"The arm {name.text} cannot be measured: {error}") from error
-            budgets = [parse_size(text) for text in recipe.budgets if name.open and text != CHECKPOINT]
-            if axis.name == "budget" and budgets and min(budgets) < arm.smallest_budget(self._workload):
-                smallest = size_in_words(arm.smallest_budget(self._workload))
+            budgets = [parse_size(text) for text in recipe.budgets if name.open and text != LIKE_CHECKPOINT]
+            if axis.name == "budget" and budgets and min(budgets) < smallest_budget_of(arm, self._workload):
+                smallest = size_in_words(smallest_budget_of(arm, self._workload))
                 raise UserError(f"The smallest of the budgets is below the {smallest} that {name.text} keeps at least.")
 
     def _read_memory(self) -> None:
@@ -135,16 +136,18 @@ class Study:
         points = {name.text: point(name) for name in sorted(self._names, key=lambda name: name.open)}
         return [points[name.text] for name in self._names]
 
-    def _arm_at(self, process: MeasuringProcess, name: ArmName, workload: Workload, value: Value) -> Arm | None:
+    def _arm_at(
+        self, process: MeasuringProcess, name: ArmName, workload: MeasuredWorkload, value: Value
+    ) -> Setup | None:
         """Return the arm, its budget settled; None where plain_checkpoint, which it is to equal, does not fit."""
         if not name.open:
-            return name.arm(self._dynamics)
-        if isinstance(value, str) and value != CHECKPOINT:
-            return name.arm(self._dynamics, parse_size(value))
-        reference = self._peaks.measure(process, PLAIN_CHECKPOINT, Arm(PLAIN_CHECKPOINT), workload)
+            return name.setup(self._dynamics)
+        if isinstance(value, str) and value != LIKE_CHECKPOINT:
+            return name.setup(self._dynamics, parse_size(value))
+        reference = self._peaks.measure(process, ORDINARY_CHECKPOINT, CHECKPOINT, workload)
         if reference is None:
             return None
-        arm_of = partial(name.arm, self._dynamics)
+        arm_of = partial(name.setup, self._dynamics)
         budget = self._peaks.equal_budget(process, name.text, arm_of, workload, reference.peak)
         return None if budget is None else arm_of(budget)
 
@@ -174,16 +177,16 @@ class Study:
             where = "" if value is None else f" at {axis.heading} {value}"
             self._progress(f"{name.text}{where} within {text}: largest {axis.grows} {size or 'none'}")
         if not row[axis.grows]:
-            return Point(value, text, name.text, workload, None if name.open else name.arm(self._dynamics), None)
-        arm = name.arm(self._dynamics, row["budget"] if name.open else None)
+            return Point(value, text, name.text, workload, None if name.open else name.setup(self._dynamics), None)
+        arm = name.setup(self._dynamics, row["budget"] if name.open else None)
         sized = axis.sized(workload, row[axis.grows])
         with MeasuringProcess() as process:  # which does not start, as the search has measured this
             peak = self._peaks.measure(process, name.text, arm, sized, limit=self._limit(memory))
         return Point(value, text, name.text, sized, arm, peak)
 
-    def _search(self, process: MeasuringProcess, name: ArmName, workload: Workload, memory: int) -> int:
+    def _search(self, process: MeasuringProcess, name: ArmName, workload: MeasuredWorkload, memory: int) -> int:
         """Return the largest size of an arm that fits in `memory`, or 0."""
-        axis, arm = self._axis, name.arm(self._dynamics)
+        axis, arm = self._axis, name.setup(self._dynamics)
         unit = self._recipe.length_unit if axis.grows == "sequence_length" else 1
         longest = workload.longest_sequence if axis.grows == "sequence_length" else None
 
@@ -202,18 +205,18 @@ class Study:
         )
 
     def _search_budget(
-        self, process: MeasuringProcess, name: ArmName, workload: Workload, value: Value, text: str
+        self, process: MeasuringProcess, name: ArmName, workload: MeasuredWorkload, value: Value, text: str
     ) -> tuple[int, int | None]:
         """Return the size that plain_checkpoint reaches and the largest budget there, or 0 and nothing."""
         axis, memory = self._axis, self._memory[text]
-        row = self._file.find("largest", arm=PLAIN_CHECKPOINT, value=value, memory=text)
+        row = self._file.find("largest", arm=ORDINARY_CHECKPOINT, value=value, memory=text)
         assert row is not None
         if not row[axis.grows]:
             return 0, None
         sized, limit = axis.sized(workload, row[axis.grows]), self._limit(memory)
-        reference = self._peaks.measure(process, PLAIN_CHECKPOINT, Arm(PLAIN_CHECKPOINT), sized, limit=limit)
+        reference = self._peaks.measure(process, ORDINARY_CHECKPOINT, CHECKPOINT, sized, limit=limit)
         assert reference is not None
-        arm_of = partial(name.arm, self._dynamics)
+        arm_of = partial(name.setup, self._dynamics)
         budget = self._peaks.equal_budget(process, name.text, arm_of, sized, memory - reference.constant, limit)
         return (row[axis.grows], budget) if budget else (0, None)
 

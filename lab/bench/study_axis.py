@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from lab.bench.workload import Workload
+from lab.bench.workload import MeasuredWorkload
 
 Value = int | str | None
 
@@ -28,7 +28,7 @@ class Axis:
     grows: str = ""
     at_every_value: bool = False
 
-    def at(self, workload: Workload, value: Value) -> Workload:
+    def at(self, workload: MeasuredWorkload, value: Value) -> MeasuredWorkload:
         """Return the workload at one value."""
         if self.name == "depth":
             assert isinstance(value, int)
@@ -38,7 +38,7 @@ class Axis:
         assert isinstance(value, int)
         return self.sized(workload, value)
 
-    def sized(self, workload: Workload, size: int) -> Workload:
+    def sized(self, workload: MeasuredWorkload, size: int) -> MeasuredWorkload:
         """Return the workload with another size of what grows."""
         changes: dict[str, Any] = {self.grows: size}
         return dataclasses.replace(workload, **changes)

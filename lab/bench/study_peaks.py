@@ -4,12 +4,14 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from lab.bench.arm_names import budget_of, smallest_budget_of
 from lab.bench.memory import PeakMemory
 from lab.bench.process import MeasuringProcess
 from lab.bench.study_file import StudyFile
 from lab.bench.study_point import shape
-from lab.bench.workload import Arm, Workload
+from lab.bench.workload import MeasuredWorkload
 from revformers.byte_size import size_in_words
+from revformers.setup import Setup
 
 BUDGET_TRIALS = 8
 """Budgets that are tried at most until the measured peak is the one asked for."""
@@ -34,16 +36,17 @@ class StudyPeaks:
         self,
         process: MeasuringProcess,
         name: str,
-        arm: Arm,
-        workload: Workload,
+        arm: Setup,
+        workload: MeasuredWorkload,
         *,
         limit: int | None = None,
         resident: bool = False,
     ) -> PeakMemory | None:
         """Return the memory of one step, or None where it does not fit; see `Measurer.peak`."""
-        if arm.budget is not None and arm.budget < arm.smallest_budget(workload):
+        size = budget_of(arm)
+        if size is not None and size < smallest_budget_of(arm, workload):
             return None
-        key = {"arm": name, "budget": arm.budget, **shape(workload), "limit": limit}
+        key = {"arm": name, "budget": size, **shape(workload), "limit": limit}
         row = self._file.find("peaks", **key)
         if row is None:
             try:
@@ -52,14 +55,14 @@ class StudyPeaks:
             except MemoryError as error:
                 row, found = {**key, "out_of_memory": str(error)}, "out of memory"
             self._file.add("peaks", row)
-            budget = f" of {size_in_words(arm.budget)}" if arm.budget else ""
+            budget = f" of {size_in_words(size)}" if size else ""
             self._progress(
                 f"{name}{budget}, {workload.layers} layers, {workload.batch_size} x {workload.sequence_length} tokens: "
                 f"{found}"
             )
         return _peak_memory(row)
 
-    def of_sizes(self, name: str, workload: Workload, grows: str) -> dict[int, int]:
+    def of_sizes(self, name: str, workload: MeasuredWorkload, grows: str) -> dict[int, int]:
         """Return the bytes of all that a step held, by the sizes of what grows at which it was measured."""
         fixed = {key: size for key, size in shape(workload).items() if key != grows}
         rows = [row for row in self._file.result["peaks"] if row["arm"] == name]
@@ -70,8 +73,8 @@ class StudyPeaks:
         self,
         process: MeasuringProcess,
         name: str,
-        arm_of: Callable[[int], Arm],
-        workload: Workload,
+        arm_of: Callable[[int], Setup],
+        workload: MeasuredWorkload,
         room: int,
         limit: int | None = None,
     ) -> int | None:
@@ -83,7 +86,7 @@ class StudyPeaks:
         key = {"arm": name, **shape(workload), "room": room, "limit": limit}
         row = self._file.find("budgets", **key)
         if row is None:
-            smallest = arm_of(1).smallest_budget(workload)
+            smallest = smallest_budget_of(arm_of(1), workload)
             best, fails, trial = None, None, smallest
             for _ in range(BUDGET_TRIALS):
                 measured = self.measure(process, name, arm_of(trial), workload, limit=limit)

@@ -8,9 +8,9 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lab.bench.arm_names import ORDINARY_ARMS, ORDINARY_CHECKPOINT
 from lab.bench.study_axis import AXES
 from lab.bench.study_tables import network_in_words, rate, rate_heading
-from lab.bench.workload import PLAIN_ARMS, PLAIN_CHECKPOINT
 from revformers.byte_size import UNITS
 
 STYLE: dict[Any, Any] = {
@@ -46,7 +46,7 @@ def save_plot(result: Row, path: Path) -> None:
     speed = rate_heading(result)
     panels: list[tuple[str, str, Sequence[Row], FigureOf, FigureOf]] = []
     if axis.name == "budget":
-        over = f"step time over {PLAIN_CHECKPOINT}"
+        over = f"step time over {ORDINARY_CHECKPOINT}"
         panels.append(("measured peak, MiB", over, at_values, _peak, _over_checkpoint))
     elif at_values:
         panels.append((axis.heading, "peak, MiB", at_values, _x, _peak))
@@ -79,7 +79,7 @@ def _draw(
         pairs = sorted((x, y) for point in points if point["arm"] == arm if (x := x_of(point)) and (y := y_of(point)))
         if pairs:
             xs, ys = zip(*pairs, strict=True)
-            dashed = "--" if arm in PLAIN_ARMS else "-"
+            dashed = "--" if arm in ORDINARY_ARMS else "-"
             axes.plot(xs, ys, dashed, color=f"C{place}", marker=MARKERS[place % len(MARKERS)], label=arm)
             highest, ticks = max(highest, *ys), ticks | set(xs)
     axes.set_ylim(0, 1.08 * highest or 1)
@@ -98,7 +98,7 @@ def _peak(point: Row) -> float | None:
 
 
 def _over_checkpoint(point: Row) -> float | None:
-    ratio = point.get("ratios", {}).get(PLAIN_CHECKPOINT)
+    ratio = point.get("ratios", {}).get(ORDINARY_CHECKPOINT)
     return float(ratio["median"]) if ratio else None
 
 

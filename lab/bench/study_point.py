@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lab.bench.arm_names import ORDINARY_CHECKPOINT, ORDINARY_STORE, budget_of
 from lab.bench.memory import PeakMemory, TurnTimes
 from lab.bench.step_time import Quartiles, StepTimes
 from lab.bench.study_axis import Value
-from lab.bench.workload import PLAIN_CHECKPOINT, PLAIN_STORE, Arm, Workload
+from lab.bench.workload import MeasuredWorkload
+from revformers.setup import Setup
 
-REFERENCES = (PLAIN_STORE, PLAIN_CHECKPOINT, "store", "checkpoint")
+REFERENCES = (ORDINARY_STORE, ORDINARY_CHECKPOINT, "store", "checkpoint")
 """The arms whose times others are set against."""
 
 
@@ -31,8 +33,8 @@ class Point:
     value: Value
     memory: str | None
     name: str
-    workload: Workload
-    arm: Arm | None
+    workload: MeasuredWorkload
+    arm: Setup | None
     peak: PeakMemory | None
 
     def row(self, points: "Sequence[Point]", times: TurnTimes) -> dict[str, Any]:
@@ -41,7 +43,7 @@ class Point:
         if self.peak is None:
             return {**row, "fits": None if self.arm is None else False}
         assert self.arm is not None
-        row |= {"fits": True, **shape(self.workload), "budget": self.arm.budget, **dataclasses.asdict(self.peak)}
+        row |= {"fits": True, **shape(self.workload), "budget": budget_of(self.arm), **dataclasses.asdict(self.peak)}
         if self.name not in times.seconds:
             return row
         seconds, all_times = Quartiles.of(times.seconds[self.name]), StepTimes(times.seconds)
@@ -60,6 +62,6 @@ class Point:
         }
 
 
-def shape(workload: Workload) -> dict[str, int]:
+def shape(workload: MeasuredWorkload) -> dict[str, int]:
     """Return the sizes of a workload that a study varies."""
     return {name: getattr(workload, name) for name in ("layers", "batch_size", "sequence_length")}

@@ -6,9 +6,9 @@ from typing import Any
 from rich.console import Group, RenderableType
 
 from lab.bench import numbers
+from lab.bench.arm_names import ORDINARY_CHECKPOINT, ORDINARY_STORE
 from lab.bench.study_axis import AXES
 from lab.bench.titled_table import TitledTable
-from lab.bench.workload import PLAIN_CHECKPOINT, PLAIN_STORE
 from revformers.byte_size import size_in_words
 
 NOTHING = "-"
@@ -51,7 +51,7 @@ def _at_values(result: Row) -> TitledTable:
         f"bench {result['study']}: one training step of every arm",
         f"{network_in_words(recipe)}\n"
         f"Peak: above weights, gradients and optimizer states. Times: median of {recipe['rounds']} rounds in turns; "
-        f"over {PLAIN_STORE} and {PLAIN_CHECKPOINT} (quartiles) within a round.",
+        f"over {ORDINARY_STORE} and {ORDINARY_CHECKPOINT} (quartiles) within a round.",
         left=(AXES[result["study"]].heading, "arm"),
         right=("peak", "step", rate_heading(result), "over store", "over checkpoint"),
     )
@@ -64,8 +64,8 @@ def _at_values(result: Row) -> TitledTable:
             _fits(point, "peak"),
             numbers.seconds(point["seconds"]["median"]) if "seconds" in point else NOTHING,
             _written(rate(result, point)),
-            f"{ratios[PLAIN_STORE]['median']:.2f}" if PLAIN_STORE in ratios else NOTHING,
-            numbers.ratio(ratios[PLAIN_CHECKPOINT]) if PLAIN_CHECKPOINT in ratios else NOTHING,
+            f"{ratios[ORDINARY_STORE]['median']:.2f}" if ORDINARY_STORE in ratios else NOTHING,
+            numbers.ratio(ratios[ORDINARY_CHECKPOINT]) if ORDINARY_CHECKPOINT in ratios else NOTHING,
         )
         last = point["value"]
     return table
@@ -80,7 +80,7 @@ def _at_largest(result: Row) -> TitledTable:
         f"bench {result['study']}: the largest {grows.replace('_', ' ')} that fits",
         f"{network_in_words(recipe)}\n"
         f"Weights, gradients and optimizer states count.\n{_beyond(recipe, grows)}\n"
-        f"Budgets without a size are measured where {PLAIN_CHECKPOINT} ends, with all of the memory.",
+        f"Budgets without a size are measured where {ORDINARY_CHECKPOINT} ends, with all of the memory.",
         left=(*([AXES[result["study"]].heading] if by_value else []), "memory", "arm"),
         right=(
             "batch" if grows == "batch_size" else "tokens",
@@ -93,7 +93,7 @@ def _at_largest(result: Row) -> TitledTable:
     last: tuple[Any, ...] = ()
     for point in points:
         same = [other for other in points if (other["value"], other["memory"]) == (point["value"], point["memory"])]
-        stored = next((other for other in same if other["arm"] == PLAIN_STORE and other["fits"]), None)
+        stored = next((other for other in same if other["arm"] == ORDINARY_STORE and other["fits"]), None)
         heads = [*([_value(point["value"])] if by_value else []), point["memory"]]
         new = (point["value"], point["memory"]) != last
         last = (point["value"], point["memory"])

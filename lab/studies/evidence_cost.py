@@ -24,17 +24,19 @@ from rich.console import Console
 from rich.table import Table
 
 import revformers as rf
+from lab.bench.arm_names import ORDINARY_CHECKPOINT
 from lab.bench.environment import write_result
 from lab.bench.step_time import Quartiles, measure_step_times
-from lab.bench.workload import PLAIN_CHECKPOINT, Arm, Workload, llama_config
+from lab.bench.workload import MeasuredWorkload, llama_config
 from revformers.engine import step as step_module
 from revformers.engine.proof.evidence import Evidence, LaterEvidence, Leaf
 from revformers.engine.proof.situation import Situation
 from revformers.engine.proof.statistics import SecondCount
 from revformers.engine.proof.verdicts import Verdicts
+from revformers.setup import CHECKPOINT
 
 REFERENCE = "rebuild without evidence"
-ARMS = ("rebuild", REFERENCE, "checkpoint", PLAIN_CHECKPOINT)
+ARMS = ("rebuild", REFERENCE, "checkpoint", ORDINARY_CHECKPOINT)
 SHAPES = ((192, 24, 128), (384, 4, 512), (576, 4, 512), (768, 4, 512), (1024, 4, 512))
 """Width, sequences and tokens in each."""
 
@@ -108,7 +110,7 @@ class Inside:
         return run
 
 
-def shares_inside(workload: Workload, rounds: int) -> Quartiles:
+def shares_inside(workload: MeasuredWorkload, rounds: int) -> Quartiles:
     """Return which share of a step with rebuilding passes inside the comparison."""
     step, inside, shares = step_of("rebuild", workload), Inside(), []
     step(0)
@@ -120,11 +122,11 @@ def shares_inside(workload: Workload, rounds: int) -> Quartiles:
     return Quartiles.of(shares)
 
 
-def step_of(arm: str, workload: Workload) -> Callable[[int], float]:
+def step_of(arm: str, workload: MeasuredWorkload) -> Callable[[int], float]:
     """Return a forward and backward pass, which takes the number of a batch and returns the loss."""
     model: Any = workload.build_model()
-    if arm == PLAIN_CHECKPOINT:
-        Arm(PLAIN_CHECKPOINT).apply(model)
+    if arm == ORDINARY_CHECKPOINT:
+        CHECKPOINT.apply(model)
     else:
         rf.make_reversible(model, rf.Midpoint(), "checkpoint" if arm == "checkpoint" else "rebuild")
 
@@ -154,7 +156,7 @@ def main() -> None:
             continue
         for precision in options.precisions:
             config = llama_config(options.layers, width, options.vocabulary, tokens)
-            workload = Workload(config, batch_size=batch, sequence_length=tokens, precision=precision)
+            workload = MeasuredWorkload(config, batch_size=batch, sequence_length=tokens, precision=precision)
             times = measure_step_times({arm: step_of(arm, workload) for arm in ARMS}, options.rounds)
             share = shares_inside(workload, options.rounds)
             ratios = {arm: times.ratio(arm, REFERENCE) for arm in ARMS if arm != REFERENCE}

@@ -22,8 +22,9 @@ import revformers as rf
 from lab.bench.environment import write_result
 from lab.bench.meter import peak_allocated_bytes
 from lab.bench.step_time import measure_step_times
-from lab.bench.workload import PLAIN_CHECKPOINT, Arm, Workload, llama_config
+from lab.bench.workload import MeasuredWorkload, llama_config
 from revformers.models.tiles import set_mlp_tiles
+from revformers.setup import CHECKPOINT
 from revformers.training.step_in_backward import step_in_backward
 
 REFERENCE = "rebuild"
@@ -56,11 +57,11 @@ WAYS = {
 }
 
 
-def step_of(way: Way, workload: Workload, tile: int) -> Callable[[int], float]:
+def step_of(way: Way, workload: MeasuredWorkload, tile: int) -> Callable[[int], float]:
     """Return a training step, which takes the number of a batch and returns the loss."""
     model: Any = workload.build_model()
     if way.granularity is None:
-        Arm(PLAIN_CHECKPOINT).apply(model)
+        CHECKPOINT.apply(model)
     else:
         rf.make_reversible(model, rf.Midpoint(granularity=way.granularity))  # type: ignore[arg-type]
     if way.tiled:
@@ -91,7 +92,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
     config = llama_config(options.layers, options.width, options.vocabulary, options.sequence_length)
-    workload = Workload(config, batch_size=1, sequence_length=options.sequence_length)
+    workload = MeasuredWorkload(config, batch_size=1, sequence_length=options.sequence_length)
     steps = {name: step_of(way, workload, options.tile) for name, way in WAYS.items()}
     losses = {name: step(0) for name, step in steps.items()}  # after which the optimizers have their states
     peaks = {name: peak_allocated_bytes(partial(step, 0), torch.device("cpu")) for name, step in steps.items()}

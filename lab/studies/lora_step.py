@@ -22,11 +22,11 @@ from rich.console import Console
 from rich.table import Table
 
 import revformers as rf
+from lab.bench.arm_names import ORDINARY_ARMS, ORDINARY_CHECKPOINT
 from lab.bench.environment import write_result
 from lab.bench.meter import peak_allocated_bytes
 from lab.bench.numbers import mebibytes
 from lab.bench.step_time import measure_step_times
-from lab.bench.workload import PLAIN_ARMS, PLAIN_CHECKPOINT, Arm
 from revformers.checkpoints.load import load_causal_lm
 from revformers.head.loss import HeadLoss, set_head_loss
 from revformers.training.deployment import leave_out_predictors
@@ -51,10 +51,10 @@ def adapted(model: Any, rank: int) -> Any:
 
 def switch(models: dict[bool, Any], arm: str) -> Any:
     """Return the model of an arm, set to what the arm does."""
-    ordinary = arm in PLAIN_ARMS
+    ordinary = arm in ORDINARY_ARMS
     model = models[ordinary]
     if ordinary:
-        Arm(arm).apply(model.get_base_model())
+        ORDINARY_ARMS[arm].apply(model.get_base_model())
     else:
         rf.set_activations(model, arm)
     return model
@@ -73,7 +73,7 @@ def measure(models: dict[bool, Any], arms: Sequence[str], options: argparse.Name
 
     def step_of(arm: str) -> Callable[..., None]:
         def step(number: int, tokens: int = options.length) -> None:
-            loss = models[arm in PLAIN_ARMS](**batch(number, tokens, vocabulary)).loss
+            loss = models[arm in ORDINARY_ARMS](**batch(number, tokens, vocabulary)).loss
             loss.backward()
             if number == 0 and tokens == options.length:
                 losses[arm] = loss.item()
@@ -96,7 +96,7 @@ def measure(models: dict[bool, Any], arms: Sequence[str], options: argparse.Name
             "peak": peaks[arm],
             "loss": losses[arm],
             "seconds": dataclasses.asdict(times.summary(arm)),
-            "time_over_checkpoint": dataclasses.asdict(times.ratio(arm, PLAIN_CHECKPOINT)),
+            "time_over_checkpoint": dataclasses.asdict(times.ratio(arm, ORDINARY_CHECKPOINT)),
         }
         for arm in arms
     ]
@@ -123,8 +123,8 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=list(LABELS), choices=LABELS)
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
-    if PLAIN_CHECKPOINT not in options.arms:
-        parser.error(f"--arms needs {PLAIN_CHECKPOINT}, which the times are ratios to.")
+    if ORDINARY_CHECKPOINT not in options.arms:
+        parser.error(f"--arms needs {ORDINARY_CHECKPOINT}, which the times are ratios to.")
     models = {
         True: adapted(load_causal_lm(options.model), options.rank),
         False: adapted(rf.from_pretrained(options.converted), options.rank),

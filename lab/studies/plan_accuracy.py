@@ -15,19 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
-from transformers import AutoConfig
 
 from lab.bench.environment import write_result
 from lab.bench.memory import PeakMemory, Task
 from lab.bench.process import measure_side_by_side
-from lab.bench.workload import PLAIN_CHECKPOINT, PLAIN_STORE, Arm, Precision, Workload, llama_config
-from revformers.dynamics import BlendedMidpoint, Midpoint
-from revformers.planning.methods import CHECKPOINT, STORE, Method, budgeted, rebuild
+from lab.bench.workload import MeasuredWorkload, llama_config
+from revformers.head.loss import Head
 from revformers.planning.search import largest_within
-from revformers.planning.step import Head, step_memory
-from revformers.planning.step import Workload as Planned
+from revformers.planning.setups import budgeted, rebuild, title_of
+from revformers.planning.step import step_memory
+from revformers.setup import CHECKPOINT, STORE, Precision, Setup
 
 WIDTH, VOCABULARY = 128, 256
 SHAPES = ((4, 128), (1, 384))
@@ -44,12 +42,7 @@ HEAD: Head = "chunked"
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 
-ARMS: list[tuple[Method, Arm]] = [
-    (STORE, Arm(PLAIN_STORE)),
-    (CHECKPOINT, Arm(PLAIN_CHECKPOINT)),
-    (rebuild(0), Arm("rebuild", Midpoint().to_dict())),
-    (rebuild(2), Arm("rebuild", BlendedMidpoint("1/4").to_dict())),
-]
+SETUPS = (STORE, CHECKPOINT, rebuild(0), rebuild(2))
 
 
 def models() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -83,13 +76,13 @@ class Study:
     batches: list[dict[str, Any]]
     tasks: list[Task]
 
-    def add(self, name: str, planned: Planned, method: Method, measured: Workload, arm: Arm) -> None:
+    def add(self, name: str, setup: Setup, measured: MeasuredWorkload) -> None:
         """Add a point: its plan, and the task that measures it."""
         batch, tokens = measured.batch_size, measured.sequence_length
-        peak = step_memory(planned, method, batch, tokens).device.total
+        peak = step_memory(measured, setup, batch, tokens).device.total
         point = {"batch": batch, "tokens": tokens, "planned": peak}
-        self.rows.append({"model": name, "precision": measured.precision, "arm": method.title, **point})
-        self.tasks.append((measured, arm))
+        self.rows.append({"model": name, "precision": measured.precision, "arm": title_of(setup), **point})
+        self.tasks.append((measured, setup))
 
     def add_measured(self, measured: Sequence[PeakMemory]) -> None:
         """Add what was measured to the rows."""
@@ -105,32 +98,27 @@ def study(name: str, config: dict[str, Any]) -> Study:
     """Return what is planned for a network, every precision, arm and shape, and its largest batches."""
     result = Study([], [], [])
     for precision in PRECISIONS:
-        workload = planned_workload(config, precision)
-        for method, arm in ARMS:
+        workload = MeasuredWorkload(config, precision=precision, head=HEAD)
+        for setup in SETUPS:
             for batch, tokens in SHAPES:
-                result.add(name, workload, method, Workload(config, batch, tokens, precision, head=HEAD), arm)
+                result.add(name, setup, MeasuredWorkload(config, batch, tokens, precision, head=HEAD))
         for batch, tokens in SHAPES:
             budget = step_memory(workload, STORE, batch, tokens).device.total // 3
-            arm = Arm("budget", Midpoint().to_dict(), budget)
-            measured = Workload(config, batch, tokens, precision, head=HEAD)
-            result.add(name, workload, budgeted(budget, workload.layers), measured, arm)
-    workload = planned_workload(config, "float32")
-    for method, arm in ARMS:
+            result.add(name, budgeted(budget), MeasuredWorkload(config, batch, tokens, precision, head=HEAD))
+    workload = MeasuredWorkload(config, head=HEAD)
+    for setup in SETUPS:
 
-        def cost(batch: int, method: Method = method) -> int:
-            return step_memory(workload, method, batch, BATCH_TOKENS).device.total
+        def cost(batch: int, setup: Setup = setup) -> int:
+            return step_memory(workload, setup, batch, BATCH_TOKENS).device.total
 
         room = (cost(BATCH) + cost(BATCH + 1)) // 2
         largest = largest_within(cost, room)
         point = {"tokens": BATCH_TOKENS, "memory": room, "planned": largest}
-        result.batches.append({"model": name, "arm": method.title, **point})
-        result.tasks.extend((Workload(config, largest + more, BATCH_TOKENS, head=HEAD), arm) for more in AROUND)
+        result.batches.append({"model": name, "arm": title_of(setup), **point})
+        result.tasks.extend(
+            (MeasuredWorkload(config, largest + more, BATCH_TOKENS, head=HEAD), setup) for more in AROUND
+        )
     return result
-
-
-def planned_workload(config: dict[str, Any], precision: Precision) -> Planned:
-    """Return what the planner is told."""
-    return Planned(AutoConfig.for_model(**config), dtype=getattr(torch, precision), head=HEAD)
 
 
 def main() -> None:

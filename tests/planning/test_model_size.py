@@ -3,12 +3,12 @@ import torch
 from torch import nn
 from transformers import AutoConfig
 
-from lab.bench.workload import Workload as Measured
+from lab.bench.workload import MeasuredWorkload as Measured
 from lab.bench.workload import llama_config
-from revformers.planning.methods import CHECKPOINT, STORE
-from revformers.planning.model_size import meta_model, model_size
+from revformers.planning.model_size import meta_model, model_size, trained_model
 from revformers.planning.nf4 import Nf4Linear, quantise_linear_layers
-from revformers.planning.step import Workload, step_memory
+from revformers.planning.step import step_memory
+from revformers.setup import CHECKPOINT, STORE, Workload
 
 CONFIG = llama_config(3, 128, 256, 256)
 ORDINARY = AutoConfig.for_model(**CONFIG)
@@ -41,8 +41,8 @@ def test_eight_bit_states_take_a_quarter():
 
 
 def test_nf4_takes_half_a_byte_and_scales():
-    size = model_size(Workload(ORDINARY, training="qlora").build(3), "adamw")
-    ordinary = model_size(Workload(ORDINARY, training="lora").build(3), "adamw")
+    size = model_size(trained_model(Workload(ORDINARY, precision="bfloat16", training="qlora"), 3), "adamw")
+    ordinary = model_size(trained_model(Workload(ORDINARY, precision="bfloat16", training="lora"), 3), "adamw")
     assert (size.parameters, size.trained) == (ordinary.parameters, ordinary.trained)
     layers = sum(module.weight.numel() for _, module in linear_layers(meta_model(ORDINARY, 3, torch.bfloat16)))
     # A scale of a byte for 64 elements, one of four for 64 x 256, and the code books of every weight.
@@ -83,7 +83,9 @@ def test_an_adapter_on_experts_is_planned(training):
     config = llama_config(3, 32, 64, 64) | {"model_type": "mixtral", "num_local_experts": 4}
     workload, autocast = Workload(AutoConfig.for_model(**config), training=training), torch.autocast
     expert_adapters = [
-        name for name, value in workload.build(3).named_parameters() if "experts" in name and value.requires_grad
+        name
+        for name, value in trained_model(workload, 3).named_parameters()
+        if "experts" in name and value.requires_grad
     ]
     assert expert_adapters
     assert step_memory(workload, STORE, 2, 32).device.total > step_memory(workload, CHECKPOINT, 2, 32).device.total > 0

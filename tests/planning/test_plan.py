@@ -2,33 +2,33 @@ import dataclasses
 from collections import Counter
 
 import pytest
-import torch
 from transformers import AutoConfig
 
 from lab.bench.workload import llama_config
 from revformers.planning import step
 from revformers.planning.devices import DEVICES
-from revformers.planning.methods import methods
 from revformers.planning.plan import make_plan
-from revformers.planning.step import Workload, step_memory
+from revformers.planning.setups import setups, title_of
+from revformers.planning.step import step_memory
+from revformers.setup import Workload
 
 CONFIG = llama_config(3, 64, 256, 256)
-WORKLOAD = Workload(AutoConfig.for_model(**CONFIG), dtype=torch.float32, head="own")
+WORKLOAD = Workload(AutoConfig.for_model(**CONFIG), 1, 64, head="own", optimizer="adamw")
 DEVICE = DEVICES["h100"]
 
 
 def test_the_largest_batch_fits_and_one_more_does_not():
     room = 10 * 2**20
-    fixed = make_plan(WORKLOAD, 2**20, 64, DEVICE, bits=()).size.total
-    plan = make_plan(WORKLOAD, fixed + room, 64, DEVICE, bits=(0,))
+    fixed = make_plan(WORKLOAD, 2**20, DEVICE, bits=()).size.total
+    plan = make_plan(WORKLOAD, fixed + room, DEVICE, bits=(0,))
     ways = [way for way in plan.ways if way.name != "budget"]
-    for way, method in zip(ways, methods((0,)), strict=True):
-        assert way.title == method.title
-        assert way.memory.total == fixed + step_memory(WORKLOAD, method, 1, 64).device.total
-        needed = [step_memory(WORKLOAD, method, way.largest_batch + more, 64).device.total for more in (0, 1)]
+    for way, setup in zip(ways, setups((0,)), strict=True):
+        assert way.title == title_of(setup)
+        assert way.memory.total == fixed + step_memory(WORKLOAD, setup, 1, 64).device.total
+        needed = [step_memory(WORKLOAD, setup, way.largest_batch + more, 64).device.total for more in (0, 1)]
         assert needed[0] <= room < needed[1]
         lengths = (way.longest_context, int(1.01 * way.longest_context) + 256)
-        needed = [step_memory(WORKLOAD, method, 1, tokens).device.total for tokens in lengths]
+        needed = [step_memory(WORKLOAD, setup, 1, tokens).device.total for tokens in lengths]
         assert needed[0] <= room < needed[1]
     assert plan.recommendation.startswith("Store activations")
 
@@ -42,10 +42,10 @@ def test_few_steps_are_run(monkeypatch):
         return run(model, batch, tokens)
 
     monkeypatch.setattr(step, "_step", counted)
-    workload = Workload(AutoConfig.for_model(**CONFIG | {"num_hidden_layers": 6}))
-    fixed = make_plan(dataclasses.replace(workload), 2**20, 64, DEVICE, bits=()).size.total
+    workload = Workload(AutoConfig.for_model(**CONFIG | {"num_hidden_layers": 6}), 1, 16384)
+    fixed = make_plan(dataclasses.replace(workload, sequence_length=64), 2**20, DEVICE, bits=()).size.total
     runs.clear()
-    plan = make_plan(workload, fixed + 2**32, 16384, DEVICE, bits=(0, 2))
+    plan = make_plan(workload, fixed + 2**32, DEVICE, bits=(0, 2))
     assert all(way.largest_batch > 10 for way in plan.ways)
     # Of four ways that run, each at two depths: one sequence, two further batches, two further lengths. Offloading runs
     # what checkpointing does, but fits other ones.
@@ -55,7 +55,7 @@ def test_few_steps_are_run(monkeypatch):
 
 def test_times_are_relative_to_storing_and_copies_cost():
     slow_link = dataclasses.replace(DEVICE, link=DEVICE.link / 10)
-    plans = [make_plan(WORKLOAD, 2**30, 64, device, bits=(0,)) for device in (DEVICE, slow_link)]
+    plans = [make_plan(WORKLOAD, 2**30, device, bits=(0,)) for device in (DEVICE, slow_link)]
     store, checkpoint, offload, rebuild, *_ = plans[0].ways
     assert store.time == store.operations == 1
     assert 1 < checkpoint.time < offload.time < plans[1].ways[2].time
@@ -64,29 +64,29 @@ def test_times_are_relative_to_storing_and_copies_cost():
 
 
 def test_a_budget_spends_what_rebuilding_leaves_at_the_largest_batch_of_checkpointing():
-    deep = dataclasses.replace(WORKLOAD, config=AutoConfig.for_model(**CONFIG | {"num_hidden_layers": 16}))
-    fixed = make_plan(deep, 2**20, 64, DEVICE, bits=()).size.total
+    deep = dataclasses.replace(WORKLOAD, model_config=AutoConfig.for_model(**CONFIG | {"num_hidden_layers": 16}))
+    fixed = make_plan(deep, 2**20, DEVICE, bits=()).size.total
     room = 30 * 2**20
-    *_, checkpoint, _, rebuild, budget = make_plan(deep, fixed + room, 64, DEVICE, bits=(0,)).ways
+    *_, checkpoint, _, rebuild, budget = make_plan(deep, fixed + room, DEVICE, bits=(0,)).ways
     assert (budget.name, budget.largest_batch) == ("budget", checkpoint.largest_batch)
     taken = (budget.memory.total - fixed) * checkpoint.largest_batch
     assert 0.9 * room < taken <= room
     assert 1 < budget.operations < rebuild.operations
     assert 1 < budget.time < rebuild.time
-    shallow = make_plan(WORKLOAD, 2**28, 64, DEVICE, bits=(0,))
+    shallow = make_plan(WORKLOAD, 2**28, DEVICE, bits=(0,))
     assert [way.name for way in shallow.ways if way.name == "budget"] == [], "two states take more than 3 checkpoints"
 
 
 def test_a_model_that_cannot_be_reversed_is_planned_without():
     config = AutoConfig.for_model(**CONFIG, H_cycles=2)
-    plan = make_plan(Workload(config, head="own"), 2**28, 16, DEVICE, bits=(0,))
+    plan = make_plan(Workload(config, 1, 16, head="own"), 2**28, DEVICE, bits=(0,))
     assert [way.name for way in plan.ways] == ["store", "checkpoint", "offload"]
     assert "several times over" in plan.refusal
 
 
 def test_only_an_adapter_has_gradients():
     pytest.importorskip("peft")
-    plan = make_plan(dataclasses.replace(WORKLOAD, training="lora"), 2**28, 64, DEVICE, bits=())
+    plan = make_plan(dataclasses.replace(WORKLOAD, training="lora"), 2**28, DEVICE, bits=())
     rank, width, wide = 16, 64, CONFIG["intermediate_size"]
     assert plan.size.trained == 3 * rank * (4 * (width + width) + 3 * (width + wide))
     assert plan.size.gradients == 4 * plan.size.trained

@@ -1,15 +1,17 @@
 import pytest
 
-from revformers.planning.meter import MemoryByCategory
-from revformers.planning.plan import Way
+from revformers.planning.cost import SetupCost
 from revformers.planning.recommend import recommend
+from revformers.planning.timeline import MemoryByCategory
 
 GIB = 2**30
 
 
 def way(name, batch, context=0, time=1.0, bits=None, **memory):
     context = context or 1024 * batch
-    return Way(name, bits, MemoryByCategory(**memory), GIB * (name == "offload"), batch, 3 * GIB, context, time, time)
+    return SetupCost(
+        name, bits, MemoryByCategory(**memory), GIB * (name == "offload"), batch, 3 * GIB, context, time, time
+    )
 
 
 CHECKPOINT = way("checkpoint", 4, time=1.2, activations=100)

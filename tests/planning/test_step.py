@@ -5,30 +5,23 @@ import torch
 from transformers import AutoConfig
 
 from lab.bench.memory import Measurer
-from lab.bench.workload import PLAIN_CHECKPOINT, PLAIN_STORE, Arm, llama_config
-from lab.bench.workload import Workload as Measured
-from revformers.dynamics import Midpoint
-from revformers.planning.methods import CHECKPOINT, OFFLOAD, STORE, rebuild
-from revformers.planning.step import Workload, _known_steps, _memory, step_memory, step_operations, step_time
+from lab.bench.workload import MeasuredWorkload as Measured
+from lab.bench.workload import llama_config
+from revformers.planning.setups import rebuild, title_of
+from revformers.planning.step import _known_steps, _memory, step_memory, step_operations, step_time
+from revformers.setup import CHECKPOINT, OFFLOAD, STORE, Workload
 
 CONFIG = llama_config(6, 128, 256, 256)
-WORKLOAD = Workload(AutoConfig.for_model(**CONFIG), dtype=torch.float32, head="own")
-METHODS = (STORE, CHECKPOINT, rebuild(0), rebuild(2))
+WORKLOAD = Workload(AutoConfig.for_model(**CONFIG), head="own")
+SETUPS = (STORE, CHECKPOINT, rebuild(0), rebuild(2))
 
 
-@pytest.mark.parametrize(
-    ("method", "arm"),
-    [
-        (STORE, Arm(PLAIN_STORE)),
-        (CHECKPOINT, Arm(PLAIN_CHECKPOINT)),
-        (rebuild(0), Arm("rebuild", Midpoint().to_dict())),
-    ],
-)
+@pytest.mark.parametrize("setup", [STORE, CHECKPOINT, rebuild(0)], ids=title_of)
 @pytest.mark.parametrize("head", ["own", "chunked"])
-def test_the_planned_peak_is_the_measured_one(method, arm, head):
-    measured = Measurer().peak(Measured(CONFIG, 2, 256, head=head), arm).peak
+def test_the_planned_peak_is_the_measured_one(setup, head):
+    measured = Measurer().peak(Measured(CONFIG, 2, 256, head=head), setup).peak
     workload = dataclasses.replace(WORKLOAD, head=head)
-    assert step_memory(workload, method, 2, 256).device.total == pytest.approx(measured, rel=0.01)
+    assert step_memory(workload, setup, 2, 256).device.total == pytest.approx(measured, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -36,15 +29,15 @@ def test_the_planned_peak_is_the_measured_one(method, arm, head):
 )
 def test_depth_is_carried_on_exactly(training, dtype):
     pytest.importorskip("peft")
-    workload = Workload(AutoConfig.for_model(**CONFIG), training, dtype=dtype)
-    for method in METHODS:
-        whole = _memory(workload, method, 6, 2, 64)
-        assert step_memory(workload, method, 2, 64).device.total == sum(whole.values())
+    workload = Workload(AutoConfig.for_model(**CONFIG), precision=str(dtype).removeprefix("torch."), training=training)
+    for setup in SETUPS:
+        whole = _memory(workload, setup, 6, 2, 64)
+        assert step_memory(workload, setup, 2, 64).device.total == sum(whole.values())
 
 
 def test_the_ends_of_a_stack_are_special():
     pytest.importorskip("peft")
-    workload = Workload(AutoConfig.for_model(**CONFIG), "lora")
+    workload = Workload(AutoConfig.for_model(**CONFIG), training="lora")
     peaks = [sum(_memory(workload, rebuild(0), depth, 2, 64).values()) for depth in (2, 3, 4, 5)]
     # Eight bytes of every tensor that a step is compared by are all that grows.
     assert peaks[0] < peaks[1] < peaks[2] == pytest.approx(peaks[3], abs=1024)
@@ -52,14 +45,14 @@ def test_the_ends_of_a_stack_are_special():
 
 def test_a_shallow_model_is_run_as_it_is():
     config = AutoConfig.for_model(**CONFIG | {"num_hidden_layers": 1})
-    workload = Workload(config, dtype=torch.float32, head="own")
+    workload = Workload(config, head="own")
     assert step_memory(workload, rebuild(0), 1, 64).device.total == sum(
         _memory(workload, rebuild(0), 1, 1, 64).values()
     )
 
 
 def test_offloading_moves_the_checkpoints_of_all_layers_but_one():
-    on_device, offloaded = (step_memory(WORKLOAD, method, 2, 64) for method in (CHECKPOINT, OFFLOAD))
+    on_device, offloaded = (step_memory(WORKLOAD, setup, 2, 64) for setup in (CHECKPOINT, OFFLOAD))
     layer_input = 4 * 2 * 64 * 128
     assert offloaded.host == pytest.approx(6 * layer_input, rel=0.01)
     assert on_device.device.total - offloaded.device.total == pytest.approx(5 * layer_input, rel=0.01)
@@ -67,12 +60,12 @@ def test_offloading_moves_the_checkpoints_of_all_layers_but_one():
 
 def test_a_loss_of_few_chunks_takes_what_one_of_many_takes(monkeypatch):
     workload = Workload(AutoConfig.for_model(**CONFIG))
-    for method in METHODS:
-        many = step_memory(workload, method, 1, 16384).device.total
+    for setup in SETUPS:
+        many = step_memory(workload, setup, 1, 16384).device.total
         forget()
         with monkeypatch.context() as patch:
             patch.setattr("revformers.planning.step.COUNTED", 4096)
-            few = step_memory(workload, method, 1, 16384).device.total
+            few = step_memory(workload, setup, 1, 16384).device.total
         forget()
         assert few == pytest.approx(many, rel=0.01)
 
@@ -91,11 +84,11 @@ def test_operations_of_many_chunks_are_counted():
 
 
 def test_checkpointing_and_rebuilding_cost_at_most_a_forward_pass():
-    stored, checkpointed, rebuilt = (step_operations(WORKLOAD, method, 64) for method in METHODS[:3])
+    stored, checkpointed, rebuilt = (step_operations(WORKLOAD, setup, 64) for setup in SETUPS[:3])
     assert stored < checkpointed < rebuilt <= stored * 4 / 3
 
 
 def test_time_is_operations_where_bytes_cost_nothing():
-    for method in METHODS:
-        assert round(step_time(WORKLOAD, method, 64, 0.0)) == step_operations(WORKLOAD, method, 64)
-        assert step_time(WORKLOAD, method, 64, 100.0) > step_time(WORKLOAD, method, 64, 1.0)
+    for setup in SETUPS:
+        assert round(step_time(WORKLOAD, setup, 64, 0.0)) == step_operations(WORKLOAD, setup, 64)
+        assert step_time(WORKLOAD, setup, 64, 100.0) > step_time(WORKLOAD, setup, 64, 1.0)

@@ -2,9 +2,10 @@ import pytest
 from transformers import AutoConfig
 
 from lab.bench.workload import llama_config
-from revformers.planning.methods import CHECKPOINT, STORE, rebuild
-from revformers.planning.step import Workload, _run
+from revformers.planning.setups import rebuild, title_of
+from revformers.planning.step import _run
 from revformers.planning.timeline import Recorder, between
+from revformers.setup import CHECKPOINT, STORE, Workload
 
 LLAMA = llama_config(3, 64, 256, 512)
 # Its masks have an element for every pair of tokens.
@@ -12,17 +13,17 @@ GEMMA = LLAMA | {"model_type": "gemma2", "head_dim": 32, "sliding_window": 16}
 SIZES = (40, 57, 90, 128)
 
 
-def steps(config, method, axis):
+def steps(config, setup, axis):
     workload = Workload(AutoConfig.for_model(**config), head="own")
     shapes = {size: (16 * size, 256) if axis == "batch" else (2, 512 * size) for size in SIZES}
-    return {size: _run(workload, method, 3, *shape) for size, shape in shapes.items()}
+    return {size: _run(workload, setup, 3, *shape) for size, shape in shapes.items()}
 
 
 @pytest.mark.parametrize("axis", ["batch", "tokens"])
-@pytest.mark.parametrize("method", [STORE, CHECKPOINT, rebuild(0), rebuild(2)], ids=lambda method: method.title)
+@pytest.mark.parametrize("setup", [STORE, CHECKPOINT, rebuild(0), rebuild(2)], ids=title_of)
 @pytest.mark.parametrize("config", [LLAMA, GEMMA], ids=["llama", "gemma2"])
-def test_a_step_between_others_is_the_one_that_would_run(config, method, axis):
-    known = steps(config, method, axis)
+def test_a_step_between_others_is_the_one_that_would_run(config, setup, axis):
+    known = steps(config, setup, axis)
     degree = 1 if axis == "batch" else 2
     for size in SIZES[1:-1]:
         others = {other: step for other, step in known.items() if other != size}

@@ -85,7 +85,6 @@ def run(arguments: Sequence[str]) -> int:
     if options.plot:
         require_package("matplotlib", "plot", "--plot")
     # imported here, so that the help does not wait for PyTorch
-    import torch
     from rich.console import Console
 
     from revformers.cli.plan_table import plan_table
@@ -93,7 +92,7 @@ def run(arguments: Sequence[str]) -> int:
     from revformers.console import say
     from revformers.planning.devices import DEVICES
     from revformers.planning.plan import make_plan
-    from revformers.planning.step import Workload
+    from revformers.setup import Workload
 
     quiet_libraries()
     gc.freeze()  # what the libraries have made is there to stay, and takes long to search for garbage
@@ -101,13 +100,20 @@ def run(arguments: Sequence[str]) -> int:
     longest = getattr(config, "max_position_embeddings", None) or math.inf
     if options.sequence_length > longest:
         print(f"The model reads at most {longest} tokens; {options.sequence_length} were asked for.", file=sys.stderr)
-    workload = Workload(config, options.train, options.optimizer, getattr(torch, options.dtype), options.head)
+    workload = Workload(
+        config,
+        sequence_length=options.sequence_length,
+        precision=options.dtype,
+        head=options.head,
+        optimizer=options.optimizer,
+        training=options.train,
+    )
     device, named = DEVICES[options.gpu], str(options.gpu)
     if options.operations_per_byte is not None:
         device = dataclasses.replace(device, memory=device.operations(workload.dtype) / options.operations_per_byte)
         named = f"{options.operations_per_byte:g} operations a byte"
     try:
-        plan = make_plan(workload, memory, options.sequence_length, device, options.bits)
+        plan = make_plan(workload, memory, device, options.bits)
     except ValueError as error:
         raise UserError(f"No step of {options.model} can be planned: {error}") from error
     if options.json == "-":

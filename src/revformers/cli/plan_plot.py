@@ -6,9 +6,11 @@ from typing import Literal
 
 from matplotlib.figure import Figure
 
-from revformers.planning.methods import methods
-from revformers.planning.plan import Plan, Way
-from revformers.planning.step import Workload, step_memory
+from revformers.planning.cost import SetupCost
+from revformers.planning.plan import Plan
+from revformers.planning.setups import setups, title_of
+from revformers.planning.step import step_memory
+from revformers.setup import Workload
 
 Axis = Literal["length", "batch"]
 
@@ -30,11 +32,11 @@ def draw(workload: Workload, plan: Plan, axis: Axis, file: Path) -> None:
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     axes = figure.subplots()
     at = _places(plan.ways, axis, plan.sequence_length)
-    for colour, method in enumerate(methods(bits)):
+    for colour, setup in enumerate(setups(bits)):
         totals = []
         for place in at:
             batch, tokens = (1, place) if axis == "length" else (place, plan.sequence_length)
-            step = step_memory(workload, method, batch, tokens).device.total
+            step = step_memory(workload, setup, batch, tokens).device.total
             totals.append((step + plan.size.total) / 2**30)
         axes.plot(
             at,
@@ -43,8 +45,8 @@ def draw(workload: Workload, plan: Plan, axis: Axis, file: Path) -> None:
             marker="o",
             markersize=3,
             linewidth=1.5,
-            label=method.title,
-            gid=method.title,
+            label=title_of(setup),
+            gid=title_of(setup),
         )
     axes.axhline(plan.memory / 2**30, color="grey", linewidth=1, linestyle="--", label="memory")
     if plan.size.total < plan.memory:
@@ -63,7 +65,7 @@ def draw(workload: Workload, plan: Plan, axis: Axis, file: Path) -> None:
     figure.savefig(file)
 
 
-def _places(ways: Sequence[Way], axis: Axis, tokens: int) -> list[int]:
+def _places(ways: Sequence[SetupCost], axis: Axis, tokens: int) -> list[int]:
     """Return where the curves have points: from little up to beyond what most fits on the device."""
     least = min(256, tokens) if axis == "length" else 1
     limits = [way.longest_context if axis == "length" else way.largest_batch for way in ways if not way.host]

@@ -1,21 +1,19 @@
 """A model on the meta device, of any depth, and what its parameters take."""
 
-import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from revformers.errors import require_package
+from revformers.head.loss import apply_head
 from revformers.planning.meta import autocast_without_meta
-from revformers.planning.nf4 import Nf4Linear
-
-Training = Literal["full", "lora", "qlora"]
-Optimizer = Literal["adamw", "adamw8bit", "adafactor", "lion", "sgd"]
+from revformers.planning.nf4 import Nf4Linear, quantise_linear_layers
+from revformers.setup import Optimizer, Setup, Workload, with_depth
 
 SMALLEST_QUANTISED = 4096
 """Elements below which bitsandbytes keeps the states of a tensor in float32."""
@@ -49,15 +47,30 @@ class ModelSize:
         return self.weights + self.gradients + self.optimizer
 
 
+def trained_model(workload: Workload, layers: int, setup: Setup | None = None) -> Any:
+    """Return the model on the meta device, with that many layers, trained as `setup` does, or with nothing arranged.
+
+    Raises:
+        MissingPackageError: for an adapter, without the package peft.
+        NotReversibleError: for a model that `setup` cannot make reversible.
+        ValueError: for autocast, which there is none of without numbers.
+
+    """
+    if workload.precision == "bfloat16_autocast":
+        raise ValueError("A step under autocast cannot be planned; plan one in float32 or in bfloat16.")
+    model = meta_model(workload.config, layers, workload.dtype)
+    if setup is not None:
+        setup.apply(model)
+    apply_head(model, workload.head)
+    if workload.training == "qlora":
+        quantise_linear_layers(model)
+    return model if workload.training == "full" else with_adapter(model, workload.rank)
+
+
 def meta_model(config: PreTrainedConfig, layers: int, dtype: torch.dtype) -> Any:
     """Return the causal language model of `config` with `layers` layers, in training mode, on the meta device."""
-    values = copy.deepcopy(config)
+    values = with_depth(config, layers)
     values.use_cache = False
-    if layers != values.num_hidden_layers:
-        values.num_hidden_layers = layers
-        # Some families list a type for every layer.
-        if getattr(values, "layer_types", None):
-            values.layer_types = values.layer_types[:layers]
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(values, dtype=dtype).train()
 
@@ -107,6 +120,7 @@ def _adafactor(parameter: nn.Parameter) -> int:
 
 
 STATE_BYTES: dict[Optimizer, Callable[[nn.Parameter], int]] = {
+    "none": lambda parameter: 0,
     "adamw": lambda parameter: 2 * parameter.nbytes,
     "adamw8bit": _adamw8bit,
     "adafactor": _adafactor,

@@ -10,52 +10,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from revformers.errors import NotReversibleError
+from revformers.planning.cost import SetupCost
 from revformers.planning.devices import Device
-from revformers.planning.methods import STORE, Method, budgeted, methods, rebuild
-from revformers.planning.model_size import ModelSize, model_size
+from revformers.planning.model_size import ModelSize, model_size, trained_model
 from revformers.planning.recommend import recommend
 from revformers.planning.search import largest_within
-from revformers.planning.step import Workload, step_memory, step_operations, step_time
+from revformers.planning.setups import bits_of, budgeted, rebuild, setups
+from revformers.planning.step import step_memory, step_operations, step_time
 from revformers.planning.timeline import MemoryByCategory
+from revformers.setup import STORE, Setup, Workload
 
 CONTEXT_UNIT = 256
 """Tokens of which the longest context is a multiple."""
 
 CONTEXT_TOLERANCE = 0.01
 """By which share the longest context may be too short."""
-
-
-@dataclass(frozen=True)
-class Way:
-    """One way to train.
-
-    Attributes:
-        name: "store", "checkpoint", "offload", "rebuild" or "budget".
-        bits: side information an element a layer, of "rebuild" and "budget".
-        memory: of a step of one sequence, bytes by category.
-        host: what lies in host memory meanwhile, bytes.
-        largest_batch: sequences that fit; 0 where not one does.
-        host_of_largest_batch: bytes.
-        longest_context: tokens of a single sequence that fit, a multiple of 256, found to one percent.
-        operations: floating-point operations of a step, relative to "store".
-        time: of a step as predicted, relative to "store".
-
-    """
-
-    name: str
-    bits: int | None
-    memory: MemoryByCategory
-    host: int
-    largest_batch: int
-    host_of_largest_batch: int
-    longest_context: int
-    operations: float
-    time: float
-
-    @property
-    def title(self) -> str:
-        """The name, with the bits."""
-        return self.name if self.bits is None else f"{self.name}, {self.bits} bits"
 
 
 @dataclass(frozen=True)
@@ -75,20 +44,17 @@ class Plan:
     memory: int
     sequence_length: int
     size: ModelSize
-    ways: list[Way]
+    ways: list[SetupCost]
     refusal: str | None
     recommendation: str
 
 
-def make_plan(
-    workload: Workload, memory: int, sequence_length: int, device: Device, bits: Sequence[int] = (0, 2, 4)
-) -> Plan:
+def make_plan(workload: Workload, memory: int, device: Device, bits: Sequence[int] = (0, 2, 4)) -> Plan:
     """Plan the training of a model within `memory` bytes.
 
     Args:
-        workload: what is trained.
+        workload: what is trained, of whose batches the largest is found.
         memory: of the device, bytes.
-        sequence_length: tokens of a sequence.
         device: whose speeds the predicted times are for.
         bits: budgets of side information, each from 0 to 8 bits an element a layer.
 
@@ -96,15 +62,16 @@ def make_plan(
         MissingPackageError: for an adapter, without the package peft.
 
     """
-    size = model_size(workload.build(workload.layers), workload.optimizer)
-    choices, refusal = methods(bits), _refusal(workload, sequence_length)
+    tokens = workload.sequence_length
+    size = model_size(trained_model(workload, workload.layers), workload.optimizer)
+    choices, refusal = setups(bits), _refusal(workload, tokens)
     if refusal:
-        choices = [method for method in choices if not method.reversible]
-    ways = [_way(workload, method, size, memory, sequence_length, device) for method in choices]
-    if mixed := _budgeted_way(workload, size, memory, sequence_length, device, ways):
+        choices = [setup for setup in choices if setup.ordinary]
+    ways = [_cost(workload, setup, size, memory, tokens, device) for setup in choices]
+    if mixed := _budgeted_cost(workload, size, memory, tokens, device, ways):
         ways.append(mixed)
     recommendation = recommend(ways, size.total, memory, refusal)
-    return Plan(memory, sequence_length, size, ways, refusal, recommendation)
+    return Plan(memory, tokens, size, ways, refusal, recommendation)
 
 
 def with_model(size: ModelSize, step: MemoryByCategory) -> MemoryByCategory:
@@ -121,33 +88,33 @@ def _refusal(workload: Workload, tokens: int) -> str | None:
     return None
 
 
-def _way(workload: Workload, method: Method, size: ModelSize, memory: int, tokens: int, device: Device) -> Way:
+def _cost(workload: Workload, setup: Setup, size: ModelSize, memory: int, tokens: int, device: Device) -> SetupCost:
     room = memory - size.total
     # The runs for the operations of a step tell its memory as well; those for its memory tell nothing else.
-    step_operations(workload, method, tokens)
-    one = step_memory(workload, method, 1, tokens)
-    batch = largest_within(lambda number: step_memory(workload, method, number, tokens).device.total, room)
+    step_operations(workload, setup, tokens)
+    one = step_memory(workload, setup, 1, tokens)
+    batch = largest_within(lambda number: step_memory(workload, setup, number, tokens).device.total, room)
     units = largest_within(
-        lambda number: step_memory(workload, method, 1, CONTEXT_UNIT * number).device.total,
+        lambda number: step_memory(workload, setup, 1, CONTEXT_UNIT * number).device.total,
         room,
         start=max(1, tokens // CONTEXT_UNIT),
         tolerance=CONTEXT_TOLERANCE,
     )
-    return Way(
-        method.name,
-        method.bits,
+    return SetupCost(
+        setup.activations.name,
+        bits_of(setup),
         with_model(size, one.device),
         one.host,
         batch,
-        step_memory(workload, method, max(1, batch), tokens).host if batch else 0,
+        step_memory(workload, setup, max(1, batch), tokens).host if batch else 0,
         CONTEXT_UNIT * units,
-        *_work_over_store(workload, method, tokens, device, one.host),
+        *_work_over_store(workload, setup, tokens, device, one.host),
     )
 
 
-def _budgeted_way(
-    workload: Workload, size: ModelSize, memory: int, tokens: int, device: Device, ways: Sequence[Way]
-) -> Way | None:
+def _budgeted_cost(
+    workload: Workload, size: ModelSize, memory: int, tokens: int, device: Device, ways: Sequence[SetupCost]
+) -> SetupCost | None:
     """Return rebuilding that spends what it leaves of the memory, at the largest batch of checkpointing.
 
     None where there is nothing to gain or to spend: all that is stored fits, checkpointing fits nothing, or rebuilding
@@ -162,24 +129,24 @@ def _budgeted_way(
     least = step_memory(workload, rebuild(0), 1, tokens).device
     budget = least.states + room - least.total
     while budget >= least.states:
-        method = budgeted(budget, workload.layers)
-        work = _work_over_store(workload, method, tokens, device, 0)
-        one = step_memory(workload, method, 1, tokens)
+        setup = budgeted(budget)
+        work = _work_over_store(workload, setup, tokens, device, 0)
+        one = step_memory(workload, setup, 1, tokens)
         if one.device.total <= room:
             batch, context = checkpoint.largest_batch, rebuilt.longest_context
-            return Way(method.name, method.bits, with_model(size, one.device), 0, batch, 0, context, *work)
+            return SetupCost("budget", bits_of(setup), with_model(size, one.device), 0, batch, 0, context, *work)
         # The working set is larger than that of rebuilding alone, by a second pair of states for one.
         budget -= one.device.total - room
     return None
 
 
-def _work_over_store(workload: Workload, method: Method, tokens: int, device: Device, host: int) -> tuple[float, float]:
+def _work_over_store(workload: Workload, setup: Setup, tokens: int, device: Device, host: int) -> tuple[float, float]:
     """Return the floating-point operations and the predicted time of a step, relative to storing."""
     operations = device.operations(workload.dtype)
     per_byte = operations / device.memory
     # Copies to the host and back wait for the computation and it for them, as PyTorch makes them.
     copies = 2 * host * operations / device.link
     return (
-        step_operations(workload, method, tokens) / step_operations(workload, STORE, tokens),
-        (step_time(workload, method, tokens, per_byte) + copies) / step_time(workload, STORE, tokens, per_byte),
+        step_operations(workload, setup, tokens) / step_operations(workload, STORE, tokens),
+        (step_time(workload, setup, tokens, per_byte) + copies) / step_time(workload, STORE, tokens, per_byte),
     )

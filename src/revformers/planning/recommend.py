@@ -1,16 +1,14 @@
 """Which way to train, and why."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from revformers.planning.plan import Way
+from revformers.planning.cost import SetupCost
 
 WORTH = 1.1
 """How much more must fit for another network, or a slower step, to be recommended."""
 
 
-def recommend(ways: Sequence["Way"], fixed: int, memory: int, refusal: str | None) -> str:
+def recommend(ways: Sequence[SetupCost], fixed: int, memory: int, refusal: str | None) -> str:
     """Return one sentence: what to train with, and why.
 
     Storing is the fastest and wins wherever it fits. Checkpointing trains the ordinary network and wins unless
@@ -66,7 +64,7 @@ def recommend(ways: Sequence["Way"], fixed: int, memory: int, refusal: str | Non
     )
 
 
-def _spending(ways: Sequence["Way"], checkpoint: "Way") -> str:
+def _spending(ways: Sequence[SetupCost], checkpoint: SetupCost) -> str:
     """Return a further sentence where rebuilding is faster than checkpointing once it spends the memory it leaves."""
     budget = next((way for way in ways if way.name == "budget"), None)
     if budget is None or budget.time >= checkpoint.time:
@@ -77,7 +75,7 @@ def _spending(ways: Sequence["Way"], checkpoint: "Way") -> str:
     )
 
 
-def _offloading(ways: Sequence["Way"], recommended: "Way") -> str:
+def _offloading(ways: Sequence[SetupCost], recommended: SetupCost) -> str:
     """Return a further sentence where offloading fits more than what is recommended, at a speed that is not known."""
     offload = next((way for way in ways if way.name == "offload"), None)
     if offload is None or offload.largest_batch <= recommended.largest_batch:
@@ -89,5 +87,5 @@ def _offloading(ways: Sequence["Way"], recommended: "Way") -> str:
     )
 
 
-def _sequences(way: "Way") -> str:
+def _sequences(way: SetupCost) -> str:
     return "1 sequence" if way.largest_batch == 1 else f"{way.largest_batch:,} sequences"

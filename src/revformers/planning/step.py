@@ -9,69 +9,23 @@ what the layers of such a batch take.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import nn
-from transformers import PreTrainedConfig
 
-from revformers.head.loss import HeadLoss, set_head_loss
+from revformers.activations import Budget, Offload
 from revformers.planning.meta import without_numbers
 from revformers.planning.meter import timeline_of
-from revformers.planning.methods import STORE, Method
-from revformers.planning.model_size import Optimizer, Training, meta_model, with_adapter
-from revformers.planning.nf4 import quantise_linear_layers
+from revformers.planning.model_size import trained_model
 from revformers.planning.timeline import CATEGORIES, MemoryByCategory, Timeline, between
 from revformers.planning.work import Work, work_of
-
-Head = Literal["chunked", "own"]
+from revformers.setup import CHECKPOINT, STORE, Setup, Workload
 
 COUNTED = 16384
 """Tokens of a batch that count in a chunked loss at most: one chunk is in memory at a time, whatever their number."""
 
-
-@dataclass(frozen=True, eq=False)
-class Workload:
-    """What is trained.
-
-    Attributes:
-        config: a configuration of transformers, with num_hidden_layers.
-        training: all weights; a LoRA adapter ("lora"); or one on frozen NF4 weights ("qlora").
-        optimizer: whose states are counted.
-        dtype: of the weights and of the computation.
-        head: the loss from the logits of a few tokens at a time (`revformers.head.loss`), or the model's own.
-        rank: of the adapter.
-
-    """
-
-    config: PreTrainedConfig
-    training: Training = "full"
-    optimizer: Optimizer = "adamw"
-    dtype: torch.dtype = torch.bfloat16
-    head: Head = "chunked"
-    rank: int = 16
-
-    @property
-    def layers(self) -> int:
-        """The model's depth."""
-        return int(self.config.num_hidden_layers)
-
-    def build(self, layers: int, method: Method | None = None) -> nn.Module:
-        """Return the model on the meta device, with that many layers, trained as `method` does.
-
-        Raises:
-            MissingPackageError: for an adapter, without the package peft.
-            NotReversibleError: for a model that `method` cannot make reversible.
-
-        """
-        model = meta_model(self.config, layers, self.dtype)
-        if method is not None:
-            method.prepare(model)
-        if self.head == "chunked":
-            set_head_loss(model, HeadLoss())
-        if self.training == "qlora":
-            quantise_linear_layers(model)
-        return model if self.training == "full" else with_adapter(model, self.rank)
+ORDINARY_STEADY_FROM = 2
+"""The depth from which on every further layer of the ordinary network adds the same."""
 
 
 @dataclass(frozen=True)
@@ -88,28 +42,28 @@ class StepMemory:
     host: int = 0
 
 
-def step_memory(workload: Workload, method: Method, batch: int, tokens: int) -> StepMemory:
+def step_memory(workload: Workload, setup: Setup, batch: int, tokens: int) -> StepMemory:
     """Return what one step takes beyond weights, gradients and optimizer states.
 
     Gradients count with the model, as they are there all the time where steps accumulate them.
 
     Args:
         workload: what is trained.
-        method: how.
+        setup: how.
         batch: sequences.
         tokens: of one sequence.
 
     """
 
     def part(name: str) -> int:
-        return max(0, round(_over_depth(workload, method, lambda depth: run(depth)[name])))
+        return max(0, round(_over_depth(workload, setup, lambda depth: run(depth)[name])))
 
     def run(depth: int) -> dict[str, int]:
-        return _memory(workload, method, depth, batch, tokens)
+        return _memory(workload, setup, depth, batch, tokens)
 
     whole = {name: part(name) for name in CATEGORIES}
     host = 0
-    if method.offloads:
+    if isinstance(setup.activations, Offload):
         # The input of the first layer, made before it, is among the others. It stands for the one layer's input that is
         # on the device at a time.
         host = whole["activations"] * workload.layers // max(1, workload.layers - 1)
@@ -117,70 +71,77 @@ def step_memory(workload: Workload, method: Method, batch: int, tokens: int) -> 
     return StepMemory(MemoryByCategory(**whole), host)
 
 
-def step_time(workload: Workload, method: Method, tokens: int, operations_per_byte: float) -> float:
+def step_time(workload: Workload, setup: Setup, tokens: int, operations_per_byte: float) -> float:
     """Return the time of one step of one sequence by the roofline model, in operations at the device's peak."""
-    return _over_work(workload, method, tokens, lambda work: work.time(operations_per_byte))
+    return _over_work(workload, setup, tokens, lambda work: work.time(operations_per_byte))
 
 
-def step_operations(workload: Workload, method: Method, tokens: int) -> int:
+def step_operations(workload: Workload, setup: Setup, tokens: int) -> int:
     """Return the floating-point operations of one step of one sequence."""
-    return round(_over_work(workload, method, tokens, lambda work: work.operations))
+    return round(_over_work(workload, setup, tokens, lambda work: work.operations))
 
 
-def _over_depth(workload: Workload, method: Method, value: Callable[[int], float]) -> float:
+def _over_depth(workload: Workload, setup: Setup, value: Callable[[int], float]) -> float:
     """Return the value at the model's depth, from those at two depths from which on it grows by the same every layer.
 
-    A model that is no deeper is run as it is.
+    A model that is no deeper is run as it is, and so is one whose layers a budget treats differently.
     """
-    layers, shallow = workload.layers, method.steady_from
-    if layers <= shallow:
+    layers, shallow = workload.layers, _steady_from(setup)
+    if shallow is None or layers <= shallow:
         return value(layers)
     least = value(shallow)
     return least + (layers - shallow) * (value(shallow + 1) - least)
 
 
-def _over_work(workload: Workload, method: Method, tokens: int, value: Callable[[Work], float]) -> float:
+def _steady_from(setup: Setup) -> int | None:
+    """Return the depth from which on layers add the same to a peak, those at either end being special, or None."""
+    if isinstance(setup.activations, Budget):
+        return None
+    return ORDINARY_STEADY_FROM if setup.ordinary else 4
+
+
+def _over_work(workload: Workload, setup: Setup, tokens: int, value: Callable[[Work], float]) -> float:
     """Return a value of the work of a step, from that of shallow ones with few chunks of the head, which are alike."""
-    whole = _over_depth(workload, method, lambda depth: value(_work(workload, method, depth, tokens, COUNTED)))
+    whole = _over_depth(workload, setup, lambda depth: value(_work(workload, setup, depth, tokens, COUNTED)))
     if tokens <= COUNTED:
         return whole
     # Every way computes the head alike.
-    layers = min(workload.layers, STORE.steady_from)
+    layers = min(workload.layers, ORDINARY_STEADY_FROM)
     most, half = (value(_work(workload, STORE, layers, tokens, counted)) for counted in (COUNTED, COUNTED // 2))
     return whole + (tokens - COUNTED) * (most - half) / (COUNTED - COUNTED // 2)
 
 
 @lru_cache(maxsize=4096)
-def _memory(workload: Workload, method: Method, layers: int, batch: int, tokens: int) -> dict[str, int]:
+def _memory(workload: Workload, setup: Setup, layers: int, batch: int, tokens: int) -> dict[str, int]:
     """Return the peak of a step by category, from a run of it or from runs of smaller and larger ones."""
-    known = _known_steps(workload, method, layers)
+    known = _known_steps(workload, setup, layers)
     timeline = known.get((batch, tokens))
     if timeline is None:
         batches = {other: step for (other, length), step in known.items() if length == tokens}
         lengths = {other: step for (number, other), step in known.items() if number == batch}
         timeline = between(batches, batch, degree=1) or between(lengths, tokens, degree=2)
     if timeline is None:
-        timeline = known[batch, tokens] = _run(workload, method, layers, batch, tokens)
+        timeline = known[batch, tokens] = _run(workload, setup, layers, batch, tokens)
     peak = timeline.peak()
     return {name: getattr(peak, name) for name in CATEGORIES} | {"weights": 0}
 
 
 @lru_cache(maxsize=64)
-def _known_steps(workload: Workload, method: Method, layers: int) -> dict[tuple[int, int], Timeline]:
+def _known_steps(workload: Workload, setup: Setup, layers: int) -> dict[tuple[int, int], Timeline]:
     """Return the steps that were run, by their batch and tokens; `_memory` adds to them."""
     return {}
 
 
-def _run(workload: Workload, method: Method, layers: int, batch: int, tokens: int) -> Timeline:
-    model = _model(workload, method, layers)
+def _run(workload: Workload, setup: Setup, layers: int, batch: int, tokens: int) -> Timeline:
+    model = _model(workload, setup, layers)
     with without_numbers(COUNTED):
         return timeline_of(_step(model, batch, tokens), model)
 
 
 @lru_cache(maxsize=4096)
-def _work(workload: Workload, method: Method, layers: int, tokens: int, counted: int) -> Work:
+def _work(workload: Workload, setup: Setup, layers: int, tokens: int, counted: int) -> Work:
     """Return the work of a step of one sequence; a run for it tells its memory as well."""
-    model, known = _model(workload, method, layers), _known_steps(workload, method, layers)
+    model, known = _model(workload, setup, layers), _known_steps(workload, setup, layers)
     step = _step(model, 1, tokens)
     works = []
     with without_numbers(counted):
@@ -197,8 +158,8 @@ def _step(model: Any, batch: int, tokens: int) -> Callable[[], None]:
 
 
 @lru_cache(maxsize=64)
-def _model(workload: Workload, method: Method, layers: int) -> Any:
-    model = workload.build(layers, method)
+def _model(workload: Workload, setup: Setup, layers: int) -> Any:
+    model = trained_model(workload, layers, CHECKPOINT if isinstance(setup.activations, Offload) else setup)
     for parameter in model.parameters():
         if parameter.requires_grad:
             # Gradients that are kept are counted with the model, new ones only until they are added.

@@ -3,13 +3,14 @@
 import copy
 import threading
 
+from lab.bench.arm_names import setups_of
 from lab.bench.depth import DepthPoint, as_rows, growths
 from lab.bench.memory import Measurer, PeakMemory
-from lab.bench.workload import Workload, arms_from_names, llama_config
+from lab.bench.workload import MeasuredWorkload, llama_config
 from revformers.dynamics import Midpoint
 
 MEBIBYTE = 2**20
-ARMS = arms_from_names(["store", "checkpoint", "rebuild"], Midpoint())
+ARMS = setups_of(["store", "checkpoint", "rebuild"], Midpoint())
 
 
 def quartiles(median):
@@ -46,7 +47,7 @@ def dynamics(name, recurrence, bits, loss, **verdict):
 
 def depth():
     # One layer's input: 2 x 64 x 64 elements of 4 bytes.
-    workload = Workload(llama_config(4, 64, 256, 64), batch_size=2, sequence_length=64)
+    workload = MeasuredWorkload(llama_config(4, 64, 256, 64), batch_size=2, sequence_length=64)
     base, one = 200_000, workload.layer_input_bytes
     peaks = {
         "store": lambda n: base + 20 * one * n,
@@ -54,9 +55,7 @@ def depth():
         "rebuild": lambda n: base + 6 * one,
     }
     points = [
-        DepthPoint(arm.name, layers, PeakMemory(peaks[arm.name](layers), 0, None))
-        for arm in ARMS
-        for layers in (4, 8, 16)
+        DepthPoint(name, layers, PeakMemory(peaks[name](layers), 0, None)) for name in ARMS for layers in (4, 8, 16)
     ]
     return {
         "recurrence": Midpoint().recurrence,

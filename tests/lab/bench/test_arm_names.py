@@ -1,8 +1,9 @@
 import pytest
 
-from lab.bench.arm_names import ArmName
-from lab.bench.workload import Arm
+from lab.bench.arm_names import ARM_NAMES, ArmName, arm_name, setups_of
+from revformers.activations import Budget, Checkpoint, Rebuild
 from revformers.dynamics import BlendedMidpoint, Leapfrog, Midpoint
+from revformers.setup import OFFLOAD, Setup
 
 OWN = Leapfrog()
 
@@ -10,25 +11,25 @@ OWN = Leapfrog()
 @pytest.mark.parametrize(
     ("text", "arm"),
     [
-        ("plain_offload", Arm("plain_offload")),
-        ("checkpoint", Arm("checkpoint", OWN.to_dict())),
-        ("rebuild", Arm("rebuild", OWN.to_dict())),
-        ("rebuild:0", Arm("rebuild", Midpoint().to_dict())),
-        ("rebuild:2", Arm("rebuild", BlendedMidpoint("1/4").to_dict())),
-        ("budget:2MiB", Arm("budget", OWN.to_dict(), budget=2**21)),
-        ("budget_checkpoint:1GB", Arm("budget_checkpoint", OWN.to_dict(), budget=10**9)),
+        ("plain_offload", OFFLOAD),
+        ("checkpoint", Setup(OWN, Checkpoint())),
+        ("rebuild", Setup(OWN, Rebuild())),
+        ("rebuild:0", Setup(Midpoint(), Rebuild())),
+        ("rebuild:2", Setup(BlendedMidpoint("1/4"), Rebuild())),
+        ("budget:2MiB", Setup(OWN, Budget(2**21))),
+        ("budget_checkpoint:1GB", Setup(OWN, Budget(10**9, "checkpoint"))),
     ],
 )
 def test_names_and_what_they_mean(text, arm):
     name = ArmName.parse(text)
     assert not name.open
-    assert name.arm(OWN) == arm
+    assert name.setup(OWN) == arm
 
 
 def test_a_budget_without_a_size_is_open():
     name = ArmName.parse("budget_checkpoint")
     assert name.open
-    assert name.arm(OWN, 77) == Arm("budget_checkpoint", OWN.to_dict(), budget=77)
+    assert name.setup(OWN, 77) == Setup(OWN, Budget(77, "checkpoint"))
 
 
 @pytest.mark.parametrize(
@@ -44,3 +45,13 @@ def test_a_budget_without_a_size_is_open():
 def test_what_names_no_arm_is_refused(text, message):
     with pytest.raises(ValueError, match=message):
         ArmName.parse(text)
+
+
+def test_a_budget_that_nobody_settled_is_no_arm():
+    with pytest.raises(ValueError, match="needs a budget in bytes"):
+        ArmName.parse("budget").setup(OWN)
+
+
+@pytest.mark.parametrize("name", ARM_NAMES)
+def test_an_arm_knows_its_name(name):
+    assert arm_name(setups_of([name], OWN, 2**20)[name]) == name

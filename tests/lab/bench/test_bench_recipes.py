@@ -10,7 +10,7 @@ from lab.bench.recipe import BenchRecipe
 from lab.bench.study import Study, settings
 from lab.bench.study_axis import AXES
 from lab.bench.study_file import StudyFile
-from lab.bench.workload import Workload
+from lab.bench.workload import MeasuredWorkload
 from revformers.training.recipe_file import read_recipe
 from tests.lab.bench.example import MeasureHere
 
@@ -67,7 +67,7 @@ def test_a_recipe_runs_on_a_tiny_network(name, axis, tmp_path, monkeypatch):
     [("table3.yaml", 774e6), ("table4.yaml", None), ("long-context-8b.yaml", 8.03e9)],
 )
 def test_recipes_for_a_gpu_have_the_shape_they_say(name, parameters, monkeypatch):
-    monkeypatch.setattr(Workload, "__post_init__", lambda self: None)
+    monkeypatch.setattr(MeasuredWorkload, "__post_init__", lambda self: None)
     workload = read_recipe(BenchRecipe(), DIRECTORY / name).workload()
     model = dataclasses.replace(workload, device="meta").build_model() if parameters else None
     assert model is None or model.num_parameters() == pytest.approx(parameters, rel=0.01)

@@ -4,12 +4,15 @@ import re
 import pytest
 import torch
 
+from lab.bench.arm_names import setups_of
 from lab.bench.memory import Measurer, TurnTimes
 from lab.bench.process import measure_peak_memory
-from lab.bench.workload import PLAIN_CHECKPOINT, PLAIN_STORE, Arm, Workload, arms_from_names, llama_config
+from lab.bench.workload import MeasuredWorkload, llama_config
 from revformers import BlendedMidpoint, Hamiltonian, Leapfrog, Midpoint
+from revformers.activations import Checkpoint, Rebuild
+from revformers.setup import CHECKPOINT, STORE, Setup
 
-WORKLOAD = Workload(llama_config(3, 64, 32, 128), batch_size=4, sequence_length=128)
+WORKLOAD = MeasuredWorkload(llama_config(3, 64, 32, 128), batch_size=4, sequence_length=128)
 RANDOM_STATE_BYTES = 5056
 """What PyTorch's checkpointing keeps on the CPU besides the input of a step."""
 
@@ -24,18 +27,16 @@ def growth(arm, workload=WORKLOAD):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_rebuilding_does_not_grow_with_depth(dynamics, precision):
     workload = dataclasses.replace(WORKLOAD, precision=precision)
-    assert abs(growth(Arm("rebuild", dynamics.to_dict()), workload)) <= 0.01 * workload.layer_input_bytes
+    assert abs(growth(Setup(dynamics, Rebuild()), workload)) <= 0.01 * workload.layer_input_bytes
 
 
 @pytest.mark.parametrize(("blend", "bits"), [("1/2", 1), ("1/16", 4)])
 def test_a_contracting_step_grows_by_its_side_information(blend, bits):
-    grown = growth(Arm("rebuild", BlendedMidpoint(blend).to_dict()))
+    grown = growth(Setup(BlendedMidpoint(blend), Rebuild()))
     assert grown == pytest.approx(WORKLOAD.layer_input_elements * bits / 8, abs=0.01 * WORKLOAD.layer_input_bytes)
 
 
-@pytest.mark.parametrize(
-    ("arm", "tensors"), [(Arm(PLAIN_CHECKPOINT), 1), (Arm("checkpoint", Hamiltonian().to_dict()), 2)]
-)
+@pytest.mark.parametrize(("arm", "tensors"), [(CHECKPOINT, 1), (Setup(Hamiltonian(), Checkpoint()), 2)])
 def test_the_meter_resolves_what_checkpointing_keeps(arm, tensors):
     grown = growth(arm)
     assert tensors * WORKLOAD.layer_input_bytes <= grown
@@ -43,34 +44,34 @@ def test_the_meter_resolves_what_checkpointing_keeps(arm, tensors):
 
 
 def test_storing_grows_by_many_tensors():
-    assert growth(Arm(PLAIN_STORE)) > 10 * WORKLOAD.layer_input_bytes
+    assert growth(STORE) > 10 * WORKLOAD.layer_input_bytes
 
 
 def test_the_head_does_not_set_the_peak():
     # Otherwise the growth of the layers would hide below it.
-    rebuild = Arm("rebuild", Midpoint().to_dict())
+    rebuild = Setup(Midpoint(), Rebuild())
     larger = dataclasses.replace(WORKLOAD, model_config=llama_config(3, 64, 64, 128))
     assert Measurer().peak(larger, rebuild).peak == Measurer().peak(WORKLOAD, rebuild).peak
 
 
 def test_the_optimizer_has_states_that_count_apart_and_leaves_the_weights_alone():
     workload, measurer = dataclasses.replace(WORKLOAD, optimizer="adamw"), Measurer()
-    with_states, without = measurer.peak(workload, Arm(PLAIN_STORE)), Measurer().peak(WORKLOAD, Arm(PLAIN_STORE))
+    with_states, without = measurer.peak(workload, STORE), Measurer().peak(WORKLOAD, STORE)
     parameters = WORKLOAD.build_model().num_parameters()
     assert 8 * parameters <= with_states.optimizer_states < 8 * parameters + 4096
     assert without.optimizer_states == 0
     assert with_states.weights_and_gradients == without.weights_and_gradients
     assert with_states.total == without.total + with_states.optimizer_states
-    times = measurer.times({"store": (workload, Arm(PLAIN_STORE))}, rounds=2, warm_up_rounds=0)
-    again = Measurer().times({"store": (WORKLOAD, Arm(PLAIN_STORE))}, rounds=2, warm_up_rounds=0)
+    times = measurer.times({"store": (workload, STORE)}, rounds=2, warm_up_rounds=0)
+    again = Measurer().times({"store": (WORKLOAD, STORE)}, rounds=2, warm_up_rounds=0)
     assert times.losses == again.losses
 
 
 def test_arms_take_turns_on_one_model_and_see_the_same_batches():
     names = ["plain_checkpoint", "rebuild", "checkpoint", "plain_store", "budget"]
-    arms = arms_from_names(names, Midpoint(), budget=2**22)
+    arms = setups_of(names, Midpoint(), budget=2**22)
     larger = dataclasses.replace(WORKLOAD, batch_size=6)
-    tasks = {arm.name: (WORKLOAD, arm) for arm in arms} | {"larger": (larger, arms[1])}
+    tasks = {name: (WORKLOAD, arm) for name, arm in arms.items()} | {"larger": (larger, arms["rebuild"])}
     times = Measurer().times(tasks, rounds=3, warm_up_rounds=1)
     assert times.out_of_memory == []
     assert {name: len(seconds) for name, seconds in times.seconds.items()} == dict.fromkeys(tasks, 3)
@@ -81,7 +82,7 @@ def test_arms_take_turns_on_one_model_and_see_the_same_batches():
     assert losses["larger"] != losses["rebuild"]
 
 
-class OutOfMemory(Arm):
+class OutOfMemory(Setup):
     """An arm that does not fit."""
 
     def apply(self, model):
@@ -89,7 +90,7 @@ class OutOfMemory(Arm):
 
 
 def test_what_does_not_fit_is_a_result():
-    tasks = {"none": (WORKLOAD, OutOfMemory(PLAIN_STORE)), "store": (WORKLOAD, Arm(PLAIN_STORE))}
+    tasks = {"none": (WORKLOAD, OutOfMemory(STORE.dynamics, STORE.activations)), "store": (WORKLOAD, STORE)}
     times = Measurer().times(tasks, rounds=1, warm_up_rounds=0)
     assert times.out_of_memory == ["none"]
     assert list(times.seconds) == ["store"]
@@ -111,15 +112,15 @@ def test_only_want_of_memory_is_taken_for_it(message, kind, monkeypatch):
     def fail(*_):
         raise RuntimeError(message)
 
-    monkeypatch.setattr(Workload, "train_step", fail)
+    monkeypatch.setattr(MeasuredWorkload, "train_step", fail)
     with pytest.raises(kind, match=re.escape(message)):
-        Measurer().peak(WORKLOAD, Arm(PLAIN_STORE))
+        Measurer().peak(WORKLOAD, STORE)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arm", [Arm(PLAIN_STORE), Arm(PLAIN_CHECKPOINT), Arm("rebuild", Midpoint().to_dict())])
+@pytest.mark.parametrize("arm", [STORE, CHECKPOINT, Setup(Midpoint(), Rebuild())])
 def test_the_resident_set_agrees(arm):
-    large = Workload(llama_config(8, 256, 128, 512), batch_size=4, sequence_length=512)
+    large = MeasuredWorkload(llama_config(8, 256, 128, 512), batch_size=4, sequence_length=512)
     (measured,) = measure_peak_memory([(large, arm)])
     if measured.resident_peak is None:
         pytest.skip("the resident peak cannot be reset here")

@@ -7,20 +7,23 @@ import signal
 import pytest
 
 from lab.bench import process as module
+from lab.bench.arm_names import ORDINARY_STORE, arm_name
 from lab.bench.memory import Measurer, PeakMemory
 from lab.bench.meter import MALLOC_SETTINGS
 from lab.bench.process import MeasuringProcess, measure_peak_memory
-from lab.bench.workload import PLAIN_STORE, Arm, Workload, llama_config
-from revformers import Midpoint
+from lab.bench.workload import MeasuredWorkload, llama_config
+from revformers import BlendedMidpoint, Midpoint
+from revformers.activations import Rebuild
+from revformers.setup import STORE, Setup
 
-WORKLOAD = Workload(llama_config(3, 64, 32, 128), batch_size=4, sequence_length=128)
+WORKLOAD = MeasuredWorkload(llama_config(3, 64, 32, 128), batch_size=4, sequence_length=128)
 
 
 def test_a_fresh_process_measures_the_same_whatever_ran_in_it_before():
-    store, rebuild = Arm(PLAIN_STORE), Arm("rebuild", Midpoint().to_dict())
-    here = {arm.name: Measurer().peak(WORKLOAD, arm) for arm in (store, rebuild)}
+    store, rebuild = STORE, Setup(Midpoint(), Rebuild())
+    here = {arm_name(arm): Measurer().peak(WORKLOAD, arm) for arm in (store, rebuild)}
     fresh = measure_peak_memory([(WORKLOAD, arm) for arm in (rebuild, store, rebuild)], threads=1)
-    assert fresh == [here["rebuild"], here[PLAIN_STORE], here["rebuild"]]
+    assert fresh == [here["rebuild"], here[ORDINARY_STORE], here["rebuild"]]
     parameters = WORKLOAD.build_model().num_parameters()
     assert 8 * parameters <= fresh[0].weights_and_gradients < 8 * parameters + 4096
     assert fresh[0].total == fresh[0].peak + fresh[0].weights_and_gradients
@@ -35,7 +38,7 @@ def test_processes_side_by_side_share_the_cores(monkeypatch):
 
     monkeypatch.setattr(module, "measure_peak_memory", measure)
     monkeypatch.setattr(module.os, "cpu_count", lambda: 6)
-    arm = Arm(PLAIN_STORE)
+    arm = STORE
     tasks = [[(WORKLOAD, arm), (WORKLOAD.with_layers(7), arm)], [(WORKLOAD.with_layers(2), arm)]]
     measured = module.measure_side_by_side(tasks, 2)
     assert [[one.peak for one in of_process] for of_process in measured] == [[3, 7], [2]]
@@ -46,16 +49,16 @@ def test_processes_side_by_side_share_the_cores(monkeypatch):
 
 def test_a_process_says_why_it_failed_and_is_replaced():
     with MeasuringProcess(threads=1) as process:
-        with pytest.raises(RuntimeError, match=r"memory of rebuild at 3 layers failed: .*no inverse"):
-            process.peak(WORKLOAD, Arm("rebuild", {"name": "residual"}))
+        with pytest.raises(RuntimeError, match=r"memory of rebuild at 3 layers failed: .*layers"):
+            process.peak(WORKLOAD, Setup(BlendedMidpoint(["1/2", "1/4"]), Rebuild()))
         free, total = process.device_memory("cpu")
         assert 0 < free < total
-        times = process.times({"a": (WORKLOAD, Arm(PLAIN_STORE))}, rounds=2, warm_up_rounds=0)
+        times = process.times({"a": (WORKLOAD, STORE)}, rounds=2, warm_up_rounds=0)
         assert len(times.seconds["a"]) == len(times.losses["a"]) == 2
         # What the system does to a process where memory runs out.
         os.kill(process._process.pid, signal.SIGKILL)
         with pytest.raises(MemoryError, match="system ended the process"):
-            process.peak(WORKLOAD, Arm(PLAIN_STORE))
+            process.peak(WORKLOAD, STORE)
 
 
 def test_a_process_starts_when_it_is_asked(monkeypatch):
@@ -87,7 +90,7 @@ def test_a_process_that_is_ended_in_the_middle_of_its_answer_has_not_answered(mo
 
 def test_want_of_memory_reaches_the_parent(monkeypatch, capfd):
     monkeypatch.setattr(Measurer, "peak", raise_memory_error)
-    tasks = {"": [dataclasses.asdict(WORKLOAD), dataclasses.asdict(Arm(PLAIN_STORE))]}
+    tasks = {"": [dataclasses.asdict(WORKLOAD), module._written(STORE)]}
     request = json.dumps({"method": "peak", "tasks": tasks, "memory": None, "resident": False})
     monkeypatch.setattr(module.sys, "stdin", io.StringIO(request + "\n"))
     shown = os.dup(1)

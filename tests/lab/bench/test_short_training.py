@@ -1,12 +1,14 @@
 import pytest
 import torch
 
+from lab.bench.arm_names import setups_of
 from lab.bench.short_training import mean_loss, train_in_turns
-from lab.bench.workload import Arm, Workload, arms_from_names, llama_config
+from lab.bench.workload import MeasuredWorkload, llama_config
 from revformers import Midpoint
+from revformers.setup import STORE
 
-WORKLOAD = Workload(llama_config(2, 32, 16, 16), batch_size=2, sequence_length=16)
-DROPOUT = Workload(
+WORKLOAD = MeasuredWorkload(llama_config(2, 32, 16, 16), batch_size=2, sequence_length=16)
+DROPOUT = MeasuredWorkload(
     {"model_type": "gpt2", "n_layer": 2, "n_embd": 16, "n_head": 2, "n_positions": 16, "vocab_size": 16},
     batch_size=2,
     sequence_length=16,
@@ -14,7 +16,7 @@ DROPOUT = Workload(
 
 
 def models_of(workload, names):
-    return {arm.name: arm.apply(workload.build_model()) for arm in arms_from_names(names, Midpoint())}
+    return {name: arm.apply(workload.build_model()) for name, arm in setups_of(names, Midpoint()).items()}
 
 
 @pytest.mark.parametrize("workload", [WORKLOAD, DROPOUT])
@@ -41,7 +43,7 @@ def test_it_learns():
 
 
 def test_the_mean_loss_is_that_of_all_batches():
-    model = Arm("plain_store").apply(WORKLOAD.build_model())
+    model = STORE.apply(WORKLOAD.build_model())
     batches = [WORKLOAD.build_batch(number) for number in range(2)]
     each = [mean_loss(WORKLOAD, model, [batch]) for batch in batches]
     assert mean_loss(WORKLOAD, model, batches) == pytest.approx(sum(each) / 2)

@@ -5,6 +5,7 @@ import pytest
 
 from lab.bench import environment, study_file
 from lab.bench import study as module
+from lab.bench.arm_names import arm_name, budget_of
 from lab.bench.memory import PeakMemory, TurnTimes
 from lab.bench.recipe import BenchRecipe
 from lab.bench.study import Study, settings
@@ -45,24 +46,27 @@ class Machine:
 
     def peak(self, workload, arm, *, memory=None, resident=False):
         assert self.returns_memory, "resident memory would mean nothing"
-        self._note(arm.name, workload.layers, workload.batch_size, workload.sequence_length)
+        name, budget = arm_name(arm), budget_of(arm)
+        self._note(name, workload.layers, workload.batch_size, workload.sequence_length)
         one, layers = workload.layer_input_bytes, workload.layers
         peak = {"plain_store": 10 * layers * one, "plain_checkpoint": (layers + 5) * one, "rebuild": 9 * one}
         peak["checkpoint"] = peak["plain_checkpoint"]
-        if arm.budget:
-            assert arm.budget >= min(4, layers) * one  # the states, or the inputs of all layers
+        if budget:
+            assert budget >= min(4, layers) * one  # the states, or the inputs of all layers
             # A layer is stored as a whole.
-            stored = max(0, arm.budget - 4 * one) // (10 * one)
-            peak[arm.name] = min(10 * layers * one, 9 * one + stored * 10 * one)
-        if peak[arm.name] > 10**6:
+            stored = max(0, budget - 4 * one) // (10 * one)
+            peak[name] = min(10 * layers * one, 9 * one + stored * 10 * one)
+        if peak[name] > 10**6:
             raise MemoryError("more than there is")
-        return PeakMemory(peak[arm.name], 1000 * layers, 77 if resident else None)
+        return PeakMemory(peak[name], 1000 * layers, 77 if resident else None)
 
     def times(self, tasks, rounds, warm_up_rounds, *, memory=None):
         assert not self.returns_memory, "every tensor would be made of new pages"
         self._note("times", *tasks)
         speed = {"plain_store": 1.0, "plain_checkpoint": 1.25, "rebuild": 1.5, "budget": 1.125, "checkpoint": 1.25}
-        seconds = {name: [speed[arm.name] * workload.batch_size] * rounds for name, (workload, arm) in tasks.items()}
+        seconds = {
+            name: [speed[arm_name(arm)] * workload.batch_size] * rounds for name, (workload, arm) in tasks.items()
+        }
         return TurnTimes(seconds, {name: [2.5] * (rounds + warm_up_rounds) for name in tasks}, [])
 
 

@@ -1,15 +1,18 @@
 import pytest
 import torch
 
-from lab.bench.workload import PLAIN_CHECKPOINT, PLAIN_STORE, Arm, Workload, arms_from_names, llama_config
+from lab.bench.arm_names import ORDINARY_CHECKPOINT, ORDINARY_STORE, arm_name, setups_of
+from lab.bench.workload import MeasuredWorkload, llama_config
 from revformers import Midpoint, dynamics
 from revformers.models.state import reversible_stack
+from revformers.setup import CHECKPOINT, STORE
 
 GPT2 = {"model_type": "gpt2", "n_layer": 2, "n_embd": 16, "n_head": 2, "n_positions": 8, "vocab_size": 11}
 
 
 def workload(**changes):
-    return Workload(**{"model_config": llama_config(2, 32, 13, 8), "batch_size": 3, "sequence_length": 8} | changes)
+    sizes = {"model_config": llama_config(2, 32, 13, 8), "batch_size": 3, "sequence_length": 8}
+    return MeasuredWorkload(**sizes | changes)
 
 
 def test_the_same_seed_gives_the_same_weights_and_batches():
@@ -40,43 +43,44 @@ def test_depth_and_width_have_one_name_in_every_family(config):
 
 def test_arms_change_the_model_as_they_say():
     model = workload().build_model()
-    for arm in arms_from_names(["store", "checkpoint", "offload", "rebuild"], Midpoint()):
-        assert reversible_stack(arm.apply(model)).activations == arm.name
-    for arm in arms_from_names(["budget", "budget_checkpoint"], Midpoint(), budget=2**20):
-        assert reversible_stack(arm.apply(model)).activations == str(arm.activations)
+    for name, arm in setups_of(["store", "checkpoint", "offload", "rebuild"], Midpoint()).items():
+        assert str(reversible_stack(arm.apply(model)).activations) == name == arm_name(arm)
+    for name, arm in setups_of(["budget", "budget_checkpoint"], Midpoint(), budget=2**20).items():
+        assert reversible_stack(arm.apply(model)).activations == arm.activations
+        assert name == arm_name(arm)
     assert str(arm.activations) == "budget:1048576:checkpoint"
-    assert reversible_stack(Arm(PLAIN_STORE).apply(model)) is None
+    assert reversible_stack(STORE.apply(model)) is None
     assert not model.is_gradient_checkpointing
-    assert Arm(PLAIN_CHECKPOINT).apply(model).is_gradient_checkpointing
+    assert CHECKPOINT.apply(model).is_gradient_checkpointing
 
 
 @pytest.mark.filterwarnings("error")
-def test_plain_checkpointing_warns_of_nothing():
-    Arm(PLAIN_CHECKPOINT).apply(workload().build_model())
+def test_ordinary_checkpointing_warns_of_nothing():
+    CHECKPOINT.apply(workload().build_model())
 
 
 @pytest.mark.parametrize(("head", "chunked"), [("auto", True), ("chunked", True), ("own", False)])
 def test_every_arm_has_the_head_of_the_workload(head, chunked):
     measured = workload(head=head)
     losses = []
-    for arm in arms_from_names([PLAIN_STORE, PLAIN_CHECKPOINT, "rebuild"], Midpoint()):
+    for arm in setups_of([ORDINARY_STORE, ORDINARY_CHECKPOINT, "rebuild"], Midpoint()).values():
         output = arm.apply(measured.build_model())(**measured.build_batch())
         assert (output.logits is None) == chunked
         losses.append(float(output.loss))
     own = workload(head="own")
-    expected = own.forward_backward(Arm(PLAIN_STORE).apply(own.build_model()), own.build_batch())
+    expected = own.forward_backward(STORE.apply(own.build_model()), own.build_batch())
     assert losses[0] == pytest.approx(expected, rel=1e-6)
 
 
 def test_all_arms_compute_the_same_loss():
     measured = workload()
     losses = {}
-    names = [PLAIN_STORE, PLAIN_CHECKPOINT, "store", "checkpoint", "rebuild", "budget", "budget_checkpoint"]
-    for arm in arms_from_names(names, dynamics.Midpoint(), budget=2**16):
-        losses[arm.name] = measured.forward_backward(arm.apply(measured.build_model()), measured.build_batch())
+    names = [ORDINARY_STORE, ORDINARY_CHECKPOINT, "store", "checkpoint", "rebuild", "budget", "budget_checkpoint"]
+    for name, arm in setups_of(names, dynamics.Midpoint(), budget=2**16).items():
+        losses[name] = measured.forward_backward(arm.apply(measured.build_model()), measured.build_batch())
     assert losses["store"] == losses["checkpoint"] == losses["rebuild"] == losses["budget"]
     assert losses["store"] == losses["budget_checkpoint"]
-    assert losses[PLAIN_STORE] == losses[PLAIN_CHECKPOINT] != losses["store"]
+    assert losses[ORDINARY_STORE] == losses[ORDINARY_CHECKPOINT] != losses["store"]
 
 
 @pytest.mark.parametrize(
@@ -87,10 +91,8 @@ def test_all_arms_compute_the_same_loss():
         (lambda: workload(batch_size=0), "batch_size of at least 1"),
         (lambda: workload(model_config=llama_config(0, 32, 13, 8)), "layers of at least 1"),
         (lambda: workload(device="nonsense"), "cannot use the device 'nonsense'"),
-        (lambda: Arm("forget"), "no arm 'forget'"),
-        (lambda: Arm("rebuild"), "needs a dynamics"),
-        (lambda: Arm("budget", Midpoint().to_dict()), "needs a budget in bytes"),
-        (lambda: Arm("rebuild", Midpoint().to_dict(), budget=2**20), "takes no budget"),
+        (lambda: workload(optimizer="sgd"), "Training full with sgd is not measured"),
+        (lambda: workload(training="lora"), "Training lora with none is not measured"),
         (lambda: llama_config(2, 30, 13, 8, heads=4), "width of 30"),
     ],
 )

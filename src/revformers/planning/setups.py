@@ -1,0 +1,37 @@
+"""The ways to train that a plan compares."""
+
+from collections.abc import Sequence
+
+from revformers.activations import Budget, Rebuild
+from revformers.dynamics import BlendedMidpoint, Midpoint
+from revformers.setup import ORDINARY_SETUPS, Setup
+
+
+def rebuild(bits: int) -> Setup:
+    """Return the midpoint rule (0 bits) or a blend of 1/2^bits, without update predictors."""
+    return Setup(BlendedMidpoint(f"1/{2**bits}") if bits else Midpoint(), Rebuild())
+
+
+def budgeted(size: int) -> Setup:
+    """Return the midpoint rule that keeps what fits in `size` bytes."""
+    return Setup(Midpoint(), Budget(size))
+
+
+def setups(bits: Sequence[int]) -> list[Setup]:
+    """Return the ways to compare, in the order of the table; "rebuild" once for each budget of side information."""
+    return [*ORDINARY_SETUPS, *map(rebuild, bits)]
+
+
+def bits_of(setup: Setup) -> int | None:
+    """Return the bits of side information an element a layer, which are None for the ordinary network."""
+    return None if setup.dynamics is None else setup.dynamics.side_information_bits(1)
+
+
+def title_of(setup: Setup) -> str:
+    """Return the name of the activation policy, with the bits."""
+    return title(setup.activations.name, bits_of(setup))
+
+
+def title(name: str, bits: int | None) -> str:
+    """Return what tables and plots call a way to train."""
+    return name if bits is None else f"{name}, {bits} bits"

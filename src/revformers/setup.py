@@ -1,0 +1,193 @@
+"""How a network is trained, and on what: shared by what plans a training and by what measures one."""
+
+import copy
+import dataclasses
+import inspect
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, Self, TypeVar, get_args
+
+import torch
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+from revformers.activations import ActivationPolicy, Checkpoint, Offload, Store
+from revformers.dynamics.base import Dynamics
+from revformers.head.loss import Head
+from revformers.reversible import make_residual, make_reversible
+
+Precision = Literal["float32", "bfloat16", "bfloat16_autocast"]
+Optimizer = Literal["none", "adamw", "adamw8bit", "adafactor", "lion", "sgd"]
+Training = Literal["full", "lora", "qlora"]
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A way to train a network.
+
+    Attributes:
+        dynamics: of the reversible network; None for the ordinary network, which transformers trains as it is.
+        activations: the policy; of the ordinary network `Store`, or `Checkpoint` or `Offload` as transformers does it.
+
+    Raises:
+        ValueError: for another policy of the ordinary network, or one that needs an inverse which the dynamics lack.
+
+    """
+
+    dynamics: Dynamics | None
+    activations: ActivationPolicy
+
+    def __post_init__(self) -> None:
+        if self.dynamics is not None:
+            self.activations.check(self.dynamics)
+        elif not isinstance(self.activations, Store | Checkpoint | Offload):
+            raise ValueError(f"The ordinary network has no activation policy {self.activations}; give dynamics.")
+
+    @property
+    def ordinary(self) -> bool:
+        """Whether the network is that of transformers."""
+        return self.dynamics is None
+
+    def apply(self, model: Model) -> Model:
+        """Change `model`, which may have been trained otherwise, in place to be trained so, and return it.
+
+        Raises:
+            NotReversibleError: for dynamics that the model cannot have.
+            ValueError: where offloading needs a later transformers.
+
+        """
+        # The names that every transformers 5 has; later ones call them deprecated.
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):
+            make_residual(model).gradient_checkpointing_disable()
+            if self.dynamics is not None:
+                return make_reversible(model, self.dynamics, activations=self.activations)
+            if isinstance(self.activations, Checkpoint):
+                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if isinstance(self.activations, Offload):
+            enable = getattr(model, "activation_checkpointing_enable", None)
+            if enable is None or "offload" not in inspect.signature(enable).parameters:
+                raise ValueError(
+                    "Offloading the checkpoints of the ordinary network needs a transformers whose "
+                    "activation_checkpointing_enable offloads, such as 5.24."
+                )
+            enable({"use_reentrant": False}, offload=True)
+        return model
+
+
+STORE = Setup(None, Store())
+CHECKPOINT = Setup(None, Checkpoint())
+OFFLOAD = Setup(None, Offload())
+ORDINARY_SETUPS = (STORE, CHECKPOINT, OFFLOAD)
+"""The ways to train the ordinary network."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A causal language model, and the batch that it is trained on.
+
+    Attributes:
+        model_config: a configuration of transformers, or what its `to_dict` gives.
+        batch_size: sequences in a step.
+        sequence_length: tokens in a sequence.
+        precision: ``"float32"``; ``"bfloat16"`` holds the weights in bfloat16; ``"bfloat16_autocast"`` holds them in
+            float32 and computes under autocast.
+        head: how the loss is computed.
+        optimizer: ``"none"`` ends a step with the backward pass.
+        training: all weights; a LoRA adapter ("lora"); or one on frozen NF4 weights ("qlora").
+        rank: of the adapter.
+
+    Raises:
+        ValueError: for a value that there is not.
+
+    """
+
+    model_config: dict[str, Any] | PreTrainedConfig
+    batch_size: int = 1
+    sequence_length: int = 2048
+    precision: Precision = "float32"
+    head: Head = "auto"
+    optimizer: Optimizer = "none"
+    training: Training = "full"
+    rank: int = 16
+
+    def __post_init__(self) -> None:
+        for name, values in (
+            ("precision", Precision),
+            ("head", Head),
+            ("optimizer", Optimizer),
+            ("training", Training),
+        ):
+            if getattr(self, name) not in get_args(values):
+                raise ValueError(
+                    f"There is no {name} {getattr(self, name)!r}; choose one of {', '.join(get_args(values))}."
+                )
+        for name in ("batch_size", "sequence_length", "layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"A workload needs a {name} of at least 1, not {getattr(self, name)}.")
+
+    def __hash__(self) -> int:
+        # Of what can be hashed: a configuration cannot.
+        return hash((self.batch_size, self.sequence_length, self.precision, self.head, self.optimizer, self.training))
+
+    @cached_property
+    def config(self) -> PreTrainedConfig:
+        """The configuration as transformers reads it, with one name for width and depth in every family."""
+        if isinstance(self.model_config, PreTrainedConfig):
+            return self.model_config
+        return AutoConfig.for_model(**self.model_config)
+
+    @property
+    def layers(self) -> int:
+        """Number of transformer blocks."""
+        return int(self.config.num_hidden_layers)
+
+    @property
+    def width(self) -> int:
+        """Width of the stream."""
+        return int(self.config.hidden_size)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights."""
+        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+
+    @property
+    def longest_sequence(self) -> int | None:
+        """The most tokens that the model reads, where its configuration says so."""
+        return getattr(self.config, "max_position_embeddings", None)
+
+    @property
+    def layer_input_elements(self) -> int:
+        """Number of elements in the tensor that one block reads: batch x sequence x width."""
+        return self.batch_size * self.sequence_length * self.width
+
+    @property
+    def layer_input_bytes(self) -> int:
+        """Size of the tensor that one block reads, in bytes."""
+        return self.layer_input_elements * self.dtype.itemsize
+
+    def with_layers(self, layers: int) -> Self:
+        """Return the same workload with another number of blocks."""
+        config = with_depth(self.config, layers)
+        as_given = config.to_dict() if isinstance(self.model_config, dict) else config
+        return dataclasses.replace(self, model_config=as_given)
+
+
+def with_depth(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
+    """Return a copy of a configuration with another number of layers.
+
+    Some families list a type for every layer: a shallower model has the first of them, and a deeper one those that the
+    family makes itself.
+    """
+    result = copy.deepcopy(config)
+    types = getattr(result, "layer_types", None)
+    result.num_hidden_layers = layers
+    if types and layers <= len(types):
+        result.layer_types = types[:layers]
+    elif types:
+        values = result.to_dict()
+        del values["layer_types"]
+        result = type(config).from_dict(values)
+    return result
