@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from lab.bench.meter import peak_allocated_bytes, peak_resident_bytes
 from lab.bench.step_time import measure_step_times
 from lab.bench.workload import MeasuredWorkload
+from revformers.activations import Budget
 from revformers.setup import Setup
 
 Task = tuple[MeasuredWorkload, Setup]
@@ -215,9 +216,9 @@ def _says_out_of_memory(error: RuntimeError) -> bool:
     return any(words in str(error) for words in ("out of memory", "can't allocate memory", "_STATUS_ALLOC_FAILED"))
 
 
-def _observe(workload: Workload, arm: Arm, model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> None:
+def _observe(workload: MeasuredWorkload, arm: Setup, model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> None:
     """Let a budget see the batch shape: it stores layers from the second forward pass of a shape on."""
-    if arm.budget is not None:
+    if isinstance(arm.activations, Budget):
         with workload.autocast():
             model(**batch)
 

@@ -134,8 +134,16 @@ def _known_steps(workload: Workload, setup: Setup, layers: int) -> dict[tuple[in
 
 def _run(workload: Workload, setup: Setup, layers: int, batch: int, tokens: int) -> Timeline:
     model = _model(workload, setup, layers)
+    step = _step(model, batch, tokens)
     with without_numbers(COUNTED):
-        return timeline_of(_step(model, batch, tokens), model)
+        _observe(setup, step)
+        return timeline_of(step, model)
+
+
+def _observe(setup: Setup, step: Callable[[], None]) -> None:
+    """Let a budget see the batch shape: it stores layers from the second step of a shape on."""
+    if isinstance(setup.activations, Budget):
+        step()
 
 
 @lru_cache(maxsize=4096)
@@ -145,6 +153,7 @@ def _work(workload: Workload, setup: Setup, layers: int, tokens: int, counted: i
     step = _step(model, 1, tokens)
     works = []
     with without_numbers(counted):
+        _observe(setup, step)
         if counted == COUNTED and (1, tokens) not in known:
             known[1, tokens] = timeline_of(lambda: works.append(work_of(step)), model)
         else:
