@@ -190,7 +190,7 @@ def test_plan_accuracy(tmp_path, monkeypatch):
     script = load("plan_accuracy.py")
     smaller = {
         "models": lambda: [("small", llama_config(4, 64, 256, 128))],
-        "ARMS": [script.ARMS[0], script.ARMS[-1]],
+        "SETUPS": [script.SETUPS[0], script.SETUPS[-1]],
         "PRECISIONS": ("float32",),
         "SHAPES": ((2, 64),),
         "BATCH": 3,
