@@ -389,7 +389,7 @@ def with_a_replaced_forward():
             r"XLNetLMHeadModel does not compute its loss.*set_head_loss\(model, None\)",
         ),
         (with_a_loss_function_of_its_own, "does not compute its loss as"),
-        (partial(tiny, "xLSTMForCausalLM"), "xLSTMForCausalLM cannot be applied to some tokens alone"),
+        (partial(tiny, "xLSTMForCausalLM"), "xLSTMForCausalLM cannot be applied to a few tokens at a time"),
         (with_a_replaced_forward, "replaced by another library"),
     ],
 )
@@ -450,7 +450,7 @@ def test_the_choice_of_a_command(head, chunked):
         with pytest.raises(InseparableHeadError):
             apply_head(inseparable, head)
     elif head == "auto":
-        with pytest.warns(UserWarning, match="xLSTMForCausalLM cannot be applied to some tokens alone"):
+        with pytest.warns(UserWarning, match="xLSTMForCausalLM cannot be applied to a few tokens at a time"):
             apply_head(inseparable, head)
 
 

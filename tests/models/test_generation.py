@@ -92,7 +92,7 @@ def test_assisted_decoding_gives_the_tokens_of_the_model_itself(family, dynamics
 def test_an_early_exit_is_refused_and_leaves_the_model_as_it_was(family):
     model = model_of(family, rf.Midpoint())
     expected = model.generate(PROMPT[:1], **GREEDY)
-    with pytest.raises(rf.NotReversibleError, match="the first 2 of its 4 layers alone, as assistant_early_exit asks"):
+    with pytest.raises(rf.NotReversibleError, match="only the first 2 of its 4 layers, as assistant_early_exit asks"):
         model.generate(PROMPT[:1], assistant_early_exit=2, **GREEDY)
     assert model.config.num_hidden_layers == 4
     assert torch.equal(model.generate(PROMPT[:1], **GREEDY), expected)

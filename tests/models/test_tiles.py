@@ -9,7 +9,7 @@ from lab.bench.meter import peak_allocated_bytes
 from revformers.models.tiles import set_mlp_tiles
 from tests.tiny_models import FAMILIES, batch, tiny
 
-WITHOUT_TILES = {"opt": "no module of its own", "mixtral": "Router", "qwen3_moe": "Experts", "gpt_oss": "Router"}
+WITHOUT_TILES = {"opt": "not a separate module", "mixtral": "Router", "qwen3_moe": "Experts", "gpt_oss": "Router"}
 
 
 def step(model, inputs):

@@ -1,1 +1,1 @@
-"""Hugging Face models: finding their layers, their fields, swapping the recurrence, saving and loading."""
+"""Transformers models: how their layers are found and evaluated, and how a reversible recurrence replaces theirs."""

@@ -1,4 +1,4 @@
-"""Giving the decoder and the layers of a model their places in a reversible stack, and taking these away again."""
+"""Attaching a reversible recurrence to the decoder and the layers of a model, and detaching it."""
 
 import warnings
 from dataclasses import replace
@@ -17,11 +17,11 @@ from revformers.models.update_predictor import PredictorForm, UpdatePredictor
 
 
 def check(model: nn.Module, identity: Identity) -> DecoderStack:
-    """Return the decoder of a model that can follow the recurrence of `identity`.
+    """Return the decoder of a model after checking that it can follow the recurrence of `identity`.
 
     Raises:
-        NotReversibleError: where the model is no plain fold over its layers.
-        ValueError: for a policy that does not go with the dynamics, or dynamics of another depth.
+        NotReversibleError: if the model does more than pass one hidden state through its layers in order.
+        ValueError: if the policy does not support the dynamics, or the dynamics are for another depth.
 
     """
     stack = find_stack(model)
@@ -34,10 +34,10 @@ def check(model: nn.Module, identity: Identity) -> DecoderStack:
 
 
 def attach(model: nn.Module, identity: Identity) -> ReversibleStack:
-    """Let the decoder of an ordinary model follow the recurrence of `identity`, in place, update predictors included.
+    """Make the decoder of an ordinary model follow the recurrence of `identity`, in place, and add update predictors.
 
     Raises:
-        NotReversibleError, ValueError: as `check`, and for a forward that another library has replaced.
+        NotReversibleError, ValueError: as `check`, and if another library has replaced a forward.
 
     """
     stack = check(model, identity)
@@ -64,10 +64,10 @@ def attach(model: nn.Module, identity: Identity) -> ReversibleStack:
 
 
 def detach(stack: DecoderStack) -> None:
-    """Give the decoder and the layers of a reversible model their own forward back; update predictors are removed.
+    """Restore the forward of the decoder and the layers of a reversible model, and remove update predictors.
 
     Raises:
-        ValueError: where another library has wrapped a forward meanwhile.
+        ValueError: if another library has wrapped a forward in the meantime.
 
     """
     for module in (stack.decoder, *stack.layers):
@@ -76,7 +76,7 @@ def detach(stack: DecoderStack) -> None:
                 f"The forward of {type(module).__name__} was wrapped by another library after the model became "
                 f"reversible; undo that first (accelerate.hooks.remove_hook_from_submodules, after device_map)."
             )
-    for layer in stack.layers:  # first: an interruption must not leave them in an ordinary model
+    for layer in stack.layers:  # first, so that an interruption cannot leave them in an ordinary model
         if hasattr(layer, "update_predictor"):
             del layer.update_predictor
     del stack.decoder._reversible_stack, stack.decoder.forward
@@ -85,15 +85,15 @@ def detach(stack: DecoderStack) -> None:
 
 
 def set_activations(model: nn.Module, activations: ActivationPolicy | str) -> None:
-    """Choose the activation policy of a reversible model.
+    """Set the activation policy of a reversible model.
 
     Args:
         model: a reversible model.
         activations: as in `make_reversible`.
 
     Raises:
-        TypeError: where `activations` is no policy.
-        ValueError: for a model that is not reversible, an unknown policy, or one that does not go with the dynamics.
+        TypeError: if `activations` is not a policy.
+        ValueError: if the model is not reversible, or the policy is unknown or does not support the dynamics.
 
     """
     reversible = require_reversible(model)
@@ -103,14 +103,14 @@ def set_activations(model: nn.Module, activations: ActivationPolicy | str) -> No
 
 
 def add_update_predictors(model: nn.Module, form: PredictorForm) -> list[UpdatePredictor]:
-    """Give every layer of a reversible model that steps by block an update predictor, and return them in order.
+    """Add an update predictor to every layer of a reversible model that steps by block, and return them in order.
 
-    They predict zero until they are fitted, take the dtype and the device of their layers, belong to the model's
-    parameters and state dict, and go with `make_residual`. That of the first layer leaves out the features of a layer
-    before it.
+    They predict zero until they are fitted, have the dtype and the device of their layers, and belong to the model's
+    parameters and state dict. `make_residual` removes them. The predictor of the first layer omits the features of
+    the previous layer.
 
     Raises:
-        NotReversibleError: for features that need the branches of a family whose branches are not known.
+        NotReversibleError: if a feature needs the branches of a family whose branches are not known.
 
     """
     stack = find_stack(model)
@@ -127,7 +127,7 @@ def add_update_predictors(model: nn.Module, form: PredictorForm) -> list[UpdateP
 
 
 def warn_of_gradient_checkpointing(stacklevel: int = 3) -> None:
-    """Say that the activation policy decides: trainers (TRL by default) ask for checkpointing on their own."""
+    """Warn that gradient checkpointing stays off; trainers (TRL by default) request it on their own."""
     warnings.warn(
         "Gradient checkpointing is not switched on: this model is reversible, and its activation policy decides what "
         "is recomputed. For checkpointing call revformers.set_activations(model, revformers.Checkpoint()).",

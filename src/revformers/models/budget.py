@@ -1,4 +1,4 @@
-"""What a budget chose, and the least that it may be."""
+"""Memory budgets of a reversible model: the report of the last forward pass, and the smallest possible budget."""
 
 from torch import nn
 
@@ -10,10 +10,10 @@ from revformers.models.state import require_reversible
 
 
 def budget_report(model: nn.Module) -> BudgetReport:
-    """Return what the last forward pass of a reversible model chose under its `Budget`.
+    """Return the report of the last forward pass that a reversible model ran under a `Budget`.
 
     Raises:
-        ValueError: for an ordinary model, or one that had no forward pass with gradients under a budget.
+        ValueError: if the model is ordinary, or has not run a forward pass with gradients under a budget.
 
     """
     report = require_reversible(model).budget_report
@@ -26,16 +26,16 @@ def budget_report(model: nn.Module) -> BudgetReport:
 
 
 def smallest_budget(model: nn.Module, batch_size: int, sequence_length: int, recompute: Recompute = "rebuild") -> int:
-    """Return the bytes that a forward pass keeps which stores nothing; a `Budget` must have at least as many.
+    """Return the bytes that a forward pass keeps if it stores no activations; a `Budget` must be at least that large.
 
     Args:
         model: a reversible model.
-        batch_size: sequences in a batch.
-        sequence_length: tokens in a sequence, padding included.
-        recompute: how the budget recomputes.
+        batch_size: sequences per batch.
+        sequence_length: tokens per sequence, including padding.
+        recompute: as in `Budget`.
 
     Raises:
-        ValueError: for an ordinary model, or dynamics without an inverse.
+        ValueError: if the model is ordinary, or its dynamics have no inverse.
 
     """
     reversible, inner = require_reversible(model), unwrap(model)

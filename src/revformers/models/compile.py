@@ -1,4 +1,4 @@
-"""Compiling what the layers of a reversible model compute."""
+"""Compilation of the layers of a reversible model with `torch.compile`."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -16,26 +16,26 @@ Model = TypeVar("Model", bound=nn.Module)
 def compile_layers(model: Model, *, fullgraph: bool = True, **options: Any) -> Model:
     """Compile the layers of a reversible model with `torch.compile`, in place; call it after `make_reversible`.
 
-    Only what a layer computes is compiled, not the recurrence around it. Layers of the same structure share one
-    compiled graph, however many they are, and both passes run the same graph, so rebuilt gradients stay equal to stored
-    ones. ``torch.compile(model)``, ``model.compile()``, ``layer.compile()`` and ``torch_compile=True`` of a trainer
-    leave the layers of a reversible model alone, and warn; after this call they compile what surrounds the layers.
+    The computation of each layer is compiled, but not the recurrence around it. All layers of the same structure share
+    one compiled graph. Both passes run the same graph, so rebuilt gradients stay equal to stored ones.
+    ``torch.compile(model)``, ``model.compile()``, ``layer.compile()`` and ``torch_compile=True`` of a trainer do not
+    compile the layers of a reversible model, and warn; after this call they compile what surrounds the layers.
 
-    The batches of the first shape get a graph for that shape alone, all others one for every shape, unless `options`
-    say otherwise (`dynamic`). Without gradients (generation) there are others again, and where PyTorch's limit of
-    graphs is reached the layers run uncompiled.
+    Batches of the first shape get a static graph and batches of all other shapes share a dynamic one, unless `options`
+    include ``dynamic``. Passes without gradients (generation) have graphs of their own; once they reach PyTorch's
+    recompilation limit, the layers run uncompiled.
 
     Args:
         model: a reversible causal language model of transformers, or a PEFT model around one.
-        fullgraph: whether a layer must compile as one graph. What cannot is an error, and so is a model with more kinds
-            of layers than ``torch.compiler.config.recompile_limit``, which would otherwise run the rest uncompiled.
-        options: what `torch.compile` takes besides, such as ``mode`` or ``backend``.
+        fullgraph: whether a layer must compile as one graph. A graph break is then an error, and so is a model with
+            more kinds of layers than ``torch.compiler.config.recompile_limit``; if false, the rest runs uncompiled.
+        options: further keywords of `torch.compile`, such as ``mode`` or ``backend``.
 
     Returns:
-        The same model; `make_reversible` or `make_residual` undo it.
+        The same model. `make_reversible` and `make_residual` undo the compilation.
 
     Raises:
-        ValueError: for a model that is not reversible.
+        ValueError: if the model is not reversible.
 
     """
     require_reversible(model).evaluate = _CompiledEvaluate(fullgraph, options)
@@ -43,10 +43,11 @@ def compile_layers(model: Model, *, fullgraph: bool = True, **options: Any) -> M
 
 
 class _CompiledEvaluate:
-    """Compiled versions of `evaluate`: the shape of a batch decides for one of them, whenever it is evaluated.
+    """Compiled versions of `evaluate`; the shape of the batch alone selects one of them.
 
-    PyTorch would compile the second shape anew, for every shape, and run that graph for the first one too from then on:
-    also to evaluate a layer again whose first evaluation ran the old graph, which saves other tensors.
+    PyTorch's default would compile a dynamic graph at the second shape and from then on use it for the first shape
+    too. The backward pass could then evaluate a layer by another graph, which saves other tensors, than the forward
+    pass did.
     """
 
     def __init__(self, fullgraph: bool, options: dict[str, Any]) -> None:
@@ -57,7 +58,7 @@ class _CompiledEvaluate:
         self._without_gradients = _compiled(fullgraph=False, **options)
 
     def __call__(self, function: Callable[..., Any], layer: nn.Module, inputs: tuple[Any, ...], hidden: Tensor) -> Any:
-        """Return what `evaluate` does."""
+        """Return the result of `evaluate`."""
         if not torch.is_grad_enabled():
             return self._without_gradients(function, layer, inputs, hidden)
         if self._first is None:

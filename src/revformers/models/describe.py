@@ -1,4 +1,4 @@
-"""Saying what a model is: ordinary or reversible, by which recurrence, and what its backward pass keeps."""
+"""The description of a model: ordinary or reversible, its recurrence, and what it keeps for the backward pass."""
 
 from dataclasses import dataclass
 
@@ -10,22 +10,22 @@ from revformers.models.state import predictor_weights, reversible_stack, update_
 
 @dataclass(frozen=True)
 class Description:
-    """A model's dynamics, policy, bits and predictors; `str` gives them in a few lines.
+    """A model's dynamics, activation policy, side information and update predictors; `str` formats them as text.
 
     Attributes:
         model: the class of the model, e.g. "LlamaForCausalLM".
-        reversible: whether it follows a recurrence of this library; the attributes below are None where not.
+        reversible: whether it follows a recurrence of this library; if not, the attributes below are None.
         recurrence: the dynamics in one line.
         layers: number of layers.
-        granularity: "block" or "branch": what one step evaluates.
-        start: what p[-1] is.
-        readout: what the head reads.
+        granularity: the unit that one step evaluates, "block" or "branch".
+        start: the choice of p[-1]; see `Dynamics`.
+        readout: the state that the head reads; see `Dynamics`.
         activations: the activation policy.
         kept: what the policy keeps for the backward pass, in words.
-        bits: side information of every step, bits an element, mean over the layers; None without an inverse.
+        bits: side information per step, bits per element, mean over the layers; None without an inverse.
         predictors: number of update predictors.
-        predictor_parameters: parameters of the update predictors together.
-        base_model: hub id of the ordinary model that it came from, where that is known.
+        predictor_parameters: total number of parameters of the update predictors.
+        base_model: hub id of the ordinary model that it came from, if known.
 
     """
 
@@ -44,7 +44,7 @@ class Description:
     base_model: str | None = None
 
     def __str__(self) -> str:
-        """Say it in a few lines."""
+        """Return the description as a few lines of text."""
         if not self.reversible:
             return f"{self.model}: an ordinary network"
         lines = {
@@ -64,7 +64,7 @@ class Description:
 
 
 def describe(model: nn.Module) -> Description:
-    """Say what a model is: ordinary or reversible, and of a reversible one the dynamics and what is kept.
+    """Return the description of a model.
 
     Args:
         model: a model of transformers, or a PEFT model around one.

@@ -1,4 +1,4 @@
-"""Finding the decoder and its layers, and refusing the models that are no plain fold over them."""
+"""Discovery of the decoder and its layers, and refusal of models that cannot be made reversible."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +25,7 @@ def find_stack(model: nn.Module) -> DecoderStack:
     """Return the decoder of `model` (a transformers model, or a PEFT model around one) and its layers.
 
     Raises:
-        NotReversibleError: where there is no decoder-only stack of layers that each map a state to the next.
+        NotReversibleError: if the model is not a decoder-only stack of layers that each map a state to the next.
 
     """
     inner = unwrap(model)
@@ -38,11 +38,11 @@ def find_stack(model: nn.Module) -> DecoderStack:
     decoder = inner.get_decoder()
     text = config.get_text_config(decoder=True)
     _refuse(name, text)
-    # num_hidden_layers counts half layers in LongCat, whose layers are counted by num_layers.
+    # In LongCat, num_hidden_layers counts half layers, and num_layers counts layers.
     depths = [getattr(text, name) for name in ("num_hidden_layers", "num_layers") if hasattr(text, name)]
     if not depths:
         raise NotReversibleError(f"The configuration of {name} does not say how many layers its decoder has.")
-    # Where the head is called "decoder", transformers finds that (ModernBERT).
+    # get_decoder returns the head if the head is named "decoder" (ModernBERT).
     for root in (decoder, inner.base_model):
         for module in (root, *root.children()):
             for child in module.children():
@@ -52,13 +52,13 @@ def find_stack(model: nn.Module) -> DecoderStack:
                         raise NotReversibleError(
                             f"{name} uses a layer more than once; only stacks of distinct layers can be reversed."
                         )
-                    # Llama 4 calls the whole model its decoder, whose forward trainers inspect: it stays as it is.
+                    # get_decoder of Llama 4 returns the whole model, whose forward must stay as trainers inspect it.
                     return DecoderStack(module if root is inner else root, layers)
     raise NotReversibleError(f"No list of {' or '.join(map(str, depths))} layers was found in the decoder of {name}.")
 
 
 def _refuse(name: str, config: object) -> None:
-    """Raise NotReversibleError for what is known to break the fold p[l+1] = layer(p[l])."""
+    """Raise NotReversibleError for a configuration known to violate p[l+1] = layer(p[l])."""
 
     def has(option: str) -> bool:
         return bool(getattr(config, option, None))

@@ -1,4 +1,4 @@
-"""The fields of a decoder layer: what it adds to the stream, as functions of the stream alone."""
+"""The fields of a decoder layer: its updates of the residual stream, as functions of the hidden state alone."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,9 +20,9 @@ from revformers.private_api import is_refused_write, version_of
 
 
 def layer_inputs(layer: nn.Module, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> dict[str, Any]:
-    """Return everything a layer was called with besides its hidden state, by name.
+    """Return all arguments of a layer's call except the hidden state, by name.
 
-    Names come from the layer's own signature, since some decoders pass them by position (GPT-2).
+    The names come from the layer's signature, because some decoders pass arguments by position (GPT-2).
     """
     try:
         bound = inspect.signature(type(layer).forward).bind(layer, None, *arguments, **keywords)
@@ -39,10 +39,10 @@ def layer_inputs(layer: nn.Module, arguments: tuple[Any, ...], keywords: Mapping
 
 
 class LayerReturn:
-    """In what form a layer returns its hidden state: alone, or first of several values, such as attention weights.
+    """The form in which a layer returns its hidden state: alone, or followed by others, such as attention weights.
 
-    The other values are those of the forward pass, in its autograd graph: they have gradients under every activation
-    policy, whose second evaluation of the layer rebuilds what autograd saved for them as well.
+    The other values belong to the autograd graph of the forward pass. They have gradients under every activation
+    policy, because a second evaluation of the layer also rebuilds the tensors that autograd saved for them.
     """
 
     def __init__(self) -> None:
@@ -50,14 +50,14 @@ class LayerReturn:
         self._finished = False
 
     def set_others(self, others: Sequence[Any]) -> None:
-        """Note that the layer returns a tuple, with `others` behind its hidden state."""
+        """Record that the layer returns a tuple, with `others` after its hidden state."""
         if not self._finished:
             self._others = tuple(others)
 
     def finish(self) -> tuple[Any, ...] | None:
-        """Return the other values, None where the hidden state is returned alone, and hold them no longer.
+        """Release and return the other values; None if the hidden state is returned alone.
 
-        What a second evaluation of the layer returns is not noted: it would live as long as the autograd graph.
+        Values of a second evaluation are not recorded, because they would live as long as the autograd graph.
         """
         self._finished = True
         others, self._others = self._others, None
@@ -65,7 +65,7 @@ class LayerReturn:
 
 
 def evaluate(function: Callable[..., Any], layer: nn.Module, inputs: tuple[Any, ...], hidden: Tensor) -> Any:
-    """Return `function(layer, hidden, *inputs)`: all that a layer computes goes through here, compiled or not."""
+    """Return `function(layer, hidden, *inputs)`; every evaluation of a layer, compiled or not, calls this function."""
     return function(layer, hidden, *inputs)
 
 
@@ -74,13 +74,13 @@ Evaluate = Callable[[Callable[..., Any], nn.Module, tuple[Any, ...], Tensor], An
 
 @dataclass(frozen=True)
 class LayerCall:
-    """A decoder layer in one forward pass.
+    """The call of a decoder layer in one forward pass.
 
     Attributes:
-        layer: the layer, of transformers.
+        layer: the layer.
         index: its number, from 0.
-        inputs: what it was called with besides its hidden state; every field sees the same.
-        evaluate: `evaluate`, or what `revformers.compile_layers` made of it.
+        inputs: the arguments of the call except the hidden state.
+        evaluate: `evaluate`, or its version compiled by `revformers.compile_layers`.
 
     """
 
@@ -98,12 +98,12 @@ def named_fields(
     Args:
         call: the layer.
         before: the layer before it; None for the first.
-        dynamics: decides between one step a block and one a branch.
-        returned: told in what form the layer returns its hidden state, and what besides, when its fields are evaluated.
+        dynamics: decides whether the layer takes one step per block or per branch.
+        returned: records the values that the layer returns when its fields are evaluated.
 
     Raises:
-        NotReversibleError: for what needs the branches of a family whose branches are not known.
-        ValueError: for a key-value cache where the layer before is evaluated a second time.
+        NotReversibleError: if the branches of the layer are needed and not known.
+        ValueError: if the layer before is evaluated a second time and was called with a key-value cache.
 
     """
     layout = find_layout(call.layer)
@@ -122,7 +122,7 @@ def named_fields(
 
 
 def block_field(call: LayerCall, before: LayerCall | None, dynamics: Dynamics, returned: LayerReturn) -> Field:
-    """Return what the step of a whole layer adds under `dynamics`, without its update predictor."""
+    """Return the field of a whole layer under `dynamics`, without its update predictor."""
     field = ordinary_field(call, returned)
     weight = dynamics.previous_update(call.index)
     if not weight:
@@ -132,7 +132,7 @@ def block_field(call: LayerCall, before: LayerCall | None, dynamics: Dynamics, r
 
 
 def ordinary_field(call: LayerCall, returned: LayerReturn) -> Field:
-    """Return f_l, what the layer adds to the stream in the ordinary network."""
+    """Return f_l, the update of the layer in the ordinary network."""
     layout = find_layout(call.layer)
     if layout is not None:
         return _with_attention(layout.block_update, layout, call, returned)
@@ -142,7 +142,7 @@ def ordinary_field(call: LayerCall, returned: LayerReturn) -> Field:
 def _with_attention(
     function: Callable[..., tuple[Tensor, tuple[Any, ...]]], layout: BlockLayout, call: LayerCall, returned: LayerReturn
 ) -> Field:
-    """Return the field `function` of a layout, which notes what attention returns besides its update."""
+    """Return the field `function` of a layout, which also records the further values that attention returns."""
     number = layout.others_returned(call.layer)
     if number:
         returned.set_others([None] * number)
@@ -165,7 +165,7 @@ def _noting(
 
 
 def previous_fields(form: PredictorForm, before: LayerCall | None) -> dict[str, Field]:
-    """Return the features of an update predictor that the layer before is evaluated for, by name."""
+    """Return the features of an update predictor that evaluate the layer before, by name."""
     fields: dict[str, Field] = {}
     for feature in form.features:
         if feature == "previous_update":
@@ -178,7 +178,7 @@ def previous_fields(form: PredictorForm, before: LayerCall | None) -> dict[str, 
 
 
 def require_features(form: PredictorForm, layer: nn.Module) -> None:
-    """Raise NotReversibleError where a feature needs the branches of a layer, and they are not known."""
+    """Raise NotReversibleError if a feature needs the branches of a layer and they are not known."""
     if "previous_mlp" in form.features:
         _layout_of_mlp(layer)
 
@@ -199,7 +199,7 @@ def holds_cache(inputs: Mapping[str, Any]) -> bool:
 
 
 def no_branches(layer: nn.Module, dynamics: Dynamics) -> NotReversibleError:
-    """Return the error for steps by branch on a family whose branches are not known."""
+    """Return the error for dynamics that step by branch in a layer whose branches are not known."""
     return NotReversibleError(
         f"{type(dynamics).__name__} steps by branch, and where {type(layer).__name__} splits into attention and MLP is "
         f'not known; use a dynamics with granularity="block", or give its layout to revformers.register_layout.'
@@ -207,10 +207,10 @@ def no_branches(layer: nn.Module, dynamics: Dynamics) -> NotReversibleError:
 
 
 def _previous_update(before: LayerCall) -> Field:
-    """Return f_{l-1} for its second evaluation, at p[l], for which a key-value cache has no place."""
+    """Return f_{l-1} for its second evaluation, at p[l], whose keys and values a cache cannot hold."""
     if holds_cache(before.inputs):
         raise ValueError(
-            "This model evaluates the attention of every layer twice, which a key-value cache has no place for; "
+            "This model evaluates the attention of every layer twice, which a key-value cache does not support; "
             "pass use_cache=False, also to generate."
         )
     unread = LayerReturn()
@@ -219,14 +219,14 @@ def _previous_update(before: LayerCall) -> Field:
 
 
 def _sum(field: Field, second: Field, weight: float, hidden: Tensor) -> Tensor:
-    """The field of dynamics with two evaluations a step: f_l(x) + weight * f_{l-1}(x), in float32 or wider."""
+    """The field of dynamics with two evaluations per step: f_l(x) + weight * f_{l-1}(x), in float32 or wider."""
     update, addition = field(hidden), second(hidden)
     wide = torch.promote_types(update.dtype, torch.float32)
     return update.to(wide) + weight * addition.to(wide)
 
 
 def _corrected(field: Field, predictor: UpdatePredictor, previous: Mapping[str, Field], hidden: Tensor) -> Tensor:
-    """The field of a layer that `revformers.convert` gave an update predictor: f(x) + u(x)."""
+    """The field of a layer with an update predictor: f(x) + u(x)."""
     update = field(hidden)
     known = {"state": hidden, "update": update}
     features = [known[name] if name in known else previous[name](hidden) for name in predictor.form.features]
@@ -236,18 +236,18 @@ def _corrected(field: Field, predictor: UpdatePredictor, previous: Mapping[str, 
 
 
 def _difference(call: LayerCall, returned: LayerReturn, hidden: Tensor) -> Tensor:
-    """f(x) = layer(x) - x: right for every layer that maps one hidden state to one hidden state.
+    """f(x) = layer(x) - x, correct for every layer that maps one hidden state to one hidden state.
 
-    The difference is taken in at least float32, so that half-precision models lose no more than their own addition
-    inside the layer already loses.
+    The difference is taken in at least float32, so that a half-precision model loses no more precision than by the
+    addition inside the layer.
     """
-    # Inference tensors do not count how often they are written to.
+    # Inference tensors have no version counter.
     given = hidden.clone() if hidden.is_inference() else hidden
     version = version_of(given)
     try:
         output = call.evaluate(_forward, call.layer, (call.inputs,), given)
     except RuntimeError as error:
-        # In training PyTorch refuses it, in the name of a function of this library.
+        # In training PyTorch itself raises, with the name of an autograd function of this library in the message.
         if not is_refused_write(error, "_Use"):
             raise
         raise _writes_to_input(call.layer) from error
@@ -262,7 +262,7 @@ def _difference(call: LayerCall, returned: LayerReturn, hidden: Tensor) -> Tenso
 
 def _writes_to_input(layer: nn.Module) -> NotReversibleError:
     return NotReversibleError(
-        f"{type(layer).__name__} writes to its input in place, so that what it adds to the stream is not known; let "
+        f"{type(layer).__name__} writes to its input in place, so its update of the hidden state is not known; let "
         f"its forward make a new tensor (hidden_states = hidden_states + update)."
     )
 

@@ -1,8 +1,8 @@
 """The forward pass of a reversible model: the decoder's own loop over its layers, with the recurrence inside it.
 
-No module is wrapped or rewritten. The `forward` of the decoder and of each layer is replaced on the
-object: the decoder's opens a `Pass`, and each layer's takes its steps in it. So module names, state-dict keys, hooks
-around the layers, masks, position embeddings and caches stay what they were.
+No module is wrapped or rewritten. The `forward` of the decoder and of each layer is replaced on the object: the
+decoder's opens a `Pass`, and each layer's takes its steps in it. So module names, state-dict keys, hooks on the
+layers, masks, position embeddings and caches do not change.
 """
 
 import inspect
@@ -32,16 +32,16 @@ from revformers.private_api import version_of
 
 @dataclass(kw_only=True)
 class ReversibleStack(Identity):
-    """What makes a decoder reversible; kept on the decoder as `_reversible_stack`, and by the model's configuration.
+    """The reversible state of a decoder, stored on it as `_reversible_stack` and in the model's configuration.
 
     Attributes:
         number_of_layers: the depth of the decoder.
-        ordinary: whether the decoder runs as the ordinary network for now; see `revformers.ordinary`.
-        budget_report: what the last forward pass under a `Budget` chose.
-        evaluate: what the layers' computations go through; see `revformers.compile_layers`.
+        ordinary: whether the decoder currently runs as the ordinary network; see `revformers.ordinary`.
+        budget_report: the report of the last forward pass under a `Budget`.
+        evaluate: the function that evaluates the layers; see `revformers.compile_layers`.
         owner: the model that was made reversible, whose configuration holds this object.
         largest_magnitude: of a state or an update, over all forward passes since this was last set to 0.
-        warned_of_uncompiled_layers: whether it was said that torch.compile leaves the layers as they are.
+        warned_of_uncompiled_layers: whether the warning that torch.compile does not compile the layers was given.
 
     """
 
@@ -55,16 +55,16 @@ class ReversibleStack(Identity):
     _bound: tuple[tuple[ActivationPolicy, Dynamics], BeginPass] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what belongs to this process: the compiled layers, as PyTorch does, and the reference."""
+        """Omit what belongs to this process: compiled layers, as PyTorch does, and the weak reference."""
         return vars(self) | {"evaluate": evaluate, "owner": None, "_bound": None}
 
     @property
     def predictor_features(self) -> tuple[str, ...]:
-        """What the layers' update predictors read; nothing without them."""
+        """The features of the layers' update predictors; empty without predictors."""
         return () if self.predictor_form is None else self.predictor_form.features
 
     def begin_pass(self, states: StatePair) -> ForwardPass:
-        """Begin a forward pass under the activation policy, which is bound to this stack when it is first used."""
+        """Begin a forward pass under the activation policy, which is bound to this stack at its first use."""
         key = self.activations, self.dynamics
         if self._bound is None or self._bound[0] != key:
             steps = self.dynamics.steps(self.number_of_layers)
@@ -73,7 +73,7 @@ class ReversibleStack(Identity):
 
     @property
     def evaluates_attention_twice(self) -> bool:
-        """Whether a step evaluates the attention of the layer before, which key-value caches have no place for."""
+        """Whether a step evaluates the attention of the layer before, which key-value caches do not support."""
         second = self.number_of_layers > 1 and self.dynamics.evaluations_per_step > 1
         return second or "previous_update" in self.predictor_features
 
@@ -85,14 +85,14 @@ class ReversibleStack(Identity):
 
 @dataclass
 class LayerRole:
-    """A layer's place in its reversible stack; kept on the layer as `_reversible_role`."""
+    """A layer's place in its reversible stack, stored on the layer as `_reversible_role`."""
 
     stack: ReversibleStack
     index: int
 
 
 class Pass:
-    """One forward pass through a decoder: the trajectory and how far it is."""
+    """One forward pass through a decoder: its trajectory, and the number of the next layer."""
 
     def __init__(self, stack: ReversibleStack, decoder: nn.Module) -> None:
         self.stack = stack
@@ -106,9 +106,9 @@ class Pass:
         self._keeps_batch_hooks = _recomputes(stack) and has_batch_hooks(decoder)
 
     def layer(self, layer: Any, hidden: Tensor, inputs: dict[str, Any]) -> Any:
-        """Take the steps of `layer` and return what its forward returns: p[l+1], or the readout after the last.
+        """Take the steps of `layer` and return p[l+1], or the readout after the last layer.
 
-        A layer that returns more (attention weights) returns a tuple, with the values of this forward pass.
+        For a layer that returns further values (attention weights), return a tuple that includes them.
         """
         index = layer._reversible_role.index
         if index != self._next:
@@ -117,7 +117,7 @@ class Pass:
                 f"that run every layer once and in order can be reversed."
             )
         passed_on = any(value is other for value in inputs.values() for other in self._others)
-        if passed_on and _recomputes(self.stack):  # without a second evaluation it is as in the ordinary model (XLNet)
+        if passed_on and _recomputes(self.stack):  # harmless without a second evaluation (XLNet)
             raise NotReversibleError(
                 f"{type(self._decoder).__name__} passes more than the hidden state from layer to layer; only layers "
                 f"that map one hidden state to one hidden state can be reversed."
@@ -153,7 +153,7 @@ class Pass:
         return hidden if others is None else (hidden, *others)
 
     def finish(self) -> None:
-        """Refuse a decoder that ran fewer layers than it has."""
+        """Raise NotReversibleError if the decoder ran fewer layers than it has."""
         if self._next != self.stack.number_of_layers:
             raise NotReversibleError(
                 f"{type(self._decoder).__name__} ran {self._next} of its {self.stack.number_of_layers} layers; only "
@@ -161,10 +161,10 @@ class Pass:
             )
 
     def _refuse_other_devices(self, layer: nn.Module, hidden: Tensor) -> None:
-        """Refuse layers on several devices, and training with weights that accelerate brings from disk or host memory.
+        """Refuse layers on several devices, and training with weights that accelerate offloads to disk or host memory.
 
-        The states stay on one device. Weights that are brought for one evaluation lose their gradients, which PyTorch
-        does not notice.
+        The states stay on one device. Weights that are loaded for one evaluation lose their gradients without an error
+        of PyTorch.
         """
         states = hidden.device if self._trajectory is None else self._trajectory.hidden.device
         if hidden.device != states:
@@ -181,29 +181,29 @@ class Pass:
             )
 
     def _refuse_early_exit(self) -> None:
-        """Refuse generation with assistant_early_exit, which shortens the config for as long as it drafts."""
+        """Refuse generation with assistant_early_exit, which lowers config.num_hidden_layers while it drafts."""
         depth, config = self.stack.number_of_layers, cast(Any, self._decoder.config)
         asked = getattr(config, "num_hidden_layers", depth)
         if asked < depth:
-            config.num_hidden_layers = depth  # nobody else would: the error skips the line that does
+            config.num_hidden_layers = depth  # the error skips the line of transformers that restores it
             raise NotReversibleError(
-                f"{type(self._decoder).__name__} was to run the first {asked} of its {depth} layers alone, as "
-                f"assistant_early_exit asks for, which a reversible model does not do; config.num_hidden_layers is "
-                f"{depth} again."
+                f"{type(self._decoder).__name__} cannot run only the first {asked} of its {depth} layers, as "
+                f"assistant_early_exit asks, because it is reversible; config.num_hidden_layers was set back to "
+                f"{depth}."
             )
 
     def _refuse_change(self, hidden: Tensor) -> None:
-        """Refuse a decoder that does something to the stream between two layers: the inverse would not know of it."""
+        """Refuse a decoder that changes the hidden state between two layers, which the inverse could not undo."""
         assert self._trajectory is not None
         expected = self._trajectory.hidden
-        # Other objects with the same memory are fine: FSDP passes a layer's input through a node of its own.
+        # Another tensor with the same memory is allowed: FSDP passes a layer's input through an autograd node.
         same = hidden is expected or (hidden.shape == expected.shape and hidden.data_ptr() == expected.data_ptr())
         if expected.grad_fn is not None and hidden.grad_fn is None and self.stack.dynamics.reversible:
             raise NotReversibleError(
                 f"Something between layers {self._next - 1} and {self._next} of {type(self._decoder).__name__} "
                 f"detaches the hidden state (a forward hook that returns output.detach()), but a reversible layer "
-                f"reads the last two states, and the gradient would pass by the other one; freeze the layers below "
-                f"(requires_grad_(False)) in its place."
+                f"reads the last two states, so the gradient would still flow through the other one; freeze the layers "
+                f"below (requires_grad_(False)) instead."
             )
         if not same or version_of(hidden) != self._version:
             raise NotReversibleError(
@@ -213,7 +213,7 @@ class Pass:
 
 
 def _refuse_changed_list(decoder: nn.Module, stack: ReversibleStack) -> None:
-    """Refuse a decoder whose list of layers is not the one that was made reversible."""
+    """Refuse a decoder whose list of layers has changed since it was made reversible."""
     layers = next(
         (
             list(children)
@@ -228,18 +228,18 @@ def _refuse_changed_list(decoder: nn.Module, stack: ReversibleStack) -> None:
     if places != [(id(stack), index) for index in range(stack.number_of_layers)]:
         raise NotReversibleError(
             f"The layers of {type(decoder).__name__} are not the {stack.number_of_layers} that were made reversible: "
-            f"some were added, removed, replaced or copied (layer_replication of PEFT) meanwhile; change the list of "
+            f"some have been added, removed, replaced or copied (layer_replication of PEFT); change the list of "
             f"layers before revformers.make_reversible or revformers.convert."
         )
 
 
 class LayerRun(Protocol):
-    """What the layers of a decoder run in: a forward pass, or a visit to one of them."""
+    """A run of a decoder, which its layers call: a forward pass, or a visit to one of them."""
 
     stack: ReversibleStack
 
     def layer(self, layer: Any, hidden: Tensor, inputs: dict[str, Any]) -> Any:
-        """Return what the forward of `layer` returns for `hidden` and its other arguments, by name."""
+        """Return the output of `layer` for `hidden` and its other arguments, by name."""
 
 
 CURRENT_RUN: ContextVar[LayerRun | None] = ContextVar("revformers_run", default=None)
@@ -249,19 +249,19 @@ def decoder_forward(decoder: Any, *arguments: Any, **keywords: Any) -> Any:
     """Stand in for the forward of a reversible decoder."""
     if decoder._reversible_stack.ordinary:
         return type(decoder).forward(decoder, *arguments, **keywords)
-    # Where torch.compile traces this, it writes True into the call that it leaves to Python.
+    # When torch.compile traces this line, it records True as an argument of the uncompiled call.
     return _run_decoder(decoder, torch.compiler.is_compiling(), arguments, keywords)
 
 
 @torch.compiler.disable(reason=NEVER_COMPILED)
 def _run_decoder(decoder: Any, compiling: bool, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-    """Run a decoder in a pass of its own.
+    """Run a decoder in a new `Pass`.
 
     Args:
         decoder: the decoder.
         compiling: whether compiled code calls it.
-        arguments: what its forward was called with by position,
-        keywords: and by name.
+        arguments: the positional arguments of its forward.
+        keywords: the keyword arguments of its forward.
 
     """
     stack: ReversibleStack = decoder._reversible_stack
@@ -281,14 +281,14 @@ def _run_decoder(decoder: Any, compiling: bool, arguments: tuple[Any, ...], keyw
 
 
 def _warn_of_uncompiled_layers(stack: ReversibleStack) -> None:
-    """Say it once a model, unless `compile_layers` compiles its layers."""
+    """Warn once per model, unless `compile_layers` compiles its layers."""
     if stack.evaluate is evaluate and not stack.warned_of_uncompiled_layers:
         stack.warned_of_uncompiled_layers = True
         warn_of_uncompiled_layers()
 
 
 def _argument(decoder: Any, arguments: tuple[Any, ...], keywords: Mapping[str, Any], name: str) -> Any:
-    """Return what a decoder was called with under a name; most models pass options by name, CPM-Ant by position."""
+    """Return the argument `name` of a decoder's call; most models pass options by name, CPM-Ant by position."""
     place = _place(decoder, name)
     return arguments[place] if place is not None and place < len(arguments) else keywords.get(name)
 
@@ -299,7 +299,7 @@ def _place(decoder: Any, name: str) -> int | None:
 
 
 def _refuse_collecting_twice(decoder: Any, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
-    """Refuse to collect what modules return where a step evaluates them twice: transformers would list both."""
+    """Refuse to collect outputs of modules that a step evaluates twice, because transformers would collect both."""
     stack: ReversibleStack = decoder._reversible_stack
     for name, twice, what in (
         ("output_router_logits", stack.evaluates_mlps_twice, "MLPs"),
@@ -308,18 +308,18 @@ def _refuse_collecting_twice(decoder: Any, arguments: tuple[Any, ...], keywords:
         asked = _argument(decoder, arguments, keywords, name)
         if twice and (getattr(decoder.config, name, False) if asked is None else asked):
             raise ValueError(
-                f"{name} cannot be used with a model that evaluates {what} twice a step, as both evaluations would "
-                f'count. Convert with the predictor "update", or switch {name} off.'
+                f"{name} cannot be used with a model that evaluates {what} twice per step, because both evaluations "
+                f'would count; convert with the predictor "update", or switch {name} off.'
             )
 
 
 def _decide_cache(
     decoder: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments with use_cache=False where there must be no key-value cache, or no use for one.
+    """Return the arguments, with use_cache=False if a key-value cache is not possible or was not requested.
 
-    Without a word from the caller most models fill a cache in training too. It lays keys out in memory otherwise, and
-    a matrix product may round otherwise for it; so a forward pass with gradients has one only where that is asked for.
+    By default most models fill a cache in training too. It changes the memory layout of the keys, and with it possibly
+    the rounding of matrix products, so a forward pass with gradients uses a cache only on request.
     """
     stack: ReversibleStack = decoder._reversible_stack
     place = _place(decoder, "use_cache")
@@ -330,7 +330,7 @@ def _decide_cache(
     if asked and impossible:
         warnings.warn(
             "use_cache=True is set to False in a forward pass that evaluates layers twice (for the backward pass, "
-            "or for their step): it would write to the cache twice.",
+            "or within their step), because it would write to the cache twice.",
             stacklevel=5,
         )
     unasked = torch.is_grad_enabled() and not asked and not holds_cache(keywords)
@@ -366,8 +366,8 @@ def _run_layer(
     if current is None:
         raise RuntimeError(
             f"{type(layer).__name__} belongs to a reversible stack and was called outside its decoder's forward; call "
-            f"the model, or revformers.make_residual(model) first. Where activation checkpointing around the layers "
-            f"did it, leave that out and call revformers.set_activations(model, revformers.Checkpoint())."
+            f"the model, or revformers.make_residual(model) first. If activation checkpointing around the layers "
+            f"called it, switch that off and call revformers.set_activations(model, revformers.Checkpoint())."
         )
     return current.layer(layer, hidden_states, layer_inputs(layer, arguments, keywords))
 
@@ -377,7 +377,7 @@ def _recomputes(stack: ReversibleStack) -> bool:
 
 
 def _refuse_cache(stack: ReversibleStack, inputs: dict[str, Any]) -> None:
-    """Refuse a key-value cache where the backward pass would evaluate the layer, and write to the cache, again."""
+    """Refuse a key-value cache if the backward pass would evaluate the layer again, and so write to the cache twice."""
     if _recomputes(stack) and holds_cache(inputs):
         raise ValueError(
             "A key-value cache (past_key_values, prefix tuning) cannot be used in a forward pass with gradients that "

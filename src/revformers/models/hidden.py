@@ -1,6 +1,6 @@
-"""The two halves of a causal language model: its decoder, up to the last hidden state, and its head, from there on.
+"""The two parts of a causal language model: the decoder, up to the last hidden state, and the head after it.
 
-Both run inside the model's own forward, so that scaled or capped logits, biases and tied weights are the family's own.
+Both run inside the model's own forward, which handles scaled or capped logits, biases and tied weights.
 """
 
 import contextlib
@@ -19,15 +19,15 @@ class InseparableHeadError(ValueError):
 
     @classmethod
     def of(cls, model: nn.Module) -> "InseparableHeadError":
-        """Return the error for a model whose head does not take the decoder's last hidden state and nothing else."""
+        """Return the error for a model whose head reads more than the decoder's last hidden state."""
         return cls(
-            f"The head of {type(model).__name__} cannot be applied to some tokens alone; train it with its own loss, "
-            f"after revformers.set_head_loss(model, None)."
+            f"The head of {type(model).__name__} cannot be applied to a few tokens at a time; train it with its own "
+            f"loss, after revformers.set_head_loss(model, None)."
         )
 
 
 class LastHiddenState:
-    """What the decoder of a model returns in its first run within a block.
+    """The output of a model's decoder in its first run within a block.
 
     Args:
         model: a causal language model of transformers.
@@ -40,7 +40,7 @@ class LastHiddenState:
 
     @contextlib.contextmanager
     def recorded(self) -> Iterator[None]:
-        """Keep what the decoder returns in the block."""
+        """Record the output of the decoder in the block."""
         decoder = find_stack(self._model).decoder
         forward = decoder.forward
 
@@ -58,7 +58,7 @@ class LastHiddenState:
         """The last hidden state, (batch, tokens, width).
 
         Raises:
-            InseparableHeadError: where the decoder returned none, or was not run.
+            InseparableHeadError: if the decoder returned none, or did not run.
 
         """
         hidden: Tensor | None = getattr(self._output, "last_hidden_state", None)
@@ -68,19 +68,19 @@ class LastHiddenState:
 
     @property
     def head(self) -> Callable[[Tensor], Tensor]:
-        """The head: logits (tokens, vocabulary) of hidden states (tokens, width)."""
+        """The head, which maps hidden states (tokens, width) to logits (tokens, vocabulary)."""
         return partial(_apply_head, self._model, type(self._output))
 
 
 def own_forward(model: nn.Module, inputs: Mapping[str, Any]) -> Any:
-    """Call the forward of the model's class, whatever stands in its place on the object; return its output object."""
+    """Call the forward of the model's class, even if it is replaced on the object; return the output object."""
     return type(model).forward(model, **{**inputs, "return_dict": True})
 
 
 def _apply_head(model: nn.Module, kind: type, hidden: Tensor) -> Tensor:
-    """Run the model's own forward with a decoder that returns `hidden` in an output object of this kind."""
+    """Run the model's own forward with a decoder that returns `hidden` in an output object of class `kind`."""
     hidden = hidden[None]
-    # What comes before the decoder needs some input; nothing reads what it makes of this one.
+    # The code before the decoder needs some input; the replaced decoder ignores its result.
     inputs = {"inputs_embeds": hidden} if "inputs_embeds" in inspect.signature(type(model).forward).parameters else {}
     with replaced_forward(find_stack(model).decoder, lambda *_, **__: kind(last_hidden_state=hidden)):
         try:
@@ -92,7 +92,7 @@ def _apply_head(model: nn.Module, kind: type, hidden: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Put `forward` in the place of the module's on the object, for the length of the block."""
+    """Replace the forward of `module` on the object, for the duration of the block."""
     before = vars(module).get("forward")
     module.forward = forward
     try:

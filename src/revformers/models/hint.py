@@ -1,4 +1,4 @@
-"""Warnings of what new dynamics do to the weights of a model that had others."""
+"""Warnings about dynamics that do not suit the weights of a model."""
 
 import warnings
 from collections.abc import Iterator
@@ -15,8 +15,8 @@ from revformers.models.state import update_predictors
 from revformers.private_api import was_loaded
 
 NEAR = Fraction(1, 8)
-"""Largest |a| that is near the ordinary network: it adds one percent to the loss of a trained five-layer Llama, where
-1/4 adds four, 1/2 seventeen, and the midpoint rule 160."""
+"""Largest |a| considered near the ordinary network. It adds one percent to the loss of a trained five-layer Llama;
+1/4 adds four percent, 1/2 seventeen, and the midpoint rule 160."""
 
 _SILENT: ContextVar[bool] = ContextVar("revformers_without_hint", default=False)
 _given = False
@@ -24,7 +24,7 @@ _given = False
 
 @contextmanager
 def without_hint() -> Iterator[None]:
-    """Leave the hint out, as a block or a decorator: for what makes a model the one that it was saved or fitted as."""
+    """Suppress the warnings, as a block or a decorator, where a model gets the dynamics that it was fitted for."""
     token = _SILENT.set(True)
     try:
         yield
@@ -33,17 +33,17 @@ def without_hint() -> Iterator[None]:
 
 
 def warn_of_lost_predictors(model: nn.Module) -> None:
-    """Warn where new dynamics take the update predictors that a conversion fitted to the ones before."""
+    """Warn if new dynamics remove the update predictors that a conversion fitted to the previous ones."""
     if update_predictors(model) and not _SILENT.get():
         warnings.warn(
-            f"The update predictors of {type(unwrap(model)).__name__} were fitted to the dynamics that it had, and are "
-            f"removed with these; call revformers.convert for new ones.",
+            f"The update predictors of {type(unwrap(model)).__name__} were fitted to its previous dynamics and are "
+            f"removed with them; call revformers.convert for new ones.",
             stacklevel=3,
         )
 
 
 def hint_at_conversion(model: nn.Module, dynamics: Dynamics, number_of_layers: int) -> None:
-    """Warn, once a process, where an ordinary `model` has pretrained weights and `dynamics` is far from ordinary."""
+    """Warn once per process if an ordinary `model` has pretrained weights and `dynamics` is far from ordinary."""
     global _given
     if _given or _SILENT.get():
         return

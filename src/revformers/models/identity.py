@@ -1,4 +1,4 @@
-"""The identity of a reversible model: all that makes it the network that it is, apart from its weights."""
+"""The identity of a reversible model: everything except its weights that defines the network."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ from revformers.models.update_predictor import PredictorForm
 
 @dataclass(kw_only=True)
 class Identity:
-    """The recurrence of a model and how it is trained; config.json of a saved model holds it.
+    """The recurrence of a model and its activation policy, as the config.json of a saved model holds them.
 
     Attributes:
         dynamics: the recurrence.
         activations: the activation policy.
-        predictor_form: what the layers' update predictors read; None without them.
-        provenance: where the model came from, where that is known.
+        predictor_form: the form of the layers' update predictors; None without them.
+        provenance: the origin of the model; None if unknown.
 
     """
 
@@ -32,13 +32,13 @@ class Identity:
     provenance: Provenance | None = None
 
     def differences(self, other: "Identity") -> list[str]:
-        """Return the names of what tells this network from another; none for the same one, weights aside."""
+        """Return the names of the properties in which two networks differ; an empty list if only weights may differ."""
         own, others = self.dynamics.to_dict(), other.dynamics.to_dict()
         names = sorted(name for name in own.keys() | others.keys() if own.get(name) != others.get(name))
         return names + ([] if self.predictor_form == other.predictor_form else ["update predictors"])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the identity in types that JSON keeps."""
+        """Return the identity in types that JSON supports."""
         values: dict[str, Any] = {
             "dynamics": self.dynamics.to_dict(),
             "activations": str(self.activations),
@@ -54,7 +54,7 @@ class Identity:
         """Read what `to_dict` wrote.
 
         Raises:
-            AttributeError, KeyError, TypeError, ValueError: for values that this version cannot read.
+            AttributeError, KeyError, TypeError, ValueError: if this version cannot read the values.
 
         """
         form = values["update_predictors"]
@@ -69,7 +69,7 @@ class Identity:
 
 
 def in_words(identity: Identity | None) -> str:
-    """Return what messages call a network; None is the ordinary one."""
+    """Return the words for a network in messages; None stands for an ordinary one."""
     if identity is None:
         return "an ordinary network"
     predictors = " with update predictors" if identity.predictor_form else ""
@@ -80,11 +80,11 @@ def read_identity(values: Mapping[str, Any], path: Path) -> Identity:
     """Return the identity that a file describes.
 
     Args:
-        values: what `Identity.to_dict` wrote, among others perhaps.
-        path: where they were read, for the message.
+        values: the result of `Identity.to_dict`, possibly with further entries.
+        path: the file they were read from, for the message.
 
     Raises:
-        ModelFilesError: for a description that this version cannot read.
+        ModelFilesError: if this version cannot read the description.
 
     """
     try:
@@ -92,5 +92,5 @@ def read_identity(values: Mapping[str, Any], path: Path) -> Identity:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ModelFilesError(
             f"{path} describes no network that this version of revformers can read ({type(error).__name__}: {error}); "
-            f"update revformers, or save what it belongs to again."
+            f"update revformers, or save the model or adapter again."
         ) from error

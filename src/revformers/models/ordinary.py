@@ -1,4 +1,4 @@
-"""Running a reversible model as the ordinary network that it was converted from, for a while."""
+"""A context in which a reversible model runs as the ordinary network that it was converted from."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,16 +11,16 @@ from revformers.models.state import reversible_stack
 Model = TypeVar("Model", bound=nn.Module)
 
 LEAVE_WEIGHTS = (True, False, "gaussian", "eva", "orthogonal")
-"""Values of PEFT's init_lora_weights that leave the weights of the model as they are."""
+"""Values of PEFT's init_lora_weights that leave the weights of the model unchanged."""
 
 
 @contextlib.contextmanager
 def ordinary(model: Model) -> Iterator[Model]:
-    """Run a model as the ordinary network for the length of the block: residual updates, no predictors, no adapters.
+    """Run a model as the ordinary network in the block: residual updates, no update predictors, no adapters.
 
-    The layers are transformers' own, so the logits are those of the ordinary network to the bit as long as its
-    weights are. Blocks may be nested, and what was in place before comes back however the block ends. The backward
-    pass of a forward pass outside the block belongs outside it as well.
+    The layers' own forward runs, so the logits equal those of the ordinary network with the same weights to the bit.
+    Blocks may be nested, and the previous state is restored however the block ends. The backward pass of a forward
+    pass outside the block must run outside it too.
 
     Args:
         model: a causal language model of transformers, reversible or ordinary, or a PEFT model around one.
@@ -42,10 +42,10 @@ def ordinary(model: Model) -> Iterator[Model]:
 
 
 def adapters_hold_weights(model: Any) -> bool:
-    """Say whether adapters of a PEFT model took a part of its weights into themselves as they were made.
+    """Return whether an adapter of a PEFT model took over a part of the model's weights when it was created.
 
-    PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA begin so: with such an adapter off the model is not what it was before. An
-    initialisation that is not known is taken to be one of them.
+    PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA do so: switching such an adapter off does not restore the original model. An
+    unknown initialisation is assumed to be one of them.
     """
     starts = (getattr(config, "init_lora_weights", True) for config in getattr(model, "peft_config", {}).values())
     return any(start not in LEAVE_WEIGHTS for start in starts)
@@ -53,11 +53,11 @@ def adapters_hold_weights(model: Any) -> bool:
 
 @contextlib.contextmanager
 def _adapters_off(model: Any) -> Iterator[None]:
-    """Switch the adapters of a PEFT model off; one without, or with them off already, stays as it is."""
+    """Switch the adapters of a PEFT model off in the block; any other model is left unchanged."""
     if not hasattr(model, "disable_adapter"):
         yield
         return
-    # PEFT freezes what it switches off, and afterwards lets all of it be trained, whether it was before or not.
+    # PEFT freezes the adapters it switches off, and afterwards makes all of them trainable, even those frozen before.
     trainable = {parameter: parameter.requires_grad for parameter in model.parameters()}
     try:
         with model.disable_adapter():

@@ -1,4 +1,4 @@
-"""Where a reversible model came from, and what its conversion measured."""
+"""The provenance of a reversible model: its origin, and the measurements of its conversion."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -11,21 +11,21 @@ from huggingface_hub.utils import validate_repo_id
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What is known of how a reversible model was made; None stands for what is not known.
+    """The known facts about how a reversible model was made; None stands for an unknown fact.
 
-    It is kept in the config.json of a saved model, survives loading and saving, and is what the model card tells.
+    They are saved in config.json, survive loading and saving, and appear in the model card.
 
     Attributes:
         base_model: hub id of the ordinary model.
-        made_by: the command or the Python call, one that a reader can repeat.
+        made_by: the command or the Python call that made the model, so that a reader can repeat it.
         source: name of the calibration text.
         calibration_tokens: tokens that the update predictors were fitted to and the next two losses measured on.
-        original_loss: mean cross-entropy of the ordinary network on the calibration text, nats a token.
-        loss: the same of the reversible network, before any training.
-        held_out_tokens: tokens that the last two losses were measured on, which no predictor was fitted to.
+        original_loss: mean cross-entropy of the ordinary network on the calibration text, nats per token.
+        loss: the same for the reversible network, before any training.
+        held_out_tokens: tokens that the last two losses were measured on, and no predictor was fitted to.
         held_out_original_loss: as `original_loss`, on the held-out text.
         held_out_loss: as `loss`, on the held-out text.
-        remarks: what a user should know of the conversion, a sentence each.
+        remarks: notes on the conversion for users, one sentence each.
 
     """
 
@@ -41,13 +41,13 @@ class Provenance:
     remarks: tuple[str, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what is known, in types that JSON keeps."""
+        """Return the known facts, in types that JSON supports."""
         values = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
         return values | {"remarks": list(self.remarks)} if self.remarks is not None else values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Provenance":
-        """Read what `to_dict` wrote; facts that only a later version knows are left out."""
+        """Read what `to_dict` wrote; facts that only a later version knows are dropped."""
         names = {field.name for field in dataclasses.fields(cls)}
         known = {name: value for name, value in values.items() if name in names}
         if "remarks" in known:
@@ -55,12 +55,12 @@ class Provenance:
         return cls(**known)
 
     def updated(self, later: "Provenance") -> "Provenance":
-        """Return these facts with what `later` knows in their place."""
+        """Return these facts, replaced by those of `later` where it has them."""
         return dataclasses.replace(self, **later.to_dict())
 
 
 def hub_id(name: str) -> str | None:
-    """Return `name` if it can be the id of a model on the hub, and None for directories and for no name."""
+    """Return `name` if it can be the id of a model on the hub; None for a directory or an empty name."""
     try:
         validate_repo_id(name)
     except HFValidationError:

@@ -1,4 +1,4 @@
-"""Quantised weights for the frozen part of a model under an adapter."""
+"""Quantisation of the frozen weights of a model that is trained with an adapter."""
 
 from typing import Any
 
@@ -10,15 +10,15 @@ from revformers.private_api import keep_gradients_of_nf4
 
 
 def quantization_options(name: str, dtype: torch.dtype) -> dict[str, Any]:
-    """Return the keywords of `from_pretrained` that quantise a model while it is loaded; none for ``"none"``.
+    """Return the keywords of `from_pretrained` that quantise a model while it is loaded; empty for ``"none"``.
 
     Args:
-        name: none, int8 (torchao, weight only, a scale a row) or nf4 (bitsandbytes, 4 bits, the scales quantised too).
-        dtype: what nf4 computes in.
+        name: none, int8 (torchao, weight only, one scale per row) or nf4 (bitsandbytes, 4 bits, quantised scales).
+        dtype: the dtype in which nf4 computes.
 
     Raises:
-        MissingPackageError: without the package torchao, or bitsandbytes.
-        ValueError: for an unknown name.
+        MissingPackageError: if the package torchao, or bitsandbytes, is not installed.
+        ValueError: if the name is unknown.
 
     """
     if name == "none":
@@ -44,10 +44,10 @@ def quantization_options(name: str, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def keep_trainable(model: nn.Module) -> None:
-    """Have a model in nf4 keep its weights in the form that has gradients, in place; any other stays as it is.
+    """Keep the nf4 weights of a model in the layout that supports gradients, in place; no effect on other models.
 
-    On CPUs with AVX512-BF16 bitsandbytes packs the weights of a layer that is evaluated outside of training anew, for
-    a kernel that has no gradient: what is trained after the first evaluation gets wrong gradients, without an error.
+    On CPUs with AVX512-BF16, bitsandbytes repacks the weights of a layer that is evaluated outside of training, for a
+    kernel without a gradient: training after the first evaluation would get wrong gradients, without an error.
     """
     for module in model.modules():
         if type(module).__name__ == "Linear4bit":

@@ -1,4 +1,4 @@
-"""Replacing the forward of a module on the object, which leaves its class, its name and its weights as they are."""
+"""Replacement of a module's forward on the object, which does not change its class, its name and its weights."""
 
 import inspect
 from functools import partial
@@ -9,7 +9,7 @@ from torch import nn
 class StandIn(partial):
     """A function that replaces the forward of a module, which is its first argument.
 
-    It is pickled and copied with the module, and has the signature of the forward of its class, which trainers read.
+    It is pickled and copied with the module. It has the signature of its class's forward, which trainers inspect.
     """
 
     @property
@@ -19,6 +19,6 @@ class StandIn(partial):
 
 
 def refuse_replaced(module: nn.Module, remedy: str) -> None:
-    """Raise ValueError, with what to do, where another library has replaced the forward of a module."""
+    """Raise ValueError, with the remedy in its message, if another library has replaced the forward of a module."""
     if "forward" in vars(module):
         raise ValueError(f"The forward of {type(module).__name__} was replaced by another library; {remedy}")

@@ -1,4 +1,4 @@
-"""What a model is: reversible or ordinary, and with which parts."""
+"""Access to the reversible parts of a model: its stack, its update predictors and its provenance."""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from revformers.models.update_predictor import UpdatePredictor
 
 
 def reversible_stack(model: nn.Module) -> ReversibleStack | None:
-    """Return the dynamics and the policy of a model, or None where it is an ordinary network."""
+    """Return the reversible stack of a model, which holds its dynamics and policy; None for an ordinary network."""
     for module in unwrap(model).modules():
         stack = getattr(module, "_reversible_stack", None)
         if isinstance(stack, ReversibleStack):
@@ -19,7 +19,7 @@ def reversible_stack(model: nn.Module) -> ReversibleStack | None:
 
 
 def require_reversible(model: nn.Module) -> ReversibleStack:
-    """Return the dynamics and the policy of a reversible model; raise ValueError for an ordinary one."""
+    """Return the reversible stack of a model; raise ValueError for an ordinary network."""
     reversible = reversible_stack(model)
     if reversible is None:
         raise ValueError(
@@ -29,19 +29,19 @@ def require_reversible(model: nn.Module) -> ReversibleStack:
 
 
 def update_predictors(model: nn.Module) -> list[UpdatePredictor]:
-    """Return the update predictors that a conversion gave the layers, in order; none otherwise.
+    """Return the update predictors of the layers, in order; an empty list without predictors.
 
-    Copies that PEFT trains in their place (modules_to_save) are an adapter's, and do not count.
+    Copies that PEFT trains instead of them (modules_to_save) belong to an adapter and are not included.
     """
     named = unwrap(model).named_modules()
     return [module for name, module in named if isinstance(module, UpdatePredictor) and ".modules_to_save." not in name]
 
 
 def record_provenance(model: nn.Module, provenance: Provenance) -> None:
-    """Keep where a reversible model came from, for its config and its card; what was known before stays.
+    """Add facts to the provenance of a reversible model, which its config.json and model card show.
 
     Raises:
-        ValueError: for an ordinary model.
+        ValueError: if the model is ordinary.
 
     """
     reversible = require_reversible(model)
@@ -49,7 +49,7 @@ def record_provenance(model: nn.Module, provenance: Provenance) -> None:
 
 
 def predictor_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return the weights of the update predictors by layer and name, without those of adapters on them."""
+    """Return the weights of the update predictors by layer and name, without the weights of adapters."""
     weights = {}
     for layer, predictor in enumerate(update_predictors(model)):
         with torch.device("meta"):

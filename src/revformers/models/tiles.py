@@ -1,8 +1,8 @@
-"""MLPs in tiles: what an MLP computes inside exists for a few tokens at a time, forwards and backwards.
+"""Tiled MLPs: the inner activations of an MLP exist for a few tokens at a time, in both passes.
 
-An MLP widens the stream several times over, so its inner activations are most of what one layer needs at once. It
-treats every token apart, so it can be evaluated tile by tile. Each tile is checkpointed: whatever a layer keeps for its
-backward pass, stored or rebuilt, is then the input of its tiles, and one tile is evaluated again at a time.
+An MLP is several times as wide as the residual stream, so its inner activations are most of the memory that one layer
+needs. It processes every token independently, so it can be evaluated tile by tile. Each tile is checkpointed: only its
+input is kept, and the backward pass evaluates one tile again at a time.
 """
 
 from collections.abc import Callable
@@ -21,20 +21,20 @@ from revformers.models.stand_in import StandIn, refuse_replaced
 
 
 def set_mlp_tiles(model: nn.Module, tokens: int | None) -> None:
-    """Evaluate the MLP of every layer on tiles of so many tokens, in place, in an ordinary or a reversible model.
+    """Evaluate the MLP of every layer on tiles of `tokens` tokens, in place, in an ordinary or a reversible model.
 
-    It costs one more evaluation of every MLP in a step. Rebuilt gradients still equal stored ones to the bit. Against a
-    model without tiles the gradients of the MLPs' weights differ by rounding, as they are summed tile by tile in the
-    dtype of the weights: in bfloat16 take few tiles.
+    Each training step evaluates every MLP once more. Rebuilt gradients still equal stored ones to the bit. The
+    gradients of the MLPs' weights differ by rounding from those without tiles, because they are summed tile by tile in
+    the dtype of the weights; use few tiles in bfloat16.
 
     Args:
         model: a causal language model of transformers, or a PEFT model around one.
-        tokens: of the batch in a tile; None evaluates the MLPs on all tokens at once again.
+        tokens: tokens of the batch per tile; None removes the tiles.
 
     Raises:
-        NotReversibleError: where the layers of the model cannot be found.
-        ValueError: for fewer than 1 token, layers whose MLP is not known, MLPs that do not treat every token apart in a
-            known way, such as mixtures of experts, or those whose forward another library has replaced.
+        NotReversibleError: if the layers of the model cannot be found.
+        ValueError: if `tokens` is below 1, or the MLP of a layer is unknown, is not known to process every token
+            independently (mixtures of experts do not), or has a forward that another library has replaced.
 
     """
     if tokens is not None and tokens < 1:
@@ -43,7 +43,7 @@ def set_mlp_tiles(model: nn.Module, tokens: int | None) -> None:
         for module in model.modules():
             if "tokens_in_tile" in vars(module):
                 del module.tokens_in_tile
-                # Where accelerate has wrapped it meanwhile, it stays and hands every call on.
+                # If accelerate has wrapped it in the meantime, it stays and forwards every call.
                 if isinstance(module.forward, StandIn):
                     del module.forward
         return
@@ -58,13 +58,13 @@ def set_mlp_tiles(model: nn.Module, tokens: int | None) -> None:
 
 
 def _tiled_forward(mlp: Any, layer: int, hidden: Tensor) -> Tensor:
-    """Return the output, (..., width), of the MLP of a layer, which says in `tokens_in_tile` how large a tile is."""
+    """Return the output, (..., width), of the MLP of a layer, whose `tokens_in_tile` is the size of a tile."""
     forward = partial(type(mlp).forward, mlp)
     tokens: int | None = getattr(mlp, "tokens_in_tile", None)
     if tokens is None:
         result: Tensor = forward(hidden)
         return result
-    # One long sequence: some MLPs take nothing without a batch dimension.
+    # One long sequence, because some MLPs require a batch dimension.
     tiles = hidden.reshape(1, -1, hidden.shape[-1]).split(tokens, dim=1)
     return torch.cat([_tile(forward, layer, tile) for tile in tiles], dim=1).view(hidden.shape)
 
@@ -73,29 +73,29 @@ def _tile(forward: Callable[[Tensor], Tensor], layer: int, tile: Tensor) -> Tens
     if not torch.is_grad_enabled():
         return forward(tile)
     if torch.compiler.is_compiling():
-        # The weights are inputs of the compiled graph, which autograd holds to their versions.
+        # The weights are inputs of the compiled graph, so autograd checks their versions.
         return checkpoint(forward, tile, use_reentrant=False)
     return checkpointed(f"an MLP tile of layer {layer}", forward, tile)
 
 
 def _find_mlp(layer: nn.Module) -> Any:
-    """Return the MLP of a layer; raise ValueError where it is not known, or not known to treat every token apart."""
+    """Return the MLP of a layer; raise ValueError if it is not known, or not known to process tokens independently."""
     name = type(layer).__name__
     layout = find_layout(layer)
     if layout is None:
-        raise ValueError(f"Where the MLP of {name} lies is not known; give its layout to revformers.register_layout.")
+        raise ValueError(f"The MLP of {name} is not known; give its layout to revformers.register_layout.")
     mlp = getattr(layer, layout.mlp.module)
     if isinstance(mlp, nn.Linear):
-        raise ValueError(f"The MLP of {name} is no module of its own, so it cannot be evaluated in tiles.")
+        raise ValueError(f"The MLP of {name} is not a separate module, so it cannot be evaluated in tiles.")
     for part in mlp.modules():
         if isinstance(part, nn.ModuleList) or (any(True for _ in part.parameters(recurse=False)) and not _known(part)):
             raise ValueError(
-                f"The MLP of {name} has a part, {type(part).__name__}, that is not known to treat every token apart "
-                f"(mixtures of experts do not), so it cannot be evaluated in tiles."
+                f"The MLP of {name} has a part, {type(part).__name__}, that is not known to process every token "
+                f"independently (mixtures of experts do not), so it cannot be evaluated in tiles."
             )
     return mlp
 
 
 def _known(part: nn.Module) -> bool:
-    """Whether a module with parameters of its own is a product with a matrix, a norm or an activation function."""
+    """Whether a module with parameters is a linear map, a norm or an activation function."""
     return isinstance(part, (nn.Linear, Conv1D)) or type(part).__name__.endswith(("Norm", "Activation"))

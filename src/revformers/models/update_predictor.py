@@ -1,4 +1,4 @@
-"""The update predictor: what a converted layer adds so that its next state is the original network's."""
+"""The update predictor: a learned correction that brings a converted layer close to the original network."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ FEATURES: tuple[str, ...] = get_args(Feature)
 
 @dataclass(frozen=True)
 class PredictorForm:
-    """What an update predictor reads, and how large it is.
+    """The features and the rank of an update predictor.
 
     Attributes:
-        features: what the prediction is an affine function of, in this order: ``"state"`` p[l] and ``"update"``
-            f_l(p[l]), which the step has at hand; ``"previous_mlp"``, the MLP branch of layer l-1 evaluated at p[l],
-            and ``"previous_update"``, f_{l-1}(p[l]), which are evaluated for it. That MLP predicts much of
-            the last update, for the price of one more MLP a layer.
+        features: the inputs of the affine prediction, in this order: ``"state"``, p[l], and ``"update"``, f_l(p[l]),
+            which the step computes anyway; ``"previous_mlp"``, the MLP branch of layer l-1 at p[l], and
+            ``"previous_update"``, f_{l-1}(p[l]), which need an extra evaluation. That MLP predicts much of the last
+            update, at the cost of one more MLP per layer.
         rank: rank of the map; None for full rank.
 
     """
@@ -39,19 +39,19 @@ class PredictorForm:
             raise ValueError(f"The rank of an update predictor is a whole number from 1, or None, not {self.rank!r}.")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the form in types that JSON keeps; ``PredictorForm(**values)`` reads it back."""
+        """Return the form in types that JSON supports; ``PredictorForm(**values)`` reads it back."""
         return {"features": list(self.features), "rank": self.rank}
 
 
 PredictorName = Literal["none", "state", "update", "previous_mlp", "previous_update"]
-"""A form by the last of its features: each has those before it too, but the last two exclude each other."""
+"""A form, named by its last feature: it includes the features before it, but the last two exclude each other."""
 
 
 def predictor_form_of(name: PredictorName, rank: int | None = None) -> PredictorForm | None:
     """Return the form called `name`, with the given rank; None for ``"none"``.
 
     Raises:
-        ValueError: for a name that does not exist, or a rank that is no whole number from 1.
+        ValueError: if the name is unknown, or the rank is not a whole number of at least 1.
 
     """
     if name not in get_args(PredictorName):
@@ -65,18 +65,18 @@ def predictor_form_of(name: PredictorName, rank: int | None = None) -> Predictor
 
 
 class UpdatePredictor(nn.Module):
-    """u = sum over features of M x + c, an affine function of what both directions of a step know.
+    """u = sum over features of M x + c, an affine function of values that a step and its inverse both compute.
 
-    A blended step p[l+1] = a p[l-1] + (1 - a) p[l] + f takes a (p[l] - p[l-1]), a times the last update, from what
-    the ordinary network would do. The inverse does not know p[l-1], but the last update is largely a linear function of
-    p[l] and of functions of it. Adding u back leaves the step exactly invertible, whatever u is.
+    A blended step p[l+1] = a p[l-1] + (1 - a) p[l] + f subtracts a (p[l] - p[l-1]), a times the last update, from the
+    result of the ordinary network. The inverse does not know p[l-1], but the last update is largely a linear function
+    of p[l] and of functions of it. Adding u keeps the step exactly invertible, for any u.
 
     Attributes:
-        form: which features, and the rank.
-        maps: one map a feature, in their order: (width, width), or (rank, width) where there is an `output`.
+        form: the features and the rank.
+        maps: one map per feature, in their order: (width, width), or (rank, width) if there is an `output`.
         output: (width, rank), for predictors of low rank; otherwise None.
         bias: c, (width).
-        scale: factor of the whole prediction; anneals a blend that is not yet what the predictor was fitted to.
+        scale: factor of the prediction; below 1 while annealing runs at a smaller blend than that of the fit.
 
     """
 
@@ -103,7 +103,7 @@ class UpdatePredictor(nn.Module):
         """Return u, (batch, tokens, width), in the dtype of the weights.
 
         Args:
-            features: one tensor (batch, tokens, width) for every feature of the form.
+            features: one tensor (batch, tokens, width) per feature of the form.
 
         """
         dtype = self.bias.dtype
@@ -116,7 +116,7 @@ class UpdatePredictor(nn.Module):
 
     @torch.no_grad()
     def set(self, maps: Sequence[Tensor], bias: Tensor, output: Tensor | None) -> None:
-        """Take the result of the least-squares fit: tensors of the shapes of the attributes, floating dtype."""
+        """Set the weights to the result of the least-squares fit, tensors of the attributes' shapes."""
         for linear, value in zip(self.maps, maps, strict=True):
             linear.get_parameter("weight").copy_(value)
         self.bias.copy_(bias)

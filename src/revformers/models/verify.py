@@ -1,4 +1,4 @@
-"""Rebuilt gradients against stored ones: this model, this batch, this device, this random state."""
+"""Verification that rebuilt gradients equal stored ones, for a given model, batch, device and random state."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -17,15 +17,15 @@ from revformers.models.state import require_reversible
 
 @dataclass(frozen=True)
 class GradientReport:
-    """How the rebuilt gradient of one step compares with the stored one.
+    """The comparison of the rebuilt gradient of one step with the stored one.
 
     Attributes:
         bit_exact: whether the losses and every parameter's gradient are equal to the bit.
         max_relative_error: the largest difference of any gradient entry, relative to the largest entry of the whole
-            gradient. One scale for all parameters, as some have a true gradient of zero (OPT's key bias).
-        differing: the names of the parameters whose gradients differ, at worst first.
-        parameters: how many parameters have a gradient.
-        entries: how many numbers these gradients hold.
+            gradient. All parameters share one scale, because some have a true gradient of zero (OPT's key bias).
+        differing: the names of the parameters whose gradients differ, largest difference first.
+        parameters: number of parameters that have a gradient.
+        entries: number of entries of these gradients.
         loss: the loss with stored activations.
         rebuilt_loss: the loss with rebuilt activations.
         recurrence: the dynamics in one line.
@@ -46,7 +46,7 @@ class GradientReport:
     device: str
 
     def __str__(self) -> str:
-        """Say in a few lines what was compared and what came out."""
+        """Return the report as a few lines of text."""
         verdict = (
             "rebuilt gradients equal stored gradients to the bit"
             if self.bit_exact
@@ -68,20 +68,19 @@ def verify_gradients(
 ) -> GradientReport:
     """Compare the gradient with rebuilt activations against the one with stored activations.
 
-    Runs the model twice on the same batch from the same random state (so dropout draws the same masks), in the mode
-    it is in. The model's gradients, its policy and the random state are left as they were.
+    Runs the model twice on the same batch from the same random state (so dropout draws the same masks), in its current
+    mode. The model's gradients, its policy and the random state are restored.
 
     Args:
         model: a reversible model.
-        batch: what the model takes, e.g. ``{"input_ids": int64[batch, tokens]}``; tensors are moved to the model's
-            device, and without ``labels`` the input ids are used.
-        loss: returns the scalar to differentiate, given what the model returns; left out, the model's own loss. With
-            it no labels are added.
+        batch: keyword arguments of the model, e.g. ``{"input_ids": int64[batch, tokens]}``. Tensors are moved to the
+            model's device. The input ids serve as ``labels`` if these are missing and `loss` is None.
+        loss: maps the model's output to the scalar to differentiate; None uses the model's own loss.
 
     Raises:
-        ValueError: where the model is not reversible, its dynamics have no inverse, nothing in it is trainable, or
-            the loss is not finite.
-        RebuildMismatchError: where the backward pass itself found that it rebuilt other states, or used other weights.
+        ValueError: if the model is not reversible, its dynamics have no inverse, no parameter is trainable, or the
+            loss is not finite.
+        RebuildMismatchError: if the backward pass finds that it rebuilt other states or used other weights.
 
     """
     reversible = require_reversible(model)
@@ -107,7 +106,7 @@ def verify_gradients(
             f"The loss is {stored_loss.item()} with stored activations, so there are no gradients to compare; verify "
             f"on a batch and weights that give a finite loss."
         )
-    missing = rebuilt.keys() ^ stored.keys()  # a gradient that one of the two lacks is zero there
+    missing = rebuilt.keys() ^ stored.keys()  # a gradient that exists in only one pass counts as zero in the other
     zero = torch.zeros(())
     errors = {
         name: _largest(rebuilt.get(name, zero).double() - stored.get(name, zero).double())
@@ -133,7 +132,7 @@ def verify_gradients(
 
 @contextlib.contextmanager
 def gradients_set_aside(model: nn.Module) -> Iterator[RandomState]:
-    """Give the parameters their gradients back after the block, and yield the random state before it."""
+    """Yield the random state with the parameters' gradients cleared, and restore the gradients after the block."""
     trainable = _trainable(model)
     before = {name: parameter.grad for name, parameter in trainable.items()}
     try:
@@ -165,5 +164,5 @@ def _gradients(
 
 
 def _largest(values: Tensor) -> float:
-    """Return the largest magnitude; NaN where there is one."""
+    """Return the largest magnitude; NaN if any value is NaN."""
     return torch.linalg.vector_norm(values.double(), float("inf")).item()

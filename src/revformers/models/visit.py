@@ -1,4 +1,4 @@
-"""One layer of a reversible model, reached through its decoder, which prepares masks, positions and other arguments."""
+"""Visits to single layers of a reversible model, through the decoder, which prepares masks, positions and the like."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from revformers.models.forward import CURRENT_RUN, ReversibleStack
 
 @dataclass(frozen=True)
 class LayerVisit:
-    """One layer for a caller that keeps the states itself.
+    """The functions of one layer, for a caller that keeps the states itself.
 
     Attributes:
         embedding: p[0] of the batch, (batch, tokens, width) in the compute dtype.
-        ordinary: f_l, what the layer adds in the ordinary network.
-        update: what its step adds under the model's dynamics, without update predictor.
-        previous: for each feature of its update predictor that the layer before is evaluated for, that function.
+        ordinary: f_l, the update of the layer in the ordinary network.
+        update: the update of its step under the model's dynamics, without the update predictor.
+        previous: the features of its update predictor that evaluate the layer before, by name.
 
     """
 
@@ -32,7 +32,7 @@ class LayerVisit:
 
 
 class _Visit:
-    """A run through the decoder that computes only at one layer: what it prepares for the layers is its own."""
+    """A run of the decoder that passes the functions of one layer to a visitor and skips the others."""
 
     def __init__(self, stack: ReversibleStack, index: int, visit: Callable[[LayerVisit], None]) -> None:
         self.stack = stack
@@ -41,7 +41,7 @@ class _Visit:
         self._before: LayerCall | None = None
 
     def layer(self, layer: Any, hidden: Tensor, inputs: dict[str, Any]) -> Any:
-        """Hand the functions of the chosen layer to the visitor; let every other layer pass."""
+        """Call the visitor if `layer` is the chosen one; return the hidden state unchanged."""
         call, returned = LayerCall(layer, layer._reversible_role.index, inputs), LayerReturn()
         ordinary = ordinary_field(call, returned)
         if call.index == self._index:
@@ -50,22 +50,23 @@ class _Visit:
             update = block_field(call, self._before, self.stack.dynamics, returned)
             self._visit(LayerVisit(hidden, ordinary, update, previous))
         if find_layout(layer) is None:
-            ordinary(hidden)  # only its evaluation tells in what form such a layer returns its hidden state
+            ordinary(hidden)  # only an evaluation shows in what form such a layer returns its hidden state
         self._before = call
         others = returned.finish()
         return hidden if others is None else (hidden, *others)
 
 
 def visit_layer(model: nn.Module, batch: Mapping[str, Tensor], index: int, visit: Callable[[LayerVisit], None]) -> None:
-    """Call `visit` with layer `index`, as the decoder runs on `batch`.
+    """Run the decoder on `batch` and call `visit` with the functions of layer `index`.
 
-    No other layer is evaluated, so that a whole stack can be walked layer by layer on states that the caller keeps.
+    The other layers are skipped where their form is known, so that a caller can walk through the stack layer by layer
+    on states that it keeps.
 
     Args:
         model: a reversible model that steps by block.
-        batch: what the decoder takes, e.g. ``{"input_ids": int64[batch, tokens]}``.
-        index: the number of the layer.
-        visit: given the functions of the layer, which it may call until it returns.
+        batch: keyword arguments of the decoder, e.g. ``{"input_ids": int64[batch, tokens]}``.
+        index: the number of the layer, from 0.
+        visit: receives the functions of the layer, which are valid until it returns.
 
     """
     decoder = find_stack(model).decoder

@@ -1,7 +1,7 @@
-"""Branch-level fields of model families: a new one is a name in this table, a line, or a call of `register_layout`.
+"""Layouts of the layers of model families. Add a name or a line to these tables, or call `register_layout`.
 
-A layer that is not in the table still has its block-level field, layer(x) - x; it only lacks steps by branch. The
-survey (`lab.survey`) proves every entry on a tiny model.
+A layer without a layout still has a block-level field, layer(x) - x, but cannot step by branch. The survey
+(`lab.survey`) verifies every entry on a tiny model.
 """
 
 import inspect
@@ -70,7 +70,7 @@ def _falcon(attention_norm: str, mlp_norm: str, **when: object) -> BlockLayout:
         Branch("mlp", before=mlp_norm),
         parallel=True,
         values_returned=2,
-        # Falcon drops out the sum of its branches, which has no counterpart when they step one by one.
+        # Falcon applies dropout to the sum of its branches, which has no counterpart in steps by branch.
         when={"hidden_dropout": 0.0, **{f"config.{name}": value for name, value in when.items()}},
     )
 
@@ -141,7 +141,7 @@ _DECODER_LAYERS: list[tuple[str, tuple[BlockLayout, ...]]] = [
         ),
     ),
 ]
-"""Families whose layer is called <family>DecoderLayer."""
+"""Layouts of families whose layer class is named <family>DecoderLayer."""
 
 _LINES: dict[str, BlockLayout | tuple[BlockLayout, ...]] = {
     "AfmoeDecoderLayer": BlockLayout(
@@ -231,37 +231,37 @@ _LINES: dict[str, BlockLayout | tuple[BlockLayout, ...]] = {
         Branch("self_attn", before="input_layernorm"), Branch("mlp", before="pre_feedforward_layernorm")
     ),
 }
-"""Layers that share their layout with few others or none, by class name."""
+"""Layouts that few layer classes share, by class name."""
 
 LAYOUTS: dict[str, tuple[BlockLayout, ...]] = {
     f"{family}DecoderLayer": layouts for families, layouts in _DECODER_LAYERS for family in families.split()
 } | {name: layouts if isinstance(layouts, tuple) else (layouts,) for name, layouts in _LINES.items()}
-"""Layouts by the class name of the layer in transformers: the first that fits the layer counts."""
+"""Layouts by the class name of the layer in transformers; the first that fits a layer is used."""
 
 
 _REGISTERED: dict[type[nn.Module], tuple[BlockLayout, ...]] = {}
 
 
 def register_layout(layer_class: type[nn.Module], *layouts: BlockLayout) -> None:
-    """Tell how the layers of a class of your own split into attention and MLP.
+    """Register how the layers of your own class split into attention and MLP.
 
-    Dynamics may then step by branch, update predictors read the MLP of the layer before, and MLPs run in tiles. Check a
-    layout with `revformers.verify_gradients` and against the ordinary network (`revformers.Residual`).
+    Dynamics may then step by branch, update predictors may read the MLP of the layer before, and MLPs may run in tiles.
+    Check a layout with `revformers.verify_gradients` and against the ordinary network (`revformers.Residual`).
 
     Args:
-        layer_class: the class of the layers. Subclasses that have a forward of their own need a layout of their own.
-        layouts: the first that fits a layer counts; see `BlockLayout.when`.
+        layer_class: the class of the layers. A subclass with its own forward needs its own layout.
+        layouts: the first that fits a layer is used; see `BlockLayout.when`.
 
     """
     _REGISTERED[layer_class] = layouts
 
 
 def find_layout(layer: nn.Module) -> BlockLayout | None:
-    """Return the layout of a layer, or None where its branches are not known.
+    """Return the layout of a layer; None if its branches are not known.
 
-    FSDP makes subclasses of layers, so the class that counts is the first that was registered or is transformers' own;
-    a class that transformers derives from a known one is not taken for its parent. A layer whose forward is not that of
-    this class, in a subclass or because it was patched, may compute anything: its branches are not known.
+    The layout is that of the first class in the MRO that is registered or defined in transformers, because FSDP makes
+    subclasses of layers. A transformers class does not inherit the layout of its parent. A layer whose forward is not
+    that of this class, in a subclass or because it was patched, may compute anything, so it has no layout.
     """
     forward: Any = type(layer).forward
     for kind in type(layer).__mro__:
@@ -270,7 +270,7 @@ def find_layout(layer: nn.Module) -> BlockLayout | None:
         if layouts is None and not is_of_transformers:
             continue
         own: Any = vars(kind).get("forward", forward)
-        # transformers wraps the forward of every subclass anew.
+        # transformers wraps the forward of every subclass again.
         if inspect.unwrap(forward) is not inspect.unwrap(own):
             return None
         if is_of_transformers:
@@ -283,9 +283,9 @@ def find_layout(layer: nn.Module) -> BlockLayout | None:
 
 @lru_cache
 def _is_of_transformers(function: Any) -> bool:
-    """Whether a function, with all that is wrapped around it, is defined in transformers."""
+    """Whether a function and all of its wrappers are defined in transformers."""
     while function is not None:
-        # A wrapper takes the name of what it wraps, but not the globals.
+        # A wrapper copies the name of the function that it wraps, but keeps its own globals.
         if not getattr(function, "__globals__", {}).get("__name__", "").startswith("transformers."):
             return False
         function = getattr(function, "__wrapped__", None)

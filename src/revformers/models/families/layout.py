@@ -1,4 +1,4 @@
-"""How a decoder layer splits into its two branches, attention and MLP."""
+"""The layout of a decoder layer: its two branches, attention and MLP, and how they are joined."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,11 +15,11 @@ from revformers.private_api import returns_one_tensor
 
 @dataclass(frozen=True)
 class ModuleCall:
-    """How a layer calls the module of a branch.
+    """The arguments with which a layer calls the module of a branch.
 
     Attributes:
-        hidden: the name under which the hidden state is passed; None where it comes first, by position.
-        inputs: everything that is passed besides, by name.
+        hidden: the keyword of the hidden state; None if it is the first positional argument.
+        inputs: all other arguments, by name.
 
     """
 
@@ -38,11 +38,11 @@ class Branch:
     """One branch of a layer: x -> scale * after_n(...after_1(module(before(x)))), by the layer's attribute names.
 
     Attributes:
-        module: the attention or the MLP (its first part, where it lies flat in the layer as in OPT); where it returns
-            a tuple, the first item counts.
-        before: the norm in front of it, if any.
-        after: what follows it, in order: norms (sandwich norm), dropout, the rest of a flat MLP. An attribute that
-            is a number is the probability of a dropout.
+        module: the attention or the MLP (its first part if the MLP's parts are attributes of the layer, as in OPT). If
+            it returns a tuple, the first item is its output.
+        before: the norm before it, if any.
+        after: the modules after it, in order: norms (sandwich norm), dropout, the remaining parts of the MLP. An
+            attribute that is a number is a dropout probability.
         beside: another module with the same input, whose output is added (shared experts of Granite), if any; the
             attribute may be None.
         scale: the attribute with a number that multiplies the branch (Granite), if any.
@@ -56,18 +56,15 @@ class Branch:
     scale: str | None = None
 
     def __call__(self, layer: nn.Module, hidden: Tensor, call: ModuleCall) -> tuple[Tensor, tuple[Any, ...]]:
-        """Return what the branch of `layer` adds to `hidden`, (batch, tokens, width), and what its module returns more.
-
-        The module is called as `call` says.
-        """
+        """Return the branch's update of `hidden`, (batch, tokens, width), and the further outputs of its module."""
         return self.after_norm(layer, self.norm(layer, hidden), call)
 
     def norm(self, layer: nn.Module, hidden: Tensor) -> Tensor:
-        """Return what the module of the branch reads, (batch, tokens, width)."""
+        """Return the input of the branch's module, (batch, tokens, width)."""
         return getattr(layer, self.before)(hidden) if self.before else hidden
 
     def after_norm(self, layer: nn.Module, hidden: Tensor, call: ModuleCall) -> tuple[Tensor, tuple[Any, ...]]:
-        """Return what `__call__` returns, given what `norm` does."""
+        """Return the result of `__call__`, given the result of `norm`."""
         shape = hidden.shape
         output = call(getattr(layer, self.module), hidden)
         update, others = (output[0], output[1:]) if isinstance(output, tuple) else (output, ())
@@ -80,7 +77,7 @@ class Branch:
                 update = following(update)
             else:
                 update = functional.dropout(update, following, layer.training)
-        # The experts of Llama 4 return all tokens in one row.
+        # The experts of Llama 4 flatten the batch dimension.
         update = update.view(shape)
         return update * getattr(layer, self.scale) if self.scale else update, others
 
@@ -90,14 +87,14 @@ class BlockLayout:
     """The two branches of a layer and how they are joined.
 
     Attributes:
-        attention: the branch that reads the stream first; it gets the layer's inputs.
-        mlp: the branch that reads the stream with attention's update added, or beside it where `parallel`.
+        attention: the first branch; it gets the layer's inputs.
+        mlp: the second branch, which reads the state with attention's update added, or without it if `parallel`.
         parallel: whether both branches read the same state (GPT-J, Cohere).
-        unless: an input that must be absent or None, as the layout does not cover it (GPT-2's cross-attention).
-        values_returned: how many values the layer's forward returns, the hidden state and what its attention returns
-            besides (weights), in the versions of transformers where it is not annotated to return one tensor.
-        when: values that attributes of the layer must have, e.g. ``{"use_parallel_residual": True}``, where a class
-            of layers has several layouts.
+        unless: an input that must be absent or None, because the layout does not cover it (GPT-2's cross-attention).
+        values_returned: number of values that the layer's forward returns: the hidden state and further outputs of its
+            attention (weights). Ignored if transformers annotates the forward to return one tensor.
+        when: values that attributes of the layer must have, e.g. ``{"use_parallel_residual": True}``, if a class of
+            layers has several layouts.
 
     """
 
@@ -109,17 +106,18 @@ class BlockLayout:
     when: Mapping[str, Any] = field(default_factory=dict)
 
     def fits(self, layer: nn.Module) -> bool:
-        """Whether `layer`, of a class that the layout is for, is built in the way that the layout describes."""
+        """Whether the attributes of `layer` have the values of `when`."""
         return all(attrgetter(name)(layer) == value for name, value in self.when.items())
 
     def attention_call(self, layer: nn.Module, inputs: Mapping[str, Any]) -> ModuleCall:
-        """Return how `layer` calls its attention when it is called with `inputs` besides its hidden state.
+        """Return the arguments with which `layer` calls its attention when its other `inputs` are as given.
 
-        The layer's own forward says it: it runs until it calls its attention, on nothing and with no module evaluated.
+        They are found by running the layer's own forward, on an empty tensor and with all modules replaced, up to that
+        call.
 
         Raises:
-            NotReversibleError: where it does not call its attention.
-            ValueError: for inputs that the layout does not cover.
+            NotReversibleError: if the layer does not call its attention.
+            ValueError: if the layout does not cover the inputs.
 
         """
         if self.unless and inputs.get(self.unless) is not None:
@@ -134,26 +132,26 @@ class BlockLayout:
         raise NotReversibleError(f"{type(layer).__name__} does not call its {self.attention.module}.")
 
     def others_returned(self, layer: nn.Module) -> int:
-        """Return how many values the layer's forward returns behind its hidden state."""
-        # Newer transformers return the hidden state alone from layers that returned more, and their annotation says so.
+        """Return how many values the layer's forward returns after its hidden state."""
+        # Newer versions of transformers return the hidden state alone from more layers, and annotate them accordingly.
         alone = self.values_returned == 1 or returns_one_tensor(type(layer).forward)
         return 0 if alone else self.values_returned - 1
 
     def attention_update(self, layer: nn.Module, hidden: Tensor, call: ModuleCall) -> tuple[Tensor, tuple[Any, ...]]:
-        """Return what attention adds to `hidden`, (batch, tokens, width), and what it returns besides."""
+        """Return attention's update of `hidden`, (batch, tokens, width), and its further outputs."""
         return self.attention(layer, hidden, call)
 
     def mlp_update(self, layer: nn.Module, hidden: Tensor) -> Tensor:
-        """Return what the MLP adds to `hidden`, (batch, tokens, width)."""
+        """Return the MLP's update of `hidden`, (batch, tokens, width)."""
         return self.mlp(layer, hidden, ModuleCall())[0]
 
     def block_update(self, layer: nn.Module, hidden: Tensor, call: ModuleCall) -> tuple[Tensor, tuple[Any, ...]]:
-        """Return what the whole layer adds to `hidden`, and what its attention returns besides.
+        """Return the whole layer's update of `hidden`, and the further outputs of its attention.
 
-        What it adds is never the difference of the layer's output and `hidden`, so it is not rounded twice.
+        The update is not computed as the difference of the layer's output and `hidden`, so it is not rounded twice.
         """
         if self.parallel and self.attention.before == self.mlp.before:
-            # As in the layer's own forward, the norm that both branches share is evaluated once.
+            # As in the layer's own forward, the shared norm is evaluated once.
             hidden = self.attention.norm(layer, hidden)
             attention, others = self.attention.after_norm(layer, hidden, call)
             return attention + self.mlp.after_norm(layer, hidden, ModuleCall())[0], others
@@ -162,7 +160,7 @@ class BlockLayout:
 
 
 class _Called(Exception):
-    """Ends a forward at the call that was looked for, and carries what was passed."""
+    """Ends a forward at the call of the attention, and carries the arguments of the call."""
 
     def __init__(self, keywords: dict[str, Any]) -> None:
         super().__init__()
@@ -170,10 +168,10 @@ class _Called(Exception):
 
 
 class _UntilModule:
-    """Stands in for a layer in its own forward: the call of one module ends it, all others return their input."""
+    """Stands in for a layer in its own forward: the call of one module ends it; other modules return their input."""
 
     forward = None
-    """Transformers looks whether the forward of a layer's class is the one that checkpoints; this one is not."""
+    """Transformers compares this attribute to decide whether to apply gradient checkpointing; here it must not."""
 
     def __init__(self, layer: nn.Module, module: str) -> None:
         self._layer = layer
