@@ -114,7 +114,7 @@ def test_a_hub_data_set_has_a_fingerprint(monkeypatch):
         ("a.jsonl", b"", "is empty"),
         ("a.jsonl", b"\n\n", "cannot be read"),
         ("a.jsonl", b'{"text": ', "cannot be read"),
-        ("a.jsonl", b'{"body": "x"}\n', "no column 'text' but body; set data.text_column"),
+        ("a.jsonl", b'{"body": "x"}\n', "no column 'text'; its columns are body. Set data.text_column"),
         ("a.txt", b"\xff\xfe\xfa", "cannot be read"),
         ("a.parquet", b"PAR1", "cannot be read"),
         ("a.txt", b"one line\n", "holds 1 records, too few to hold 1 out"),

@@ -97,5 +97,5 @@ def test_the_trainer_sets_it_at_every_step_and_leaves_the_target(tmp_path):
 
 
 def test_dynamics_without_blends_are_refused():
-    with pytest.raises(UserError, match=r"needs blends, which midpoint has none of"):
+    with pytest.raises(UserError, match=r"needs dynamics with blends, and midpoint has none"):
         Annealing(rf.make_reversible(llama(), rf.Midpoint()), 3, 1 / 256)

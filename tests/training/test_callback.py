@@ -225,7 +225,7 @@ def test_a_trainer_that_passes_the_model_by_is_warned_of(tokenizer, lines, tmp_p
     trainer = Direct(
         model_of(tokenizer), arguments(tmp_path), train_dataset=blocks, callbacks=[rf.ReversibleCallback()]
     )
-    with pytest.warns(UserWarning, match="could verify nothing: the trainer never called"):
+    with pytest.warns(UserWarning, match="could verify nothing: in its first step the trainer never called"):
         trainer.train()
 
 

@@ -152,7 +152,7 @@ def test_dynamics_far_from_the_ordinary_network_are_refused(shared, tmp_path):
     model = rf.make_reversible(AutoModelForCausalLM.from_pretrained(shared / "model"), rf.Midpoint())
     model.save_pretrained(tmp_path / "midpoint")
     options = {"model.name": str(tmp_path / "midpoint"), "model.tokenizer": str(shared / "model")}
-    with pytest.raises(UserError, match="deploy: ordinary needs blends"):
+    with pytest.raises(UserError, match="deploy: ordinary needs dynamics with blends"):
         run(shared, tmp_path, {**options, "conversion.bits": None})
     assert not (tmp_path / "run" / "model").exists()
 

@@ -267,9 +267,7 @@ def test_a_template_that_does_not_mark_the_assistant_trains_on_all_and_says_so(s
     source = str(write_records(tmp_path / "a.json", CONVERSATIONS))
     options = {"data.source": source, "model.tokenizer": str(tmp_path / "tokenizer"), "training.max_steps": 1}
     result = run(recipe_in(shared, tmp_path, options))
-    assert (
-        "does not mark what the assistant says: the loss is taken over whole conversations" in result.metrics["shown"]
-    )
+    assert "does not mark what the assistant says: the loss covers whole conversations" in result.metrics["shown"]
 
 
 @pytest.mark.parametrize(
@@ -303,7 +301,7 @@ def test_a_saved_reversible_model_keeps_its_dynamics(shared, tmp_path):
     options = {"model.name": str(tmp_path / "leapfrog"), "model.tokenizer": str(shared / "model")}
     result = run(recipe_in(shared, tmp_path, {**options, "conversion.bits": None, "training.max_steps": 1}))
     assert reversible_stack(rf.from_pretrained(result.directory / "model")).dynamics == rf.Leapfrog(step_size=0.5)
-    with pytest.raises(UserError, match=r"is reversible already; set conversion\.bits to none"):
+    with pytest.raises(UserError, match=r"is already reversible; set conversion\.bits to none"):
         run(recipe_in(shared, tmp_path, options))
 
 

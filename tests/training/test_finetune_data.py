@@ -82,15 +82,15 @@ def test_a_template_that_does_not_mark_the_assistant_is_told_apart(tmp_path, tok
     [
         (
             {"columns": {"prompt": "question", "completion": "output"}},
-            "has no column 'question' but instruction, input",
+            "has no column 'question'; its columns are instruction, input",
         ),
         ({"columns": {"prompt": "{question}", "completion": "output"}}, "has no column 'question'"),
-        ({"columns": {"prompt": "{instruction", "completion": "output"}}, "data.columns.prompt is no template"),
+        ({"columns": {"prompt": "{instruction", "completion": "output"}}, "data.columns.prompt is not a template"),
         ({"columns": {"prompt": ["a"], "completion": "output"}}, "takes the name of a column or a template"),
         ({"columns": {"prompts": "instruction"}}, "data.columns takes prompt, completion and messages, not 'prompts'"),
         ({"columns": {"prompt": "instruction"}, "form": "text"}, "does not apply to text"),
         ({"form": "messages"}, "has no column 'messages'"),
-        ({"form": "text"}, "has no column 'text' but instruction, input, output; set data.text_column"),
+        ({"form": "text"}, r"has no column 'text'; its columns are instruction, input, output. Set data.text_column"),
         ({}, "has no column 'text'"),
         ({"columns": {"prompt": "number", "completion": "output"}}, "must hold text or messages"),
     ],
@@ -108,7 +108,7 @@ def test_conversations_without_a_chat_template_are_refused(tmp_path, tokenizer):
     tokenizer.chat_template = None
     conversational = [{"prompt": row["messages"][:1], "completion": row["messages"][1:]} for row in CONVERSATIONS]
     for records in (CONVERSATIONS, conversational):
-        with pytest.raises(UserError, match=r"the tokenizer has no chat template to write them with"):
+        with pytest.raises(UserError, match=r"the tokenizer has no chat template to render them"):
             load_finetune_data(section(write_records(tmp_path / "a.json", records)), tokenizer)
 
 
@@ -121,5 +121,5 @@ def test_completions_need_a_token_that_ends_them(tmp_path, tokenizer):
 def test_too_little_data_for_the_conversion_is_named(tmp_path, tokenizer):
     path = write_records(tmp_path / "a.json", INSTRUCTIONS[:3])
     data = load_finetune_data(section(path, columns=COLUMNS), tokenizer)
-    with pytest.raises(UserError, match=r"does not fill one block of 4096 tokens .* shorten data\.block_length"):
+    with pytest.raises(UserError, match=r"is too short for one block of 4096 tokens .* shorten data\.block_length"):
         training_blocks(data, tokenizer, 2, 4096)

@@ -32,7 +32,7 @@ def test_a_recipe_that_contradicts_itself_is_refused(changes, message):
     ("options", "message"),
     [
         ({"rnk": 3}, "adapter.options has no 'rnk'"),
-        ({"layer_replication": [[0, 3], [2, 6]]}, "layer_replication makes a network of other layers"),
+        ({"layer_replication": [[0, 3], [2, 6]]}, "layer_replication changes the layers"),
         ({"layers_to_transform": [1]}, "PEFT refuses the adapter section: `layers_to_transform` cannot be used"),
     ],
 )

@@ -103,7 +103,7 @@ def test_what_does_not_fit_is_named_in_one_sentence(written, text, message):
     [
         (["--training.steps", "5"], "section 'training' has no 'steps'"),
         (["--training.max_steps", "x"], "'training.max_steps' takes a whole number, not 'x'"),
-        (["--output", "a", "--output.b", "c"], "'output' in 'output.b' is given a value"),
+        (["--output", "a", "--output.b", "c"], "'output' in 'output.b' has a value"),
         (["5"], "'5' follows no option"),
     ],
 )

@@ -30,7 +30,7 @@ def make(trainer, config, model, directory):
 
 @TRAINERS
 def test_vllm_does_not_generate_for_a_reversible_model(trainer, config, tmp_path):
-    with pytest.raises(ValueError, match="vLLM's own network, which is the ordinary one"):
+    with pytest.raises(ValueError, match="vLLM's own, ordinary network"):
         make(trainer, config, rf.make_reversible(ordinary(tmp_path / "ordinary"), rf.BlendedMidpoint("1/16")), tmp_path)
 
 

@@ -78,7 +78,8 @@ class Source(ABC):
         for part in (training, held_out):
             if part is not None and (first := next(iter(part), None)) and column not in first:
                 raise UserError(
-                    f"{self._data.source} has no column {column!r} but {', '.join(first)}; set data.text_column."
+                    f"{self._data.source} has no column {column!r}; its columns are {', '.join(first)}. Set "
+                    f"data.text_column to the one that holds the text."
                 )
         training, held_out = _hold_out(training, held_out, self._data)
         return Split(training[column], held_out[column], self.separated)

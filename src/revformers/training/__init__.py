@@ -1,1 +1,1 @@
-"""Pretraining on transformers' Trainer, described by a recipe."""
+"""Pretraining and fine-tuning with transformers' Trainer, as a recipe describes them."""

@@ -1,4 +1,4 @@
-"""Moving the blends of a converted model from nearly the ordinary network to their target while it trains."""
+"""Annealing: the blends of a converted model move from nearly the ordinary network to their target during training."""
 
 import dataclasses
 import json
@@ -20,16 +20,17 @@ from revformers.models.state import require_reversible, update_predictors
 
 
 class Annealing(TrainerCallback):
-    """Sets the blend of every layer before every optimizer step, a function of the number of that step alone.
+    """Sets the blend of every layer before every optimizer step, from the number of that step alone.
 
-    Step s, counted from 0, of `steps` has the blend start + (target - start) s / steps, to the nearest 1/256, with the
-    sign of the target; later steps have the target itself. A target below the start is kept throughout. An update
-    predictor was fitted to the target, and what it adds back is proportional to the blend: its `scale` is the blend
-    over the target. Likewise a step size that the conversion fitted moves from 1 to its target. An evaluation has the
-    blends of the step before it; checkpoints, which hold no scale, and the finished model have the target.
+    In step s of `steps`, counted from 0, the blend is start + (target - start) s / steps, rounded to the nearest 1/256,
+    with the sign of the target; in later steps it is the target. A target below the start is used throughout. The
+    correction of an update predictor is proportional to the blend, and the predictor was fitted to the target: its
+    `scale` is therefore the blend divided by the target. A step size that the conversion fitted moves from 1 to its
+    target in the same way. An evaluation uses the blends of the step before it. Checkpoints, which hold no scale, and
+    the finished model use the target.
 
     Args:
-        model: a reversible model, with the target as its dynamics.
+        model: a reversible model, whose dynamics are the target.
         steps: optimizer steps until the target is reached.
         start: the blend of the first step, a multiple of 1/256.
 
@@ -42,7 +43,7 @@ class Annealing(TrainerCallback):
         self._stack = require_reversible(model)
         target = self._stack.dynamics
         if not isinstance(target, BlendedMidpoint):
-            raise UserError(f"annealing.steps needs blends, which {target.name} has none of; set it to 0.")
+            raise UserError(f"annealing.steps needs dynamics with blends, and {target.name} has none; set it to 0.")
         self._predictors: list[Any] = list(update_predictors(model))
         self._steps = steps
         self._start = round(start * LARGEST_DENOMINATOR)
@@ -53,7 +54,7 @@ class Annealing(TrainerCallback):
         return [self._target.layer_blend(layer) for layer in range(self._stack.number_of_layers)]
 
     def blends(self, step: int) -> list[Fraction]:
-        """Return the blend of every layer in optimizer step `step`, counted from 0."""
+        """Return the blend of every layer at optimizer step `step`, counted from 0."""
         return [self._blend(target, step) for target in self._targets]
 
     def _blend(self, target: Fraction, step: int) -> Fraction:
@@ -78,7 +79,7 @@ class Annealing(TrainerCallback):
             )
             dynamics = dataclasses.replace(dynamics, blend=tuple(blends), step_size=sizes, random_seed=None)
         self._stack.dynamics = dynamics
-        # without predictors there is nothing to scale
+        # strict=False: a model without predictors has nothing to scale
         for predictor, share in zip(self._predictors, shares, strict=False):
             predictor.scale = share
 
@@ -87,9 +88,9 @@ class Annealing(TrainerCallback):
         self.set(state.global_step)
 
     def on_save(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Describe the network in the checkpoint by its target, to which its predictors, unscaled, belong."""
+        """Write the target into the checkpoint's description, because the saved predictors are not scaled."""
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        # A model's config.json holds the description among others, an adapter's file is the description.
+        # A model's config.json holds the description under a key; the file of an adapter is the description.
         for path in (folder / CONFIG_NAME, folder / DESCRIPTION):
             if state.is_world_process_zero and path.is_file():
                 values = json.loads(path.read_text(encoding="utf-8"))
@@ -97,5 +98,5 @@ class Annealing(TrainerCallback):
                 write_json(path, values)
 
     def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Leave the model with its target."""
+        """Set the blends of the model to their target."""
         self.set(self._steps)

@@ -1,4 +1,4 @@
-"""A callback for the trainers of transformers and TRL: verified gradients, memory by category, range of the states."""
+"""The callback for transformers' and TRL's trainers that verifies gradients and logs memory and state magnitudes."""
 
 import dataclasses
 import inspect
@@ -25,11 +25,11 @@ from revformers.private_api import has_accumulation_hooks
 logger = logging.getLogger(__name__)
 
 PREFIX = "reversible/"
-"""What the names of all logged figures begin with."""
+"""Prefix of the names of all logged figures."""
 
 
 class ReversibleCallback(TrainerCallback):
-    """Verifies the gradients of a reversible model on the trainer's first batch, and logs what its training takes.
+    """Verifies the gradients of a reversible model on the trainer's first batch, and logs its memory and magnitudes.
 
         model = rf.make_reversible(AutoModelForCausalLM.from_pretrained("gpt2"), rf.BlendedMidpoint(1 / 16))
         callback = rf.ReversibleCallback()
@@ -39,36 +39,35 @@ class ReversibleCallback(TrainerCallback):
         print(callback.memory)  # weights, gradients, states, side information, ... in bytes
         print(trainer.state.log_history[0]["reversible/state_magnitude"])
 
-    It works with transformers' Trainer and TRL's (SFT, DPO, GRPO, reward, ...). What it verifies is the first forward
-    pass with gradients of the trainer's own training: its inputs are noted as they reach the model, and just before the
-    first optimizer step (with gradient accumulation: after the first batch) the gradients that are rebuilt from them
-    are compared with stored ones. The loss is the model's own where the trainer gives it labels, and otherwise (DPO,
-    GRPO, rewards) a function of all its outputs: dynamics and layers are verified, not the trainer's loss. Gradients,
-    random state, activation policy and the order of the data are left as they were. It takes three forward and backward
-    passes, once.
+    It works with transformers' Trainer and TRL's trainers (SFT, DPO, GRPO, reward, ...). It records the inputs of the
+    first forward pass with gradients. Just before the first optimizer step (with gradient accumulation: after the first
+    batch) it compares the rebuilt gradients of these inputs with stored ones. The loss is the model's own if the
+    trainer gives it labels, and otherwise (DPO, GRPO, rewards) a function of all its outputs: dynamics and layers are
+    verified, not the trainer's loss. Gradients, random state, activation policy and the order of the data do not
+    change. The verification costs three forward and backward passes, once.
 
-    Logged with the losses, in `trainer.state.log_history` and by the callbacks that come after this one:
+    These figures are logged with the losses, in `trainer.state.log_history` and by the callbacks after this one:
 
     * `reversible/state_magnitude`: the largest magnitude of a state or update since the last log, in training and
-      evaluation, and `reversible/state_range`, the same as a share of what fixed point holds (2**22).
+      evaluation, and `reversible/state_range`, the same as a fraction of the range of fixed point (2**22).
     * `reversible/memory_<category>` and `reversible/memory_total`: once, in bytes, the peak of a forward and backward
       pass of the first batch with the model's own activation policy; see `revformers.planning.meter`.
     * `reversible/cuda_peak`: on CUDA, bytes, the allocator's peak so far.
 
-    A `RebuildMismatchError` or a `StateRangeError` that ends the training says, in a note below it, at which step, what
-    it means and what to do.
+    A `RebuildMismatchError` or a `StateRangeError` that ends the training gets a note with the step, its meaning and a
+    remedy.
 
     Args:
-        verify: whether gradients are verified.
-        memory: whether the peak is taken by category.
+        verify: whether to verify gradients.
+        memory: whether to measure the peak by category.
 
     Attributes:
-        report: what was verified; None before, or where nothing was.
-        memory: the peak by category; None before, or where it was not taken.
+        report: the result of the verification; None if nothing was verified yet.
+        memory: the peak by category; None if it was not measured yet.
 
     Raises:
         ValueError: at the start of the training, for a model that is not reversible.
-        RebuildMismatchError: just before the first optimizer step, where rebuilt gradients differ from stored ones.
+        RebuildMismatchError: just before the first optimizer step, if rebuilt gradients differ from stored ones.
 
     """
 
@@ -93,24 +92,24 @@ class ReversibleCallback(TrainerCallback):
             self._handle = model.register_forward_pre_hook(self._note_inputs, with_kwargs=True)
 
     def on_step_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Note the step, for the errors that may follow."""
+        """Record the step, for the notes of errors."""
         self._step = state.global_step + 1
 
     def on_substep_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Verify, after the first batch of several."""
+        """Verify after the first of several accumulated batches."""
         self._examine(kwargs["model"], kwargs.get("optimizer"))
 
     def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Verify, before anything was trained."""
+        """Verify before the first optimizer step."""
         self._examine(kwargs["model"], kwargs.get("optimizer"))
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Say where there was nothing to verify."""
+        """Warn if there was nothing to verify."""
         if self._handle is not None:
             self._stop_waiting()
             warnings.warn(
-                f"ReversibleCallback could verify nothing: the trainer never called the forward of "
-                f"{type(unwrap(kwargs['model'])).__name__} itself in its first step, as with use_liger_kernel; call "
+                f"ReversibleCallback could verify nothing: in its first step the trainer never called the forward of "
+                f"{type(unwrap(kwargs['model'])).__name__} itself (with use_liger_kernel, for example); call "
                 f"revformers.verify_gradients(model, batch) before training.",
                 stacklevel=2,
             )
@@ -132,47 +131,47 @@ class ReversibleCallback(TrainerCallback):
         reversible.largest_magnitude, self._pending = 0.0, {}
         named = {PREFIX + name: value for name, value in figures.items()}
         logs.update(named)
-        # The history has a copy of what was logged by then.
+        # The history already has a copy of the log.
         state.log_history[-1].update(named)
 
     def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Leave the model alone."""
+        """Remove the hook from the model."""
         self.close()
 
     def close(self) -> None:
-        """Leave the model alone; after a training that an error ended `Trainer.train` calls it."""
+        """Remove the hook from the model; `Trainer.train` calls this after an error too."""
         self._stop_waiting()
         self._inputs = None
 
     def explain(self, error: Exception) -> str:
-        """Return what an error of reversible training means at this step, and what to do.
+        """Return the meaning and the remedy of an error of reversible training at this step.
 
-        A trainer's callbacks are not told of an error that ends the training, so `Trainer.train` adds this as a note.
+        Trainers do not tell their callbacks of an error that ends the training, so `Trainer.train` adds this as a note.
         """
         if isinstance(error, RebuildMismatchError):
             meaning = (
-                "a layer computed something else when it was evaluated again for the backward pass than in the forward "
-                "pass. Gradients from it would be wrong, so training ends here."
+                "a layer gave other results when it was evaluated again for the backward pass than in the forward "
+                "pass. Its gradients would be wrong, so training ends here."
             )
             if self.report is not None:
-                meaning += " The gradients of the first batch were exact: what causes it came in since."
+                meaning += " The gradients of the first batch were exact: the cause appeared after it."
             remedy = (
-                "Look for weights, buffers or settings that something changes between forward and backward, for "
-                "modules that keep state from call to call, and for kernels that are not deterministic; "
-                "revformers.Store() evaluates nothing again."
+                "Look for weights, buffers or settings that change between forward and backward, for modules that keep "
+                "state from call to call, and for kernels that are not deterministic; revformers.Store() evaluates no "
+                "layer again."
             )
         else:
             magnitude = f"{MAXIMUM_MAGNITUDE:,.0f}"
             meaning = f"states and updates must be finite and within {magnitude} to be rebuilt, and this one is not."
             remedy = (
-                "Where reversible/state_magnitude grew from log to log, training diverges: lower the learning rate, or "
-                "clip gradients. In the first steps the dynamics let the states grow: take a smaller step_size or "
-                "blend."
+                "If reversible/state_magnitude grew from log to log, training diverges: lower the learning rate, or "
+                "clip gradients. If it happens in the first steps, the dynamics let the states grow: use a smaller "
+                "step_size or blend."
             )
         return f"At step {self._step} of training: {meaning} {remedy}"
 
     def _note_inputs(self, model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        """Keep what the first forward pass with gradients gets; those without are evaluations and references."""
+        """Keep the inputs of the first forward pass with gradients; evaluations and references run without."""
         if not (model.training and torch.is_grad_enabled()):
             return
         self._stop_waiting()
@@ -181,12 +180,12 @@ class ReversibleCallback(TrainerCallback):
         self._inputs = {name: value.detach() if isinstance(value, Tensor) else value for name, value in inputs.items()}
 
     def _examine(self, model: nn.Module, optimizer: Any) -> None:
-        """Verify and measure on the inputs that were noted, once."""
+        """Verify and measure once, on the recorded inputs."""
         inputs, self._inputs = self._inputs, None
         if inputs is None:
             return
         reversible = require_reversible(model)
-        # Such hooks step the optimizer as soon as a gradient is there, also in a backward pass that only looks.
+        # Such hooks step the optimizer as soon as a gradient exists, and so in a backward pass that only measures.
         if any(map(has_accumulation_hooks, model.parameters())):
             warnings.warn(
                 "ReversibleCallback verifies nothing: something works on the gradients inside the backward pass, such "
@@ -215,7 +214,7 @@ class ReversibleCallback(TrainerCallback):
 
 
 def _peak(model: nn.Module, inputs: dict[str, Any], optimizer: Any) -> MemoryByCategory:
-    """Return the peak of a forward and backward pass with the model's own policy; it leaves nothing behind."""
+    """Return the peak of a forward and backward pass with the model's own policy, without side effects."""
     with gradients_set_aside(model) as random_state:
         step: Callable[[], None] = lambda: _loss_of(model(**inputs)).backward()  # noqa: E731
         with random_state.restored(), torch.enable_grad():
@@ -223,7 +222,7 @@ def _peak(model: nn.Module, inputs: dict[str, Any], optimizer: Any) -> MemoryByC
 
 
 def _loss_of(output: Any) -> Tensor:
-    """Return the model's loss, or where it was given no labels a scalar that every number of its output changes."""
+    """Return the model's loss, or, if it was given no labels, a scalar that depends on its whole output."""
     if getattr(output, "loss", None) is not None:
         return output.loss
     values = output.logits if getattr(output, "logits", None) is not None else output[0]

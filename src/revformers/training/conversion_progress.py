@@ -1,4 +1,4 @@
-"""What a conversion shows while it works: a bar in a terminal, plain lines elsewhere."""
+"""The progress display of a conversion: a bar in a terminal, plain lines elsewhere."""
 
 import time
 from collections.abc import Callable
@@ -15,12 +15,12 @@ SECONDS_BETWEEN_LINES = 30.0
 class ConversionProgress:
     """Shows how many layers are done and about how long the others will take, from the first layer on.
 
-    A context, which gives the terminal back; called as `revformers.convert` calls its `progress`. Layers that were done
-    before an interruption say nothing of the time that one takes.
+    Pass it to `revformers.convert` as `progress`, inside its context, which restores the terminal at the end. The
+    estimate leaves out layers that were done before an interruption.
 
     Args:
         console: where to show it.
-        clock: what tells the seconds.
+        clock: returns the time in seconds.
 
     """
 
@@ -33,14 +33,14 @@ class ConversionProgress:
         self._task = self._bar.add_task("")
 
     def __enter__(self) -> "ConversionProgress":
-        """Begin to show the bar."""
+        """Show the bar."""
         self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._bar.stop()
 
     def __call__(self, done: int, total: int) -> None:

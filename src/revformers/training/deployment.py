@@ -1,4 +1,4 @@
-"""Deploying a network that was trained reversibly as the ordinary network, which needs nothing of revformers."""
+"""Deployment of a reversibly trained network as the ordinary network, which runs without revformers."""
 
 from typing import Any
 
@@ -10,37 +10,37 @@ from revformers.models.state import reversible_stack, update_predictors
 from revformers.reversible import make_residual
 
 FEWEST_DEPLOYED_BITS = 1.5
-"""Mean side information in bits an element a layer below which a network is not deployed as the ordinary one.
+"""Smallest mean side information, in bits per element and layer, of a network that is deployed as the ordinary one.
 
-At 1 bit the conversion of a real model costs several per cent (docs/appendix/conversion.md), and training makes up for
-that in weights that the ordinary network has no use for.
+At 1 bit the conversion of a real model raises its loss by several per cent (docs/appendix/conversion.md). Training
+makes up for it by changes of the weights that do not help the ordinary network.
 """
 
 PREDICTOR_MODULES = r".*\bupdate_predictor\b.*"
-"""The modules that an adapter of the ordinary network leaves out, as PEFT matches their names."""
+"""Pattern of PEFT for the modules that an adapter of the ordinary network leaves out."""
 
 
 def check_deployable(model: nn.Module) -> None:
-    """Raise UserError where the ordinary network is no relative of the one that is trained."""
+    """Raise UserError if the ordinary network differs too much from the one that is trained."""
     stack = reversible_stack(model)
     if stack is None:  # not converted: the ordinary network is what is trained
         return
     dynamics, layers = stack.dynamics, range(stack.number_of_layers)
     if not isinstance(dynamics, BlendedMidpoint):
         raise UserError(
-            f"deploy: ordinary needs blends, which are nearly the ordinary network; the model has {dynamics.name}. Set "
-            f"deploy to reversible."
+            f"deploy: ordinary needs dynamics with blends, which stay close to the ordinary network; the model has "
+            f"{dynamics.name}. Set deploy to reversible."
         )
     bits = sum(map(dynamics.side_information_bits, layers)) / len(layers)
     if bits < FEWEST_DEPLOYED_BITS:
         raise UserError(
-            f"With a mean of {bits:.3g} bits the model is too far from the ordinary network to be deployed as that; "
+            f"With a mean of {bits:.3g} bits the model is too far from the ordinary network to be deployed as it; "
             f"convert with {FEWEST_DEPLOYED_BITS} bits or more, or set deploy to reversible."
         )
 
 
 def leave_out_predictors(model: nn.Module, config: Any) -> None:
-    """Keep an adapter out of the update predictors of `model`, unless its configuration says what it is kept out of.
+    """Exclude the update predictors of `model` from an adapter, unless its configuration excludes other modules.
 
     Args:
         model: the model that gets the adapter.
@@ -52,7 +52,7 @@ def leave_out_predictors(model: nn.Module, config: Any) -> None:
 
 
 def refuse_trained_predictors(adapted: nn.Module) -> None:
-    """Raise UserError where the adapter of a PEFT model trains update predictors, which are dropped in the end."""
+    """Raise UserError if the adapter of a PEFT model trains update predictors, which deployment drops."""
     trained = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
     if any(".update_predictor." in name for name in trained):
         raise UserError(
@@ -62,15 +62,15 @@ def refuse_trained_predictors(adapted: nn.Module) -> None:
 
 
 def deploy_as_ordinary(model: Any, *, converted_here: bool) -> bool:
-    """Make the trained model the ordinary network, in place; its adapters become those of what was converted.
+    """Turn the trained model into the ordinary network, in place; its adapters then name the model before conversion.
 
     Args:
         model: the model, or the PEFT model around it.
-        converted_here: whether the run loaded the ordinary network, which its adapters then name.
+        converted_here: whether the run loaded the ordinary network, which its adapters already name.
 
     Returns:
-        Whether its adapters, where it has any, name the model that they belong to: one that began as a reversible
-        model may not know what it was converted from.
+        Whether its adapters, if any, name their base model. A run that began with a reversible model may not know
+        which model that was converted from.
 
     """
     stack = reversible_stack(model)
@@ -78,10 +78,10 @@ def deploy_as_ordinary(model: Any, *, converted_here: bool) -> bool:
     named = True
     for config in getattr(model, "peft_config", {}).values():
         if config.exclude_modules == PREDICTOR_MODULES:
-            config.exclude_modules = None  # PEFT warns of a pattern that nothing fits
+            config.exclude_modules = None  # PEFT warns about a pattern without matches
         if stack is not None and not converted_here:
-            # Not the reversible model that the run began with, which only revformers loads.
-            # Empty and not None, for which PEFT puts the name of the model.
+            # The run began with a reversible model, which only revformers loads: name the one it was converted from.
+            # If unknown, the name is empty: PEFT replaces None by the name of the model.
             config.base_model_name_or_path = (stack.provenance.base_model if stack.provenance else None) or ""
             named = bool(config.base_model_name_or_path)
     return named

@@ -1,4 +1,4 @@
-"""A fine-tuning run of a converted model on transformers' Trainer, or on TRL's SFTTrainer."""
+"""A fine-tuning run of a converted model with transformers' Trainer or TRL's SFTTrainer."""
 
 import dataclasses
 import json
@@ -48,28 +48,33 @@ from revformers.training.trainer_run import (
 def finetune(
     recipe: FinetuneRecipe, *, resume: bool = False, overwrite: bool = False, console: Console | None = None
 ) -> RunResult:
-    """Convert the pretrained model of `recipe`, and train it, or go on from its last checkpoint.
+    """Convert the pretrained model of `recipe` and train it, or resume its training from the last checkpoint.
 
-    The run directory then holds the checkpoints of the Trainer; `model` (weights and tokenizer, for
-    ``revformers.from_pretrained``) or, of an adapter, `adapter` (in PEFT's format, for
-    ``revformers.load_adapter``) and with adapter.merge `model` as well, of the ordinary network where the recipe's
-    deploy says so; `conversion` (the dynamics and the update predictors as training began); `history.json` (the loss
-    curve over steps and seconds); `start.json` and `metrics.json` (the figures before and after); and `recipe.yaml`.
-    A resumed run ends with the same weights, bit for bit on the CPU, as one that went through. SIGINT and SIGTERM end
-    the run after the step at hand, with a checkpoint.
+    The run directory then holds:
 
-    The figures of the ordinary network are those of its quantised weights, where they are quantised. Text is trained on
-    by transformers' Trainer in packed blocks; prompts with completions and conversations by TRL's SFTTrainer, unpacked
-    and padded, whose validation loss is a mean over batches.
+    * the checkpoints of the Trainer, and `recipe.yaml`;
+    * without an adapter `model` (weights and tokenizer, for ``revformers.from_pretrained``); with one `adapter` (in
+      PEFT's format, for ``revformers.load_adapter``), and with adapter.merge `model` too. With ``deploy: ordinary``
+      they are those of the ordinary network;
+    * `conversion` (the dynamics and the update predictors at the start of training);
+    * `history.json` (the loss curve over steps and seconds), `start.json` and `metrics.json` (the figures before and
+      after training).
+
+    A resumed run ends with the same weights as an uninterrupted one, bit for bit on the CPU. SIGINT and SIGTERM end the
+    run with a checkpoint after the current step.
+
+    If the weights are quantised, so are those behind the figures of the ordinary network. transformers' Trainer trains
+    on text, in packed blocks. TRL's SFTTrainer trains on prompts with completions and on conversations, unpacked and
+    padded; its validation loss is a mean over batches.
 
     Args:
-        recipe: what to train, on what, and how.
+        recipe: the model, the data and the training.
         resume: continue the run in the run directory.
         overwrite: discard the run in the run directory.
-        console: where to show progress; left out, standard output.
+        console: where to show progress; by default standard output.
 
     Raises:
-        OSError: for a local file that is not there, or a model that cannot be loaded.
+        OSError: for a missing local file, or a model that cannot be loaded.
         UserError: for a recipe that cannot be used, or a run directory that holds another run.
         NotReversibleError: for an architecture that cannot be converted.
 
@@ -86,7 +91,7 @@ def finetune(
     check_model(recipe, model, tokenizer)
     data = load_finetune_data(recipe.data, tokenizer)
     arguments = finetune_arguments(recipe, data)
-    if recipe.model.quantization != "nf4":  # those weights are on their device already
+    if recipe.model.quantization != "nf4":  # nf4 weights are already on their device
         model.to(arguments.device)
     with arguments.main_process_first(local=False):
         checkpoint = run.prepare(recipe, resume=resume, overwrite=overwrite)
@@ -108,7 +113,7 @@ def finetune(
     trainer = _trainer(model, arguments, data, tokenizer)
     if data.form == "messages" and not data.assistant_only:
         unmarked = "The chat template does not mark what the assistant says"
-        say(console, f"{unmarked}: the loss is taken over whole conversations.")
+        say(console, f"{unmarked}: the loss covers whole conversations.")
     if checkpoint is None:
         start = _losses_before_training(trainer, model, recipe)
         if trainer.is_world_process_zero():
@@ -135,7 +140,7 @@ def finetune_arguments(recipe: FinetuneRecipe, data: FinetuneData) -> TrainingAr
     """Return the arguments of the Trainer, or of the SFTTrainer, that `recipe` describes for its data.
 
     Raises:
-        UserError: for an argument that it does not have, that a recipe sets elsewhere, or a bad value.
+        UserError: for an unknown argument, an argument that a recipe sets elsewhere, or a bad value.
 
     """
     kind: type[TrainingArguments] = TrainingArguments
@@ -174,7 +179,7 @@ def _trainer(model: Any, arguments: Any, data: FinetuneData, tokenizer: PreTrain
 
 
 def _sft_trainer() -> Any:
-    """Return TRL's SFTTrainer with the loss of the model: its own one reads the logits or a head of its own."""
+    """Return TRL's SFTTrainer with the loss of the model; TRL's own loss reads the logits or uses a head of its own."""
     kind: Any = import_trl().SFTTrainer
 
     class HeadLossTrainer(kind):
@@ -185,10 +190,10 @@ def _sft_trainer() -> Any:
 
 
 def _losses_before_training(trainer: Trainer, model: Any, recipe: FinetuneRecipe) -> dict[str, float]:
-    """Return the validation losses before training: of the model, and of the ordinary network where that has a part."""
+    """Return the validation losses before training: of the model, and of the ordinary network where it matters."""
     losses = {}
     if recipe.conversion.bits is not None or recipe.deploy == "ordinary":
-        # An adapter that began with a part of the weights gives it back.
+        # An adapter that was initialised from a part of the weights gives it back.
         with ordinary(unwrap(model) if adapters_hold_weights(model) else model):
             losses["original_validation_loss"] = trainer.evaluate(metric_key_prefix="original")["original_loss"]
     losses["initial_validation_loss"] = trainer.evaluate(metric_key_prefix="initial")["initial_loss"]
@@ -198,13 +203,13 @@ def _losses_before_training(trainer: Trainer, model: Any, recipe: FinetuneRecipe
 def _save(
     trainer: Trainer, tokenizer: PreTrainedTokenizerBase, recipe: FinetuneRecipe, run: RunDirectory, console: Console
 ) -> dict[str, float]:
-    """Save the adapter, the model, or both; return the loss of what is deployed, where the recipe says so."""
+    """Save the adapter, the model, or both; return the loss of the deployed network if the recipe deploys one."""
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     adapted, deployed, losses = recipe.adapter.kind == "lora", recipe.deploy == "ordinary", {}
     if deployed and not deploy_as_ordinary(model, converted_here=recipe.conversion.bits is not None):
-        say(console, f"The adapter names no base model: its own is what {recipe.model.name} was converted from.")
+        say(console, f"The adapter names no base model: it belongs to the one {recipe.model.name} was converted from.")
     if adapted and trainer.is_world_process_zero():
-        # Before anything is merged: beside adapted embeddings PEFT saves what they are added to.
+        # Before merging: PEFT saves the base embeddings together with adapted ones.
         _save_to(run.adapter, model, tokenizer)
     if deployed:
         if recipe.adapter.merge:
@@ -212,14 +217,14 @@ def _save(
         losses["deployed_validation_loss"] = trainer.evaluate(metric_key_prefix="deployed")["deployed_loss"]
     if trainer.is_world_process_zero() and (recipe.adapter.merge or not adapted):
         if adapted:
-            with warnings.catch_warnings(action="ignore", category=UserWarning):  # of one that is merged already
+            with warnings.catch_warnings(action="ignore", category=UserWarning):  # about an adapter merged above
                 model = model.merge_and_unload()
         _save_to(run.model, model, tokenizer)
     return losses
 
 
 def _write_deployed_cards(run: RunDirectory, metrics: Mapping[str, Any]) -> None:
-    """Write the cards of what is deployed in the place of what the trainer wrote of the reversible model."""
+    """Replace the card that the trainer wrote for the reversible model by cards of the deployed networks."""
     (run.path / CARD_NAME).unlink(missing_ok=True)
     for directory in (run.adapter, run.model):
         if directory.is_dir():

@@ -22,14 +22,14 @@ FORMS = {"prompt_completion": ("prompt", "completion"), "messages": ("messages",
 
 @dataclass(frozen=True)
 class FinetuneData:
-    """What a Trainer trains on.
+    """Training and validation data.
 
     Attributes:
         form: text, prompt_completion or messages.
         training: for text, blocks with input_ids and labels, int64[block_length]; otherwise records with the columns of
             the form.
         validation: the same, held out.
-        assistant_only: whether the loss of conversations leaves out what the assistant did not say.
+        assistant_only: whether the loss of conversations covers only what the assistant says.
 
     """
 
@@ -43,9 +43,8 @@ def load_finetune_data(data: FinetuneDataSection, tokenizer: PreTrainedTokenizer
     """Return the data that the section of a recipe describes.
 
     Raises:
-        FileNotFoundError: for a local file that is not there.
-        UserError: for a source that cannot be read, a column that it does not have, or a tokenizer that cannot write
-            what the source holds.
+        FileNotFoundError: for a missing local file.
+        UserError: for a source that cannot be read, a missing column, or a tokenizer that cannot encode the records.
 
     """
     if not data.source:
@@ -74,12 +73,12 @@ def load_finetune_data(data: FinetuneDataSection, tokenizer: PreTrainedTokenizer
 def training_blocks(
     data: FinetuneData, tokenizer: PreTrainedTokenizerBase, sequences: int, block_length: int
 ) -> Tensor:
-    """Return the first blocks of the training data, int64[sequences, block_length], fewer rows where there is less.
+    """Return the first blocks of the training data, int64[sequences, block_length], or fewer rows if data runs out.
 
-    Prompts with completions and conversations are written out and packed one after the other, as text is.
+    Prompts with completions and conversations are rendered as text and packed one after the other.
 
     Raises:
-        UserError: for data that does not fill a block.
+        UserError: for data that do not fill a block.
 
     """
     if data.form == "text":
@@ -90,7 +89,7 @@ def training_blocks(
         blocks = [torch.from_numpy(block) for block in islice(packed, sequences)]
     if not blocks:
         raise UserError(
-            f"The training data does not fill one block of {block_length} tokens to fit the conversion to; shorten "
+            f"The training data is too short for one block of {block_length} tokens to fit the conversion to; shorten "
             f"data.block_length."
         )
     return torch.stack(blocks)
@@ -102,28 +101,28 @@ def _form(columns: set[str]) -> str:
 
 
 def _check_column(name: str, origin: Any, named: list[str], source: str) -> None:
-    """Raise UserError where the column `name` cannot be made from the columns that are there."""
+    """Raise UserError if the column `name` cannot be made from the columns of the source."""
     if not isinstance(origin, str):
         raise UserError(f"data.columns.{name} takes the name of a column or a template of columns, not {origin!r}.")
     try:
         wanted = _fields(origin) or [origin]
     except ValueError as error:
-        raise UserError(f"data.columns.{name} is no template of columns: {error}.") from error
+        raise UserError(f"data.columns.{name} is not a template of columns: {error}.") from error
     for column in wanted:
         if column not in named:
             raise UserError(
-                f"{source} has no column {column!r} but {', '.join(named)}; say in data.columns.{name} where the "
-                f"{name} is found."
+                f"{source} has no column {column!r}; its columns are {', '.join(named)}. Set data.columns.{name} to "
+                f"the column that holds the {name}."
             )
 
 
 def _fields(origin: str) -> list[str]:
-    """Return the columns that a template names; none for the name of a column."""
+    """Return the columns that a template names; an empty list for the name of a column."""
     return [field for _, field, _, _ in string.Formatter().parse(origin) if field is not None]
 
 
 def _mapped(records: Any, form: str, columns: Mapping[str, str]) -> Any:
-    """Return the records with the columns of `form` alone."""
+    """Return the records with only the columns of `form`."""
     names = FORMS[form]
     origins = {name: columns.get(name, name) for name in names}
 
@@ -136,26 +135,26 @@ def _mapped(records: Any, form: str, columns: Mapping[str, str]) -> Any:
 
 
 def _check_tokenizer(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise UserError where the tokenizer cannot write a record, or end it."""
+    """Raise UserError if the tokenizer cannot encode a record, or end it."""
     if tokenizer.eos_token is None:
         raise UserError("The tokenizer has no end-of-sequence token to end a completion with; set model.tokenizer.")
     conversational = any(isinstance(value, list) for value in record.values())
     if conversational and not tokenizer.chat_template:
         raise UserError(
-            "The data holds conversations, but the tokenizer has no chat template to write them with; set "
-            "model.tokenizer to one that has."
+            "The data holds conversations, but the tokenizer has no chat template to render them; set model.tokenizer "
+            "to one that has."
         )
     if any(not isinstance(value, str | list) for value in record.values()):
-        raise UserError(f"A record must hold text or messages in {', '.join(record)}; this one does not: {record}.")
+        raise UserError(f"{', '.join(record)} of a record must hold text or messages; this one does not: {record}.")
 
 
 def import_trl() -> Any:
-    """Return the package that prepares and trains on prompts and conversations, or raise MissingPackageError."""
+    """Return the package `trl`, or raise MissingPackageError."""
     return require_package("trl", "finetune", "Training on prompts with completions or conversations")
 
 
 def _marks_the_assistant(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Say whether the chat template tells which tokens the assistant says, or TRL has one in its place that does."""
+    """Return whether the chat template marks the assistant's tokens, or TRL has a replacement that does."""
     if "endgeneration" in str(tokenizer.chat_template):
         return True
     import_trl()
@@ -169,7 +168,7 @@ def _marks_the_assistant(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def _written(records: Any, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
-    """Yield every record as the text that a model is trained on."""
+    """Yield the text of every record."""
     for record in records:
         parts = [record[name] for name in FORMS["messages" if "messages" in record else "prompt_completion"]]
         if isinstance(parts[0], str):

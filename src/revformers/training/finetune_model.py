@@ -1,4 +1,4 @@
-"""The network of a fine-tuning run: loaded, converted, and given its adapter and its loss."""
+"""The network of a fine-tuning run: loading, conversion, adapter and loss."""
 
 import dataclasses
 import warnings
@@ -30,13 +30,13 @@ from revformers.training.recipe_file import suggestion
 from revformers.training.run_directory import RunDirectory
 
 CONVERSION_OPTIONS = ("allocation", "two_evaluations")
-"""What conversion.options takes; the rest of a conversion has fields of its own, or follows from the data."""
+"""Keys of conversion.options; the other options of a conversion have recipe fields, or follow from the data."""
 
 REFUSED_ADAPTER = "PEFT refuses the adapter section"
 
 
 def check_recipe(recipe: FinetuneRecipe) -> None:
-    """Raise UserError for what can be seen without loading anything."""
+    """Raise UserError for mistakes that can be found without loading anything."""
     if not recipe.output:
         raise UserError("The recipe names no run directory; set output.")
     if not recipe.model.name:
@@ -56,11 +56,11 @@ def check_recipe(recipe: FinetuneRecipe) -> None:
 
 
 def check_model(recipe: FinetuneRecipe, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise UserError where model, tokenizer and recipe do not go together; let the tokenizer end a text."""
+    """Raise UserError if model, tokenizer and recipe do not match; set the tokenizer's eos_token if it has none."""
     name, conversion = recipe.model.name, recipe.conversion
     config = model.config.get_text_config(decoder=True)
     if tokenizer.eos_token is None and isinstance(config.eos_token_id, int):
-        # A bare tokenizer.json does not say which of its tokens that is; the model does.
+        # A bare tokenizer.json does not name its end-of-sequence token; the model's configuration does.
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(config.eos_token_id)
     if len(tokenizer) > config.vocab_size:
         raise UserError(
@@ -74,11 +74,11 @@ def check_model(recipe: FinetuneRecipe, model: Any, tokenizer: PreTrainedTokeniz
         )
     reversible = reversible_stack(model) is not None
     if reversible and conversion.bits is not None:
-        raise UserError(f"{name} is reversible already; set conversion.bits to none to keep its dynamics.")
+        raise UserError(f"{name} is already reversible; set conversion.bits to none to keep its dynamics.")
     if reversible and recipe.loss.distillation:
         raise UserError(
-            f"loss.distillation learns from an ordinary network, which {name} no longer is; name the model that it was "
-            f"converted from, and set conversion.bits."
+            f"loss.distillation needs an ordinary network as its teacher, and {name} is reversible; name the model "
+            f"that it was converted from, and set conversion.bits."
         )
     if not reversible and conversion.bits is None:
         if conversion.activations not in ("store", "checkpoint"):
@@ -91,7 +91,7 @@ def check_model(recipe: FinetuneRecipe, model: Any, tokenizer: PreTrainedTokeniz
 
 
 def load_model(recipe: FinetuneRecipe) -> Any:
-    """Return the model, in nf4 on the device of this process, otherwise on the CPU."""
+    """Return the recipe's model, on the device of this process if it is in nf4, otherwise on the CPU."""
     section = recipe.model
     dtype = getattr(torch, section.dtype)
     options = quantization_options(section.quantization, dtype)
@@ -115,7 +115,7 @@ def prepare_dynamics(
     *,
     fresh: bool,
 ) -> None:
-    """Convert the model, or give it the conversion that the run began with; one process converts for all."""
+    """Convert the model, or apply the run's saved conversion; one process converts for all."""
     section = recipe.conversion
     with arguments.main_process_first(local=False):
         if fresh and arguments.process_index == 0:
@@ -132,7 +132,7 @@ def prepare_dynamics(
 
 
 def _convert(model: Any, recipe: FinetuneRecipe, blocks: torch.Tensor, console: Console) -> None:
-    """Convert the model as it will be trained, in the precision of the training, and say what that came to."""
+    """Convert the model in the precision of the training, and print the remarks of the conversion."""
     section, precision = recipe.conversion, recipe.training.precision
     say(console, f"converting at {section.bits:g} bits")
     mixed = precision != "float32"
@@ -151,7 +151,7 @@ def _convert(model: Any, recipe: FinetuneRecipe, blocks: torch.Tensor, console: 
 
 
 def lora_config(section: AdapterSection) -> Any:
-    """Return the peft.LoraConfig of the section; raise UserError where PEFT does not take it."""
+    """Return the peft.LoraConfig of the section; raise UserError if PEFT refuses it."""
     peft = require_package("peft", "finetune", "An adapter")
     known = [field.name for field in dataclasses.fields(peft.LoraConfig)]
     for name in section.options:
@@ -159,8 +159,8 @@ def lora_config(section: AdapterSection) -> Any:
             raise UserError(f"adapter.options has no {name!r}{suggestion(name, known)}")
     if section.options.get("layer_replication"):
         raise UserError(
-            "adapter.options.layer_replication makes a network of other layers than those that were converted; leave "
-            "it out, or fine-tune a model that has these layers."
+            "adapter.options.layer_replication changes the layers after their conversion; leave it out, or fine-tune a "
+            "model that already has these layers."
         )
     values = {
         "r": section.rank,
@@ -175,7 +175,7 @@ def lora_config(section: AdapterSection) -> Any:
 
 
 def with_adapter(model: Any, config: Any, recipe: FinetuneRecipe) -> Any:
-    """Return the PEFT model around `model`, seeded."""
+    """Return the PEFT model around `model`, with an adapter whose initial weights depend on the recipe's seed."""
     from peft import get_peft_model
 
     if recipe.deploy == "ordinary":
@@ -189,7 +189,7 @@ def with_adapter(model: Any, config: Any, recipe: FinetuneRecipe) -> Any:
 
 
 def set_loss(model: Any, recipe: FinetuneRecipe, teacher: Teacher | None) -> None:
-    """Have the model compute the recipe's loss itself; without a teacher, what is under its adapter is the teacher."""
+    """Let the model compute the recipe's loss; if `teacher` is None, the model without its adapter is the teacher."""
     section = recipe.loss
     if section.distillation and teacher is None:
         teacher = AdapterOff(model)

@@ -1,4 +1,4 @@
-"""What a recipe for fine-tuning says, field by field."""
+"""The fields of a fine-tuning recipe."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -17,43 +17,43 @@ class PretrainedSection:
     """The network that is fine-tuned."""
 
     name: str = ""
-    """Directory or hub id of a causal language model, an ordinary or a saved reversible one; or a GGUF file, whose
-    weights are dequantised."""
+    """Directory or hub id of a causal language model, ordinary or saved as reversible; or a GGUF file, whose weights
+    are dequantised."""
 
     revision: str | None = None
-    """Commit, branch or tag of a hub model; left out, its main branch as it is today."""
+    """Commit, branch or tag of a hub model; by default the head of its main branch."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the weights. For mixed precision leave float32 and set training.precision."""
+    """Type of the weights. For mixed precision keep float32 and set training.precision."""
 
     quantization: Literal["none", "int8", "nf4"] = "none"
-    """Type that the frozen weights under an adapter are kept in: int8 by torchao, nf4 (4 bits) by bitsandbytes."""
+    """Type of the frozen weights under an adapter: int8 by torchao, or nf4 (4 bits) by bitsandbytes."""
 
     tokenizer: str | None = None
-    """Directory, hub id or GGUF file of the tokenizer; left out, the model's own."""
+    """Directory, hub id or GGUF file of the tokenizer; by default the model's own."""
 
 
 @dataclass(frozen=True)
 class ConversionSection:
-    """How the network is made reversible before it is trained."""
+    """The conversion that makes the network reversible before training."""
 
     bits: float | None = 2.0
-    """Side information in bits an element a layer, mean over the layers, 0 to 8, as in revformers.convert. none
-    converts nothing: an ordinary network stays one, and a saved reversible model keeps its dynamics."""
+    """Side information in bits per element and layer, 0 to 8, averaged over the layers, as in revformers.convert. none
+    does not convert: an ordinary network stays ordinary, and a saved reversible model keeps its dynamics."""
 
     predictor: Literal["none", "state", "update", "previous_mlp", "previous_update"] = "state"
-    """What the update predictors read, which are fitted to the training data; none fits none."""
+    """Input of the update predictors, which are fitted to the training data; none uses no predictors."""
 
     sequences: int = 64
-    """Blocks of training data that the predictors are fitted to."""
+    """Blocks of training data to which the predictors are fitted."""
 
     options: dict[str, Any] = field(default_factory=dict)
-    """Further options of revformers.convert, by their names there."""
+    """Further options of revformers.convert, under their names there."""
 
     activations: str = "rebuild"
-    """What the backward pass does for activations: store keeps all, checkpoint recomputes from each layer's kept input,
-    offload keeps those inputs in host memory, rebuild keeps nothing and reverses the recurrence. A budget such as
-    budget:20GiB stores what fits and rebuilds the rest, budget:20GiB:checkpoint checkpoints it."""
+    """Where the backward pass gets its activations: store keeps them all, checkpoint recomputes them from each layer's
+    stored input, offload stores those inputs in host memory, rebuild stores none and reverses the recurrence. A budget
+    such as budget:20GiB stores what fits and rebuilds the rest; budget:20GiB:checkpoint checkpoints the rest."""
 
     def __post_init__(self) -> None:
         require(self.sequences >= 1, "conversion.sequences", "at least 1", self.sequences)
@@ -62,10 +62,10 @@ class ConversionSection:
 
 @dataclass(frozen=True)
 class AdapterSection:
-    """What is trained: all weights, or an adapter on frozen ones."""
+    """The trained parameters: all weights, or an adapter on frozen weights."""
 
     kind: Literal["none", "lora"] = "none"
-    """none trains all weights, lora a low-rank adapter of PEFT."""
+    """none trains all weights, lora trains a low-rank adapter of PEFT."""
 
     rank: int = 16
     """Rank of the adapter."""
@@ -77,14 +77,14 @@ class AdapterSection:
     """Dropout on the adapter's input."""
 
     target_modules: str = "all-linear"
-    """The modules that are adapted: all-linear (all but the head; update predictors too), or a regular expression of
-    their names. A list of names goes into options."""
+    """Modules to adapt: all-linear (all linear layers, update predictors included, except the head), or a regular
+    expression for module names. Put a list of names into options."""
 
     options: dict[str, Any] = field(default_factory=dict)
-    """Further fields of peft.LoraConfig, by their names there."""
+    """Further fields of peft.LoraConfig, under their names there."""
 
     merge: bool = False
-    """Whether to save, beside the adapter, the model with the adapter added to its weights."""
+    """Also save the model with the adapter merged into its weights."""
 
     def __post_init__(self) -> None:
         require(self.rank >= 1, "adapter.rank", "at least 1", self.rank)
@@ -94,31 +94,31 @@ class AdapterSection:
 
 @dataclass(frozen=True)
 class FinetuneDataSection(SourceSection):
-    """The text, the prompts with their completions, or the conversations to train on."""
+    """The training data: text, prompts with completions, or conversations."""
 
     source: str = ""
     """stdlib (source and documentation of the running Python's standard library), a .txt, .jsonl, .json or .parquet
     file, a directory of such files, or the id of a data set on the Hugging Face hub."""
 
     form: Literal["auto", "text", "prompt_completion", "messages"] = "auto"
-    """text is packed into blocks; prompt_completion trains on completions, and messages on what the assistant says.
-    auto decides by the columns: messages, or prompt and completion, otherwise text."""
+    """text is packed into blocks; prompt_completion trains on the completions, messages on what the assistant says.
+    auto chooses by the columns: messages, or prompt and completion, otherwise text."""
 
     columns: dict[str, Any] = field(default_factory=dict)
-    """Where prompt, completion or messages are found, if not in the columns of these names: the name of a column, or a
-    template of columns such as "{instruction}\\n{input}\\n"."""
+    """Sources of prompt, completion or messages, if the columns have other names: the name of a column, or a template
+    of columns such as "{instruction}\\n{input}\\n"."""
 
     block_length: int = 256
-    """Tokens in a block of text. Prompts with completions and conversations are cut off after so many."""
+    """Tokens in a block of text. Prompts with completions and conversations are truncated to this length."""
 
     def records(self) -> DataSection:
-        """Return what the readers and the packing of pretraining need."""
+        """Return the fields that pretraining's readers and packing need."""
         return DataSection(**{item.name: getattr(self, item.name) for item in dataclasses.fields(SourceSection)})
 
 
 @dataclass(frozen=True)
 class LossSection(HeadSection):
-    """What is minimised: the weighted sum of two losses."""
+    """The loss: a weighted sum of cross-entropy and distillation."""
 
     cross_entropy: float = 1.0
     """Weight of the cross-entropy of the data."""
@@ -141,14 +141,14 @@ class LossSection(HeadSection):
 
 @dataclass(frozen=True)
 class AnnealingSection:
-    """The way from the ordinary network to the converted one while training."""
+    """The path from the ordinary network to the converted one during training."""
 
     steps: int = 0
-    """Optimizer steps in which the blends move to what conversion.bits asks for; 0 begins there."""
+    """Optimizer steps in which the blends move to those of conversion.bits; 0 uses these from the start."""
 
     start: float = 1 / 256
-    """Blend of every layer in the first step. Small blends keep side information while they last, 8 bits an element a
-    layer at 1/256."""
+    """Blend of every layer in the first step. Smaller blends need more side information: 8 bits per element and layer
+    at 1/256."""
 
     def __post_init__(self) -> None:
         require(self.steps >= 0, "annealing.steps", "at least 0", self.steps)
@@ -157,11 +157,11 @@ class AnnealingSection:
 
 @dataclass(frozen=True)
 class FinetuneRecipe:
-    """Everything that one fine-tuning run is made of."""
+    """All settings of a fine-tuning run."""
 
     output: str = ""
-    """Run directory, for checkpoints, the final model or adapter and the loss curve; left out, runs/NAME with the name
-    of the recipe file."""
+    """Run directory for checkpoints, the final model or adapter and the loss curve; by default runs/NAME, after the
+    name of the recipe file."""
 
     model: PretrainedSection = field(default_factory=PretrainedSection)
     conversion: ConversionSection = field(default_factory=ConversionSection)
@@ -170,8 +170,8 @@ class FinetuneRecipe:
     loss: LossSection = field(default_factory=LossSection)
     annealing: AnnealingSection = field(default_factory=AnnealingSection)
     deploy: Literal["reversible", "ordinary"] = "reversible"
-    """What is saved at the end: the reversible model, or ordinary, the trained weights as the ordinary network that
-    any software can run, without update predictors, which are not trained then."""
+    """The network to save at the end: reversible, or ordinary, which is the trained weights in the ordinary network
+    that any software can run. ordinary drops the update predictors and does not train them."""
 
     training: TrainingSection = field(
         default_factory=lambda: TrainingSection(
@@ -180,14 +180,14 @@ class FinetuneRecipe:
     )
 
     identity: ClassVar[tuple[str, ...]] = ("model", "conversion", "adapter", "data", "annealing", "deploy")
-    """What decides which weights a checkpoint holds, and which data they saw."""
+    """The sections that determine the weights in a checkpoint and the data they were trained on."""
 
     def __post_init__(self) -> None:
         steps, longest = self.annealing.steps, self.training.max_steps
         require(steps < longest, "annealing.steps", f"below training.max_steps ({longest})", steps)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the recipe as nested dicts of plain values, as YAML would hold it."""
+        """Return the recipe as nested dicts of plain values, as in YAML."""
         return dataclasses.asdict(self)
 
 

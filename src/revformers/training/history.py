@@ -9,21 +9,21 @@ KEPT = ("step", "seconds", "loss", "eval_loss", "learning_rate", "grad_norm")
 
 
 class Clock(TrainerCallback):
-    """Adds to every entry of the Trainer's log the seconds spent in training, over interruptions and resumptions.
+    """Adds the seconds of training to every entry of the Trainer's log, across interruptions and resumptions.
 
-    The Trainer stores its log in every checkpoint, and the clock goes on from the last entry there.
+    The Trainer stores its log in every checkpoint, and the clock continues from the last entry.
     """
 
     def __init__(self) -> None:
         self._started = time.perf_counter()
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Set the clock to what the resumed log says, otherwise to 0."""
+        """Set the clock to the seconds of a resumed log, otherwise to 0."""
         spent = max((entry.get("seconds", 0.0) for entry in state.log_history), default=0.0)
         self._started = time.perf_counter() - spent
 
     def on_log(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Add the time to the entry that has just been made."""
+        """Add the time to the newest entry."""
         state.log_history[-1]["seconds"] = round(self.seconds, 3)
 
     @property

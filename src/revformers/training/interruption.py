@@ -1,6 +1,6 @@
 """Ctrl-C as a request: finish the step, save a checkpoint, stop.
 
-The Trainer's own enable_jit_checkpoint knows no Ctrl-C, waits for seconds first, and does not say that a signal came.
+The Trainer's own enable_jit_checkpoint does not handle Ctrl-C, waits for seconds, and does not report the signal.
 """
 
 import signal
@@ -11,17 +11,17 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-"""Ctrl-C, and what job schedulers send before they take a machine away."""
+"""Ctrl-C, and the signal that job schedulers send before they end a job."""
 
 
 class SaveOnSignal(TrainerCallback):
-    """Saves a checkpoint and ends training after the first signal; a second signal acts as it always did.
+    """Saves a checkpoint and ends training after the first signal; a second signal has its usual effect.
 
     Use it as a context manager around ``Trainer.train``, and give it to the Trainer as a callback. Outside the main
-    thread, where Python hands out no signals, it does nothing.
+    thread, where Python delivers no signals, it has no effect.
 
     Attributes:
-        received: number of the signal, None as long as none has come.
+        received: number of the signal, or None before a signal.
 
     """
 
@@ -49,7 +49,7 @@ class SaveOnSignal(TrainerCallback):
             signal.signal(number, handler)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Have the Trainer log, save and stop once a signal has come."""
+        """Make the Trainer log, save and stop after a signal."""
         if self.received is not None:
             control.should_log = True
             control.should_save = True

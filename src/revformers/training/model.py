@@ -1,4 +1,4 @@
-"""From a recipe to the network that it describes."""
+"""The network that a pretraining recipe describes."""
 
 import difflib
 from collections.abc import Mapping
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from revformers.training.recipe import NetworkSection, Recipe, RecurrenceSection
 
 ACCEPTED_ALIASES = ("attn_implementation", "rope_theta", "rope_scaling")
-"""Names that a transformers configuration takes without having a field of that name."""
+"""Names that a transformers configuration accepts although it has no such fields."""
 
 
 def build_dynamics(section: "RecurrenceSection") -> dynamics.Dynamics:
     """Return the dynamics that a recipe names.
 
     Raises:
-        UserError: for a name or an option that does not exist, or a bad value.
+        UserError: for an unknown name or option, or a bad value.
 
     """
     with as_user_error(kinds=(TypeError, ValueError)):
@@ -38,14 +38,14 @@ def build_config(recipe: "Recipe") -> PreTrainedConfig:
 
     Raises:
         UserError: for an architecture or a field that transformers does not have, a value that it refuses, or
-            training blocks longer than the model can read.
+            training blocks longer than the model's maximum.
 
     """
     data = recipe.data
     tokenizer = load_tokenizer(data.tokenizer) if data.tokenizer else None
     values: dict[str, Any] = {"vocab_size": len(tokenizer) if tokenizer else data.vocabulary_size}
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        # A tokenizer that is still to be trained marks both ends of a text with entry 0, and pads nothing.
+        # A tokenizer that is trained later marks both ends of a text with entry 0, and does not pad.
         trained = None if name == "pad_token_id" else END_OF_TEXT_ID
         values[name] = getattr(tokenizer, name) if tokenizer else trained
     config = network_config(recipe.model, values)
@@ -59,7 +59,7 @@ def build_config(recipe: "Recipe") -> PreTrainedConfig:
 
 
 def network_config(section: "NetworkSection", defaults: Mapping[str, Any]) -> PreTrainedConfig:
-    """Return the transformers configuration that `section` describes; `defaults` are for fields that it leaves out.
+    """Return the transformers configuration that `section` describes; `defaults` fill the fields that it leaves out.
 
     Raises:
         UserError: for an architecture or a field that transformers does not have, or a value that it refuses.
@@ -76,13 +76,13 @@ def network_config(section: "NetworkSection", defaults: Mapping[str, Any]) -> Pr
 
 
 def build_model(recipe: "Recipe") -> nn.Module:
-    """Return the recipe's causal language model with seeded fresh weights on the CPU, its dynamics in place.
+    """Return the recipe's causal language model on the CPU, with its dynamics and with seeded fresh weights.
 
-    The weights depend on the recipe alone: the random state of the caller is neither used nor changed.
+    The weights depend only on the recipe: the caller's random state is neither used nor changed.
 
     Raises:
-        UserError: for a model or dynamics that the recipe describes wrongly.
-        NotReversibleError: for an architecture that cannot be given these dynamics.
+        UserError: for a wrong description of the model or its dynamics.
+        NotReversibleError: for an architecture that does not support these dynamics.
 
     """
     chosen = build_dynamics(recipe.dynamics)
@@ -97,7 +97,7 @@ def build_model(recipe: "Recipe") -> nn.Module:
 
 
 def _check_names(architecture: str, values: Mapping[str, object]) -> None:
-    """Raise UserError for a field that the architecture does not have: transformers would ignore it in silence."""
+    """Raise UserError for an unknown field of the architecture, which transformers would ignore without an error."""
     default = CONFIG_MAPPING[architecture]()
     for name in values:
         if name not in ACCEPTED_ALIASES and not hasattr(default, name):

@@ -1,4 +1,4 @@
-"""A pretraining run on transformers' Trainer."""
+"""A pretraining run with transformers' Trainer."""
 
 from typing import Any
 
@@ -30,23 +30,23 @@ from revformers.training.trainer_run import (
 def pretrain(
     recipe: Recipe, *, resume: bool = False, overwrite: bool = False, console: Console | None = None
 ) -> RunResult:
-    """Train the model of `recipe` from fresh weights, or on from its last checkpoint.
+    """Train the model of `recipe` from fresh weights, or resume its training from the last checkpoint.
 
     The run directory then holds the checkpoints of the Trainer, `model` (weights and tokenizer, for
     ``revformers.from_pretrained``), `history.json` (the loss curve over steps and seconds), `metrics.json`,
-    `sample.txt` and `recipe.yaml`. A resumed run ends with the same weights, bit for bit on the CPU, as one that went
-    through. SIGINT and SIGTERM end the run after the step at hand, with a checkpoint.
+    `sample.txt` and `recipe.yaml`. A resumed run ends with the same weights as an uninterrupted one, bit for bit on the
+    CPU. SIGINT and SIGTERM end the run with a checkpoint after the current step.
 
     Args:
-        recipe: what to train, on what, and how.
+        recipe: the model, the data and the training.
         resume: continue the run in the run directory.
         overwrite: discard the run in the run directory.
-        console: where to show progress; left out, standard output.
+        console: where to show progress; by default standard output.
 
     Raises:
-        FileNotFoundError: for a local file that is not there.
+        FileNotFoundError: for a missing local file.
         UserError: for a recipe that cannot be used, or a run directory that holds another run.
-        NotReversibleError: for an architecture that cannot be given the recipe's dynamics.
+        NotReversibleError: for an architecture that does not support the recipe's dynamics.
 
     """
     console = console or Console()
@@ -81,7 +81,7 @@ def pretrain(
     metrics = run_metrics(trainer, trainer.state.global_step * tokens_per_step)
     if trainer.is_world_process_zero():
         if isinstance(build_dynamics(recipe.dynamics), Residual):
-            make_residual(model)  # what was trained is the ordinary network, which anything can load
+            make_residual(model)  # saved as an ordinary network, which any software can load
         with written_whole(run.model) as directory:
             trainer.accelerator.unwrap_model(model).save_pretrained(directory)
             tokenizer.save_pretrained(directory)
@@ -91,12 +91,12 @@ def pretrain(
 
 
 def training_arguments(recipe: Recipe) -> TrainingArguments:
-    """Return the Trainer's arguments for `recipe`; raise UserError where the Trainer would not take them."""
+    """Return the Trainer's arguments for `recipe`; raise UserError if the Trainer refuses them."""
     return trainer_arguments(recipe.training, recipe.output, "dynamics.activations", TrainingArguments)
 
 
 def _check_vocabulary(model: Any, tokenizer: Any) -> None:
-    """Raise UserError where the model has no entry for some of the tokens."""
+    """Raise UserError if the tokenizer has more tokens than the model's vocabulary."""
     if len(tokenizer) > model.config.vocab_size:
         raise UserError(
             f"The tokenizer has {len(tokenizer)} tokens, but vocab_size in model.config is {model.config.vocab_size}; "

@@ -1,7 +1,7 @@
-"""What a run shows while it trains: a bar in a terminal, plain lines elsewhere.
+"""The progress display of a training run: a bar in a terminal, plain lines elsewhere.
 
-The Trainer's own ProgressCallback shows neither the speed in tokens, which is what differs between ways to train, nor a
-readable line in a log file.
+The Trainer's own ProgressCallback shows no tokens per second, in which activation policies differ, and writes no
+readable lines to a log file.
 """
 
 from datetime import timedelta
@@ -15,12 +15,12 @@ from revformers.training.history import Clock
 
 
 class ShowProgress(TrainerCallback):
-    """Shows step, loss, tokens a second and the time left.
+    """Shows step, loss, tokens per second and the time left.
 
     Args:
         console: where to show it.
-        clock: what tells the seconds of training.
-        tokens_per_step: tokens of one optimizer step, over all devices; None where steps differ and the Trainer counts
+        clock: measures the seconds of training.
+        tokens_per_step: tokens of one optimizer step, over all devices; None if steps differ and the Trainer counts
             the tokens (include_num_input_tokens_seen).
 
     """
@@ -35,7 +35,7 @@ class ShowProgress(TrainerCallback):
         self._task = self._bar.add_task("")
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Begin to count, at the step that was resumed from."""
+        """Start counting at the first step of this process."""
         self._first = (state.global_step, self._tokens(state), self._clock.seconds)
         self._bar.reset(self._task, total=state.max_steps, completed=state.global_step)
         if state.is_world_process_zero:
@@ -49,7 +49,7 @@ class ShowProgress(TrainerCallback):
     def on_log(
         self, args: Any, state: TrainerState, control: Any, logs: dict[str, float] | None = None, **kwargs: Any
     ) -> None:
-        """Show a loss: a validation loss on a line that stays, a training loss in the bar or on a line."""
+        """Show a validation loss on a line of its own, a training loss in the bar or, without a terminal, on a line."""
         if not state.is_world_process_zero or not logs:
             return
         if "eval_loss" in logs:
@@ -62,11 +62,11 @@ class ShowProgress(TrainerCallback):
                 say(self._console, f"{step}  {self._loss}{self._speed(state):,.0f} tokens/s  {left} left")
 
     def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Leave the bar as it is."""
+        """Stop the bar."""
         self.close()
 
     def close(self) -> None:
-        """Give the terminal back, after an exception too."""
+        """Restore the terminal, after an exception too."""
         self._bar.stop()
 
     def _tokens(self, state: TrainerState) -> int:

@@ -1,4 +1,4 @@
-"""What a recipe for pretraining says, field by field."""
+"""The fields of a pretraining recipe."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -20,8 +20,8 @@ class NetworkSection:
     """Model type in transformers, such as llama, gpt2 or qwen3."""
 
     config: dict[str, Any] = field(default_factory=dict)
-    """Fields of that model's transformers configuration; what is left out keeps the default of the architecture, and
-    vocab_size that of the tokenizer where there is one."""
+    """Fields of that model's transformers configuration. The others keep the architecture's defaults, but vocab_size is
+    that of the tokenizer if there is one."""
 
     seed: int = 0
     """Seed of the initial weights."""
@@ -32,12 +32,12 @@ class ModelSection(NetworkSection):
     """The network, with fresh weights."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the weights. For mixed precision leave float32 and set training.precision."""
+    """Type of the weights. For mixed precision keep float32 and set training.precision."""
 
 
 @dataclass(frozen=True)
 class RecurrenceSection:
-    """The recurrence that takes the place of the residual update."""
+    """The recurrence that replaces the residual update."""
 
     name: str = "hamiltonian"
     """Recurrence: residual (the ordinary network), midpoint, blended_midpoint, leapfrog or hamiltonian."""
@@ -48,12 +48,12 @@ class RecurrenceSection:
 
 @dataclass(frozen=True)
 class DynamicsSection(RecurrenceSection):
-    """The recurrence that takes the place of the residual update, and what its backward pass keeps."""
+    """The recurrence that replaces the residual update, and its activation policy."""
 
     activations: str = "rebuild"
-    """What the backward pass does for activations: store keeps all, checkpoint recomputes from each layer's kept input,
-    offload keeps those inputs in host memory, rebuild keeps nothing and reverses the recurrence. A budget such as
-    budget:20GiB stores what fits and rebuilds the rest, budget:20GiB:checkpoint checkpoints it."""
+    """Where the backward pass gets its activations: store keeps them all, checkpoint recomputes them from each layer's
+    stored input, offload stores those inputs in host memory, rebuild stores none and reverses the recurrence. A budget
+    such as budget:20GiB stores what fits and rebuilds the rest; budget:20GiB:checkpoint checkpoints the rest."""
 
     def __post_init__(self) -> None:
         require_activations("dynamics.activations", self.activations)
@@ -61,14 +61,14 @@ class DynamicsSection(RecurrenceSection):
 
 @dataclass(frozen=True)
 class HeadSection:
-    """How the cross-entropy is computed from the last hidden states; the same loss to rounding."""
+    """The computation of the cross-entropy from the last hidden states; all give the same loss up to rounding."""
 
     head: Literal["auto", "chunked", "own"] = "auto"
-    """chunked takes the logits of a few tokens at a time, own those of all tokens at once, as the model does it itself;
-    auto is chunked, or own with a warning for a model that cannot be chunked."""
+    """chunked computes the logits of a few tokens at a time, own those of all tokens at once, as the model itself does;
+    auto is chunked, or own with a warning if the model does not support chunks."""
 
     chunk: int | None = None
-    """Tokens whose logits exist at once; left out, a quarter of the width, from 64 to 1024."""
+    """Tokens whose logits exist at once; by default a quarter of the width, between 64 and 1024."""
 
     def __post_init__(self) -> None:
         require(self.chunk is None or self.chunk >= 1, "loss.chunk", "at least 1", self.chunk)
@@ -77,28 +77,28 @@ class HeadSection:
 
 @dataclass(frozen=True)
 class TrainerSection:
-    """Fields of transformers.TrainingArguments, with the names, types and meaning that they have there.
+    """Fields of transformers.TrainingArguments, with their names, types and meanings there.
 
-    Those whose default is another one here, or that the library reads, are listed: so --help shows them, and a mistake
-    is reported before the Trainer is imported, which takes seconds.
+    The fields listed here have another default than there, or are read by the library. --help shows them, and mistakes
+    in them are reported before the Trainer is imported, which takes seconds.
     """
 
     max_steps: int = 1000  # Optimizer steps.
-    per_device_train_batch_size: int = 8  # Sequences that a device takes at once.
+    per_device_train_batch_size: int = 8  # Sequences per device and batch.
     gradient_accumulation_steps: int = 1  # Batches whose gradients are added up in one optimizer step.
-    per_device_eval_batch_size: int = 8  # Sequences that a device takes at once for the validation loss.
+    per_device_eval_batch_size: int = 8  # Sequences per device and batch for the validation loss.
     learning_rate: float = 1e-3  # Peak learning rate.
-    lr_scheduler_type: str = "cosine"  # Course of the learning rate after the warm-up, a scheduler of transformers.
-    warmup_steps: float = 0.0  # Steps over which the learning rate rises from 0; below 1, a share of max_steps.
-    weight_decay: float = 0.1  # Weight decay of AdamW, which leaves out biases and norms.
+    lr_scheduler_type: str = "cosine"  # Learning rate schedule after the warm-up, by its name in transformers.
+    warmup_steps: float = 0.0  # Steps over which the learning rate rises from 0; below 1, a fraction of max_steps.
+    weight_decay: float = 0.1  # Weight decay of AdamW, except on biases and norms.
     adam_beta1: float = 0.9  # Decay of AdamW's mean gradient.
     adam_beta2: float = 0.95  # Decay of AdamW's mean squared gradient.
-    max_grad_norm: float = 1.0  # Norm to which the gradient is clipped; 0 leaves it alone.
+    max_grad_norm: float = 1.0  # Norm to which the gradient is clipped; 0 disables clipping.
     logging_steps: int = 10  # Steps between two entries of the loss curve.
     eval_steps: int = 100  # Steps between two measurements of the validation loss.
     save_steps: int = 500  # Steps between two checkpoints.
     save_total_limit: int = 2  # Checkpoints to keep.
-    dataloader_num_workers: int = 0  # Processes that load data beside the one that trains.
+    dataloader_num_workers: int = 0  # Processes that load data, besides the one that trains.
     seed: int = 0  # Seed of the data order and of dropout.
 
     def __post_init__(self) -> None:
@@ -110,21 +110,21 @@ class TrainerSection:
 
 @dataclass(frozen=True)
 class TrainingSection(TrainerSection):
-    """How it is trained. The names are those of transformers.TrainingArguments where it has the field."""
+    """The training. Fields that transformers.TrainingArguments has as well have the same names there."""
 
     optimizer_in_backward: bool = False
-    """Whether each parameter is stepped, and its gradient freed, as soon as its gradient is complete; the same steps to
+    """Update each parameter, and free its gradient, as soon as its gradient is complete; the updates are the same to
     the bit. It needs max_grad_norm 0, no gradient accumulation, no float16, and one process."""
 
     mlp_tile: int | None = None
-    """Tokens on which an MLP is evaluated at once, against the memory of its inner activations; costs one more
-    evaluation of every MLP. Left out, all tokens."""
+    """Tokens on which an MLP is evaluated at once, to reduce the memory of its inner activations; costs one more
+    evaluation of every MLP. By default all tokens."""
 
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Autocast type: bfloat16 and float16 run matrix products in it and keep float32 weights."""
+    """Autocast type: with bfloat16 and float16, matrix products run in that type and weights stay float32."""
 
     arguments: dict[str, Any] = field(default_factory=dict)
-    """Any further field of transformers.TrainingArguments, by its name there, such as report_to or use_cpu."""
+    """Further fields of transformers.TrainingArguments, under their names there, such as report_to or use_cpu."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -133,19 +133,19 @@ class TrainingSection(TrainerSection):
 
 @dataclass(frozen=True)
 class SampleSection:
-    """The text that the trained model writes at the end."""
+    """The text that the trained model generates at the end."""
 
     prompts: tuple[str, ...] = ()
-    """Beginnings to continue; none writes no sample."""
+    """Prompts to continue; without prompts no sample is written."""
 
     max_new_tokens: int = 128
-    """Tokens to write after each prompt."""
+    """Tokens to generate after each prompt."""
 
     temperature: float = 0.8
-    """Sampling temperature; 0 always takes the likeliest token."""
+    """Sampling temperature; 0 always picks the most likely token."""
 
     top_k: int = 50
-    """Number of likeliest tokens to sample from."""
+    """Number of most likely tokens to sample from."""
 
     seed: int = 0
     """Seed of the sampling."""
@@ -158,10 +158,10 @@ class SampleSection:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that one pretraining run is made of."""
+    """All settings of a pretraining run."""
 
     output: str = ""
-    """Run directory, for checkpoints, the final model, the loss curve and the sample; left out, runs/NAME with the
+    """Run directory for checkpoints, the final model, the loss curve and the sample; by default runs/NAME, after the
     name of the recipe file."""
 
     model: ModelSection = field(default_factory=ModelSection)
@@ -172,10 +172,10 @@ class Recipe:
     sample: SampleSection = field(default_factory=SampleSection)
 
     identity: ClassVar[tuple[str, ...]] = ("model", "dynamics", "data")
-    """The sections that decide which weights a checkpoint holds, and which text they saw."""
+    """The sections that determine the weights in a checkpoint and the text they were trained on."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the recipe as nested dicts of plain values, as YAML would hold it."""
+        """Return the recipe as nested dicts of plain values, as in YAML."""
         values = dataclasses.asdict(self)
         values["sample"]["prompts"] = list(self.sample.prompts)
         return values
@@ -187,7 +187,7 @@ def load_recipe(path: str | Path, overrides: Mapping[str, Any] | Sequence[str] |
 
 
 def require_activations(name: str, value: str) -> None:
-    """Raise UserError where the value of the field `name` is no way to hold activations."""
+    """Raise UserError if the value of the field `name` is not an activation policy."""
     try:
         parse_policy(value)
     except ValueError as error:

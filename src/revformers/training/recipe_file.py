@@ -1,9 +1,9 @@
-"""Reading a recipe: a YAML file and the options of a command line become nested dataclasses, or one clear error.
+"""The recipe reader: turns a YAML file and command-line options into nested dataclasses, or raises one clear error.
 
-One parser of our own serves every kind of recipe. In a trial jsonargparse and pydantic read the same dataclasses, and
-each would still need most of what is here: lists and switches without brackets (``--sample.prompts a b``,
+One parser of our own serves every kind of recipe. In a trial jsonargparse and pydantic read the same dataclasses, but
+either would still need most of the code here: lists and switches without brackets (``--sample.prompts a b``,
 ``--data.streaming``), dashes in names, the nearest known name, and messages of one sentence that names the file. tyro,
-which prints the help, reads no YAML and takes no new keys of a dict.
+which prints the help, neither reads YAML nor accepts new keys of a dict.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ RecipeLoader.add_implicit_resolver(
 
 
 class Words(tuple[str, ...]):
-    """The words that followed an option on the command line; the field they are meant for decides what they mean."""
+    """The words after an option on the command line, which are parsed according to the type of their field."""
 
     def __str__(self) -> str:
         return " ".join(self)
@@ -46,15 +46,15 @@ def read_recipe(
     """Return the recipe in the YAML file at `path`, changed by `overrides`.
 
     Args:
-        default: a recipe of the kind that the file holds, for the fields that it leaves out. Where it has a run
-            directory, that is named after the file.
+        default: a recipe of the same class, for the fields that the file leaves out. If the class has a run directory,
+            its default is named after the file.
         path: the file.
         overrides: values by dotted name, ``{"training.max_steps": 5}``, or command-line words,
             ``["--training.max_steps", "5"]``.
 
     Raises:
-        FileNotFoundError: where there is no such file.
-        UserError: for what is not YAML, an unknown field, or a value that does not fit its field.
+        FileNotFoundError: for a missing file.
+        UserError: for invalid YAML, an unknown field, or a value that does not fit its field.
 
     """
     path = Path(path)
@@ -73,17 +73,17 @@ def read_recipe(
 
 
 def parse_yaml(text: str) -> Any:
-    """Return what the YAML in `text` says; raise yaml.YAMLError where it is none."""
+    """Return the value of the YAML in `text`; raise yaml.YAMLError if it is not valid."""
     return yaml.load(text, Loader=RecipeLoader)
 
 
 def split_options(arguments: Sequence[str]) -> dict[str, Words]:
     """Return the words after each ``--dotted.name`` of a command line, by that name.
 
-    ``--name=value`` is understood, as are dashes instead of underscores in a name.
+    ``--name=value`` works too, and so do dashes instead of underscores in a name.
 
     Raises:
-        UserError: for a word that follows no option.
+        UserError: for a word before the first option.
 
     """
     options: dict[str, Words] = {}
@@ -101,7 +101,7 @@ def split_options(arguments: Sequence[str]) -> dict[str, Words]:
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """Return the end of a sentence about the unknown `name`: the closest of the `known` names, or all of them."""
+    """Return the end of a message about the unknown `name`: the closest of the `known` names, or all of them."""
     known = list(known)
     close = difflib.get_close_matches(str(name), known, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; it takes {', '.join(known)}."
@@ -116,7 +116,7 @@ def _nested(options: Mapping[str, Any]) -> dict[str, Any]:
         for section in sections:
             inner = inner.setdefault(section, {})
             if not isinstance(inner, dict):
-                raise UserError(f"options: {section!r} in {dotted!r} is given a value of its own as well.")
+                raise UserError(f"options: {section!r} in {dotted!r} has a value of its own as well; give only one.")
         inner[name] = value
     return result
 
@@ -126,13 +126,13 @@ def _filled(section: Section, values: Mapping[str, Any], origin: str, path: str 
 
     Args:
         section: the instance to start from.
-        values: new values by field name: what YAML holds, or `Words`. A nested dataclass is filled with a mapping; a
-            dict keeps the keys that it is not given.
-        origin: where the values came from, for messages.
+        values: new values by field name, from YAML or as `Words`. A mapping fills a nested dataclass, and replaces only
+            its own keys in a dict.
+        origin: the source of the values, for messages.
         path: dotted name of `section`, empty at the top.
 
     Raises:
-        UserError: for a name that is no field, or a value of the wrong type.
+        UserError: for an unknown name, or a value of the wrong type.
 
     """
     hints = get_type_hints(type(section))
@@ -170,7 +170,7 @@ def _merged(current: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, 
 
 
 def _read(value: Any) -> Any:
-    """Return the words of the command line as the YAML they spell; anything else as it is."""
+    """Return `Words` parsed as YAML, and any other value unchanged."""
     if not isinstance(value, Words):
         return value
     parts = [parse_yaml(word) for word in value]
@@ -178,11 +178,11 @@ def _read(value: Any) -> Any:
 
 
 class _Unfit(Exception):
-    """A value does not fit its field; the message is what the field takes."""
+    """Raised for a value that does not fit its field; the message names what the field takes."""
 
 
 def _converted(value: Any, annotation: Any) -> Any:
-    """Return `value` as the annotated type of its field, or raise `_Unfit`."""
+    """Return `value` in the annotated type of its field, or raise `_Unfit`."""
     if isinstance(annotation, types.UnionType):
         annotation, _ = get_args(annotation)  # fields are X or X | None
         if value is None or (isinstance(value, Words) and str(value).lower() in ("none", "null")):

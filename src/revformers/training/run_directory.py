@@ -1,4 +1,4 @@
-"""The directory of a run, and what may be started in it."""
+"""The directory of a run: its files, and the checks before a run starts or resumes."""
 
 import json
 import re
@@ -13,22 +13,22 @@ from revformers.files import write_text
 
 
 class RunRecipe(Protocol):
-    """What a run directory asks of a recipe."""
+    """The interface of a recipe that a run directory needs."""
 
     @property
     def identity(self) -> tuple[str, ...]:
-        """The sections and values that a resumed run may not change."""
+        """The sections and values that a resumed run must not change."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as nested dicts of plain values."""
 
 
 TRAINER_STATE = "trainer_state.json"
-"""The file that transformers' Trainer writes last into a checkpoint."""
+"""The last file that transformers' Trainer writes into a checkpoint."""
 
 
 class RunDirectory:
-    """Paths and files of one run.
+    """The paths of a run.
 
     Attributes:
         path: the directory.
@@ -47,18 +47,18 @@ class RunDirectory:
         self.recipe = self.path / "recipe.yaml"
 
     def checkpoints(self) -> list[Path]:
-        """Return the checkpoints that were written to their end, the latest last."""
+        """Return the complete checkpoints, the latest last."""
         complete = [path.parent for path in self.path.glob(f"checkpoint-*/{TRAINER_STATE}") if _is_json(path)]
         return sorted(complete, key=_step)
 
     def prepare(self, recipe: RunRecipe, *, resume: bool, overwrite: bool) -> Path | None:
-        """Make the directory ready for `recipe` and return the checkpoint to start from, if any.
+        """Prepare the directory for `recipe` and return the checkpoint to start from, or None.
 
-        A run that is there stays unless `overwrite` says otherwise, which removes what a run writes and nothing else.
+        `overwrite` removes an existing run, and only the files that a run writes.
 
         Raises:
-            UserError: where a run is there and neither option is given, where there is nothing to resume, or where
-                the run there was made from another model, other dynamics or other data.
+            UserError: if the directory holds a run and neither option is given, if there is no checkpoint to resume
+                from, or if the run there has another model, other dynamics or other data.
 
         """
         if resume and overwrite:
@@ -80,7 +80,7 @@ class RunDirectory:
         return checkpoints[-1] if resume else None
 
     def _check_same(self, recipe: RunRecipe) -> None:
-        """Raise UserError where the weights in the checkpoints, or the text they saw, belong to another recipe."""
+        """Raise UserError if the checkpoints belong to a recipe with another model, other dynamics or other data."""
         if not self.recipe.is_file():
             return
         before = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
@@ -88,11 +88,11 @@ class RunDirectory:
         for name in recipe.identity:
             then, wanted = (_fields(name, values.get(name)) for values in (before, now))
             for field, value in wanted.items():
-                # Every activation policy computes the same gradients, so that one may change on the way.
+                # Every activation policy computes the same gradients, so a resumed run may change it.
                 if not field.endswith(".activations") and then.get(field) != value:
                     raise UserError(
                         f"The run in {self.path} was started with {field} {then.get(field)!r}, not {value!r}; resume "
-                        f"it with the recipe it had, or train elsewhere with --output DIRECTORY."
+                        f"it with its own recipe, or train elsewhere with --output DIRECTORY."
                     )
 
     def _clear(self) -> None:
@@ -104,7 +104,7 @@ class RunDirectory:
 
 
 def _fields(name: str, value: Any) -> dict[str, Any]:
-    """Return a part of a recipe by dotted names: the fields of a section, or one value."""
+    """Return a part of a recipe under dotted names: the fields of a section, or one value."""
     if isinstance(value, dict):
         return {f"{name}.{field}": item for field, item in value.items()}
     return {name: value}

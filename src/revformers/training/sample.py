@@ -1,4 +1,4 @@
-"""Text that a model writes."""
+"""Samples of text from a trained model."""
 
 import torch
 from transformers import GenerationMixin, PreTrainedTokenizerBase
@@ -8,7 +8,7 @@ from revformers.training.recipe import SampleSection
 
 
 def check_lengths(section: SampleSection, tokenizer: PreTrainedTokenizerBase, longest: int | None) -> None:
-    """Raise UserError where a prompt and its continuation are longer than the `longest` text the model can read."""
+    """Raise UserError if a prompt and its continuation are longer than `longest`, the model's maximum in tokens."""
     for prompt in section.prompts:
         length = len(_token_ids(prompt, tokenizer)) + section.max_new_tokens
         if longest is not None and length > longest:
@@ -19,7 +19,7 @@ def check_lengths(section: SampleSection, tokenizer: PreTrainedTokenizerBase, lo
 
 
 def write_samples(model: GenerationMixin, tokenizer: PreTrainedTokenizerBase, section: SampleSection) -> list[str]:
-    """Return each prompt of `section` with its continuation by `model`, which is left in evaluation mode."""
+    """Return each prompt of `section` with its continuation by `model`, which stays in evaluation mode."""
     model.eval()
     samples = []
     with torch.random.fork_rng():
@@ -40,5 +40,5 @@ def write_samples(model: GenerationMixin, tokenizer: PreTrainedTokenizerBase, se
 
 
 def _token_ids(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the tokens of `prompt` after the end of a document, as every document begins in training."""
+    """Return an end-of-sequence token, after which every document begins in training, and the tokens of `prompt`."""
     return [tokenizer.eos_token_id, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]

@@ -1,15 +1,15 @@
-"""The optimizer's step inside the backward pass: every gradient is used as soon as it is complete, and freed.
+"""The optimizer step inside the backward pass: every gradient is used as soon as it is complete, and then freed.
 
-So the gradients of all parameters never exist together (Lv et al., arXiv 2306.09782). The optimizer is an ordinary one:
-its state, its checkpoints and its learning rate schedule stay what they are. For one parameter's step the hook shows it
-no other parameter. PyTorch's own `_apply_optimizer_in_backward` is private and makes an optimizer of each parameter,
-which no scheduler or checkpoint of a trainer knows.
+The gradients of all parameters therefore never exist together (Lv et al., arXiv 2306.09782). The optimizer is an
+ordinary one: its state, its checkpoints and its learning rate schedule do not change. For each parameter the hook calls
+the optimizer with that parameter alone. PyTorch's own `_apply_optimizer_in_backward` is private and creates one
+optimizer per parameter, which no scheduler or checkpoint of a trainer knows.
 
-When is a parameter stepped? Autograd calls the hook once in a backward pass, after every use of the parameter in the
-graph has given its part: tied weights after the last one, an MLP that the next layer evaluates too after both. A layer
-is rebuilt before any of its uses gives anything, so a layer that is still to be rebuilt has the weights of the forward
-pass. A checkpointed layer may step what it adds after everything that it keeps tensors for, such as a last bias, before
-it is evaluated again; but then nothing that it keeps depends on it.
+Autograd calls the hook once in a backward pass, when every use of the parameter in the graph has contributed its
+gradient: for tied weights after the last use, for an MLP that the next layer evaluates as well after both. A layer is
+rebuilt before any of its uses contributes, so a layer that is still to be rebuilt has the weights of the forward pass.
+A checkpointed layer may update a parameter that none of its saved tensors depend on, such as the last bias, before it
+is evaluated again; the saved tensors do not change.
 """
 
 from typing import Any
@@ -22,20 +22,20 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 from revformers.errors import UserError, as_user_error
 
 NOT_BY_PARAMETER = ("LBFGS", "CPUOffloadOptimizer")
-"""Optimizers of torch.optim and torchao.optim that need all gradients, or have hooks of their own to wait for them."""
+"""Optimizers of torch.optim and torchao.optim that need all gradients at once, or have hooks of their own."""
 
 
 class StepInBackward(TrainerCallback):
-    """Steps the Trainer's optimizer in every backward pass; the Trainer's own step then finds no gradient.
+    """Steps the Trainer's optimizer in every backward pass; the Trainer's own step then finds no gradients.
 
-    It is the same step to the bit. What needs all gradients first cannot be had; see `check_step_in_backward`.
+    The updates are the same to the bit. For arguments that need all gradients, see `check_step_in_backward`.
     """
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Register the hooks.
 
         Raises:
-            UserError: for an optimizer that is not known to step every parameter by itself.
+            UserError: for an optimizer that is not known to update every parameter independently.
 
         """
         optimizer = kwargs["optimizer"]
@@ -49,10 +49,10 @@ class StepInBackward(TrainerCallback):
 
 
 def step_in_backward(optimizer: Optimizer) -> list[RemovableHandle]:
-    """Let an optimizer step every one of its parameters in the backward pass, and return the hooks.
+    """Let an optimizer update each of its parameters in the backward pass, and return the hooks.
 
     Args:
-        optimizer: of torch.optim or torchao.optim, which step every parameter by itself.
+        optimizer: an optimizer of torch.optim or torchao.optim, which update every parameter independently.
 
     Raises:
         ValueError: for another optimizer.
@@ -62,16 +62,16 @@ def step_in_backward(optimizer: Optimizer) -> list[RemovableHandle]:
     known = isinstance(optimizer, Optimizer) and kind.__module__.startswith(("torch.optim", "torchao.optim"))
     if not known or kind.__name__ in NOT_BY_PARAMETER:
         raise ValueError(
-            f"The optimizer {kind.__module__}.{kind.__name__} is not known to step every parameter by itself, so it "
-            f"cannot step in the backward pass; use one of torch.optim or torchao.optim but "
-            f"{' and '.join(NOT_BY_PARAMETER)}, such as AdamW."
+            f"The optimizer {kind.__module__}.{kind.__name__} is not known to update every parameter independently, so "
+            f"it cannot step in the backward pass; use one of torch.optim or torchao.optim, such as AdamW, except "
+            f"{' and '.join(NOT_BY_PARAMETER)}."
         )
     for group in optimizer.param_groups:
         dtypes = {parameter.dtype for parameter in group["params"]}
         if kind.__name__ == "Adafactor" and group["eps"][0] is None and len(dtypes) > 1:
             raise ValueError(
-                f"Adafactor takes eps[0] from the first parameter of a group, which holds {len(dtypes)} dtypes, so a "
-                f"step by parameter would be another one; give it an eps[0], or a group for each dtype."
+                f"Adafactor takes eps[0] from the first parameter of a group, which holds {len(dtypes)} dtypes, so "
+                f"steps by parameter would differ; give it an eps[0], or a group for each dtype."
             )
     group_of = {
         parameter: number for number, group in enumerate(optimizer.param_groups) for parameter in group["params"]
@@ -79,7 +79,7 @@ def step_in_backward(optimizer: Optimizer) -> list[RemovableHandle]:
 
     def step(parameter: Tensor) -> None:
         groups = optimizer.param_groups
-        # The group is read now: schedulers write to it, and loading a state puts another one in its place.
+        # The group is read at each step: schedulers write to it, and loading a state replaces it.
         optimizer.param_groups = [{**groups[group_of[parameter]], "params": [parameter]}]
         try:
             optimizer.step()
@@ -100,4 +100,4 @@ def check_step_in_backward(arguments: TrainingArguments) -> None:
     }
     for remedy, needed in remedies.items():
         if needed:
-            raise UserError(f"training.optimizer_in_backward uses every gradient as soon as it is there; {remedy}.")
+            raise UserError(f"training.optimizer_in_backward uses every gradient as soon as it is complete; {remedy}.")

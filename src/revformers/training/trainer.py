@@ -1,4 +1,4 @@
-"""transformers' Trainer: checkpoints are resumed by the network that wrote them, and cards say what it is."""
+"""Extensions of transformers' Trainer: checks of the network on resuming, reversible weight files, model cards."""
 
 import functools
 import os
@@ -26,10 +26,10 @@ Function = Callable[..., Any]
 
 
 def check_checkpoint(model: Any, directory: str | os.PathLike) -> None:
-    """Raise ValueError where the checkpoint in `directory` is that of another network than `model` is.
+    """Raise ValueError if the checkpoint in `directory` belongs to another network than `model`.
 
-    The weights of a network mean something only under the dynamics that they were trained with. A checkpoint of sharded
-    training alone has no config.json, and is not checked; an adapter's is checked when it is loaded.
+    Weights are only valid under the dynamics that they were trained with. A checkpoint without a config.json, as
+    sharded training alone writes it, is not checked; the checkpoint of an adapter is checked when it is loaded.
     """
     file = Path(directory) / "config.json"
     if not file.is_file():
@@ -52,15 +52,17 @@ def check_checkpoint(model: Any, directory: str | os.PathLike) -> None:
 
 
 def train(ordinary: Function, trainer: Any, *arguments: Any, **keywords: Any) -> Any:
-    """Say where the reference is another network, which a caller may want, and have errors explained by callbacks."""
+    """Train; warn if the reference model is another network, and let callbacks explain errors of reversible training.
+
+    The reference model only causes a warning, because a caller may want another network.
+    """
     reference, own = getattr(trainer, "ref_model", None), reversible_stack(trainer.model)
     if reference is not None and own is not None:
         other = reversible_stack(reference)
         if other is None or other.differences(own):
             warnings.warn(
                 f"The ref_model of this {type(trainer).__name__} is {in_words(other)}, and the model to train is "
-                f"{in_words(own)}, so that they differ before training; leave ref_model out to have a copy of "
-                f"the model.",
+                f"{in_words(own)}, so they differ before training; leave ref_model out to use a copy of the model.",
                 stacklevel=3,
             )
     callbacks = [one for one in trainer.callback_handler.callbacks if isinstance(one, ReversibleCallback)]
@@ -84,7 +86,7 @@ def load_from_checkpoint(ordinary: Function, trainer: Any, resume_from_checkpoin
 
 
 def load_best_model(ordinary: Function, trainer: Any) -> None:
-    """As `load_from_checkpoint`, for the best checkpoint."""
+    """Do the same as `load_from_checkpoint`, for the best checkpoint."""
     directory = trainer.state.best_model_checkpoint
     check_checkpoint(trainer.model, directory)
     if trainer.is_deepspeed_enabled or not _load_weights(trainer, trainer.model, directory):
@@ -92,15 +94,15 @@ def load_best_model(ordinary: Function, trainer: Any) -> None:
 
 
 def _load_weights(trainer: Any, model: Any, directory: str) -> bool:
-    """Load the weights of a reversible model, whose files have names of their own; return whether there are any."""
+    """Load the weights of a reversible model, whose files have their own names; return whether it found any."""
     files = weight_files(Path(directory), VARIANT)
     if not files or trainer.is_fsdp_enabled or reversible_stack(model) is None:
         return False
     model = trainer.accelerator.unwrap_model(model, keep_torch_compile=False)
     weights = {name: value for file in files for name, value in load_file(file).items()}
     if not weights.keys() <= model.state_dict().keys():
-        # Many families (mixtures of experts, Llava) save their weights under other names: their own loading knows them.
-        # In the widest type of the files, which holds the numbers of all others.
+        # Many families (mixtures of experts, Llava) save weights under other names, which from_pretrained converts.
+        # The widest type of the files represents the numbers of all others.
         dtypes = {one.dtype for one in weights.values() if one.is_floating_point()}
         dtype = functools.reduce(torch.promote_types, dtypes)
         weights = type(model).from_pretrained(directory, dtype=dtype).state_dict()
@@ -109,7 +111,7 @@ def _load_weights(trainer: Any, model: Any, directory: str) -> bool:
 
 
 def push_from_checkpoint(ordinary: Function, trainer: Any, checkpoint_folder: str) -> Any:
-    """Copy the weights into the folder that is uploaded, as the Trainer does with files of the names that it knows."""
+    """Copy the weights into the uploaded folder, as the Trainer does with the file names that it knows."""
     if trainer.is_world_process_zero() and reversible_stack(trainer.model) is not None:
         for name in (f"model*{VARIANT}*", DESCRIPTION, PREDICTORS):
             for file in Path(checkpoint_folder).glob(name):
@@ -118,7 +120,7 @@ def push_from_checkpoint(ordinary: Function, trainer: Any, checkpoint_folder: st
 
 
 def create_model_card(ordinary: Function, trainer: Any, *arguments: Any, **keywords: Any) -> Any:
-    """Add to the card that a trainer writes what the network is."""
+    """Add a description of the network to the card that a trainer writes."""
     result = ordinary(trainer, *arguments, **keywords)
     card = Path(trainer.args.output_dir) / CARD_NAME
     if trainer.is_world_process_zero() and card.is_file() and reversible_stack(trainer.model) is not None:

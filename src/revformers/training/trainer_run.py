@@ -1,4 +1,4 @@
-"""What every command that runs a Trainer shares: its arguments, its progress, its interruption and its figures."""
+"""Code shared by all commands that run a Trainer: arguments, progress, interruption and figures."""
 
 import dataclasses
 import json
@@ -29,14 +29,14 @@ Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run came to.
+    """The result of a run.
 
     Attributes:
         directory: the run directory.
-        finished: False after a signal, when the run can be resumed.
-        step: the optimizer step that was reached.
-        signal: number of the signal that ended the run, None without one.
-        metrics: what metrics.json holds; empty for a run that was interrupted.
+        finished: False after a signal; the run can then be resumed.
+        step: the last optimizer step.
+        signal: number of the signal that ended the run, or None.
+        metrics: the content of metrics.json; empty for an interrupted run.
 
     """
 
@@ -53,14 +53,14 @@ def trainer_arguments(
     """Return the Trainer's arguments for the training section of a recipe.
 
     Args:
-        section: the section.
+        section: the training section.
         output: the run directory.
-        activations: the dotted name of the recipe's field that decides on activation checkpointing, for messages.
+        activations: the dotted name of the recipe's field for the activation policy, for messages.
         kind: TrainingArguments or a subclass of it.
-        fixed: further arguments, which the section may not set.
+        fixed: further arguments, which the section must not set.
 
     Raises:
-        UserError: for an argument that the Trainer does not have, that a recipe sets elsewhere, or a bad value.
+        UserError: for an unknown argument, an argument that a recipe sets elsewhere, or a bad value.
 
     """
     owned = dict.fromkeys(fixed, "leave it out, the rest of the recipe decides it") | {
@@ -84,9 +84,9 @@ def trainer_arguments(
         "eval_strategy": "steps",
         "logging_first_step": True,
         "prediction_loss_only": True,  # otherwise an evaluation would keep the logits of every token
-        "remove_unused_columns": False,  # the data sets hold nothing that harms
+        "remove_unused_columns": False,  # the data sets hold no columns that the model cannot take
         "dataloader_pin_memory": torch.accelerator.is_available(),
-        "disable_tqdm": True,  # ShowProgress takes its place
+        "disable_tqdm": True,  # ShowProgress replaces it
         "report_to": "none",
         **{field.name: getattr(section, field.name) for field in dataclasses.fields(TrainerSection)},
         **section.arguments,
@@ -100,7 +100,7 @@ def trainer_arguments(
 
 
 def finished_result(run: RunDirectory, checkpoint: Path, max_steps: int) -> RunResult | None:
-    """Return the result of the run in `run` if there is no step left to train, so that resuming twice does no harm."""
+    """Return the result of the run in `run` if no step is left to train, otherwise None; so a run can resume twice."""
     step = int(checkpoint.name.removeprefix("checkpoint-"))
     if step < max_steps or not run.metrics.is_file():
         return None
@@ -108,18 +108,18 @@ def finished_result(run: RunDirectory, checkpoint: Path, max_steps: int) -> RunR
 
 
 class NothingToTrainError(Exception):
-    """The checkpoint that was resumed from is that of the last step."""
+    """Raised when the checkpoint to resume from is that of the last step."""
 
 
 class StopAtLastStep(TrainerCallback):
-    """Raises NothingToTrainError before an epoch that begins beyond the last step.
+    """Raises NothingToTrainError before an epoch that begins after the last step.
 
-    A run can die between its last checkpoint and its figures. The Trainer looks at the number of steps only after a
-    step, so it would take one more.
+    A run can die between its last checkpoint and its figures. The Trainer checks the number of steps only after a
+    step, so it would train one step too many.
     """
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Raise where no step is left; by now the weights and the log are those of the checkpoint."""
+        """Raise if no step is left; at this point the weights and the log are those of the checkpoint."""
         if state.global_step >= state.max_steps:
             raise NothingToTrainError
 
@@ -132,18 +132,18 @@ def train(
     tokens_per_step: int | None,
     section: TrainingSection,
 ) -> RunResult | None:
-    """Train to the end, from `checkpoint` where there is one.
+    """Train to the end, from `checkpoint` if given.
 
     Args:
-        trainer: with its model and data.
+        trainer: the Trainer, with its model and data.
         run: the run directory.
         checkpoint: the checkpoint to resume from.
         console: where to show progress.
-        tokens_per_step: tokens of one optimizer step, over all devices; None where the Trainer counts them.
+        tokens_per_step: tokens of one optimizer step, over all devices; None if the Trainer counts them.
         section: the training section of the recipe.
 
     Returns:
-        The result of a run that a signal ended before its last step, otherwise None.
+        The result if a signal ended the run before its last step, otherwise None.
 
     """
     clock = Clock()
@@ -168,25 +168,25 @@ def train(
 
 
 def tokens_in_step(arguments: TrainingArguments, block_length: int) -> int:
-    """Return the tokens of one optimizer step, over all devices, where every sequence is a block."""
+    """Return the tokens of one optimizer step, over all devices, if every sequence is a block."""
     sequences = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     return sequences * block_length
 
 
 def finish(trainer: Trainer, run: RunDirectory, metrics: dict[str, Any]) -> RunResult:
-    """Write the loss curve and the figures of a run whose results are saved, and return what it came to."""
+    """Write the loss curve and the figures of a run whose model is saved, and return its result."""
     if trainer.is_world_process_zero():
         write_json(run.history, loss_curve(trainer.state))
-        write_json(run.metrics, metrics)  # last, since it says that the run is finished
+        write_json(run.metrics, metrics)  # last, because its existence marks the run as finished
     return RunResult(run.path, True, trainer.state.global_step, None, metrics)
 
 
 def run_metrics(trainer: Trainer, tokens: int) -> dict[str, Any]:
-    """Return the figures of a finished run; losses in nats a token, times in seconds.
+    """Return the figures of a finished run; losses in nats per token, times in seconds.
 
     Args:
-        trainer: after its last step.
-        tokens: the tokens that it trained on.
+        trainer: the Trainer after its last step.
+        tokens: the number of training tokens.
 
     """
     curve = loss_curve(trainer.state)

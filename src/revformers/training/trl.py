@@ -1,7 +1,7 @@
-"""TRL: the reference of a reversible model is a copy of it, cards say what it is, and vLLM does not generate for it.
+"""Extensions of TRL's trainers: reference models that are copies, model cards, and a refusal of vLLM.
 
-TRL's trainers load their reference model from the path that the trained model was loaded from. That path holds another
-network where the model was made reversible, or trained further, in memory.
+TRL's trainers load their reference model from the path of the trained model. If the model was made reversible or
+trained further in memory, that path holds another network.
 """
 
 import copy
@@ -21,28 +21,28 @@ from revformers.private_api import TRL_MAKES_REFERENCES, TRL_NAMES_MODELS
 
 
 class ModelName(str):
-    """The name of a reversible model, which also holds the model: TRL asks for a name, and makes references by it.
+    """The name of a reversible model, with the model: TRL asks for a name, and makes references from it.
 
     Attributes:
-        model: None where the configuration that was asked is no longer that of a model.
+        model: the model, or None if the configuration no longer belongs to one.
 
     """
 
     model: Any
 
     def __new__(cls, name: str, model: Any) -> "ModelName":
-        """Return `name`, which stands for `model` where a reference is made."""
+        """Return `name` with its `model`."""
         self = super().__new__(cls, name)
         self.model = model
         return self
 
     def __reduce__(self) -> Any:
-        """Leave the model behind when the name is copied or stored."""
+        """Copy or store the name without the model."""
         return str, (str(self),)
 
 
 def extend_references(module: ModuleType) -> None:
-    """Put the functions of this file around those of `trl.trainer.utils`, wherever TRL has imported them.
+    """Wrap the functions of `trl.trainer.utils` with those of this file, in every module of TRL that imported them.
 
     Raises:
         ImportError: for a release of TRL that makes its references in another way.
@@ -51,11 +51,11 @@ def extend_references(module: ModuleType) -> None:
     if not hasattr(module, TRL_MAKES_REFERENCES) or not hasattr(module, TRL_NAMES_MODELS):
         raise ImportError(
             f"revformers does not know how this release of TRL makes reference models ({module.__name__} has no "
-            f"{TRL_MAKES_REFERENCES}); update revformers, or take TRL 1.16."
+            f"{TRL_MAKES_REFERENCES}); update revformers, or use TRL 1.16."
         )
     for dumper in (yaml.Dumper, yaml.SafeDumper):  # TRL writes the name into the metadata of its cards
         yaml.add_representer(ModelName, lambda writer, name: writer.represent_str(str(name)), Dumper=dumper)
-    for function in (TRL_MAKES_REFERENCES, TRL_NAMES_MODELS):  # ours have the names of theirs
+    for function in (TRL_MAKES_REFERENCES, TRL_NAMES_MODELS):  # our functions have the same names
         before = getattr(module, function)
         wrap(module, function, f"training.trl:{function}")
         for other in [loaded for name, loaded in sys.modules.items() if name.startswith("trl.")]:
@@ -64,7 +64,7 @@ def extend_references(module: ModuleType) -> None:
 
 
 def extend_cards(module: ModuleType) -> None:
-    """Add to the cards of TRL's trainers what the network is."""
+    """Add a description of the network to the cards of TRL's trainers."""
     trainers = [
         name for name, kind in vars(module).items() if isinstance(kind, type) and "create_model_card" in vars(kind)
     ]
@@ -73,16 +73,16 @@ def extend_cards(module: ModuleType) -> None:
 
 
 def reference_copy(model: Any, dtype: Any = None) -> Any:
-    """Return a copy of a reversible model that trains nothing of its own, for use as a reference.
+    """Return a copy of a reversible model for use as a reference.
 
     Args:
         model: a reversible model of transformers, without adapters.
-        dtype: of the copy's weights; None or "auto" keeps that of the model, as quantised weights always do.
+        dtype: the dtype of the copy's weights; None or "auto" keeps the model's. Quantised weights always keep theirs.
 
     """
     reference = copy.deepcopy(model)
     if isinstance(vars(reference).get("forward"), MethodType):
-        # What a trainer before this one put there calls the model that it was made for.
+        # A forward that an earlier trainer put there still calls the original model.
         del reference.forward
     dtype = getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else dtype
     if isinstance(dtype, torch.dtype) and dtype != reference.dtype and not getattr(reference, "is_quantized", False):
@@ -99,12 +99,12 @@ def get_config_model_id(ordinary: Callable[..., Any], config: Any) -> Any:
 def create_model_from_path(
     ordinary: Callable[..., Any], model_id: Any, architecture: Any = None, **options: Any
 ) -> Any:
-    """Make the reference of a reversible model as a copy of it."""
+    """Return the reference of a reversible model, which is a copy of it."""
     if isinstance(model_id, ModelName):
         if model_id.model is None:
             raise ValueError(
                 "The reference of a reversible model is a copy of it, and this configuration is a copy that "
-                "belongs to no model; pass ref_model, or give the model its own configuration back."
+                "belongs to no model; pass ref_model, or restore the model's own configuration."
             )
         return reference_copy(model_id.model, options.get("dtype"))
     return ordinary(model_id, architecture, **options)
@@ -114,7 +114,7 @@ def refuse_vllm(ordinary: Callable[..., Any], generation: Any, model: Any, *othe
     """Refuse to generate with vLLM for a reversible model."""
     if reversible_stack(model) is not None:
         raise ValueError(
-            "use_vllm=True would generate with vLLM's own network, which is the ordinary one, from the weights of "
-            "this reversible one; leave it out, and the model generates itself."
+            "use_vllm=True would generate with vLLM's own, ordinary network from the weights of this reversible one; "
+            "leave it out to generate with the model itself."
         )
     ordinary(generation, model, *others, **options)
