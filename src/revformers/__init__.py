@@ -1,4 +1,4 @@
-"""Train and fine-tune language models with reversible dynamics: exact gradients, activation memory free of depth."""
+"""Training of language models with reversible dynamics: exact gradients, activation memory independent of depth."""
 
 import importlib
 from importlib.metadata import version
@@ -85,8 +85,8 @@ _NAMES = {
     "reversible": ("make_residual", "make_reversible"),
     "training.callback": ("ReversibleCallback",),
 }
-"""The public names, by the module that each is imported from when it is first used: `revformers --help` and a script
-that only loads saved models wait for nothing that they do not use. Type checkers read the imports above."""
+"""The public names by module. Each is imported when it is first used, so that `revformers --help` and a script that
+only loads saved models start fast. Type checkers read the imports above."""
 
 _MODULES = {name: f"revformers.{module}" for module, names in _NAMES.items() for name in names}
 
@@ -108,5 +108,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Return the public names, whether they are imported yet or not."""
+    """Return all names of the module, including public names that are not imported yet."""
     return [*globals(), *__all__]

@@ -1,4 +1,4 @@
-"""Sizes of memory as people write them."""
+"""Conversion between memory sizes as text, such as "24GiB", and bytes."""
 
 import re
 
@@ -6,10 +6,10 @@ UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MiB": 2**20, "GiB": 2**30, "Ti
 
 
 def parse_size(text: str) -> int:
-    """Return the bytes that `text` spells, such as "24GiB", "80 GB" or "512MiB", in any case.
+    """Return the bytes of a size such as "24GiB", "80 GB" or "512mib"; case does not matter.
 
     Raises:
-        ValueError: where it spells no size above 0.
+        ValueError: if `text` is not a size above 0.
 
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", text)
@@ -20,7 +20,7 @@ def parse_size(text: str) -> int:
 
 
 def size_in_words(count: int) -> str:
-    """Write a number of bytes with three digits in the largest unit of 1024 that is not above it, e.g. "1.86 GiB"."""
+    """Return a number of bytes as text with three digits in TiB, GiB or MiB, e.g. "1.86 GiB"."""
     for unit in ("TiB", "GiB"):
         if count >= UNITS[unit]:
             return f"{count / UNITS[unit]:.3g} {unit}"

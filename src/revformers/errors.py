@@ -1,4 +1,4 @@
-"""This library's own errors and warnings. Bad arguments raise Python's ``ValueError`` and ``TypeError``."""
+"""Errors and warnings of this library. Invalid arguments raise Python's ``ValueError`` and ``TypeError``."""
 
 import importlib
 from collections.abc import Iterator
@@ -7,11 +7,11 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """A recipe, an option or the data it names cannot be used; the message is one sentence that says what to change."""
+    """A recipe, an option or the data it names cannot be used; the message says what to change."""
 
 
 class NotReversibleError(ValueError):
-    """This model cannot be given reversible dynamics; the message says which part of it stands in the way."""
+    """This model cannot be given reversible dynamics; the message says which part of it is the cause."""
 
 
 class StateRangeError(ArithmeticError):
@@ -19,34 +19,34 @@ class StateRangeError(ArithmeticError):
 
 
 class RebuildMismatchError(RuntimeError):
-    """The backward pass rebuilt other states or used other weights than the forward pass: gradients would be wrong."""
+    """The backward pass rebuilt other states or used other weights than the forward pass; gradients would be wrong."""
 
 
 class MissingPackageError(ImportError):
-    """A package that is not installed is needed; the message says how to install it."""
+    """A required package is not installed; the message says how to install it."""
 
 
 class ConversionHint(UserWarning):
-    """Pretrained weights were given dynamics far from the ordinary network's; `revformers.convert` loses less."""
+    """Pretrained weights were given dynamics far from the ordinary network's; `revformers.convert` preserves more."""
 
 
 class ModelFilesError(OSError, ValueError):
-    """The files of a saved model are missing, damaged or do not fit each other; the message names the file."""
+    """Files of a saved model are missing, damaged or inconsistent; the message names the file."""
 
 
 def require(condition: bool, name: str, expected: str, value: Any) -> None:
-    """Raise UserError where the value of the field `name` is not what is expected of it."""
+    """Raise UserError if `condition` is false; the message says that the field `name` must be `expected`."""
     if not condition:
         raise UserError(f"{name} must be {expected}, not {value}.")
 
 
 @contextmanager
 def as_user_error(beginning: str = "", kinds: tuple[type[Exception], ...] = (ValueError,)) -> Iterator[None]:
-    """Turn errors about a value that the user gave into UserError, in one line; UserError and NotReversibleError stay.
+    """Convert errors about a value from the user into UserError; UserError and NotReversibleError pass unchanged.
 
     Args:
-        beginning: what the message begins with, where another library says the rest, of which 300 characters are kept.
-        kinds: the errors that the value may raise.
+        beginning: the start of the message, if the rest comes from another library and is cut to 300 characters.
+        kinds: the errors to convert.
 
     """
     try:
@@ -59,12 +59,12 @@ def as_user_error(beginning: str = "", kinds: tuple[type[Exception], ...] = (Val
 
 
 def require_package(name: str, extra: str, purpose: str) -> Any:
-    """Return an optional package; raise MissingPackageError, with the extra that brings it, where it is not installed.
+    """Return an optional package; raise MissingPackageError, which names the extra, if it is not installed.
 
     Args:
-        name: of the package, or of a module in it.
-        extra: of revformers.
-        purpose: what needs it, the subject of a sentence.
+        name: the package, or a module in it.
+        extra: the extra of revformers that installs it.
+        purpose: the feature that needs it, as the subject of a sentence.
 
     """
     try:

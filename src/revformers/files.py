@@ -1,4 +1,4 @@
-"""Files and directories that are there whole or not at all."""
+"""Atomic writing of files and directories."""
 
 import json
 import tempfile
@@ -10,13 +10,14 @@ from typing import Any
 
 @contextmanager
 def written_whole(target: Path, *, keep: bool = False) -> Iterator[Path]:
-    """Give a path to write a file or make a directory at, and rename that to `target` at the end.
+    """Yield a path for a file or directory, and rename it to `target` at the end.
 
-    After an exception nothing is left, and `target` is what it was.
+    After an exception the path is removed, and `target` is unchanged.
 
     Args:
-        target: the file or directory, which is replaced where it exists.
-        keep: whether a directory that another process has put there meanwhile stays, as one that holds the same.
+        target: the file or directory; an existing one is replaced.
+        keep: whether to keep an existing directory at `target`, which another process may have created with the same
+            content.
 
     """
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -35,11 +36,11 @@ def written_whole(target: Path, *, keep: bool = False) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` to `path` as JSON, whole or not at all."""
+    """Write `value` to `path` as JSON, atomically."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path`, whole or not at all."""
+    """Write `text` to `path` in UTF-8, atomically."""
     with written_whole(path) as staging:
         staging.write_text(text, encoding="utf-8")

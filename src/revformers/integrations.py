@@ -1,8 +1,8 @@
-"""Changes to other libraries, by which a reversible model stays itself in them: functions of ours around theirs.
+"""Wrappers around functions of other libraries, so that these handle reversible models correctly.
 
-They are put there when the library is imported, before or after revformers, and leave ordinary models to the library.
-Ours are imported when they are first called, so that neither revformers nor the library takes longer to import for
-them. The documentation lists them all (`docs/integrations.md`).
+The wrappers are installed when the library is imported, before or after revformers, and pass ordinary models on to the
+library. Our functions are imported at their first call, so that they add nothing to the time of any import. The
+documentation lists them all (`docs/reference/integrations.md`).
 """
 
 import functools
@@ -33,18 +33,18 @@ WRAPPED = {
     "peft.utils.hotswap": {"hotswap_adapter": "checkpoints.peft:hotswap_adapter"},
     "trl.generation.vllm_generation": {"VLLMGeneration.__init__": "training.trl:refuse_vllm"},
 }
-"""For each module of another library, its functions and what of ours is around each: module:function in revformers."""
+"""The wrapped functions of each module of another library, with our wrapper as module:function in revformers."""
 
 EXTENDED = {
     "transformers.models.auto.configuration_auto": "checkpoints.auto_config:extend",
     "trl.trainer.utils": "training.trl:extend_references",
     "trl.trainer.base_trainer": "training.trl:extend_cards",
 }
-"""For each module of another library that takes more than that, the function of ours that is given it."""
+"""Our function that extends a module of another library, for modules that need more than wrapped functions."""
 
 
 def register() -> None:
-    """Extend the libraries that are imported already, and the others as soon as they are."""
+    """Extend the libraries that are already imported, and each of the others when it is imported."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
         for name in WRAPPED | EXTENDED:
@@ -53,12 +53,12 @@ def register() -> None:
 
 
 def wrap(module: ModuleType, path: str, target: str) -> None:
-    """Put a function of ours around one of another library.
+    """Wrap a function of another library in one of ours.
 
     Args:
         module: a module of the library.
-        path: the function in it, with its class where it has one.
-        target: ours, as in `WRAPPED`. It gets the library's function, then the arguments of the call.
+        path: the name of the function in the module, preceded by its class if it is a method.
+        target: our function, as in `WRAPPED`. It receives the library's function, then the arguments of the call.
 
     """
     *classes, name = path.split(".")
@@ -86,7 +86,7 @@ def _extend(module: ModuleType) -> None:
 
 
 class _Finder(MetaPathFinder):
-    """Finds the modules that are extended as the other finders do, and has them loaded by `_Loader`."""
+    """Finds the modules to extend by the other finders, and lets `_Loader` load them."""
 
     def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
         if fullname not in WRAPPED and fullname not in EXTENDED:
@@ -99,7 +99,7 @@ class _Finder(MetaPathFinder):
 
 
 class _Loader(Loader):
-    """Loads a module as its own loader does, and extends it."""
+    """Loads a module with its own loader, and extends it."""
 
     def __init__(self, own: Loader) -> None:
         self._own = own
@@ -108,7 +108,7 @@ class _Loader(Loader):
         return self._own.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        # What reads a module's source or data asks its loader, which is its own one again.
+        # Readers of a module's source or data use its loader, so the module gets its own loader back.
         module.__loader__ = self._own
         if module.__spec__ is not None:
             module.__spec__.loader = self._own

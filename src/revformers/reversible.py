@@ -1,4 +1,4 @@
-"""Making a transformers model reversible, in place, and ordinary again."""
+"""Conversion of a transformers model to reversible dynamics and back to the ordinary network, in place."""
 
 from typing import TypeVar
 
@@ -19,14 +19,13 @@ Model = TypeVar("Model", bound=nn.Module)
 def make_reversible(model: Model, dynamics: Dynamics, activations: ActivationPolicy | str = "rebuild") -> Model:
     """Give a model reversible dynamics, in place.
 
-    Weights, module names and state-dict keys stay as they are; the class of the model and of its configuration become
-    subclasses of the same name (`revformers.checkpoints.model_class`). A model that is reversible already gets the new
-    dynamics and policy, and loses update predictors, with a warning.
+    Weights, module names and state-dict keys do not change. The classes of the model and of its configuration become
+    subclasses of the same name (`revformers.checkpoints.model_class`). A model that is already reversible gets the new
+    dynamics and policy, and loses its update predictors, with a warning.
 
-    Pretrained weights lose much of what they know in dynamics far from the ordinary network's. Where a model came from
-    `from_pretrained` and is still ordinary, and the dynamics have a coefficient |a| of p[l-1] beyond 1/8 (`Midpoint`,
-    `Leapfrog`, `Hamiltonian`, large blends), a `ConversionHint` warns of it, once a process: `revformers.convert` is
-    for that.
+    Dynamics far from the ordinary network's degrade a pretrained model; use `revformers.convert` instead. A
+    `ConversionHint` warns once per process if an ordinary model came from `from_pretrained` and the dynamics have a
+    coefficient |a| of p[l-1] above 1/8 (`Midpoint`, `Leapfrog`, `Hamiltonian`, large blends).
 
     Args:
         model: a model of transformers with one stack of layers, under any head (a causal language model, a classifier,
@@ -39,11 +38,11 @@ def make_reversible(model: Model, dynamics: Dynamics, activations: ActivationPol
         The same model.
 
     Raises:
-        NotReversibleError: where the model is no plain fold over its layers; some models show it only in their first
-            forward pass.
-        TypeError: where `dynamics` is no dynamics, or `activations` no policy.
-        ValueError: for an unknown policy, one that does not go with the dynamics, dynamics of another depth, or a model
-            whose forward another library has replaced.
+        NotReversibleError: if the model does more than pass one hidden state through its layers in order. Some models
+            are refused only in their first forward pass.
+        TypeError: if `dynamics` is not a dynamics, or `activations` is not a policy.
+        ValueError: if the policy is unknown or does not support the dynamics, the dynamics are for another depth, or
+            another library has replaced the model's forward.
 
     """
     if not isinstance(dynamics, Dynamics):
@@ -58,10 +57,10 @@ def make_reversible(model: Model, dynamics: Dynamics, activations: ActivationPol
 
 
 def make_residual(model: Model) -> Model:
-    """Make a reversible model the ordinary network again, in place; an ordinary one stays as it is.
+    """Turn a reversible model back into the ordinary network, in place; an ordinary model is not changed.
 
     Returns:
-        The same model, with the weights it had; update predictors of a converted model are removed.
+        The same model with the same weights; update predictors of a converted model are removed.
 
     """
     become_ordinary(model)

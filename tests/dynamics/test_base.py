@@ -19,7 +19,7 @@ def test_side_information_counts_the_neighbours_that_a_contraction_merges(numera
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: Coefficients(Fraction(1, 1000), Fraction(1), 1.0), "do not fit a byte"),
+        (lambda: Coefficients(Fraction(1, 1000), Fraction(1), 1.0), "do not fit into a byte"),
         (lambda: Coefficients(Fraction(1), Fraction(2000), 1.0), "current state has a term beyond 1024"),
         (lambda: Coefficients(Fraction(0), Fraction(1), 1.0).side_information_bits, "cannot be undone"),
         (lambda: rf.Midpoint(readout="first"), "Midpoint has no readout 'first'; choose one of 'last', 'mean'"),

@@ -1,4 +1,4 @@
-"""Time-reversible dynamics. A new one is one new file and one line in `DYNAMICS`, or a call of `register`."""
+"""Time-reversible dynamics. To add one, write a file and add a line to `DYNAMICS`, or call `register`."""
 
 import inspect
 from collections.abc import Mapping
@@ -19,17 +19,17 @@ DYNAMICS: dict[str, type[Dynamics]] = {
 
 
 def register(kind: type[Dynamics]) -> type[Dynamics]:
-    """Let recipes and saved models name a dynamics of your own; also a decorator of its class.
+    """Register a dynamics of your own, so that recipes and saved models can name it; usable as a class decorator.
 
-    A model that was saved with it loads where it is registered.
+    A model that was saved with it loads only in a process that has registered it.
 
     Raises:
-        ValueError: for a name that another dynamics has.
+        ValueError: if another dynamics has the same name.
 
     """
     known = DYNAMICS.setdefault(kind.name, kind)
     if known is not kind:
-        raise ValueError(f"The name {kind.name!r} is that of {known.__name__}; give {kind.__name__} another one.")
+        raise ValueError(f"The name {kind.name!r} belongs to {known.__name__}; give {kind.__name__} another one.")
     return kind
 
 
@@ -37,7 +37,7 @@ def create(name: str, **options: Any) -> Dynamics:
     """Return the dynamics called `name` with the given options.
 
     Raises:
-        ValueError: for an unknown name, an unknown option or a bad value, in one sentence.
+        ValueError: if the name or an option is unknown, or a value is invalid.
 
     """
     if name not in DYNAMICS:

@@ -1,4 +1,4 @@
-"""The base class of dynamics: three coefficients for each layer, the start, and what the head reads."""
+"""The base class of dynamics: three coefficients per layer, the state before the embedding, and the readout."""
 
 import dataclasses
 import math
@@ -8,10 +8,10 @@ from fractions import Fraction
 from typing import Any, ClassVar, Literal, get_args
 
 LARGEST_DENOMINATOR = 256
-"""Denominator to which a blend given as a float is read: 1/256, eight bits an element, is the finest contraction."""
+"""Largest denominator of a blend. The finest, 1/256, needs eight bits of side information per element."""
 
 LARGEST_TERM = 1024
-"""Largest numerator or denominator; with `engine.fixed_point.MAXIMUM_MAGNITUDE` it keeps every product inside int64."""
+"""Largest numerator or denominator. With `engine.fixed_point.MAXIMUM_MAGNITUDE`, every product fits into int64."""
 
 Granularity = Literal["block", "branch"]
 Start = Literal["repeat", "zero"]
@@ -25,7 +25,7 @@ class Coefficients:
     Attributes:
         previous: a, exact. Zero only in the ordinary residual network, which has no inverse.
         current: b, exact.
-        update: c, a float: it only scales what is added, and addition is undone whatever was added.
+        update: c, a float. It need not be exact, because the inverse subtracts the same rounded product.
 
     """
 
@@ -38,19 +38,19 @@ class Coefficients:
             value = getattr(self, name)
             if max(abs(value.numerator), value.denominator) > LARGEST_TERM:
                 raise ValueError(
-                    f"The coefficient {value} of the {name} state has a term beyond {LARGEST_TERM}, which "
-                    f"64-bit states cannot multiply exactly; choose a fraction with smaller terms."
+                    f"The coefficient {value} of the {name} state has a term above {LARGEST_TERM}, by which 64-bit "
+                    f"states cannot be multiplied exactly; choose a fraction with smaller terms."
                 )
 
         if self.previous.denominator > LARGEST_DENOMINATOR:
             raise ValueError(
-                f"The coefficient {self.previous} of the previous state has a denominator beyond "
-                f"{LARGEST_DENOMINATOR}, whose remainders do not fit a byte; choose a coarser fraction."
+                f"The coefficient {self.previous} of the previous state has a denominator above "
+                f"{LARGEST_DENOMINATOR}, so its remainders do not fit into a byte; choose a coarser fraction."
             )
 
     @property
     def side_information_bits(self) -> int:
-        """Bits an element that undoing this step needs: ceil(log2(ceil(1/|a|))) where |a| < 1, otherwise none."""
+        """Side information that the inverse of this step needs, bits per element: ceil(log2(ceil(1/|a|)))."""
         if not self.previous:
             raise ValueError("A step with coefficient 0 forgets the previous state and cannot be undone.")
         return (math.ceil(1 / abs(self.previous)) - 1).bit_length()
@@ -58,16 +58,16 @@ class Coefficients:
 
 @dataclass(frozen=True, kw_only=True)
 class Dynamics(ABC):
-    """A recurrence p[l+1] = a p[l-1] + b p[l] + c f_l(p[l]) that takes the place of p[l+1] = p[l] + f_l(p[l]).
+    """A recurrence p[l+1] = a p[l-1] + b p[l] + c f_l(p[l]) that replaces p[l+1] = p[l] + f_l(p[l]).
 
-    A dynamics holds coefficients only; it never touches a tensor. The paper is *Reversing Large Language Models for
-    Efficient Training and Fine-Tuning* (arXiv 2512.02056), which leaves `start` and `readout` open.
+    A dynamics holds coefficients only and processes no tensors. The paper is *Reversing Large Language Models for
+    Efficient Training and Fine-Tuning* (arXiv 2512.02056), which does not specify `start` and `readout`.
 
     Attributes:
-        granularity: ``"block"`` steps once a transformer block, f = attention and MLP together; ``"branch"`` steps
-            twice, attention then MLP, so that only one branch is rebuilt at a time.
-        start: p[-1], the state before the embedding p[0]: ``"repeat"`` takes p[0] again, ``"zero"`` takes 0.
-        readout: what the final norm and the head read: ``"last"`` takes p[L], ``"mean"`` takes (p[L-1] + p[L]) / 2.
+        granularity: ``"block"``: one step per transformer block, f = attention and MLP together; ``"branch"``: two
+            steps, attention then MLP, so that only one branch is rebuilt at a time.
+        start: p[-1], the state before the embedding p[0]: ``"repeat"`` sets it to p[0], ``"zero"`` to 0.
+        readout: the input of the final norm and the head: ``"last"``: p[L], ``"mean"``: (p[L-1] + p[L]) / 2.
 
     """
 
@@ -76,13 +76,13 @@ class Dynamics(ABC):
     readout: Readout = "last"
 
     name: ClassVar[str]
-    """The name in recipes and in saved models."""
+    """The name in recipes and saved models."""
 
     reversible: ClassVar[bool] = True
     """Whether every step has an inverse."""
 
     evaluations_per_step: ClassVar[int] = 1
-    """2 where a step also evaluates the layer before; see `previous_update`. Update predictors go with 1 only."""
+    """2 if a step also evaluates the layer before; see `previous_update`. Update predictors require 1."""
 
     def __post_init__(self) -> None:
         for option, choices in (("granularity", Granularity), ("start", Start), ("readout", Readout)):
@@ -94,41 +94,41 @@ class Dynamics(ABC):
 
     @abstractmethod
     def coefficients(self, layer: int) -> Coefficients:
-        """Return the coefficients of every step that layer number `layer` (from 0) takes."""
+        """Return the coefficients of each step of layer `layer`, counted from 0."""
 
     @property
     def steps_per_layer(self) -> int:
-        """How many steps a layer takes: one a block, or one a branch."""
+        """Number of steps per layer: 1 by block, 2 by branch."""
         return 2 if self.granularity == "branch" else 1
 
     def steps(self, number_of_layers: int) -> list[Coefficients]:
-        """Return the coefficients of all steps of a stack of `number_of_layers` layers, in order."""
+        """Return the coefficients of all steps in a stack of `number_of_layers` layers, in order."""
         return [self.coefficients(layer) for layer in range(number_of_layers) for _ in range(self.steps_per_layer)]
 
     def check(self, number_of_layers: int) -> None:  # noqa: B027 - most dynamics fit any depth
-        """Raise ValueError where this dynamics cannot drive a stack of `number_of_layers` layers."""
+        """Raise ValueError if this dynamics does not fit a stack of `number_of_layers` layers."""
 
     def previous_update(self, layer: int) -> float:
-        """Return the weight of f_{l-1}(p[l]), which dynamics that evaluate two layers a step add to c f_l(p[l])."""
+        """Return the weight of f_{l-1}(p[l]), which dynamics with two evaluations per step add to c f_l(p[l])."""
         return 0.0
 
     def side_information_bits(self, layer: int) -> int:
-        """Return the bits an element that each step of layer `layer` keeps for its inverse."""
+        """Return the side information that each step of layer `layer` keeps for its inverse, bits per element."""
         return self.coefficients(layer).side_information_bits
 
     @property
     @abstractmethod
     def recurrence(self) -> str:
-        """The recurrence in one line of plain text, with the numbers in it."""
+        """The recurrence with its numbers, in one line of plain text."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the name and the options, in types that JSON keeps; `dynamics.from_dict` reads it back."""
+        """Return the name and the options, in types that JSON supports; `dynamics.from_dict` reads them back."""
         options = {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
         return {"name": self.name, **options}
 
 
 def _plain(value: Any) -> Any:
-    """Turn fractions into strings such as "1/4" and tuples into lists, as JSON has neither."""
+    """Convert fractions to strings such as "1/4" and tuples to lists, because JSON has neither."""
     if isinstance(value, Fraction):
         return str(value)
     if isinstance(value, tuple):
@@ -137,7 +137,7 @@ def _plain(value: Any) -> Any:
 
 
 def finite_step(owner: str, step_size: float) -> float:
-    """Return `step_size` if it is a positive finite number, otherwise raise ValueError in the name of `owner`."""
+    """Return `step_size` if it is a positive finite number; otherwise raise ValueError, which names `owner`."""
     if isinstance(step_size, bool) or not isinstance(step_size, int | float | Fraction):
         raise ValueError(f"{owner} takes a number as step_size, not {step_size!r}.")
     if not (math.isfinite(step_size) and step_size > 0):
@@ -146,7 +146,7 @@ def finite_step(owner: str, step_size: float) -> float:
 
 
 def times(factor: Fraction | float, term: str) -> str:
-    """Return `factor` times `term` as text, e.g. "3/4 p[l]"; a factor of 1 is not written."""
+    """Return `factor` times `term` as text, e.g. "3/4 p[l]"; a factor of 1 is omitted."""
     return term if factor == 1 else f"{factor if isinstance(factor, Fraction) else format(factor, 'g')} {term}"
 
 

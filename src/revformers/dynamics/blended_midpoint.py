@@ -23,18 +23,18 @@ from revformers.dynamics.base import (
 class BlendedMidpoint(Dynamics):
     """p[l+1] = a p[l-1] + (1 - a) p[l] + h f_l(p[l]) (arXiv 2512.02056, section 3.6).
 
-    a near 0 is nearly the ordinary network and costs side information, ceil(log2(ceil(1/|a|))) bits an element a
-    step; |a| >= 1 costs none. Blends are exact fractions: a float is read as the nearest fraction with a denominator
-    of at most 256, and `blend` shows what was read.
+    A blend near 0 is close to the ordinary network and needs side information, ceil(log2(ceil(1/|a|))) bits per element
+    and step; |a| >= 1 needs none. Blends are exact fractions: a float is rounded to the nearest fraction with a
+    denominator of at most 256, and the attribute holds that fraction.
 
     Attributes:
-        blend: a, one number for every layer, or a sequence with one number per layer; never 0. None only where
+        blend: a, one number for all layers, or a sequence with one number per layer; never 0. None if and only if
             `random_seed` is given.
-        step_size: h, the weight of the update, one number for every layer, or a sequence with one number per layer.
+        step_size: h, the weight of the update, one number for all layers, or a sequence with one number per layer.
         random_seed: draws a = +1 or -1, plus U(-1/2, 1/2), once per layer, as the paper does; see `random`.
-        granularity: ``"block"`` steps once a block; ``"branch"`` twice, attention then MLP.
-        start: the state before the embedding: ``"repeat"`` takes the embedding again, ``"zero"`` takes 0.
-        readout: what the head reads: ``"last"`` takes p[L], ``"mean"`` takes (p[L-1] + p[L]) / 2.
+        granularity: ``"block"``: one step per block; ``"branch"``: two, attention then MLP.
+        start: p[-1], the state before the embedding p[0]: ``"repeat"`` sets it to p[0], ``"zero"`` to 0.
+        readout: the input of the head: ``"last"``: p[L], ``"mean"``: (p[L-1] + p[L]) / 2.
 
     """
 
@@ -55,7 +55,7 @@ class BlendedMidpoint(Dynamics):
         readout: Readout = "last",
     ) -> None:
         if (blend is None) == (random_seed is None):
-            raise ValueError("BlendedMidpoint takes either a blend or a random_seed, and exactly one of them.")
+            raise ValueError("BlendedMidpoint takes either a blend or a random_seed; give exactly one of them.")
         if random_seed is not None and (isinstance(random_seed, bool) or not isinstance(random_seed, int)):
             raise ValueError(f"BlendedMidpoint takes a whole number as random_seed, not {random_seed!r}.")
         exact: Fraction | tuple[Fraction, ...] | None = None
@@ -86,31 +86,31 @@ class BlendedMidpoint(Dynamics):
         start: Start = "repeat",
         readout: Readout = "last",
     ) -> "BlendedMidpoint":
-        """Draw a = ±1 + U(-1/2, 1/2) once per layer, to the nearest 1/256; the same seed draws the same blends."""
+        """Draw a = ±1 + U(-1/2, 1/2) per layer, rounded to 1/256; the same seed draws the same blends."""
         return cls(None, step_size, random_seed=seed, granularity=granularity, start=start, readout=readout)
 
     def layer_blend(self, layer: int) -> Fraction:
-        """Return a of layer `layer`, an exact fraction."""
+        """Return a for layer `layer`, an exact fraction."""
         if self.random_seed is not None:
-            # A generator per layer, so that a layer's blend does not depend on how many others were asked for.
+            # One generator per layer, so that a layer's blend does not depend on the order of calls.
             generator = random.Random(f"revformers blend {self.random_seed} {layer}")
             drawn = generator.choice((-1, 1)) + generator.uniform(-0.5, 0.5)
             return Fraction(round(drawn * LARGEST_DENOMINATOR), LARGEST_DENOMINATOR)
         if isinstance(self.blend, tuple):
             if not 0 <= layer < len(self.blend):
                 raise ValueError(
-                    f"BlendedMidpoint has {len(self.blend)} blends and was asked for that of layer {layer}."
+                    f"BlendedMidpoint has {len(self.blend)} blends, none of them for layer {layer}; give one per layer."
                 )
             return self.blend[layer]
         assert self.blend is not None
         return self.blend
 
     def layer_step_size(self, layer: int) -> float:
-        """Return h of layer `layer`."""
+        """Return h for layer `layer`."""
         return float(self.step_size[layer] if isinstance(self.step_size, tuple) else self.step_size)
 
     def check(self, number_of_layers: int) -> None:
-        """Raise ValueError where a sequence of blends or step sizes has another length than the stack."""
+        """Raise ValueError if a sequence of blends or step sizes does not have one number per layer."""
         for what, values in (("blends", self.blend), ("step sizes", self.step_size)):
             if isinstance(values, tuple) and len(values) != number_of_layers:
                 raise ValueError(
@@ -119,7 +119,7 @@ class BlendedMidpoint(Dynamics):
                 )
 
     def coefficients(self, layer: int) -> Coefficients:
-        """Return a, b = 1 - a and c = h of layer `layer`."""
+        """Return a, b = 1 - a and c = h for layer `layer`."""
         blend = self.layer_blend(layer)
         return Coefficients(previous=blend, current=ONE - blend, update=self.layer_step_size(layer))
 
@@ -134,7 +134,7 @@ class BlendedMidpoint(Dynamics):
 
 
 def exact_blend(value: float | Fraction | str) -> Fraction:
-    """Read one blend as a fraction, e.g. 0.25 or "1/4"; raise ValueError for 0, non-finite or unreadable values."""
+    """Convert one blend, e.g. 0.25 or "1/4", to a fraction; raise ValueError for 0, non-finite or unreadable values."""
     if isinstance(value, bool) or not isinstance(value, int | float | Fraction | str):
         raise ValueError(f"A blend is a number, not {value!r}.")
     if isinstance(value, float) and not math.isfinite(value):
@@ -152,6 +152,6 @@ def exact_blend(value: float | Fraction | str) -> Fraction:
         )
     if exact.denominator > LARGEST_DENOMINATOR:
         raise ValueError(
-            f"The blend {exact} has a denominator beyond {LARGEST_DENOMINATOR}; choose a coarser fraction."
+            f"The blend {exact} has a denominator above {LARGEST_DENOMINATOR}; choose a coarser fraction."
         )
     return exact

@@ -1,4 +1,4 @@
-"""Hamiltonian dynamics: attention moves one stream, the MLP the other."""
+"""Hamiltonian dynamics: attention updates one stream, and the MLP updates the other."""
 
 from dataclasses import dataclass
 
@@ -9,13 +9,13 @@ from revformers.dynamics.base import ONE, ZERO, Coefficients, Dynamics, Granular
 class Hamiltonian(Dynamics):
     """q += Attention(p), then p += MLP(q) (arXiv 2512.02056, equations 2.8 and 2.9).
 
-    The pair (q, p) becomes (p, q') and then (q', p'): the midpoint rule with 2h = 1 whose steps are the two branches
-    of a block in turn. Needs a model family with branch-level fields.
+    The pair (q, p) becomes (p, q') and then (q', p'): this is the midpoint rule with 2h = 1, with the two branches of a
+    block as alternating steps. It requires a model family whose branches are known.
 
     Attributes:
         granularity: always ``"branch"``.
-        start: the state before the embedding: ``"repeat"`` takes the embedding again, ``"zero"`` takes 0.
-        readout: what the head reads: ``"last"`` takes p[L], ``"mean"`` takes (p[L-1] + p[L]) / 2.
+        start: p[-1], the state before the embedding p[0]: ``"repeat"`` sets it to p[0], ``"zero"`` to 0.
+        readout: the input of the head: ``"last"``: p[L], ``"mean"``: (p[L-1] + p[L]) / 2.
 
     """
 

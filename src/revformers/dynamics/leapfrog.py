@@ -10,14 +10,14 @@ from revformers.dynamics.base import ONE, Coefficients, Dynamics, finite_step, t
 class Leapfrog(Dynamics):
     """p[l+1] = 2 p[l] - p[l-1] + h^2 f_l(p[l]) (arXiv 2512.02056, equation 2.6).
 
-    Stable where the eigenvalues of f's Jacobian are real and negative (section 3 of the paper). With
-    ``start="repeat"`` the stream starts at rest.
+    It is stable if the eigenvalues of f's Jacobian are real and negative (section 3 of the paper). With
+    ``start="repeat"`` the initial velocity is 0.
 
     Attributes:
-        step_size: h; the update weighs h^2.
-        granularity: ``"block"`` steps once a block; ``"branch"`` twice, attention then MLP.
-        start: the state before the embedding: ``"repeat"`` takes the embedding again, ``"zero"`` takes 0.
-        readout: what the head reads: ``"last"`` takes p[L], ``"mean"`` takes (p[L-1] + p[L]) / 2.
+        step_size: h; the weight of the update is h^2.
+        granularity: ``"block"``: one step per block; ``"branch"``: two, attention then MLP.
+        start: p[-1], the state before the embedding p[0]: ``"repeat"`` sets it to p[0], ``"zero"`` to 0.
+        readout: the input of the head: ``"last"``: p[L], ``"mean"``: (p[L-1] + p[L]) / 2.
 
     """
 

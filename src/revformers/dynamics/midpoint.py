@@ -9,15 +9,15 @@ from revformers.dynamics.base import ONE, ZERO, Coefficients, Dynamics, finite_s
 class Midpoint(Dynamics):
     """p[l+1] = p[l-1] + 2h f_l(p[l]) (arXiv 2512.02056, equation 2.4).
 
-    Stable where the eigenvalues of f's Jacobian are imaginary (section 3 of the paper). With ``readout="last"`` the
-    even and the odd layers form two half-deep streams that meet only inside f; ``readout="mean"`` lets the head read
-    both.
+    It is stable if the eigenvalues of f's Jacobian are imaginary (section 3 of the paper). The even and the odd states
+    form two streams of half the depth that interact only inside f. The head reads one of them with ``readout="last"``,
+    and both with ``readout="mean"``.
 
     Attributes:
-        step_size: h. The default 1/2 makes the update weigh 1, as in the ordinary network.
-        granularity: ``"block"`` steps once a block; ``"branch"`` twice, attention then MLP.
-        start: the state before the embedding: ``"repeat"`` takes the embedding again, ``"zero"`` takes 0.
-        readout: what the head reads: ``"last"`` takes p[L], ``"mean"`` takes (p[L-1] + p[L]) / 2.
+        step_size: h. With the default, 1/2, the weight of the update is 1, as in the ordinary network.
+        granularity: ``"block"``: one step per block; ``"branch"``: two, attention then MLP.
+        start: p[-1], the state before the embedding p[0]: ``"repeat"`` sets it to p[0], ``"zero"`` to 0.
+        readout: the input of the head: ``"last"``: p[L], ``"mean"``: (p[L-1] + p[L]) / 2.
 
     """
 

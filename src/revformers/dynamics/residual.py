@@ -1,4 +1,4 @@
-"""The ordinary network, as one more setting of the recurrence."""
+"""The ordinary residual network, expressed as a dynamics."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,14 @@ from revformers.dynamics.base import ONE, ZERO, Coefficients, Dynamics
 
 @dataclass(frozen=True, kw_only=True)
 class Residual(Dynamics):
-    """p[l+1] = p[l] + f_l(p[l]) (arXiv 2512.02056, equation 2.2): no inverse, so it stores or checkpoints.
+    """p[l+1] = p[l] + f_l(p[l]) (arXiv 2512.02056, equation 2.2).
+
+    It has no inverse, so it supports only activation policies that need none.
 
     Attributes:
-        granularity: ``"block"`` steps once a block; ``"branch"`` twice, attention then MLP.
-        start: the state before the embedding: ``"repeat"`` takes the embedding again, ``"zero"`` takes 0.
-        readout: what the head reads: ``"last"`` takes p[L], ``"mean"`` takes (p[L-1] + p[L]) / 2.
+        granularity: ``"block"``: one step per block; ``"branch"``: two, attention then MLP.
+        start: p[-1], the state before the embedding p[0]: ``"repeat"`` sets it to p[0], ``"zero"`` to 0.
+        readout: the input of the head: ``"last"``: p[L], ``"mean"``: (p[L-1] + p[L]) / 2.
 
     """
 

@@ -1,4 +1,4 @@
-"""The midpoint rule as the paper brings a pretrained network to it: two layers are evaluated a step."""
+"""The paper's midpoint rule for pretrained networks, which evaluates two layers per step."""
 
 from dataclasses import dataclass
 from fractions import Fraction
@@ -12,18 +12,18 @@ class TwoEvaluationMidpoint(BlendedMidpoint):
     """p[l+1] = a p[l-1] + (1 - a) p[l] + h f_l(p[l]) + a f_{l-1}(p[l]).
 
     In a pretrained network p[l-1] = p[l] - f_{l-1}(p[l-1]), which arXiv 2512.02056, section 4, approximates by one
-    step of the fixed-point iteration, f_{l-1}(p[l]); adding it gives back what the blend takes away from the ordinary
-    step. Every layer but the last is evaluated twice a forward pass, so a step costs nearly two: prefer side
-    information (a smaller a) or an update predictor where either is enough. The attention of f_{l-1} has no place in
-    a key-value cache, so generation runs without one.
+    step of the fixed-point iteration, f_{l-1}(p[l]). Adding a f_{l-1}(p[l]) compensates for what the blend subtracts
+    from the ordinary step. Every layer but the last is evaluated twice in a forward pass, which nearly doubles its
+    time: prefer side information (a smaller a) or an update predictor where either is enough. Key-value caches do not
+    support the second evaluation of attention, so generation runs without a cache.
 
     Attributes:
         blend: as in `BlendedMidpoint`; 1 is the paper's form.
-        step_size: h, as there.
-        random_seed: as there.
+        step_size: h, as in `BlendedMidpoint`.
+        random_seed: as in `BlendedMidpoint`.
         granularity: always ``"block"``.
-        start: as there.
-        readout: as there.
+        start: as in `BlendedMidpoint`.
+        readout: as in `BlendedMidpoint`.
 
     """
 
@@ -36,7 +36,7 @@ class TwoEvaluationMidpoint(BlendedMidpoint):
             raise ValueError("TwoEvaluationMidpoint steps by block only; leave granularity out.")
 
     def previous_update(self, layer: int) -> float:
-        """Return a; nothing precedes the first layer."""
+        """Return a; 0 for the first layer."""
         return float(self.layer_blend(layer)) if layer else 0.0
 
     @property
