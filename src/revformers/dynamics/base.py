@@ -38,13 +38,13 @@ class Coefficients:
             value = getattr(self, name)
             if max(abs(value.numerator), value.denominator) > LARGEST_TERM:
                 raise ValueError(
-                    f"The coefficient {value} of the {name} state has a term above {LARGEST_TERM}, by which 64-bit "
+                    f"The coefficient {value} of the {name} state has a term beyond {LARGEST_TERM}, by which 64-bit "
                     f"states cannot be multiplied exactly; choose a fraction with smaller terms."
                 )
 
         if self.previous.denominator > LARGEST_DENOMINATOR:
             raise ValueError(
-                f"The coefficient {self.previous} of the previous state has a denominator above "
+                f"The coefficient {self.previous} of the previous state has a denominator beyond "
                 f"{LARGEST_DENOMINATOR}, so its remainders do not fit into a byte; choose a coarser fraction."
             )
 

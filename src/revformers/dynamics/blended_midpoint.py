@@ -152,6 +152,6 @@ def exact_blend(value: float | Fraction | str) -> Fraction:
         )
     if exact.denominator > LARGEST_DENOMINATOR:
         raise ValueError(
-            f"The blend {exact} has a denominator above {LARGEST_DENOMINATOR}; choose a coarser fraction."
+            f"The blend {exact} has a denominator beyond {LARGEST_DENOMINATOR}; choose a coarser fraction."
         )
     return exact
