@@ -1,11 +1,11 @@
-"""What this library uses of other libraries that is private or undocumented, and may break on an upgrade of them.
+"""All uses of private or undocumented members of other libraries, which may break on an upgrade of them.
 
-Each function, class or constant stands for one such use and says why there is no public way. Nothing else in the
-package names a private member of another library (ruff's SLF001 and TID251 see to it), and `tests/test_private_api.py`
-has a test for each that runs the other library. Where one of them fails after an upgrade, this file is the place to
-change. The functions of other libraries that one of ours is put around are listed in `revformers.integrations`.
+Each function, class or constant stands for one such use and says why there is no public way. No other file of the
+package names a private member of another library (ruff's SLF001 and TID251 enforce it), and
+`tests/test_private_api.py` has a test for each that runs the other library. If a test fails after an upgrade, change
+this file. The functions of other libraries that we wrap are listed in `revformers.integrations`.
 
-Unless a docstring says otherwise, an absent member raises AttributeError or ImportError where it is used, and no
+Unless a docstring says otherwise, a missing member raises AttributeError or ImportError where it is used, and no
 gradient is computed without it.
 """
 
@@ -32,7 +32,7 @@ from torch.utils.flop_counter import sdpa_flop_count as sdpa_flop_count
 
 
 def version_of(tensor: Tensor) -> int:
-    """Return how often a tensor was written to in place; inference tensors do not count.
+    """Return how often a tensor was written to in place; 0 for inference tensors, which have no counter.
 
     PyTorch: `Tensor._version`, which its notes on autograd mention and its reference does not.
     """
@@ -40,12 +40,12 @@ def version_of(tensor: Tensor) -> int:
 
 
 def base_of(tensor: Tensor) -> Tensor | None:
-    """Return the tensor that `tensor` is a view of; None for what is no view. PyTorch: `Tensor._base`."""
+    """Return the tensor that `tensor` is a view of; None if it is not a view. PyTorch: `Tensor._base`."""
     return tensor._base
 
 
 def storage_number(storage: torch.UntypedStorage) -> int:
-    """Return a number that no other storage has while this one lives.
+    """Return a number that is unique to a storage while it exists.
 
     PyTorch: `UntypedStorage._cdata`. The public `data_ptr` is 0 for every storage of the meta device.
     """
@@ -53,7 +53,7 @@ def storage_number(storage: torch.UntypedStorage) -> int:
 
 
 def inner_tensors(tensor: Tensor) -> list[Tensor] | None:
-    """Return the tensors that a wrapper such as DTensor holds; None for a tensor that is no wrapper.
+    """Return the tensors inside a wrapper such as DTensor; None for any other tensor.
 
     PyTorch: `is_traceable_wrapper_subclass`, and `__tensor_flatten__`, the protocol of such classes.
     """
@@ -63,7 +63,7 @@ def inner_tensors(tensor: Tensor) -> list[Tensor] | None:
 
 
 def sparse_parts(tensor: Tensor) -> tuple[Tensor, Tensor]:
-    """Return indices and values of a tensor in COO layout. PyTorch: the public methods refuse uncoalesced tensors."""
+    """Return the indices and values of a COO tensor. PyTorch: the public methods refuse uncoalesced tensors."""
     return tensor._indices(), tensor._values()
 
 
@@ -73,8 +73,8 @@ def sparse_parts(tensor: Tensor) -> tuple[Tensor, Tensor]:
 def parameters_of(module: nn.Module) -> Mapping[str, nn.Parameter | None]:
     """Return a module's own parameters by name.
 
-    PyTorch: `Module._parameters`. The public `named_parameters` takes several times as long, and this is called for
-    every module of a layer in every step.
+    PyTorch: `Module._parameters`. The public `named_parameters` is several times slower, and this is called for every
+    module of a layer in every step.
     """
     return module._parameters
 
@@ -85,17 +85,17 @@ def buffers_of(module: nn.Module) -> Mapping[str, Tensor | None]:
 
 
 def children_of(module: nn.Module) -> Mapping[str, nn.Module | None]:
-    """Return a module's own parts by name. PyTorch: `Module._modules`; `named_children` leaves repetitions out."""
+    """Return a module's children by name. PyTorch: `Module._modules`; `named_children` omits duplicates."""
     return module._modules
 
 
 def forward_pre_hooks(module: nn.Module) -> Mapping[int, Callable[..., Any]]:
-    """Return the hooks before a module's forward by number. PyTorch: `Module._forward_pre_hooks`."""
+    """Return a module's forward pre-hooks by number. PyTorch: `Module._forward_pre_hooks`."""
     return module._forward_pre_hooks
 
 
 def forward_hooks(module: nn.Module) -> Mapping[int, Callable[..., Any]]:
-    """Return the hooks after a module's forward by number. PyTorch: `Module._forward_hooks`."""
+    """Return a module's forward hooks by number. PyTorch: `Module._forward_hooks`."""
     return module._forward_hooks
 
 
@@ -103,18 +103,18 @@ def forward_hooks(module: nn.Module) -> Mapping[int, Callable[..., Any]]:
 
 
 def transforms_are_active() -> bool:
-    """Whether a transform of `torch.func` (grad, vmap, ...) runs. PyTorch: `_are_functorch_transforms_active`."""
+    """Whether a transform of `torch.func` (grad, vmap, ...) is active. PyTorch: `_are_functorch_transforms_active`."""
     return torch._C._are_functorch_transforms_active()
 
 
 def current_backward_pass() -> int | None:
-    """Return the number of the backward pass that runs; None outside of one. PyTorch: `_current_graph_task_id`."""
+    """Return the number of the current backward pass; None outside of one. PyTorch: `_current_graph_task_id`."""
     number = torch._C._current_graph_task_id()
     return None if number == -1 else number
 
 
 def at_end_of_backward_pass(callback: Callable[[], None]) -> None:
-    """Have `callback` called when the backward pass that runs has come to its end.
+    """Call `callback` at the end of the current backward pass.
 
     PyTorch: `queue_callback` of its engine, which DistributedDataParallel and FSDP use as well.
     """
@@ -122,28 +122,28 @@ def at_end_of_backward_pass(callback: Callable[[], None]) -> None:
 
 
 def held_for_saved(node: Any, name: str) -> Any:
-    """Return what a node holds for the tensor that it saved under `name`: what the pack hook returned, or the tensor.
+    """Return the object that a node saved under `name`: the result of the pack hook, or the tensor; None without one.
 
-    None where it saved none. PyTorch: the attributes `_raw_saved_...` of nodes, which its notes on autograd mention.
-    The public ones, `_saved_...`, would unpack the tensor.
+    PyTorch: the attributes `_raw_saved_...` of nodes, which its notes on autograd mention. The public ones,
+    `_saved_...`, would unpack the tensor.
     """
     return getattr(getattr(node, f"_raw_saved_{name}", None), "data", None)
 
 
 def leaf_of_node(node: Node) -> Tensor | None:
-    """Return the leaf whose gradient a node accumulates; None for another node. PyTorch: `AccumulateGrad.variable`."""
+    """Return the leaf whose gradient a node accumulates; None for other nodes. PyTorch: `AccumulateGrad.variable`."""
     return getattr(node, "variable", None)
 
 
 def has_gradient_hooks(tensor: Tensor) -> bool:
-    """Whether `register_hook` gave a tensor hooks. PyTorch: `Tensor._backward_hooks`."""
+    """Whether a tensor has hooks of `register_hook`. PyTorch: `Tensor._backward_hooks`."""
     return bool(tensor._backward_hooks)
 
 
 def has_accumulation_hooks(tensor: Tensor) -> bool:
-    """Whether `register_post_accumulate_grad_hook` gave a tensor hooks.
+    """Whether a tensor has hooks of `register_post_accumulate_grad_hook`.
 
-    PyTorch: `Tensor._post_accumulate_grad_hooks`, a dictionary once there was a hook.
+    PyTorch: `Tensor._post_accumulate_grad_hooks`, a dictionary after the first registration.
     """
     return bool(tensor._post_accumulate_grad_hooks)
 
@@ -152,27 +152,27 @@ NODES_THAT_SAVE_THEIR_FACTORS: Mapping[str, tuple[str, ...]] = {
     "MulBackward0": ("self", "other"),
     "SiluBackward0": ("self",),
 }
-"""Nodes that save all that their result follows from, and under what names.
+"""Nodes whose saved tensors determine their result, and the names of these tensors.
 
-PyTorch: names of nodes and of what they save. A name that is no longer there costs time, as more tensors are compared.
+PyTorch: names of nodes and of their saved tensors. A missing name costs time, because more tensors are compared.
 """
 
 ATTENTION_NODES = "ScaledDotProduct"
-"""How the names of the nodes of fused attention kernels begin.
+"""The prefix of the names of nodes of fused attention kernels.
 
-PyTorch: they save tensors that their kernels do not write in full, under the names below. Where these are others, the
-padding is compared as well, and right gradients are refused.
+PyTorch: these nodes save tensors that their kernels write only in part, under the names below. If the names change,
+the unwritten part is compared as well, and correct gradients are refused.
 """
 
 LOG_SUM_EXPS = ("logsumexp", "log_sumexp")
-"""Under what names such nodes save a log-sum-exp, whose rows are padded."""
+"""Names under which these nodes save a log-sum-exp, whose rows are padded."""
 
 RANDOM_STATES = ("philox_seed", "philox_offset", "rng_state", "unused")
-"""Under what names such nodes save the state of a random generator, which is not written without dropout."""
+"""Names under which these nodes save the state of a random generator, which is not written without dropout."""
 
 
 def attention_dropout(node: Any) -> float:
-    """Return the probability of dropout that a fused attention kernel ran with. PyTorch: `_saved_dropout_p`."""
+    """Return the dropout probability of a fused attention kernel's node. PyTorch: `_saved_dropout_p`."""
     return float(getattr(node, "_saved_dropout_p", 0.0))
 
 
@@ -188,32 +188,32 @@ ATTENTION_KERNELS = frozenset(
         "flex_attention",
     }
 )
-"""The fused attention kernels, by which `scaled_dot_product_attention` and `flex_attention` compute.
+"""The fused attention kernels of `scaled_dot_product_attention` and `flex_attention`.
 
-PyTorch: names of its kernels. One that is no longer there is evaluated again, and a budget keeps less.
+PyTorch: names of its kernels. The results of a kernel with another name are recomputed, and a budget keeps less.
 """
 
 
 CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-"""The fused attention of CPUs, which has a kernel for the meta device as well: its memory is linear in the tokens."""
+"""The fused attention of CPUs, which also runs on the meta device; its memory is linear in the number of tokens."""
 
 CPU_ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 """The backward pass of `CPU_ATTENTION`."""
 
 READ_NUMBER = torch.ops.aten._local_scalar_dense.default
-"""What `Tensor.item`, `bool(tensor)` and the like run by."""
+"""The kernel behind `Tensor.item`, `bool(tensor)` and the like."""
 
 COPY_TO = torch.ops.aten._to_copy.default
-"""What `Tensor.to` runs by where it copies."""
+"""The kernel behind `Tensor.to` when it copies."""
 
 UNSAFE_VIEW = torch.ops.aten._unsafe_view.default
-"""A kernel that returns a view, which its schema does not tell of."""
+"""A kernel that returns a view although its schema does not say so."""
 
 
 def operations_of(kernel: Any, arguments: tuple[Any, ...], keywords: Mapping[str, Any], output: Any) -> int:
-    """Return the floating-point operations of a call of a kernel, 0 where PyTorch does not count them.
+    """Return the number of floating-point operations of a kernel call; 0 if PyTorch does not count them.
 
-    PyTorch: the registry behind `FlopCounterMode`, which counts whole blocks only, and not the CPU's fused attention.
+    PyTorch: the registry behind `FlopCounterMode`, which counts only whole blocks, and not the CPU's fused attention.
     """
     if kernel is CPU_ATTENTION.default:
         return sdpa_flop_count(*(argument.shape for argument in arguments[:3]))
@@ -222,7 +222,7 @@ def operations_of(kernel: Any, arguments: tuple[Any, ...], keywords: Mapping[str
 
 
 def named_arguments(kernel: Any, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a kernel is called with by name; of a higher-order operator, the keywords alone.
+    """Return the arguments of a kernel call by name; for a higher-order operator, only the keyword arguments.
 
     PyTorch: `OpOverload._schema`.
     """
@@ -232,13 +232,13 @@ def named_arguments(kernel: Any, arguments: tuple[Any, ...], keywords: Mapping[s
 
 
 class EveryKernel(TorchDispatchMode):
-    """Calls `run` instead of every kernel, with the kernel and its arguments, in the block.
+    """A context that calls `run`, with the kernel and its arguments, instead of every kernel.
 
     PyTorch: `torch.utils._python_dispatch.TorchDispatchMode`, and its two settings for compiled layers.
     """
 
     supports_higher_order_operators = True
-    """Compiled layers have some: attention by flex_attention, and kernels that draw random numbers."""
+    """Compiled layers use such operators for flex_attention and for kernels that draw random numbers."""
 
     def __init__(self, run: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]) -> None:
         super().__init__()
@@ -246,7 +246,7 @@ class EveryKernel(TorchDispatchMode):
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
-        """Say that compiled layers stay compiled; otherwise PyTorch would run them eagerly, with other rounding."""
+        """Keep compiled layers compiled; otherwise PyTorch would run them eagerly, with other rounding."""
         return True
 
     def __torch_dispatch__(
@@ -259,7 +259,7 @@ class EveryKernel(TorchDispatchMode):
 
 
 def number_of_next_node() -> int:
-    """Return the number that autograd gives the next node of its graph: nodes are numbered as they are made.
+    """Return the number of the next node of the autograd graph; nodes are numbered in the order of their creation.
 
     PyTorch: `_get_sequence_nr`.
     """
@@ -267,7 +267,7 @@ def number_of_next_node() -> int:
 
 
 def number_of_running_node() -> int | None:
-    """Return the number of the node that the backward pass evaluates; None outside of one. See `number_of_next_node`.
+    """Return the number of the node that the backward pass is evaluating; None outside of a backward pass.
 
     PyTorch: `_current_autograd_node`, and `_sequence_nr` of a node.
     """
@@ -276,13 +276,13 @@ def number_of_running_node() -> int | None:
 
 
 def is_engine(frame: FrameType | None) -> bool:
-    """Whether autograd's engine itself, and no code of a node or a user, ran the operator that a mode is called for.
+    """Whether autograd's engine itself, not the code of a node or a user, called the current operator.
 
-    So it adds up the gradients of a tensor that is used more than once. PyTorch: `_engine_run_backward`, the function
-    in which Python enters the engine, and the files of the wrappers that keep compilers out of dispatch modes.
+    The engine does so to sum the gradients of a tensor that is used more than once. PyTorch: `_engine_run_backward`, in
+    which Python enters the engine, and the files of the wrappers that keep compilers out of dispatch modes.
 
     Args:
-        frame: what called `__torch_dispatch__` of the mode; None where the engine has a thread of its own.
+        frame: the caller of the mode's `__torch_dispatch__`; None if the engine runs in its own thread.
 
     """
     while frame is not None and frame.f_code.co_filename.endswith(("_compile.py", "eval_frame.py")):
@@ -291,12 +291,12 @@ def is_engine(frame: FrameType | None) -> bool:
 
 
 def without_dispatch_modes() -> AbstractContextManager[Any]:
-    """Return a context in which no dispatch mode sees what runs. PyTorch: `_disable_current_modes`."""
+    """Return a context without active dispatch modes. PyTorch: `_disable_current_modes`."""
     return _disable_current_modes()
 
 
 def schema_of(kernel: Any) -> Any:
-    """Return the arguments and results of a kernel, and which of them share memory. PyTorch: `OpOverload._schema`."""
+    """Return the schema of a kernel: its arguments, results and aliases. PyTorch: `OpOverload._schema`."""
     return kernel._schema
 
 
@@ -304,18 +304,18 @@ def schema_of(kernel: Any) -> Any:
 
 
 def with_own_recompilations(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a copy of a function whose recompilations are counted by themselves.
+    """Return a copy of a function whose recompilations are counted separately.
 
-    PyTorch: it counts them by code object, up to `torch.compiler.config.recompile_limit`. Where it counts otherwise, a
-    layer is refused, or runs uncompiled, sooner than it has to.
+    PyTorch counts them by code object, up to `torch.compiler.config.recompile_limit`. If that changes, a layer is
+    refused, or runs uncompiled, earlier than necessary.
     """
     return FunctionType(function.__code__.replace(), function.__globals__)
 
 
 def is_refused_write(error: RuntimeError, function: str) -> bool:
-    """Whether an error says that something wrote to a view which an autograd function returned.
+    """Whether an error reports an in-place write to a view that the autograd function `function` returned.
 
-    PyTorch: the words of its error, which has no type of its own.
+    PyTorch: the text of its error, which has no type of its own.
     """
     return f"of {function} is a view and is being modified inplace" in str(error)
 
@@ -324,23 +324,23 @@ def is_refused_write(error: RuntimeError, function: str) -> bool:
 
 
 def returns_one_tensor(forward: Callable[..., Any]) -> bool:
-    """Whether the forward of a layer is annotated to return one tensor, and not a tuple that begins with it.
+    """Whether the forward of a layer is annotated to return one tensor instead of a tuple that begins with it.
 
-    transformers: releases return the hidden state alone from layers that returned more before, and nothing else than
-    the annotation says which a release does. Where it is wrong, the families' tests fail.
+    transformers: newer releases return only the hidden state from layers that returned more before, and only the
+    annotation shows the difference. If it is wrong, the families' tests fail.
     """
     function = inspect.unwrap(forward)
-    # Not of the whole signature: other annotations may have names that only type checkers know.
+    # Only the return annotation, because others may use names that exist only for type checkers.
     annotations = {name: hint for name, hint in function.__annotations__.items() if name == "return"}
     hints = get_type_hints(SimpleNamespace(__annotations__=annotations), function.__globals__)
     return hints.get("return") is Tensor
 
 
 def calls_loss_function(model_class: type[nn.Module]) -> bool:
-    """Whether the forward of a model class, or one that it may call of its bases, uses `self.loss_function`.
+    """Whether the forward of a model class, or of one of its bases, uses `self.loss_function`.
 
-    transformers: its causal language models compute their loss by this attribute, which has no public name. A model
-    that does not is refused, or keeps its own loss.
+    transformers: its causal language models compute their loss by this attribute, which is not documented. A model that
+    does not is refused, or keeps its own loss.
     """
     forwards = [inspect.unwrap(vars(base)["forward"]) for base in model_class.__mro__ if "forward" in vars(base)]
     return any("loss_function" in forward.__code__.co_names for forward in forwards)
@@ -349,40 +349,40 @@ def calls_loss_function(model_class: type[nn.Module]) -> bool:
 def was_loaded(model: Any) -> bool:
     """Whether a model of transformers came from `from_pretrained`.
 
-    transformers: `_weight_conversions`, which loading leaves on a model. `name_or_path` alone tells too little: a model
-    with fresh weights has it where its configuration was loaded. An absent one costs a hint.
+    transformers: `_weight_conversions`, which loading sets on a model. `name_or_path` alone does not suffice: a model
+    with fresh weights also has it if its configuration was loaded. Without the attribute, a hint is not given.
     """
     return bool(getattr(model, "name_or_path", "")) and hasattr(model, "_weight_conversions")
 
 
 def models_of_auto_class(auto: Any) -> Mapping[Any, Any] | None:
-    """Return the model classes of an auto class by configuration class; None for what is none.
+    """Return the model classes of an auto class by configuration class; None if `auto` is not an auto class.
 
-    transformers: `_model_mapping`. There is a public way to add to it, `register`, and none to read it.
+    transformers: `_model_mapping`. The public `register` adds to it, but there is no public way to read it.
     """
     return getattr(auto, "_model_mapping", None) if hasattr(auto, "register") else None
 
 
 NO_REMOTE_CODE: dict[str, None] = {"_auto_class": None}
-"""Attributes of a configuration class that is not saved as code beside its models.
+"""Attributes of a configuration class whose code is not saved with its models.
 
 transformers: `_auto_class`, which `register_for_auto_class` sets for all subclasses as well.
 """
 
 
 def attention_of(config: Any) -> str | None:
-    """Return the name of the attention that a model computes by; None where its configuration has none.
+    """Return the name of a model's attention implementation; None if its configuration has none.
 
-    transformers: `_attn_implementation`. `set_attn_implementation` of a model is public, and nothing that reads it.
+    transformers: `_attn_implementation`. The public `set_attn_implementation` sets it, but nothing public reads it.
     """
     return getattr(config, "_attn_implementation", None)
 
 
 def cached_file_if_any(name: Any, file: str, **options: Any) -> str | None:
-    """Return where a file of a directory or a hub id lies on this machine, downloaded where it has to be; None without.
+    """Return the local path of a file of a directory or hub id, downloaded if necessary; None if there is no such file.
 
-    transformers: a keyword of `cached_file`, whose public form raises the same error for a file that is not there and
-    for a hub that does not answer.
+    transformers: a keyword of `cached_file`, whose public form raises the same error for a missing file and for a hub
+    that does not answer.
     """
     from transformers.utils import cached_file
 
@@ -390,12 +390,12 @@ def cached_file_if_any(name: Any, file: str, **options: Any) -> str | None:
 
 
 def is_size_mismatch(error: RuntimeError) -> bool:
-    """Whether loading failed because weights have other sizes than the model. transformers: the words of its error."""
+    """Whether loading failed because weights have other sizes than the model. transformers: the text of its error."""
     return "ignore_mismatched_sizes" in str(error)
 
 
 def gguf_metadata(path: str, arrays: tuple[str, ...] = ()) -> tuple[dict[str, Any], Any]:
-    """Return what a GGUF file says of its model, and the names of its tensors; lists only those named in `arrays`.
+    """Return the metadata of a GGUF file, with only those lists that are named in `arrays`, and its tensors' names.
 
     transformers: the reader behind ``from_pretrained(gguf_file=...)``.
     """
@@ -405,7 +405,7 @@ def gguf_metadata(path: str, arrays: tuple[str, ...] = ()) -> tuple[dict[str, An
 
 
 def gguf_header(path: str) -> Any:
-    """Return where the tensors of a GGUF file lie, and their dtype; ValueError for types that only gguf knows.
+    """Return the places and the dtype of the tensors in a GGUF file; raise ValueError for types that only gguf knows.
 
     transformers: the reader behind ``from_pretrained(gguf_file=...)``.
     """
@@ -415,7 +415,7 @@ def gguf_header(path: str) -> Any:
 
 
 def gguf_text_splits() -> Container[str] | None:
-    """Return in which ways transformers splits text as GGUF files name them; None before 5.24, which had no names."""
+    """Return the names in GGUF files of the text splits that transformers knows; None before 5.24, without a list."""
     try:
         from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
     except ImportError:
@@ -424,50 +424,50 @@ def gguf_text_splits() -> Container[str] | None:
 
 
 def warn_after_loading(trainer: Any, result: Any) -> None:
-    """Have a trainer say which weights were missing. transformers: `Trainer._issue_warnings_after_load`."""
+    """Let a trainer warn of missing weights. transformers: `Trainer._issue_warnings_after_load`."""
     trainer._issue_warnings_after_load(result)
 
 
 # PEFT, TRL, datasets and bitsandbytes
 
 ADAPTERS_OFF = "_disable_adapters"
-"""The attribute of PEFT's layers that says whether their adapters are off; messages name it, and nothing depends on it.
+"""The attribute of PEFT's layers that says whether their adapters are off.
 
-So it is with the next two."""
+This and the next two names appear only in messages."""
 
 ADAPTERS_MERGED = "merged_adapters"
-"""The attribute of PEFT's layers that holds the adapters which are merged into the weight."""
+"""The attribute of PEFT's layers that lists the adapters merged into the weight."""
 
 ADAPTERS_ACTIVE = "_active_adapter"
-"""The attribute of PEFT's layers that holds the adapters which are used."""
+"""The attribute of PEFT's layers that lists the active adapters."""
 
 
 def is_hook_of_peft(hook: Callable[..., Any]) -> bool:
-    """Whether PEFT made a hook: one that tells its layers about the batch, for the length of a forward pass.
+    """Whether a hook is one of PEFT's, which pass information about the batch to its layers during a forward pass.
 
-    PEFT: it registers such hooks before the forward pass and removes them after it, and has no way to ask for them.
+    PEFT registers such hooks before the forward pass and removes them after it, and has no way to list them.
     """
     function = hook.func if isinstance(hook, partial) else hook
     return str(getattr(function, "__module__", "")).partition(".")[0] == "peft"
 
 
 TRL_MAKES_REFERENCES = "create_model_from_path"
-"""The function of `trl.trainer.utils` by which trainers make a reference model, given what the next one returned."""
+"""The function of `trl.trainer.utils` by which trainers create a reference model, from the name found by the next."""
 
 TRL_NAMES_MODELS = "get_config_model_id"
-"""The function of `trl.trainer.utils` by which trainers ask for the name of a model, given its configuration."""
+"""The function of `trl.trainer.utils` that returns the name of a model, given its configuration."""
 
 
 def fingerprint_of(dataset: Any) -> str:
-    """Return the name that `datasets` gives to the content of a data set. datasets: `_fingerprint`."""
+    """Return the fingerprint of a data set's content. datasets: `_fingerprint`."""
     return dataset._fingerprint
 
 
 def keep_gradients_of_nf4(layer: Any) -> None:
-    """Have a `Linear4bit` of bitsandbytes keep its weight in the form that has gradients, in place.
+    """Keep the weight of a bitsandbytes `Linear4bit` in the layout that supports gradients, in place.
 
-    bitsandbytes: on CPUs with AVX512-BF16 it packs the weight of a layer that is evaluated outside of training anew,
-    for a kernel without a gradient, and `state_dict` unpacks it.
+    bitsandbytes: on CPUs with AVX512-BF16 it repacks the weight of a layer that is evaluated outside of training, for a
+    kernel without a gradient; `state_dict` unpacks it.
     """
     layer.support_avx512bf16_for_cpu = False
     if getattr(layer.weight.quant_state, "packing_format_for_cpu", False):

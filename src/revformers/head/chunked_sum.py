@@ -1,14 +1,14 @@
-"""The sum of a function over chunks of rows, whose gradients are taken chunk by chunk in the forward pass.
+"""The sum of a function over chunks of rows, whose gradients are computed chunk by chunk in the forward pass.
 
-The head of a language model is the reason: its logits are the largest tensors of a training step, and a sum of token
-losses does not need them at once. Checkpointing each chunk would do, but evaluates the head twice. The gradient of a
-sum is known up to one factor, the gradient of what is made of the sum: so it is taken while the chunk's logits are
-there, and the backward pass multiplies. PyTorch's `linear_cross_entropy` and Liger's fused loss do the same for a plain
-product with a weight matrix; here the function is free: capped or scaled logits, adapters, the divergence from a
-teacher. PyTorch's is measured beside this one in lab/results/head-memory.json and not used: in float32 the two
-take about the same memory, but in bfloat16 it sums the loss in bfloat16, which came out 11 % off.
+It serves the head of a language model: the logits are the largest tensors of a training step, and a sum of token losses
+does not need all of them at once. Checkpointing each chunk would evaluate the head twice. The gradients of the sum are
+known up to one factor, the gradient that reaches the sum, so they are computed while the chunk's logits exist, and the
+backward pass multiplies them. PyTorch's `linear_cross_entropy` and Liger's fused loss do the same, but only for a
+product with a weight matrix; here the function is arbitrary: capped or scaled logits, adapters, the divergence from a
+teacher. lab/results/head-memory.json compares PyTorch's with this one: in float32 both need about the same memory, but
+in bfloat16 PyTorch's sums the loss in bfloat16, which made it 11 % wrong.
 
-Gradients of parameters are added up in at least float32, so that they do not depend on the number of chunks.
+Gradients of parameters are summed in at least float32, so that they do not depend on the number of chunks.
 """
 
 import contextlib
@@ -25,18 +25,18 @@ from revformers.private_api import has_gradient_hooks, leaf_of_node
 def chunked_sum(function: Callable[..., Tensor], rows: Tensor, *others: Tensor, chunk: int) -> Tensor:
     """Return the sum of `function` over chunks of rows, float32 or wider.
 
-    Where gradients are enabled, they flow to `rows` and to the parameters that `function` reads, as if it had been
+    If gradients are enabled, they flow to `rows` and to the parameters that `function` reads, as if it had been
     called once with all rows. There is no second derivative.
 
     Args:
-        function: from a chunk of every argument, in order, to a scalar; nothing that needs a gradient may reach it but
-            its first argument and parameters.
+        function: maps a chunk of every argument, in order, to a scalar. Only its first argument and parameters may
+            require gradients.
         rows: (rows, width).
         others: further arguments, (rows, ...), without gradients.
-        chunk: rows evaluated at once.
+        chunk: number of rows per evaluation.
 
     Raises:
-        ValueError: for a parameter with a gradient hook, which would run for every chunk.
+        ValueError: if a parameter has a gradient hook, which would run for every chunk.
 
     """
     chunks = zip(*(argument.detach().split(chunk) for argument in (rows, *others)), strict=True)
@@ -64,7 +64,7 @@ def chunked_sum(function: Callable[..., Tensor], rows: Tensor, *others: Tensor, 
 def _evaluate(
     function: Callable[..., Tensor], first: Tensor, further: list[Tensor]
 ) -> tuple[Tensor, dict[Tensor, Tensor]]:
-    """Return the function's value, and its gradients by the leaf that they belong to."""
+    """Return the function's value, and its gradients by leaf."""
     total = function(first, *further)
     leaves = _leaves(total)
     if not leaves:
@@ -74,31 +74,31 @@ def _evaluate(
 
 
 def _without_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
-    """Return a context for a backward pass, which autocast is not for; the meta device has none."""
+    """Return a context without autocast, for a backward pass; the meta device does not support autocast."""
     if not torch.amp.is_autocast_available(device_type):
         return contextlib.nullcontext()
     return torch.autocast(device_type, enabled=False)
 
 
 def _add(sums: dict[Tensor, Tensor], gradients: dict[Tensor, Tensor]) -> None:
-    """Add the gradients of one chunk to the sums, and let go of each at once: they are as large as the parameters."""
+    """Add the gradients of one chunk to the sums, freeing each at once, as they are as large as the parameters."""
     while gradients:
         parameter, gradient = gradients.popitem()
         if parameter in sums:
             for total, addend in zip(_parts(sums[parameter]), _parts(gradient), strict=True):
                 total.add_(addend)
         else:
-            # A copy, as autograd may hand the same memory to two parameters, or one number to all elements of one.
+            # A copy, because autograd may return the same memory for two parameters, or an expanded scalar.
             sums[parameter] = gradient.to(torch.promote_types(gradient.dtype, torch.float32), copy=True)
 
 
 def _parts(tensor: Tensor) -> tuple[Tensor, ...]:
-    """Return views of a tensor: an operation on two dtypes makes a copy of what it is given on the CPU."""
+    """Return views of a tensor, to limit memory: on the CPU an operation on two dtypes copies its operand."""
     return torch.atleast_1d(tensor).chunk(16)
 
 
 def _leaves(result: Tensor) -> list[Tensor]:
-    """Return the leaves of the graph that ends in `result`; refuse those with hooks."""
+    """Return the leaves of the graph that ends in `result`; raise ValueError if one has a hook."""
     leaves: list[Tensor] = []
     nodes = [result.grad_fn]
     seen: set[Node] = set()
@@ -114,14 +114,14 @@ def _leaves(result: Tensor) -> list[Tensor]:
     for leaf in leaves:
         if has_gradient_hooks(leaf):
             raise ValueError(
-                f"A parameter {list(leaf.shape)} of the head has a gradient hook (register_hook), which a chunked loss "
-                f"would run for every chunk; remove the hook, or train with the model's own loss."
+                f"A parameter {list(leaf.shape)} of the head has a gradient hook (register_hook), which would run for "
+                f"every chunk of a chunked loss; remove the hook, or train with the model's own loss."
             )
     return leaves
 
 
 class _WithGradients(torch.autograd.Function):
-    """A number with gradients that are known up to the factor that reaches it in the backward pass."""
+    """A scalar whose gradients are known up to a factor, its own gradient in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, total: Tensor, gradients: list[Tensor], *inputs: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
-"""The loss of a causal language model without the logits of all tokens: chunks of tokens, one after another.
+"""The loss of a causal language model, computed chunk by chunk instead of from the logits of all tokens.
 
-`set_head_loss` replaces the forward of the model on the object. Called with labels, the model's own forward runs once,
-for the logits of one token a sequence, and where it would compute its loss from logits the loss of `HeadLoss` is
-computed from the last hidden states instead. What the model adds to its loss, as the auxiliary loss of a mixture of
-experts, stays. The gradients of a chunk are taken in the forward pass (`revformers.head.chunked_sum`), so that one
-chunk's logits exist at a time and the head is evaluated once.
+`set_head_loss` replaces the forward of the model on the object. When it is called with labels, the model's own forward
+runs once, for the logits of one token per sequence, and a replaced loss function computes the loss of `HeadLoss` from
+the last hidden states. Terms that the model adds to its loss, such as the auxiliary loss of a mixture of experts, stay.
+The gradients of a chunk are computed in the forward pass (`revformers.head.chunked_sum`), so that only one chunk's
+logits exist at a time and the head is evaluated once.
 """
 
 import contextlib
@@ -28,22 +28,22 @@ from revformers.models.stand_in import StandIn, refuse_replaced
 from revformers.private_api import calls_loss_function
 
 Head = Literal["auto", "chunked", "own"]
-"""How a command computes the cross-entropy: "chunked" from the logits of a few tokens at a time, "own" as the model
-does it, from those of all tokens; "auto" is chunked, or own with a warning for a model that cannot be chunked."""
+"""How a command computes the cross-entropy: "chunked", from the logits of a few tokens at a time; "own", by the model
+itself, from those of all tokens; "auto", chunked if the model supports it, otherwise own with a warning."""
 
 
 @dataclass(frozen=True)
 class HeadLoss:
-    """The loss that a model is trained on; in evaluation mode it is the plain cross-entropy, so that figures compare.
+    """The training loss of a model; in evaluation mode it is the plain cross-entropy, so that losses are comparable.
 
     Attributes:
         cross_entropy: weight of the cross-entropy of the labels.
-        distillation: weight of T^2 KL(teacher || student), on the tokens that the labels count.
+        distillation: weight of T^2 KL(teacher || student), on the tokens that are not masked in the labels.
         temperature: T.
         teacher: the network to learn from.
-        chunk: how many tokens' logits exist at once; None takes a quarter of the width, from 64 to 1024.
-        required: whether a model whose head cannot be applied to some tokens alone, or whose loss is another, is
-            refused; otherwise it computes its own loss, and a warning says why.
+        chunk: tokens per chunk; None stands for a quarter of the width, between 64 and 1024.
+        required: whether to refuse a model whose head cannot be applied to a few tokens at a time, or that has another
+            loss; otherwise such a model computes its own loss, and a warning says why.
 
     """
 
@@ -71,24 +71,24 @@ class HeadLoss:
 
 
 def set_head_loss(model: nn.Module, loss: HeadLoss | None) -> None:
-    """Let a model compute this loss in the place of its own when it is called with labels, in place.
+    """Make a model compute this loss instead of its own when it is called with labels, in place.
 
-    ``set_head_loss(model, HeadLoss())`` is for every model, reversible or ordinary, that is trained on labels: the
-    same loss and gradients to rounding, without the logits of all tokens.
+    ``set_head_loss(model, HeadLoss())`` is useful for every model that is trained on labels: it gives the same loss and
+    gradients up to rounding, without the logits of all tokens.
 
-    Labels are shifted, masked (-100) and averaged as transformers does it, ``num_items_in_batch`` included; masked
-    tokens never reach the head. A batch in which no token counts has the loss 0, where transformers gives NaN. The
-    output has no logits, and the loss no second derivative. Without labels nothing changes.
+    Labels are shifted, masked (-100) and averaged as in transformers, including ``num_items_in_batch``; masked tokens
+    never reach the head. If all tokens of a batch are masked, the loss is 0; in transformers it is NaN. The output has
+    no logits, and the loss has no second derivative. Calls without labels do not change.
 
     Args:
         model: a causal language model of transformers, reversible or ordinary, or a PEFT model around one.
-        loss: None gives the model its own loss back.
+        loss: the loss; None restores the model's own.
 
     Raises:
-        NotReversibleError: where the decoder of the model cannot be found.
-        InseparableHeadError: for a model whose head cannot be applied to some tokens alone, or whose loss is another;
-            some models show it only in their first forward pass.
-        ValueError: for a model whose forward another library has replaced.
+        NotReversibleError: if the decoder of the model cannot be found.
+        InseparableHeadError: if the head cannot be applied to a few tokens at a time, or the model has another loss.
+            Some models are refused only in their first forward pass.
+        ValueError: if another library has replaced the model's forward.
 
     """
     inner = unwrap(model)
@@ -107,18 +107,18 @@ def set_head_loss(model: nn.Module, loss: HeadLoss | None) -> None:
         inner._head_loss = loss
     elif "_head_loss" in vars(inner):
         del inner._head_loss
-        # Where accelerate has wrapped it meanwhile, it stays and hands every call on.
+        # If accelerate has wrapped it in the meantime, it stays and forwards every call.
         if isinstance(inner.forward, StandIn):
             del inner.forward
 
 
 def apply_head(model: nn.Module, head: Head, chunk: int | None = None) -> None:
-    """Let a model compute its cross-entropy as `head` says, in place; see `Head` and `set_head_loss`."""
+    """Make a model compute its cross-entropy as `head` says, in place; see `Head` and `set_head_loss`."""
     set_head_loss(model, None if head == "own" else HeadLoss(chunk=chunk, required=head == "chunked"))
 
 
 def _check(model: Any) -> None:
-    """Raise NotReversibleError or InseparableHeadError for what can be seen without running the model."""
+    """Raise NotReversibleError or InseparableHeadError if the model is known not to fit before it runs."""
     find_stack(model)
     parameters = inspect.signature(type(model).forward).parameters
     if "labels" not in parameters or "logits_to_keep" not in parameters:
@@ -128,7 +128,7 @@ def _check(model: Any) -> None:
 
 
 def _leave(model: Any, reason: ValueError) -> None:
-    """Let the model compute its own loss, and say so."""
+    """Restore the model's own loss, and warn."""
     set_head_loss(model, None)
     warnings.warn(f"The loss takes the logits of all tokens at once. {reason}", stacklevel=3)
 
@@ -152,7 +152,7 @@ def _head_forward(model: Any, *arguments: Any, **keywords: Any) -> Any:
 
 
 def _forward(model: Any, loss: HeadLoss, inputs: dict[str, Any]) -> Any:
-    """Run the model's own forward with `loss` in the place of its loss function."""
+    """Run the model's own forward with `loss` instead of its loss function."""
     asked = inputs.get("logits_to_keep")
     if isinstance(asked, Tensor) or asked:
         raise ValueError("logits_to_keep cannot be combined with labels where the model has a head loss; leave it out.")
@@ -170,7 +170,7 @@ def _forward(model: Any, loss: HeadLoss, inputs: dict[str, Any]) -> Any:
         counted = targets.flatten() != options.get("ignore_index", -100)
         positions = counted.nonzero()[:, 0].to(state.value.device)
         if not len(positions):
-            # Of nothing, but with a graph: every rank of a distributed run takes part in the backward pass.
+            # An empty sum that has a graph, because every rank of a distributed run must run the backward pass.
             return logits[..., :0].float().sum()
         total = _sum(model, loss, inputs, state, targets.flatten().to(positions.device), positions)
         number = options.get("num_items_in_batch")
@@ -186,7 +186,7 @@ def _forward(model: Any, loss: HeadLoss, inputs: dict[str, Any]) -> Any:
 
 
 def _targets(labels: Tensor, shift_labels: Tensor | None = None, ignore_index: int = -100, **_: Any) -> Tensor:
-    """Return the token that every position predicts, or ignore_index: int64[batch, tokens]."""
+    """Return the token that each position predicts, or ignore_index: int64[batch, tokens]."""
     if shift_labels is not None:
         return shift_labels
     return nn.functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]
@@ -200,7 +200,7 @@ def _sum(
     targets: Tensor,
     positions: Tensor,
 ) -> Tensor:
-    """Return the weighted losses summed over the tokens at `positions`, chunk by chunk."""
+    """Return the sum of the weighted losses over the tokens at `positions`, computed chunk by chunk."""
     if not model.training:
         loss = HeadLoss(chunk=loss.chunk)
     head, teacher = state.head, loss.teacher if loss.distillation else None
@@ -223,17 +223,17 @@ def _sum(
 
 
 def _chunk(width: int) -> int:
-    """Return how many tokens to take at once: their logits are a quarter as large as the head's weight.
+    """Return the number of tokens per chunk: a quarter of the width, so that logits are a quarter of the head's weight.
 
-    So the peak is that of the weight's gradient, whatever the vocabulary. Fewer than 64 tokens would lose time, and
-    more than 1024 win none.
+    The peak of memory is then that of the weight's gradient, for any vocabulary. Fewer than 64 tokens would be slower,
+    and more than 1024 not faster.
     """
     return min(1024, max(64, width // 4))
 
 
 @contextlib.contextmanager
 def _replaced_loss(model: Any, loss_function: Callable[..., Tensor]) -> Iterator[None]:
-    """Put `loss_function` in the place of the model's for the length of the block."""
+    """Replace the model's loss function for the duration of the block."""
     before = model.loss_function
     model.loss_function = loss_function
     try:
@@ -245,6 +245,6 @@ def _replaced_loss(model: Any, loss_function: Callable[..., Tensor]) -> Iterator
 def _another_loss(model: nn.Module) -> InseparableHeadError:
     return InseparableHeadError(
         f"{type(model).__name__} does not compute its loss as transformers' causal language models do, or was given "
-        f"another loss_function, so no head loss can stand in for it; train it with its own, after "
+        f"another loss_function, so no head loss can replace it; train it with its own loss, after "
         f"revformers.set_head_loss(model, None)."
     )

@@ -1,4 +1,4 @@
-"""Sums of token losses over the logits of one chunk; the caller adds chunks up and divides by the number of tokens."""
+"""Sums of token losses over the logits of one chunk; the caller adds the chunks and divides by the number of tokens."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:
 
     Args:
         logits: (tokens, vocabulary), any floating dtype; computed in at least float32.
-        targets: int64[tokens], every one a token that counts.
+        targets: int64[tokens], without masked tokens.
 
     """
     return functional.cross_entropy(_wide(logits), targets, reduction="sum")
@@ -19,12 +19,12 @@ def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:
 def divergence_sum(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """Return the sum over tokens of T^2 KL(softmax(teacher_logits / T) || softmax(logits / T)), nats.
 
-    The factor T^2 keeps the size of the gradient the same at every temperature (Hinton, Vinyals, Dean,
+    The factor T^2 keeps the scale of the gradient independent of the temperature (Hinton, Vinyals, Dean,
     arXiv 1503.02531).
 
     Args:
         logits: of the student, (tokens, vocabulary), any floating dtype; computed in at least float32.
-        teacher_logits: of the same shape; no gradient should reach them.
+        teacher_logits: of the same shape, without gradients.
         temperature: T, above 0.
 
     """

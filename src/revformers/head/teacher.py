@@ -1,4 +1,4 @@
-"""The ordinary network as a teacher: the next-token distributions that a converted model is to keep."""
+"""Teachers for distillation: the ordinary network, whose next-token distributions a converted model should keep."""
 
 import contextlib
 import copy
@@ -23,15 +23,15 @@ NOT_READ = frozenset({"labels", "shift_labels", "num_items_in_batch", "logits_to
 class Teacher(ABC):
     """An ordinary network that runs without gradients and without dropout.
 
-    Its logits are asked for a few tokens at a time, so it gives the last hidden states of all tokens first.
+    Callers first get the last hidden states of all tokens, then the logits of a few tokens at a time.
     """
 
     @abstractmethod
     def hidden(self, inputs: Mapping[str, Any]) -> Tensor:
-        """Return the last hidden states, (batch, tokens, width), of a batch as the student gets it.
+        """Return the last hidden states, (batch, tokens, width), of a batch that the student received.
 
         Raises:
-            ValueError: for a batch that goes on from a key-value cache, which the student has written to.
+            ValueError: if the batch has a key-value cache, because the student has already written to it.
 
         """
 
@@ -41,13 +41,13 @@ class Teacher(ABC):
 
 
 class FrozenCopy(Teacher):
-    """A copy of a model as the ordinary network, with the weights that it has now; it follows the batch's device.
+    """A copy of a model as the ordinary network, with its current weights, on the device of the batch.
 
     Args:
         model: a causal language model of transformers.
 
     Raises:
-        ValueError: for a PEFT model, whose ordinary network needs no copy.
+        ValueError: if it is a PEFT model, whose ordinary network needs no copy.
 
     """
 
@@ -76,27 +76,27 @@ class FrozenCopy(Teacher):
 
 
 class AdapterOff(Teacher):
-    """The student itself as the ordinary network, its adapters off: a teacher that takes no memory for weights.
+    """The student with its adapters off, as the ordinary network: a teacher that needs no memory for weights.
 
     Args:
-        model: the student, a PEFT model that trains nothing but adapters and update predictors.
+        model: the student, a PEFT model that trains only adapters and update predictors.
 
     Raises:
-        ValueError: for a model without adapters, one that trains weights which the teacher uses, or adapters that took
-            a part of the weights into themselves as they were made.
+        ValueError: if the model has no adapters, trains weights that the teacher uses, or has adapters that took over a
+            part of its weights when they were created.
 
     """
 
     def __init__(self, model: nn.Module) -> None:
         if not hasattr(model, "disable_adapter"):
             raise ValueError(
-                f"AdapterOff takes a PEFT model, not {type(model).__name__}; use FrozenCopy(model) where all weights "
-                f"are trained."
+                f"AdapterOff takes a PEFT model, not {type(model).__name__}; use FrozenCopy(model) if all weights are "
+                f"trained."
             )
         if adapters_hold_weights(model):
             raise ValueError(
-                "AdapterOff would learn from what init_lora_weights leaves of the model, which is not the model; leave "
-                "init_lora_weights out, or use FrozenCopy of the model before it got adapters."
+                "AdapterOff is not the original network, because init_lora_weights moved a part of the weights into "
+                "the adapter; leave init_lora_weights out, or use FrozenCopy of the model before it got adapters."
             )
         own = {id(parameter) for module in update_predictors(model) for parameter in module.parameters()}
         with ordinary(model):
@@ -107,8 +107,8 @@ class AdapterOff(Teacher):
             ]
         if trained:
             raise ValueError(
-                f"AdapterOff would change with training, as {trained[0]} is trained and is no adapter; freeze it, or "
-                f"use FrozenCopy of the model before it got adapters."
+                f"AdapterOff would change with training, because {trained[0]} is trained and is not an adapter; freeze "
+                f"it, or use FrozenCopy of the model before it got adapters."
             )
         self._model = model
         self._head: Callable[[Tensor], Tensor] | None = None
@@ -129,14 +129,14 @@ class AdapterOff(Teacher):
         inner = unwrap(self._model)
         decoder = set(find_stack(inner).decoder.modules())
         outside = [module for module in inner.modules() if module not in decoder]
-        # Switching adapters walks through the whole model, and this is called for every chunk.
+        # Only if needed, because switching adapters visits the whole model, and this runs for every chunk.
         adapted = any(hasattr(module, "enable_adapters") for module in outside)
         with ordinary(self._model) if adapted else contextlib.nullcontext(), _evaluating(outside):
             return self._head(hidden)
 
 
 def _run(model: nn.Module, inputs: Mapping[str, Any]) -> LastHiddenState:
-    """Run a model on what its student got, and return its last hidden state."""
+    """Run a teacher's model on the inputs of the student, and return its last hidden state."""
     if holds_cache(inputs):
         raise ValueError("A teacher reads whole sequences; leave the key-value cache out of the batch.")
     state = LastHiddenState(model)
@@ -151,7 +151,7 @@ def _run(model: nn.Module, inputs: Mapping[str, Any]) -> LastHiddenState:
 
 @contextlib.contextmanager
 def _evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Put modules, each for itself, into evaluation mode for the length of the block."""
+    """Set each module, without its children, to evaluation mode for the duration of the block."""
     modes = {module: module.training for module in modules}
     for module in modes:
         module.training = False
