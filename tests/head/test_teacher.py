@@ -89,7 +89,7 @@ def test_a_teacher_that_would_change_with_training_is_refused():
     model = adapted(tiny("llama"))
     AdapterOff(model)
     model.get_base_model().model.norm.weight.requires_grad_(True)
-    with pytest.raises(ValueError, match=r"norm\.weight is trained and is no adapter"):
+    with pytest.raises(ValueError, match=r"norm\.weight is trained and is not an adapter"):
         AdapterOff(model)
 
 
