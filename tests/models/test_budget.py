@@ -19,8 +19,10 @@ def step(model, activations, autocast=False):
     """The loss and the gradient of every trained parameter."""
     rf.set_activations(model, activations)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    torch.manual_seed(1)
     with torch.autocast("cpu", torch.bfloat16) if autocast else contextlib.nullcontext():
+        if isinstance(activations, rf.Budget):
+            model(**batch(model))  # the first pass of a batch shape is observed, and stores no layer
+        torch.manual_seed(1)
         loss = model(**batch(model)).loss
     return [loss, *torch.autograd.grad(loss, trained, allow_unused=True)]
 
@@ -99,13 +101,13 @@ def test_a_budget_is_saved_and_loaded_with_the_model(tmp_path):
     model = rf.make_reversible(tiny("llama"), rf.Midpoint(), rf.Budget("20MiB"))
     model.save_pretrained(tmp_path)
     loaded = rf.from_pretrained(tmp_path)
-    assert reversible_stack(loaded).activations == "budget:20MiB" == str(rf.Budget("20MiB"))
+    assert reversible_stack(loaded).activations == rf.Budget("20MiB")
 
 
 def test_gradients_are_verified_on_a_model_with_a_budget():
     model = rf.make_reversible(tiny("llama"), rf.Midpoint(), rf.Budget("20MiB"))
     assert rf.verify_gradients(model, batch(model)).bit_exact
-    assert reversible_stack(model).activations == "budget:20MiB"
+    assert reversible_stack(model).activations == rf.Budget("20MiB")
 
 
 def test_mistakes_are_one_sentence():

@@ -17,6 +17,7 @@ SHARES = (1.0, 1.5, 3.0, 8.0, 100.0)
 def step(model, activations, inputs):
     """The loss and the whole gradient of every parameter."""
     rf.set_activations(model, activations)
+    model(**inputs).loss.backward()  # a budget stores layers from the second pass of a batch shape on
     model.zero_grad()
     loss = model(**inputs).loss
     loss.backward()

@@ -3,11 +3,11 @@ import torch
 from torch import nn
 
 from revformers.activations.budget.allocation import StepCost
-from revformers.activations.budget.observation import Observations, ObservedStep, switches
+from revformers.activations.budget.observation import Observations, ObservedStep, PassKind, switches
 
 
-def state(*shape, **options):
-    return torch.zeros(*shape, 8, **options)
+def kind(*shape, **options):
+    return PassKind.of(torch.zeros(*shape, 8, **options))
 
 
 def steps(stored):
@@ -17,13 +17,13 @@ def steps(stored):
 def test_the_smallest_pass_that_is_as_large_in_every_dimension_is_found():
     observations = Observations()
     for shape in ((4, 16), (2, 64), (8, 64)):
-        observations.add(state(*shape), steps(shape[0] * shape[1]))
+        observations.add(kind(*shape), steps(shape[0] * shape[1]))
     for shape, expected in {(4, 16): 64, (1, 1): 64, (2, 17): 128, (3, 17): 512}.items():
-        assert observations.find(state(*shape)) == steps(expected)
-    assert observations.find(state(9, 1)) is None
-    assert observations.find(torch.zeros(1, 1, 9)) is None
+        assert observations.find(kind(*shape)) == steps(expected)
+    assert observations.find(kind(9, 1)) is None
+    assert observations.find(PassKind.of(torch.zeros(1, 1, 9))) is None
     observations.forget()
-    assert observations.find(state(1, 1)) is None
+    assert observations.find(kind(1, 1)) is None
 
 
 @pytest.mark.parametrize(
@@ -33,18 +33,18 @@ def test_the_smallest_pass_that_is_as_large_in_every_dimension_is_found():
 )
 def test_a_pass_of_another_kind_is_another(options):
     observations = Observations()
-    observations.add(state(2, 4), steps(1))
-    assert observations.find(state(2, 4, **options)) is None
-    observations.add(state(2, 4, **options), steps(2))
-    assert observations.find(state(2, 4, **options)) == steps(2)
-    assert observations.find(state(2, 4)) == steps(1)
+    observations.add(kind(2, 4), steps(1))
+    assert observations.find(kind(2, 4, **options)) is None
+    observations.add(kind(2, 4, **options), steps(2))
+    assert observations.find(kind(2, 4, **options)) == steps(2)
+    assert observations.find(kind(2, 4)) == steps(1)
 
 
 def test_so_is_one_under_autocast():
     observations = Observations()
-    observations.add(state(2, 4), steps(1))
+    observations.add(kind(2, 4), steps(1))
     with torch.autocast("cpu", torch.bfloat16):
-        assert observations.find(state(2, 4)) is None
+        assert observations.find(kind(2, 4)) is None
 
 
 def test_switches_are_flags_and_which_weights_train_and_nothing_else():

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from revformers.activations.budget.allocation import Allocation, StepCost, allocate
 from revformers.activations.budget.attention_outputs import AttentionKeeper
-from revformers.activations.budget.observation import Observations, ObservedStep, switches
+from revformers.activations.budget.observation import Observations, ObservedStep, PassKind, switches
 from revformers.activations.budget.report import BudgetReport
 from revformers.activations.budget.saved_bytes import SavedBytes
 from revformers.byte_size import size_in_words
@@ -86,6 +86,7 @@ class BudgetedPass(ForwardPass):
         self._observations = observations
         self._observed: tuple[ObservedStep, ...] | None = None
         self._observing: list[ObservedStep] = []
+        self._kind: PassKind
         self._saved = SavedBytes()
         self._allocation = Allocation(may_rebuild, len(steps), len(steps))
         self._rebuilt: Tape | None = None
@@ -156,7 +157,8 @@ class BudgetedPass(ForwardPass):
         """
         elements, inputs = hidden.numel(), len(self._steps) * hidden.nbytes
         self._require_enough(hidden)
-        self._observed = self._observations.find(hidden)
+        self._kind = PassKind.of(hidden)
+        self._observed = self._observations.find(self._kind)
         if self._observed is None:
             rebuilds = self._may_rebuild and _rebuilding_bytes(elements, self._steps) < inputs
             self._allocation = Allocation(rebuilds, len(self._steps), len(self._steps))
@@ -198,7 +200,7 @@ class BudgetedPass(ForwardPass):
             )
         self._observing.append(ObservedStep(cost, switches(field)))
         if len(self._observing) == len(self._steps):
-            self._observations.add(hidden, tuple(self._observing))
+            self._observations.add(self._kind, tuple(self._observing))
         return update
 
     def _compute_again(

@@ -1,6 +1,7 @@
 """The cost of storing each step of a stack, by batch shape: observed in one forward pass and used in later ones."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import le
 
 import torch
 from torch import Tensor
@@ -27,39 +28,40 @@ class ObservedStep:
 
 
 @dataclass(frozen=True)
-class Kind:
-    """Properties of a pass, apart from its batch shape, on which the memory of its steps depends."""
+class PassKind:
+    """Properties of a pass, with its batch shape, on which the memory of its steps depends."""
 
+    shape: torch.Size
     dtype: torch.dtype
     device: torch.device
     requires_grad: bool
     autocast: AutocastState
 
     @classmethod
-    def of(cls, hidden: Tensor) -> "Kind":
-        """Return the kind of a pass that begins with `hidden`, (batch, tokens, width)."""
-        return cls(hidden.dtype, hidden.device, hidden.requires_grad, AutocastState.of(hidden.device))
+    def of(cls, embedding: Tensor) -> "PassKind":
+        """Return the kind of a pass that begins with `embedding`, (batch, tokens, width)."""
+        autocast = AutocastState.of(embedding.device)
+        return cls(embedding.shape, embedding.dtype, embedding.device, embedding.requires_grad, autocast)
+
+    def is_within(self, other: "PassKind") -> bool:
+        """Whether a pass of this kind takes no more memory than one of the other."""
+        return replace(self, shape=other.shape) == other and all(map(le, self.shape, other.shape))
 
 
 class Observations:
     """The observed passes of one stack."""
 
     def __init__(self) -> None:
-        self._passes: dict[tuple[Kind, tuple[int, ...]], tuple[ObservedStep, ...]] = {}
+        self._passes: dict[PassKind, tuple[ObservedStep, ...]] = {}
 
-    def find(self, hidden: Tensor) -> tuple[ObservedStep, ...] | None:
+    def find(self, kind: PassKind) -> tuple[ObservedStep, ...] | None:
         """Return the smallest observed pass whose batch was at least as large in every dimension, or None."""
-        kind = Kind.of(hidden)
-        found = [
-            (shape, steps)
-            for (other, shape), steps in self._passes.items()
-            if other == kind and all(own <= size for own, size in zip(hidden.shape, shape, strict=True))
-        ]
-        return min(found, key=lambda entry: torch.Size(entry[0]).numel())[1] if found else None
+        found = [other for other in self._passes if kind.is_within(other)]
+        return self._passes[min(found, key=lambda other: other.shape.numel())] if found else None
 
-    def add(self, hidden: Tensor, steps: tuple[ObservedStep, ...]) -> None:
-        """Keep an observed pass that began with a state such as `hidden`."""
-        self._passes[Kind.of(hidden), tuple(hidden.shape)] = steps
+    def add(self, kind: PassKind, steps: tuple[ObservedStep, ...]) -> None:
+        """Keep an observed pass."""
+        self._passes[kind] = steps
 
     def forget(self) -> None:
         """Forget all passes: the modules have changed."""
