@@ -1,0 +1,68 @@
+import inspect
+
+import pytest
+import torch
+
+import revformers as rf
+from revformers.models.attach import add_update_predictors, attach, check, detach
+from revformers.models.discovery import find_stack
+from revformers.models.identity import Identity
+from revformers.models.update_predictor import PredictorForm
+from tests.test_reversible import llama
+
+
+@pytest.fixture
+def model():
+    return llama()
+
+
+def test_gradient_checkpointing_is_not_added_in_silence(model):
+    model.gradient_checkpointing_enable()
+    with pytest.warns(UserWarning, match="activation policy decides"):
+        rf.make_reversible(model, rf.Midpoint())
+    assert not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    with pytest.warns(UserWarning, match="activation policy decides"):
+        model.gradient_checkpointing_enable()
+    assert not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+
+def test_detaching_gives_everything_back(model):
+    before = {name: set(vars(module)) for name, module in model.named_modules()}
+    identity = Identity(
+        dynamics=rf.Midpoint(), activations=rf.Store(), predictor_form=PredictorForm(("state", "previous_mlp"), rank=2)
+    )
+    assert attach(model, identity).number_of_layers == 4
+    assert [layer._reversible_role.index for layer in model.model.layers] == [0, 1, 2, 3]
+    assert inspect.signature(model.model.forward) == inspect.signature(type(model.model).forward.__get__(model.model))
+    detach(find_stack(model))
+    assert {name: set(vars(module)) for name, module in model.named_modules()} == before
+
+
+def test_the_first_layer_has_no_layer_before_it_to_predict_from(model):
+    attach(model, Identity(dynamics=rf.BlendedMidpoint("1/2"), activations=rf.Store()))
+    predictors = add_update_predictors(model.to(torch.bfloat16), PredictorForm(("state", "previous_update")))
+    assert [predictor.form.features for predictor in predictors] == [("state",), *[("state", "previous_update")] * 3]
+    assert {parameter.dtype for predictor in predictors for parameter in predictor.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("attached", [False, True])
+def test_a_forward_of_another_library_is_refused(model, attached):
+    identity = Identity(dynamics=rf.Midpoint(), activations=rf.Store())
+    if attached:
+        attach(model, identity)
+    model.model.layers[2].forward = lambda hidden, **_: hidden
+    with pytest.raises(ValueError, match="was wrapped by another" if attached else "was replaced by another"):
+        detach(find_stack(model)) if attached else attach(model, identity)
+    assert hasattr(model.model, "_reversible_stack") == attached, "it stays what it was"
+
+
+@pytest.mark.parametrize(
+    ("dynamics", "policy", "message"),
+    [
+        (rf.Residual(), rf.Rebuild(), "no inverse"),
+        (rf.BlendedMidpoint([0.5] * 3), rf.Store(), "3 blends for a model of 4 layers"),
+    ],
+)
+def test_dynamics_must_go_with_the_policy_and_the_depth(model, dynamics, policy, message):
+    with pytest.raises(ValueError, match=message):
+        check(model, Identity(dynamics=dynamics, activations=policy))

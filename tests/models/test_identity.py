@@ -1,0 +1,63 @@
+import json
+from pathlib import Path
+
+import pytest
+
+import revformers as rf
+from revformers.errors import ModelFilesError
+from revformers.models.identity import Identity, in_words, read_identity
+from revformers.models.provenance import Provenance
+from revformers.models.update_predictor import PredictorForm
+
+
+def identity(**changes):
+    values = {
+        "dynamics": rf.BlendedMidpoint(["1/4", 1]),
+        "activations": rf.Budget("1GiB"),
+        "predictor_form": PredictorForm(),
+        "provenance": Provenance(made_by="hand"),
+    }
+    return Identity(**values | changes)
+
+
+@pytest.mark.parametrize("changes", [{}, {"predictor_form": None}, {"provenance": None}], ids=str)
+def test_an_identity_survives_json(changes):
+    written = json.loads(json.dumps(identity(**changes).to_dict()))
+    assert Identity.from_dict(written) == identity(**changes)
+
+
+def test_differences_are_those_of_the_network_and_not_of_how_it_is_trained():
+    assert identity().differences(identity(activations=rf.Store(), provenance=None)) == []
+    assert identity().differences(identity(predictor_form=None)) == ["update predictors"]
+    assert identity().differences(identity(dynamics=rf.BlendedMidpoint(["1/4", 1], readout="mean"))) == ["readout"]
+    assert "name" in identity().differences(identity(dynamics=rf.Midpoint()))
+
+
+def test_a_network_in_words():
+    assert in_words(None) == "an ordinary network"
+    assert in_words(identity(dynamics=rf.Midpoint())) == (
+        "a reversible network with update predictors (p[l+1] = p[l-1] + f(p[l]))"
+    )
+    assert "predictors" not in in_words(identity(predictor_form=None))
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        ({"dynamics": {"name": "euler"}}, "no dynamics called 'euler'"),
+        ({"dynamics": 3}, "TypeError"),
+        ({"activations": 3}, "activations is text, not int"),
+        ({"activations": "later"}, "no activation policy 'later'"),
+        ({"update_predictors": {"features": ["state"], "depth": 1}}, "depth"),
+    ],
+)
+def test_a_description_that_cannot_be_read_is_named(change, cause):
+    with pytest.raises(ModelFilesError, match=rf"^config\.json describes no network .*{cause}"):
+        read_identity(identity().to_dict() | change, Path("config.json"))
+
+
+def test_so_is_one_that_lacks_a_part():
+    values = identity().to_dict()
+    del values["update_predictors"]
+    with pytest.raises(ModelFilesError, match="KeyError: 'update_predictors'"):
+        read_identity(values, Path("config.json"))

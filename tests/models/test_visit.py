@@ -1,0 +1,70 @@
+import pytest
+import torch
+
+import revformers as rf
+from revformers.models.attach import add_update_predictors
+from revformers.models.update_predictor import PredictorForm
+from revformers.models.visit import visit_layer
+from tests.tiny_models import tiny
+
+IDS = torch.randint(61, (2, 6), generator=torch.Generator().manual_seed(0))
+
+
+def visited(model, layer, use=lambda visit: None):
+    """What is visited, and how often each layer's attention is evaluated meanwhile."""
+    evaluated, found = [], []
+    handles = [
+        part.self_attn.register_forward_hook(lambda *_, number=number: evaluated.append(number))
+        for number, part in enumerate(model.model.layers)
+    ]
+
+    def visit(one):
+        found.append((one, use(one)))
+
+    with torch.no_grad():
+        visit_layer(model, {"input_ids": IDS}, layer, visit)
+    for handle in handles:
+        handle.remove()
+    return found, evaluated
+
+
+def test_one_layer_is_evaluated_as_the_ordinary_network_evaluates_it():
+    model = tiny("llama").eval()
+    with torch.no_grad():
+        states = model(IDS, output_hidden_states=True).hidden_states
+    rf.make_reversible(model, rf.Midpoint())
+    ((visit, update),), evaluated = visited(model, 2, lambda visit: visit.ordinary(states[2]))
+    assert torch.equal(visit.embedding, states[0])
+    torch.testing.assert_close(states[2] + update, states[3], rtol=1e-5, atol=1e-5)
+    assert evaluated == [2]
+    assert visited(model, 2)[1] == [], "no layer is evaluated that the visitor does not ask for"
+
+
+def test_the_update_is_that_of_the_dynamics_without_its_predictor():
+    model = rf.make_reversible(tiny("llama").eval(), rf.TwoEvaluationMidpoint("1/4"))
+    hidden = torch.randn(2, 6, model.config.hidden_size)
+    ((_, before),), _evaluated = visited(model, 1, lambda visit: visit.ordinary(hidden))
+    ((_, (own, update)),), evaluated = visited(model, 2, lambda visit: (visit.ordinary(hidden), visit.update(hidden)))
+    torch.testing.assert_close(update, own + before / 4)
+    assert evaluated == [2, 2, 1]
+
+
+@pytest.mark.parametrize("feature", ["previous_mlp", "previous_update"])
+def test_features_of_the_layer_before_are_those_of_its_predictor(feature):
+    model = rf.make_reversible(tiny("llama").eval(), rf.BlendedMidpoint("1/2"))
+    add_update_predictors(model, PredictorForm(("state", feature)))
+    hidden = torch.randn(2, 6, model.config.hidden_size)
+    assert [one.previous for one, _ in visited(model, 0)[0]] == [{}]
+    ((_, value),), _evaluated = visited(model, 2, lambda visit: visit.previous[feature](hidden))
+    before = model.model.layers[1]
+    ((_, update),), _evaluated = visited(model, 1, lambda visit: visit.ordinary(hidden))
+    expected = update if feature == "previous_update" else before.mlp(before.post_attention_layernorm(hidden))
+    torch.testing.assert_close(value, expected)
+
+
+def test_layers_without_a_layout_are_run_to_see_what_they_return():
+    model = rf.make_reversible(tiny("BartForCausalLM").eval(), rf.Midpoint())
+    found = []
+    with torch.no_grad():
+        visit_layer(model, {"input_ids": IDS}, 1, found.append)
+    assert len(found) == 1
