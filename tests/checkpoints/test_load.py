@@ -1,218 +1,107 @@
 import json
-import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 import revformers as rf
-from revformers.checkpoints.load import load_causal_lm
-from revformers.cli.main import main
-from revformers.errors import ModelFilesError
 from revformers.models.state import reversible_stack
-from tests.conversion.test_convert import TEXT, smooth_llama
 from tests.test_reversible import llama
 
-INDEX = r"model.safetensors.index(.reversible)?.json"
+IDS = torch.arange(12).view(2, 6)
 
 
-def weights_of(folder):
-    """The file of weights of a model that is not in shards."""
-    return next(folder.glob("model*.safetensors"))
+@pytest.fixture
+def saved(tmp_path):
+    model = rf.make_reversible(llama(), rf.BlendedMidpoint([0.25, 1, -0.5, 1], readout="mean"), "checkpoint")
+    model.save_pretrained(tmp_path / "model")
+    return model, tmp_path / "model"
 
 
-def index_of(folder):
-    return next(folder.glob("model.safetensors.index*.json"))
+@pytest.mark.parametrize("load", [rf.from_pretrained, AutoModelForCausalLM.from_pretrained], ids=["ours", "auto"])
+def test_a_saved_model_loads_as_itself(saved, load):
+    model, path = saved
+    loaded = load(path)
+    assert isinstance(loaded, LlamaForCausalLM)
+    assert reversible_stack(loaded).dynamics == reversible_stack(model).dynamics
+    assert reversible_stack(loaded).activations == rf.Checkpoint()
+    assert loaded.config.model_type == "llama"
+    assert torch.equal(loaded(IDS).logits, model(IDS).logits)
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """An ordinary model, a converted one with predictors, and both in shards."""
-    folder = tmp_path_factory.mktemp("models")
-    converted = smooth_llama()
-    rf.convert(converted, 1, TEXT)
-    for name, model in (("ordinary", llama()), ("reversible", converted)):
-        model.save_pretrained(folder / name)
-        model.save_pretrained(folder / f"{name}-shards", max_shard_size="40KB")
-    return folder
+def test_keyword_arguments_reach_transformers(saved):
+    assert rf.from_pretrained(saved[1], dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
-def truncate(path, size):
-    path.write_bytes(path.read_bytes()[:size])
+def test_the_weights_have_the_names_of_the_ordinary_network(saved):
+    model, path = saved
+    ordinary = rf.make_residual(model)
+    stored = load_file(path / "model.reversible.safetensors")
+    assert stored.keys() == ordinary.state_dict().keys()
 
 
-def edit_weights(change):
-    def damage(folder):
-        weights = load_file(weights_of(folder))
-        change(weights)
-        save_file(weights, weights_of(folder), metadata={"format": "pt"})
-
-    return damage
+def test_a_loaded_model_can_be_saved_again(saved, tmp_path):
+    model, path = saved
+    rf.from_pretrained(path).save_pretrained(tmp_path / "again")
+    assert torch.equal(rf.from_pretrained(tmp_path / "again")(IDS).logits, model(IDS).logits)
 
 
-def predictor_weight(weights):
-    return next(name for name in weights if name.startswith("model.layers.2.update_predictor."))
+def test_saving_over_an_older_model_and_nothing_left_beside(saved, tmp_path):
+    _, path = saved
+    other = rf.make_reversible(llama(layers=3), rf.Leapfrog())
+    other.save_pretrained(path)
+    assert torch.equal(rf.from_pretrained(path)(IDS).logits, other(IDS).logits)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
 
 
-DAMAGES = {
-    "truncated": ("", lambda folder: truncate(weights_of(folder), 5000), "model(.reversible)?.safetensors is damaged"),
-    "header only": ("", lambda folder: truncate(weights_of(folder), 50), "model(.reversible)?.safetensors is damaged"),
-    "empty": ("", lambda folder: truncate(weights_of(folder), 0), "model(.reversible)?.safetensors is damaged"),
-    "no safetensors": (
-        "",
-        lambda folder: weights_of(folder).write_text("some other text " * 20),
-        "model(.reversible)?.safetensors is damaged",
-    ),
-    "no weights": ("", lambda folder: weights_of(folder).unlink(), "has a config.json but no weights"),
-    "config": ("", lambda folder: (folder / "config.json").write_text("{model"), "config.json is damaged"),
-    "config a list": ("", lambda folder: (folder / "config.json").write_text("[1]"), "config.json is damaged"),
-    "no config": ("", lambda folder: (folder / "config.json").unlink(), "has no config.json"),
-    "missing shard": (
-        "-shards",
-        lambda folder: sorted(folder.glob("*.safetensors"))[1].unlink(),
-        "model(.reversible)?-00002-of-000\\d\\d.safetensors, one of \\d+ files of weights, is missing",
-    ),
-    "damaged shard": (
-        "-shards",
-        lambda folder: truncate(sorted(folder.glob("*.safetensors"))[-1], 300),
-        "model(.reversible)?-000\\d\\d-of-000\\d\\d.safetensors is damaged",
-    ),
-    "index": ("-shards", lambda folder: index_of(folder).write_text("{x"), f"{INDEX} is damaged"),
-    "index names nothing": ("-shards", lambda folder: index_of(folder).write_text("{}"), f"{INDEX} is damaged"),
-    "a missing weight": (
-        "",
-        edit_weights(lambda weights: weights.pop("model.layers.1.mlp.up_proj.weight")),
-        "do not have model.layers.1.mlp.up_proj.weight; they do not fit",
-    ),
-    "a weight of another size": (
-        "",
-        edit_weights(lambda weights: weights.update({"model.norm.weight": torch.ones(7)})),
-        "other sizes than its config.json describes",
-    ),
-}
+def test_a_failed_save_keeps_the_older_model(saved, monkeypatch, tmp_path):
+    model, path = saved
+    other = rf.make_reversible(llama(layers=3), rf.Leapfrog())
+
+    def fail(*_, **__):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", fail)
+    with pytest.raises(OSError, match="no space left"):
+        other.save_pretrained(path)
+    assert torch.equal(rf.from_pretrained(path)(IDS).logits, model(IDS).logits)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
 
 
-@pytest.mark.parametrize("kind", ["ordinary", "reversible"])
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_files_are_named_in_one_sentence(saved, tmp_path, kind, damage):
-    suffix, destroy, message = DAMAGES[damage]
-    folder = tmp_path / "model"
-    shutil.copytree(saved / f"{kind}{suffix}", folder)
-    destroy(folder)
-    loaders = [load_causal_lm] if kind == "ordinary" else [load_causal_lm, rf.from_pretrained]
-    for load in loaders:
-        with pytest.raises(ModelFilesError, match=message) as caught:
-            load(folder)
-        assert str(folder) in str(caught.value)
-        assert "\n" not in str(caught.value)
-        assert isinstance(caught.value, OSError)
-        assert isinstance(caught.value, ValueError)
+def test_the_model_class_itself_refuses_to_load_it_as_an_ordinary_network(saved):
+    with pytest.raises(ValueError, match="pip install revformers"):
+        LlamaForCausalLM.from_pretrained(saved[1])
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda weights: weights.pop(predictor_weight(weights)), "do not have model.layers.2"),
-        (
-            # Without a check this one would be broadcast.
-            lambda weights: weights.update({predictor_weight(weights): torch.ones(1)}),
-            "have other sizes than its config.json describes",
-        ),
-        (lambda weights: weights.update({"model.extra": torch.ones(1)}), "have, where nothing takes it, model.extra"),
-    ],
-)
-def test_weights_of_predictors_must_fit(saved, tmp_path, change, message):
-    shutil.copytree(saved / "reversible", tmp_path / "model")
-    edit_weights(change)(tmp_path / "model")
-    with pytest.raises(ModelFilesError, match=message):
-        rf.from_pretrained(tmp_path / "model")
+def test_an_ordinary_model_is_refused(tmp_path):
+    llama().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="holds an ordinary model"):
+        rf.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda entry: entry.pop("dynamics"),
-        lambda entry: entry.update(dynamics={"name": "of another version"}),
-        lambda entry: entry.update(ordinary_model_type="no such architecture"),
-        lambda entry: entry.update(provenance=[1]),
-    ],
-)
-def test_a_description_that_cannot_be_read_is_one_sentence(saved, tmp_path, change):
-    shutil.copytree(saved / "reversible", tmp_path / "model")
-    config = json.loads((tmp_path / "model/config.json").read_text())
-    change(config["revformers"])
-    (tmp_path / "model/config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelFilesError, match="describes no reversible model that this version"):
-        rf.from_pretrained(tmp_path / "model")
+def test_a_model_made_ordinary_again_saves_as_an_ordinary_one(saved, tmp_path):
+    model, _ = saved
+    rf.make_residual(model).save_pretrained(tmp_path / "ordinary")
+    assert json.loads((tmp_path / "ordinary" / "config.json").read_text())["model_type"] == "llama"
+    assert torch.equal(LlamaForCausalLM.from_pretrained(tmp_path / "ordinary")(IDS).logits, model(IDS).logits)
 
 
-def test_whole_models_load(saved):
-    for suffix in ("", "-shards"):
-        assert reversible_stack(load_causal_lm(saved / f"ordinary{suffix}")) is None
-        loaded = load_causal_lm(str(saved / f"reversible{suffix}"), dtype=torch.float64)
-        assert reversible_stack(loaded) is not None
-        assert loaded.dtype == torch.float64
-    _, info = AutoModelForCausalLM.from_pretrained(saved / "reversible", output_loading_info=True)
-    assert not info["missing_keys"]
-    assert not info["unexpected_keys"]
+def test_tied_weights_and_shards(tmp_path):
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=61, n_embd=32, n_layer=3, n_head=2, n_positions=16)).eval()
+    rf.make_reversible(model, rf.Hamiltonian()).save_pretrained(tmp_path, max_shard_size="40KB")
+    assert (tmp_path / "model.safetensors.index.reversible.json").exists()
+    loaded = rf.from_pretrained(tmp_path)
+    assert loaded.lm_head.weight is loaded.transformer.wte.weight
+    assert torch.equal(loaded(IDS).logits, model(IDS).logits)
 
 
-def test_predictors_are_those_of_the_model_and_not_of_a_checkpoint_below_it(saved, tmp_path):
-    shutil.copytree(saved / "reversible", tmp_path / "run")
-    shutil.copytree(saved / "reversible", tmp_path / "run/checkpoint-1")
-    edit_weights(lambda weights: [w.zero_() for name, w in weights.items() if "update_predictor" in name])(
-        tmp_path / "run/checkpoint-1"
-    )
-    expected = rf.from_pretrained(saved / "reversible")(TEXT).logits
-    assert torch.equal(rf.from_pretrained(tmp_path / "run")(TEXT).logits, expected)
-    assert not torch.equal(rf.from_pretrained(tmp_path / "run/checkpoint-1")(TEXT).logits, expected)
-    assert torch.equal(
-        rf.from_pretrained(tmp_path, subfolder="run/checkpoint-1")(TEXT).logits,
-        rf.from_pretrained(tmp_path / "run/checkpoint-1")(TEXT).logits,
-    )
+def test_an_adapter_merged_into_a_reversible_model_stays_reversible(saved, tmp_path):
+    from peft import LoraConfig, get_peft_model
 
-
-@pytest.mark.parametrize("sizes", [("50GB", "40KB"), ("40KB", "50GB")])
-def test_no_weights_of_an_older_save_are_loaded(saved, tmp_path, sizes):
-    """transformers alone keeps model.safetensors beside later shards, and prefers it."""
-    rf.make_reversible(llama(), rf.Midpoint()).save_pretrained(tmp_path, max_shard_size=sizes[0])
-    (tmp_path / "notes.safetensors").touch()
-    model = rf.from_pretrained(saved / "reversible")
-    model.save_pretrained(tmp_path, max_shard_size=sizes[1])
-    assert (tmp_path / "notes.safetensors").exists()
-    assert torch.equal(rf.from_pretrained(tmp_path)(TEXT).logits, model(TEXT).logits)
-
-
-@pytest.mark.parametrize("load", [load_causal_lm, rf.from_pretrained])
-@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "~/nowhere-at-all"])
-def test_a_path_to_nothing_is_no_hub_id(load, name):
-    with pytest.raises(FileNotFoundError, match="There is no directory"):
-        load(name)
-
-
-def test_an_architecture_that_transformers_does_not_know(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "of next year"}')
-    with pytest.raises(ModelFilesError, match=r"has a config\.json but no weights"):
-        load_causal_lm(tmp_path)
-    save_file({}, tmp_path / "model.safetensors")
-    with pytest.raises(ModelFilesError, match=r"holds no causal language model that can be loaded: .*of next year"):
-        load_causal_lm(tmp_path)
-
-
-def test_other_mistakes_keep_their_own_error(saved):
-    with pytest.raises(TypeError):
-        rf.from_pretrained(saved / "reversible", no_such_argument=1)
-    with pytest.raises(ValueError, match="attention") as caught:
-        rf.from_pretrained(saved / "reversible", attn_implementation="no such attention")
-    assert not isinstance(caught.value, ModelFilesError)
-
-
-@pytest.mark.parametrize("kind", ["ordinary", "reversible"])
-def test_verify_ends_with_one_sentence_and_exit_code_2(saved, tmp_path, kind, capsys):
-    shutil.copytree(saved / kind, tmp_path / "model")
-    truncate(weights_of(tmp_path / "model"), 1000)
-    assert main(["verify", str(tmp_path / "model"), "--dynamics", "midpoint"]) == 2
-    shown = capsys.readouterr().err
-    assert ".safetensors is damaged or incomplete" in shown
-    assert shown.count("\n") == 1
+    model, _ = saved
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    merged = adapted.merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    assert torch.equal(rf.from_pretrained(tmp_path / "merged")(IDS).logits, merged(IDS).logits)

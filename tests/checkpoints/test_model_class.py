@@ -8,7 +8,6 @@ import sys
 import pytest
 import torch
 import transformers
-from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -26,11 +25,9 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
 )
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import revformers as rf
 from revformers.checkpoints.model_class import ReversibleModel, reversible_class
-from revformers.checkpoints.model_config import identity_of
 from revformers.errors import ModelFilesError
 from revformers.models.state import reversible_stack
 from tests.conversion.test_convert import TEXT, smooth_llama
@@ -149,22 +146,6 @@ def test_a_class_that_is_none_of_transformers_is_loaded_by_itself(tmp_path):
     assert same(reversible_class(OwnModel).from_pretrained(tmp_path), model)
 
 
-def test_a_configuration_class_that_transformers_does_not_know_is_named(tmp_path):
-    own_config = type("OwnConfig", (LlamaConfig,), {"model_type": "own_llama", "_auto_class": "AutoConfig"})
-    own_model = type("OwnModel", (LlamaForCausalLM,), {"config_class": own_config})
-    model = rf.make_reversible(own_model(own_config(**vars(config()) | {"model_type": "own_llama"})), DYNAMICS)
-    model.save_pretrained(tmp_path)
-    assert not list(tmp_path.glob("*.py"))
-    for load in (AutoModelForCausalLM.from_pretrained, rf.from_pretrained, reversible_class(own_model).from_pretrained):
-        with pytest.raises(ModelFilesError, match=r"AutoConfig.register\('own_llama', YourConfig\)"):
-            load(tmp_path)
-    AutoConfig.register("own_llama", own_config)
-    try:
-        assert same(reversible_class(own_model).from_pretrained(tmp_path), model)
-    finally:
-        CONFIG_MAPPING._extra_content.pop("own_llama")
-
-
 @pytest.mark.parametrize(
     "copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["deepcopy", "pickle"]
 )
@@ -227,28 +208,6 @@ def test_two_reversible_models_from_one_configuration_do_not_change_each_other()
     assert reversible_stack(AutoModelForCausalLM.from_config(first.config)) is not None
 
 
-def test_a_peft_model_has_the_configuration_of_the_reversible_model_in_it():
-    model = get_peft_model(LlamaForCausalLM(config()), LoraConfig(target_modules="all-linear"))
-    rf.make_reversible(model, DYNAMICS)
-    assert model.config is model.get_base_model().config
-    assert identity_of(model.config) is reversible_stack(model)
-
-
-@pytest.mark.parametrize("make", [copy.deepcopy, lambda own: config()], ids=["copied", "ordinary"])
-def test_a_configuration_that_takes_the_place_of_another_says_what_the_model_is(make):
-    model = with_head("LlamaForCausalLM")
-    model.config = replaced = make(model.config)
-    assert model.config is replaced
-    assert identity_of(model.config) is reversible_stack(model)
-
-
-def test_the_configuration_of_another_reversible_model_that_is_taken_over_stays_what_it_is():
-    giver, model = rf.make_reversible(LlamaForCausalLM(config()), rf.Midpoint()), with_head("LlamaForCausalLM")
-    model.config = giver.config
-    assert identity_of(model.config) is reversible_stack(model)
-    assert identity_of(giver.config) is reversible_stack(giver)
-
-
 def test_an_ordinary_model_that_shares_a_configuration_with_a_reversible_one_is_not_saved(tmp_path):
     giver, model = LlamaForCausalLM(config()), with_head("LlamaForCausalLM")
     model.config = giver.config
@@ -271,15 +230,6 @@ def test_a_shallow_copy_leaves_the_recurrence_to_the_model():
     model = with_head("LlamaForCausalLM")
     copy.copy(model)
     assert reversible_stack(model).owner() is model
-
-
-def test_a_configuration_that_is_saved_alone_is_marked(tmp_path):
-    model = with_head("LlamaForCausalLM")
-    model.config.save_pretrained(tmp_path)
-    assert reversible_stack(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path))).dynamics == DYNAMICS
-    # In memory it is the family's own, by which adapters and trainers look things up.
-    assert model.config.to_dict()["model_type"] == "llama"
-    assert type(model).__name__ == "LlamaForCausalLM"
 
 
 def test_the_ordinary_network_is_of_its_ordinary_class_again():
@@ -422,14 +372,6 @@ def test_a_name_that_is_no_model_of_transformers_is_refused(name, tmp_path):
     file = tmp_path / "config.json"
     file.write_text(file.read_text().replace("ReversibleLlamaForCausalLM", f"Reversible{name}"))
     with pytest.raises(ValueError, match="which is none of transformers'"):
-        rf.from_pretrained(tmp_path)
-
-
-def test_an_activation_policy_that_is_no_text_is_refused(tmp_path):
-    with_head("LlamaForCausalLM").save_pretrained(tmp_path)
-    file = tmp_path / "config.json"
-    file.write_text(file.read_text().replace('"activations": "rebuild"', '"activations": {"a": 1}'))
-    with pytest.raises(ModelFilesError, match="activations is text"):
         rf.from_pretrained(tmp_path)
 
 

@@ -1,7 +1,6 @@
 """An adapter is loaded on the network that it was trained on, and refused on every other, by whatever route."""
 
 import json
-import shutil
 
 import peft.utils.hotswap
 import pytest
@@ -21,70 +20,20 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, LlamaForSequenceClassification, pipeline
 
 import revformers as rf
-from revformers.checkpoints.adapter_base import DESCRIPTION, MARK, PREDICTORS
-from revformers.errors import ModelFilesError
+from revformers.checkpoints.adapter_base import DESCRIPTION, MARK
+from tests.checkpoints.adapters import BASES, REFUSED, base, by_peft, wrong_base
 from tests.conversion.test_convert import TEXT
 from tests.tiny_trainers import (
     DYNAMICS,
-    converted,
     logits,
     lora,
-    make,
-    ordinary,
     saved,
     small,
-    tokenizer,
     what_it_is,
     with_adapter,
 )
 
-BASES = ("memory", "loaded", "converted", "converted and saved")
 WRONG = ("ordinary", "other dynamics", "other predictors")
-REFUSED = r"this model is (an ordinary|a reversible) network.*; load both with revformers\.load_adapter"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("adapters")
-    ordinary(folder / "ordinary")
-    return folder
-
-
-def base(kind, folder):
-    if kind == "converted and saved":
-        return rf.from_pretrained(saved(folder / "converted", converted=True))
-    return make(kind, folder)
-
-
-def wrong_base(kind, folder):
-    if kind == "other predictors":
-        return converted(folder, first=3)
-    model = LlamaForCausalLM.from_pretrained(ordinary(folder / "ordinary"))
-    return rf.make_reversible(model, rf.Midpoint()) if kind == "other dynamics" else model
-
-
-@pytest.fixture(scope="module")
-def adapters(folder):
-    """The directory of an adapter of every base, and what the adapted network answers."""
-    made = {}
-    for kind in BASES:
-        model = with_adapter(base(kind, folder))
-        directory = folder / f"adapter of {kind}"
-        model.save_pretrained(directory)
-        tokenizer().save_pretrained(directory)
-        made[kind] = directory, logits(model), what_it_is(model)
-    return made
-
-
-@pytest.fixture(scope="module")
-def ordinary_adapter(folder):
-    model = with_adapter(LlamaForCausalLM.from_pretrained(folder / "ordinary"))
-    model.save_pretrained(folder / "ordinary adapter")
-    return folder / "ordinary adapter"
-
-
-def by_peft(model, directory):
-    return PeftModel.from_pretrained(model, directory)
 
 
 def by_mixed_peft(model, directory):
@@ -148,27 +97,6 @@ def test_loaders_that_find_the_base_themselves_load_the_right_one_or_none(kind, 
             assert torch.equal(logits(load(directory)), expected)
 
 
-@pytest.mark.parametrize("kind", BASES)
-def test_one_call_makes_the_base_right(kind, folder, adapters):
-    directory, expected, network = adapters[kind]
-    for loaded in (rf.load_adapter(directory), rf.load_adapter(str(directory), base(kind, folder))):
-        assert what_it_is(loaded) == network
-        assert torch.equal(logits(loaded), expected)
-    for wrong in ("other dynamics", "other predictors"):
-        with pytest.raises(ValueError, match=REFUSED):
-            rf.load_adapter(directory, wrong_base(wrong, folder))
-
-
-@pytest.mark.parametrize("kind", ["memory", "converted"])
-def test_one_call_makes_an_ordinary_base_right_in_place(kind, folder, adapters):
-    directory, expected, network = adapters[kind]
-    model = wrong_base("ordinary", folder)
-    loaded = rf.load_adapter(directory, model)
-    assert loaded.get_base_model() is model
-    assert what_it_is(model) == network
-    assert torch.equal(logits(loaded), expected)
-
-
 def test_a_saved_base_that_was_changed_in_memory_is_described_as_it_was_changed(folder, tmp_path):
     model = rf.from_pretrained(saved(folder / "converted", converted=True))
     for number, change in enumerate((lambda: rf.make_reversible(model, DYNAMICS), lambda: converted_anew(model))):
@@ -181,65 +109,6 @@ def test_a_saved_base_that_was_changed_in_memory_is_described_as_it_was_changed(
 
 def converted_anew(model):
     rf.convert(rf.make_residual(model), 0.5, TEXT[3:])
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_base_in_another_dtype_is_the_same_base(dtype, folder, adapters, tmp_path):
-    narrow = rf.from_pretrained(saved(folder / "converted", converted=True), dtype=dtype)
-    PeftModel.from_pretrained(narrow, adapters["converted and saved"][0])
-    with_adapter(rf.from_pretrained(folder / "converted", dtype=dtype)).save_pretrained(tmp_path)
-    assert rf.load_adapter(tmp_path).get_base_model().dtype == dtype
-    PeftModel.from_pretrained(rf.from_pretrained(folder / "converted", dtype=torch.float32), tmp_path)
-
-
-def test_the_predictors_lie_beside_the_adapter_only_where_the_base_does_not_hold_them(adapters):
-    for kind in BASES:
-        assert (adapters[kind][0] / PREDICTORS).is_file() == (kind == "converted")
-
-
-def test_an_adapter_that_lost_its_description_is_refused(folder, adapters, tmp_path):
-    shutil.copytree(adapters["memory"][0], tmp_path / "adapter")
-    (tmp_path / "adapter" / DESCRIPTION).unlink()
-    for model in (wrong_base("ordinary", folder), base("memory", folder)):
-        with pytest.raises(ModelFilesError, match=rf"trained on a reversible model and lacks {DESCRIPTION}"):
-            PeftModel.from_pretrained(model, tmp_path / "adapter")
-
-
-def test_an_adapter_of_a_base_that_was_never_saved_asks_for_it(folder, tmp_path):
-    adapted = with_adapter(make("unnamed", folder))
-    adapted.save_pretrained(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"was never saved.*pass it as revformers\.load_adapter"):
-        rf.load_adapter(tmp_path)
-    assert torch.equal(logits(rf.load_adapter(tmp_path, small())), logits(adapted))
-
-
-def test_a_base_that_is_gone_is_asked_for(folder, tmp_path):
-    make("memory", folder).save_pretrained(tmp_path / "base")
-    adapted = with_adapter(rf.from_pretrained(tmp_path / "base"))
-    adapted.save_pretrained(tmp_path / "adapter")
-    (tmp_path / "base").rename(tmp_path / "elsewhere")
-    with pytest.raises(FileNotFoundError, match=r"is no longer in .*base; pass it as revformers\.load_adapter"):
-        rf.load_adapter(tmp_path / "adapter")
-    loaded = rf.load_adapter(tmp_path / "adapter", rf.from_pretrained(tmp_path / "elsewhere"))
-    assert torch.equal(logits(loaded), logits(adapted))
-
-
-def test_one_call_refuses_an_adapter_of_an_ordinary_network(ordinary_adapter):
-    with pytest.raises(ValueError, match=r"an adapter of an ordinary model; load it with peft\.PeftModel"):
-        rf.load_adapter(ordinary_adapter)
-
-
-@pytest.mark.parametrize(
-    ("kind", "wrong", "named"),
-    [
-        ("memory", "other dynamics", "name"),
-        ("memory", "other predictors", "update predictors"),
-        ("converted", "other predictors", "the weights of the update predictors|blend|step_size"),
-    ],
-)
-def test_the_sentence_says_what_tells_the_networks_apart(kind, wrong, named, folder, adapters):
-    with pytest.raises(ValueError, match=rf"they differ in .*({named}).*; load both"):
-        PeftModel.from_pretrained(wrong_base(wrong, folder), adapters[kind][0])
 
 
 def test_several_adapters_of_one_model_are_each_refused_on_the_wrong_base(folder, tmp_path):
@@ -286,50 +155,9 @@ def test_an_adapter_that_is_saved_over_one_of_a_reversible_network_is_of_its_own
         rf.load_adapter(tmp_path)
 
 
-def test_files_that_contradict_each_other_are_refused(folder, tmp_path):
-    """As where PEFT alone has saved over the adapter, or somebody has written its configuration anew."""
-    adapted = with_adapter(base("memory", folder))
-    adapted.save_pretrained(tmp_path)
-    config = PeftConfig.from_pretrained(tmp_path)
-    config.save_pretrained(tmp_path)
-    for load in (
-        rf.load_adapter,
-        lambda place: PeftModel.from_pretrained(base("memory", folder), place),
-        lambda place: PeftModel.from_pretrained(wrong_base("ordinary", folder), place),
-    ):
-        with pytest.raises(ModelFilesError, match=r"contradict .*delete reversible\.json; otherwise write \"LORA on a"):
-            load(tmp_path)
-    values = json.loads((tmp_path / "adapter_config.json").read_text())
-    (tmp_path / "adapter_config.json").write_text(json.dumps(values | {"peft_type": values["peft_type"] + MARK}))
-    assert torch.equal(logits(rf.load_adapter(tmp_path)), logits(adapted))
-
-
-@pytest.mark.parametrize("lost", ["base", "predictors_sha256", "update_predictors", "dynamics"])
-def test_a_damaged_description_is_named(lost, folder, adapters, tmp_path):
-    shutil.copytree(adapters["memory"][0], tmp_path / "adapter")
-    file = tmp_path / "adapter" / DESCRIPTION
-    values = json.loads(file.read_text())
-    del values[lost]
-    file.write_text(json.dumps(values))
-    for load in (rf.load_adapter, lambda place: PeftModel.from_pretrained(base("memory", folder), place)):
-        with pytest.raises(ModelFilesError, match=rf"{DESCRIPTION}.*{lost}.*save .* again"):
-            load(file.parent)
-
-
 def test_a_configuration_without_a_type_is_read_as_peft_reads_it(tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"peft_type": null}')
     assert PeftConfig.from_json_file(str(tmp_path / "adapter_config.json")) == {"peft_type": None}
-
-
-def test_an_adapter_that_is_merged_into_the_predictors_is_not_saved(folder, tmp_path):
-    adapted = with_adapter(base("converted", folder))
-    adapted.merge_adapter()
-    with pytest.raises(ValueError, match=r"merged into the update predictors.* unmerge_adapter\(\)"):
-        adapted.save_pretrained(tmp_path)
-    assert not any(tmp_path.iterdir())
-    adapted.unmerge_adapter()
-    adapted.save_pretrained(tmp_path)
-    torch.testing.assert_close(logits(rf.load_adapter(tmp_path)), logits(adapted))
 
 
 @pytest.mark.parametrize("kind", ["converted", "converted and saved"])
@@ -383,23 +211,6 @@ def test_an_adapter_of_a_classifier(folder, tmp_path):
     loaded = rf.load_adapter(tmp_path, num_labels=3, pad_token_id=0)
     assert type(loaded).__name__ == "PeftModelForSequenceClassification"
     assert torch.equal(logits(loaded), logits(adapted))
-
-
-@pytest.mark.parametrize("kind", ["memory", "loaded"])
-def test_resized_embeddings_are_saved_with_the_adapter(kind, folder, tmp_path):
-    model = base(kind, folder)
-    model.resize_token_embeddings(70, mean_resizing=False)
-    adapted = with_adapter(model)
-    with torch.no_grad():
-        model.get_input_embeddings().weight[61:].fill_(0.5)
-    with pytest.warns(UserWarning, match="the embedding layer has been resized"):
-        adapted.save_pretrained(tmp_path)
-    names = load_file(tmp_path / "adapter_model.safetensors")
-    assert any("embed_tokens" in name for name in names)
-    right = base(kind, folder)
-    right.resize_token_embeddings(70, mean_resizing=False)
-    for loaded in (rf.load_adapter(tmp_path, right), rf.load_adapter(tmp_path)):
-        assert torch.equal(logits(loaded), logits(adapted))
 
 
 def test_embeddings_that_were_not_resized_are_not_saved(adapters):

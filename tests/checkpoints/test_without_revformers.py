@@ -28,7 +28,9 @@ routes = {
     "load_adapter": lambda: model.load_adapter(adapter),
     "AutoModel of an adapter": lambda: transformers.AutoModelForCausalLM.from_pretrained(adapter),
     "AutoModel": lambda: transformers.AutoModelForCausalLM.from_pretrained(reversible),
+    "AutoModel without a head": lambda: transformers.AutoModel.from_pretrained(reversible),
     "the model's class": lambda: transformers.LlamaForCausalLM.from_pretrained(reversible),
+    "the class of its decoder": lambda: transformers.LlamaModel.from_pretrained(reversible),
     "the ordinary configuration": lambda: transformers.AutoModelForCausalLM.from_pretrained(
         reversible, config=transformers.AutoConfig.from_pretrained(ordinary)
     ),
@@ -69,13 +71,16 @@ def outcomes(tmp_path_factory):
     return json.loads(line.removeprefix("outcomes"))
 
 
-@pytest.mark.parametrize("route", ["PeftModel", "load_adapter", "AutoModel of an adapter", "AutoModel"])
+@pytest.mark.parametrize(
+    "route", ["PeftModel", "load_adapter", "AutoModel of an adapter", "AutoModel", "AutoModel without a head"]
+)
 def test_loading_stops_with_words_that_say_what_to_install(route, outcomes):
     assert "pip install revformers, then import revformers" in outcomes[route]
 
 
-def test_the_class_of_the_model_stops_with_words_that_say_what_to_install(outcomes):
-    assert "pip install revformers, then revformers.from_pretrained" in outcomes["the model's class"]
+@pytest.mark.parametrize("route", ["the model's class", "the class of its decoder"])
+def test_the_class_of_the_model_stops_with_words_that_say_what_to_install(route, outcomes):
+    assert "pip install revformers, then revformers.from_pretrained" in outcomes[route]
 
 
 @pytest.mark.parametrize("route", ["the ordinary configuration", "resuming"])

@@ -1,0 +1,75 @@
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import revformers as rf
+from tests.checkpoints.adapters import BASES, REFUSED, base, wrong_base
+from tests.tiny_trainers import (
+    logits,
+    make,
+    small,
+    what_it_is,
+    with_adapter,
+)
+
+
+@pytest.mark.parametrize("kind", BASES)
+def test_one_call_makes_the_base_right(kind, folder, adapters):
+    directory, expected, network = adapters[kind]
+    for loaded in (rf.load_adapter(directory), rf.load_adapter(str(directory), base(kind, folder))):
+        assert what_it_is(loaded) == network
+        assert torch.equal(logits(loaded), expected)
+    for wrong in ("other dynamics", "other predictors"):
+        with pytest.raises(ValueError, match=REFUSED):
+            rf.load_adapter(directory, wrong_base(wrong, folder))
+
+
+@pytest.mark.parametrize("kind", ["memory", "converted"])
+def test_one_call_makes_an_ordinary_base_right_in_place(kind, folder, adapters):
+    directory, expected, network = adapters[kind]
+    model = wrong_base("ordinary", folder)
+    loaded = rf.load_adapter(directory, model)
+    assert loaded.get_base_model() is model
+    assert what_it_is(model) == network
+    assert torch.equal(logits(loaded), expected)
+
+
+def test_an_adapter_of_a_base_that_was_never_saved_asks_for_it(folder, tmp_path):
+    adapted = with_adapter(make("unnamed", folder))
+    adapted.save_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"was never saved.*pass it as revformers\.load_adapter"):
+        rf.load_adapter(tmp_path)
+    assert torch.equal(logits(rf.load_adapter(tmp_path, small())), logits(adapted))
+
+
+def test_a_base_that_is_gone_is_asked_for(folder, tmp_path):
+    make("memory", folder).save_pretrained(tmp_path / "base")
+    adapted = with_adapter(rf.from_pretrained(tmp_path / "base"))
+    adapted.save_pretrained(tmp_path / "adapter")
+    (tmp_path / "base").rename(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match=r"is no longer in .*base; pass it as revformers\.load_adapter"):
+        rf.load_adapter(tmp_path / "adapter")
+    loaded = rf.load_adapter(tmp_path / "adapter", rf.from_pretrained(tmp_path / "elsewhere"))
+    assert torch.equal(logits(loaded), logits(adapted))
+
+
+def test_one_call_refuses_an_adapter_of_an_ordinary_network(ordinary_adapter):
+    with pytest.raises(ValueError, match=r"an adapter of an ordinary model; load it with peft\.PeftModel"):
+        rf.load_adapter(ordinary_adapter)
+
+
+@pytest.mark.parametrize("kind", ["memory", "loaded"])
+def test_resized_embeddings_are_saved_with_the_adapter(kind, folder, tmp_path):
+    model = base(kind, folder)
+    model.resize_token_embeddings(70, mean_resizing=False)
+    adapted = with_adapter(model)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[61:].fill_(0.5)
+    with pytest.warns(UserWarning, match="the embedding layer has been resized"):
+        adapted.save_pretrained(tmp_path)
+    names = load_file(tmp_path / "adapter_model.safetensors")
+    assert any("embed_tokens" in name for name in names)
+    right = base(kind, folder)
+    right.resize_token_embeddings(70, mean_resizing=False)
+    for loaded in (rf.load_adapter(tmp_path, right), rf.load_adapter(tmp_path)):
+        assert torch.equal(logits(loaded), logits(adapted))
