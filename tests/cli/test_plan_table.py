@@ -1,0 +1,30 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from revformers.cli.plan_table import plan_table
+from tests.cli.example_plan import example_plan
+
+
+def shown(plan):
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(plan_table(plan, "h100"))
+    return console.export_text()
+
+
+@pytest.mark.parametrize(("memory", "unit", "weights"), [(2**26, "MiB", "20.0"), (2**31, "GiB", "0.02")])
+def test_figures_are_in_the_unit_of_the_memory(memory, unit, weights):
+    text = shown(example_plan(memory))
+    assert "5,000,000 parameters, 4,000,000 trained" in text
+    assert f"weights {weights}," in text
+    assert f"{unit}, one sequence of 512 tokens; time as predicted for h100" in text
+
+
+def test_every_way_has_a_row_that_fits_80_characters():
+    lines = shown(example_plan()).splitlines()
+    assert max(map(len, lines)) <= 80
+    rows = {line.split()[0].strip(","): line.split() for line in lines if line.split()[:1]}
+    assert rows["offload"] == ["offload", "4.00", "0.00", "1.50", "0.00", "25.5", "7.00", "1,234", "999,936", "1.30"]
+    assert rows["rebuild"][:3] == ["rebuild,", "2", "bits"]
+    assert rows["rebuild"][-3:] == ["12", "4,096", "1.46"]

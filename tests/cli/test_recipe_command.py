@@ -1,0 +1,79 @@
+import io
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from revformers.cli.recipe_command import RecipeCommand, read_command
+from revformers.errors import UserError
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section."""
+
+    steps: int = 3
+    """How many steps."""
+
+    name: str = "one"
+    """What it is called."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A recipe."""
+
+    section: Section = field(default_factory=Section)
+    """The section."""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    file = tmp_path / "a recipe.yaml"
+    file.write_text("section: {steps: 7}\n")
+    return str(file)
+
+
+def read(*arguments):
+    return read_command("train", arguments, Example(), "What the command does.", "recipes/example.yaml")
+
+
+def test_options_override_the_recipe_and_switches_are_none_of_its_fields(recipe):
+    command = read(recipe, "--section.name", "other", "--overwrite")
+    assert command.recipe == Example(Section(7, "other"))
+    assert (command.resume, command.overwrite) == (False, True)
+    assert read(recipe, "--resume").resume
+
+
+def test_a_stopped_run_says_the_words_that_resume_it(recipe):
+    command = read(recipe, "--section.name", "of two words", "--overwrite")
+    assert command.resume_words == f"revformers train '{recipe}' --section.name 'of two words' --resume"
+    shown = io.StringIO()
+    result = SimpleNamespace(step=5, directory=Path("runs/one"), signal=15)
+    assert command.stopped(result, Console(file=shown, width=1000)) == 128 + 15
+    assert shown.getvalue() == (
+        f"Stopped at step 5 with a checkpoint in runs/one.\nTo go on:  {command.resume_words}\n"
+    )
+    unknown = SimpleNamespace(step=5, directory=Path("runs/one"), signal=None)
+    assert RecipeCommand(None, False, False, "").stopped(unknown, Console(file=shown)) == 128
+
+
+@pytest.mark.parametrize("arguments", [(), ("--section.steps", "3")])
+def test_a_recipe_must_be_named(arguments):
+    with pytest.raises(UserError, match=r"Name a recipe first, as in: revformers train recipes/example\.yaml\."):
+        read(*arguments)
+
+
+def test_help_shows_the_values_of_the_recipe(recipe, capsys):
+    with pytest.raises(SystemExit) as ended:
+        read(recipe, "--help")
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert "What the command does." in shown
+    assert "How many steps." in shown
+    assert "(default: 7)" in shown
+    with pytest.raises(SystemExit):
+        read("-h")
+    assert "(default: 3)" in capsys.readouterr().out
