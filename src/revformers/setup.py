@@ -1,4 +1,4 @@
-"""How a network is trained, and on what: shared by what plans a training and by what measures one."""
+"""Describes how a network is trained and on which batches, for plans and measurements."""
 
 import copy
 import dataclasses
@@ -28,11 +28,11 @@ class Setup:
     """A way to train a network.
 
     Attributes:
-        dynamics: of the reversible network; None for the ordinary network, which transformers trains as it is.
-        activations: the policy; of the ordinary network `Store`, or `Checkpoint` or `Offload` as transformers does it.
+        dynamics: the dynamics of the reversible network; None for the ordinary network of transformers.
+        activations: the policy; for the ordinary network `Store`, or transformers' own `Checkpoint` or `Offload`.
 
     Raises:
-        ValueError: for another policy of the ordinary network, or one that needs an inverse which the dynamics lack.
+        ValueError: for any other policy of the ordinary network, or one that needs an inverse that the dynamics lack.
 
     """
 
@@ -47,18 +47,18 @@ class Setup:
 
     @property
     def ordinary(self) -> bool:
-        """Whether the network is that of transformers."""
+        """Whether the network is the ordinary one of transformers."""
         return self.dynamics is None
 
     def apply(self, model: Model) -> Model:
-        """Change `model`, which may have been trained otherwise, in place to be trained so, and return it.
+        """Change `model` in place so that it is trained in this way, whatever setup it had, and return it.
 
         Raises:
-            NotReversibleError: for dynamics that the model cannot have.
-            ValueError: where offloading needs a later transformers.
+            NotReversibleError: if the model cannot have the dynamics.
+            ValueError: if offloading needs a later transformers.
 
         """
-        # The names that every transformers 5 has; later ones call them deprecated.
+        # Every transformers 5 has these names; later versions deprecate them.
         with warnings.catch_warnings(action="ignore", category=FutureWarning):
             make_residual(model).gradient_checkpointing_disable()
             if self.dynamics is not None:
@@ -85,21 +85,21 @@ ORDINARY_SETUPS = (STORE, CHECKPOINT, OFFLOAD)
 
 @dataclass(frozen=True)
 class Workload:
-    """A causal language model, and the batch that it is trained on.
+    """A causal language model and the batch that it is trained on.
 
     Attributes:
-        model_config: a configuration of transformers, or what its `to_dict` gives.
+        model_config: a configuration of transformers, or the result of its `to_dict`.
         batch_size: sequences in a step.
         sequence_length: tokens in a sequence.
         precision: ``"float32"``; ``"bfloat16"`` holds the weights in bfloat16; ``"bfloat16_autocast"`` holds them in
             float32 and computes under autocast.
         head: how the loss is computed.
         optimizer: ``"none"`` ends a step with the backward pass.
-        training: all weights; a LoRA adapter ("lora"); or one on frozen NF4 weights ("qlora").
-        rank: of the adapter.
+        training: all weights; a LoRA adapter ("lora"); or a LoRA adapter on frozen NF4 weights ("qlora").
+        rank: rank of the adapter.
 
     Raises:
-        ValueError: for a value that there is not.
+        ValueError: for a value that does not exist or is too small.
 
     """
 
@@ -128,12 +128,12 @@ class Workload:
                 raise ValueError(f"A workload needs a {name} of at least 1, not {getattr(self, name)}.")
 
     def __hash__(self) -> int:
-        # Of what can be hashed: a configuration cannot.
+        # Only the fields that can be hashed: a configuration cannot.
         return hash((self.batch_size, self.sequence_length, self.precision, self.head, self.optimizer, self.training))
 
     @cached_property
     def config(self) -> PreTrainedConfig:
-        """The configuration as transformers reads it, with one name for width and depth in every family."""
+        """The configuration object, whose names for width and depth are the same in every family."""
         if isinstance(self.model_config, PreTrainedConfig):
             return self.model_config
         return AutoConfig.for_model(**self.model_config)
@@ -145,7 +145,7 @@ class Workload:
 
     @property
     def width(self) -> int:
-        """Width of the stream."""
+        """Width of the residual stream."""
         return int(self.config.hidden_size)
 
     @property
@@ -155,17 +155,17 @@ class Workload:
 
     @property
     def longest_sequence(self) -> int | None:
-        """The most tokens that the model reads, where its configuration says so."""
+        """The most tokens that the model reads, or None if its configuration does not say."""
         return getattr(self.config, "max_position_embeddings", None)
 
     @property
     def layer_input_elements(self) -> int:
-        """Number of elements in the tensor that one block reads: batch x sequence x width."""
+        """Number of elements in the input of one block: batch x sequence x width."""
         return self.batch_size * self.sequence_length * self.width
 
     @property
     def layer_input_bytes(self) -> int:
-        """Size of the tensor that one block reads, in bytes."""
+        """Size of the input of one block, in bytes."""
         return self.layer_input_elements * self.dtype.itemsize
 
     def with_layers(self, layers: int) -> Self:
@@ -178,8 +178,8 @@ class Workload:
 def with_depth(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
     """Return a copy of a configuration with another number of layers.
 
-    Some families list a type for every layer: a shallower model has the first of them, and a deeper one those that the
-    family makes itself.
+    Some families list a type for every layer. A shallower model uses the first of them; for a deeper model the family's
+    configuration creates them.
     """
     result = copy.deepcopy(config)
     types = getattr(result, "layer_types", None)

@@ -1,4 +1,4 @@
-"""What one way to train takes: a row of a plan."""
+"""A row of a plan: the memory and time that one way to train needs."""
 
 from dataclasses import dataclass
 
@@ -8,18 +8,18 @@ from revformers.planning.timeline import MemoryByCategory
 
 @dataclass(frozen=True)
 class SetupCost:
-    """What one way to train takes.
+    """The memory and time that one way to train needs.
 
     Attributes:
         name: "store", "checkpoint", "offload", "rebuild" or "budget".
-        bits: side information an element a layer, of "rebuild" and "budget".
-        memory: of a step of one sequence, bytes by category.
-        host: what lies in host memory meanwhile, bytes.
-        largest_batch: sequences that fit; 0 where not one does.
-        host_of_largest_batch: bytes.
-        longest_context: tokens of a single sequence that fit, a multiple of 256, found to one percent.
+        bits: side information per element and layer, of "rebuild" and "budget".
+        memory: of a step on one sequence, bytes by category.
+        host: host memory that the step holds, bytes.
+        largest_batch: sequences that fit; 0 if not even one fits.
+        host_of_largest_batch: host memory that a step on the largest batch holds, bytes.
+        longest_context: tokens of a single sequence that fit, a multiple of 256, accurate to one percent.
         operations: floating-point operations of a step, relative to "store".
-        time: of a step as predicted, relative to "store".
+        time: predicted time of a step, relative to "store".
 
     """
 
@@ -35,5 +35,5 @@ class SetupCost:
 
     @property
     def title(self) -> str:
-        """The name, with the bits."""
+        """The name, followed by the bits."""
         return title(self.name, self.bits)

@@ -1,7 +1,7 @@
-"""The engine's own operators (`revformers.engine.ops`), run by themselves on the meta device.
+"""Runs the engine's own operators (`revformers.engine.ops`) by themselves on the meta device.
 
-To a dispatch mode such an operator is one, and what it makes and computes inside does not show. It depends on the
-layouts of its arguments alone, so that a counter runs the plain kernels once for each of them.
+A dispatch mode sees such an operator as a single call and not the tensors and operations inside it. Its cost depends
+only on the layouts of its arguments, so a counter runs the plain kernels once for each layout.
 """
 
 from collections.abc import Callable
@@ -16,21 +16,21 @@ from revformers.engine.packing import GROUP, packed_size
 from revformers.planning.results import Layout, layout_of, tensor_of
 
 Described = tuple[Any, ...]
-"""Arguments, of which tensors are their layouts."""
+"""Arguments of an operator, with every tensor replaced by its layout."""
 
 
 def described(arguments: tuple[Any, ...]) -> Described:
-    """Return what the cost of an operator depends on."""
+    """Return the arguments with every tensor replaced by its layout, which determines the cost of an operator."""
     return tuple(layout_of(value) if isinstance(value, Tensor) else value for value in arguments)
 
 
 def alone(operator: Any, arguments: Described) -> Callable[[], object]:
-    """Return a call of the plain kernel of `operator`, with arguments that exist from now on."""
+    """Return a call of the plain kernel of `operator` on new tensors, which this function allocates."""
     return partial(KERNELS[operator], *(tensor_of(value) if _is_layout(value) else value for value in arguments))
 
 
 def first_block(arguments: Described) -> Described:
-    """Return the arguments of one block, which is what the temporaries of a kernel are made for at a time."""
+    """Return the arguments of one block; a kernel allocates its temporaries for one block at a time."""
     elements = arguments[0][0].numel()
     if elements <= GROUP:
         return arguments
@@ -39,7 +39,7 @@ def first_block(arguments: Described) -> Described:
 
 def _first_of(layout: Layout, elements: int) -> Layout:
     shape, _, dtype = layout
-    if not shape:  # the one number of a verdict
+    if not shape:  # the scalar that holds a verdict
         return layout
     of_states = shape.numel() == elements
     count = GROUP if of_states else packed_size(GROUP, shape.numel() // packed_size(elements, 1))

@@ -1,7 +1,7 @@
-"""A training step without numbers: on PyTorch's meta device, where tensors have shapes only.
+"""Runs a training step on PyTorch's meta device, where tensors have shapes but no values.
 
-The step is the real one: the model of transformers, the engine of this library, autograd. Only the kernels are left
-out, so a step of any size takes no memory and little time.
+The model of transformers, the engine of this library and autograd all run as usual. Only the kernels are left out, so
+a step of any size needs no memory and little time.
 """
 
 import contextlib
@@ -21,13 +21,13 @@ _RESULTS = RememberedResults()
 
 @contextlib.contextmanager
 def without_numbers(counted: int) -> Iterator[None]:
-    """Let a step run on meta tensors that asks for numbers, and attention run by the fused kernel.
+    """Run a step on meta tensors although it reads values, with attention computed by the fused kernel.
 
-    The kernel, whose memory is linear in the tokens, is what runs on devices with numbers. A function mode would not
-    reach what checkpointing evaluates again in the backward pass.
+    The fused kernel, whose memory is linear in the tokens, is also the one that runs on real devices. This is a
+    dispatch mode because a function mode would miss the layers that checkpointing recomputes in the backward pass.
 
     Args:
-        counted: how many tokens of a batch count in a chunked loss at most, so that long ones have few chunks.
+        counted: the most tokens of a batch that count in a chunked loss, which limits the number of its chunks.
 
     """
     function = torch.nn.functional.scaled_dot_product_attention
@@ -41,7 +41,7 @@ def without_numbers(counted: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def autocast_without_meta() -> Iterator[None]:
-    """Let autocast be asked for on the meta device, as PEFT does for adapters on experts; it is refused there."""
+    """Accept autocast for the meta device, which PEFT requests for adapters on experts and PyTorch refuses."""
     autocast = torch.autocast
 
     def of_device(device_type: str, *arguments: Any, **keywords: Any) -> contextlib.AbstractContextManager[Any]:
@@ -55,7 +55,7 @@ def autocast_without_meta() -> Iterator[None]:
 
 
 class _Answers(TorchDispatchMode):
-    """Answers what a step asks about numbers that do not exist."""
+    """Answers the questions of a step about values that meta tensors do not have."""
 
     def __init__(self, counted: int) -> None:
         super().__init__()
@@ -68,13 +68,13 @@ class _Answers(TorchDispatchMode):
         if func is aten.equal.default:  # the check of a rebuilt state
             return True
         if func is READ_NUMBER:
-            # The questions that transformers asks: whether all tokens are there, whether no row holds two documents.
-            # A no would bring attention masks that a step of whole sequences does without.
+            # transformers asks whether no token is masked and whether no row holds two documents. Answering no would
+            # add attention masks that a step on whole sequences does not need.
             return 0.0 if args[0].is_floating_point() else args[0].dtype is torch.bool
         if func is COPY_TO and args[0].is_meta and str(kwargs.get("device")) == "cpu":
-            # The host reads the magnitudes of the range check.
+            # The host reads the magnitudes for the range check.
             return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
-        if func is aten.nonzero.default:  # which tokens count in the loss
+        if func is aten.nonzero.default:  # the tokens that count in the loss
             return torch.arange(min(args[0].numel(), self._counted), device=args[0].device)[:, None]
         return _RESULTS.run(func, args, kwargs)
 
@@ -90,7 +90,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Stand in for `scaled_dot_product_attention`; heads that share keys are not repeated, as in the fused kernels."""
+    """Replace `scaled_dot_product_attention`; like the fused kernels, do not repeat heads that share keys."""
     if not query.is_meta or dropout_p or query.shape[-1] != value.shape[-1]:  # PyTorch has no fused kernel for these
         return func(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     if attn_mask is not None and attn_mask.dtype == torch.bool:

@@ -1,18 +1,18 @@
-"""Peak memory of a training step by category, counted tensor by tensor on the CPU, on CUDA and on the meta device.
+"""Counts the peak memory of a training step by category, tensor by tensor, on the CPU, on CUDA and on the meta device.
 
-The planner and a measurement use this one counter: a dispatch mode that sees every tensor an operator returns, and adds
-up the storages that are alive, each once. It knows nothing of an allocator's rounding and of what a kernel takes while
-it runs; `lab.bench.meter` reads the peak from the allocator's own events and serves as the reference.
+The planner and the measurements share this counter: a dispatch mode that sees every tensor an operator returns and adds
+up the storages that are alive, each once. It does not include an allocator's rounding or the memory that a kernel needs
+while it runs. `lab.bench.meter` reads the peak from the allocator's own events and serves as the reference.
 
-PyTorch's private `torch.distributed._tools.mem_tracker.MemTracker` counts the same storages, and gives the same peaks
+PyTorch's private `torch.distributed._tools.mem_tracker.MemTracker` counts the same storages and gives the same peaks
 where both were tried. It is not used, for three reasons:
 
-* Autograd adds two gradients of one tensor in place where it holds the last reference to the first, but never under a
-  dispatch mode, and never on the meta device. A tracker that counts what it sees therefore reports memory that the
-  step does not take when nobody looks; `StorageCounter` counts such a sum as the engine would have computed it.
-* Its categories (activation, temporary) do not say what this library has to: states, side information, the head, the
-  working set of one layer. They could be told apart by overriding private methods only.
-* It holds gradients back in hooks on every module, and writes a snapshot for every module at every operator.
+* If autograd holds the last reference to a gradient, it adds the next gradient of the same tensor in place, but never
+  under a dispatch mode and never on the meta device. A tracker therefore reports memory that an untracked step does not
+  need; `StorageCounter` counts such a sum as the engine would have computed it.
+* Its categories (activation, temporary) are not those of this library: states, side information, the head, the working
+  set of one layer. Telling these apart would mean overriding private methods.
+* It stores gradients in hooks on every module, and takes a snapshot of every module at every operator.
 """
 
 import contextlib
@@ -51,18 +51,18 @@ from revformers.private_api import (
 def peak_by_category(
     step: Callable[[], object], model: nn.Module, optimizer: torch.optim.Optimizer | None = None
 ) -> MemoryByCategory:
-    """Run `step` and return what was alive, by category, when most was.
+    """Run `step` and return the memory at its peak by category.
 
     Args:
         step: a forward and backward pass, with or without a step of the optimizer.
-        model: whose parameters and layers tell the categories apart, on the CPU, CUDA or the meta device. Where its
-            layers cannot be found (`revformers.models.discovery`), all that the passes make counts as other.
-        optimizer: whose states exist before the step.
+        model: on the CPU, CUDA or the meta device; its parameters and layers define the categories. If its layers
+            cannot be found (`revformers.models.discovery`), everything that the passes allocate counts as other.
+        optimizer: the optimizer whose states exist before the step.
 
     Returns:
-        The categories at the first moment of the peak. Tensors made before the step that are neither of the model nor
-        of the optimizer count from where an operator first returns a view of them, those that no view is taken of
-        never.
+        The categories at the first moment of the peak. A tensor that was made before the step and belongs neither to
+        the model nor to the optimizer counts once an operator first returns a view of it; without a view it never
+        counts.
 
     """
     return timeline_of(step, model, optimizer).peak()
@@ -71,7 +71,7 @@ def peak_by_category(
 def timeline_of(
     step: Callable[[], object], model: nn.Module, optimizer: torch.optim.Optimizer | None = None
 ) -> Timeline:
-    """Run `step` and return what was alive at every moment; see `peak_by_category`."""
+    """Run `step` and return the memory at every moment; see `peak_by_category`."""
     parameters = list(model.parameters())
     counter = StorageCounter(parameters[0].device)
     counter.assign([*parameters, *model.buffers()], "weights")
@@ -84,9 +84,9 @@ def timeline_of(
 
 
 class StorageCounter(TorchDispatchMode):
-    """Counts the storages of one device that are alive, each once.
+    """Counts the storages on one device that are alive, each once.
 
-    A storage gets the category of where it is made, as `enter` and `optimizing` tell, until `assign` gives it another.
+    A storage gets the category of the part that allocates it, which `enter` and `optimizing` set; `assign` changes it.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -96,30 +96,30 @@ class StorageCounter(TorchDispatchMode):
         self._constant = storage_number(constant_storage())
         self._storages: dict[int, tuple[str, int, weakref.ref[Any]]] = {}
         self._part = "before"
-        # Autograd numbers its nodes as they are made: the nodes of a part of the network are an interval.
+        # Autograd numbers its nodes in the order of creation: the nodes of a part of the network are an interval.
         self._first_nodes, self._parts = [0], ["before"]
         self.optimizing = False
 
     @property
     def timeline(self) -> Timeline:
-        """What was alive at every moment so far."""
+        """Memory at every moment so far."""
         return self._recorder.timeline()
 
     @property
     def peak(self) -> MemoryByCategory:
-        """What was alive when most was."""
+        """Memory at the peak so far."""
         return self.timeline.peak()
 
     def enter(self, part: Literal["layers", "head"]) -> None:
-        """Note that the forward pass has come to the layers, or past them."""
-        if _in_backward():  # where a layer is evaluated again
+        """Note that the forward pass has entered the layers or left them for the head."""
+        if _in_backward():  # a layer is evaluated again
             return
         self._part = part
         self._first_nodes.append(number_of_next_node())
         self._parts.append(part)
 
     def assign(self, tensors: Iterable[Tensor], category: str) -> None:
-        """Count the storages of `tensors` as of this category from now on."""
+        """Count the storages of `tensors` in this category from now on."""
         for storage in map(Tensor.untyped_storage, _plain(tensors, self._device)):
             number = storage_number(storage)
             known = self._storages.get(number)
@@ -139,7 +139,7 @@ class StorageCounter(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if any(hasattr(kind, "__tensor_flatten__") for kind in types):
-            return NotImplemented  # such a tensor then computes with tensors that this mode sees
+            return NotImplemented  # the subclass then computes with tensors that this mode sees
         self._recorder.moment()
         self._recorder.operator(func)
         result = func(*args, **(kwargs or {}))
@@ -157,8 +157,8 @@ class StorageCounter(TorchDispatchMode):
                 self._add(storage, "other" if existed else self._category())
         if not _accumulates(func):
             self._recorder.moment()
-        # The engine, unwatched, writes such a sum into its first term where that is freed now. So memory counts when
-        # the next operator begins: by then the term is gone, or it is still in use and the sum had a place of its own.
+        # Without this mode, the engine writes such a sum into its first term if the term is freed now. Memory therefore
+        # counts when the next operator begins: the term is then freed, or it is in use and the sum has its own storage.
         return result
 
     def _is_of_any(self, number: int, values: Any) -> bool:
@@ -185,7 +185,7 @@ class StorageCounter(TorchDispatchMode):
 
 
 class _Workspace(StorageCounter):
-    """Counts the storages that are made while it watches, and not those that are there before."""
+    """Counts only the storages that are allocated while it is active."""
 
     def _category(self) -> str:
         return "working"
@@ -197,7 +197,7 @@ class _Workspace(StorageCounter):
 
 @lru_cache(maxsize=4096)
 def _workspace(kernel: Any, arguments: Described) -> int:
-    """Return the bytes that a kernel of the engine makes while it runs, its result among them."""
+    """Return the bytes that a kernel of the engine allocates while it runs, including its result."""
     with without_dispatch_modes():
         call = alone(kernel, arguments)
         with _Workspace(torch.device("meta")) as counter:
@@ -210,7 +210,7 @@ def _in_backward() -> bool:
 
 
 def _accumulates(func: Any) -> bool:
-    """Say whether autograd's engine, and no node's or user's own code, adds two gradients of one tensor."""
+    """Say whether autograd's engine adds two gradients of one tensor, as opposed to the code of a node or a user."""
     if func is not torch.ops.aten.add.Tensor or torch.is_grad_enabled() or not _in_backward():
         return False
     caller = inspect.currentframe().f_back.f_back  # type: ignore[union-attr]
@@ -218,7 +218,7 @@ def _accumulates(func: Any) -> bool:
 
 
 def _plain(values: Iterable[Any], device: str) -> list[Tensor]:
-    """Return the tensors among `values` that lie on the device, wrappers such as quantised weights taken apart."""
+    """Return the tensors among `values` that lie on the device; wrappers such as quantised weights are unwrapped."""
     result: list[Tensor] = []
     for value in values:
         if not isinstance(value, Tensor):
@@ -236,7 +236,7 @@ def _states_of(optimizer: torch.optim.Optimizer) -> list[Any]:
 
 
 def _parts_watched(counter: StorageCounter, model: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """Tell the counter where the forward pass is and when an optimizer steps."""
+    """Tell the counter which part of the forward pass runs and when an optimizer steps."""
 
     def begin(*_: Any) -> None:
         counter.optimizing = True

@@ -1,4 +1,4 @@
-"""A model on the meta device, of any depth, and what its parameters take."""
+"""Builds a model of any depth on the meta device and adds up the memory of its parameters."""
 
 import warnings
 from collections.abc import Callable
@@ -16,22 +16,22 @@ from revformers.planning.nf4 import Nf4Linear, quantise_linear_layers
 from revformers.setup import Optimizer, Setup, Workload, with_depth
 
 SMALLEST_QUANTISED = 4096
-"""Elements below which bitsandbytes keeps the states of a tensor in float32."""
+"""Number of elements below which bitsandbytes keeps the states of a tensor in float32."""
 
 QUANTISATION_BLOCK = 256
-"""Elements that share one float32 scale in the 8-bit states of bitsandbytes."""
+"""Number of elements that share one float32 scale in the 8-bit states of bitsandbytes."""
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What is alive before, during and after every step, in bytes.
+    """The memory that is allocated before, during and after every step, in bytes.
 
     Attributes:
-        parameters: how many there are, adapters included.
-        trained: how many of them are trained.
+        parameters: number of parameters, including adapters.
+        trained: number of trained parameters.
         weights: parameters and buffers.
         gradients: one for every trained parameter.
-        optimizer: the states of the optimizer.
+        optimizer: states of the optimizer.
 
     """
 
@@ -43,17 +43,17 @@ class ModelSize:
 
     @property
     def total(self) -> int:
-        """What is alive all the time, in bytes."""
+        """Sum of weights, gradients and optimizer states, in bytes."""
         return self.weights + self.gradients + self.optimizer
 
 
 def trained_model(workload: Workload, layers: int, setup: Setup | None = None) -> Any:
-    """Return the model on the meta device, with that many layers, trained as `setup` does, or with nothing arranged.
+    """Return the model on the meta device with this many layers, changed by `setup`, or unchanged if that is None.
 
     Raises:
-        MissingPackageError: for an adapter, without the package peft.
-        NotReversibleError: for a model that `setup` cannot make reversible.
-        ValueError: for autocast, which there is none of without numbers.
+        MissingPackageError: if an adapter needs the package peft and it is not installed.
+        NotReversibleError: if `setup` cannot make the model reversible.
+        ValueError: for autocast, which the meta device does not support.
 
     """
     if workload.precision == "bfloat16_autocast":
@@ -76,15 +76,15 @@ def meta_model(config: PreTrainedConfig, layers: int, dtype: torch.dtype) -> Any
 
 
 def with_adapter(model: nn.Module, rank: int) -> Any:
-    """Freeze a meta model and give all its linear layers but the head a LoRA adapter.
+    """Freeze a meta model and add a LoRA adapter to all its linear layers except the head.
 
     Raises:
-        MissingPackageError: without the package peft.
+        MissingPackageError: if the package peft is not installed.
 
     """
     peft = require_package("peft", "finetune", "Planning an adapter")
     adapter = peft.LoraConfig(r=rank, target_modules="all-linear", task_type="CAUSAL_LM")
-    # PEFT warns of settings that it makes itself, and asks whether the model checkpoints by a deprecated name.
+    # PEFT warns about settings that it chooses itself, and reads a deprecated attribute for checkpointing.
     with torch.device("meta"), autocast_without_meta(), warnings.catch_warnings(action="ignore"):
         return peft.get_peft_model(model, adapter)
 
@@ -105,14 +105,14 @@ def model_size(model: nn.Module, optimizer: Optimizer) -> ModelSize:
 
 
 def _adamw8bit(parameter: nn.Parameter) -> int:
-    """Two states of bitsandbytes: a byte an element and the scales, or float32 where the tensor is small."""
+    """Two states of bitsandbytes: one byte per element plus scales, or float32 if the tensor is small."""
     if parameter.numel() < SMALLEST_QUANTISED:
         return 8 * parameter.numel()
     return 2 * (parameter.numel() + 4 * -(-parameter.numel() // QUANTISATION_BLOCK))
 
 
 def _adafactor(parameter: nn.Parameter) -> int:
-    """`torch.optim.Adafactor`: a mean for every row and every column, or one state where there is one dimension."""
+    """`torch.optim.Adafactor`: a mean for every row and every column, or one state for a tensor with one dimension."""
     if parameter.dim() < 2:
         return parameter.nbytes
     rows, columns = parameter.numel() // parameter.shape[-1], parameter.numel() // parameter.shape[-2]
@@ -127,5 +127,5 @@ STATE_BYTES: dict[Optimizer, Callable[[nn.Parameter], int]] = {
     "lion": lambda parameter: parameter.nbytes,
     "sgd": lambda parameter: 0,
 }
-"""For each optimizer the bytes of its states of one parameter; the scalar step counts are left out, and so is momentum
-of "sgd", which has none by default."""
+"""Bytes of the states of one parameter for each optimizer. Scalar step counts are left out; "sgd" has no momentum by
+default."""

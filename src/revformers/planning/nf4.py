@@ -1,7 +1,7 @@
-"""Stand-ins on the meta device for linear layers in NF4, the 4-bit weights of bitsandbytes (QLoRA, arXiv 2305.14314).
+"""Meta-device stand-ins for linear layers in NF4, the 4-bit weights of bitsandbytes (QLoRA, arXiv 2305.14314).
 
-bitsandbytes computes on CUDA only. What matters for memory is known from its code: the packed weight stays, every
-product makes the whole weight in the compute dtype for as long as it runs, forward and backward, and keeps nothing.
+bitsandbytes computes on CUDA only. Its code shows its memory use: the packed weight stays in memory; every product,
+forward and backward, makes the whole weight in the compute dtype while it runs, and keeps nothing.
 """
 
 from typing import Any
@@ -11,20 +11,20 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 BLOCK = 64
-"""Elements that share one scale."""
+"""Number of elements that share one scale."""
 
 SCALE_BLOCK = 256
-"""Scales, quantised to a byte each, that share one float32 scale."""
+"""Number of scales, each quantised to one byte, that share one float32 scale."""
 
 CODE_BYTES = 4 * (16 + 256 + 1)
-"""Float32 values of both code books and the mean of the scales, one set a weight."""
+"""Number of float32 values for both code books and the mean of the scales, one set per weight."""
 
 
 class Nf4Linear(nn.Linear):
-    """A frozen linear layer whose weight takes half a byte an element, and scales.
+    """A frozen linear layer whose weight needs half a byte per element, plus scales.
 
     Args:
-        linear: the layer on the meta device whose place it takes; its bias stays as it is.
+        linear: the layer on the meta device that this one replaces; its bias is kept unchanged.
 
     """
 
@@ -41,18 +41,18 @@ class Nf4Linear(nn.Linear):
 
     @property
     def elements(self) -> int:
-        """Elements of the weight before it is packed."""
+        """Number of elements of the weight before packing."""
         return self.in_features * self.out_features
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Return what the linear layer returns, for a floating `hidden` [..., in_features]."""
+        """Return the output of the linear layer for a floating-point `hidden` [..., in_features]."""
         shape = (self.out_features, self.in_features)
         product: Tensor = _Product.apply(hidden.to(self.compute_dtype), self.weight, shape)
         return product if self.bias is None else product + self.bias
 
 
 class _Product(torch.autograd.Function):
-    """The product with a weight that is made for it and dropped."""
+    """The product with a weight that is made for this product and then freed."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, packed: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -66,10 +66,10 @@ class _Product(torch.autograd.Function):
 
 
 def quantise_linear_layers(model: PreTrainedModel) -> None:
-    """Replace every linear layer of a meta model but its output head by its NF4 stand-in, in place.
+    """Replace every linear layer of a meta model except its output head by its NF4 stand-in, in place.
 
-    Embeddings, norms, head, and weights that are no `torch.nn.Linear` (GPT-2's Conv1D, stacked experts) stay as they
-    are.
+    Embeddings, norms, the head, and weights that are not in a `torch.nn.Linear` (GPT-2's Conv1D, stacked experts) stay
+    unchanged.
     """
     head = model.get_output_embeddings()
     for parent in list(model.modules()):

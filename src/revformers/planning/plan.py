@@ -1,8 +1,8 @@
-"""The plan: what every way of training a model takes, the largest batch and the longest context, and which to choose.
+"""Plans the training of a model: memory, largest batch and longest context of every way to train, and a recommendation.
 
-Peaks are counted on a real step without numbers (`revformers.planning.step`); docs/appendix/plan-accuracy.md compares
-them with measured ones. They leave out what a device's allocator, libraries and kernels keep for themselves. Times are
-predictions of the roofline model, relative to storing.
+Peaks are counted on a step on the meta device (`revformers.planning.step`); docs/appendix/plan-accuracy.md compares
+them with measured peaks. They exclude the memory that a device's allocator, libraries and kernels keep for themselves.
+Times are predictions of the roofline model, relative to storing.
 """
 
 import dataclasses
@@ -21,22 +21,22 @@ from revformers.planning.timeline import MemoryByCategory
 from revformers.setup import STORE, Setup, Workload
 
 CONTEXT_UNIT = 256
-"""Tokens of which the longest context is a multiple."""
+"""The longest context is a multiple of this number of tokens."""
 
 CONTEXT_TOLERANCE = 0.01
-"""By which share the longest context may be too short."""
+"""Largest share by which the longest context may be underestimated."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All ways to train a model within a budget.
+    """All ways to train a model within a memory budget.
 
     Attributes:
         memory: the budget in bytes.
-        sequence_length: tokens.
+        sequence_length: tokens in a sequence.
         size: weights, gradients and optimizer states.
         ways: in the order of the table.
-        refusal: why the model cannot be rebuilt, or nothing.
+        refusal: the reason that the model cannot be reversed, or None.
         recommendation: one sentence.
 
     """
@@ -53,13 +53,13 @@ def make_plan(workload: Workload, memory: int, device: Device, bits: Sequence[in
     """Plan the training of a model within `memory` bytes.
 
     Args:
-        workload: what is trained, of whose batches the largest is found.
-        memory: of the device, bytes.
-        device: whose speeds the predicted times are for.
-        bits: budgets of side information, each from 0 to 8 bits an element a layer.
+        workload: the model and its training; the largest batch of its sequences is computed.
+        memory: memory of the device, bytes.
+        device: the device whose speeds determine the predicted times.
+        bits: budgets of side information, each from 0 to 8 bits per element and layer.
 
     Raises:
-        MissingPackageError: for an adapter, without the package peft.
+        MissingPackageError: if an adapter needs the package peft and it is not installed.
 
     """
     tokens = workload.sequence_length
@@ -75,12 +75,12 @@ def make_plan(workload: Workload, memory: int, device: Device, bits: Sequence[in
 
 
 def with_model(size: ModelSize, step: MemoryByCategory) -> MemoryByCategory:
-    """Return the memory of a step together with that of the model that it trains."""
+    """Return the memory of a step plus that of the model that it trains."""
     return dataclasses.replace(step, weights=size.weights, gradients=size.gradients, optimizer=size.optimizer)
 
 
 def _refusal(workload: Workload, tokens: int) -> str | None:
-    """Return why the model cannot be reversed, which some show in their first forward pass only, or nothing."""
+    """Return the reason that the model cannot be reversed, which may show only in its first forward pass, or None."""
     try:
         step_operations(workload, rebuild(0), tokens)
     except NotReversibleError as error:
@@ -90,7 +90,7 @@ def _refusal(workload: Workload, tokens: int) -> str | None:
 
 def _cost(workload: Workload, setup: Setup, size: ModelSize, memory: int, tokens: int, device: Device) -> SetupCost:
     room = memory - size.total
-    # The runs for the operations of a step tell its memory as well; those for its memory tell nothing else.
+    # A run that counts the operations of a step also counts its memory, but not the reverse.
     step_operations(workload, setup, tokens)
     one = step_memory(workload, setup, 1, tokens)
     batch = largest_within(lambda number: step_memory(workload, setup, number, tokens).device.total, room)
@@ -115,16 +115,15 @@ def _cost(workload: Workload, setup: Setup, size: ModelSize, memory: int, tokens
 def _budgeted_cost(
     workload: Workload, size: ModelSize, memory: int, tokens: int, device: Device, ways: Sequence[SetupCost]
 ) -> SetupCost | None:
-    """Return rebuilding that spends what it leaves of the memory, at the largest batch of checkpointing.
+    """Return the row of a budget that uses the memory left by rebuilding at the largest batch of checkpointing.
 
-    None where there is nothing to gain or to spend: all that is stored fits, checkpointing fits nothing, or rebuilding
-    needs more.
+    Return None if a budget is useless: all activations fit, checkpointing fits nothing, or rebuilding needs more.
     """
     by_name = {(way.name, way.bits): way for way in ways}
     store, checkpoint, rebuilt = (by_name.get(key) for key in (("store", None), ("checkpoint", None), ("rebuild", 0)))
     if store is None or checkpoint is None or rebuilt is None or store.largest_batch >= checkpoint.largest_batch:
         return None
-    # Of one sequence: what a step takes grows with the batch in proportion, and so does what the budget has room for.
+    # For one sequence: the memory of a step is proportional to the batch, and so is the room for the budget.
     room = (memory - size.total) // checkpoint.largest_batch
     least = step_memory(workload, rebuild(0), 1, tokens).device
     budget = least.states + room - least.total
@@ -135,7 +134,7 @@ def _budgeted_cost(
         if one.device.total <= room:
             batch, context = checkpoint.largest_batch, rebuilt.longest_context
             return SetupCost("budget", bits_of(setup), with_model(size, one.device), 0, batch, 0, context, *work)
-        # The working set is larger than that of rebuilding alone, by a second pair of states for one.
+        # The working set is larger than that of rebuilding alone, e.g. by a second pair of states.
         budget -= one.device.total - room
     return None
 
@@ -144,7 +143,7 @@ def _work_over_store(workload: Workload, setup: Setup, tokens: int, device: Devi
     """Return the floating-point operations and the predicted time of a step, relative to storing."""
     operations = device.operations(workload.dtype)
     per_byte = operations / device.memory
-    # Copies to the host and back wait for the computation and it for them, as PyTorch makes them.
+    # PyTorch copies to and from the host synchronously: the copies and the computation wait for each other.
     copies = 2 * host * operations / device.link
     return (
         step_operations(workload, setup, tokens) / step_operations(workload, STORE, tokens),

@@ -1,24 +1,24 @@
-"""Which way to train, and why."""
+"""Recommends one way to train from the rows of a plan, with the reason."""
 
 from collections.abc import Sequence
 
 from revformers.planning.cost import SetupCost
 
 WORTH = 1.1
-"""How much more must fit for another network, or a slower step, to be recommended."""
+"""Factor by which another network, or a slower step, must fit more before it is recommended."""
 
 
 def recommend(ways: Sequence[SetupCost], fixed: int, memory: int, refusal: str | None) -> str:
-    """Return one sentence: what to train with, and why.
+    """Return the recommended way to train and the reason, in one sentence.
 
-    Storing is the fastest and wins wherever it fits. Checkpointing trains the ordinary network and wins unless
-    rebuilding fits a tenth more.
+    Storing is fastest, so it is recommended if it fits. Checkpointing trains the ordinary network, so it is recommended
+    unless rebuilding fits a tenth more.
 
     Args:
-        ways: what was planned.
+        ways: the rows of the plan.
         fixed: bytes of weights, gradients and optimizer states.
         memory: the budget, bytes.
-        refusal: why the model cannot be reversed, or nothing.
+        refusal: the reason that the model cannot be reversed, or None.
 
     """
     if fixed > memory:
@@ -65,7 +65,7 @@ def recommend(ways: Sequence[SetupCost], fixed: int, memory: int, refusal: str |
 
 
 def _spending(ways: Sequence[SetupCost], checkpoint: SetupCost) -> str:
-    """Return a further sentence where rebuilding is faster than checkpointing once it spends the memory it leaves."""
+    """Return another sentence if a budget that uses the memory left by rebuilding is faster than checkpointing."""
     budget = next((way for way in ways if way.name == "budget"), None)
     if budget is None or budget.time >= checkpoint.time:
         return ""
@@ -76,7 +76,7 @@ def _spending(ways: Sequence[SetupCost], checkpoint: SetupCost) -> str:
 
 
 def _offloading(ways: Sequence[SetupCost], recommended: SetupCost) -> str:
-    """Return a further sentence where offloading fits more than what is recommended, at a speed that is not known."""
+    """Return another sentence if offloading fits more than the recommended way; its speed is not known."""
     offload = next((way for way in ways if way.name == "offload"), None)
     if offload is None or offload.largest_batch <= recommended.largest_batch:
         return ""

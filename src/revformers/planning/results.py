@@ -1,7 +1,7 @@
-"""What operators return on the meta device, remembered: without numbers a result is its shape, strides and dtype.
+"""Caches the results of operators on the meta device, where a result is only its shape, strides and dtype.
 
-PyTorch works most of these out in Python, in up to a millisecond an operator, and the layers of a network ask for the
-same ones over and over.
+PyTorch computes most of these in Python, which needs up to a millisecond per operator, and the layers of a network
+request the same ones repeatedly.
 """
 
 from collections.abc import Hashable
@@ -14,7 +14,7 @@ from torch import Tensor
 from revformers.private_api import UNSAFE_VIEW, schema_of, tree_leaves
 
 MOST = 100_000
-"""Results that are remembered; after that many they are forgotten."""
+"""Number of results in the cache; a full cache is emptied."""
 
 Layout = tuple[torch.Size, tuple[int, ...], torch.dtype]
 """Shape, strides and dtype of a tensor."""
@@ -28,7 +28,7 @@ class RememberedResults:
         self._written: set[Hashable] = set()
 
     def run(self, operator: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-        """Return what `operator` returns."""
+        """Return the result of `operator`, from the cache if possible."""
         makes_new, target = makes_new_tensors(operator), _writes_to(operator)
         if not makes_new and target is None:
             return operator(*arguments, **keywords)
@@ -59,7 +59,7 @@ class RememberedResults:
 
 @cache
 def makes_new_tensors(operator: Any) -> bool:
-    """Say whether all that an operator returns are tensors with storages of their own."""
+    """Say whether all results of an operator are tensors with storages of their own."""
     schema = schema_of(operator)
     return (
         operator is not UNSAFE_VIEW
@@ -71,7 +71,7 @@ def makes_new_tensors(operator: Any) -> bool:
 
 @cache
 def _writes_to(operator: Any) -> str | None:
-    """Return the argument that an elementwise operator overwrites and returns, "self" or "out", or nothing."""
+    """Return the argument that an elementwise operator overwrites and returns, "self" or "out", or None."""
     if torch.Tag.pointwise not in operator.tags or len(schema_of(operator).returns) != 1:
         return None
     written = [value.name for value in schema_of(operator).arguments if value.alias_info and value.alias_info.is_write]
@@ -79,7 +79,7 @@ def _writes_to(operator: Any) -> str | None:
 
 
 def _key(value: Any) -> Hashable:
-    """Return what the layout of a result depends on."""
+    """Return the properties of an argument that determine the layout of a result."""
     kind = type(value)
     if kind is Tensor or kind is torch.nn.Parameter:
         return value.shape, value.stride(), value.dtype, value.device
@@ -87,12 +87,12 @@ def _key(value: Any) -> Hashable:
         return kind, *map(_key, value)
     if isinstance(value, Tensor):
         raise TypeError(f"{kind} is not a plain tensor")
-    # 2, 2.0 and True are equal, but make results of different dtypes.
+    # 2, 2.0 and True are equal but lead to results of different dtypes.
     return kind, value
 
 
 def _is_plain(tensor: Any) -> bool:
-    """Say whether a tensor is like one that is made from its layout."""
+    """Say whether `tensor_of` can reproduce a tensor from its layout."""
     if type(tensor) is not Tensor or not tensor.is_meta or tensor.storage_offset():
         return False
     like = tensor_of(layout_of(tensor))
@@ -105,11 +105,11 @@ def tensors_in(values: Any) -> list[Tensor]:
 
 
 def layout_of(tensor: Tensor) -> Layout:
-    """Return all that there is to know of a tensor without numbers."""
+    """Return the layout of a tensor."""
     return tensor.shape, tensor.stride(), tensor.dtype
 
 
 def tensor_of(layout: Layout) -> Tensor:
-    """Return a new tensor without numbers."""
+    """Return a new meta tensor of this layout."""
     shape, strides, dtype = layout
     return torch.empty_strided(shape, strides, dtype=dtype, device="meta")

@@ -1,22 +1,22 @@
-"""The largest whole number whose cost is within a budget."""
+"""Searches for the largest whole number whose cost is within a budget."""
 
 from collections.abc import Callable, Mapping
 
 LARGEST = 2**40
-"""Where the search ends: a cost that has not reached the budget by then does not grow."""
+"""Upper end of the search: a cost that is still within the budget here is assumed not to grow."""
 
 
 def largest_within(cost: Callable[[int], int], room: int, start: int = 1, tolerance: float = 0.0) -> int:
-    """Return the largest number whose cost, which never falls, is within `room`; 0 where that of 1 is not.
+    """Return the largest number whose cost is within `room`, or 0 if even the cost of 1 is not.
 
-    The next guess lies where the line through two known costs leaves the room, so a cost that is a line is asked for
-    four times.
+    The cost must not decrease. The next guess is where the line through two known costs crosses the budget, so a linear
+    cost is evaluated four times.
 
     Args:
-        cost: of a number from 1.
+        cost: the cost of a number, from 1.
         room: the budget.
-        start: a number to try first.
-        tolerance: by which share the number returned may be too small.
+        start: the first number to try.
+        tolerance: share by which the returned number may be too small.
 
     """
     known: dict[int, int] = {}
@@ -30,7 +30,7 @@ def largest_within(cost: Callable[[int], int], room: int, start: int = 1, tolera
             high = guess
         line = _where_a_line_leaves(known, guess, room)
         if not high:
-            # One more than the line says is too many where it is right. Where no line grows, twice as many are tried.
+            # If the line is right, one more than its answer is too many. If no line grows, try twice as many.
             if low >= LARGEST:
                 return low
             guess = min(max(low, line) + 1 if line else 2 * low, LARGEST)
@@ -38,7 +38,7 @@ def largest_within(cost: Callable[[int], int], room: int, start: int = 1, tolera
         spans.append(high - low)
         if spans[-1] <= max(1, int(tolerance * low)):
             return low
-        # Lines along a curve may come closer from one side only.
+        # On a curve, the guesses may all come from one side.
         slow = len(spans) > 2 and 2 * spans[-1] > spans[-3]
         guess = (low + high) // 2 if slow or not line else min(max(line, low + 1), high - 1)
 
@@ -46,7 +46,7 @@ def largest_within(cost: Callable[[int], int], room: int, start: int = 1, tolera
 def _where_a_line_leaves(known: Mapping[int, int], last: int, room: int) -> int:
     """Return the largest number within `room` by the line through the cost of `last` and the one nearest to `room`.
 
-    0 where there is no such line. One cost alone is taken to be in proportion.
+    Return 0 if there is no such line. A single cost is assumed to be proportional to its number.
     """
     others = [number for number in known if number != last]
     if not others:

@@ -13,25 +13,25 @@ def rebuild(bits: int) -> Setup:
 
 
 def budgeted(size: int) -> Setup:
-    """Return the midpoint rule that keeps what fits in `size` bytes."""
+    """Return the midpoint rule with a budget of `size` bytes for stored activations."""
     return Setup(Midpoint(), Budget(size))
 
 
 def setups(bits: Sequence[int]) -> list[Setup]:
-    """Return the ways to compare, in the order of the table; "rebuild" once for each budget of side information."""
+    """Return the ways to compare, in the order of the table; "rebuild" appears once for each number of bits."""
     return [*ORDINARY_SETUPS, *map(rebuild, bits)]
 
 
 def bits_of(setup: Setup) -> int | None:
-    """Return the bits of side information an element a layer, which are None for the ordinary network."""
+    """Return the bits of side information per element and layer, or None for the ordinary network."""
     return None if setup.dynamics is None else setup.dynamics.side_information_bits(1)
 
 
 def title_of(setup: Setup) -> str:
-    """Return the name of the activation policy, with the bits."""
+    """Return the name of the activation policy, followed by the bits."""
     return title(setup.activations.name, bits_of(setup))
 
 
 def title(name: str, bits: int | None) -> str:
-    """Return what tables and plots call a way to train."""
+    """Return the name of a way to train in tables and plots."""
     return name if bits is None else f"{name}, {bits} bits"

@@ -1,9 +1,8 @@
-"""One training step of any depth, batch and length, on the meta device: its peak memory and its work.
+"""Peak memory and operations of one training step of any depth, batch and length, computed on the meta device.
 
-A step is run without numbers at two depths, and what the further layers add is carried on to the model's depth. So a
-stack whose later layers differ from the first is taken for one whose layers do not. In a long batch only the first
-tokens count in a chunked loss, which leaves out their share of two tensors of the stream's size: less than a percent of
-what the layers of such a batch take.
+The step runs at two depths, and the difference per layer is extrapolated to the model's depth. This assumes that later
+layers are like the first ones. In a long batch only the first tokens count in a chunked loss; this leaves out the other
+tokens' share of two tensors of the stream's size, less than a percent of the memory of the layers.
 """
 
 from collections.abc import Callable
@@ -22,18 +21,18 @@ from revformers.planning.work import Work, work_of
 from revformers.setup import CHECKPOINT, STORE, Setup, Workload
 
 COUNTED = 16384
-"""Tokens of a batch that count in a chunked loss at most: one chunk is in memory at a time, whatever their number."""
+"""Most tokens of a batch that count in a chunked loss, which has only one chunk in memory at a time."""
 
 ORDINARY_STEADY_FROM = 2
-"""The depth from which on every further layer of the ordinary network adds the same."""
+"""Depth from which every further layer of the ordinary network adds the same memory."""
 
 
 @dataclass(frozen=True)
 class StepMemory:
-    """The peak of one step.
+    """The peak memory of one step.
 
     Attributes:
-        device: by category, without weights, gradients and optimizer states, bytes.
+        device: bytes by category, without weights, gradients and optimizer states.
         host: bytes in host memory.
 
     """
@@ -43,15 +42,15 @@ class StepMemory:
 
 
 def step_memory(workload: Workload, setup: Setup, batch: int, tokens: int) -> StepMemory:
-    """Return what one step takes beyond weights, gradients and optimizer states.
+    """Return the memory of one step without weights, gradients and optimizer states.
 
-    Gradients count with the model, as they are there all the time where steps accumulate them.
+    Gradients count with the model because they stay in memory when steps accumulate them.
 
     Args:
-        workload: what is trained.
-        setup: how.
-        batch: sequences.
-        tokens: of one sequence.
+        workload: the model and its training.
+        setup: the way to train.
+        batch: number of sequences.
+        tokens: number of tokens in a sequence.
 
     """
 
@@ -64,27 +63,27 @@ def step_memory(workload: Workload, setup: Setup, batch: int, tokens: int) -> St
     whole = {name: part(name) for name in CATEGORIES}
     host = 0
     if isinstance(setup.activations, Offload):
-        # The input of the first layer, made before it, is among the others. It stands for the one layer's input that is
-        # on the device at a time.
+        # The input of the first layer was made before the layers and counts as other. It stands for the one input of a
+        # layer that is on the device at a time.
         host = whole["activations"] * workload.layers // max(1, workload.layers - 1)
         whole["activations"] = 0
     return StepMemory(MemoryByCategory(**whole), host)
 
 
 def step_time(workload: Workload, setup: Setup, tokens: int, operations_per_byte: float) -> float:
-    """Return the time of one step of one sequence by the roofline model, in operations at the device's peak."""
+    """Return the time of a step on one sequence by the roofline model, in operations at the device's peak."""
     return _over_work(workload, setup, tokens, lambda work: work.time(operations_per_byte))
 
 
 def step_operations(workload: Workload, setup: Setup, tokens: int) -> int:
-    """Return the floating-point operations of one step of one sequence."""
+    """Return the floating-point operations of a step on one sequence."""
     return round(_over_work(workload, setup, tokens, lambda work: work.operations))
 
 
 def _over_depth(workload: Workload, setup: Setup, value: Callable[[int], float]) -> float:
-    """Return the value at the model's depth, from those at two depths from which on it grows by the same every layer.
+    """Return the value at the model's depth, extrapolated from two depths beyond which it grows linearly.
 
-    A model that is no deeper is run as it is, and so is one whose layers a budget treats differently.
+    A model that is not deeper runs at its own depth, as does one whose layers a budget treats differently.
     """
     layers, shallow = workload.layers, _steady_from(setup)
     if shallow is None or layers <= shallow:
@@ -94,18 +93,18 @@ def _over_depth(workload: Workload, setup: Setup, value: Callable[[int], float])
 
 
 def _steady_from(setup: Setup) -> int | None:
-    """Return the depth from which on layers add the same to a peak, those at either end being special, or None."""
+    """Return the depth from which every further layer adds the same to a peak, or None; end layers are special."""
     if isinstance(setup.activations, Budget):
         return None
     return ORDINARY_STEADY_FROM if setup.ordinary else 4
 
 
 def _over_work(workload: Workload, setup: Setup, tokens: int, value: Callable[[Work], float]) -> float:
-    """Return a value of the work of a step, from that of shallow ones with few chunks of the head, which are alike."""
+    """Return a value of the work of a step, from steps with few layers and few chunks of the head, which are equal."""
     whole = _over_depth(workload, setup, lambda depth: value(_work(workload, setup, depth, tokens, COUNTED)))
     if tokens <= COUNTED:
         return whole
-    # Every way computes the head alike.
+    # Every way computes the head in the same way.
     layers = min(workload.layers, ORDINARY_STEADY_FROM)
     most, half = (value(_work(workload, STORE, layers, tokens, counted)) for counted in (COUNTED, COUNTED // 2))
     return whole + (tokens - COUNTED) * (most - half) / (COUNTED - COUNTED // 2)
@@ -113,7 +112,7 @@ def _over_work(workload: Workload, setup: Setup, tokens: int, value: Callable[[W
 
 @lru_cache(maxsize=4096)
 def _memory(workload: Workload, setup: Setup, layers: int, batch: int, tokens: int) -> dict[str, int]:
-    """Return the peak of a step by category, from a run of it or from runs of smaller and larger ones."""
+    """Return the peak of a step by category, from a run of it or from runs of smaller and larger steps."""
     known = _known_steps(workload, setup, layers)
     timeline = known.get((batch, tokens))
     if timeline is None:
@@ -128,7 +127,7 @@ def _memory(workload: Workload, setup: Setup, layers: int, batch: int, tokens: i
 
 @lru_cache(maxsize=64)
 def _known_steps(workload: Workload, setup: Setup, layers: int) -> dict[tuple[int, int], Timeline]:
-    """Return the steps that were run, by their batch and tokens; `_memory` adds to them."""
+    """Return the steps that ran, by batch and tokens; `_memory` adds to them."""
     return {}
 
 
@@ -148,7 +147,7 @@ def _observe(setup: Setup, step: Callable[[], None]) -> None:
 
 @lru_cache(maxsize=4096)
 def _work(workload: Workload, setup: Setup, layers: int, tokens: int, counted: int) -> Work:
-    """Return the work of a step of one sequence; a run for it tells its memory as well."""
+    """Return the work of a step on one sequence; the run for it also counts its memory."""
     model, known = _model(workload, setup, layers), _known_steps(workload, setup, layers)
     step = _step(model, 1, tokens)
     works = []
@@ -171,7 +170,7 @@ def _model(workload: Workload, setup: Setup, layers: int) -> Any:
     model = trained_model(workload, layers, CHECKPOINT if isinstance(setup.activations, Offload) else setup)
     for parameter in model.parameters():
         if parameter.requires_grad:
-            # Gradients that are kept are counted with the model, new ones only until they are added.
+            # Accumulated gradients count with the model; new ones count only until they are added.
             parameter.register_post_accumulate_grad_hook(_drop_gradient)
     return model
 

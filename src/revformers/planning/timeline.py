@@ -1,9 +1,9 @@
-"""What is alive at every moment of a step, and the same of steps of other sizes.
+"""Records the memory at every moment of a step, and interpolates it for steps of other sizes.
 
-Two steps that run the same operators make and free the same tensors in the same order, and only the sizes of these
-differ. A size is a polynomial in the number that grows: of degree one in the sequences of a batch, and of degree two in
-the tokens of a sequence, as there are masks with an element for every pair of tokens. So two steps, or three, tell all
-of every step between them.
+Two steps that run the same operators make and free the same tensors in the same order; only the sizes differ. A size is
+a polynomial in the number that grows: of degree one in the sequences of a batch, and of degree two in the tokens of a
+sequence, because some masks have an element for every pair of tokens. Two or three steps therefore determine all the
+steps between them.
 """
 
 import dataclasses
@@ -14,24 +14,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-# A dispatch mode would see tensors.
+# NumPy, because a dispatch mode would see tensors.
 Numbers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class MemoryByCategory:
-    """What is alive at one moment, in bytes.
+    """Memory at one moment, in bytes.
 
     Attributes:
         weights: parameters and buffers.
-        gradients: of the parameters, once they are accumulated.
-        optimizer: its states, and what its step makes.
-        activations: what the forward pass of the layers left: stored activations, or checkpoints.
+        gradients: accumulated gradients of the parameters.
+        optimizer: states of the optimizer, and the tensors that its step makes.
+        activations: stored activations or checkpoints from the forward pass of the layers.
         states: the two fixed-point states of a reversible stack.
-        side_information: what its steps keep for their inverses.
-        working: what the backward pass of one layer makes: evaluated again, and gradients on their way.
-        head: what comes after the last layer, forward and backward: final norm, logits, loss.
-        other: what comes before the first layer, such as masks and embeddings, and tensors made before the step.
+        side_information: bits that the steps keep for their inverses.
+        working: tensors of one layer's backward pass: recomputed activations and intermediate gradients.
+        head: tensors after the last layer, forward and backward: final norm, logits, loss.
+        other: tensors before the first layer, such as masks and embeddings, and tensors made before the step.
 
     """
 
@@ -47,7 +47,7 @@ class MemoryByCategory:
 
     @property
     def total(self) -> int:
-        """All of them together."""
+        """Sum of all categories."""
         return sum(dataclasses.astuple(self))
 
 
@@ -61,12 +61,12 @@ class Timeline:
     """The memory of one step.
 
     Attributes:
-        operators: that it ran, in order.
-        categories: the index in `CATEGORIES` of every change in what is alive, int64[changes].
-        sizes: bytes that it adds, below 0 where it frees, int64[changes].
-        moments: how many changes came before every moment at which memory counts, int64[moments].
-        workspaces: bytes that are alive at a moment only, inside an operator, int64[moments].
-        workspace_categories: their categories, int64[moments].
+        operators: the operators that ran, in order.
+        categories: the index in `CATEGORIES` of every allocation or release, int64[changes].
+        sizes: bytes allocated, negative for a release, int64[changes].
+        moments: number of changes before every moment at which memory counts, int64[moments].
+        workspaces: bytes that exist at one moment only, inside an operator, int64[moments].
+        workspace_categories: categories of the workspaces, int64[moments].
 
     """
 
@@ -78,7 +78,7 @@ class Timeline:
     workspace_categories: Numbers
 
     def peak(self) -> MemoryByCategory:
-        """Return what is alive at the first moment at which most is."""
+        """Return the memory at the peak, at its first moment."""
         moment = self._peak_moment()
         if moment is None:
             return MemoryByCategory()
@@ -111,7 +111,7 @@ class Timeline:
 
 
 class Recorder:
-    """Records the timeline of a step that runs."""
+    """Records the timeline of a running step."""
 
     def __init__(self) -> None:
         self._operators: list[Any] = []
@@ -122,16 +122,16 @@ class Recorder:
         self._workspace_categories: list[int] = []
 
     def operator(self, operator: Any) -> None:
-        """Note that an operator runs."""
+        """Record an operator."""
         self._operators.append(operator)
 
     def change(self, category: str, size: int) -> None:
-        """Note that so many bytes more of a category are alive."""
+        """Record that `size` bytes of a category are allocated; a negative size releases them."""
         self._categories.append(_INDEX[category])
         self._sizes.append(size)
 
     def moment(self, workspace: int = 0, category: str = "other") -> None:
-        """Note a moment at which what is alive counts, and a workspace of so many bytes with it."""
+        """Record a moment at which memory counts, and a workspace of `workspace` bytes at that moment."""
         changes = len(self._sizes)
         if not workspace and self._moments and self._moments[-1] == changes:
             return
@@ -140,21 +140,21 @@ class Recorder:
         self._workspace_categories.append(_INDEX[category])
 
     def timeline(self) -> Timeline:
-        """Return what was recorded so far."""
+        """Return the timeline so far."""
         lists = self._categories, self._sizes, self._moments, self._workspaces, self._workspace_categories
         return Timeline(tuple(self._operators), *(np.array(values, np.int64) for values in lists))
 
 
 def between(known: Mapping[int, Timeline], number: int, degree: int) -> Timeline | None:
-    """Return the timeline of the step of a size, from those of smaller and larger steps that run alike, or nothing.
+    """Return the timeline of a step, interpolated from smaller and larger steps that run alike, or None.
 
-    Nothing where these do not run alike or are too few, where no polynomial of whole numbers meets them, and where the
-    workspace of an operator, which may grow by leaps, might be part of the peak.
+    Return None if these do not run alike or are too few, if no polynomial with integer coefficients fits them, or if an
+    operator's workspace, which may grow in jumps, might be part of the peak.
 
     Args:
-        known: timelines by the number that grows. A step between two that run alike is taken to run as they do.
-        number: of the step that is asked for, none of `known`.
-        degree: of the polynomials that the sizes are, 1 or 2.
+        known: timelines by the number that grows. A step between two that run alike is assumed to run like them.
+        number: the number of the requested step, which is not in `known`.
+        degree: the degree of the polynomials that give the sizes, 1 or 2.
 
     """
     below = max((other for other in known if other < number), default=None)
@@ -170,24 +170,24 @@ def between(known: Mapping[int, Timeline], number: int, degree: int) -> Timeline
         sizes = _polynomial(numbers, [known[other].sizes for other in numbers], number)
     if sizes is None:
         return None
-    # A workspace is no smaller in a larger step.
+    # A larger step has no smaller workspace.
     result = dataclasses.replace(known[above], sizes=sizes)
     return None if result.peaks_in_workspace() else result
 
 
 def _is_line(below: int, above: int, smaller: Numbers, larger: Numbers) -> bool:
-    """Say whether no size can have a quadratic part: the line through one that has meets 0 below 0.
+    """Say whether every size is linear: the line through two values of a quadratic size is negative at 0.
 
-    A size is a product of lengths. Of (u n + v) (w n + x) the line has v x - u w below above at 0, which is below 0
-    unless a length is mostly made of what does not grow.
+    A size is a product of lengths. The line through (u n + v) (w n + x) at `below` and `above` has the value
+    v x - u w below above at 0, which is negative unless a length consists mostly of a constant part.
     """
     return bool((abs(smaller) * above >= abs(larger) * below).all())
 
 
 def _polynomial(numbers: Sequence[int], values: Sequence[Numbers], number: int) -> Numbers | None:
-    """Return the values at `number` of the polynomials through whole numbers, or nothing if one has other coefficients.
+    """Return the values of the interpolating polynomials at `number`, or None if a coefficient is not an integer.
 
-    Newton's divided differences, all of which are whole numbers where the coefficients are.
+    Newton's divided differences, which are integers if the coefficients are.
     """
     differences = list(values)
     for order in range(1, len(numbers)):

@@ -1,9 +1,9 @@
-"""What a training step computes and moves, and how long that takes on a device whose speeds are known.
+"""Counts the operations and bytes of a training step, and predicts its time on a device whose speeds are known.
 
-The roofline model of Williams, Waterman and Patterson (Communications of the ACM 52(4), 2009): an operator takes the
-longer of its floating-point operations at the device's peak and its bytes at the memory's bandwidth, and operators run
-one after the other. Kernels that reach neither, launches and compilers are left out, so it serves to compare ways to
-train, not to say seconds.
+The roofline model of Williams, Waterman and Patterson (Communications of the ACM 52(4), 2009): the time of an operator
+is that of its floating-point operations at the device's peak or that of its bytes at the memory's bandwidth, whichever
+is longer; operators run one after the other. Kernels that reach neither limit, launches and compilers are left out, so
+the model compares ways to train but does not predict seconds.
 """
 
 from collections import Counter
@@ -38,8 +38,8 @@ class Work:
     """The operators of a step.
 
     Attributes:
-        operators: how often each pair of (floating-point operations, bytes read and written) occurs. Operations are
-            those of matrix products and attention; all else is taken as bound by its bytes.
+        operators: how often each pair of (floating-point operations, bytes read and written) occurs. Only matrix
+            products and attention have operations; all other operators are assumed to be bound by memory.
 
     """
 
@@ -54,7 +54,7 @@ class Work:
         """Return the time of the step, in units of one floating-point operation at the device's peak.
 
         Args:
-            operations_per_byte: operations that the device does while it moves one byte.
+            operations_per_byte: operations that the device performs in the time that it moves one byte.
 
         """
         return sum(
@@ -71,7 +71,7 @@ def work_of(step: Callable[[], object]) -> Work:
 
 
 class WorkCounter(TorchDispatchMode):
-    """Counts the operators that run while it watches."""
+    """Counts the operators that run while it is active."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class WorkCounter(TorchDispatchMode):
         if func in KERNELS:
             self.operators.update(_inside(func, described(args)))
             return result
-        if func is aten.empty_strided.default:  # makes a tensor and writes nothing
+        if func is aten.empty_strided.default:  # allocates a tensor and writes nothing
             return result
         if not makes_new_tensors(func) and not schema_of(func).is_mutable and _is_view(result, (args, kwargs)):
             return result
@@ -103,13 +103,13 @@ def _inside(kernel: Any, arguments: Described) -> Counter[tuple[int, int]]:
 
 
 def _is_view(result: Any, arguments: Any) -> bool:
-    """Say whether all that an operator returns lies in the memory of its arguments."""
+    """Say whether all results of an operator lie in the memory of its arguments."""
     storages = {storage_number(tensor.untyped_storage()) for tensor in tensors_in(arguments)}
     return all(storage_number(tensor.untyped_storage()) in storages for tensor in tensors_in(result))
 
 
 def _bytes(tensor: Tensor) -> int:
-    """Return the bytes of the tensor's elements; those of an expanded one lie in memory once."""
+    """Return the bytes of the tensor's elements; those of an expanded tensor count once."""
     return min(tensor.nbytes, tensor.untyped_storage().nbytes())
 
 
