@@ -41,6 +41,10 @@ def test_a_layer_steps_once_a_block_and_twice_a_branch():
     assert blends == [1, 1, 2, 2]
 
 
+def test_a_layer_keeps_the_bits_of_its_step():
+    assert [rf.BlendedMidpoint(["1/4", 1, "1/9"]).side_information_bits(layer) for layer in range(3)] == [2, 0, 4]
+
+
 def test_most_dynamics_fit_any_depth_and_evaluate_no_layer_before():
     dynamics = rf.Leapfrog()
     dynamics.check(1)

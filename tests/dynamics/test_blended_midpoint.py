@@ -61,6 +61,7 @@ def test_the_recurrence_in_words():
         (lambda: rf.BlendedMidpoint(random_seed=1.5), "whole number as random_seed"),
         (lambda: rf.BlendedMidpoint([0.5, 0.5]).check(3), "2 blends for a model of 3 layers"),
         (lambda: rf.BlendedMidpoint(0.5, [1.0] * 4).check(3), "4 step sizes for a model of 3 layers"),
+        (lambda: rf.BlendedMidpoint([0.5] * 2).coefficients(2), "2 blends, none of them for layer 2"),
         (lambda: rf.BlendedMidpoint(2000).coefficients(0), "terms"),
     ],
 )

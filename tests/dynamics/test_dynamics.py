@@ -7,7 +7,8 @@ import re
 import pytest
 
 import revformers as rf
-from revformers.dynamics import DYNAMICS, create, from_dict
+from revformers import dynamics as dynamics_module
+from revformers.dynamics import DYNAMICS, create, from_dict, register
 
 EXAMPLES = [
     rf.Residual(),
@@ -70,3 +71,16 @@ def test_unknown_names_and_options_are_refused_in_one_sentence(call, message):
     with pytest.raises(ValueError, match=message) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+def test_a_dynamics_of_ones_own_is_registered_under_a_name_that_is_free(monkeypatch):
+    monkeypatch.setattr(dynamics_module, "DYNAMICS", dict(DYNAMICS))
+
+    @register
+    class Own(rf.Midpoint):
+        name = "own"
+
+    assert create("own", step_size=0.25) == Own(0.25)
+    assert register(Own) is Own
+    with pytest.raises(ValueError, match="The name 'own' belongs to Own; give Leapfrog another one"):
+        register(type("Leapfrog", (rf.Leapfrog,), {"name": "own"}))

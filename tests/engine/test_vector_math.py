@@ -15,7 +15,7 @@ class Watch(TorchDispatchMode):
         return result
 
 with torch.device("meta"), Watch():
-    import revformers
+    from revformers import make_reversible
 
 needed = {(name, dtype) for name in NAMES for dtype in (torch.float32, torch.float64)}
 print(sorted(f"{name} {dtype}" for name, dtype in needed - calls))

@@ -8,7 +8,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from revformers.activations.budget.attention_outputs import AttentionKeeper
+from revformers.activations.budget.attention_outputs import AttentionKeeper, _KernelOutput
 from revformers.engine.field import OtherEvaluationError
 from revformers.errors import RebuildMismatchError
 
@@ -113,6 +113,13 @@ def test_other_kernels_in_the_second_evaluation_are_refused():
     keeper.twice = True
     with pytest.raises(OtherEvaluationError, match="more attention kernels"):
         keeper(HIDDEN)
+
+
+def test_what_one_kernel_returned_is_not_returned_for_another():
+    kept = _KernelOutput("aten::one", (torch.ones(2), 3))
+    assert kept.value_of("aten::one", "layer 3")[1] == 3
+    with pytest.raises(OtherEvaluationError, match="ran aten::other where the forward pass ran aten::one"):
+        kept.value_of("aten::other", "layer 3")
 
 
 def test_nothing_but_the_keeper_holds_what_it_kept():
