@@ -106,7 +106,7 @@ def test_a_tokenizer_of_another_model_is_refused(workspace, capsys):
 def test_a_model_that_is_converted_already_is_refused(workspace, capsys):
     assert convert("--sequences", "4", "--held_out", "2") == 0
     assert main(["convert", "converted", "--calibration", "text.txt", "--out", "again", "--length", "32"]) == 2
-    assert "reversible already" in capsys.readouterr().err
+    assert "already reversible" in capsys.readouterr().err
 
 
 def test_the_table_the_curve_and_the_card_tell_what_every_budget_costs(workspace, capsys):

@@ -208,7 +208,7 @@ def test_a_conversion_after_an_interrupted_one_measures_again(monkeypatch):
 
 def test_a_model_that_is_reversible_already_is_refused():
     model = rf.make_reversible(smooth_llama(), rf.Midpoint())
-    with pytest.raises(ValueError, match="reversible already"):
+    with pytest.raises(ValueError, match="already reversible"):
         rf.convert(model, 1, TEXT)
 
 

@@ -101,7 +101,7 @@ def run(arguments: Sequence[str]) -> int:
     data = DataSection(source=options.calibration, text_column=options.text_column, block_length=options.length)
     model = load_causal_lm(options.model).eval()
     if reversible_stack(model) is not None:
-        raise UserError(f"{options.model} is reversible already; convert the ordinary model that it was made from.")
+        raise UserError(f"{options.model} is already reversible; convert the ordinary model that it was made from.")
     tokenizer = load_tokenizer(options.model)
     vocabulary = model.config.get_text_config().vocab_size
     if len(tokenizer) > vocabulary:

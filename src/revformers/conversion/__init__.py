@@ -1,1 +1,1 @@
-"""Pretrained models made reversible with little loss: blends from a bit budget, and the update predictor."""
+"""Conversion of pretrained models to reversible ones with little loss: blends from a bit budget, and predictors."""

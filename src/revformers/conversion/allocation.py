@@ -1,4 +1,4 @@
-"""How side information is spent over the layers: the blend of each layer, from a budget of bits."""
+"""Allocation of side information to layers: the blend of each layer, from a budget of bits."""
 
 import math
 from collections.abc import Sequence
@@ -8,13 +8,13 @@ from fractions import Fraction
 MAXIMUM_BITS = 8
 
 USUAL_BITS = 2
-"""What is spent where nothing is said: the fewest bits that left the loss of a real model within 1 %."""
+"""The default budget: the fewest bits that kept the loss of a real model within 1 %."""
 
 
 def uniform_blends(bits: float, number_of_layers: int) -> list[Fraction]:
-    """Return one blend a layer, 2**-k each, whose side information is `bits` bits an element in the mean.
+    """Return one blend per layer, each 2**-k, whose side information averages `bits` bits per element.
 
-    Fractions are met by spreading layers of one bit more evenly over the depth.
+    For a fractional budget, layers with one bit more are spread evenly over the depth.
 
     Raises:
         ValueError: for a budget outside 0 to 8.
@@ -33,16 +33,16 @@ def check_budget(bits: float) -> None:
 
 @dataclass(frozen=True)
 class LayerCosts:
-    """What the blend of every layer costs.
+    """The cost of every layer's blend.
 
-    The error of a layer's step is in proportion to its blend a, and the divergence from the original to the square of
-    the error: every bit leaves a quarter. Only a = 1 is not compensated (`dynamics.compensation`): its error stays in
-    the stream, where that of other blends is read by one layer.
+    The error of a layer's step is proportional to its blend a, and the divergence from the original to the square of
+    the error, so every bit leaves a quarter of the cost. Only a = 1 is not compensated (`dynamics.compensation`): its
+    error stays in the stream, whereas the error of other blends is read by one layer only.
 
     Attributes:
-        read: for each layer the mean KL divergence of the original's distribution of the next token that a = 1 there
-            would cause alone, were it compensated: nats a token, to second order in the error.
-        kept: the same for an error that stays in the stream. Where it is the smaller one, `read` is taken for both.
+        read: for each layer the mean KL divergence from the original's next-token distribution that a = 1 in this
+            layer alone would cause if it were compensated: nats per token, to second order in the error.
+        kept: the same for an error that stays in the stream. Where it is smaller than `read`, `read` is used instead.
 
     """
 
@@ -50,10 +50,10 @@ class LayerCosts:
     kept: tuple[float, ...]
 
     def choose(self, bits: float) -> list[Fraction]:
-        """Return the blends 2**-k with the smallest sum of costs that take at most `bits` bits in the mean.
+        """Return the blends 2**-k with the smallest sum of costs that use at most `bits` bits on average.
 
-        Each bit goes to the layer where it saves most. What a layer's next bit saves only falls, so that no other
-        choice of as many bits costs less. Layers that cost nothing, as the first, get no bits.
+        Each bit goes to the layer where it saves most. The savings of a layer's bits decrease from one bit to the next,
+        so no other choice of as many bits costs less. Layers without costs, such as the first, get no bits.
 
         Raises:
             ValueError: for a budget outside 0 to 8.
@@ -73,16 +73,16 @@ class LayerCosts:
         return [_blend(number) for number in spent]
 
     def predicted(self, blends: Sequence[Fraction]) -> float:
-        """Return the sum of what `blends`, one per layer and 2**-k each, cost one by one: nats a token."""
+        """Return the sum of the separate costs of `blends`, one per layer and each 2**-k, in nats per token."""
         return sum(self._cost(layer, blend.denominator.bit_length() - 1) for layer, blend in enumerate(blends))
 
     @property
     def lead_parts(self) -> list[float]:
         """For each layer the part of its lead (`dynamics.compensation.leads`) that is worth its cost.
 
-        A lead is an error that the layer reads, and what it does not make up for one that stays in the stream, unless a
-        later predictor mends it: with the part c of it they cost c^2 read + (1 - c)^2 kept, which is least at
-        c = kept / (read + kept). Without a predictor that would mend the rest, all of it is worth having.
+        A lead is an error that the layer reads. The part of an error that no lead makes up for stays in the stream,
+        unless a later predictor corrects it. With the part c of the lead both errors cost c^2 read + (1 - c)^2 kept,
+        which is smallest at c = kept / (read + kept). Without predictors the whole lead is worth its cost.
         """
         return [kept / (read + kept) if read + kept else 0.0 for read, kept in zip(self.read, self.kept, strict=True)]
 

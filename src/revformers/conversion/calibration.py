@@ -1,4 +1,4 @@
-"""Calibration text in whatever form a user has it, turned into the batches that a conversion reads."""
+"""Calibration text: turns the user's text, in any supported form, into the batches that a conversion reads."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,46 +20,46 @@ Text = Tensor | Mapping[str, Any] | Iterable[Any] | str | os.PathLike[str]
 """Tokens, batches of tokens, strings, a data set or a path; see `revformers.convert`."""
 
 SET_ASIDE_ONE_IN = 8
-"""One of so many calibration sequences is set aside: the predictors are not fitted to it but judged on it."""
+"""One in this many calibration sequences is set aside to evaluate the predictors, which are not fitted to it."""
 
 MOST_TOKENS_SET_ASIDE = 4096
-"""At most so many tokens are set aside, but one sequence at least."""
+"""Largest number of tokens to set aside, but always at least one sequence."""
 
 BATCH_SIZE = 8
-"""Sequences that a model reads at once, where the caller does not batch them."""
+"""Sequences per batch, if the caller does not batch them."""
 
 
 def read_text(
     text: Text | None, tokenizer: PreTrainedTokenizerBase | None, text_column: str, sequences: int, length: int
 ) -> Tensor | Sequence[Batch] | None:
-    """Return tokens or batches of tokens; those that are such already stay as they are.
+    """Return tokens or batches of tokens; tokens and batches are returned unchanged.
 
     Args:
         text: see `revformers.convert`.
-        tokenizer: the model's; needed for strings, files, and data sets without `input_ids`.
+        tokenizer: the model's tokenizer; needed for strings, files, and data sets without `input_ids`.
         text_column: the column of a data set or a file of records that holds the text.
-        sequences: how many sequences of a data set, of strings or of a file are read at most.
-        length: tokens in a sequence of strings, of a file, or of a column of text.
+        sequences: largest number of sequences to read from a data set, strings or a file.
+        length: tokens per sequence of strings, a file, or a column of text.
 
     Raises:
-        FileNotFoundError: for a path where there is nothing.
+        FileNotFoundError: for a path that does not exist.
         MissingPackageError: for a path, without the package datasets.
-        ValueError: for text that needs a tokenizer and is given none, holds nothing, is too short to fill a sequence,
-            or is of no form that can be read.
+        ValueError: for text without the tokenizer that it needs, empty text, text too short for a sequence, or an
+            unsupported form of text.
 
     """
     if text is None or isinstance(text, Tensor):
         return text
     packer = _Packer(tokenizer, text_column, sequences, length)
     if isinstance(text, str | os.PathLike):
-        # A string is always a path: text that is read as a file's name, or the other way round, would go unnoticed.
+        # A string is always a path: a guess between text and file name could be wrong without an error.
         if not os.path.exists(text := os.path.expanduser(os.fspath(text))):
             raise FileNotFoundError(
                 f"There is no file or directory {text[:100]!r} to read text from; give text itself as a list of "
-                f"strings, and a data set of the hub as datasets.load_dataset(...)."
+                f"strings, or a data set of the hub as datasets.load_dataset(...)."
             )
         require_package("datasets", "train", "Reading text from files")
-        # imported here: `datasets` takes a second to import, and most conversions need none
+        # imported here: importing `datasets` takes a second, and most conversions do not need it
         from revformers.data.sources import LocalFiles
 
         files = LocalFiles(DataSection(source=text, text_column=text_column))
@@ -80,10 +80,10 @@ def read_text(
 
 
 def as_batches(text: Tensor | Sequence[Batch] | None, model: nn.Module) -> list[Batch]:
-    """Return tokens as batches on the device that `model` embeds them on.
+    """Return tokens as batches on the device of `model`'s embedding.
 
     Raises:
-        ValueError: where there are none, or they are nothing that a causal language model reads without padding.
+        ValueError: if there are no tokens, or a causal language model cannot read them without padding.
 
     """
     if isinstance(text, Tensor):
@@ -96,8 +96,8 @@ def as_batches(text: Tensor | Sequence[Batch] | None, model: nn.Module) -> list[
     batches = list(text or [])
     if not batches:
         raise ValueError(
-            "There is no calibration text, which predictors are fitted to and losses are measured on; pass some as "
-            "calibration=, such as a list of texts with tokenizer=."
+            "There is no calibration text to fit predictors to and to measure losses on; pass some as calibration=, "
+            "such as a list of texts with tokenizer=."
         )
     for batch in batches:
         _check(batch)
@@ -111,18 +111,18 @@ def as_batches(text: Tensor | Sequence[Batch] | None, model: nn.Module) -> list[
                 f"Calibration text holds tokens from {ids.min()} to {ids.max()}, and the model has {entries}; give the "
                 f"tokenizer that belongs to the model."
             )
-        # weights that are offloaded lie on the meta device until they are used, and accelerate moves what they take
+        # offloaded weights are on the meta device until they are used, and accelerate then moves their inputs
         result.append({"input_ids": ids if embedding.weight.is_meta else ids.to(embedding.weight.device)})
     return result
 
 
 def _check(batch: Any) -> None:
-    """Raise ValueError where `batch` is none that a causal language model reads without padding."""
+    """Raise ValueError if a causal language model cannot read `batch` without padding."""
     if not isinstance(batch, Mapping) or not isinstance(batch.get("input_ids"), Tensor):
         found = f"a mapping of {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else type(batch).__name__
         raise ValueError(
-            f'A batch of calibration text is {{"input_ids": int64[batch, tokens]}}, not {found}; text itself is given '
-            f"as strings, a data set or a path."
+            f'A batch of calibration text is {{"input_ids": int64[batch, tokens]}}, not {found}; give text itself as '
+            f"strings, a data set or a path."
         )
     ids, mask = batch["input_ids"], batch.get("attention_mask")
     if ids.dim() != 2 or ids.shape[0] < 1 or ids.shape[1] < 2 or ids.is_floating_point():
@@ -136,7 +136,7 @@ def _check(batch: Any) -> None:
 
 
 def _read_dataset(dataset: Any, packer: "_Packer") -> Tensor | Sequence[Batch]:
-    """Return the first sequences of a Dataset or IterableDataset: its tokens where it has them, or else its text."""
+    """Return the first sequences of a Dataset or IterableDataset: its tokens if it has them, otherwise its text."""
     if isinstance(dataset, Mapping):
         raise ValueError(
             f"Text was given as a data set of several splits ({', '.join(dataset)}); choose one, such as "
@@ -169,14 +169,14 @@ class _Packer:
     length: int
 
     def records(self, records: Iterable[Mapping[str, Any]], name: str, separated: bool = True) -> Tensor:
-        """Pack the column of records that holds the text; where `separated` is not set they are lines of one text."""
+        """Pack the text column of `records`, which are documents if `separated` is set, else lines of one text."""
         first = next(iter(records), None)
         if first is None:
             raise ValueError(f"{name} is empty.")
         if self.column not in first:
             raise ValueError(
-                f"{name} has no column {self.column!r}; its columns are {', '.join(first)}. Say which one holds text "
-                f"in text_column."
+                f"{name} has no column {self.column!r}; its columns are {', '.join(first)}. Set text_column to the one "
+                f"that holds the text."
             )
         if not isinstance(first[self.column], str | None):
             raise ValueError(
@@ -188,19 +188,19 @@ class _Packer:
     def documents(self, documents: Iterable[str | None], name: str, separated: bool = True) -> Tensor:
         if not isinstance(self.tokenizer, PreTrainedTokenizerBase):
             raise ValueError(
-                f"{name} holds text, which only a tokenizer turns into tokens; pass the model's own as tokenizer=, "
-                f"such as transformers.AutoTokenizer.from_pretrained(...)."
+                f"{name} holds text and needs a tokenizer; pass the model's own as tokenizer=, such as "
+                f"transformers.AutoTokenizer.from_pretrained(...)."
             )
         return first_blocks(name, documents, self.tokenizer, self.sequences, self.length, separated)
 
 
 def number_of_tokens(batches: Sequence[Batch]) -> int:
-    """Return the tokens in all batches."""
+    """Return the number of tokens in all batches."""
     return sum(batch["input_ids"].numel() for batch in batches)
 
 
 def last_sequences(batches: Sequence[Batch], tokens: int) -> list[Batch]:
-    """Return the last sequences of the text that hold at most so many tokens, and one at least."""
+    """Return the last sequences of the text with at most `tokens` tokens in total, but at least one sequence."""
     sequences = [row for batch in batches for row in batch["input_ids"].split(1)]
     number = len(sequences)
     while number > 1 and sum(row.numel() for row in sequences[-number:]) > tokens:
@@ -209,7 +209,7 @@ def last_sequences(batches: Sequence[Batch], tokens: int) -> list[Batch]:
 
 
 def split_off(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
-    """Return the batches without their last sequences, and these: see `SET_ASIDE_ONE_IN`."""
+    """Return the batches without the sequences to set aside, which are the last, and these; see `SET_ASIDE_ONE_IN`."""
     sequences = [row for batch in batches for row in batch["input_ids"].split(1)]
     number = 0
     if len(sequences) > 1:

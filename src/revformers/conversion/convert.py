@@ -1,4 +1,4 @@
-"""Converting a pretrained model: blends from a bit budget, then the update predictor."""
+"""Conversion of a pretrained model: blends from a bit budget, then update predictors."""
 
 import dataclasses
 import math
@@ -40,19 +40,19 @@ Allocation = Literal["uniform", "calibrated"]
 Progress = Callable[[int, int], None]
 
 TARGET_BUDGETS = (0, 0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
-"""Budgets that `Converter.convert_to_target` chooses from, bits an element a layer."""
+"""Budgets that `Converter.convert_to_target` tries, in bits per element and layer."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """How a model is converted, whatever the budget.
+    """The method of a conversion, independent of the budget.
 
     Attributes:
-        allocation: ``"calibrated"`` spends the bits where they count, by the measured cost of the blend of each layer;
-            ``"uniform"`` gives every layer the same blend (up to one bit).
-        predictor: the form of the update predictors; None converts by the blends alone, with step sizes that make up
-            for them (`dynamics.compensation`).
-        two_evaluations: use `TwoEvaluationMidpoint`, the paper's own way, in the place of `BlendedMidpoint`.
+        allocation: ``"calibrated"`` allocates the bits by the measured cost of each layer's blend; ``"uniform"`` gives
+            every layer the same blend (up to one bit).
+        predictor: the form of the update predictors; None converts with blends alone, whose step sizes compensate for
+            them (`dynamics.compensation`).
+        two_evaluations: use `TwoEvaluationMidpoint`, the paper's own conversion, instead of `BlendedMidpoint`.
 
     """
 
@@ -62,13 +62,13 @@ class Method:
 
     def __post_init__(self) -> None:
         if self.two_evaluations and self.predictor is not None:
-            raise ValueError('The two evaluations take the place of predictors; give predictor="none" with them.')
+            raise ValueError('two_evaluations replaces predictors; give predictor="none" with it.')
 
     def dynamics(self, blends: Sequence[Fraction]) -> BlendedMidpoint:
         """Return the dynamics with these blends, one per layer."""
         if self.two_evaluations:
             return TwoEvaluationMidpoint(blends)
-        # With predictors the step sizes are fitted, as the predictors are, to make up for the blends.
+        # With predictors, the step sizes are fitted together with them.
         return BlendedMidpoint(blends, compensating_step_sizes(blends) if self.predictor is None else 1.0)
 
 
@@ -88,41 +88,41 @@ def convert(
     progress: Progress = lambda done, total: None,
     unfinished: str | os.PathLike[str] | None = None,
 ) -> Conversion:
-    """Make a pretrained model reversible with as little loss as a budget of side information allows, in place.
+    """Make a pretrained model reversible, in place, with as little loss as a budget of side information allows.
 
     Args:
         model: an ordinary causal language model of transformers.
-        bits: side information in bits an element a layer, mean over the layers, from 0 to 8, fractions included.
-        calibration: text that the predictors are fitted to, without padding; an eighth of its sequences, 4,096 tokens
-            at most but one sequence at least, is set aside to judge them on, where it has two or more. Tokens:
+        bits: side information in bits per element and layer, averaged over the layers, from 0 to 8; may be fractional.
+        calibration: text without padding, to which the predictors are fitted. If it has two or more sequences, an
+            eighth of them (at most 4,096 tokens, at least one sequence) is set aside to evaluate the fit. Tokens:
             int64[sequences, tokens], batches ``{"input_ids": int64[batch, tokens]}``, or a `datasets.Dataset` with a
             column ``input_ids``, each row of which is a sequence. Text: a list of strings, each a document; a
             `datasets.Dataset` with a column of text; or the path of a .txt, .jsonl, .json or .parquet file, or of a
             directory of such files. A string alone is always a path.
-        held_out: text that the losses are measured on, in any of these forms; left out, on the calibration text.
-        tokenizer: the model's own, which text needs; tokens need none.
-        text_column: the column that holds the text of a data set or of a file of records.
-        sequences: how many sequences of text or of a data set are read at most, of `calibration` and of `held_out`.
-        length: tokens in a sequence of text: documents are written one after the other and cut into such blocks.
-        allocation: ``"calibrated"`` blends, by what each costs, or ``"uniform"`` ones; see `Method`.
-        predictor: what the update predictors read, by name or form; ``"none"`` for the blends alone.
-        two_evaluations: use `TwoEvaluationMidpoint` in the place of `BlendedMidpoint`.
-        progress: called with the number of layers that are done and of those that there are to do, each counted as
-            often as it is fitted: before the first layer and after every one.
-        unfinished: a directory that keeps what is done; after an interruption the same call goes on from there, and
-            ends with the same model, to the bit. Removed at the end.
+        held_out: text to measure the losses on, in any of these forms; by default the calibration text.
+        tokenizer: the model's tokenizer; needed for text, not for tokens.
+        text_column: the column that holds the text of a data set or a file of records.
+        sequences: largest number of sequences to read from text or a data set, for `calibration` and for `held_out`.
+        length: tokens per sequence of text; documents are concatenated and cut into blocks of this length.
+        allocation: ``"calibrated"`` (blends by their measured costs) or ``"uniform"``; see `Method`.
+        predictor: the input of the update predictors, by name or form; ``"none"`` converts with blends alone.
+        two_evaluations: use `TwoEvaluationMidpoint` instead of `BlendedMidpoint`.
+        progress: called before the first layer and after every layer with the number of layers that are done and the
+            total; a layer that is fitted twice counts twice.
+        unfinished: a directory for intermediate results. After an interruption the same call continues from there and
+            ends with the same model, to the bit. It is removed at the end.
 
     Returns:
-        What the conversion costs. The model then trains, saves and loads as a reversible model.
+        The costs of the conversion. The model then trains, saves and loads as a reversible model.
 
     Warns:
-        UserWarning: where the loss rises by more than 1 %.
+        UserWarning: if the loss rises by more than 1 %.
 
     Raises:
-        FileNotFoundError: for a path where there is nothing.
-        NotReversibleError: where the model is no plain fold over its layers.
-        ValueError: for bits out of range, no calibration text, text without a tokenizer or in no form that can be read,
-            or a model that is reversible already.
+        FileNotFoundError: for a path that does not exist.
+        NotReversibleError: if the model is not a plain fold over its layers.
+        ValueError: for bits out of range, missing calibration text, text without a tokenizer or in an unsupported form,
+            or a model that is already reversible.
 
     """
     form = predictor if isinstance(predictor, PredictorForm) else predictor_form_of(predictor)
@@ -145,7 +145,7 @@ def convert(
 
 
 class Converter:
-    """Conversions of one model by one method, at any budget; what does not depend on the budget is measured once.
+    """Converts one model by one method, at any number of budgets; measurements independent of the budget run once.
 
     Args:
         model: an ordinary causal language model of transformers.
@@ -156,8 +156,8 @@ class Converter:
         unfinished: as for `convert`, until `finish` is called.
 
     Raises:
-        NotReversibleError: where the model is no plain fold over its layers.
-        ValueError: for no calibration text, a model that is reversible already, or a directory that holds another
+        NotReversibleError: if the model is not a plain fold over its layers.
+        ValueError: for missing calibration text, a model that is already reversible, or a directory that holds another
             unfinished conversion.
 
     """
@@ -173,12 +173,12 @@ class Converter:
     ) -> None:
         if reversible_stack(model) is not None:
             raise ValueError(
-                "The model is reversible already; call revformers.make_residual(model) to convert it anew."
+                "The model is already reversible; call revformers.make_residual(model) to convert it again."
             )
         if unwrap(model).get_output_embeddings() is None:
             raise ValueError(
-                f"{type(unwrap(model)).__name__} has no head that predicts tokens, by which a conversion is measured; "
-                f"convert the language model, save it, and load that with the head that you need."
+                f"{type(unwrap(model)).__name__} has no head that predicts tokens, which a conversion needs for its "
+                f"losses; convert the language model, save it, and load it with the head that you need."
             )
         keep_trainable(model)  # before the first evaluation
         self._model = model
@@ -200,16 +200,16 @@ class Converter:
 
     @property
     def resumable(self) -> bool:
-        """Whether a directory keeps something to go on from."""
+        """Whether the directory holds an unfinished conversion to resume."""
         return self._unfinished.begun
 
     def finish(self) -> None:
-        """Remove what is kept for going on after an interruption."""
+        """Remove the intermediate results."""
         self._unfinished.remove()
 
     @without_hint()
     def convert(self, bits: float) -> Conversion:
-        """Convert the model in place, starting from the ordinary network; it is ordinary again where this fails.
+        """Convert the model in place, starting from the ordinary network; restore that if the conversion fails.
 
         Raises:
             ValueError: for bits out of range.
@@ -236,23 +236,23 @@ class Converter:
             record_provenance(model, conversion.provenance(model))
             return conversion
         except BaseException:
-            # Half a conversion is of no use to anyone: the model is the ordinary network again.
+            # A partial conversion is of no use: restore the ordinary network.
             make_residual(model)
             raise
         finally:
             model.train(mode)
 
     def convert_to_target(self, loss_increase: float) -> Conversion:
-        """Convert with the smallest budget that keeps the loss within a share of the original's, in place.
+        """Convert in place with the smallest budget that keeps the loss increase within a target.
 
-        Budgets from `TARGET_BUDGETS` are tried by bisection, each with a conversion of its own, and judged by the loss
-        on the held-out text (on the calibration text where there is none).
+        Budgets from `TARGET_BUDGETS` are tried by bisection, each with a conversion of its own, and compared by the
+        loss on the held-out text (without held-out text, on the calibration text).
 
         Args:
-            loss_increase: as a share of the original's loss; 0.005 is half a percent.
+            loss_increase: the target, as a fraction of the original's loss; 0.005 is half a percent.
 
         Raises:
-            ValueError: for a target that is not positive, or is not met with 8 bits; the model is ordinary then.
+            ValueError: for a target that is not positive, or that 8 bits miss; the model is then ordinary.
 
         """
         if not (math.isfinite(loss_increase) and loss_increase > 0):
@@ -266,7 +266,7 @@ class Converter:
                 high = tried
             else:
                 low = tried + 1
-        if conversion is None or tried != low:  # the model is that of the budget that was tried last
+        if conversion is None or tried != low:  # the model was converted with the last budget tried
             conversion = self.convert(TARGET_BUDGETS[low])
         if conversion.loss_increase > loss_increase:
             make_residual(self._model)
@@ -283,7 +283,7 @@ class Converter:
         return self._costs.choose(bits)
 
     def _measure(self) -> None:
-        """Find out what does not depend on the budget: what states tell of their last update, what a blend costs."""
+        """Measure what does not depend on the budget: the fits of last updates, and the costs of blends."""
         method, model = self._method, self._model
         if self._measured:
             return
@@ -296,7 +296,7 @@ class Converter:
         if method.allocation == "calibrated" or method.predictor is not None:
             self._costs = self._measure_costs()
         make_residual(model)
-        self._measured = True  # only now: one that was interrupted begins again
+        self._measured = True  # only now: an interrupted measurement starts again
 
     def _measure_costs(self) -> LayerCosts:
         stage = self._unfinished.stage("costs")
@@ -308,7 +308,7 @@ class Converter:
         return costs
 
     def _fit(self, dynamics: BlendedMidpoint, blends: Sequence[Fraction]) -> tuple[list[LayerFit], list[float]]:
-        """Give the reversible model its predictors, where the method has any; return their fits and the step sizes."""
+        """Fit the predictors of the reversible model, if the method has any; return their fits and the step sizes."""
         if self._method.predictor is None:
             return [], []
         assert self._costs is not None
@@ -329,7 +329,7 @@ class Converter:
 
     @property
     def _passes(self) -> int:
-        """How often the next conversion fits every layer."""
+        """How many times the next conversion fits every layer."""
         if self._method.predictor is None:
             return 0
         return 1 if self._measured else 2

@@ -1,12 +1,12 @@
-"""What the blend of each layer costs, from one backward pass.
+"""The cost of each layer's blend, from one backward pass.
 
-A state p[l] that is ahead of the ordinary network's by a share w of e_l, what its last update holds beyond what the
-state tells of it, is read by layer l, and nothing else comes of it (`dynamics.compensation`). Give every token and
-every layer such a w, all of them 0. For small w the KL divergence of the ordinary network's distribution of the next
-token is half of w^T F w, where F is the Fisher information of w: the mean of g g^T over tokens y that the network
-itself draws, g the gradient of -log p(y) with respect to w. So half of the mean of g_l^2 is the cost of w = 1 in layer
-l alone, and one backward pass gives the g of all layers; and that of errors that stay in the stream, as those of a = 1
-do, with a second number for each. Errors of different tokens and layers are taken to be unrelated.
+Let e_l be the part of the last update that the state p[l] does not predict. A state that is ahead of the ordinary
+network's by a share w of e_l is read by layer l and has no other effect (`dynamics.compensation`). Give every token and
+every layer such a w, all of them 0. For small w the KL divergence from the ordinary network's next-token distribution
+is half of w^T F w, where F is the Fisher information of w: the mean of g g^T over tokens y drawn from the network
+itself, with g the gradient of -log p(y) with respect to w. The cost of w = 1 in layer l alone is therefore half of the
+mean of g_l^2, and one backward pass gives the g of all layers. A second w per token and layer gives the cost of errors
+that stay in the stream, as with a = 1. Errors of different tokens and layers are assumed to be uncorrelated.
 """
 
 from collections.abc import Sequence
@@ -25,18 +25,18 @@ from revformers.models.forward import CURRENT_RUN, ReversibleStack
 from revformers.models.hidden import replaced_forward
 
 COST_TOKENS = 4096
-"""Tokens that tell what the blend of each layer costs."""
+"""Number of tokens for the measurement of the costs."""
 
 
 def measure_layer_costs(model: nn.Module, batches: Sequence[Batch], seed: int = 0) -> LayerCosts:
-    """Measure what the blend of each layer costs, the other layers being ordinary.
+    """Measure the cost of each layer's blend while all other layers are ordinary.
 
     Args:
-        model: a reversible model. Its update predictors, if any, tell the last update of the ordinary network from its
-            state; see `fit.fit_last_updates`.
-        batches: text to measure on, ``{"input_ids": int64[batch, tokens]}``; sequences are taken one by one, and one
-            must fit into memory with all that autograd stores of it.
-        seed: of the tokens that the network draws. The random state of the caller is neither used nor changed.
+        model: a reversible model. Its update predictors, if any, predict the last update of the ordinary network from
+            its state; see `fit.fit_last_updates`.
+        batches: text to measure on, ``{"input_ids": int64[batch, tokens]}``; sequences are evaluated one by one, and
+            autograd's stored tensors of one sequence must fit into memory.
+        seed: seed of the tokens that the network draws. The caller's random state is neither used nor changed.
 
     """
     decoder = find_stack(model).decoder
@@ -62,11 +62,11 @@ def measure_layer_costs(model: nn.Module, batches: Sequence[Batch], seed: int = 
 
 
 class _Perturbed:
-    """A run through the decoder as the ordinary network, with the error e_l of every layer's state in it, times 0.
+    """A run of the ordinary network through the decoder that adds the error e_l of every layer's state, times 0.
 
     Attributes:
-        read: for every layer zeros (batch, tokens, 1) in float32, the weight of the error in what the layer reads.
-        kept: the same, the weight of the error in the stream behind the layer.
+        read: for every layer zeros, float32[batch, tokens, 1], the weight of the error in the layer's input.
+        kept: for every layer zeros of the same shape, the weight of the error in the stream after the layer.
 
     """
 

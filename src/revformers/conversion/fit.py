@@ -1,4 +1,4 @@
-"""Update predictors, fitted layer by layer in closed form."""
+"""The fit of update predictors, layer by layer and in closed form."""
 
 import dataclasses
 import tempfile
@@ -21,12 +21,12 @@ RIDGE = 1e-3
 
 @dataclass(frozen=True)
 class LayerFit:
-    """How well one layer's predictor does, on text that it was not fitted to where there is such text.
+    """The quality of one layer's predictor, on text that was set aside from the fit if there is any.
 
     Attributes:
-        explained: share of the squared distance from the state that the step aims at that the predictor and the fitted
-            step size remove: 1 is all of it, and below 0 they add to it.
-        error: squared distance that is left, relative to the square of the ordinary network's state, mean over tokens.
+        explained: fraction of the squared distance to the step's target state that the predictor and the fitted step
+            size remove; 1 is all of it, and below 0 they increase the distance.
+        error: remaining squared distance relative to the square of the ordinary network's state, mean over tokens.
         largest_token: root mean square of the largest of these states, relative to the median token's.
 
     """
@@ -38,7 +38,7 @@ class LayerFit:
 
 @dataclass(frozen=True)
 class LastUpdate:
-    """What p[l] tells of the last update of the ordinary network: u = p[l] K + k, for one token a row.
+    """The prediction of the ordinary network's last update from p[l]: u = p[l] K + k, one token per row.
 
     Attributes:
         map: K, float64[width, width].
@@ -52,8 +52,8 @@ class LastUpdate:
     def ahead_by(self, share: float) -> Callable[[Tensor, Tensor], Tensor]:
         """Return the function (q, before) -> p with p - share (p - before - u(p)) = q, all float64[tokens, width].
 
-        p is ahead of q by a share, from 0 to below 1, of what u leaves of its last update (`dynamics.compensation`).
-        q is the state of the ordinary network, `before` the converted network's state that p follows.
+        p is ahead of q by a share, at least 0 and below 1, of the last update minus u (`dynamics.compensation`). q is
+        the state of the ordinary network, `before` the converted network's state before p.
         """
         identity = torch.eye(len(self.constant), dtype=torch.float64)
         inverse = torch.linalg.inv((1 - share) * identity + share * self.map)
@@ -68,14 +68,14 @@ def fit_last_updates(
     progress: Callable[[int], None] = lambda layer: None,
     stage: Stage | None = None,
 ) -> list[LastUpdate]:
-    """Fit what each state of the ordinary network tells of its last update, by weighted ridge regression.
+    """Fit the prediction of each layer's last update from the ordinary network's state, by weighted ridge regression.
 
     Args:
         model: a reversible model that the predictors belong to.
-        predictors: one per layer, of the form ``("state",)``, which take the fits too.
+        predictors: one per layer, of the form ``("state",)``; they are set to the fits.
         batches: as for `fit_update_predictors`.
-        progress: called with each layer's number when it is fitted; not for those that `stage` has.
-        stage: what is done already, and takes what is done.
+        progress: called with each layer's number after its fit; not for layers that `stage` already holds.
+        stage: the results of finished layers, to which new ones are added.
 
     """
 
@@ -105,31 +105,31 @@ def fit_update_predictors(
     progress: Callable[[int], None] = lambda layer: None,
     stage: Stage | None = None,
 ) -> tuple[list[LayerFit], list[float]]:
-    """Fit every layer's predictor along the converted network's trajectory, so that a later one mends early errors.
+    """Fit every layer's predictor along the converted network's trajectory, so that later ones correct early errors.
 
-    The step aims at a state that is ahead of the ordinary network's by a share of what its last update holds beyond
-    what the state tells of it: the share that the next blend takes away. Ridge regression on the features of the
-    predictor's form and a constant, in closed form, sums in float64. Where the form does not read the update, the step
-    size is fitted as well: being ahead by a share of an update that the state does not tell takes a larger step, up to
-    that of `dynamics.compensation.compensating_step_sizes` where it tells nothing of it.
+    The target of a step is a state that is ahead of the ordinary network's by a share of the part of its last update
+    that the state does not predict: the share that the next blend takes away. The fit is a ridge regression on the
+    features of the predictor's form and a constant, in closed form, with sums in float64. If the form does not read the
+    update, the step size is fitted as well: to be ahead by a share of an update that the state does not predict needs a
+    larger step, up to that of `dynamics.compensation.compensating_step_sizes` if it predicts none of the update.
 
-    Every token counts by its error relative to its state: a trained network holds a few tokens whose states are a
-    thousand times larger than the others', which would decide the fit alone. Every layer is evaluated twice per token,
+    Every token is weighted by the inverse size of its state: a trained network has a few tokens whose states are a
+    thousand times larger than the others', and these would dominate the fit. Every layer is evaluated twice per token,
     on the original's states and on the converted ones.
 
     Args:
         model: the reversible model that the predictors belong to.
         predictors: one per layer, overwritten.
         coefficients: a, b and c of every layer.
-        shares: for p[0], ..., p[L] how far ahead they are to be; see `dynamics.compensation.leads`.
-        last_updates: for every layer what p[l] tells of the last update.
-        batches: what the model takes, e.g. ``{"input_ids": int64[batch, tokens]}``; without padding.
-        set_aside: more of it, which the fits are judged on; left out, they are judged on the text of the fit.
-        progress: called with each layer's number when it is fitted; not for those that `stage` has.
-        stage: what is done already, and takes what is done.
+        shares: the leads of p[0], ..., p[L]; see `dynamics.compensation.leads`.
+        last_updates: for every layer the prediction of the last update from p[l].
+        batches: inputs of the model, e.g. ``{"input_ids": int64[batch, tokens]}``; without padding.
+        set_aside: further batches to evaluate the fits on; if empty, they are evaluated on `batches`.
+        progress: called with each layer's number after its fit; not for layers that `stage` already holds.
+        stage: the results of finished layers, to which new ones are added.
 
     Returns:
-        How well each layer's step does, and its step size.
+        The quality of each layer's step, and its step size.
 
     """
     text = [*batches, *set_aside]
@@ -179,14 +179,14 @@ def _layer_by_layer(
     Args:
         model: as for `fit_update_predictors`.
         predictors: as for `fit_update_predictors`.
-        text: what the states are those of.
-        fit: takes the states in front of a layer and its number; gives the layer its predictor, moves the states past
-            it and returns what it found: the predictor's maps as "solution", and whatever else.
+        text: the batches whose states are followed.
+        fit: takes the states before a layer and its number, sets the layer's predictor, advances the states past the
+            layer, and returns the predictor's maps as "solution" and further results.
         progress: as for `fit_update_predictors`.
         stage: as for `fit_update_predictors`.
 
     Returns:
-        What was found for each layer, in this run or in one before it.
+        The results for each layer, from this run or an earlier one.
 
     """
     found = []
@@ -206,14 +206,14 @@ def _layer_by_layer(
 
 
 def _with_constant(features: Sequence[Tensor]) -> Tensor:
-    """Return features float64[rows, width] side by side, with a column of ones behind them."""
+    """Return features, each float64[rows, width], side by side, followed by a column of ones."""
     return torch.cat([*features, torch.ones(len(features[0]), 1, dtype=torch.float64)], dim=1)
 
 
 class NormalEquations:
-    """The sums of a ridge regression, in float64: constant memory in the number of rows.
+    """The sums of a ridge regression, in float64; their memory does not depend on the number of rows.
 
-    Every row is divided by the root mean square of the state that it belongs to.
+    Every row is divided by the root mean square of its state.
     """
 
     def __init__(self) -> None:
@@ -232,7 +232,7 @@ class NormalEquations:
             features: float64[rows, n].
             target: float64[rows, width].
             state: the states that the rows belong to, float64[rows, width].
-            update: float64[rows, width], of which a multiple is fitted beside the features; None fits none.
+            update: float64[rows, width], a multiple of which is fitted together with the features; None fits none.
 
         """
         size = state.square().mean(dim=1, keepdim=True).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
@@ -249,40 +249,40 @@ class NormalEquations:
             self._update_squares += update.square().sum().item()
 
     def solve(self, rank: int | None = None) -> "Solution":
-        """Return the best fit whose maps have at most the given rank."""
+        """Return the best fit whose maps have at most rank `rank`."""
         assert isinstance(self._gram, Tensor)
         assert isinstance(self._moment, Tensor)
-        # In proportion to each feature, so that the fit does not depend on the scale of states and updates.
+        # The ridge is proportional to each feature, so the fit does not depend on the scale of states and updates.
         system = self._gram + RIDGE * self._gram.diagonal().diag()
         multiple = 0.0
         if isinstance(self._update_moment, Tensor):
-            # The features tell a part of the update, which their maps can have; the multiple is that of the rest.
+            # The maps cover the part of the update that the features predict; the multiple is that of the rest.
             told = torch.linalg.solve(system, self._update_moment)
             rest = self._update_squares - (told * self._update_moment).sum().item()
             explained = self._update_target - (told * self._moment).sum().item()
-            # The ridge is relative to the rest too: relative to the whole update it would rule a small rest. An update
-            # that the features tell to rounding has no rest to speak of.
+            # The ridge is relative to the rest too: relative to the whole update it would dominate a small rest. If the
+            # features predict the update up to rounding, the rest counts as 0.
             multiple = explained / ((1 + RIDGE) * rest) if rest > 1e-9 * self._update_squares else 0.0
         maps: Tensor = torch.linalg.solve(system, self._moment - multiple * self._update_moment)
         return Solution(maps if rank is None else self._projected(maps, rank), multiple)
 
     def _projected(self, solution: Tensor, rank: int) -> Tensor:
-        """Return the solution of at most the given rank apart from the constant's row."""
+        """Return the solution with maps of at most the given rank; the row of the constant is not part of the rank."""
         if rank >= solution.shape[1]:
             return solution
         assert isinstance(self._gram, Tensor)
-        # Reduced-rank regression: the fit is projected on the directions in which it varies most about its mean.
+        # Reduced-rank regression: the fit is projected onto the directions in which it varies most about its mean.
         centre = self._gram[:-1, -1:] / self._gram[-1, -1]
         covariance = self._gram[:-1, :-1] - centre @ centre.T * self._gram[-1, -1]
         maps = solution[:-1]
         directions = torch.linalg.eigh(maps.T @ covariance @ maps).eigenvectors[:, -rank:]
         projected = maps @ directions @ directions.T
-        # The constant makes up for what the directions left out take from the mean.
+        # The constant compensates for the change of the mean by the removed directions.
         constant = solution[-1] + (centre.T @ (maps - projected)).squeeze(0)
         return torch.cat([projected, constant[None]])
 
     def fit(self, solution: "Solution") -> LayerFit:
-        """Return how well `solution` fits the rows."""
+        """Return the quality of `solution` on the rows."""
         assert isinstance(self._gram, Tensor)
         maps, multiple = solution.maps, solution.multiple
         moment = self._moment - multiple * self._update_moment
@@ -296,11 +296,11 @@ class NormalEquations:
 
 @dataclass(frozen=True)
 class Solution:
-    """What a regression found.
+    """The solution of a regression.
 
     Attributes:
         maps: float64[n, width]; the last row is that of the constant.
-        multiple: of the update, beside the maps.
+        multiple: the factor of the update.
 
     """
 
@@ -309,12 +309,12 @@ class Solution:
 
 
 def _set(predictor: UpdatePredictor, solution: Tensor) -> None:
-    """Give `predictor` the maps in `solution`, float64[features * width + 1, width]."""
+    """Set the maps of `predictor` to `solution`, float64[features * width + 1, width]."""
     width = solution.shape[1]
     stacked = solution[:-1].T
     output = None
     if predictor.output is not None:
-        # Both factors share the singular values, which keeps them alike in size for training.
+        # Both factors get the roots of the singular values, so that they have similar sizes for training.
         left, values, right = torch.linalg.svd(stacked, full_matrices=False)
         rank = predictor.output.weight.shape[1]
         root = values[:rank].sqrt()

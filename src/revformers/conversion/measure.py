@@ -1,4 +1,4 @@
-"""What a conversion is judged by: the loss on text."""
+"""The loss on text, by which a conversion is evaluated."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,9 +11,9 @@ Batch = Mapping[str, Tensor]
 
 @torch.no_grad()
 def mean_loss(model: nn.Module, batches: Sequence[Batch]) -> float:
-    """Return the mean cross-entropy of the next token over all batches, nats a token, summed in float64.
+    """Return the mean cross-entropy of the next token over all batches, in nats per token, summed in float64.
 
-    Sequences are read one by one: the logits of several are larger than the model where its vocabulary is.
+    Sequences are evaluated one by one: with a large vocabulary the logits of several are larger than the model.
     """
     total, tokens = 0.0, 0
     rows = [

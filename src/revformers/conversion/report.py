@@ -1,4 +1,4 @@
-"""What a conversion came to, in figures and in words."""
+"""The result of a conversion, as figures and as text."""
 
 import math
 from dataclasses import dataclass
@@ -11,35 +11,35 @@ from revformers.models.discovery import unwrap
 from revformers.models.provenance import Provenance, hub_id
 
 NOTABLE_INCREASE = 0.01
-"""Share of the original's loss beyond which a conversion says that its loss rises."""
+"""Loss increase, as a fraction of the original's loss, above which a conversion warns."""
 
 TOKENS_PER_FEATURE = 16
-"""Calibration tokens for each number that a predictor reads, below which it is remarked that they are few."""
+"""Calibration tokens per number that a predictor reads, below which a remark says that they are few."""
 
 MASSIVE_TOKEN = 100
-"""Size of a token's state, relative to the median token's, from which on it is remarked."""
+"""Size of a token's state, relative to the median token's, above which a remark mentions it."""
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a conversion came to. Losses are mean cross-entropies before any training, nats a token.
+    """The result of a conversion. Losses are mean cross-entropies before any training, in nats per token.
 
-    They are measured on the held-out text where there is some, otherwise on the calibration text.
+    They are measured on the held-out text if there is any, otherwise on the calibration text.
 
     Attributes:
-        bits: side information, in bits an element a layer, mean over the layers.
+        bits: side information in bits per element and layer, averaged over the layers.
         dynamics: the blends, one per layer.
-        original_loss: of the ordinary network.
-        loss: of the converted network.
-        predicted_loss: what the costs of the blends, measured layer by layer, predict for it; None where they were not.
+        original_loss: loss of the ordinary network.
+        loss: loss of the converted network.
+        predicted_loss: loss predicted from the costs of the blends, measured layer by layer; None if not measured.
         calibration_tokens: tokens of the calibration text.
-        held_out_tokens: tokens of the held-out text, 0 without.
+        held_out_tokens: tokens of the held-out text; 0 without held-out text.
         added_parameters: parameters of the update predictors.
-        added_compute: operations of a forward pass that the conversion adds, as a share of the ordinary network's.
-        side_information: bytes that the backward pass keeps of a token, over all layers.
-        checkpoints: bytes that checkpointing keeps of a token: the input of every layer.
-        states: bytes a token of the two states that the backward pass holds, whatever the depth.
-        fits: how well each layer's predictor fits; empty without predictors.
+        added_compute: operations that the conversion adds to a forward pass, as a fraction of the ordinary network's.
+        side_information: bytes per token that the backward pass needs, over all layers.
+        checkpoints: bytes per token that checkpointing stores: the input of every layer.
+        states: bytes per token of the two states of the backward pass, for any depth.
+        fits: the quality of each layer's predictor; empty without predictors.
         features: numbers that each predictor is an affine function of; 0 without predictors.
         fitted_tokens: tokens that the predictors were fitted to.
 
@@ -63,23 +63,23 @@ class Conversion:
 
     @property
     def total_bits(self) -> float:
-        """Side information in bits an element over all layers."""
+        """Side information in bits per element, summed over all layers."""
         return self.bits * len(self.layer_bits)
 
     @property
     def kept(self) -> float:
-        """What is kept for the backward pass: side information and the two states, bytes a token."""
+        """Bytes per token stored for the backward pass: side information and the two states."""
         return self.side_information + self.states
 
     @property
     def layer_bits(self) -> list[int]:
-        """Side information in bits an element, layer by layer."""
+        """Side information in bits per element, layer by layer."""
         assert isinstance(self.dynamics.blend, tuple)
         return [self.dynamics.side_information_bits(layer) for layer in range(len(self.dynamics.blend))]
 
     @property
     def warning(self) -> str | None:
-        """What to say of the loss before the converted model is put to use; None where it hardly rises."""
+        """A sentence about the increase of the loss; None if it is not notable."""
         if self.loss_increase <= NOTABLE_INCREASE:
             return None
         return (
@@ -89,10 +89,10 @@ class Conversion:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What a user should know before the converted model is put to use, a sentence each."""
+        """Facts that users should know before they use the converted model, one sentence each."""
         found = [self.warning] if self.warning else []
         if self.features and self.fitted_tokens < TOKENS_PER_FEATURE * self.features:
-            # A part of the text is set aside, which the predictors are not fitted to.
+            # The predictors are not fitted to the part of the text that is set aside.
             enough = math.ceil(TOKENS_PER_FEATURE * self.features * self.calibration_tokens / self.fitted_tokens)
             found.append(
                 f"{self.fitted_tokens:,} tokens of calibration text, those that are not set aside to judge the fit, "
@@ -114,11 +114,11 @@ class Conversion:
 
     @property
     def loss_increase(self) -> float:
-        """The increase of the loss over the original's, as a share of it."""
+        """The increase of the loss over the original's, as a fraction of it."""
         return self.loss / self.original_loss - 1
 
     def provenance(self, model: nn.Module) -> Provenance:
-        """Return what the config and the card of the converted model tell of it."""
+        """Return the record for the configuration and the card of the converted model."""
         held_out = self.held_out_tokens > 0
         return Provenance(
             base_model=hub_id(unwrap(model).config.name_or_path or ""),
@@ -133,7 +133,7 @@ class Conversion:
         )
 
     def __str__(self) -> str:
-        """Say in a few lines what the conversion costs."""
+        """Return the costs of the conversion in a few lines."""
         text = "held-out text   " if self.held_out_tokens else "calibration text"
         lines = [
             f"converted at {self.bits:g} {'bit' if self.bits == 1 else 'bits'} per element and layer, "

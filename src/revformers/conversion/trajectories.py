@@ -1,4 +1,4 @@
-"""The states of all calibration tokens, on the ordinary and on the converted network, layer after layer."""
+"""The states of all calibration tokens in the ordinary and the converted network, layer after layer."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,22 +13,22 @@ from revformers.models.visit import LayerVisit, visit_layer
 
 
 class Trajectories:
-    """Walks both networks through the layers at once, every layer evaluated twice a token and kept nowhere else.
+    """Moves both networks through the layers together; every layer is evaluated twice per token.
 
-    States lie in memory-mapped files, so that memory does not grow with the number of tokens. All tensors are
+    States are stored in memory-mapped files, so memory does not grow with the number of tokens. All tensors are
     float32[tokens of the batch, width].
 
     Args:
         model: a reversible model that steps by block; its dynamics are those of the converted network, and its update
-            predictors, if any, are left out of what it adds.
-        batches: what the model takes, e.g. ``{"input_ids": int64[batch, tokens]}``; without padding.
+            predictors, if any, are left out of the updates.
+        batches: inputs of the model, e.g. ``{"input_ids": int64[batch, tokens]}``; without padding.
         folder: an existing directory for the files.
 
     Attributes:
-        original: p of the ordinary network, one tensor a batch.
+        original: p of the ordinary network, one tensor per batch.
         previous: p[l-1] of the converted network.
         current: p[l] of the converted network.
-        update: what the layer adds to it, f(p[l]).
+        update: the layer's update f(p[l]).
 
     """
 
@@ -44,12 +44,12 @@ class Trajectories:
         self._features: list[dict[str, Tensor]] = [{} for _ in batches]
 
     def states(self) -> dict[str, Tensor]:
-        """Return the states of all batches, by names that `restore` knows."""
+        """Return the states of all batches under the names that `restore` expects."""
         walked = {"original": self.original, "previous": self.previous, "current": self.current}
         return {f"{name}-{index}": state for name, states in walked.items() for index, state in enumerate(states)}
 
     def restore(self, states: Mapping[str, Tensor]) -> None:
-        """Go on from `states`; from none, stay at the first layer."""
+        """Continue from `states`; if they are empty, stay at the first layer."""
         own = self.states()
         for name, value in states.items():
             own[name].copy_(value)
@@ -60,8 +60,8 @@ class Trajectories:
         Args:
             layer: the layer.
             index: the batch.
-            original_only: whether the converted network is kept on the states of the ordinary one, so that one
-                evaluation serves both.
+            original_only: whether the converted network has the states of the ordinary one, so that one evaluation
+                is enough for both.
 
         """
         shape = self._batches[index]["input_ids"].shape
@@ -82,7 +82,7 @@ class Trajectories:
         visit_layer(self._model, self._batches[index], layer, evaluate)
 
     def features(self, index: int, names: Sequence[str]) -> list[Tensor]:
-        """Return the named features of an update predictor at the layer that was evaluated last."""
+        """Return the named features of an update predictor at the last evaluated layer."""
         known = {"state": self.current[index], "update": self.update[index], **self._features[index]}
         return [known[name] for name in names]
 
@@ -92,7 +92,7 @@ class Trajectories:
         return a * self.previous[index] + b * self.current[index] + c * self.update[index]
 
     def advance(self, index: int, successor: Tensor) -> None:
-        """Move the converted network of batch number `index` to `successor`, its p[l+1]."""
+        """Advance the converted network on batch number `index` to `successor`, its p[l+1]."""
         self.previous[index].copy_(self.current[index])
         self.current[index].copy_(successor)
 
@@ -102,7 +102,7 @@ class Trajectories:
         return found[0].to("cpu", torch.float32).flatten(0, -2)
 
     def _mapped(self, name: str, values: Tensor) -> Tensor:
-        """Return a tensor in a file, with the content of `values`."""
+        """Return a memory-mapped copy of `values`."""
         mapped: Any = torch.from_file(
             str(self._folder / name), shared=True, size=values.numel(), dtype=torch.float32
         ).view(values.shape)

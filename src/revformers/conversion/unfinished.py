@@ -1,4 +1,4 @@
-"""What a conversion has done so far, kept on disk, so that one that is interrupted goes on where it was."""
+"""Intermediate results of a conversion on disk, from which an interrupted conversion resumes."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from revformers.files import write_text, written_whole
 from revformers.private_api import attention_of
 
 SECONDS_BETWEEN_SAVES = 20.0
-"""A layer of a small model takes less than writing its states does."""
+"""Shortest time between two saves: writing the states of a small model takes longer than fitting one of its layers."""
 
 STATES = "states.safetensors"
 
@@ -27,14 +27,14 @@ Tensors = Mapping[str, Tensor]
 
 
 class Unfinished:
-    """A directory of stages, each of which goes through all layers once; made when there is something to keep.
+    """A directory of stages, each of which visits all layers once; created with the first result.
 
     Args:
-        folder: the directory; None keeps nothing.
-        identity: says what is converted, by what and to what text; called where there is a folder.
+        folder: the directory; None stores nothing.
+        identity: returns a name for the model, the method and the text; called only if there is a folder.
 
     Raises:
-        ValueError: where it is no directory, or one that holds something else.
+        ValueError: if `folder` is not a directory, or holds something else.
 
     """
 
@@ -56,21 +56,21 @@ class Unfinished:
 
     @property
     def begun(self) -> bool:
-        """Whether there is something to go on from."""
+        """Whether there are results to resume from."""
         return self._folder is not None and self._described.is_file()
 
     def stage(self, name: str) -> "Stage":
-        """Return the stage of that name, with what an earlier process did of it."""
+        """Return the stage of that name, with the results of an earlier process."""
         return Stage() if self._folder is None else Stage(self._folder / name, self._begin)
 
     def remove(self) -> None:
-        """Remove what was kept: the conversion is finished. What others put into the directory stays."""
+        """Remove the results of the finished conversion, but no other files in the directory."""
         if self._folder is None or not self.begun:
             return
-        # A stage that was cut off in its first writing has results and no states.
+        # A stage that was interrupted during its first save has results and no states.
         for directory in {file.parent for name in (STATES, "layer-*") for file in self._folder.glob(f"*/{name}")}:
             shutil.rmtree(directory)
-        self._described.unlink()  # last, since it says that the rest is ours
+        self._described.unlink()  # last, because it identifies the rest as results of a conversion
         if not any(self._folder.iterdir()):
             self._folder.rmdir()
 
@@ -85,14 +85,14 @@ class Unfinished:
 
 
 class Stage:
-    """One walk through the layers: the results of those that are done, and the states behind the last of them.
+    """One pass through the layers: the results of finished layers, and the states after the last of them.
 
     Args:
-        folder: where they are kept; None keeps nothing.
-        begin: makes the directory around it.
+        folder: the directory for both; None stores nothing.
+        begin: creates the parent directory.
 
     Attributes:
-        layers_done: how many layers have results.
+        layers_done: number of layers with results.
 
     """
 
@@ -107,17 +107,17 @@ class Stage:
                 self.layers_done = int(file.metadata()["layers"])
 
     def result(self, layer: int) -> dict[str, Tensor] | None:
-        """Return what `save` was given for `layer`, or None where it is not done."""
+        """Return the result that was saved for `layer`, or None if it is not finished."""
         return _read(self._result(layer)) if layer < self.layers_done else None
 
     def states(self) -> dict[str, Tensor]:
-        """Return the states behind the last layer that is done; at the beginning nothing."""
+        """Return the states after the last finished layer; empty at the beginning."""
         return _read(self._states) if self.layers_done else {}
 
     def save(self, layer: int, result: Tensors, states: Callable[[], Tensors], *, last: bool) -> None:
-        """Keep the result of a layer, from time to time with the states behind it, and always of the last layer.
+        """Store the result of a layer, and at intervals, and for the last layer, write all results and the states.
 
-        Results count only once the states behind them are written, which happens last.
+        The states are written last, and results only count once they are.
         """
         if self._folder is None:
             return
@@ -128,7 +128,7 @@ class Stage:
         self._folder.mkdir(exist_ok=True)
         for number, tensors in self._unwritten.items():
             _write(self._result(number), tensors)
-        # Nothing follows the last layer that would need the states behind it.
+        # No layer follows that would need the states after the last one.
         _write(self._states, {} if last else states(), {"layers": str(layer + 1)})
         self._unwritten.clear()
         self._saved = time.monotonic()
@@ -144,9 +144,9 @@ class Stage:
 
 
 def identity_of(model: Any, batches: Iterable[Tensors], *others: str) -> str:
-    """Return a hash of what decides the states of a model on batches of text, and of `others`.
+    """Return a hash of everything that determines the states of a model on batches of text, and of `others`.
 
-    That is its weights, its configuration, its attention and the autocast that it runs under.
+    These are the batches, and the model's weights, configuration, attention and autocast.
     """
     config, device = model.config, model.device.type
     autocast = str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None
@@ -160,13 +160,13 @@ def identity_of(model: Any, batches: Iterable[Tensors], *others: str) -> str:
 
 
 def stage_of(blends: Iterable[Fraction]) -> str:
-    """Return the name of the stage that fits the predictors to these blends."""
+    """Return the name of the stage that fits the predictors for these blends."""
     return f"blends-{hashlib.sha256(' '.join(map(str, blends)).encode()).hexdigest()[:16]}"
 
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Turn what a damaged file raises into a sentence."""
+    """Raise ValueError with a remedy for the errors of a damaged file."""
     try:
         yield
     except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
