@@ -94,13 +94,13 @@ def test_held_out_text_takes_the_same_forms(tokenizer):
     [
         (DOCUMENTS, "list of strings holds text.*pass the model's own as tokenizer="),
         (datasets.Dataset.from_dict({"text": DOCUMENTS}), "data set holds text.*tokenizer="),
-        (datasets.Dataset.from_dict({"story": DOCUMENTS}), "no column 'text'; its columns are story.* in text_column"),
+        (datasets.Dataset.from_dict({"story": DOCUMENTS}), "no column 'text'; its columns are story.* Set text_column"),
         (datasets.Dataset.from_dict({"text": [1, 2]}), "The data set holds int in its column 'text'.* plain text"),
         (datasets.Dataset.from_dict({"text": []}), "data set is empty"),
         (datasets.DatasetDict(train=datasets.Dataset.from_dict({"text": DOCUMENTS})), r"choose one.*\['train'\]"),
         (datasets.Dataset.from_dict({"input_ids": [[1, 2]], "attention_mask": [[1, 0]]}), "must not be padded"),
-        ([{"text": "the model"}], "not a mapping of text; text itself is given"),
-        ([["the"], ["model"]], "not list; text itself"),
+        ([{"text": "the model"}], "not a mapping of text; give text itself"),
+        ([["the"], ["model"]], "not list; give text itself"),
         ({"text": DOCUMENTS}, "mapping of text"),
         ([{"input_ids": torch.ones(2, 5)}], r"not float32\[2, 5\]"),
         (torch.full((2, 5), 61), "tokens from 61 to 61, and the model has 61"),
@@ -123,7 +123,7 @@ def test_text_of_less_than_a_block_is_refused(tokenizer, tmp_path):
     with pytest.raises(ValueError, match="list of strings does not fill one block of 9 tokens"):
         converted(["the model"], tokenizer)
     (tmp_path / "notes.md").write_text("the model")
-    with pytest.raises(ValueError, match="none of the kinds of text"):
+    with pytest.raises(ValueError, match="not a supported kind of text file"):
         converted(tmp_path / "notes.md", tokenizer)
 
 

@@ -118,7 +118,7 @@ def test_a_hub_data_set_has_a_fingerprint(monkeypatch):
         ("a.txt", b"\xff\xfe\xfa", "cannot be read"),
         ("a.parquet", b"PAR1", "cannot be read"),
         ("a.txt", b"one line\n", "holds 1 records, too few to hold 1 out"),
-        ("a.md", b"x", "none of the kinds of text"),
+        ("a.md", b"x", "not a supported kind of text file"),
     ],
 )
 def test_files_that_cannot_be_used_are_named(tmp_path, name, content, message):

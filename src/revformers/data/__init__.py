@@ -1,5 +1,5 @@
-"""Text, from where it is to the blocks of tokens that a model trains on.
+"""Training data: text from its source to the blocks of tokens that a model trains on.
 
-`datasets` reads, stores, streams and shuffles. What stands here is what it has not: the standard library as a corpus,
-packing documents into blocks across the batches of a map, and a cache in which a tokenizer lies beside its blocks.
+The package `datasets` reads, stores, streams and shuffles. This package adds what it lacks: the standard library as a
+corpus, packing of documents across the batches of a map, and a cache that stores a tokenizer with its blocks.
 """

@@ -1,4 +1,4 @@
-"""Text into the blocks of tokens that a model trains on."""
+"""Preparation of text: the blocks of tokens that a model trains on."""
 
 import shutil
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from revformers.errors import UserError
 from revformers.files import written_whole
 
 PREPARATION = 1
-"""Version of the steps below; raised when they change what they make, so that older cached blocks are not taken."""
+"""Version of the steps below; raised when their results change, so that older cached blocks are not used."""
 
 
 Prepared = tuple[PreTrainedTokenizerFast, datasets.Dataset | datasets.IterableDataset, datasets.Dataset]
@@ -30,16 +30,16 @@ Prepared = tuple[PreTrainedTokenizerFast, datasets.Dataset | datasets.IterableDa
 def build_datasets(data: DataSection, given: PreTrainedTokenizerFast | None = None) -> Prepared:
     """Return the tokenizer, the training blocks and the validation blocks of a body of text.
 
-    Every item of the data sets holds `input_ids` and `labels`, int64 tensors of shape ``[block_length]``. Blocks are
-    kept in the cache (`cache.cache_directory`) under a name made from the text and the settings, so that they are
-    prepared once; a streamed source is packed while it is read, and its training blocks are an IterableDataset.
+    Every item of the data sets holds `input_ids` and `labels`, both int64[block_length]. Blocks are stored in the cache
+    (`cache.cache_directory`) under a name derived from the text and the settings, so they are prepared once. A streamed
+    source is packed while it is read, and its training blocks are an IterableDataset.
 
     Args:
-        data: where the text comes from, and the length of a block.
-        given: the tokenizer; left out, the one that `data` names, or else one that is trained on the training text.
+        data: the source of the text, and the length of a block.
+        given: the tokenizer; by default the one that `data` names, otherwise one that is trained on the training text.
 
     Raises:
-        FileNotFoundError: for a local file that is not there.
+        FileNotFoundError: for a missing local file.
         UserError: for a source that cannot be read, or text that does not fill a block.
 
     """
@@ -47,7 +47,7 @@ def build_datasets(data: DataSection, given: PreTrainedTokenizerFast | None = No
         given = load_tokenizer(data.tokenizer)
     source = open_source(data)
     if data.streaming:
-        assert given is not None  # open_source has seen to it
+        assert given is not None  # open_source refuses streaming without a tokenizer
         return _streamed(data, source, given)
     made_by = given.backend_tokenizer.to_str() if given else [data.vocabulary_size, tokenizers.__version__]
     prepared = cache_directory() / "blocks" / digest(PREPARATION, source.fingerprint(), made_by, data.block_length)
@@ -68,22 +68,22 @@ def calibration_blocks(
     """Return the first blocks of the training and of the validation part of a source.
 
     Args:
-        data: where the text comes from, and the length of a block.
-        tokenizer: the model's.
-        sequences: calibration blocks to return.
-        held_out: validation blocks to return.
+        data: the source of the text, and the length of a block.
+        tokenizer: the model's tokenizer.
+        sequences: number of calibration blocks to return.
+        held_out: number of validation blocks to return.
 
     Returns:
-        int64[sequences, block_length] and int64[held_out, block_length], fewer rows where there is less text.
+        int64[sequences, block_length] and int64[held_out, block_length], or fewer rows if text runs out.
 
     Raises:
-        FileNotFoundError: for a local file that is not there.
+        FileNotFoundError: for a missing local file.
         UserError: for a source that cannot be read, or text that does not fill a block.
 
     """
     split = open_source(data).split()
     if split.separated and tokenizer.eos_token_id is None:
-        raise UserError("The model's tokenizer has no end-of-sequence token to set between the documents.")
+        raise UserError("The model's tokenizer has no end-of-sequence token to put between the documents.")
     return (
         first_blocks(
             f"The calibration text in {data.source}",
@@ -105,7 +105,7 @@ def calibration_blocks(
 
 
 def _prepare(data: DataSection, split: Split, given: PreTrainedTokenizerFast | None, directory: Path) -> None:
-    """Fill `directory` with the tokenizer and the blocks."""
+    """Write the tokenizer and the blocks into `directory`."""
     tokenizer = given or train_tokenizer(split.training, data.vocabulary_size)
     tokenizer.save_pretrained(directory / "tokenizer")
     for name, documents in (("training", split.training), ("validation", split.validation)):
@@ -135,7 +135,7 @@ def _streamed(data: DataSection, source: Source, tokenizer: PreTrainedTokenizerF
 
 
 class _Blocks:
-    """The blocks of a body of text, which can be iterated over again."""
+    """The blocks of a body of text; can be iterated over repeatedly."""
 
     def __init__(
         self, documents: Documents, tokenizer: PreTrainedTokenizerBase, block_length: int, separated: bool

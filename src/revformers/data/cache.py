@@ -1,4 +1,4 @@
-"""Where prepared data is kept between runs, and under which names."""
+"""The cache of prepared data: its directory, and the names of its entries."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from typing import Any
 def cache_directory() -> Path:
     """Return the directory for prepared data: REVFORMERS_CACHE if that is set, otherwise ``~/.cache/revformers``.
 
-    As for PyTorch and Hugging Face, XDG_CACHE_HOME takes the place of ``~/.cache``.
+    As for PyTorch and Hugging Face, XDG_CACHE_HOME replaces ``~/.cache``.
     """
     if chosen := os.environ.get("REVFORMERS_CACHE"):
         return Path(chosen).expanduser()
@@ -18,11 +18,11 @@ def cache_directory() -> Path:
 
 
 def digest(*values: Any) -> str:
-    """Return a short name for `values`, which JSON must be able to hold: equal values, equal name."""
+    """Return a short name for `values`, which must be serialisable as JSON; equal values have equal names."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def file_digest(path: Path) -> str:
-    """Return the SHA-256 of the content of the file at `path` in hexadecimal."""
+    """Return the SHA-256 of the file at `path` in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

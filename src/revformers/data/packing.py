@@ -1,4 +1,4 @@
-"""Documents of any length into blocks of one length."""
+"""Packing of documents of any length into blocks of one length."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
@@ -11,28 +11,28 @@ from transformers import PreTrainedTokenizerBase
 from revformers.errors import UserError
 
 DOCUMENTS_AT_ONCE = 1000
-"""Documents handed to the tokenizer together, which it spreads over the processor's cores."""
+"""Documents per call of the tokenizer, which distributes them over the processor's cores."""
 
 
 def packed_blocks(
     documents: Iterable[str | None], tokenizer: PreTrainedTokenizerBase, block_length: int, separated: bool
 ) -> Iterator[np.ndarray]:
-    """Yield the tokens of all documents, one after the other, in arrays of shape ``[block_length]``.
+    """Yield the tokens of all documents, one after the other, as int64[block_length].
 
     The tokens after the last full block are left out.
 
     Args:
         documents: the texts; empty ones and None are skipped.
-        tokenizer: what turns them into numbers.
+        tokenizer: the tokenizer.
         block_length: tokens in a block.
-        separated: whether an end-of-sequence token follows every document; not so for the lines of one running text.
+        separated: whether an end-of-sequence token follows every document; False for the lines of one running text.
 
     Raises:
         UserError: for separated documents and a tokenizer without an end-of-sequence token.
 
     """
     if separated and tokenizer.eos_token_id is None:
-        raise UserError("The tokenizer has no end-of-sequence token to set between the documents; set its eos_token.")
+        raise UserError("The tokenizer has no end-of-sequence token to put between the documents; set its eos_token.")
     end = [tokenizer.eos_token_id] if separated else []
     iterator = iter(documents)
     rest = np.empty(0, dtype=np.int64)
@@ -40,7 +40,7 @@ def packed_blocks(
         texts = [text for text in batch if text]
         if not texts:
             continue
-        # verbose=False: documents longer than the model reads are what packing is for, so no warning
+        # verbose=False: no warning about documents longer than the model's maximum, because they are cut into blocks
         encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
         tokens = np.concatenate([rest, *(np.asarray(ids + end, dtype=np.int64) for ids in encoded)])
         whole = len(tokens) // block_length * block_length
@@ -56,13 +56,13 @@ def first_blocks(
     length: int,
     separated: bool,
 ) -> torch.Tensor:
-    """Return the first blocks of `documents`, int64[number, length], fewer rows where there is less text.
+    """Return the first blocks of `documents`, int64[number, length], or fewer rows if text runs out.
 
     Args:
-        name: what messages call the text.
+        name: the name of the text in messages.
         documents: the texts; empty ones and None are skipped.
-        tokenizer: the model's.
-        number: blocks to return.
+        tokenizer: the model's tokenizer.
+        number: number of blocks to return.
         length: tokens in a block.
         separated: whether an end-of-sequence token follows every document.
 
@@ -73,15 +73,15 @@ def first_blocks(
     """
     blocks = list(islice(packed_blocks(documents, tokenizer, length, separated), number))
     if not blocks:
-        raise UserError(f"{name} does not fill one block of {length} tokens; give more text, or a smaller length.")
+        raise UserError(f"{name} does not fill one block of {length} tokens; give more text or a smaller length.")
     return torch.stack([torch.from_numpy(block) for block in blocks])
 
 
 def with_labels(batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Return a batch of blocks as int64 tensors of shape ``[batch, block_length]``, with the labels of a causal model.
+    """Return a batch of blocks with the labels of a causal model, both int64[batch, block_length].
 
-    The labels are the input itself, which transformers' models shift. They are added when a block is read, since stored
-    they would double the size of the data.
+    The labels equal the input, because transformers' models shift them. They are added when a block is read; storing
+    them would double the size of the data.
     """
     input_ids = torch.as_tensor(np.asarray(batch["input_ids"], dtype=np.int64))
     return {"input_ids": input_ids, "labels": input_ids.clone()}

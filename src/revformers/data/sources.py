@@ -1,4 +1,4 @@
-"""Where the text comes from: the standard library, local files, or a data set on the hub."""
+"""Sources of text: the standard library, local files, or a data set on the hub."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -22,12 +22,12 @@ Documents = Iterable[str | None]
 
 @dataclass(frozen=True)
 class Split:
-    """Training and validation documents; both can be iterated over again.
+    """Training and validation documents; both can be iterated over repeatedly.
 
     Attributes:
         training: texts to train on.
-        validation: texts held out.
-        separated: whether each is a document of its own, as lines of a running text are not.
+        validation: held-out texts.
+        separated: whether each text is a document of its own; False for lines of a running text.
 
     """
 
@@ -37,10 +37,10 @@ class Split:
 
 
 class Source(ABC):
-    """A body of text that can name its content without having read all of it into memory.
+    """A body of text that can identify its content without loading all of it into memory.
 
     Attributes:
-        separated: whether each record is a document of its own, as lines of .txt files are not.
+        separated: whether each record is a document of its own; False for lines of .txt files.
 
     """
 
@@ -51,17 +51,17 @@ class Source(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Return a name for the content: other text, or the same split otherwise, has another name."""
+        """Return a name for the content; other text, or another split of the same text, has another name."""
 
     @abstractmethod
     def _load(self) -> tuple[Any, Any]:
-        """Return two data sets: the records, and those held out; None where these are to be taken from the former."""
+        """Return the records and the held-out records, or None for the latter if they are to be split off."""
 
     def records(self) -> tuple[Any, Any]:
-        """Return the data sets, with all their columns, that the training and the validation documents come from.
+        """Return the data sets of the training and the validation documents, with all their columns.
 
         Raises:
-            UserError: where there is too little to hold something out.
+            UserError: if there are too few records to hold some out.
 
         """
         return _hold_out(*self._load(), self._data)
@@ -70,7 +70,7 @@ class Source(ABC):
         """Return the documents, split into training and validation.
 
         Raises:
-            UserError: where there is no text, or too little of it.
+            UserError: if there is no text column, or too little text.
 
         """
         training, held_out = self._load()
@@ -89,12 +89,12 @@ def open_source(data: DataSection) -> Source:
     """Return the source that the data section of a recipe describes.
 
     Raises:
-        FileNotFoundError: for a local file that is not there.
-        UserError: for a directory without text files, or with more than one kind of them.
+        FileNotFoundError: for a missing local file.
+        UserError: for a directory without text files, or with several kinds of them.
 
     """
     if data.streaming and data.tokenizer is None:
-        raise UserError("data.streaming needs a tokenizer that exists; name one in data.tokenizer.")
+        raise UserError("data.streaming needs a tokenizer that is already trained; name one in data.tokenizer.")
     if data.source == "stdlib":
         _refuse(
             data, "the standard library", "streaming", "subset", "revision", "validation_source", "validation_split"
@@ -115,7 +115,7 @@ class StandardLibrary(Source):
         self._files = standard_library.standard_library_files()
 
     def fingerprint(self) -> str:
-        """Return the hash of all files and of the share held out."""
+        """Return the hash of all files and of the held-out fraction."""
         return digest("stdlib", standard_library.fingerprint(self._files), self._data.validation_fraction)
 
     def _load(self) -> tuple[Any, Any]:
@@ -139,7 +139,7 @@ class LocalFiles(Source):
         self.separated = suffix != ".txt"
 
     def fingerprint(self) -> str:
-        """Return the hash of the content of all files and of what picks the text in them."""
+        """Return the hash of the content of all files and of the settings that select text in them."""
         data = self._data
         return digest(
             [(file.suffix, file_digest(file)) for file in self._training_files],
@@ -148,7 +148,7 @@ class LocalFiles(Source):
         )
 
     def all_records(self) -> Any:
-        """Return the records, or the lines of .txt files, with nothing held out."""
+        """Return all records, or all lines of .txt files, without holding any out."""
         return self._read(self._training_files)
 
     def _load(self) -> tuple[Any, Any]:
@@ -172,7 +172,7 @@ class HubDataset(Source):
         ]
 
     def fingerprint(self) -> str:
-        """Return the fingerprints that `datasets` gives its data sets, and what picks the text in them."""
+        """Return the hash of the data sets' fingerprints and of the settings that select text in them."""
         data = self._data
         return digest(
             [fingerprint_of(part) for part in self._parts if part is not None],
@@ -185,7 +185,7 @@ class HubDataset(Source):
 
 
 def _refuse(data: DataSection, kind: str, *fields: str) -> None:
-    """Raise UserError where one of `fields`, which mean nothing for this kind of source, is given."""
+    """Raise UserError if one of `fields` is set, which do not apply to this kind of source."""
     for field in fields:
         if getattr(data, field):
             raise UserError(f"data.{field} does not apply to {kind} ({data.source}); leave it out.")
@@ -208,14 +208,14 @@ def _local_files(source: str) -> list[Path]:
     elif not path.is_file():
         raise FileNotFoundError(f"There is no text file {source!r}.")
     elif path.suffix not in LOADERS:
-        raise UserError(f"{source!r} is none of the kinds of text that can be read: {', '.join(LOADERS)}.")
+        raise UserError(f"{source!r} is not a supported kind of text file; give one of {', '.join(LOADERS)}.")
     if not any(file.stat().st_size for file in files):
         raise UserError(f"{source} is empty.")
     return files
 
 
 def _load_dataset(data: DataSection, *arguments: str | None, **options: Any) -> Any:
-    """Return ``datasets.load_dataset(...)``, a Dataset or an IterableDataset, having seen that it holds something."""
+    """Return ``datasets.load_dataset(...)``, a Dataset or an IterableDataset; raise UserError if it is empty."""
     what = arguments[0] if "data_files" not in options else ", ".join(options["data_files"])
     try:
         loaded = datasets.load_dataset(
@@ -223,7 +223,7 @@ def _load_dataset(data: DataSection, *arguments: str | None, **options: Any) -> 
         )
         first = next(iter(loaded), None)
     except (datasets.exceptions.DatasetsError, OSError, RuntimeError, StopIteration, ValueError) as error:
-        # `datasets` raises RuntimeError for a data set that is a script, which it no longer runs
+        # `datasets` raises RuntimeError for a data set with a loading script, which it no longer runs
         cause = " ".join(str(error.__cause__ or error).split())[:300] or "it holds no records"
         raise UserError(f"{what} cannot be read: {cause}") from error
     if first is None:
@@ -232,12 +232,13 @@ def _load_dataset(data: DataSection, *arguments: str | None, **options: Any) -> 
 
 
 def _hold_out(training: Any, held_out: Any, data: DataSection) -> tuple[Any, Any]:
-    """Hold the first documents out, unless there is a validation set of its own."""
+    """Return training and validation records: hold out the first records if there is no separate validation set."""
     if data.streaming:
         if held_out is None:
             if data.validation_documents is None:
                 raise UserError(
-                    "A streamed source has no known length to hold a share out of; set data.validation_documents."
+                    "The length of a streamed source is unknown, so no fraction of it can be held out; set "
+                    "data.validation_documents."
                 )
             held_out = training.take(data.validation_documents)
             training = training.skip(data.validation_documents)

@@ -1,4 +1,4 @@
-"""The embedded corpus: the running Python's own standard library, which is everywhere and needs no download."""
+"""The built-in corpus: the running Python's standard library, which needs no download."""
 
 import hashlib
 import importlib
@@ -14,14 +14,14 @@ from revformers.errors import UserError
 EXCLUDED = frozenset(
     {
         "__pycache__",
-        "dist-packages",  # what the user installed is not the standard library
-        "encodings",  # tables of code points, which teach a model nothing but counting
+        "dist-packages",  # installed packages are not the standard library
+        "encodings",  # mostly tables of code points, from which a model learns only counting
         "ensurepip",
         "idle_test",
         "idlelib",
         "lib-dynload",
         "lib2to3",
-        "pydoc_data",  # read as documentation below, without the quotes and escapes of its source
+        "pydoc_data",  # read as documentation below, without the quotes and escapes of Python source
         "site-packages",
         "test",
         "tests",
@@ -43,11 +43,11 @@ def standard_library_files(root: Path | None = None) -> list[StandardLibraryFile
     """Return the .py files under `root` and Python's language reference, ordered by path.
 
     Args:
-        root: the directory of the standard library; left out, that of the running Python. The reference is read only
-            when it is left out.
+        root: the directory of the standard library; by default that of the running Python. The reference is read only
+            by default.
 
     Raises:
-        UserError: where there is no file, as in a Python whose library is a zip archive.
+        UserError: if there is no file, as in a Python whose library is a zip archive.
 
     """
     directory = root or Path(sysconfig.get_paths()["stdlib"])
@@ -65,9 +65,9 @@ def standard_library_files(root: Path | None = None) -> list[StandardLibraryFile
 def split_by_file(
     files: list[StandardLibraryFile], validation_fraction: float
 ) -> tuple[list[StandardLibraryFile], list[StandardLibraryFile]]:
-    """Return the training and the validation files: a hash of its path decides for each file alone.
+    """Return the training and the validation files; each file is assigned by a hash of its path.
 
-    Thus a file stays on its side when others come or go, as between two versions of Python.
+    A file therefore stays in its part when other files are added or removed, as between two versions of Python.
     """
     training: list[StandardLibraryFile] = []
     validation: list[StandardLibraryFile] = []
@@ -78,7 +78,7 @@ def split_by_file(
 
 
 def fingerprint(files: list[StandardLibraryFile]) -> str:
-    """Return a name for exactly these files with exactly this text."""
+    """Return a name for these files and their text."""
     return digest([(file.path, hashlib.sha256(file.text.encode()).hexdigest()) for file in files])
 
 
@@ -88,14 +88,14 @@ def _source_files(directory: Path) -> Iterator[StandardLibraryFile]:
         # _sysconfigdata holds the paths of the machine that Python was built on.
         if EXCLUDED.intersection(relative.parts) or relative.name.startswith("_sysconfigdata"):
             continue
-        with tokenize.open(path) as file:  # heeds the encoding that the first lines of a source may declare
+        with tokenize.open(path) as file:  # uses the encoding that the first lines of a source may declare
             text = file.read()
         if text.strip():
             yield StandardLibraryFile(relative.as_posix(), text)
 
 
 def _language_reference() -> list[StandardLibraryFile]:
-    """Return the topics that ``help()`` shows, or nothing in a Python that comes without them."""
+    """Return the topics that ``help()`` shows, or an empty list for a Python without them."""
     try:
         topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
     except ModuleNotFoundError:

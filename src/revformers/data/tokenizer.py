@@ -1,4 +1,4 @@
-"""Training a byte-level BPE tokenizer, or loading a tokenizer that exists."""
+"""Tokenizers: training a byte-level BPE tokenizer, or loading an existing one."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -14,14 +14,14 @@ END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_ID = 0
 
 TRAINING_DOCUMENTS = 200_000
-"""Documents that the tokenizer is trained on at most: more change few merges and take their time and memory."""
+"""Largest number of documents to train the tokenizer on: more change few merges, but cost time and memory."""
 
 
 def train_tokenizer(documents: Iterable[str | None], vocabulary_size: int) -> PreTrainedTokenizerFast:
     """Return a byte-level BPE tokenizer of at most `vocabulary_size` entries, trained on `documents`.
 
-    Every byte has an entry, so that every text can be written. `END_OF_TEXT` is entry `END_OF_TEXT_ID` and
-    ends a document. There is no padding token, as packed blocks need none and transformers warns of one in them.
+    Every byte has an entry, so every text can be encoded. `END_OF_TEXT` is entry `END_OF_TEXT_ID` and ends a document.
+    There is no padding token: packed blocks need none, and transformers would warn about its occurrence in them.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -41,7 +41,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     """Return the tokenizer in a local directory, on the hub or in a GGUF file.
 
     Raises:
-        UserError: where there is none, or it has no token that ends a text.
+        UserError: if there is no tokenizer, or it has no end-of-sequence token.
 
     """
     try:
@@ -49,7 +49,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     except OSError as error:
         raise UserError(str(error)) from error
     if tokenizer.eos_token_id is None:
-        raise UserError(f"The tokenizer {str(name)!r} has no end-of-sequence token, which separates documents.")
+        raise UserError(f"The tokenizer {str(name)!r} has no end-of-sequence token to separate documents.")
     return tokenizer
 
 
