@@ -89,7 +89,7 @@ def test_a_traceback_can_be_asked_for(failing, monkeypatch):
 def test_an_interruption_has_the_exit_code_of_one(failing, capsys):
     failing(KeyboardInterrupt())
     assert main(["fail"]) == 130
-    assert "before there was anything to save" in capsys.readouterr().err
+    assert "before it had anything to save" in capsys.readouterr().err
 
 
 def test_the_commands_are_imported_when_they_are_called():

@@ -91,7 +91,7 @@ def test_the_exit_code_and_the_error_are_the_tools(text, code, said, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nothing-here"], "No package here installed a command 'nothing-here'"),
+        (["nothing-here"], "No installed package has a command 'nothing-here'"),
         (["nowhere.py"], "There is no script 'nowhere.py'"),
         (["-m"], "Name a module after -m"),
         (["-m", "nothing_here"], "There is no module 'nothing_here'"),

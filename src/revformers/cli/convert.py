@@ -23,34 +23,34 @@ class ConvertOptions:
     """Directory or hub id of an ordinary causal language model, or a GGUF file, whose weights are dequantised."""
 
     out: Path
-    """Directory that the reversible model and its tokenizer are saved to."""
+    """Directory to save the reversible model and its tokenizer to."""
 
     calibration: str
     """Text to fit the update predictors to: stdlib, a .txt, .jsonl or .parquet file, or a hub data set."""
 
     bits: float | None = None
-    """Side information that the inverse may keep, in bits an element a layer, mean over the layers: 0 to 8. Left out
-    together with target_loss_increase: 2."""
+    """Side information for the inverse, in bits per element and layer, averaged over the layers: 0 to 8. By default 2,
+    unless target_loss_increase is given."""
 
     target_loss_increase: str | None = None
-    """In the place of bits: the largest increase of the held-out loss, such as 0.5%; the smallest budget that keeps it
-    is taken."""
+    """Largest increase of the held-out loss, such as 0.5%, instead of bits; the conversion uses the smallest budget
+    that meets it."""
 
     allocation: Literal["uniform", "calibrated"] = "calibrated"
-    """How the bits are spent: by what the blend of each layer costs, or the same blend in every layer."""
+    """Allocation of the bits to layers: calibrated by the cost of each layer's blend, or uniform."""
 
     predictor: Literal["none", "state", "update", "previous_mlp", "previous_update"] = "state"
-    """What the update predictors read: nothing (no predictors), the state, the update as well, the MLP of the layer
-    before as well, or that whole layer; the last two evaluate what they read, see added compute."""
+    """Input of the update predictors: none (no predictors), the state, the state and the update, or these two and the
+    previous layer's MLP or whole update. The last two cost a further evaluation; see added compute."""
 
     rank: int | None = None
-    """Rank of the update predictors; left out, full rank."""
+    """Rank of the update predictors; by default full rank."""
 
     two_evaluations: bool = False
-    """Use the paper's own conversion, which evaluates two layers a step."""
+    """Use the paper's own conversion, which evaluates two layers per step."""
 
     compare: tuple[float, ...] = ()
-    """Further budgets to convert at, for the table; the model is saved with the one that bits names."""
+    """Further budgets to convert at, for the table; the saved model is that of bits or target_loss_increase."""
 
     curve: Path | None = None
     """File (.svg or .png) for the curve of loss against memory over all budgets in the table."""
@@ -65,16 +65,16 @@ class ConvertOptions:
     """Tokens in a sequence."""
 
     held_out: int = 32
-    """Held-out sequences that the losses are measured on."""
+    """Held-out sequences to measure the losses on."""
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Convert, print what it costs, save, and return 0.
+    """Convert, print the costs, save, and return the exit code.
 
     Raises:
-        FileNotFoundError: for text or a model that is not there.
-        UserError: for whatever else the user can put right.
-        NotReversibleError: for a model that is no plain fold over its layers.
+        FileNotFoundError: for missing text or a missing model.
+        UserError: for any other mistake that the user can correct.
+        NotReversibleError: for a model that is not a plain fold over its layers.
 
     """
     options = tyro.cli(ConvertOptions, prog="revformers convert", args=list(arguments), use_underscores=True)
@@ -131,7 +131,7 @@ def run(arguments: Sequence[str]) -> int:
         say(console, f"Curve in {options.curve}.")
     command = shlex.join(["revformers", "convert", *arguments])
     record_provenance(model, Provenance(made_by=command, source=options.calibration))
-    _check_out(options.out)  # a conversion takes long enough for something else to be put there
+    _check_out(options.out)  # again: the directory may have been filled during the conversion
     with written_whole(options.out.resolve()) as directory:
         model.save_pretrained(directory)
         tokenizer.save_pretrained(directory)
@@ -142,11 +142,11 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _refuse(options: ConvertOptions) -> None:
-    """Raise UserError for what can be seen to be wrong before anything is loaded."""
+    """Raise UserError for mistakes that can be found before anything is loaded."""
     from revformers.conversion.allocation import check_budget
 
     if options.bits is not None and options.target_loss_increase is not None:
-        raise UserError("Give either bits or target_loss_increase: one follows from the other.")
+        raise UserError("Give only one of bits and target_loss_increase: the target determines the bits.")
     _check_out(options.out)
     if options.curve is not None:
         if options.curve.suffix not in (".svg", ".png"):
@@ -154,20 +154,20 @@ def _refuse(options: ConvertOptions) -> None:
         require_package("matplotlib", "plot", "--curve")
     for name in ("sequences", "held_out", "length"):
         if getattr(options, name) < (2 if name == "length" else 1):
-            raise UserError(f"{name} is a number of at least {2 if name == 'length' else 1}.")
+            raise UserError(f"{name} must be at least {2 if name == 'length' else 1}.")
     with as_user_error():
         for bits in (*options.compare, _bits(options)):
             check_budget(bits)
 
 
 def _check_out(out: Path) -> None:
-    """Raise UserError where the model cannot be saved without the loss of something else."""
+    """Raise UserError if saving the model to `out` would replace other files."""
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; choose a directory for the model.")
     if out.exists() and any(out.iterdir()):
         raise UserError(f"The directory {out} is not empty; choose another one.")
     if out.resolve() == Path.cwd():
-        raise UserError("The model cannot take the place of the current directory; choose a directory below it.")
+        raise UserError("The model cannot replace the current directory; choose a directory below it.")
 
 
 def _bits(options: ConvertOptions) -> float:
@@ -194,7 +194,7 @@ def _method(options: ConvertOptions) -> "Method":
 
 
 def _row(conversion: "Conversion") -> dict[str, Any]:
-    """Return the figures of a conversion, for JSON."""
+    """Return the figures of a conversion as values for JSON."""
     names = (
         "bits",
         "original_loss",
@@ -217,7 +217,7 @@ def _row(conversion: "Conversion") -> dict[str, Any]:
 
 
 def _table(conversions: Sequence["Conversion"]) -> Any:
-    """Return the table of what each budget costs."""
+    """Return the table of the costs of each budget."""
     from rich.table import Table
 
     table = Table(
@@ -241,7 +241,7 @@ def _table(conversions: Sequence["Conversion"]) -> Any:
 
 
 def _draw(conversions: Sequence["Conversion"], file: Path) -> None:
-    """Draw the loss increase against what is kept for the backward pass, relative to checkpointing."""
+    """Draw the loss increase over the memory kept for the backward pass, relative to checkpointing."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 

@@ -15,8 +15,8 @@ def run(arguments: Sequence[str]) -> int:
     """Train as `arguments` say and return the exit code.
 
     Raises:
-        OSError: for a recipe, data or a model that is not there.
-        UserError: for whatever else the user can put right.
+        OSError: for a missing recipe, missing data or a missing model.
+        UserError: for any other mistake that the user can correct.
 
     """
     command = read_command("finetune", arguments, FinetuneRecipe(), DESCRIPTION, "recipes/heal-wikitext.yaml")
@@ -46,7 +46,7 @@ def run(arguments: Sequence[str]) -> int:
     for name, loader in (("adapter", "revformers.load_adapter"), ("model", "revformers.from_pretrained")):
         path = result.directory / name
         if path.is_dir():
-            # An ordinary network is one that transformers and PEFT load themselves.
+            # transformers and PEFT load an ordinary network themselves.
             reversible = (result.directory / "conversion").is_dir() and deployed is None
             call = f'{loader}("{path}")' if reversible else str(path)
             say(console, f"{name.title() + ':':<9} {call}")

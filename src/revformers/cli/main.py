@@ -1,4 +1,4 @@
-"""The entry point of the command line: which commands there are, and what their errors become."""
+"""The entry point of the command line: the commands, and the handling of their errors."""
 
 import importlib
 import os
@@ -22,8 +22,8 @@ COMMANDS = {
     "plan": ("revformers.cli.plan", "say what training takes: memory, largest batch, longest context", "cli"),
     "run": ("revformers.cli.run", "run another library's command line on saved reversible models", ""),
 }
-"""For each command its module, which has ``run(arguments) -> exit code``, what it is for, and the extra of the package
-that it needs. The modules are imported when they are called, so that the help does not wait for PyTorch."""
+"""For each command its module, which has ``run(arguments) -> exit code``, its purpose, and the package's extra that it
+needs. A module is imported when its command is called, so that the help does not wait for PyTorch."""
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -39,13 +39,13 @@ def run_command(
 ) -> int:
     """Run the command that `argv` names and return the exit code of the process.
 
-    0 is success, 1 a check that failed, 2 something that the user can put right, 130 an interruption with Ctrl-C.
+    0 is success, 1 a failed check, 2 a mistake that the user can correct, 130 an interruption with Ctrl-C.
 
     Args:
-        program: how the program is called.
-        purpose: what it is for, one sentence.
-        commands: for each command its module, what it is for and its extra, as in `COMMANDS`.
-        argv: the words of the command line after the program's name; left out, those of this process.
+        program: the name of the program.
+        purpose: its purpose, in one sentence.
+        commands: for each command its module, its purpose and its extra, as in `COMMANDS`.
+        argv: the words of the command line after the program's name; by default those of this process.
 
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -60,10 +60,10 @@ def run_command(
     quiet_imports()
     try:
         return importlib.import_module(name).run(rest)
-    except SystemExit as stop:  # what tyro ends with after --help, or after an option it cannot read
+    except SystemExit as stop:  # raised by tyro after --help, or after an option that it cannot read
         return stop.code if isinstance(stop.code, int) else USER_ERROR
     except KeyboardInterrupt:
-        print(f"\nInterrupted: {command} was stopped before there was anything to save.", file=sys.stderr)
+        print(f"\nInterrupted: {command} was stopped before it had anything to save.", file=sys.stderr)
         return INTERRUPTED
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
@@ -80,10 +80,10 @@ def run_command(
 
 
 def _can_be_put_right(error: Exception) -> bool:
-    """Say whether `error` is about what the user gave, rather than a mistake in a program.
+    """Return whether `error` is about the user's input, rather than a mistake in a program.
 
-    Only errors that were raised for the user count, and what the operating system or the hub refuse. A bare ValueError
-    does not: PyTorch and transformers raise it for their own and for our mistakes, whose traceback must stay visible.
+    These are our errors for users, and refusals of the operating system or the hub. A bare ValueError is not among
+    them: PyTorch and transformers raise it for their own and for our mistakes, whose traceback must stay visible.
     """
     own = UserError | NotReversibleError | StateRangeError | RebuildMismatchError | MissingPackageError
     return isinstance(error, own | OSError)

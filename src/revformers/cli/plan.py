@@ -20,7 +20,7 @@ PLOT_FORMATS = ("svg", "png", "pdf")
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """Say what every way of training a model takes, from its configuration alone: no weights, no GPU."""
+    """Predict the memory and time of training a model from its configuration alone, without weights or a GPU."""
 
     model: tyro.conf.Positional[str]
     """A directory, a hub id, a config.json or a GGUF file."""
@@ -32,35 +32,36 @@ class PlanOptions:
     """Tokens in a sequence."""
 
     train: Literal["full", "lora", "qlora"] = "full"
-    """All weights; a LoRA adapter of rank 16 on all linear layers but the head; or one on frozen NF4 weights."""
+    """full trains all weights, lora a LoRA adapter of rank 16 on all linear layers except the head, qlora the same on
+    frozen NF4 weights."""
 
     optimizer: Literal["adamw", "adamw8bit", "adafactor", "lion", "sgd"] = "adamw"
-    """Whose states are counted."""
+    """Optimizer, for the size of its states."""
 
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of the weights and of the computation."""
 
     head: Literal["chunked", "own"] = "chunked"
     """chunked computes the loss from the logits of 1024 tokens at a time, as revformers finetune does; own is the
-    model's own loss, with all logits at once."""
+    model's own loss, from all logits at once."""
 
     bits: tuple[int, ...] = (0, 2, 4)
-    """Side information to plan for, bits an element a layer."""
+    """Amounts of side information to plan for, in bits per element and layer."""
 
     gpu: Literal["a100", "h100", "h200", "l4", "rtx4090"] = "h100"
-    """Whose data sheet the predicted times are for."""
+    """GPU whose data sheet gives the predicted times."""
 
     operations_per_byte: float | None = None
-    """Floating-point operations that the device does while its memory moves one byte; left out, as of --gpu."""
+    """Floating-point operations that the device does while its memory moves one byte; by default those of --gpu."""
 
     json: str | None = None
-    """File to write the plan to as well, in bytes; - prints it in the place of the table."""
+    """File to write the plan to in addition, with sizes in bytes; - prints it instead of the table."""
 
     plot: Path | None = None
-    """File to draw memory to, such as plan.svg or plan.png."""
+    """File for a plot of the memory, such as plan.svg or plan.png."""
 
     plot_axis: Literal["length", "batch"] = "length"
-    """What the plot goes along: tokens of one sequence, or sequences of --sequence_length."""
+    """Horizontal axis of the plot: the tokens of one sequence, or the number of sequences of --sequence_length."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -95,7 +96,7 @@ def run(arguments: Sequence[str]) -> int:
     from revformers.setup import Workload
 
     quiet_libraries()
-    gc.freeze()  # what the libraries have made is there to stay, and takes long to search for garbage
+    gc.freeze()  # the objects of the libraries stay, and searching them for garbage takes long
     config = _config(options.model)
     longest = getattr(config, "max_position_embeddings", None) or math.inf
     if options.sequence_length > longest:
@@ -138,7 +139,7 @@ def _json(plan: Any) -> str:
 
 
 def parse_memory(text: str) -> int:
-    """Return the bytes that `text` spells, such as "24GiB" or "80 GB"; raise UserError where it spells none."""
+    """Return the number of bytes in `text`, such as "24GiB" or "80 GB"; raise UserError if it is not a size."""
     try:
         return parse_size(text)
     except ValueError as error:
@@ -146,12 +147,12 @@ def parse_memory(text: str) -> int:
 
 
 def _config(name: str) -> Any:
-    """Return the configuration that `name` names; raise UserError where there is none of a language model."""
+    """Return the configuration called `name`; raise UserError if it is not that of a causal language model."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     from revformers.checkpoints.load import load_config
 
     config = load_config(name)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or getattr(config, "num_hidden_layers", None) is None:
-        raise UserError(f"{name!r} describes no causal language model whose layers can be counted.")
+        raise UserError(f"{name!r} does not describe a causal language model whose layers can be counted.")
     return config

@@ -1,4 +1,4 @@
-"""A plan as a picture: memory against the length of one sequence, or against the number of sequences."""
+"""The plot of a plan: memory over the length of one sequence, or over the number of sequences."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from revformers.setup import Workload
 Axis = Literal["length", "batch"]
 
 POINTS = 6
-"""Points of a curve, one at its beginning apart."""
+"""Points of a curve, besides the one at its beginning."""
 
 
 def draw(workload: Workload, plan: Plan, axis: Axis, file: Path) -> None:
@@ -55,7 +55,7 @@ def draw(workload: Workload, plan: Plan, axis: Axis, file: Path) -> None:
         xlabel="tokens of one sequence" if axis == "length" else f"sequences of {plan.sequence_length:,} tokens",
         ylabel="GiB",
         xlim=(0, None),
-        # Storing soon leaves the picture; beyond the memory it says no more.
+        # The curve of storing soon exceeds the memory, and is cut off above it.
         ylim=(0, 1.3 * max(plan.memory, plan.size.total) / 2**30),
     )
     axes.spines[["top", "right"]].set_visible(False)
@@ -66,7 +66,7 @@ def draw(workload: Workload, plan: Plan, axis: Axis, file: Path) -> None:
 
 
 def _places(ways: Sequence[SetupCost], axis: Axis, tokens: int) -> list[int]:
-    """Return where the curves have points: from little up to beyond what most fits on the device."""
+    """Return the positions of the curves' points, from a small one to one that exceeds the device's memory."""
     least = min(256, tokens) if axis == "length" else 1
     limits = [way.longest_context if axis == "length" else way.largest_batch for way in ways if not way.host]
     most = max(1.2 * max(limits, default=0), 2 * (tokens if axis == "length" else 1))

@@ -1,4 +1,4 @@
-"""A plan as a table."""
+"""The table of a plan."""
 
 from rich import box
 from rich.table import Table
@@ -23,7 +23,7 @@ def plan_table(plan: Plan, device: str) -> Table:
     table = Table(
         title=f"{size.parameters:,} parameters, {size.trained:,} trained\nweights {written(size.weights)}, gradients "
         f"{written(size.gradients)}, optimizer {written(size.optimizer)} of {written(plan.memory)} {unit}",
-        # Ten columns within the 80 characters of a plain terminal.
+        # Narrow enough for ten columns within the 80 characters of a plain terminal.
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,

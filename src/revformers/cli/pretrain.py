@@ -15,8 +15,8 @@ def run(arguments: Sequence[str]) -> int:
     """Train as `arguments` say and return the exit code.
 
     Raises:
-        FileNotFoundError: for a recipe or a text file that is not there.
-        UserError: for whatever else the user can put right.
+        FileNotFoundError: for a missing recipe or text file.
+        UserError: for any other mistake that the user can correct.
 
     """
     command = read_command("pretrain", arguments, Recipe(), DESCRIPTION, "recipes/quickstart.yaml")

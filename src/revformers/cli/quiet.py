@@ -1,4 +1,4 @@
-"""Keeping what other libraries print out of our output."""
+"""Filters that keep messages of other libraries out of the output of commands."""
 
 import logging
 import sys
@@ -11,7 +11,7 @@ NOISE = {
     "torchao": "Failed to load",
     "transformers.modeling_utils": "`loss_type=None` was set in the config",
 }
-"""For each logger what it says of kernels for other machines or of other libraries, which no user can put right."""
+"""For each logger a part of the message to silence: about kernels for other machines or other libraries' code."""
 
 
 def _says_something_else(text: str, record: logging.LogRecord) -> bool:
@@ -22,18 +22,18 @@ _FILTERS = {name: partial(_says_something_else, text) for name, text in NOISE.it
 
 
 def quiet_imports() -> None:
-    """Silence what libraries say as they are imported and used; call it before they are."""
+    """Silence messages of libraries during their import and use; call it before they are imported."""
     for name, own in _FILTERS.items():
         logging.getLogger(name).addFilter(own)
-    # PEFT asks a model whether it checkpoints by a name that transformers is giving up.
+    # PEFT asks a model whether it uses checkpointing by a name that transformers has deprecated.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 
 def quiet_libraries() -> None:
-    """Silence the bars that transformers draws for single files, and outside a terminal those of `datasets` too.
+    """Silence transformers' progress bars for single files and, outside a terminal, those of `datasets`.
 
-    In a terminal the latter stay: preparing a large corpus takes minutes in which nothing else is shown. A command
-    calls this once it has imported what it needs; one that reads no data set needs no `datasets`.
+    In a terminal the bars of `datasets` stay, because preparing a large corpus takes minutes without other output. A
+    command calls this after its imports; a command that reads no data set need not import `datasets`.
     """
     import transformers
 

@@ -1,4 +1,4 @@
-"""What commands with a RECIPE share: their help, reading RECIPE and its options, and a stopped run."""
+"""Code shared by commands with a RECIPE: their help, reading RECIPE and its options, and a stopped run."""
 
 import shlex
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ AnyRecipe = TypeVar("AnyRecipe")
 
 @dataclass(frozen=True)
 class RecipeOptions(Generic[AnyRecipe]):
-    """What the help of a command shows."""
+    """The options that the help of a command shows."""
 
     recipe: Annotated[tyro.conf.FlagConversionOff[AnyRecipe], tyro.conf.arg(name="")]
 
@@ -35,12 +35,12 @@ class RecipeOptions(Generic[AnyRecipe]):
 
 @dataclass(frozen=True)
 class RecipeCommand(Generic[AnyRecipe]):
-    """A command that was read.
+    """A parsed command.
 
     Attributes:
-        recipe: with the options in it.
-        resume: whether to continue the run that is there.
-        overwrite: whether to discard it.
+        recipe: the recipe, changed by the options.
+        resume: whether to continue the run in the run directory.
+        overwrite: whether to discard that run.
         resume_words: the command line that continues the run.
 
     """
@@ -51,7 +51,7 @@ class RecipeCommand(Generic[AnyRecipe]):
     resume_words: str
 
     def stopped(self, result: "RunResult", console: "Console") -> int:
-        """Say how a run that a signal ended goes on, and return the exit code."""
+        """Print how to continue a run that a signal ended, and return the exit code."""
         from revformers.console import say
 
         say(console, f"Stopped at step {result.step} with a checkpoint in {result.directory}.")
@@ -62,17 +62,17 @@ class RecipeCommand(Generic[AnyRecipe]):
 def read_command(
     name: str, arguments: Sequence[str], default: AnyRecipe, description: str, example: str
 ) -> RecipeCommand[AnyRecipe]:
-    """Return the command that `arguments` spell; --help prints the options and ends the process.
+    """Return the command in `arguments`; --help prints the options and ends the process.
 
     Args:
         name: the command.
         arguments: the words after it.
-        default: a recipe of the command's kind.
-        description: what the help begins with.
-        example: a recipe that the command could be given.
+        default: the default recipe of the command.
+        description: the beginning of the help.
+        example: the path of an example recipe, for messages.
 
     Raises:
-        FileNotFoundError: for a recipe that is not there.
+        FileNotFoundError: for a missing recipe.
         UserError: for a recipe or an option that cannot be read.
 
     """
@@ -90,7 +90,7 @@ def read_command(
 
 
 def show_help(command: str, kind: Any, options: Any, description: str | None = None) -> NoReturn:
-    """Print the help of `command`, whose `options` are a dataclass of this kind, and end the process."""
+    """Print the help of `command`, whose `options` are an instance of `kind`, and end the process."""
     tyro.cli(
         kind,
         prog=command,

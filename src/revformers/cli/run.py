@@ -1,7 +1,7 @@
 """``revformers run TOOL ARGUMENTS``: the command line of another library, in a process that knows reversible models.
 
-Command lines import nothing of ours, and so cannot load a saved reversible model. Here revformers is imported
-before the tool is.
+The command lines of other libraries do not import revformers, so they cannot load a saved reversible model. This
+command imports revformers before the tool.
 """
 
 import os
@@ -28,7 +28,7 @@ Import revformers, then run another library's command line in this process, so t
   revformers run lm_eval --model hf --model_args pretrained=DIRECTORY --tasks piqa
   revformers run -m trl.scripts.sft --config sft.yaml
 
-Where a launcher starts the processes, this stands behind it:
+With a launcher that starts the processes, put this module after the launcher's options:
 
   accelerate launch -m revformers.cli.run -m trl.scripts.sft --config sft.yaml
   torchrun --nproc-per-node 2 -m revformers.cli.run script.py
@@ -45,16 +45,16 @@ LAUNCHERS = {
     "-m torch.distributed.launch": "torchrun",
     "-m accelerate.commands.launch": "accelerate launch",
 }
-"""Tools that start other processes, which import nothing of ours, by their first words; and how they are called."""
+"""Tools that start other processes, which do not import revformers: their first words, and their names."""
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run the tool that `arguments` name and return its exit code.
 
-    As in a process of its own, an error that the tool does not catch is printed with its traceback, and the code is 1.
+    As in a process of its own, an uncaught error of the tool is printed with its traceback, and the code is 1.
 
     Raises:
-        FileNotFoundError: for a script that is not there.
+        FileNotFoundError: for a missing script.
         UserError: for a tool or a module that is not installed, or that starts other processes.
 
     """
@@ -67,14 +67,14 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _tool(words: list[str]) -> Callable[[], Any]:
-    """Return what runs the tool, and give this process the arguments and the module path that it expects."""
+    """Return a function that runs the tool; set this process's arguments and module path as the tool expects them."""
     if words[0] == "-m":
         if len(words) < 2:
             raise UserError("Name a module after -m, as in: revformers run -m trl.scripts.sft --config sft.yaml.")
         module = words[1]
         sys.path.insert(0, os.getcwd())
         if not _exists(module):
-            raise UserError(f"There is no module {module!r} to run; install the package that has it.")
+            raise UserError(f"There is no module {module!r} to run; install the package that contains it.")
         sys.argv = words[1:]
         return lambda: runpy.run_module(module, run_name="__main__", alter_sys=True)
     if words[0].endswith(".py") or os.sep in words[0]:
@@ -87,8 +87,8 @@ def _tool(words: list[str]) -> Callable[[], Any]:
     found = list(entry_points(group="console_scripts", name=words[0]))
     if not found:
         raise UserError(
-            f"No package here installed a command {words[0]!r}; name one that is installed, such as lm_eval, a module "
-            f"(-m trl.scripts.sft) or a script that ends in .py."
+            f"No installed package has a command {words[0]!r}; name an installed command, such as lm_eval, a module "
+            f"(-m trl.scripts.sft) or a script whose name ends in .py."
         )
     sys.argv = words
     return lambda: sys.exit(found[0].load()())
@@ -97,12 +97,12 @@ def _tool(words: list[str]) -> Callable[[], Any]:
 def _exists(module: str) -> bool:
     try:
         return find_spec(module) is not None
-    except ModuleNotFoundError:  # of a package around it
+    except ModuleNotFoundError:  # a parent package is missing
         return False
 
 
 def _refuse_launchers(words: list[str]) -> None:
-    """Raise UserError for tools that start other processes, with the line that works."""
+    """Raise UserError for tools that start other processes, with a command line that works."""
     two = " ".join(words[:2])
     if words[0] == "trl" and words[1:2] != ["env"] and words[1:] and _exists(f"trl.scripts.{words[1]}"):
         line = shlex.join(["-m", f"trl.scripts.{words[1]}", *words[2:]])
@@ -114,13 +114,13 @@ def _refuse_launchers(words: list[str]) -> None:
     if launcher is not None:
         option = "--module" if launcher == "deepspeed" else "-m"
         raise UserError(
-            f"{launcher} starts other processes, which do not import revformers; put revformers behind its own "
+            f"{launcher} starts other processes, which do not import revformers; put revformers after its own "
             f"options: {launcher} OPTIONS {option} {THIS_MODULE} SCRIPT.py ARGUMENTS"
         )
 
 
 def _exit_code(call: Callable[[], Any]) -> int:
-    """Do `call` and return the exit code of a process that does nothing else; print the error of one that fails."""
+    """Run `call` and return the exit code that a process for it alone would have; print an uncaught error."""
     try:
         call()
     except SystemExit as stop:

@@ -24,11 +24,11 @@ class VerifyOptions:
     """A recipe (.yaml), or a directory, hub id or GGUF file of a causal language model."""
 
     dynamics: str | None = None
-    """Recurrence to give the model: midpoint, blended_midpoint, leapfrog or hamiltonian. An ordinary model needs one;
-    otherwise it takes the place of the model's own."""
+    """Recurrence of the model: midpoint, blended_midpoint, leapfrog or hamiltonian. An ordinary model needs one; that
+    of a reversible model is replaced."""
 
     dtype: Literal["float32", "bfloat16"] | None = None
-    """Type of the weights; left out, the one the model was saved or described with."""
+    """Type of the weights; by default that of the saved model or the recipe."""
 
     device: str = "cpu"
     """Device to compare on, such as cuda."""
@@ -37,17 +37,17 @@ class VerifyOptions:
     """Sequences in the batch."""
 
     length: int | None = None
-    """Tokens in a sequence; left out, 128, or what the model can read where that is less."""
+    """Tokens in a sequence; by default 128, or the model's maximum if that is smaller."""
 
     seed: int = 0
     """Seed of the tokens and of dropout."""
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Print the comparison and return 0 where the gradients agree to the bit, 1 where they do not.
+    """Print the comparison and return 0 if the gradients agree to the bit, otherwise 1.
 
     Raises:
-        FileNotFoundError: for a recipe or a directory that is not there.
+        FileNotFoundError: for a missing recipe or directory.
         UserError: for an ordinary model without --dynamics, or a batch that the model cannot read.
         NotReversibleError: for a model that cannot be given reversible dynamics.
 
@@ -64,7 +64,9 @@ def run(arguments: Sequence[str]) -> int:
     longest = getattr(model.config, "max_position_embeddings", None) or math.inf
     length = options.length if options.length is not None else int(min(DEFAULT_LENGTH, longest))
     if options.batch_size < 1 or length < 2:
-        raise UserError("A batch needs a sequence, and a sequence two tokens: raise --batch_size or --length.")
+        raise UserError(
+            "A batch needs at least one sequence, and a sequence at least two tokens: raise --batch_size or --length."
+        )
     if length > longest:
         raise UserError(f"The model reads at most {longest} tokens; lower --length, which is {length}.")
     if options.dtype:
@@ -96,7 +98,7 @@ def _model(options: VerifyOptions) -> "PreTrainedModel":
         return build_model(load_recipe(options.model, changes))
     model = load_causal_lm(options.model)
     if options.dynamics:
-        with as_user_error(), without_hint():  # gradients are verified here, not what the network knows
+        with as_user_error(), without_hint():  # the hint is about the network's loss, which does not matter here
             return make_reversible(model, dynamics.create(options.dynamics))
     if reversible_stack(model) is None:
         raise UserError(f"{options.model!r} is an ordinary model; name a recurrence for it with --dynamics.")
