@@ -7,11 +7,10 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 import revformers as rf
-from lab.bench.meter import _allocation_sizes
+from lab.private_api import cpu_allocations
 from revformers.activations import Budget, parse_policy
 from revformers.activations.budget.budgeted import smallest_budget
 from revformers.engine.states import StatePair
@@ -148,10 +147,10 @@ def test_the_more_budget_the_less_is_computed_again(dynamics, recompute, scaled)
 
 def allocated_after(function):
     """The bytes that a call leaves allocated, from the allocator's events."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recorded:
-        kept = function()
-    assert kept is not None
-    return sum(_allocation_sizes(recorded))
+    kept = []
+    allocations = cpu_allocations(lambda: kept.append(function()))
+    assert kept[0] is not None
+    return sum(allocations)
 
 
 @each_dynamics
