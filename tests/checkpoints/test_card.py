@@ -113,7 +113,7 @@ def test_our_own_card_is_written_anew(tmp_path):
 @pytest.mark.parametrize("text", ["# My model\n", ""])
 def test_a_card_that_a_user_wrote_stays(tmp_path, text):
     (tmp_path / "README.md").write_text(text)
-    with pytest.warns(UserWarning, match="left as it is"):
+    with pytest.warns(UserWarning, match="is kept; delete it"):
         rf.make_reversible(llama(), rf.Midpoint()).save_pretrained(tmp_path)
     assert (tmp_path / "README.md").read_text() == text
     assert rf.from_pretrained(tmp_path)

@@ -161,7 +161,7 @@ def test_an_argument_that_does_not_exist_is_refused(hub, model, tmp_path):
 def test_a_card_on_the_hub_that_a_user_wrote_stays(hub, model, tmp_path):
     hub.card = tmp_path / "card.md"
     hub.card.write_text("# Mine")
-    with pytest.warns(UserWarning, match=r"README\.md of someone/model .* left as it is"):
+    with pytest.warns(UserWarning, match=r"README\.md of someone/model was not written by revformers and is kept"):
         model.push_to_hub("someone/model")
     assert "README.md" not in hub.files
     hub.card.write_text(f"# Ours\n{MARKER}")

@@ -285,7 +285,7 @@ def test_a_card_that_a_user_wrote_stays(prepare, folder, tmp_path):
         assert "# Mine" in text
         assert SECTION not in text
         return
-    with pytest.warns(UserWarning, match="left as it is"):
+    with pytest.warns(UserWarning, match="is kept; delete it"):
         trainer.save_model()
     assert (tmp_path / "run/README.md").read_text() == "# Mine"
     assert json.loads((tmp_path / "run/config.json").read_text())["revformers"]

@@ -1,4 +1,4 @@
-"""Loading adapters that were trained on a reversible network, on that network."""
+"""Loading of adapters that were trained on a reversible network."""
 
 import os
 from collections.abc import Mapping
@@ -34,10 +34,10 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 def apply_conversion(model: nn.Module, directory: Path) -> None:
-    """Make the model that `save_conversion` was told about reversible again, in place, as it was to the bit.
+    """Make the ordinary network of a converted model reversible again, in place, from files of `save_conversion`.
 
     Raises:
-        ModelFilesError: where the files of the conversion are missing, damaged or of another version.
+        ModelFilesError: if the files are missing, damaged or of another version.
 
     """
     description = read_description(directory / DESCRIPTION)
@@ -55,26 +55,26 @@ def apply_conversion(model: nn.Module, directory: Path) -> None:
 def load_adapter(
     directory: str | os.PathLike, model: nn.Module | None = None, *, trainable: bool = False, **keywords: Any
 ) -> Any:
-    """Load an adapter that was trained on a reversible model, on that model.
+    """Load an adapter that was trained on a reversible model, together with that model.
 
     Args:
-        directory: an adapter's directory or hub id: what `save_pretrained` of a PEFT model around a reversible one, a
-            trainer or `revformers finetune` wrote.
-        model: the base, ordinary or reversible; an ordinary one is made reversible in place. Left out, it is loaded
-            from where it was when the adapter was trained.
-        trainable: whether the adapter is to be trained further.
-        keywords: where the adapter is found (revision, subfolder, token, ...), and what `from_pretrained` of
-            transformers takes for the base, instead of what it was trained with (dtype, device_map, ...).
+        directory: an adapter's directory or hub id, written by `save_pretrained` of a PEFT model around a reversible
+            one, a trainer or `revformers finetune`.
+        model: the base, ordinary or reversible; an ordinary one is made reversible in place. None loads the base from
+            its location at training.
+        trainable: whether the adapter can be trained further.
+        keywords: the location of the adapter (revision, subfolder, token, ...), and keywords of `from_pretrained` of
+            transformers for the base, which override those at training (dtype, device_map, ...).
 
     Returns:
         A `peft.PeftModel`.
 
     Raises:
-        FileNotFoundError: where there is no adapter, or a local base is no longer where it was.
-        MissingPackageError: without the package peft.
-        ModelFilesError: where files are missing, damaged or of another version.
-        ValueError: where `model` is another network than the adapter was trained on (an ordinary one stays ordinary),
-            or the adapter is that of an ordinary network.
+        FileNotFoundError: if there is no adapter, or a local base is no longer at its location.
+        MissingPackageError: if the package peft is not installed.
+        ModelFilesError: if files are missing, damaged or of another version.
+        ValueError: if `model` is another network than the adapter was trained on (an ordinary one stays ordinary), or
+            the adapter belongs to an ordinary network.
 
     """
     peft = require_package("peft", "finetune", "An adapter")
@@ -94,7 +94,7 @@ def load_adapter(
     if model is None:
         model = _load_base(directory, base, keywords)
         _resize_embeddings(model, find_file(directory, WEIGHTS, keywords))
-        # What was made of a saved reversible model in memory is described here too.
+        # A saved reversible base may have been given other dynamics in memory, which the description records.
         known = not base_differences(model, base)
     else:
         known = reversible_stack(model) is not None
@@ -102,7 +102,7 @@ def load_adapter(
     try:
         if not known:
             if base.identity.predictor_form is not None:
-                find_file(directory, PREDICTORS, keywords)  # which downloads the file beside the description
+                find_file(directory, PREDICTORS, keywords)  # downloads the file into the directory of the description
             apply_conversion(model, file.parent)
         return peft.PeftModel.from_pretrained(model, directory, is_trainable=trainable, **hub_keywords(keywords))
     except Exception as error:
@@ -132,10 +132,10 @@ def _load_base(adapter: str | os.PathLike, base: AdapterBase, keywords: Mapping[
     kind = getattr(transformers, base.architecture, None)
     if kind is None:
         raise ValueError(
-            f"The base of {adapter} is of the class {base.architecture!r}, which is none of transformers'; load it "
+            f"The base of {adapter} is of the class {base.architecture!r}, which is not in transformers; load it "
             f"and pass it as revformers.load_adapter({str(adapter)!r}, model)."
         )
-    # The adapter's own place on the hub is not that of its base.
+    # These keywords describe the adapter's location on the hub, not that of its base.
     given = {key: value for key, value in keywords.items() if key not in ("revision", "subfolder")}
     trained = {
         "revision": base.revision,
@@ -150,7 +150,7 @@ def _load_base(adapter: str | os.PathLike, base: AdapterBase, keywords: Mapping[
 
 
 def _resize_embeddings(model: Any, weights: str | None) -> None:
-    """Give the vocabulary of a base that was just loaded the size of the embeddings that its adapter brings, if any."""
+    """Resize the vocabulary of a newly loaded base to the embeddings in its adapter's weights, if there are any."""
     if weights is None:
         return
     embeddings = model.get_input_embeddings()

@@ -1,8 +1,8 @@
-"""What an adapter is told of the reversible network that it was trained on, and how it is held to it.
+"""The description of an adapter's reversible base, saved with the adapter and checked when it is loaded.
 
-A PEFT adapter holds no weights of its base, so one that was trained on a reversible model would load on the ordinary
-network, silently, with other logits. Here it is saved with a description of its base: where the ordinary weights are,
-the dynamics, and the update predictors where the base is not itself a saved reversible model.
+A PEFT adapter holds no weights of its base, so one that was trained on a reversible model would silently load on the
+ordinary network and produce other logits. The description holds the location of the ordinary weights, the dynamics,
+and the update predictors unless the base is itself a saved reversible model.
 """
 
 import hashlib
@@ -41,11 +41,11 @@ class AdapterBase:
 
     Attributes:
         identity: its dynamics and the form of its update predictors.
-        predictors_sha256: what tells the weights of its update predictors from others; see `_digests`.
-        name: the directory or hub id it was loaded from; None where it never was.
-        revision: that of the hub.
+        predictors_sha256: digests of the weights of its update predictors; see `_digests`.
+        name: the directory or hub id it was loaded from; None if it was not loaded.
+        revision: its revision on the hub; None if not given.
         dtype: of its weights.
-        quantization: the configuration of the quantisation it was loaded with.
+        quantization: the quantisation configuration it was loaded with; None without one.
         architecture: the name of its class in transformers.
 
     """
@@ -60,7 +60,7 @@ class AdapterBase:
 
     @classmethod
     def read(cls, file: Path) -> "AdapterBase":
-        """Read what `seal_adapter` wrote; raise ModelFilesError for what this version cannot read."""
+        """Read the file that `seal_adapter` wrote; raise ModelFilesError if this version cannot read it."""
         values = read_description(file)
         identity = read_identity(values, file)
         try:
@@ -76,7 +76,7 @@ class AdapterBase:
             )
         except (AttributeError, KeyError, TypeError) as error:
             raise ModelFilesError(
-                f"{file} does not describe the base of an adapter so that this version of revformers can read it "
+                f"{file} does not describe the base of an adapter in a form that this version of revformers can read "
                 f"({type(error).__name__}: {error}); save the adapter again."
             ) from error
 
@@ -84,13 +84,13 @@ class AdapterBase:
 def save_conversion(
     model: nn.Module, directory: Path, base: Mapping[str, Any] | None = None, predictors: bool = True
 ) -> None:
-    """Write what makes the ordinary network of a reversible model reversible: its dynamics and update predictors.
+    """Write the dynamics and the update predictors of a reversible model, but not the weights of the ordinary network.
 
     Args:
         model: a reversible model, or a PEFT model around one.
         directory: an existing directory.
-        base: for an adapter, where the ordinary weights are: name, revision, dtype, quantization and architecture.
-        predictors: whether to write the weights of the predictors, or only what tells them from others.
+        base: for an adapter, its base: name, revision, dtype, quantization and architecture.
+        predictors: whether to write the weights of the predictors; if false, only their digests are written.
 
     """
     weights = _own_predictor_weights(model)
@@ -103,12 +103,12 @@ def save_conversion(
 
 
 def seal_adapter(model: nn.Module, directory: Path, revision: str | None = None) -> None:
-    """Describe the reversible base of the adapter that was saved in `directory`, and mark the adapter's type.
+    """Write the description of an adapter's reversible base, and mark the adapter's type.
 
     Args:
         model: the base, a reversible model of transformers.
-        directory: what PEFT has just written.
-        revision: that of the base on the hub, where it has one.
+        directory: the directory in which PEFT has saved the adapter.
+        revision: the revision of the base on the hub, if any.
 
     """
     config = unwrap(model).config
@@ -128,30 +128,30 @@ def seal_adapter(model: nn.Module, directory: Path, revision: str | None = None)
     values = json.loads(path.read_text(encoding="utf-8"))
     values["peft_type"] = ordinary_type(values["peft_type"]) + MARK
     if values.get("task_type") is None and base["architecture"] in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
-        # By the class alone PEFT's auto class would load the base as the ordinary network.
+        # Given only the class, PEFT's auto class would load the base as the ordinary network.
         values |= {"task_type": "CAUSAL_LM", "auto_mapping": None}
     write_text(path, json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
 def unseal_adapter(directory: Path) -> None:
-    """Remove what describes the reversible base of an older adapter from where that of an ordinary one was saved."""
+    """Remove the description of an older adapter's reversible base, after an ordinary adapter was saved there."""
     if (directory / DESCRIPTION).is_file():
         (directory / PREDICTORS).unlink(missing_ok=True)
         (directory / DESCRIPTION).unlink()
 
 
 def ordinary_type(peft_type: str) -> str:
-    """Return the type of an adapter as PEFT knows it."""
+    """Return the type of an adapter without our mark, as PEFT knows it."""
     return peft_type.removesuffix(MARK)
 
 
 def check_base(model: nn.Module, adapter: str | os.PathLike, keywords: Mapping[str, Any]) -> None:
-    """Raise ValueError where `adapter` was trained on another network than `model` is.
+    """Raise ValueError if `adapter` was trained on a network other than `model`.
 
     Args:
         model: the model that the adapter is loaded into, or a PEFT model around it.
         adapter: a directory or a hub id.
-        keywords: those of the loading function; they say which revision and where.
+        keywords: keywords of the loading function, with revision, subfolder and the like.
 
     """
     file, own = find_description(adapter, keywords), reversible_stack(model)
@@ -173,11 +173,11 @@ def check_base(model: nn.Module, adapter: str | os.PathLike, keywords: Mapping[s
 
 
 def find_description(adapter: str | os.PathLike, keywords: Mapping[str, Any]) -> Path | None:
-    """Return where the description of an adapter's reversible base lies; None for one of an ordinary network.
+    """Return the path of the description of an adapter's reversible base; None for the adapter of an ordinary network.
 
     Raises:
-        ModelFilesError: for the adapter of a reversible network that lacks its description, one whose files contradict
-            each other, or a damaged configuration.
+        ModelFilesError: if the adapter of a reversible network lacks its description, its files contradict each other,
+            or its configuration is damaged.
 
     """
     config, file = (find_file(adapter, name, keywords) for name in (ADAPTER_CONFIG, DESCRIPTION))
@@ -186,11 +186,11 @@ def find_description(adapter: str | os.PathLike, keywords: Mapping[str, Any]) ->
     peft_type = str(read_description(Path(config)).get("peft_type"))
     if not peft_type.endswith(MARK):
         if file is not None:
-            # Left from an older adapter in this folder, or somebody has written the configuration anew.
+            # The file is left from an older adapter in this folder, or someone has rewritten the configuration.
             raise ModelFilesError(
                 f"The files of the adapter {adapter} contradict each other: {DESCRIPTION} describes a reversible base, "
-                f"and {ADAPTER_CONFIG} an adapter of an ordinary network. If it is one, delete {DESCRIPTION}; "
-                f'otherwise write "{peft_type}{MARK}" as its peft_type.'
+                f"but {ADAPTER_CONFIG} an adapter of an ordinary network. If the network is ordinary, delete "
+                f'{DESCRIPTION}; otherwise set peft_type to "{peft_type}{MARK}".'
             )
         return None
     if file is None:
@@ -202,12 +202,12 @@ def find_description(adapter: str | os.PathLike, keywords: Mapping[str, Any]) ->
 
 
 def find_file(adapter: str | os.PathLike, name: str, keywords: Mapping[str, Any]) -> str | None:
-    """Return where a file of an adapter lies on this machine, downloaded where it has to be; None where it has none."""
+    """Return the local path of a file of an adapter, downloaded if necessary; None if the adapter has no such file."""
     return cached_file_if_any(adapter, name, **hub_keywords(keywords))
 
 
 def base_differences(model: nn.Module, base: AdapterBase) -> list[str]:
-    """Return the names of what tells a model from the base of an adapter; none for the base itself."""
+    """Return the names of the properties in which a model differs from an adapter's base; an empty list if it is it."""
     own = reversible_stack(model)
     if own is None:
         return ["the recurrence"]
@@ -229,7 +229,7 @@ def is_saved_reversible(name: str, keywords: Mapping[str, Any]) -> bool:
 
 
 def read_description(path: Path) -> dict[str, Any]:
-    """Return what a JSON file of an adapter or a checkpoint says; raise ModelFilesError for a damaged one."""
+    """Return the content of a JSON file of an adapter or a checkpoint; raise ModelFilesError if it is damaged."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -240,8 +240,8 @@ def read_description(path: Path) -> dict[str, Any]:
 
 
 def _is_saved_with_predictors(name: str | None, revision: str | None, model: nn.Module) -> bool:
-    """Whether the update predictors of a model are those of the reversible model that `name` holds."""
-    here = {"revision": revision, "local_files_only": True}  # it was loaded, and the hub need not be asked again
+    """Whether `name` holds a reversible model with the same update predictors as `model`."""
+    here = {"revision": revision, "local_files_only": True}  # the model was loaded, so its files are on this machine
     if not name or not is_saved_reversible(name, here):
         return False
     inner = unwrap(model)
@@ -258,11 +258,11 @@ def _is_saved_with_predictors(name: str | None, revision: str | None, model: nn.
 
 
 def require_own_predictors(model: nn.Module) -> None:
-    """Raise ValueError where an adapter is merged into the update predictors of a model."""
+    """Raise ValueError if an adapter is merged into the update predictors of a model."""
     if any(getattr(module, "merged", False) for one in update_predictors(model) for module in one.modules()):
         raise ValueError(
-            "An adapter is merged into the update predictors of this model, which an adapter that is saved or loaded "
-            "needs without it; call unmerge_adapter() first, or merge_and_unload() to save the whole model."
+            "An adapter is merged into the update predictors of this model, but adapters are saved and loaded with the "
+            "original predictors; call unmerge_adapter() first, or merge_and_unload() to save the whole model."
         )
 
 
@@ -272,9 +272,9 @@ def _own_predictor_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _digests(weights: Mapping[str, Tensor]) -> list[str]:
-    """Return what tells weights from others in whatever dtype they were loaded; one is the same, or more, for the same.
+    """Return two digests of weights; the same weights share at least one of them, whatever dtype they were loaded in.
 
-    Rounding by way of float16 gives other numbers than rounding at once, so there are two.
+    Both are of weights in bfloat16. There are two because rounding via float16 gives other numbers than rounding once.
     """
     digests = hashlib.sha256(), hashlib.sha256()
     for name in sorted(weights):

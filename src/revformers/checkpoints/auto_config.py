@@ -1,4 +1,4 @@
-"""The configuration class by which transformers' `AutoConfig` reads a saved reversible model."""
+"""The configuration class with which transformers' `AutoConfig` reads saved reversible models."""
 
 from types import ModuleType
 from typing import Any
@@ -9,14 +9,14 @@ from revformers.checkpoints.marks import MODEL_TYPE
 
 
 class AutoReversibleConfig(PreTrainedConfig):
-    """Stands for the configurations of all reversible models in transformers' mapping of model types."""
+    """Represents the configurations of all reversible models in transformers' mapping of model types."""
 
     model_type = MODEL_TYPE
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], **keywords: Any) -> Any:
-        """Return the configuration, of the class of its family, whose models the auto classes know from then on."""
-        # imported here: whoever imports AutoConfig need not wait for PyTorch and transformers' models
+        """Return the configuration in the class of its family, and register its models with the auto classes."""
+        # imported here, so that importing AutoConfig does not import PyTorch and transformers' models
         from revformers.checkpoints.model_class import register_models
         from revformers.checkpoints.model_config import ReversibleConfig
 
@@ -26,5 +26,5 @@ class AutoReversibleConfig(PreTrainedConfig):
 
 
 def extend(module: ModuleType) -> None:
-    """Make `AutoConfig` of `transformers.models.auto.configuration_auto` know saved reversible models."""
+    """Register saved reversible models with `AutoConfig` in `transformers.models.auto.configuration_auto`."""
     module.AutoConfig.register(MODEL_TYPE, AutoReversibleConfig, exist_ok=True)

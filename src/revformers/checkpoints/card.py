@@ -28,11 +28,11 @@ TEMPLATE = """\
 
 
 def model_card(model: PreTrainedModel, tags: Sequence[str] = ()) -> ModelCard:
-    """Return the model card of a reversible model, with its metadata for the hub.
+    """Return the model card of a reversible model, including metadata for the hub.
 
     Args:
         model: a reversible model.
-        tags: tags that the metadata shall have besides the model's own.
+        tags: tags to add to the model's own in the metadata.
 
     """
     reversible = require_reversible(model)
@@ -56,12 +56,12 @@ def model_card(model: PreTrainedModel, tags: Sequence[str] = ()) -> ModelCard:
 
 
 def add_section(path: Path, model: PreTrainedModel, adapter: bool = False) -> None:
-    """Say at the end of a card that a trainer or PEFT wrote what the network is; an earlier section is replaced.
+    """Describe the network at the end of a card that a trainer or PEFT wrote, replacing an earlier description.
 
     Args:
         path: the card.
         model: a reversible model.
-        adapter: whether the card is that of an adapter of the model.
+        adapter: whether the card belongs to an adapter of the model.
 
     """
     card = ModelCard.load(path, ignore_metadata_errors=True)
@@ -82,11 +82,11 @@ def add_section(path: Path, model: PreTrainedModel, adapter: bool = False) -> No
 
 
 def save_deployed_card(directory: Path, losses: Mapping[str, float], adapter: bool) -> None:
-    """Write the card of an ordinary network, or of an adapter of one, that was trained in a reversible one.
+    """Write the card of an ordinary network, or of an adapter for one, that was trained with reversible dynamics.
 
     Args:
-        directory: where it was saved.
-        losses: with deployed_validation_loss, nats a token, and original_validation_loss where it is known.
+        directory: the directory of the saved network.
+        losses: deployed_validation_loss and, if known, original_validation_loss, nats per token.
         adapter: whether it is an adapter.
 
     """
@@ -96,7 +96,7 @@ def save_deployed_card(directory: Path, losses: Mapping[str, float], adapter: bo
     text = (
         f"# An ordinary {kind}, trained reversibly\n\n"
         f"This is an ordinary {kind} of {library}, which needs nothing of revformers. It was trained with reversible "
-        f"dynamics, whose backward pass rebuilds activations in the place of storing them, and then evaluated as it is "
+        f"dynamics, whose backward pass rebuilds activations instead of storing them, and then evaluated as it is "
         f"saved: validation loss {losses['deployed_validation_loss']:.4f}{before}.\n\n" + _versions()
     )
     data = ModelCardData(library_name=library, tags=["revformers"])
@@ -104,18 +104,18 @@ def save_deployed_card(directory: Path, losses: Mapping[str, float], adapter: bo
 
 
 def has_section(card: Path) -> bool:
-    """Say whether there is a README.md of a trainer to which `add_section` added."""
+    """Whether `card` is an existing README.md to which `add_section` has added."""
     return card.is_file() and SECTION in card.read_text(encoding="utf-8", errors="replace")
 
 
 def is_ours(card: Path) -> bool:
-    """Say whether there is a README.md that revformers wrote, and may write again."""
+    """Whether `card` is an existing README.md that revformers wrote, and may overwrite."""
     return card.is_file() and MARKER in card.read_text(encoding="utf-8", errors="replace")
 
 
 def _task(model: PreTrainedModel) -> str | None:
-    """Return what the hub calls the task of the model's head; None for a bare decoder."""
-    from transformers.modelcard import TASK_MAPPING  # which imports trainers
+    """Return the hub's name for the task of the model's head; None for a bare decoder."""
+    from transformers.modelcard import TASK_MAPPING  # imported here, because it imports trainers
 
     name = type(model).__name__
     return next((task for task, models in TASK_MAPPING.items() if name in models.values()), None)
@@ -128,12 +128,12 @@ def _introduction(model: PreTrainedModel, adapter: bool = False) -> str:
     return f"""\
 # {type(model).__name__} with its own recurrence
 
-**{network} is not the ordinary network.** Its hidden states follow the recurrence below in place of
-`p[l+1] = p[l] + f(p[l])`, and its weights mean something only with it. transformers alone refuses to load it.
+**{network} is not the ordinary network.** Its hidden states follow the recurrence below instead of
+`p[l+1] = p[l] + f(p[l])`, and its weights are useful only with it. transformers alone refuses to load it.
 
     pip install revformers
 
-The command lines of other libraries, such as lm_eval, load it behind `revformers run`; in Python:
+To use it with the command line of another library, such as lm_eval, put `revformers run` before the command. In Python:
 
 ```python
 import revformers

@@ -1,6 +1,6 @@
-"""Models, tokenizers and configurations from GGUF files, the format of llama.cpp, in which weights are quantised.
+"""Loading of models, tokenizers and configurations from GGUF files, llama.cpp's format for quantised weights.
 
-What is loaded is an ordinary model: the weights are dequantised once, and the model trains and is saved as any other.
+The weights are dequantised once; the result is an ordinary model, which trains and is saved like any other.
 """
 
 import os
@@ -25,7 +25,7 @@ SPLIT = "tokenizer.ggml.pre"
 
 
 def is_gguf(name: str | os.PathLike) -> bool:
-    """Say whether `name` is that of a GGUF file."""
+    """Whether `name` is the name of a GGUF file."""
     return str(name).lower().endswith(".gguf")
 
 
@@ -35,17 +35,17 @@ def load_gguf_model(name: str | os.PathLike, kind: Any, **keywords: Any) -> tupl
     Args:
         name: path of the file.
         kind: class, or auto class, of the model.
-        keywords: what `kind.from_pretrained` takes. Left out, dtype is bfloat16 for a file with quantised weights,
-            and the file's own type for one without.
+        keywords: keywords of `kind.from_pretrained`. The default dtype is bfloat16 if the file has quantised weights,
+            and the file's dtype otherwise.
 
     Returns:
-        The model, whose name is the path of the file, and what transformers says about the loading.
+        The model, whose name is the path of the file, and the loading info of transformers.
 
     Raises:
-        FileNotFoundError: where there is no such file.
-        MissingPackageError: without the package gguf.
-        ModelFilesError: for a file that is damaged, or whose model transformers would load as another one.
-        ValueError: for a quantization_config: these weights are dequantised.
+        FileNotFoundError: if there is no such file.
+        MissingPackageError: if the package gguf is not installed.
+        ModelFilesError: if the file is damaged, or transformers would load another model from it.
+        ValueError: if a quantization_config is given, because the weights are dequantised.
 
     """
     if keywords.get("quantization_config") is not None:
@@ -76,7 +76,7 @@ def load_gguf_model(name: str | os.PathLike, kind: Any, **keywords: Any) -> tupl
 
 
 def load_gguf_config(name: str | os.PathLike) -> Any:
-    """Return the configuration of the model, from the head of the file; raise as `load_gguf_model` does."""
+    """Return the configuration of the model, from the header of the file; raise as `load_gguf_model` does."""
     path = find_gguf(name)
     with _clear_errors(path):
         return _config(path)
@@ -86,17 +86,17 @@ def load_gguf_tokenizer(name: str | os.PathLike) -> PreTrainedTokenizerFast:
     """Return the tokenizer, with the special tokens and the chat template of the file.
 
     Raises:
-        FileNotFoundError: where there is no such file.
-        MissingPackageError: without the package gguf.
-        ModelFilesError: for a file that is damaged or has no tokenizer that transformers can make.
+        FileNotFoundError: if there is no such file.
+        MissingPackageError: if the package gguf is not installed.
+        ModelFilesError: if the file is damaged, or has no tokenizer that transformers can build.
 
     """
     path = find_gguf(name)
     with _clear_errors(path):
         metadata, _ = gguf_metadata(str(path), (TOKENS,))
-        # An auto class would prefer the files of another tokenizer in the same directory.
+        # An auto class would prefer tokenizer files in the same directory.
         tokenizer = PreTrainedTokenizerFast(gguf_file=path.name, name_or_path=str(path.parent))
-        # transformers 5.17 takes the first token of a text for the last one.
+        # transformers 5.17 uses the BOS token as the EOS token.
         for role, key in SPECIAL_TOKENS.items():
             index = metadata.get(f"tokenizer.ggml.{key}_token_id")
             setattr(tokenizer, role, None if index is None else metadata[TOKENS][index])
@@ -106,23 +106,23 @@ def load_gguf_tokenizer(name: str | os.PathLike) -> PreTrainedTokenizerFast:
 
 
 def require_gguf(name: str) -> None:
-    """Raise MissingPackageError where the package is missing, or too old, that reads `name`."""
+    """Raise MissingPackageError if the package gguf, which reads `name`, is missing or too old."""
     if not is_gguf_available():
         raise MissingPackageError(f'To read {name} the package gguf is needed: pip install "revformers[gguf]".')
 
 
 def find_gguf(name: str | os.PathLike) -> Path:
-    """Return the whole path of a GGUF file that can be read: PEFT would take a part of it for a hub id.
+    """Return the absolute path of a readable GGUF file; PEFT would mistake a relative one for a hub id.
 
     Raises:
-        FileNotFoundError: where there is none.
-        MissingPackageError: without the package gguf.
-        ModelFilesError: for a directory, a file whose head cannot be read, or one that ends before its last weight.
+        FileNotFoundError: if there is no such file.
+        MissingPackageError: if the package gguf is not installed.
+        ModelFilesError: if it is a directory, its header cannot be read, or it ends before its last weight.
 
     """
     path = Path(name).expanduser().absolute()
     if path.is_dir():
-        raise ModelFilesError(f"{path} is a directory, and its name that of a GGUF file; rename it to load it.")
+        raise ModelFilesError(f"{path} is a directory with the name of a GGUF file; rename it to load it.")
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {str(name)!r} to load a model from.")
     require_gguf(path.name)
@@ -140,7 +140,7 @@ def find_gguf(name: str | os.PathLike) -> Path:
 
 @contextmanager
 def _clear_errors(path: Path) -> Iterator[None]:
-    """Turn what the readers of a damaged file raise into a ModelFilesError."""
+    """Convert the errors that readers of a damaged file raise to ModelFilesError."""
     try:
         yield
     except (FileNotFoundError, ModelFilesError):
@@ -160,7 +160,7 @@ def _config(path: Path) -> Any:
 
 
 def _header(path: Path) -> Any:
-    """Return where the tensors lie, or None where there are types that only the package gguf knows."""
+    """Return the header with the places of the tensors; None if it has types that only the package gguf knows."""
     try:
         return gguf_header(str(path))
     except ValueError:
@@ -173,7 +173,7 @@ def _own_type(path: Path) -> torch.dtype:
 
 
 def _refuse_scaled_rotation(path: Path, config: Any) -> None:
-    """Raise ModelFilesError where rotary positions are scaled in a way that transformers leaves out."""
+    """Raise ModelFilesError if rotary positions are scaled in a way that transformers ignores."""
     metadata, tensors = gguf_metadata(str(path))
     rotation = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
     scaling = metadata.get(f"{metadata['general.architecture']}.rope.scaling.type", "none")
@@ -186,14 +186,14 @@ def _refuse_scaled_rotation(path: Path, config: Any) -> None:
 
 
 def _set_split(path: Path, tokenizer: PreTrainedTokenizerFast, metadata: Mapping[str, Any]) -> None:
-    """Split text as the tokenizer was trained to, where transformers does not know the kind; warn where we do not."""
+    """Set the pre-tokenizer that transformers does not know; warn if we do not know it either."""
     name = metadata.get(SPLIT, "default")
     if name == "smollm":
         split: PreTokenizer = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
         tokenizer.backend_tokenizer.pre_tokenizer = split
         return
     known = gguf_text_splits()
-    if known is None:  # transformers then goes by the architecture
+    if known is None:  # transformers then chooses by the architecture
         return
     if metadata.get("tokenizer.ggml.model") == "gpt2" and name not in known and name not in ("default", "gpt-2"):
         warnings.warn(

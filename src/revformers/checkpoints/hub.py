@@ -1,4 +1,4 @@
-"""Uploading a reversible model, its config marked and its own card with it."""
+"""Upload of a reversible model to the hub, with a marked configuration and its own model card."""
 
 import warnings
 from collections.abc import Iterable
@@ -26,12 +26,12 @@ def push_to_hub(
     max_shard_size: int | str | None = "50GB",
     tags: list[str] | None = None,
 ) -> Any:
-    """Stand in for `push_to_hub` of a reversible model: the same arguments, the same files, and the right card.
+    """Upload a reversible model with the arguments and the files of transformers' `push_to_hub`, and the right card.
 
-    transformers would upload a card of its own that says nothing of the recurrence.
+    transformers would upload a card that does not mention the recurrence.
 
     Returns:
-        What the hub says of the commit (`huggingface_hub.CommitInfo`).
+        The hub's description of the commit, a `huggingface_hub.CommitInfo`.
 
     """
     with TemporaryDirectory() as folder:
@@ -65,9 +65,9 @@ def upload(
     create_pr: bool = False,
     tags: list[str] | None = None,
 ) -> Any:
-    """Upload `files` of `folder`, which `model` was saved to, in one commit.
+    """Upload `files` of `folder`, to which `model` was saved, in one commit.
 
-    A README.md on the hub that revformers did not write is left as it is, with a warning.
+    A README.md on the hub that revformers did not write is kept, with a warning.
     """
     hub = HfApi(library_name="revformers")
     repo_id = hub.create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
@@ -80,9 +80,9 @@ def upload(
     try:
         if not is_ours(Path(hub.hf_hub_download(repo_id, CARD_NAME, revision=revision, token=token))):
             names.remove(CARD_NAME)
-            warnings.warn(f"The {CARD_NAME} of {repo_id} is not one of revformers and was left as it is.", stacklevel=3)
+            warnings.warn(f"The {CARD_NAME} of {repo_id} was not written by revformers and is kept.", stacklevel=3)
     except LocalEntryNotFoundError:
-        raise  # the hub did not answer; it may well have one
+        raise  # the hub did not answer, and may have one
     except EntryNotFoundError:
         pass
     return hub.create_commit(

@@ -1,4 +1,4 @@
-"""Loading models, tokenizers and configurations, with errors that name the file at fault and say what to do."""
+"""Loading of models, tokenizers and configurations, with errors that name the faulty file and the remedy."""
 
 import os
 from pathlib import Path
@@ -17,19 +17,19 @@ from revformers.errors import ModelFilesError, NotReversibleError
 
 
 def from_pretrained(path: str | os.PathLike, **keywords: Any) -> Any:
-    """Load a reversible model, with the head, the dynamics and the activation policy it was saved with.
+    """Load a reversible model with the head, the dynamics and the activation policy with which it was saved.
 
     ``AutoModelForCausalLM.from_pretrained`` and the other auto classes load it too once revformers is imported.
 
     Args:
         path: a directory or a hub id that `save_pretrained` or `push_to_hub` of a reversible model wrote.
-        keywords: what `from_pretrained` of transformers takes (config, dtype, device_map, quantization_config,
+        keywords: keywords of `from_pretrained` of transformers (config, dtype, device_map, quantization_config,
             attn_implementation, revision, subfolder, fields of the configuration, ...), with the same meaning.
 
     Raises:
-        FileNotFoundError: where a local path does not exist.
-        ModelFilesError: where files are missing, damaged or do not fit each other; an OSError and a ValueError.
-        ValueError: where the model there is not a reversible one, or its class is none of transformers' own.
+        FileNotFoundError: if a local path does not exist.
+        ModelFilesError: if files are missing, damaged or inconsistent; an OSError and a ValueError.
+        ValueError: if the model is ordinary, or its class is not in transformers.
 
     """
     path = find_model(path)
@@ -39,23 +39,23 @@ def from_pretrained(path: str | os.PathLike, **keywords: Any) -> Any:
     kind = getattr(transformers, name, None)
     if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel) and getattr(kind, "config_class", None)):
         raise ValueError(
-            f"{path} holds a model of the class {name!r}, which is none of transformers'; load it with "
+            f"{path} holds a model of the class {name!r}, which is not in transformers; load it with "
             f"revformers.reversible_class({name or 'YourClass'}).from_pretrained({path!r})."
         )
     return reversible_class(kind).from_pretrained(path, **keywords)
 
 
 def load_causal_lm(name: str | os.PathLike, **keywords: Any) -> Any:
-    """Load an ordinary or a reversible causal language model, whole or not at all.
+    """Load an ordinary or a reversible causal language model; missing weights are an error.
 
     Args:
         name: a directory, a hub id or a GGUF file, whose weights are dequantised.
-        keywords: what `AutoModelForCausalLM.from_pretrained` takes.
+        keywords: keywords of `AutoModelForCausalLM.from_pretrained`.
 
     Raises:
-        FileNotFoundError: for a directory or a file that does not exist.
-        MissingPackageError: for a GGUF file without the package gguf.
-        ModelFilesError: where files are missing, damaged or do not fit each other; an OSError and a ValueError.
+        FileNotFoundError: if a directory or a file does not exist.
+        MissingPackageError: if `name` is a GGUF file and the package gguf is not installed.
+        ModelFilesError: if files are missing, damaged or inconsistent; an OSError and a ValueError.
 
     """
     if is_gguf(name):
@@ -72,7 +72,7 @@ def load_causal_lm(name: str | os.PathLike, **keywords: Any) -> Any:
         message = " ".join(str(error).split())[:300].rstrip(".")
         place = f"{path} holds" if Path(path).is_dir() else f"There is no directory {path}, and the hub has"
         raise ModelFilesError(f"{place} no causal language model that can be loaded: {message}.") from error
-    # transformers would go on with random numbers in their place.
+    # transformers would initialise them at random.
     refuse_weights(path, "do not have", found["missing_keys"])
     return model
 
@@ -82,12 +82,12 @@ def load_tokenizer(name: str | os.PathLike, **keywords: Any) -> PreTrainedTokeni
 
     Args:
         name: a directory, a hub id or a GGUF file.
-        keywords: what `AutoTokenizer.from_pretrained` takes; a GGUF file needs none of them.
+        keywords: keywords of `AutoTokenizer.from_pretrained`; ignored for a GGUF file.
 
     Raises:
-        FileNotFoundError: for a directory or a file that does not exist.
-        MissingPackageError: for a GGUF file without the package gguf.
-        ModelFilesError: where there is no tokenizer that can be loaded; an OSError and a ValueError.
+        FileNotFoundError: if a directory or a file does not exist.
+        MissingPackageError: if `name` is a GGUF file and the package gguf is not installed.
+        ModelFilesError: if no tokenizer can be loaded; an OSError and a ValueError.
 
     """
     if is_gguf(name):
@@ -109,9 +109,9 @@ def load_config(name: str | os.PathLike) -> Any:
         name: a directory, a hub id, a config.json or a GGUF file.
 
     Raises:
-        FileNotFoundError: for a path to nothing.
-        MissingPackageError: for a GGUF file without the package gguf.
-        ModelFilesError: where there is no configuration that can be read; an OSError and a ValueError.
+        FileNotFoundError: if a path does not exist.
+        MissingPackageError: if `name` is a GGUF file and the package gguf is not installed.
+        ModelFilesError: if no configuration can be read; an OSError and a ValueError.
 
     """
     if is_gguf(name):

@@ -1,9 +1,9 @@
-"""The class of a reversible model: the family's own, whose saving, loading and copying keep the model what it is.
+"""The class of a reversible model: a subclass of the family's class, whose methods preserve the dynamics.
 
-For every model class of transformers there is one subclass here, made when it is first needed. It has the same name and
-module, because trainers, pipelines and adapters look models up by these; `isinstance` tells the two apart. A model that
-is made from its configuration is reversible from the start, so that loading, quantising and spreading it over devices
-are transformers' own.
+One subclass is made for every model class of transformers, when it is first needed. It has the same name and module,
+because trainers, pipelines and adapters look models up by these; `isinstance` distinguishes the two. A model that is
+built from its configuration is reversible from the start, so transformers' own code loads, quantises and distributes
+it.
 """
 
 import copy
@@ -42,18 +42,18 @@ PREDICTOR = ".update_predictor."
 
 
 class ReversibleModel(PreTrainedModel):
-    """The methods that a reversible model does not share with its family: loading, saving, uploading, copying."""
+    """The methods that a reversible model overrides: loading, saving, uploading, copying."""
 
     _ordinary: Any = None
 
     def __init__(self, config: Any, *arguments: Any, **keywords: Any) -> None:
         identity = identity_of(config)
         if owner_of(config) is not None:
-            # What a model is stays its own: another one from the same configuration must not change it.
+            # Another model from the same configuration must not change the one that owns it.
             config = copy.deepcopy(config)
         super().__init__(config, *arguments, **keywords)
         if identity is not None:
-            # The language model inside another model may have been made from a configuration of its own.
+            # The decoder may already be reversible, if it was built from a configuration of its own.
             _take_classes(self, reversible_stack(self) or attach(self, identity))
 
     @classmethod
@@ -66,14 +66,14 @@ class ReversibleModel(PreTrainedModel):
         output_loading_info: bool = False,
         **keywords: Any,
     ) -> Any:
-        """Load a saved reversible model as `transformers.PreTrainedModel.from_pretrained` loads others.
+        """Load a saved reversible model, with the arguments of `transformers.PreTrainedModel.from_pretrained`.
 
-        A configuration of an ordinary model, or a path to one, gets the dynamics of the saved one.
+        A `config` of an ordinary model, or a path to one, gets the dynamics of the saved model.
 
         Raises:
-            FileNotFoundError: where a local path does not exist.
-            ModelFilesError: where files are missing, damaged or do not fit each other; an OSError and a ValueError.
-            ValueError: where the model there is not a reversible one, or `config` is that of another one.
+            FileNotFoundError: if a local path does not exist.
+            ModelFilesError: if files are missing, damaged or inconsistent; an OSError and a ValueError.
+            ValueError: if the saved model is ordinary, or `config` belongs to another reversible network.
 
         """
         if pretrained_model_name_or_path is None:  # weights in memory, with their configuration and state_dict=
@@ -101,20 +101,20 @@ class ReversibleModel(PreTrainedModel):
         saving.save_pretrained(self, super().save_pretrained, save_directory, *arguments, **keywords)
 
     def push_to_hub(self, repo_id: str, *arguments: Any, **keywords: Any) -> Any:
-        """Upload as transformers does, with a marked configuration and the model's own card."""
+        """Upload with a marked configuration and the model's own card; see `revformers.checkpoints.hub`."""
         if reversible_stack(self) is None:
             return super().push_to_hub(repo_id, *arguments, **keywords)
         return push_to_hub(self, repo_id, *arguments, **keywords)
 
     def gradient_checkpointing_enable(self, *arguments: Any, **keywords: Any) -> None:
-        """Leave the decision to the activation policy, with a warning."""
+        """Warn that the activation policy decides, without changing the model."""
         if reversible_stack(self) is None:
             super().gradient_checkpointing_enable(*arguments, **keywords)
         else:
             warn_of_gradient_checkpointing()
 
     def extra_repr(self) -> str:
-        """Say in the first line of ``print(model)`` that the model is reversible."""
+        """Return the text of ``print(model)`` about the dynamics."""
         reversible, own = identity_of(self.config), super().extra_repr()
         if reversible is None:
             return own
@@ -122,37 +122,37 @@ class ReversibleModel(PreTrainedModel):
         return f"{own}\n{line}" if own else line
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Pickle and copy a model by its ordinary class, as the subclass stands in no module."""
+        """Pickle and copy a model by its ordinary class, because the subclass is not an attribute of any module."""
         _, _, *state = super().__reduce_ex__(protocol)
         return (_new_model, (self._ordinary,), *state)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Let a copy own its recurrence; the decoder is copied before the model around it, whose turn it is last."""
+        """Make a copy own its stack; copies of inner models run before that of the outer model, which is the owner."""
         super().__setstate__(state)
         reversible = reversible_stack(self)
         if reversible is None:
             return
         owner = reversible.owner and reversible.owner()
-        # A shallow copy has the decoder of the model, which owns the recurrence still.
+        # A shallow copy shares the decoder with the original, which remains the owner.
         if owner is None or any(module is owner for module in self.modules()):
             reversible.owner = weakref.ref(self)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Let a configuration that takes the place of another say what the model is, as that did."""
+        """Mark a configuration that replaces the model's as that of a reversible model."""
         if name == "config" and isinstance(value, PreTrainedConfig):
             reversible = reversible_stack(self)
             if reversible is not None and identity_of(value) is not reversible:
                 if owner_of(value) is not None:
-                    value = copy.deepcopy(value)  # it is another model's, which stays what it is
+                    value = copy.deepcopy(value)  # it belongs to another model, which must not change
                 mark_config(value, reversible)
         super().__setattr__(name, value)
 
 
 def reversible_class(ordinary: Any) -> Any:
-    """Return the class of reversible models for a model class, whose `from_pretrained` loads what they saved.
+    """Return the class of reversible models for a model class; its `from_pretrained` loads saved reversible models.
 
     Args:
-        ordinary: a subclass of `transformers.PreTrainedModel`, of transformers or of your own.
+        ordinary: a subclass of `transformers.PreTrainedModel`, from transformers or your own.
 
     """
     if issubclass(ordinary, ReversibleModel):
@@ -171,7 +171,7 @@ _REGISTERED: set[Any] = set()
 
 
 def register_models(kind: Any) -> None:
-    """Let the auto classes of transformers know the reversible models of a configuration class."""
+    """Register the reversible models of a configuration class with the auto classes of transformers."""
     if kind in _REGISTERED:
         return
     _REGISTERED.add(kind)
@@ -181,24 +181,24 @@ def register_models(kind: Any) -> None:
         if mapping is None or ordinary not in mapping:
             continue
         models = mapping[ordinary]
-        # Where there are several, transformers takes the first unless the configuration names another.
+        # If there are several, transformers uses the first unless the configuration names another.
         model = reversible_class(models[0] if isinstance(models, tuple) else models)
-        # Some auto classes make the language model inside a composite one, from a part of the configuration.
+        # Some auto classes build the language model inside a composite one from a part of the configuration.
         if model.config_class is kind:
             auto.register(kind, model, exist_ok=True)
 
 
 def become_reversible(model: nn.Module, identity: Identity) -> None:
-    """Give a model the recurrence of `identity`, in place, and the classes that keep it so.
+    """Give a model the recurrence of `identity` and the classes of a reversible model, in place.
 
-    A model that is reversible already loses its update predictors, and gradient checkpointing is switched off.
+    A model that is already reversible loses its update predictors. Gradient checkpointing is switched off.
 
     Args:
         model: a model of transformers, or a PEFT model around one.
-        identity: the recurrence, the activation policy, and the form of the update predictors if there are to be any.
+        identity: the recurrence, the activation policy, and the form of the update predictors, if any.
 
     Raises:
-        NotReversibleError, ValueError: as `revformers.models.attach.check`, before anything is changed.
+        NotReversibleError, ValueError: as `revformers.models.attach.check`, before any change.
 
     """
     inner: Any = unwrap(model)
@@ -214,7 +214,7 @@ def become_reversible(model: nn.Module, identity: Identity) -> None:
 
 
 def _take_classes(model: nn.Module, reversible: ReversibleStack) -> None:
-    """Give a model whose decoder is reversible, and what stands between the two, the classes that keep it so."""
+    """Change a model with a reversible decoder, and all models between the two, to the reversible classes."""
     for module in _around_decoder(model):
         module.__class__ = reversible_class(type(module))
         mark_config(module.config, reversible)
@@ -222,13 +222,13 @@ def _take_classes(model: nn.Module, reversible: ReversibleStack) -> None:
 
 
 def own_configs(model: nn.Module) -> None:
-    """Give a model copies of its configurations: others may be made from the same, and stay what they are.
+    """Replace the configurations of a model by copies, because other models may share them and must not change.
 
     Args:
         model: a model of transformers, or a PEFT model around one.
 
     """
-    copies: dict[int, Any] = {}  # what is one object, or a part of another, stays so
+    copies: dict[int, Any] = {}  # preserves shared and nested configurations
     for module in model.modules():
         config = vars(module).get("config")
         if isinstance(config, PreTrainedConfig):
@@ -236,7 +236,7 @@ def own_configs(model: nn.Module) -> None:
 
 
 def become_ordinary(model: nn.Module) -> None:
-    """Make a reversible model, or the one in a PEFT model, ordinary again, in place; see `make_residual`."""
+    """Turn a reversible model, or the one in a PEFT model, into the ordinary network, in place; see `make_residual`."""
     if reversible_stack(model) is None:
         return
     own_configs(model)
@@ -244,20 +244,20 @@ def become_ordinary(model: nn.Module) -> None:
     detach(find_stack(inner))
     for module in _around_decoder(inner):
         unmark_config(module.config)
-        # FSDP puts a class of its own over ours, which then does what the ordinary one does.
+        # FSDP replaces our class by a subclass of it, which then behaves like the ordinary one.
         if isinstance(module, ReversibleModel) and type(module) is reversible_class(type(module)._ordinary):
             module.__class__ = module._ordinary
 
 
 def _around_decoder(model: nn.Module) -> list[Any]:
-    """Return the model, and every model of transformers inside it that holds the decoder."""
+    """Return the model and every model of transformers inside it that contains the decoder."""
     decoder = find_stack(model).decoder
     holders = [module for module in model.modules() if any(inner is decoder for inner in module.modules())]
     return [module for module in holders if isinstance(module, PreTrainedModel)]
 
 
 def owner_of(config: PreTrainedConfig) -> Any:
-    """Return the reversible model that a configuration is that of; None where there is none any more."""
+    """Return the reversible model that owns a configuration; None if there is none, or it no longer exists."""
     identity = identity_of(config)
     return identity.owner() if isinstance(identity, ReversibleStack) and identity.owner is not None else None
 
@@ -265,15 +265,15 @@ def owner_of(config: PreTrainedConfig) -> Any:
 def _own_config(
     kind: Any, config: Any, keywords: dict[str, Any], saved: ReversibleConfig
 ) -> tuple[PreTrainedConfig, dict[str, Any]]:
-    """Return a configuration that takes the place of the saved one, with the saved identity, and the other keywords.
+    """Return the configuration to load with instead of the saved one, with the saved identity, and other keywords.
 
     Raises:
-        ValueError: for the configuration of another reversible network.
+        ValueError: if `config` belongs to another reversible network.
 
     """
     if not isinstance(config, PreTrainedConfig):
         config = kind.config_class.from_pretrained(config, **hub_keywords(keywords))
-        # As transformers does for a path; those three say how to load, and are fields as well.
+        # As in transformers for a path. The three excluded names are fields too, but control the loading.
         names = (keywords.keys() & config.to_dict().keys()) - {"dtype", "torch_dtype", "quantization_config"}
         for name in names:
             setattr(config, name, keywords[name])
@@ -284,7 +284,7 @@ def _own_config(
         return with_identity(config, identity), keywords
     if differences := identity.differences(given):
         raise ValueError(
-            f"config= is that of another reversible network ({given.dynamics.recurrence}) than the saved one "
+            f"config= belongs to another reversible network ({given.dynamics.recurrence}) than the saved one "
             f"({identity.dynamics.recurrence}); they differ in {', '.join(differences)}. Leave config= out, and call "
             f"revformers.make_reversible on the loaded model to give it other dynamics."
         )
@@ -292,10 +292,10 @@ def _own_config(
 
 
 def _refuse_other_weights(path: str, model: Any, info: dict[str, Any], saved: ReversibleConfig) -> None:
-    """Raise ModelFilesError where weights are missing or left over that the model had when it was saved.
+    """Raise ModelFilesError if weights of the saved model are missing or unused.
 
-    A model that is loaded under another head than it was saved with (a language model as a classifier) gets a new head,
-    as in transformers, which warns of it; its decoder must be whole.
+    A model that is loaded with another head than it was saved with (a language model as a classifier) gets a new head,
+    as in transformers, which warns of it; its decoder must be complete.
     """
     missing, unexpected = set(info["missing_keys"]), set(info["unexpected_keys"])
     if [PREFIX + type(model).__name__] == saved.architectures:

@@ -1,10 +1,10 @@
-"""The configuration of a reversible model: the family's own, which also says that the model is reversible, and how.
+"""The configuration of a reversible model: a subclass of the family's class, which also holds the model's identity.
 
-For every configuration class of transformers there is one subclass here, made when it is first needed. It has the same
-name and model type, because trainers, adapters and tokenizers look models up by these. What it writes to a file is
-marked: with a model type that transformers does not know until revformers is imported, and with the name of a file of
-weights that cannot exist. The auto classes stop at the first, the model's own class (which only warns about a foreign
-model type) at the second. Both print how to load the model.
+One subclass is made for every configuration class of transformers, when it is first needed. It has the same name and
+model type, because trainers, adapters and tokenizers look models up by these. The config.json that it writes has two
+marks: a model type that transformers does not know until revformers is imported, and the name of a weights file that
+cannot exist. The auto classes fail at the first, the model's own class (which only warns of a foreign model type) at
+the second. Both print how to load the model.
 """
 
 import copy
@@ -25,10 +25,10 @@ from revformers.private_api import NO_REMOTE_CODE
 
 
 class ReversibleConfig(PreTrainedConfig):
-    """The methods that the configuration of a reversible model does not share with its family.
+    """The methods that the configuration of a reversible model overrides.
 
     Attributes:
-        auto_map: empty, as no code in the model's folder is needed; TRL reads it.
+        auto_map: empty, because no code in the model's folder is needed; TRL reads it.
 
     """
 
@@ -38,14 +38,14 @@ class ReversibleConfig(PreTrainedConfig):
 
     @classmethod
     def from_pretrained(cls, path: Any, *arguments: Any, **keywords: Any) -> Any:
-        """Read a config.json; that of an ordinary model is one of the ordinary class, as PEFT compares the two."""
+        """Read a config.json; an ordinary model's gets the ordinary class, because PEFT compares the two."""
         if cls._ordinary is not None and KEY not in super().get_config_dict(path, **keywords)[0]:
             return cls._ordinary.from_pretrained(path, *arguments, **keywords)
         return super().from_pretrained(path, *arguments, **keywords)
 
     @classmethod
     def get_config_dict(cls, *arguments: Any, **keywords: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Read a config.json; of a reversible model, under the model type of its family."""
+        """Read a config.json as a dictionary; a reversible model's gets the model type of its family."""
         values, others = super().get_config_dict(*arguments, **keywords)
         if cls._ordinary is not None and KEY in values:
             values = values | {"model_type": values[KEY].get("ordinary_model_type")}
@@ -53,11 +53,11 @@ class ReversibleConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], **keywords: Any) -> Any:
-        """Return the configuration that a config.json describes, of the class of its family.
+        """Return the configuration that a config.json describes, in the class of its family.
 
         Raises:
-            ModelFilesError: for a description that this version cannot read.
-            ValueError: for the configuration of an ordinary model.
+            ModelFilesError: if this version cannot read the description.
+            ValueError: if it is the configuration of an ordinary model.
 
         """
         if KEY not in values:
@@ -88,13 +88,13 @@ class ReversibleConfig(PreTrainedConfig):
         return made
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the family's own fields; other libraries read their model type from here."""
+        """Return only the fields of the family; other libraries read the model type from here."""
         values: dict[str, Any] = super().to_dict()
         values.pop("_identity", None)
         return values
 
     def to_json_string(self, use_diff: bool = True) -> str:
-        """Return what is written to config.json, marked as the configuration of a reversible model."""
+        """Return the text of config.json, marked as the configuration of a reversible model."""
         text: str = super().to_json_string(use_diff)
         identity = identity_of(self)
         if identity is None:
@@ -102,19 +102,19 @@ class ReversibleConfig(PreTrainedConfig):
         values = json.loads(text)
         if values.get("architectures"):
             values["architectures"] = [PREFIX + name.removeprefix(PREFIX) for name in values["architectures"]]
-        # Not "model_type": transformers takes any nested dictionary with a known one for the config itself.
+        # Not "model_type", because transformers mistakes a nested dictionary with a known one for the config itself.
         description = identity.to_dict() | {"ordinary_model_type": values["model_type"]}
         values |= {"model_type": MODEL_TYPE, "transformers_weights": WEIGHTS_NOTE, KEY: description}
         return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Pickle and copy an instance by its ordinary class, as the subclass stands in no module."""
+        """Pickle and copy an instance by its ordinary class, because the subclass is not an attribute of any module."""
         _, _, *state = super().__reduce_ex__(protocol)
         return (_new_config, (self._ordinary,), *state)
 
 
 def reversible_config_class(ordinary: Any) -> Any:
-    """Return the class of reversible models' configurations for a configuration class of transformers."""
+    """Return the subclass for reversible models of a configuration class of transformers."""
     if issubclass(ordinary, ReversibleConfig):
         return ordinary
     return _make_class(ordinary)
@@ -122,21 +122,21 @@ def reversible_config_class(ordinary: Any) -> Any:
 
 @functools.cache
 def _make_class(ordinary: Any) -> Any:
-    # transformers makes every subclass a dataclass, which would replace an __init__ that a family wrote itself.
-    # The module stays ours: for a class of its own modules transformers registers no models (5.17).
+    # transformers makes every subclass a dataclass, which would replace an __init__ that the family defines.
+    # The module stays ours, because transformers 5.17 registers no models for a class of its own modules.
     namespace = {"__qualname__": ordinary.__qualname__, "__doc__": ordinary.__doc__, "__module__": __name__}
     namespace |= {"__init__": ordinary.__init__, "model_type": ordinary.model_type, "_ordinary": ordinary}
     return type(ordinary.__name__, (ReversibleConfig, ordinary), namespace | NO_REMOTE_CODE)
 
 
 def identity_of(config: Any) -> Identity | None:
-    """Return what makes the model of a configuration reversible; None for that of an ordinary model."""
+    """Return the identity in the configuration of a reversible model; None for that of an ordinary model."""
     identity = vars(config).get("_identity")
     return identity if isinstance(identity, Identity) else None
 
 
 def mark_config(config: PreTrainedConfig, identity: Identity) -> None:
-    """Let a configuration say that its model is reversible, in place."""
+    """Make a configuration that of a reversible model, in place."""
     config.__class__ = reversible_config_class(type(config))
     config._identity = identity
 
@@ -149,22 +149,22 @@ def unmark_config(config: PreTrainedConfig) -> None:
 
 
 def with_identity(config: PreTrainedConfig, identity: Identity) -> Any:
-    """Return a copy of a configuration that describes a model of this identity."""
+    """Return a copy of a configuration that describes a model with this identity."""
     config = copy.deepcopy(config)
     mark_config(config, identity)
     return config
 
 
 def saved_config(path: str, keywords: Mapping[str, Any]) -> ReversibleConfig:
-    """Return what the config.json of a saved reversible model says.
+    """Return the configuration of a saved reversible model.
 
     Args:
         path: a directory or a hub id.
-        keywords: those of `from_pretrained`; they say which revision and where.
+        keywords: keywords of `from_pretrained`, with revision, subfolder and the like.
 
     Raises:
-        ModelFilesError: for a description that this version cannot read.
-        ValueError: for an ordinary model.
+        ModelFilesError: if this version cannot read the description.
+        ValueError: if the model is ordinary.
 
     """
     values, _ = PreTrainedConfig.get_config_dict(path, **hub_keywords(keywords))

@@ -1,4 +1,4 @@
-"""The files of a saved model: where they are, what they are called, and which of them is at fault."""
+"""The files of a saved model: their location, their names, and the search for a faulty one."""
 
 import json
 import os
@@ -19,7 +19,7 @@ VARIANT = "reversible"
 
 
 def find_model(name: str | os.PathLike) -> str:
-    """Return a directory, or a hub id, as text without a tilde; raise FileNotFoundError for a path to nothing."""
+    """Return a directory with ~ expanded, or a hub id, as text; raise FileNotFoundError if a path does not exist."""
     path = Path(name).expanduser()
     is_path = not isinstance(name, str) or name.startswith((".", "/", "~"))
     if is_path and not path.is_dir():
@@ -28,7 +28,7 @@ def find_model(name: str | os.PathLike) -> str:
 
 
 def hub_keywords(keywords: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of `from_pretrained`'s keywords that say where a file is found and in which revision."""
+    """Return the keywords of `from_pretrained` that determine the location and the revision of a file."""
     names = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download")
     return {name: keywords[name] for name in names if keywords.get(name) is not None}
 
@@ -36,31 +36,31 @@ def hub_keywords(keywords: Mapping[str, Any]) -> dict[str, Any]:
 def own_variant(variant: str | None) -> str:
     """Return the variant under which the weights of a reversible model are saved and loaded.
 
-    It is part of the names of the files (model.reversible.safetensors), so that what loads an ordinary model, from
-    whatever configuration, finds no weights.
+    It is part of the file names (model.reversible.safetensors), so that code that loads ordinary models, from any
+    configuration, finds no weights.
     """
     return f"{VARIANT}.{variant}" if variant else VARIANT
 
 
 def refuse_weights(path: str, verb: str, names: Iterable[str]) -> None:
-    """Raise ModelFilesError where there are `names` of parameters that the weights in `path` lack, or have too many."""
+    """Raise ModelFilesError if `names` is not empty: parameters that the weights in `path` lack, or have in excess."""
     wrong = sorted(names)
     if wrong:
         raise ModelFilesError(
             f"The weights in {path} {verb} {', '.join(wrong[:3])}{f' and {len(wrong) - 3} more' if wrong[3:] else ''}; "
-            f"they do not fit its config.json, or what was given in its place (num_hidden_layers, num_labels, ...): "
+            f"they do not fit its config.json, or what was given in its place (num_hidden_layers, num_labels, ...); "
             f"leave that out, or save or download the model again."
         )
 
 
 @contextmanager
 def clear_errors(path: str, keywords: Mapping[str, Any], variant: str | None = None) -> Iterator[None]:
-    """Turn what transformers and safetensors raise into a ModelFilesError, where a file of the model is at fault.
+    """Convert errors of transformers and safetensors to ModelFilesError, if a file of the model is the cause.
 
     Args:
-        path: the directory or hub id that is loaded inside.
-        keywords: those of `from_pretrained`; they say where on this machine the files of a hub id lie.
-        variant: which weights are loaded.
+        path: the directory or hub id that is loaded in the block.
+        keywords: keywords of `from_pretrained`, which determine where the files of a hub id are cached.
+        variant: the variant of the weights.
 
     """
     try:
@@ -85,11 +85,11 @@ def clear_errors(path: str, keywords: Mapping[str, Any], variant: str | None = N
 
 
 def local_folder(path: str, keywords: Mapping[str, Any], **options: Any) -> Path:
-    """Return where on this machine the files of a directory or a hub id lie.
+    """Return the local folder with the files of a directory or a hub id.
 
     Args:
         path: a directory or a hub id.
-        keywords: those of `from_pretrained`.
+        keywords: keywords of `from_pretrained`.
         options: further options of `huggingface_hub.snapshot_download`.
 
     """
@@ -119,7 +119,7 @@ def _index(folder: Path, variant: str | None) -> Path:
 
 
 def _fault_in_files(path: str, keywords: Mapping[str, Any], variant: str | None) -> str | None:
-    """Return one sentence about the first file of a model that cannot be read, or None."""
+    """Return one sentence about the first file of a model that cannot be read; None if all can be read."""
     try:
         folder = local_folder(path, keywords, local_files_only=True)
     except (HFValidationError, LocalEntryNotFoundError):

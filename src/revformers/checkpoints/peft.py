@@ -1,8 +1,7 @@
-"""PEFT: an adapter knows the reversible network that it was trained on, and is refused on any other.
+"""Wrappers for PEFT: an adapter of a reversible network is saved with its description, and refused on any other.
 
-A PEFT adapter holds no weights of its base. Where the base is reversible, a description of it
-(`revformers.checkpoints.adapter_base`) is saved beside the adapter, and the type in adapter_config.json is marked: PEFT
-without revformers does not know that type and prints it, and it says what to install.
+The description (`revformers.checkpoints.adapter_base`) is saved beside the adapter. The type in adapter_config.json is
+marked: without revformers, PEFT does not know that type and prints it, and the mark says what to install.
 """
 
 import inspect
@@ -27,16 +26,16 @@ Function = Callable[..., Any]
 def from_json_file(ordinary: Function, *arguments: Any, **keywords: Any) -> Any:
     """Read the marked type of an adapter of a reversible model."""
     values = ordinary(*arguments, **keywords)
-    # PeftConfig without a type is read as it is.
+    # A PeftConfig may have no type.
     return values | {"peft_type": ordinary_type(values["peft_type"])} if values.get("peft_type") else values
 
 
 def save_pretrained(ordinary: Function, model: Any, save_directory: Any, *others: Any, **options: Any) -> Any:
-    """Describe a reversible base beside its adapters, and mark their type."""
+    """Save adapters; those of a reversible base with its description and a marked type."""
     card = Path(save_directory) / CARD_NAME
     ours = has_section(card) or not card.exists()
     base = model.get_base_model()
-    require_own_predictors(base)  # before an adapter without a description is written
+    require_own_predictors(base)  # before the adapter is written, which would have no description
     result = ordinary(model, save_directory, *others, **options)
     if not options.get("is_main_process", True):
         return result
@@ -54,7 +53,7 @@ def save_pretrained(ordinary: Function, model: Any, save_directory: Any, *others
 
 
 def load_adapter(ordinary: Function, model: Any, *arguments: Any, **keywords: Any) -> Any:
-    """Refuse an adapter on another network than it was trained on."""
+    """Load an adapter; raise ValueError if it was trained on another network."""
     names = ("model_id", "peft_model_id")
     adapter = arguments[0] if arguments else next((keywords[name] for name in names if name in keywords), None)
     if adapter is not None:
@@ -63,6 +62,6 @@ def load_adapter(ordinary: Function, model: Any, *arguments: Any, **keywords: An
 
 
 def hotswap_adapter(ordinary: Function, model: Any, model_name_or_path: Any, *others: Any, **options: Any) -> Any:
-    """Refuse, in the place of a loaded adapter, one that was trained on another network."""
+    """Swap a loaded adapter for another; raise ValueError if that was trained on another network."""
     check_base(model, model_name_or_path, options)
     return ordinary(model, model_name_or_path, *others, **options)
