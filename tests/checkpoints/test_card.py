@@ -124,6 +124,6 @@ def test_a_card_without_the_marker_line_belongs_to_the_user(tmp_path):
     model.save_pretrained(tmp_path)
     edited = (tmp_path / "README.md").read_text().replace(MARKER, "Better words.")
     (tmp_path / "README.md").write_text(edited)
-    with pytest.warns(UserWarning, match="left as it is"):
+    with pytest.warns(UserWarning, match="is kept; delete it"):
         model.save_pretrained(tmp_path)
     assert (tmp_path / "README.md").read_text() == edited

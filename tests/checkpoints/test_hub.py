@@ -179,7 +179,7 @@ def test_where_the_hub_does_not_answer_no_card_is_replaced(hub, model):
 def test_a_card_in_the_folder_that_a_user_wrote_goes_along(hub, model, tmp_path):
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved/README.md").write_text("# Mine")
-    with pytest.warns(UserWarning, match="left as it is"):
+    with pytest.warns(UserWarning, match="is kept; delete it"):
         model.save_pretrained(tmp_path / "saved", push_to_hub=True)
     assert (hub.folder / "README.md").read_text() == "# Mine"
 
