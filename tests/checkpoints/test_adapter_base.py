@@ -73,7 +73,7 @@ def test_files_that_contradict_each_other_are_refused(folder, tmp_path):
         lambda place: PeftModel.from_pretrained(base("memory", folder), place),
         lambda place: PeftModel.from_pretrained(wrong_base("ordinary", folder), place),
     ):
-        with pytest.raises(ModelFilesError, match=r"contradict .*delete reversible\.json; otherwise set peft_type to \"LORA"):
+        with pytest.raises(ModelFilesError, match=r"contradict .*delete reversible\.json; otherwise set peft_type to"):
             load(tmp_path)
     values = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps(values | {"peft_type": values["peft_type"] + MARK}))

@@ -60,7 +60,7 @@ class OwnModel(PreTrainedModel):
 
 def test_a_class_that_makes_its_own_decoder_reversible_is_saved_with_a_warning(tmp_path):
     model = OwnModel(small().config)
-    with pytest.warns(UserWarning, match="only where the __init__ of OwnModel makes it so"):
+    with pytest.warns(UserWarning, match="only if the __init__ of OwnModel makes it so"):
         model.save_pretrained(tmp_path)
     with torch.no_grad():
         assert torch.equal(OwnModel.from_pretrained(tmp_path).eval()(IDS).logits, model.eval()(IDS).logits)
