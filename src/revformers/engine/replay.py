@@ -1,4 +1,4 @@
-"""The ambient state of a computation, random numbers and autocast: captured once, put back for a replay."""
+"""The ambient state of a computation, random numbers and autocast, captured and restored for a replay."""
 
 import contextlib
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ class RandomState:
 
     @contextlib.contextmanager
     def restored(self) -> Iterator[None]:
-        """Put this state in place for the length of the block, and the outer one back after it."""
+        """Set this state for the duration of the block, and restore the outer one after it."""
         accelerator = {"device_type": self.device_type} if self.device_ids else {}
         with torch.random.fork_rng(devices=self.device_ids, **accelerator):
             torch.set_rng_state(self.cpu)
@@ -52,7 +52,7 @@ class AutocastState:
 
     @classmethod
     def of(cls, device: torch.device) -> "AutocastState":
-        """Capture autocast as it is set for the CPU and for `device`."""
+        """Capture the autocast settings of the CPU and of `device`."""
         types = dict.fromkeys(("cpu", device.type))
         return cls(
             tuple(
@@ -65,7 +65,7 @@ class AutocastState:
 
     @contextlib.contextmanager
     def restored(self) -> Iterator[None]:
-        """Put this state in place for the length of the block."""
+        """Set this state for the duration of the block."""
         with contextlib.ExitStack() as stack:
             for kind, enabled, dtype in self.settings:
                 stack.enter_context(torch.autocast(kind, dtype, enabled, self.cache_enabled))

@@ -28,12 +28,12 @@ class StatePair:
 
     @classmethod
     def empty(cls, device: torch.device) -> "StatePair":
-        """Return a pair of no elements, for passes in which no step is undone."""
+        """Return a pair without elements, for passes in which no step is undone."""
         nothing = torch.empty(0, dtype=torch.int64, device=device)
         return cls(nothing, nothing)
 
     def copy(self) -> "StatePair":
-        """Return a pair of its own memory."""
+        """Return a copy with its own memory."""
         return StatePair(self.previous.clone(), self.current.clone())
 
     def advance(self, coefficients: Coefficients, update: Tensor, *, keep_side_information: bool) -> Tensor | None:
@@ -45,8 +45,8 @@ class StatePair:
             keep_side_information: whether `retreat` will be asked to undo this step.
 
         Returns:
-            Where |a| < 1 and the step is to be undone: what `retreat` needs, packed to
-            `coefficients.side_information_bits` bits an element. Otherwise None.
+            If |a| < 1 and the step is to be undone: what `retreat` needs, packed to
+            `coefficients.side_information_bits` bits per element. Otherwise None.
 
         """
         side_information = None
@@ -66,7 +66,7 @@ class StatePair:
             side_information: what `advance` returned.
 
         Returns:
-            Where |a| > 1: bool[], whether X[l+1] is the successor of any state at all. Otherwise None, as it always is.
+            If |a| > 1: bool[], whether X[l+1] is the successor of any state. Otherwise None, because it always is.
 
         """
         possible = ops.retreat(self.current, self.previous, coefficients, update, side_information)

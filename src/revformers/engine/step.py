@@ -1,7 +1,7 @@
 """One step of a stack: a field that is evaluated in the forward pass, and again in the backward pass.
 
-Autograd is handed a `SavedTensor` ticket for each tensor that it wants to keep. A later evaluation saves the same
-tensors once more; it is compared with the first one before its tensors are handed to the tickets.
+Autograd gets a `SavedTensor` ticket for each tensor that it saves. A later evaluation saves the same tensors again; it
+is compared with the first one before its tensors are given to the tickets.
 """
 
 import contextlib
@@ -31,17 +31,17 @@ SavedAgain = tuple[Tensor, int]
 
 
 class Step:
-    """A field and what is kept of its first evaluation: nothing that grows with the width, but for side information.
+    """A field and the record of its first evaluation, which except for side information does not grow with the width.
 
     Args:
         name: the name of the step in messages.
-        coefficients: a, b and c of the step; None where the evaluation is not followed by one.
+        coefficients: a, b and c of the step; None if no step follows the evaluation.
         field: f_l.
         hidden: p[l], (batch, tokens, width).
 
     Attributes:
-        side_information: what undoing the step takes besides the update.
-        situation: the modules of the field as the forward pass left them.
+        side_information: what the inverse of the step needs in addition to the update; None if nothing.
+        situation: the record of the field's modules at the end of the forward pass.
 
     """
 
@@ -66,12 +66,12 @@ class Step:
         new_ticket: Callable[[object, int, Tensor], SavedTensor],
         on_save: Callable[[Tensor], object] | None = None,
     ) -> Tensor:
-        """Return f_l(p[l]), of which autograd keeps tickets instead of tensors.
+        """Return f_l(p[l]), for which autograd saves tickets instead of tensors.
 
         Args:
             hidden: p[l].
             new_ticket: makes a ticket from the evaluation, the number of the tensor among those saved, and the tensor.
-            on_save: called with every tensor that autograd wants to keep.
+            on_save: called with every tensor that autograd saves.
 
         """
         evidence, tickets = self._evidence, self._tickets
@@ -93,13 +93,13 @@ class Step:
         return update
 
     def keep_evidence(self, update: Tensor | None) -> None:
-        """Keep, after the first evaluation, what a later one is compared with besides its saved tensors.
+        """Record, after the first evaluation, the further evidence that a later one is compared with.
 
         Args:
-            update: what the field returned, where the step may be undone by it.
+            update: the output of the field if the step may be undone, otherwise None.
 
         Raises:
-            NotReversibleError: for a field that counts what it sees in its buffers: it would count everything twice.
+            NotReversibleError: if the field wrote to one of its buffers, which a later evaluation would do again.
 
         """
         buffer = self.situation.written_buffer()
@@ -110,18 +110,18 @@ class Step:
             self._result = checksum(update)
 
     def finish(self) -> None:
-        """Note the modules as they are after the first evaluation."""
+        """Record the modules after the first evaluation."""
         self.situation = self.situation.now()
 
     def evaluate_again(self, hidden: Tensor, verdicts: Verdicts) -> tuple[list[SavedAgain], Tensor]:
         """Evaluate f_l at `hidden` and compare it with the first evaluation.
 
         Returns:
-            What autograd would save, and the update.
+            The tensors that autograd would save, and the update.
 
         Raises:
-            RebuildMismatchError: where the evaluation is not that of the forward pass.
-            NotReversibleError: where the field counts what it sees.
+            RebuildMismatchError: if the evaluation differs from that of the forward pass.
+            NotReversibleError: if the field accumulates statistics.
 
         """
         for leaf in self._evidence.leaves():
@@ -131,13 +131,13 @@ class Step:
         saved, evidence = list[SavedAgain](), self._evidence.again(hidden)
 
         def pack(tensor: Tensor) -> Packed:
-            # detach: the rebuilt graph is discarded, only its values are wanted.
+            # detach, because only the values of the rebuilt graph are needed
             saved.append((tensor.detach(), version_of(tensor)))
             return evidence.add(tensor)
 
         replay = self._random_state.restored() if self._random_state else contextlib.nullcontext()
         second_count = SecondCount(self._statistics)
-        # Gradients stay enabled even where nothing is caught: kernels may choose another algorithm without them.
+        # Gradients stay enabled in all cases, because without them kernels may choose another algorithm.
         try:
             with torch.enable_grad(), self._autocast.restored(), replay, saved_tensors_hooks(pack, self._refuse_unpack):
                 update = self._field(hidden)
@@ -161,7 +161,7 @@ class Step:
         return saved, update.detach()
 
     def hand_out(self, saved: list[SavedAgain]) -> None:
-        """Give the tensors of a later evaluation to the tickets that autograd still holds."""
+        """Store the tensors of a later evaluation in the tickets that autograd still holds."""
         for reference, (tensor, version) in zip(self._tickets, saved, strict=True):
             ticket = reference()
             if ticket is None:
@@ -179,16 +179,16 @@ class Step:
         return (ticket for reference in self._tickets if (ticket := reference()) is not None)
 
     def mismatch(self, what: str, *, says_why: bool = False, before_all: bool = False) -> RebuildMismatchError:
-        """Return the error for a second evaluation that is not the first; see `verdicts.mismatch`."""
+        """Return the error for a second evaluation that differs from the first; see `verdicts.mismatch`."""
         return mismatch(what, self.situation, says_why=says_why, before_all=before_all)
 
     def other_values(self, verdicts: Verdicts) -> Callable[[], RebuildMismatchError]:
-        """Return what makes the error for a second evaluation with other bits."""
+        """Return a function that makes the error for a second evaluation with other bits."""
         what = f"{self.name} was evaluated again to other values than those of the forward pass, or at another input"
         return partial(mismatch, what, self.situation, late=not verdicts.at_once)
 
     def _compare(self, saved: int, evidence: LaterEvidence, update: Tensor, verdicts: Verdicts) -> None:
-        """Raise RebuildMismatchError where an evaluation, which saved so many tensors, is not the first."""
+        """Raise RebuildMismatchError if an evaluation, which saved `saved` tensors, differs from the first."""
         if saved != len(self._tickets):
             raise self.mismatch(
                 f"Rebuilding {self.name} saved {saved} tensors where the forward pass saved {len(self._tickets)}"
@@ -213,13 +213,13 @@ class Step:
         )
 
     def _counts_twice(self, second_count: SecondCount, equal: Tensor) -> NotReversibleError:
-        """Return the error for a second evaluation that went on counting."""
+        """Return the error for a second evaluation that changed a statistic."""
         statistic = second_count.first_of(equal)
         what = f"{self.situation.path(statistic.module)}{statistic.name}"
         return _writes_twice(self.name, what, " By now it has, and there are gradients: clear them (zero_grad).")
 
     def _gone_tickets(self) -> set[int]:
-        """Return the numbers of the tickets that autograd let go of."""
+        """Return the numbers of the tickets that autograd has released."""
         return {number for number, reference in enumerate(self._tickets) if reference() is None}
 
 

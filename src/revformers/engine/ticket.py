@@ -1,4 +1,4 @@
-"""Tickets: what autograd keeps instead of a tensor that is computed again when it is needed."""
+"""Tickets, which autograd saves instead of tensors that are computed again when they are needed."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -13,7 +13,7 @@ InputSource = Callable[[], Tensor | None]
 
 
 def kept(hidden: Tensor) -> InputSource:
-    """Return a source that holds the input itself, which a caller may hold too, as `output_hidden_states` does."""
+    """Return a source that holds the input itself, which callers may share, as with `output_hidden_states`."""
     version = version_of(hidden)
     return lambda: hidden if version_of(hidden) == version else None
 
@@ -22,18 +22,18 @@ class Rebuilds(Protocol):
     """An object that computes the saved tensors of a step again.
 
     Attributes:
-        lock: held by the thread that does so; backward passes of one graph may run in many.
+        lock: held by the thread that does so; backward passes of one graph may run in several threads.
 
     """
 
     lock: AbstractContextManager[Any]
 
     def rebuild(self, step: int, source: InputSource | None = None) -> None:
-        """Hand the tensors that step number `step` saved to its tickets."""
+        """Compute the tensors that step number `step` saved, and store them in its tickets."""
 
 
 class Packed:
-    """What autograd keeps instead of a saved tensor: the evaluation that saved it, and its number in that."""
+    """The object that autograd saves instead of a tensor: the evaluation that saved it, and its number in that."""
 
     __slots__ = ("evaluation", "number")
 
@@ -43,9 +43,9 @@ class Packed:
 
 
 def packed_by(node: Any, name: str) -> Packed | None:
-    """Return what a node of the graph keeps instead of the tensor that it saved under a name.
+    """Return the `Packed` object that a node of the graph holds instead of the tensor that it saved under a name.
 
-    None where it saved none, or where other hooks than this library's packed it.
+    None if it saved none, or if the hooks of another library packed it.
     """
     packed = held_for_saved(node, name)
     return packed if isinstance(packed, Packed) else None
@@ -67,11 +67,11 @@ class SavedTensor(Packed):
         self.source: InputSource | None = None
 
     def let_go(self) -> None:
-        """Keep the tensor no longer; it is computed again when it is asked for."""
+        """Release the tensor; it is computed again when it is needed."""
         self.tensor = self.version = None
 
     def redeem(self) -> Tensor:
-        """Return the tensor, rebuilt if it is not there."""
+        """Return the tensor, after rebuilding it if necessary."""
         with self.tape.lock:
             if self.tensor is None:
                 self.tape.rebuild(self.step, self.source)

@@ -29,12 +29,12 @@ _MANY = 2**13
 
 
 def checksum(*tensors: Tensor) -> Tensor:
-    """Return the checksum of tensors of any dtype on one device, in this order: int64[], not waited for."""
+    """Return the checksum of tensors of any dtype on one device, in this order: int64[], without synchronising it."""
     return checksum_of(condensed(tensor) for tensor in tensors)
 
 
 def condensed(tensor: Tensor, few: int = FEW) -> Tensor:
-    """Return words that stand for a tensor of any dtype in a checksum: int64[`few` at most], a copy."""
+    """Return the words that represent a tensor of any dtype in a checksum: int64[`few` at most], a copy."""
     words = _words(tensor.detach())
     if words.is_meta:
         return words[:1]
@@ -54,7 +54,7 @@ def _joined(parts: list[Tensor]) -> Tensor:
 
 
 def layout_of(tensor: Tensor) -> int:
-    """Return a number that tells the order in which the elements of a tensor lie in memory from other orders."""
+    """Return a number that identifies the order of a tensor's elements in memory; 0 if it is contiguous."""
     return 0 if tensor.is_contiguous() else hash((_repeated(tensor), _order(tensor)))
 
 

@@ -21,10 +21,10 @@ from revformers.engine.ticket import packed_by
 from revformers.private_api import NODES_THAT_SAVE_THEIR_FACTORS, base_of, storage_number, version_of
 
 _NOT_ON_A_CPU = {"SiluBackward0"}
-"""The results of these follow from their factors on other devices than a CPU alone."""
+"""Nodes whose results follow from their factors only on devices other than a CPU."""
 
 INPUT = -1
-"""Stands for the input of the field among the numbers of saved tensors."""
+"""The number of the field's input, among the numbers of saved tensors."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Recipe:
     """How a saved tensor follows from others.
 
     Attributes:
-        operation: the name of its node in the graph; "" for a tensor that is one of the others.
+        operation: the name of its node in the graph; "" if it equals one of the others.
         sources: the numbers of the saved tensors that it follows from.
         place: shape and strides of the result, and shape, strides and offset of the part of it that was saved.
 
@@ -44,13 +44,13 @@ class Recipe:
 
 
 class Determined:
-    """How the tensors of one evaluation of a field follow from others; made when the evaluation begins.
+    """Finds which saved tensors of one evaluation of a field follow from others; made when the evaluation begins.
 
     Args:
         hidden: the input of the field, which the tape proves to be right, or which is kept.
 
     Attributes:
-        evaluation: what `Packed` objects of this evaluation name it by.
+        evaluation: the identity of the evaluation in its `Packed` objects.
 
     """
 
@@ -66,12 +66,12 @@ class Determined:
         self._known: dict[tuple[Any, int], int] = {}
 
     def forget(self) -> None:
-        """Let go of the input and the graph."""
+        """Release the input and the graph."""
         self._input = None
         self._known.clear()
 
     def recipe(self, tensor: Tensor) -> Recipe | None:
-        """Return how the next saved tensor follows from others; None for one that does not, and has to be read."""
+        """Return how the next saved tensor follows from others; None if it does not, and has to be read."""
         number, self._number = self._number, self._number + 1
         base = base_of(tensor)
         whole = tensor if base is None else base
@@ -98,7 +98,7 @@ class Determined:
         return None
 
     def _number_of(self, node: Any, name: str) -> Any:
-        """Return the number of a tensor that a node saved; None where it did not, or under other hooks than ours."""
+        """Return the number of a tensor that a node saved; None if it saved none, or hooks not ours packed it."""
         packed = packed_by(node, name)
         return packed.number if packed is not None and packed.evaluation is self.evaluation else None
 
@@ -106,7 +106,7 @@ class Determined:
 def last_tokens(tensor: Tensor, recipe: Recipe) -> Tensor:
     """Return the last row of every matrix in a tensor that was saved, a view of it without its graph.
 
-    Linear layers save what they are given as one matrix; its rows are tokens of several sequences.
+    Linear layers save their input as one matrix, whose rows are tokens of several sequences.
     """
     whole, tensor = recipe.place[0], tensor.detach()
     if tensor.is_contiguous() and tensor.numel() == whole.numel():

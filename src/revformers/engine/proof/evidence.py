@@ -1,8 +1,8 @@
 """Evidence of what one evaluation of a field saved for its gradient; a later evaluation is compared with it.
 
-A gradient depends on the graph and on the tensors that autograd saved in it, and on nothing else. The graph is always
-that of the forward pass. So a backward pass is right to the bit if every tensor that it is handed has the bits of the
-tensor that was saved. There are two kinds of saved tensors:
+A gradient depends only on the graph and on the tensors that autograd saved in it. The graph is always that of the
+forward pass. So a backward pass is exact to the bit if every tensor that it receives has the bits of the tensor that
+was saved. There are two kinds of saved tensors:
 
 * Leaves, most of which are weights, are compared by their memory and by their version, which PyTorch increments when a
   tensor is written to. Autograd checks stored activations in the same way. If a later evaluation uses another tensor
@@ -31,10 +31,10 @@ from revformers.engine.ticket import Packed
 from revformers.private_api import StorageWeakRef, base_of, storage_number, version_of
 
 SMALL_WEIGHT = 2**14
-"""Elements up to which a weight is compared by its bits as well: those of norms, from which others follow."""
+"""Largest weight, in elements, that is also compared by its bits: those of norms, from which others follow."""
 
 WORDS_OF_LAST_TOKENS = 2**12
-"""Words up to which the last tokens of a tensor stand for themselves in the checksum."""
+"""Most words of the last tokens of a tensor that enter the checksum uncondensed."""
 
 
 class Leaf:
@@ -57,7 +57,7 @@ class Leaf:
         self._place = _place_in_memory(tensor)
 
     def is_unchanged(self) -> bool:
-        """Whether the leaf has its memory and was not written to since; one that is gone counts as unchanged."""
+        """Whether the leaf has the same memory and was not written to; a leaf that no longer exists is unchanged."""
         leaf = self.reference()
         return leaf is None or (
             version_of(leaf) == self._version
@@ -66,7 +66,7 @@ class Leaf:
         )
 
     def equals(self, tensor: Tensor) -> bool | Tensor:
-        """Whether `tensor` is what was saved, or another tensor with the same bits: bool, or bool[] on its device."""
+        """Whether `tensor` is the saved one, or another tensor with the same bits: bool, or bool[] on its device."""
         leaf = self.reference()
         if leaf is None or not self.is_unchanged():
             return False
@@ -87,10 +87,10 @@ class Saved:
     """How one saved tensor is compared.
 
     Attributes:
-        leaf: the leaf that it is.
-        recipe: how it follows from others; of such a tensor the last token of each sequence is read.
-        is_read: whether all of it is read, or what of it is written.
-        written: how many elements of the last dimension are; None for all.
+        leaf: the leaf, if it is one; otherwise None.
+        recipe: how it follows from others, or None; of such a tensor only the last token of each sequence is read.
+        is_read: whether all of it, or the written part, is read.
+        written: number of written elements in the last dimension; None for all.
 
     """
 
@@ -106,7 +106,7 @@ class Saved:
 
     @property
     def is_compared(self) -> bool:
-        """Whether it is compared by its bits, or by those of others, and not by a version alone."""
+        """Whether it is compared by its bits or those of others, not only by its version."""
         return self.recipe is not None or (self.is_read and self.written is None)
 
 
@@ -118,7 +118,7 @@ class Evidence:
         situation: the modules of the field.
 
     Attributes:
-        evaluation: what the `Packed` objects of the evaluation name it by.
+        evaluation: the identity of the evaluation in its `Packed` objects.
 
     """
 
@@ -134,7 +134,7 @@ class Evidence:
     def add(self, tensor: Tensor) -> None:
         """Read the next tensor that autograd saves, which is freed while the layer runs."""
         leaf = _leaf_of(tensor)
-        # Frozen weights may be brought to the device for every evaluation anew.
+        # Frozen weights may be copied to the device again for every evaluation.
         if leaf is not None and not leaf.requires_grad and not self._situation.owns(leaf):
             leaf = None
         recipe = self._recipe(tensor)
@@ -152,21 +152,21 @@ class Evidence:
         return recipe if recipe is not None and self._are_compared(recipe.sources) else None
 
     def _are_compared(self, sources: Iterable[int]) -> bool:
-        """Whether others may follow from these tensors."""
+        """Whether these tensors are compared, so that others may follow from them."""
         return all(source == INPUT or self._saved[source].is_compared for source in sources)
 
     def finish(self, written: Mapping[int, int], gone: Callable[[], Set[int]] = frozenset) -> None:
-        """End the first evaluation: keep numbers alone.
+        """End the first evaluation; from then on only numbers are kept, no tensors.
 
         Args:
-            written: of tensors that are not written in full, the number of elements in the last dimension that are.
-            gone: returns the numbers of tensors that autograd let go of already, as of those in what a hook prints:
-                they have no part in a gradient.
+            written: number of written elements in the last dimension, for tensors that are not fully written.
+            gone: returns the numbers of tensors that autograd has already released, such as those computed only for a
+                hook's output; they do not affect a gradient.
 
         """
         self._determined.forget()
         del self._situation
-        # Not before the graph that was followed is let go of.
+        # Only after `forget`, which releases the graph.
         let_go = gone()
         needed = set(range(len(self._saved))) - let_go
         for number in reversed(range(len(self._saved))):
@@ -189,7 +189,7 @@ class Evidence:
         return (saved.leaf for saved in self._saved if saved.leaf is not None)
 
     def again(self, hidden: Tensor) -> "LaterEvidence":
-        """Return what a later evaluation at `hidden` is compared by."""
+        """Return the object that compares a later evaluation at `hidden` with this one."""
         return LaterEvidence(self._saved, self._checksum, hidden)
 
 
@@ -197,13 +197,13 @@ class LaterEvidence:
     """Compares the tensors that a later evaluation saves with the first ones; made when the evaluation begins.
 
     Args:
-        first: what every saved tensor is compared with.
-        expected: the checksum of all that the first evaluation read.
+        first: the saved tensors of the first evaluation.
+        expected: the checksum of everything that the first evaluation read.
         hidden: the input of the field.
 
     Attributes:
         other_leaf: the first tensor that was used instead of a leaf and has other bits.
-        is_made_otherwise: whether a tensor that follows from others was made in another way.
+        is_made_otherwise: whether a tensor that follows from others was computed in another way.
 
     """
 
@@ -218,7 +218,7 @@ class LaterEvidence:
         self.other_leaf: Tensor | None = None
 
     def add(self, tensor: Tensor) -> Packed:
-        """Compare the next tensor that autograd would save; return what it shall hold."""
+        """Compare the next tensor that autograd would save; return the object that it saves instead."""
         number, self._number = self._number, self._number + 1
         first = self._first[number] if number < len(self._first) else Saved()
         if first.leaf is not None:
@@ -227,18 +227,18 @@ class LaterEvidence:
                 self._equal.append(equal)
             elif not equal and self.other_leaf is None:
                 self.other_leaf = tensor
-        recipe = self._determined.recipe(tensor)  # of each, as others may follow from it
+        recipe = self._determined.recipe(tensor)  # for every tensor, because others may follow from it
         if first.recipe is not None and recipe != first.recipe:
             self.is_made_otherwise = True
         self._words.add(number, first, tensor)
         return Packed(self._determined.evaluation, number)
 
     def finish(self) -> None:
-        """End the evaluation. The nodes of its graph keep the hooks, so that these must not keep the nodes."""
+        """End the evaluation. The nodes of its graph hold the hooks, so the hooks must not hold the nodes."""
         self._determined.forget()
 
     def equal(self) -> Tensor | None:
-        """Return whether all that was read is the same, bool[] on the device of the tensors; None if nothing was."""
+        """Return whether everything that was read is equal, bool[] on the tensors' device; None if nothing was read."""
         found = self._words.checksum()
         if found is not None and self._expected is not None:
             same = found[0] == self._expected[0]
@@ -249,14 +249,14 @@ class LaterEvidence:
 
 
 class _Words:
-    """The checksum of many tensors, in order. Each is read when it is added: autograd frees it while a layer runs."""
+    """The checksum of many tensors, in order. Each is read when it is added, because autograd frees it soon after."""
 
     def __init__(self) -> None:
         self._words: dict[int, Tensor] = {}
         self._layouts: dict[int, tuple[int, ...]] = {}
 
     def add(self, number: int, saved: Saved, tensor: Tensor) -> None:
-        """Read what is to be read of a saved tensor."""
+        """Read the parts of a saved tensor that are compared."""
         few = FEW
         if saved.recipe is not None:
             tensor, few = last_tokens(tensor, saved.recipe), WORDS_OF_LAST_TOKENS
@@ -270,12 +270,12 @@ class _Words:
         self._layouts[number] = tuple(map(layout_of, parts))
 
     def drop(self, number: int) -> None:
-        """Leave out what was read of a saved tensor."""
+        """Discard what was read of a saved tensor."""
         self._words.pop(number, None)
         self._layouts.pop(number, None)
 
     def checksum(self) -> tuple[Tensor, int] | None:
-        """Return the checksum of all that was added, int64[], and a number for its layout; None of nothing."""
+        """Return the checksum of all added tensors, int64[], and a hash of their layouts; None if there are none."""
         if not self._words:
             return None
         device = next(iter(self._words.values())).device
@@ -285,17 +285,17 @@ class _Words:
 
 
 def _leaf_of(tensor: Tensor) -> Tensor | None:
-    """Return the leaf of autograd that a saved tensor is, or is a view of; None for what was computed."""
+    """Return the leaf that a saved tensor is, or is a view of; None for a computed tensor."""
     base = base_of(tensor)
     origin = tensor if base is None else base
     return origin if isinstance(origin, nn.Parameter) or (origin.requires_grad and origin.is_leaf) else None
 
 
 def _place_in_memory(tensor: Tensor) -> tuple[Any, ...] | None:
-    """Return where in its memory a view lies; None for what is no view."""
+    """Return the shape, strides and offset of a view; None for a tensor that is not a view."""
     return None if base_of(tensor) is None else (tensor.shape, tensor.stride(), tensor.storage_offset())
 
 
 def checksum_of_all(tensor: Tensor) -> Tensor:
-    """Return the checksum of a tensor of any kind, int64[], not waited for."""
+    """Return the checksum of a tensor of any kind, int64[], without synchronising the device."""
     return checksum(*parts_in_memory(tensor))

@@ -1,8 +1,8 @@
 """A record of the modules of a layer, so that an error can name what changed between the passes.
 
-A change alone is no error: one that does not reach the gradient, such as `eval()` without dropout, is harmless. Where
-saved tensors differ, the record names the cause. It also finds weights that changed before any weight is stepped in the
-backward pass, and the tensors that a layer writes to when it is evaluated.
+A change alone is not an error: one that does not affect the gradient, such as `eval()` without dropout, is harmless. If
+saved tensors differ, the record names the cause. It also finds weights that changed before the backward pass steps any,
+and the tensors that a layer writes to when it is evaluated.
 """
 
 import copy
@@ -42,7 +42,7 @@ _OF_MANY_MODULES: dict[str, Callable[[Any, Any], str]] = {
     ADAPTERS_MERGED: lambda before, after: f"adapters were {'merged' if after else 'unmerged'}",
     ADAPTERS_ACTIVE: lambda before, after: f"the active adapter was changed from {before} to {after}",
 }
-"""Settings of many modules at a time, and what it is called that they change. All but the first are PEFT's."""
+"""Settings that change in many modules at once, with the words for a change. All but the first are PEFT's."""
 
 
 class _Hook(str):
@@ -50,11 +50,11 @@ class _Hook(str):
 
 
 class Situation:
-    """The modules that a field is a function of, as they were when this was made: parameters, buffers and settings.
+    """A record of the modules of a field when it was made: parameters, buffers and settings.
 
     Args:
         field: the field.
-        settings: whether settings are looked at, which is what takes longest.
+        settings: whether to record settings, which is the slowest part.
 
     """
 
@@ -64,7 +64,7 @@ class Situation:
         self._owned = {id(tensor): weakref.ref(tensor) for state in self._modules for tensor in state.tensors()}
 
     def now(self) -> "Situation":
-        """Return the same modules as they are now, with their settings."""
+        """Return a new record of the same modules, with their settings."""
         result = copy.copy(self)
         result._modules = [state.now() for state in self._modules]  # noqa: SLF001 - our own
         return result
@@ -75,11 +75,11 @@ class Situation:
         return held is not None and held() is tensor
 
     def tensor_changes(self) -> list[str]:
-        """Say what is different now in parameters and buffers, e.g. "mlp.up_proj.weight [48, 32] was frozen"."""
+        """Return the changes of parameters and buffers in words, e.g. "mlp.up_proj.weight [48, 32] was frozen"."""
         return [change for state in self._modules for change in state.tensor_changes(self.path(state.module))]
 
     def setting_changes(self) -> list[str]:
-        """Say what is different now in settings, modules and hooks; first, and once, what holds for many modules."""
+        """Return the changes of settings, modules and hooks in words; a change of many modules is named first, once."""
         changes = [
             change
             for state in self._modules
@@ -89,37 +89,37 @@ class Situation:
         return [words for _, words in sorted(dict.fromkeys(changes), key=lambda change: change[0])]
 
     def written_buffer(self) -> str | None:
-        """Return the name of a buffer that was written to, if one was: a second evaluation would write to it again."""
+        """Return the name of a buffer that was written to, and would be again by a second evaluation; None without."""
         for state in self._modules:
             for name in state.written_buffers():
                 return f"{self.path(state.module)}{name}"
         return None
 
     def reassigned(self) -> Iterator[tuple[nn.Module, str]]:
-        """Yield the modules and names of attributes, tensors and numbers, that are others than when this was made."""
+        """Yield the modules and names of attributes (tensors and numbers) that were replaced since this was made."""
         return ((state.module, name) for state in self._modules for name in state.reassigned())
 
     def tensors_besides_weights(self) -> Iterator[tuple[nn.Module, str, Tensor, bool]]:
-        """Yield buffers, frozen parameters and tensors among the attributes, and weights that were written to.
+        """Yield buffers, frozen parameters, tensors among the attributes, and weights that were written to.
 
-        Each comes with its module, what the module calls it, and whether it was written to since this was made.
+        Each item is the module, the name in the module, the tensor, and whether it was written to since this was made.
         """
         for state in self._modules:
             for name, tensor, is_written in state.tensors_besides_weights():
                 yield state.module, name, tensor, is_written
 
     def own_writes(self) -> list[str]:
-        """Return the names of what the layer wrote to or assigned itself, before `now` was called."""
+        """Return the names of tensors and numbers that the layer itself changed before `now` was called."""
         return [f"{self.path(state.module)}{name}" for state in self._modules for name in state.own_writes]
 
     def path(self, module: nn.Module) -> str:
-        """Return what stands before the names of a module's own parts: nothing for the layer itself."""
+        """Return the prefix of the names in a module, e.g. "mlp."; empty for the layer itself."""
         paths = (path for root in self._roots for path, part in root.named_modules() if part is module)
         path = next(paths, "")
         return path and f"{path}."
 
     def trains_in_backward(self) -> bool:
-        """Whether a parameter is stepped as soon as its gradient is there."""
+        """Whether a hook may step a parameter as soon as its gradient is accumulated."""
         return any(
             parameter is not None and has_accumulation_hooks(parameter)
             for state in self._modules
@@ -139,7 +139,7 @@ class _TensorState(NamedTuple):
 
 
 class _ModuleState:
-    """The recorded state of one module. Many are made and few are compared."""
+    """The recorded state of one module, designed to be fast to make, because few are compared."""
 
     __slots__ = ("_attributes", "_numbers", "_settings", "_tensors", "module", "own_writes")
 
@@ -164,7 +164,7 @@ class _ModuleState:
         self._numbers = {name: value for name, value in vars(module).items() if type(value) in (int, float)}
 
     def now(self) -> "_ModuleState":
-        """Return the same module as it is now; what was written to meanwhile, its layer wrote to."""
+        """Return a new record of the same module; changes since this one are attributed to the layer itself."""
         result = _ModuleState(self.module, settings=True)
         result.own_writes = [
             name
@@ -179,7 +179,7 @@ class _ModuleState:
         result.own_writes += [
             name for name, value in result._numbers.items() if self._numbers.get(name, value) != value
         ]
-        # What a layer leaves in its attributes, it leaves there again in the next evaluation.
+        # Attributes that the layer changed are dropped, because the next evaluation changes them again.
         result._attributes = {name: state for name, state in result._attributes.items() if self._has(name, state)}
         return result
 
@@ -189,7 +189,7 @@ class _ModuleState:
         return before is not None and before[0]() is state[0]() and before[1] == state[1]
 
     def attribute_changes(self, path: str) -> Iterator[tuple[bool, str]]:
-        """Yield which tensors among the attributes are different now, as `setting_changes` does."""
+        """Yield the changes of tensors among the attributes, in the form of `setting_changes`."""
         now = dict(tensor_attributes(self.module))
         for name, (reference, version) in self._attributes.items():
             tensor = now.get(name)
@@ -205,10 +205,10 @@ class _ModuleState:
         return (tensor for state in self._tensors.values() if (tensor := state.reference()) is not None)
 
     def setting_changes(self, path: str) -> Iterator[tuple[bool, str]]:
-        """Yield what is different now in settings, modules and hooks, and whether it is of this module alone.
+        """Yield for each change of a setting, module or hook whether it is of this module alone, and its words.
 
         Args:
-            path: stands before every name.
+            path: the prefix of every name.
 
         """
         settings = _settings(self.module)
@@ -227,7 +227,7 @@ class _ModuleState:
                 yield True, f"{path}{name} was changed from {before!r} to {after!r}"
 
     def tensor_changes(self, path: str) -> Iterator[str]:
-        """Yield what is different now in parameters and buffers; `path` stands before every name."""
+        """Yield the changes of parameters and buffers in words; `path` is the prefix of every name."""
         now = {**parameters_of(self.module), **buffers_of(self.module)}
         for name in {**self._tensors, **now}:
             tensor = now.get(name)
@@ -249,7 +249,7 @@ class _ModuleState:
                 yield f"{what} was changed"
 
     def written_buffers(self) -> Iterator[str]:
-        """Yield the names of buffers that were written to, or replaced by others of their size, as statistics are."""
+        """Yield the names of buffers that were written to, or replaced by others of the same shape, like statistics."""
         for name, buffer in buffers_of(self.module).items():
             if buffer is not None and name in self._tensors:
                 before = self._tensors[name]
@@ -258,7 +258,7 @@ class _ModuleState:
                     yield name
 
     def reassigned(self) -> Iterator[str]:
-        """Yield the names of attributes, tensors and numbers, that are others now."""
+        """Yield the names of attributes (tensors and numbers) that were replaced."""
         for name, tensor in tensor_attributes(self.module):
             if name not in self._attributes or self._attributes[name][0]() is not tensor:
                 yield name
@@ -268,7 +268,7 @@ class _ModuleState:
                 yield name
 
     def tensors_besides_weights(self) -> Iterator[tuple[str, Tensor, bool]]:
-        """Yield buffers, frozen parameters, attributes and weights that were written to; and whether each was."""
+        """Yield name, tensor and whether it was written to, as `Situation.tensors_besides_weights`."""
         known = {name: (state.reference, state.version, state.trains) for name, state in self._tensors.items()}
         for name, (reference, version) in self._attributes.items():
             known[name] = reference, version, False
@@ -281,11 +281,11 @@ class _ModuleState:
 
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
-"""Attributes in which PyTorch keeps parameters, buffers, modules and hooks."""
+"""Attributes in which PyTorch stores parameters, buffers, modules and hooks."""
 
 
 def tensor_attributes(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors that a module holds as plain attributes, or in lists and dictionaries that are, by name."""
+    """Yield the tensors in plain attributes of a module, or in lists and dictionaries there, with their names."""
     for name, value in vars(module).items():
         if name in _OF_EVERY_MODULE:
             continue
@@ -298,10 +298,9 @@ def tensor_attributes(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:
-    """Return what a module holds besides tensors that says what it computes.
+    """Return the settings that determine what a module computes, apart from tensors.
 
-    These are numbers and texts, the lists of them and the dictionaries of factors, which may change where they are, and
-    which modules, functions and hooks it has.
+    These are numbers, strings, lists of them, dictionaries of floats, and the module's children, functions and hooks.
     """
     found: dict[str, Any] = {}
     for name, value in vars(module).items():
@@ -333,7 +332,7 @@ def _shape(tensor: Tensor) -> tuple[int, ...]:
 
 
 def modules_of(value: Any) -> Iterator[nn.Module]:
-    """Yield the modules that a field is a function of."""
+    """Yield the modules inside a field."""
     if isinstance(value, nn.Module):
         yield value
     elif isinstance(value, partial):

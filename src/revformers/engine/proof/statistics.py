@@ -1,8 +1,8 @@
-"""Tensors and numbers in which a layer may count what it sees: a second evaluation must not count a batch again.
+"""Detection of layers that accumulate statistics, which a second evaluation would count twice.
 
-`Evidence` is about what autograd saves, this about what a layer leaves behind. Buffers that the forward pass is seen to
-write to are refused there. What else it writes to may be a place for notes, which a second evaluation fills with the
-same numbers. So the backward pass looks at what became of it.
+`Evidence` covers the tensors that autograd saves; this file covers the side effects of a layer. A forward pass that is
+seen to write to a buffer is refused at once. Other tensors and numbers that it writes to may be scratch space, which a
+second evaluation fills with the same numbers, so the backward pass checks their content.
 """
 
 import weakref
@@ -23,9 +23,9 @@ class Statistic(NamedTuple):
 
     Attributes:
         module: the module that holds it.
-        name: what the module calls it.
-        read: returns the tensor, or one that stands for the number; None where it is gone or cannot be read.
-        counted: its checksum when the forward pass was over.
+        name: its name in the module.
+        read: returns the tensor, or one made of the number; None if it no longer exists or cannot be read.
+        counted: its checksum at the end of the forward pass.
 
     """
 
@@ -36,10 +36,10 @@ class Statistic(NamedTuple):
 
 
 def statistics_of(before: Situation) -> list[Statistic]:
-    """Return what a layer wrote to in the forward pass, and small tensors that it may have written to unseen.
+    """Return what a layer wrote to in the forward pass, and small tensors that it may have written to unnoticed.
 
     Args:
-        before: the modules as they were before the layer was evaluated.
+        before: the record of the modules before the layer was evaluated.
 
     """
     found: list[tuple[nn.Module, str, Callable[[], Tensor | None]]] = [
@@ -56,7 +56,7 @@ def statistics_of(before: Situation) -> list[Statistic]:
 
 
 class SecondCount:
-    """Reads statistics before a second evaluation, when it is made, and after it."""
+    """Reads statistics before a second evaluation, when it is created, and after it."""
 
     def __init__(self, statistics: list[Statistic]) -> None:
         self._before = [
@@ -64,9 +64,9 @@ class SecondCount:
         ]
 
     def verdicts(self) -> Tensor | None:
-        """Return whether each was left alone, or filled with what the forward pass filled it with.
+        """Return whether each is unchanged, or has the content that the forward pass gave it.
 
-        bool[statistics] on the device of the first; None of nothing.
+        bool[statistics] on the device of the first; None without statistics.
         """
         if not self._before:
             return None
@@ -83,12 +83,12 @@ class SecondCount:
 
 
 def _is_small(tensor: Tensor) -> bool:
-    """Whether a tensor is looked at though no write to it was seen, as a write through `.data` is not."""
+    """Whether to check a tensor although no write to it was seen, because writes through `.data` are not seen."""
     return is_plain(tensor) and 0 < tensor.numel() <= SMALL_WEIGHT
 
 
 def _readable(find: Callable[[], Tensor | None]) -> Tensor | None:
-    """Return a tensor if it can be read: workspaces, and weights that are brought for their forward, may be freed."""
+    """Return a tensor if it can be read; the memory of workspaces and offloaded weights may be freed."""
     tensor = find()
     if tensor is None or tensor.is_quantized or tensor.is_mkldnn:
         return None
@@ -101,8 +101,8 @@ def _readable(find: Callable[[], Tensor | None]) -> Tensor | None:
 
 
 def _attribute(module: nn.Module, name: str) -> Tensor | None:
-    """Return a tensor among the attributes of a module, or a tensor that stands for a number."""
+    """Return a tensor among the attributes of a module; for a number, a tensor of its hash."""
     value = vars(module).get(name)
     if type(value) in (int, float):
-        return torch.tensor(hash(value), device="cpu")  # whatever the default device is
+        return torch.tensor(hash(value), device="cpu")  # regardless of the default device
     return _readable(partial(dict(tensor_attributes(module)).get, name))

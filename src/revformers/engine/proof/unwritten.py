@@ -1,7 +1,7 @@
-"""Saved tensors in which there may be numbers that no kernel wrote.
+"""Saved tensors that may contain uninitialised memory.
 
 A fused attention kernel of GPUs saves a log-sum-exp whose rows are padded, and without dropout the state of a random
-generator that it did not use. What lies there is whatever the memory held before, and is another each time.
+generator that it did not use. The unwritten parts contain arbitrary values, which differ in every evaluation.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from revformers.engine.ticket import Packed, SavedTensor, packed_by
 from revformers.private_api import ATTENTION_NODES, LOG_SUM_EXPS, RANDOM_STATES, attention_dropout
 
 WRITE_EVERYTHING = {"cpu", "meta"}
-"""Devices whose kernels do."""
+"""Devices whose kernels write all elements of every saved tensor."""
 
 _RANDOM_NUMBERS = 4
 
@@ -29,14 +29,12 @@ def may_be_unwritten(tensor: Tensor) -> bool:
 
 
 def written_parts(update: Tensor, hidden: Tensor, evaluation: object) -> dict[int, int]:
-    """Return how much of such tensors is written, a number for each by its number among the saved tensors.
-
-    The number counts elements in the last dimension.
+    """Return the number of written elements in the last dimension of such tensors, by number among the saved tensors.
 
     Args:
-        update: what the field returned.
+        update: the output of the field.
         hidden: its input, where the search ends.
-        evaluation: what the `Packed` objects of the evaluation name it by; what others saved is none of its tensors.
+        evaluation: the identity of the evaluation in its `Packed` objects; tensors of other evaluations are skipped.
 
     """
     if hidden.device.type in WRITE_EVERYTHING:

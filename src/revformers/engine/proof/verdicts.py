@@ -42,14 +42,14 @@ def _in_words(changes: list[str]) -> str:
 def mismatch(
     what: str, situation: Situation, *, says_why: bool = False, before_all: bool = False, late: bool = False
 ) -> RebuildMismatchError:
-    """Return the error for a step whose second evaluation is not the first.
+    """Return the error for a step whose second evaluation differs from the first.
 
     Args:
         what: what differs, a sentence without its full stop.
-        situation: the modules of the step as the forward pass had them; what changed since is said.
-        says_why: whether that is the cause.
-        before_all: whether no gradient has come out of the layers yet.
-        late: whether all gradients may have come out of them.
+        situation: the record of the step's modules in the forward pass; the error names changes since.
+        says_why: whether `what` is the cause.
+        before_all: whether the layers have produced no gradient yet.
+        late: whether the layers may have produced all gradients.
 
     """
     damage = ""
@@ -60,7 +60,7 @@ def mismatch(
         damage = (
             "An optimizer that steps in the backward pass may have stepped weights already: go back to a checkpoint. "
         )
-    # What it stepped in this very pass is no cause.
+    # Weights that the optimizer stepped in this pass are not a cause.
     tensors = [] if late and trains_in_backward else situation.tensor_changes()
     changes = _in_words(situation.setting_changes() + tensors)
     remedy = UNSEEN
@@ -83,11 +83,11 @@ def mismatch(
 class Verdicts:
     """Comparisons whose results may still be on a device.
 
-    On a CPU a result is looked at when it is there, so that no gradient of a wrong layer gets out. Elsewhere the device
-    is waited for once, at the end of every backward pass, whole or partial.
+    On a CPU each result is checked at once, so that no gradient of a wrong layer gets out. On other devices all are
+    checked at the end of every backward pass, whole or partial, so that the device is synchronised once.
 
     Attributes:
-        at_once: whether results are looked at when they come.
+        at_once: whether each result is checked at once.
 
     """
 
@@ -96,10 +96,10 @@ class Verdicts:
     _waiting: list[tuple[Tensor, Callable[[], Exception]]] = field(default_factory=list)
 
     def add(self, equal: Tensor, error: Callable[[], Exception]) -> None:
-        """Take the result of a comparison, bool[], and what makes the error for a false one.
+        """Add the result of a comparison, bool[], and the function that makes the error for a false one.
 
         Raises:
-            Exception: that error, where it is looked at now and false.
+            Exception: that error, if the result is checked at once and false.
 
         """
         self._waiting.append((equal, error))
