@@ -48,10 +48,10 @@ def test_an_interrupted_command_goes_on(workspace, monkeypatch, capsys):
     with monkeypatch.context() as patched:
         patched.setattr("revformers.conversion.convert.measure_layer_costs", interrupted)
         assert convert(*options) == 130
-    assert "the same command goes on from converted.unfinished" in capsys.readouterr().out
+    assert "the same command continues from converted.unfinished" in capsys.readouterr().out
     assert not (workspace / "converted").exists()
     assert convert(*options) == 0
-    assert "Going on with the conversion in converted.unfinished" in capsys.readouterr().out
+    assert "Continuing the conversion in converted.unfinished" in capsys.readouterr().out
     assert not (workspace / "converted.unfinished").exists()
     assert rf.from_pretrained("converted")
 
@@ -73,7 +73,7 @@ def test_without_predictors(workspace):
         (["--calibration", "empty.txt"], "empty.txt is empty"),
         (["--length", "30000"], "does not fill one block of 30000 tokens"),
         (["--out", "ordinary"], "is not empty"),
-        (["--bits", "1", "--target_loss_increase", "1%"], "either bits or target_loss_increase"),
+        (["--bits", "1", "--target_loss_increase", "1%"], "only one of bits and target_loss_increase"),
         (["--target_loss_increase", "much"], "written 0.5% or 0.005, not 'much'"),
         (["--rank", "0"], "whole number from 1"),
         (["--curve", "curve.doc"], "as .svg or .png"),

@@ -50,8 +50,8 @@ def test_a_stopped_run_shows_the_command_that_goes_on(recipe, capsys, monkeypatc
     with monkeypatch.context() as patched:
         patched.setattr(trainer_run, "SaveOnSignal", Interrupting)
         assert main(["finetune", recipe, "--output", "a run"]) == 130
-    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("To go on:"))
-    words = shlex.split(line.removeprefix("To go on:  "))
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("To continue:"))
+    words = shlex.split(line.removeprefix("To continue:  "))
     assert words == ["revformers", "finetune", recipe, "--output", "a run", "--resume"]
     assert main(words[1:]) == 0
 

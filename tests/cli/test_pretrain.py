@@ -77,7 +77,7 @@ def test_control_c_leaves_a_run_that_the_shown_command_resumes(recipe, tmp_path)
     process.send_signal(signal.SIGINT)
     shown, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    (resume,) = (line.removeprefix("To go on:  ") for line in shown.splitlines() if line.startswith("To go on:"))
+    (resume,) = (line.removeprefix("To continue:  ") for line in shown.splitlines() if line.startswith("To continue:"))
     words = shlex.split(resume)
     assert words == ["revformers", "pretrain", recipe, *options, "--resume"]
     (checkpoint,) = (tmp_path / "a run").glob("checkpoint-*")

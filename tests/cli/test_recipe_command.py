@@ -54,7 +54,7 @@ def test_a_stopped_run_says_the_words_that_resume_it(recipe):
     result = SimpleNamespace(step=5, directory=Path("runs/one"), signal=15)
     assert command.stopped(result, Console(file=shown, width=1000)) == 128 + 15
     assert shown.getvalue() == (
-        f"Stopped at step 5 with a checkpoint in runs/one.\nTo go on:  {command.resume_words}\n"
+        f"Stopped at step 5 with a checkpoint in runs/one.\nTo continue:  {command.resume_words}\n"
     )
     unknown = SimpleNamespace(step=5, directory=Path("runs/one"), signal=None)
     assert RecipeCommand(None, False, False, "").stopped(unknown, Console(file=shown)) == 128

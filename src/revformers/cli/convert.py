@@ -113,7 +113,7 @@ def run(arguments: Sequence[str]) -> int:
         try:
             converter = Converter(model, method, calibration, held_out, progress, unfinished.resolve())
             if converter.resumable:
-                say(console, f"Going on with the conversion in {unfinished}.")
+                say(console, f"Continuing the conversion in {unfinished}.")
             conversions = [converter.convert(bits) for bits in options.compare]
             conversions.append(
                 converter.convert(_bits(options)) if target is None else converter.convert_to_target(target)
@@ -121,7 +121,7 @@ def run(arguments: Sequence[str]) -> int:
         except KeyboardInterrupt:
             if converter is None or not converter.resumable:
                 raise
-            say(console, f"Interrupted; the same command goes on from {unfinished}.")
+            say(console, f"Interrupted; the same command continues from {unfinished}.")
             return INTERRUPTED
     chosen = conversions[-1]
     console.print(_table(conversions))

@@ -19,7 +19,7 @@ COMMANDS = {
     "finetune": ("revformers.cli.finetune", "heal a converted model, or fine-tune, from a recipe", "finetune"),
     "verify": ("revformers.cli.verify", "compare rebuilt gradients with stored ones", "cli"),
     "convert": ("revformers.cli.convert", "make a pretrained model reversible with little loss", "train"),
-    "plan": ("revformers.cli.plan", "say what training takes: memory, largest batch, longest context", "cli"),
+    "plan": ("revformers.cli.plan", "predict memory, largest batch and longest context of training", "cli"),
     "run": ("revformers.cli.run", "run another library's command line on saved reversible models", ""),
 }
 """For each command its module, which has ``run(arguments) -> exit code``, its purpose, and the package's extra that it
@@ -104,8 +104,8 @@ def _help(program: str, purpose: str, commands: Mapping[str, tuple[str, str, str
             *lines,
             "",
             f"{program} COMMAND --help shows the options of a command.",
-            "REVFORMERS_TRACEBACK=1 shows where an error arose; REVFORMERS_CACHE=DIRECTORY keeps prepared data there",
-            "instead of in ~/.cache/revformers.",
+            "REVFORMERS_TRACEBACK=1 shows the traceback of an error; REVFORMERS_CACHE=DIRECTORY stores prepared data",
+            "there instead of in ~/.cache/revformers.",
         ]
     )
 

@@ -55,7 +55,7 @@ class RecipeCommand(Generic[AnyRecipe]):
         from revformers.console import say
 
         say(console, f"Stopped at step {result.step} with a checkpoint in {result.directory}.")
-        say(console, f"To go on:  {self.resume_words}")
+        say(console, f"To continue:  {self.resume_words}")
         return 128 + (result.signal or 0)
 
 

@@ -104,7 +104,7 @@ class ReversibleCallback(TrainerCallback):
         self._examine(kwargs["model"], kwargs.get("optimizer"))
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Warn if there was nothing to verify."""
+        """Warn if no forward pass was seen in the first step."""
         if self._handle is not None:
             self._stop_waiting()
             warnings.warn(
@@ -188,8 +188,9 @@ class ReversibleCallback(TrainerCallback):
         # Such hooks step the optimizer as soon as a gradient exists, and so in a backward pass that only measures.
         if any(map(has_accumulation_hooks, model.parameters())):
             warnings.warn(
-                "ReversibleCallback verifies nothing: something works on the gradients inside the backward pass, such "
-                "as an optimizer, and would do so here; call revformers.verify_gradients(model, batch) before.",
+                "ReversibleCallback verifies nothing: hooks on the parameters, such as those of an optimizer, use the "
+                "gradients inside the backward pass, and would do so here; call revformers.verify_gradients(model, "
+                "batch) before training.",
                 stacklevel=2,
             )
             return

@@ -50,18 +50,13 @@ def finetune(
 ) -> RunResult:
     """Convert the pretrained model of `recipe` and train it, or resume its training from the last checkpoint.
 
-    The run directory then holds:
-
-    * the checkpoints of the Trainer, and `recipe.yaml`;
-    * without an adapter `model` (weights and tokenizer, for ``revformers.from_pretrained``); with one `adapter` (in
-      PEFT's format, for ``revformers.load_adapter``), and with adapter.merge `model` too. With ``deploy: ordinary``
-      they are those of the ordinary network;
-    * `conversion` (the dynamics and the update predictors at the start of training);
-    * `history.json` (the loss curve over steps and seconds), `start.json` and `metrics.json` (the figures before and
-      after training).
-
-    A resumed run ends with the same weights as an uninterrupted one, bit for bit on the CPU. SIGINT and SIGTERM end the
-    run with a checkpoint after the current step.
+    The run directory then holds the checkpoints of the Trainer; `model` (weights and tokenizer, for
+    ``revformers.from_pretrained``), or for an adapter `adapter` (in PEFT's format, for ``revformers.load_adapter``)
+    and, with adapter.merge, `model`; `conversion` (the dynamics and the update predictors at the start of training);
+    `history.json` (the loss curve over steps and seconds); `start.json` and `metrics.json` (the figures before and
+    after training); and `recipe.yaml`. With ``deploy: ordinary``, `adapter` and `model` are those of the ordinary
+    network. A resumed run ends with the same weights as an uninterrupted one, bit for bit on the CPU. SIGINT and
+    SIGTERM end the run with a checkpoint after the current step.
 
     If the weights are quantised, so are those behind the figures of the ordinary network. transformers' Trainer trains
     on text, in packed blocks. TRL's SFTTrainer trains on prompts with completions and on conversations, unpacked and

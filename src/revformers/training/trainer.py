@@ -52,10 +52,7 @@ def check_checkpoint(model: Any, directory: str | os.PathLike) -> None:
 
 
 def train(ordinary: Function, trainer: Any, *arguments: Any, **keywords: Any) -> Any:
-    """Train; warn if the reference model is another network, and let callbacks explain errors of reversible training.
-
-    The reference model only causes a warning, because a caller may want another network.
-    """
+    """Train; warn if the reference is another network, which a caller may want, and add callbacks' notes to errors."""
     reference, own = getattr(trainer, "ref_model", None), reversible_stack(trainer.model)
     if reference is not None and own is not None:
         other = reversible_stack(reference)
