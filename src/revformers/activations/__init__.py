@@ -17,11 +17,11 @@ ACTIVATIONS: dict[str, type[ActivationPolicy]] = {
 
 
 def parse_policy(policy: ActivationPolicy | str) -> ActivationPolicy:
-    """Return the policy that a text such as "rebuild" or "budget:20GiB" names; a policy is returned as it is.
+    """Return the policy named by a string such as "rebuild" or "budget:20GiB"; a policy is returned unchanged.
 
     Raises:
-        TypeError: for anything else.
-        ValueError: for a name that is not in `ACTIVATIONS`, or options that the policy does not have.
+        TypeError: if `policy` is neither.
+        ValueError: if the name is not in `ACTIVATIONS`, or the policy does not have these options.
 
     """
     if isinstance(policy, ActivationPolicy):

@@ -29,7 +29,7 @@ class ActivationPolicy(ABC):
 
     @property
     def needs_inverse(self) -> bool:
-        """Whether the backward pass runs the recurrence backwards, which takes dynamics with an inverse."""
+        """Whether the backward pass inverts the recurrence, which requires dynamics with an inverse."""
         return False
 
     @property
@@ -43,7 +43,7 @@ class ActivationPolicy(ABC):
 
         Args:
             steps: a, b and c of every step of the stack.
-            steps_per_layer: 1, or 2 where a layer steps by branch.
+            steps_per_layer: 1, or 2 if layers step by branch.
 
         """
 
@@ -52,7 +52,7 @@ class ActivationPolicy(ABC):
         """Read the options that follow the name and a colon in `str(policy)`; most policies have none.
 
         Raises:
-            ValueError: for options that the policy does not have.
+            ValueError: if the policy does not have these options.
 
         """
         if options:
@@ -60,11 +60,11 @@ class ActivationPolicy(ABC):
         return cls()
 
     def __str__(self) -> str:
-        """Write the policy as recipes, commands and saved models hold it; `parse_policy` reads it."""
+        """Return the policy as text, as in recipes, commands and saved models; `parse_policy` reads it."""
         return self.name
 
     def check(self, dynamics: Dynamics) -> None:
-        """Raise ValueError where the policy needs an inverse and the dynamics have none."""
+        """Raise ValueError if the policy needs an inverse and the dynamics have none."""
         if self.needs_inverse and not dynamics.reversible:
             raise ValueError(
                 f"{type(dynamics).__name__} has no inverse to rebuild activations with; use revformers.Store(), "

@@ -10,12 +10,12 @@ from revformers.engine.tape import Tape
 
 @dataclass(frozen=True)
 class Rebuild(ActivationPolicy):
-    """Keep two states, whatever the depth, and side information of contracting dynamics; see `engine.tape`."""
+    """Keep two states, for any depth, and the side information of contracting dynamics; see `engine.tape`."""
 
     name = "rebuild"
     keeps = "two states in 64-bit integers"
     needs_inverse = True
 
     def bind(self, steps: Sequence[Coefficients], steps_per_layer: int) -> BeginPass:
-        """Return what begins a forward pass that is recorded on a tape."""
+        """Return the function that begins a forward pass recorded on a tape."""
         return Tape

@@ -1,4 +1,4 @@
-"""The type of what a layer adds to the stream."""
+"""The type of a field, which computes a layer's update of the residual stream."""
 
 from collections.abc import Callable
 
@@ -9,4 +9,4 @@ Field = Callable[[Tensor], Tensor]
 
 
 class OtherEvaluationError(Exception):
-    """Raised by a field whose second evaluation is not its first; the message follows the name of the step."""
+    """Raised by a field whose second evaluation differs from the first; the message follows the name of the step."""

@@ -123,7 +123,7 @@ class Tape(ForwardPass):
         self.position += 1
 
     def prepare(self, number: int) -> None:
-        """Have the tensors that step `number` saved at hand, and the step undone where it has to be."""
+        """Rebuild the tensors that step `number` saved, and undo the step, unless this has been done."""
         ticket = next(self._steps[number].tickets(), None)
         if ticket is not None:
             ticket.redeem()
@@ -133,15 +133,15 @@ class Tape(ForwardPass):
                 self.rebuild(number)
 
     def rebuild(self, number: int, source: InputSource | None = None) -> None:
-        """Compute the tensors that step `number` saved again, and hand them to its tickets.
+        """Compute the tensors that step `number` saved again, and store them in its tickets.
 
         Args:
             number: the number of the step.
-            source: returns p[l], where it was kept.
+            source: returns p[l] if it was kept; None if it was not.
 
         Raises:
-            NotReversibleError: for a step that is still being evaluated.
-            RebuildMismatchError: where the rebuilt tensors or states, or the weights, differ from the forward pass.
+            NotReversibleError: if the step is still being evaluated.
+            RebuildMismatchError: if the rebuilt tensors or states, or the weights, differ from the forward pass.
 
         """
         if number >= len(self._steps):
@@ -150,7 +150,7 @@ class Tape(ForwardPass):
                 "kept; train with revformers.set_activations(model, revformers.Store())."
             )
         try:
-            # Inside inference mode nothing could be saved for a gradient.
+            # In inference mode autograd saves no tensors.
             with torch.inference_mode(False):
                 self._refuse_changes_before_a_step_in_backward()
                 self._take_back()
@@ -159,7 +159,7 @@ class Tape(ForwardPass):
                 else:
                     self._compute_from(source, self._steps[number])
         except Exception:
-            # Where results are looked at later, an earlier step may be the cause.
+            # If results are checked later, an earlier step may be the cause.
             self._verdicts.look()
             raise
 
@@ -182,7 +182,7 @@ class Tape(ForwardPass):
         self._hand_out(step, step.evaluate_again(hidden, self._verdicts)[0])
 
     def _refuse_changes_before_a_step_in_backward(self) -> None:
-        """Look at all steps before the first gradient, where weights are stepped as soon as theirs is there."""
+        """Check all steps before the first gradient, if weights are stepped in the backward pass."""
         if self._has_begun:
             return
         self._has_begun = True
@@ -203,7 +203,7 @@ class Tape(ForwardPass):
         self._handed_out = step
 
     def _take_back(self) -> None:
-        """Drop the tensors of tickets that a retained graph still holds; they are rebuilt when they are asked for."""
+        """Release the tensors of tickets that a retained graph still holds; they are rebuilt when they are needed."""
         if self._handed_out is not None:
             for ticket in self._handed_out.tickets():
                 ticket.let_go()
@@ -230,10 +230,10 @@ class Tape(ForwardPass):
 
 
 def _rebuild_first(reference: "weakref.ref[Tape]", number: int, gradient: Tensor) -> None:
-    """Rebuild a step before anything of it goes backwards, while all of its weights are those of the forward pass.
+    """Rebuild a step before its backward pass begins, while all of its weights are those of the forward pass.
 
-    An optimizer that steps in the backward pass changes a weight as soon as its gradient is complete. That of a bias
-    that is added last is complete before the first ticket is redeemed.
+    An optimizer that steps in the backward pass changes a weight as soon as its gradient is complete. The gradient of a
+    bias that is added last is complete before the first ticket is redeemed.
     """
     tape = reference()
     if tape is not None:

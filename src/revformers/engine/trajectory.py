@@ -112,7 +112,7 @@ class Trajectory:
 
 
 def _stand_in(like: Tensor) -> Tensor:
-    """Return a tensor of the shape of `like` that takes four (eight) bytes, for gradients in float32 (float64)."""
+    """Return a tensor of the shape of `like` in four (eight) bytes of memory, for gradients in float32 (float64)."""
     return torch.zeros((), dtype=_wide(like.dtype), device=like.device).expand(like.shape)
 
 
@@ -219,14 +219,14 @@ class _Mean(_Backwards):
 
 
 def _sum(left: Tensor | None, right: Tensor | None) -> Tensor | None:
-    """Return the sum of two gradients, in the wider of their dtypes; either may be none."""
+    """Return the sum of two gradients, in the wider of their dtypes; None counts as 0."""
     if left is None or right is None:
         return right if left is None else left
     return left + right
 
 
 def _scaled(gradient: Tensor, factor: Fraction | float) -> Tensor | None:
-    """Return factor * gradient: nothing for 0, and the gradient itself, not a copy, for 1."""
+    """Return factor * gradient; None for 0, and the gradient itself, not a copy, for 1."""
     if not factor:
         return None
     return gradient if factor == 1 else gradient * float(factor)

@@ -8,15 +8,15 @@ from itertools import accumulate
 
 @dataclass(frozen=True)
 class StepCost:
-    """The memory that a step takes and the work that it spares; bytes and floating-point operations.
+    """The memory that keeping parts of a step needs, and the floating-point operations that it saves.
 
     Attributes:
         stored: bytes of its activations.
         input: bytes of the input of its field.
-        side_information: bytes that undoing the step takes.
+        side_information: bytes that undoing the step needs.
         outputs: bytes of its attention outputs.
-        operations: of the field, which computing it again takes.
-        attention_operations: of these, those that the attention outputs spare.
+        operations: operations of the field, which a second evaluation costs.
+        attention_operations: the part of them that kept attention outputs save.
 
     """
 
@@ -33,9 +33,10 @@ class Allocation:
     """The split of a stack: its first steps are computed again, its last steps are stored.
 
     Attributes:
-        rebuilds: whether the first ones are rebuilt; otherwise their inputs are kept.
-        first_stored: this step and those after it are stored.
-        first_with_attention: of this step and those after it, up to the stored ones, the attention outputs are kept.
+        rebuilds: whether the first steps are rebuilt; otherwise their inputs are kept.
+        first_stored: the number of the first stored step.
+        first_with_attention: the number of the first step whose attention outputs are kept; so are those of the steps
+            between it and the stored ones.
 
     """
 
@@ -53,23 +54,23 @@ class Allocation:
 
 
 def allocate(costs: Sequence[StepCost], pair: int, room: int, *, may_rebuild: bool) -> Allocation:
-    """Choose what makes the backward pass compute the fewest operations again.
+    """Choose the allocation with which the backward pass repeats the fewest operations.
 
-    Rebuilt steps are the first ones, as undoing them takes the states after them and no others. Attention outputs are
-    kept of the last of the steps that are computed again: there the backward pass frees them before it has reached its
-    peak. How many steps are stored decides what room is left for attention outputs; every number is tried. At long
-    sequences attention is most of the operations and its outputs are a small part of a layer's activations, so these
-    come first; at short ones whole layers spare more operations a byte. A kept input spares no operations, but where
-    the inputs of all steps take less than the pair of states, they leave more room.
+    The first steps are rebuilt, because undoing them requires only the states after them. Of the steps that are
+    computed again, the last ones keep attention outputs, because the backward pass frees those before its peak. The
+    number of stored steps determines the room for attention outputs; every number is tried. At long sequences
+    attention is most of the operations and its outputs are a small part of a layer's activations, so they come first;
+    at short ones whole layers save more operations per byte. A kept input saves no operations, but if the inputs of
+    all steps need less memory than the pair of states, they leave more room.
 
     Args:
-        costs: of every step.
-        pair: bytes that are kept where any step is rebuilt.
-        room: bytes that may be kept; enough to store nothing.
+        costs: the cost of every step.
+        pair: bytes that are kept if any step is rebuilt.
+        room: bytes that may be kept, enough for an allocation that stores no step.
         may_rebuild: whether steps may be rebuilt.
 
     Returns:
-        The choice; of equal ones, that which stores the fewest steps.
+        The best allocation; of equal ones, the one that stores the fewest steps.
 
     """
     stored = list(accumulate((cost.stored for cost in reversed(costs)), initial=0))[::-1]

@@ -1,8 +1,8 @@
-"""Keeping what the attention kernels of a field returned, so that its second evaluation need not run them.
+"""Attention outputs of a field, kept so that its second evaluation need not run the attention kernels.
 
-This is selective checkpointing. PyTorch's own, `create_selective_checkpoint_contexts`, wants both evaluations to run
-the same list of kernels, down to the casts of weights that autocast leaves out where it has done them before. Here only
-the attention kernels have to agree.
+This is selective checkpointing. PyTorch's own, `create_selective_checkpoint_contexts`, requires both evaluations to run
+the same list of kernels, including casts of weights, which autocast omits if they are cached. Here only the attention
+kernels have to be the same.
 """
 
 from collections import deque
@@ -18,15 +18,15 @@ from revformers.private_api import ATTENTION_KERNELS, EveryKernel, named_argumen
 class AttentionKeeper:
     """A field that keeps the outputs of its attention kernels from its first evaluation for its second.
 
-    One object lives for one step of one forward pass. After the second evaluation nothing is kept, so that a third one,
-    of a retained graph, runs the kernels again. Counts what its first evaluation computed.
+    One object serves one step of one forward pass. The second evaluation releases the outputs, so a third one, for a
+    retained graph, runs the kernels again. The object also counts the operations of the first evaluation.
 
     Args:
-        field: what is evaluated.
-        name: what messages call the step.
+        field: the field to evaluate.
+        name: the name of the step in messages.
 
     Attributes:
-        kept_bytes: what the kept outputs take.
+        kept_bytes: bytes of the kept outputs.
         operations: floating-point operations of all matrix products and attention, as PyTorch counts them; causal
             masks are not subtracted.
         attention_operations: those of the kept kernels.
@@ -46,8 +46,8 @@ class AttentionKeeper:
         """Evaluate the field.
 
         Raises:
-            OtherEvaluationError: where the second evaluation runs other attention kernels than the first.
-            RebuildMismatchError: where the output of a kernel was written to.
+            OtherEvaluationError: if the second evaluation runs other attention kernels than the first.
+            RebuildMismatchError: if the output of a kernel was written to.
 
         """
         if self._first:
@@ -91,7 +91,7 @@ class AttentionKeeper:
 class _KernelOutput:
     """The output of a kernel, a tuple whose tensors must not be written to afterwards.
 
-    What the kernel is given in the second evaluation is what autograd saves of it, which the tape compares.
+    The tape compares the kernel's inputs in the second evaluation, because autograd saves them.
     """
 
     def __init__(self, kernel: str, values: tuple[Any, ...]) -> None:
@@ -100,7 +100,7 @@ class _KernelOutput:
         self._versions = [version_of(value) for value in values if isinstance(value, Tensor)]
 
     def detach(self) -> None:
-        """Let go of the graph that autograd has made of the tensors meanwhile."""
+        """Release the autograd graph of the tensors."""
         self._values = tuple(_detached(value) for value in self._values)
 
     def value_of(self, kernel: str, name: str) -> tuple[Any, ...]:
@@ -120,6 +120,6 @@ def _detached(value: Any) -> Any:
 
 
 def _is_kept(kernel: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> bool:
-    """Whether the output of a kernel is kept: it is fused attention. Eager attention's results are quadratic."""
-    # A kernel that draws random numbers has to run again: what follows it draws from where it left off.
+    """Whether to keep the output of a kernel: only of fused attention, because eager attention's are quadratic."""
+    # A kernel that draws random numbers has to run again, so that later kernels draw the same numbers.
     return kernel.name() in ATTENTION_KERNELS and not named_arguments(kernel, arguments, keywords).get("dropout_p")

@@ -23,9 +23,9 @@ _TEXT = re.compile(r"([^:]+?)(?::(\w+))?")
 
 @dataclass(frozen=True)
 class Budget(ActivationPolicy):
-    """Keep as much as a number of bytes has room for, so that the backward pass computes as little as possible again.
+    """Keep as much as fits into a number of bytes, so that the backward pass repeats as little as possible.
 
-    The budget covers everything that lies between the two passes and grows with the number of layers, and the states:
+    The budget covers everything that is kept between the passes and grows with the number of layers, and the states:
     stored activations, kept attention outputs, side information, kept inputs of layers, and the pair of fixed-point
     states. It does not cover weights, gradients and the optimizer; the working set of the one layer that is being
     computed (while layers are stored in a forward pass, that includes a second pair of states); what the head and the
@@ -34,12 +34,12 @@ class Budget(ActivationPolicy):
     Attributes:
         size: bytes, a size such as ``"20GiB"``, or a share of the device's free memory, a float from above 0 to 1 (on
             a CPU, of the memory that the system calls available). A share is taken when a forward pass begins.
-        recompute: how layers are computed again that there is no room to store: ``"rebuild"`` reverses the recurrence,
-            or keeps the inputs of layers where these take less than two states; ``"checkpoint"`` keeps all inputs, for
-            a fair comparison, and for dynamics that have no inverse.
+        recompute: how layers that do not fit are computed again: ``"rebuild"`` inverts the recurrence, or keeps the
+            inputs of layers if these need less memory than two states; ``"checkpoint"`` keeps all inputs, for a fair
+            comparison, and for dynamics without an inverse.
 
     Raises:
-        ValueError: for a size or a way to recompute that does not exist.
+        ValueError: if the size or the way to recompute is not valid.
 
     """
 
@@ -109,7 +109,7 @@ class Budget(ActivationPolicy):
         return begin
 
     def bytes_on(self, device: torch.device) -> int:
-        """Return the budget in bytes on `device`, whose free memory is read where the budget is a share of it."""
+        """Return the budget in bytes on `device`, whose free memory is read if the budget is a share of it."""
         if isinstance(self.size, str):
             return parse_size(self.size)
         if isinstance(self.size, int):
@@ -127,7 +127,7 @@ def _number(text: str) -> int | float | str:
 
 def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
-        # What PyTorch's allocator has taken from the device and not handed out is free as well.
+        # Memory that PyTorch's allocator has reserved but not allocated is free as well.
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
     if device.type == "cpu":

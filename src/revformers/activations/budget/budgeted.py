@@ -34,11 +34,11 @@ from revformers.engine.ticket import kept
 
 
 def smallest_budget(elements: int, item_size: int, steps: Sequence[Coefficients], *, may_rebuild: bool) -> int:
-    """Return the bytes that a pass keeps which stores nothing: what a `Budget` must have at least.
+    """Return the bytes that a pass keeps if it stores no step, the minimum of a `Budget`.
 
     Args:
-        elements: of a state, batch x tokens x width.
-        item_size: bytes of an element in the compute dtype.
+        elements: elements of a state, batch x tokens x width.
+        item_size: bytes per element in the compute dtype.
         steps: a, b and c of every step.
         may_rebuild: whether steps may be rebuilt.
 
@@ -111,10 +111,10 @@ class BudgetedPass(ForwardPass):
         )
 
     def evaluate(self, name: str, coefficients: Coefficients, field: Field, hidden: Tensor) -> Tensor:
-        """Return f_l(p[l]), of which autograd keeps what the budget has room for.
+        """Return f_l(p[l]); autograd keeps as much of it as fits the budget.
 
         Raises:
-            ValueError: where the budget is below what a pass keeps that stores nothing.
+            ValueError: if the budget is too small for a pass that stores no step.
 
         """
         if self._step == 0:
@@ -138,21 +138,21 @@ class BudgetedPass(ForwardPass):
         return update
 
     def advance(self, coefficients: Coefficients, update: Tensor) -> None:
-        """Advance the states; the tape takes note of the steps that it will undo."""
+        """Advance the states, by the tape for the steps that it will undo."""
         if self._rebuilt is not None and self._is_rebuilt():
             self._rebuilt.advance(coefficients, update)
         else:
             if self._rebuilt is not None and self._step == self._allocation.first_stored:
-                # The tape goes on from here in the backward pass, and the forward pass goes on with the pair itself.
+                # The tape starts from this copy in the backward pass; the forward pass continues with the pair itself.
                 self._rebuilt.states = self.states.copy()
             super().advance(coefficients, update)
         self._step += 1
 
     def _begin(self, hidden: Tensor) -> None:
-        """Decide what to do with every step.
+        """Choose the allocation of the pass.
 
         Raises:
-            ValueError: for a budget that is too small.
+            ValueError: if the budget is too small.
 
         """
         elements, inputs = hidden.numel(), len(self._steps) * hidden.nbytes
@@ -183,7 +183,7 @@ class BudgetedPass(ForwardPass):
         return self._allocation.rebuilds and self._step < self._allocation.first_stored
 
     def _observe(self, name: str, coefficients: Coefficients, field: Field, hidden: Tensor) -> Tensor:
-        """Evaluate a step that is computed again, and count what storing it would take."""
+        """Evaluate a step that is computed again, and count the memory that storing it would need."""
         keeper = AttentionKeeper(field, name)
         self._saved.count = 0
         update = self._compute_again(name, coefficients, keeper, hidden, observed=True)
@@ -207,7 +207,7 @@ class BudgetedPass(ForwardPass):
         self, name: str, coefficients: Coefficients, field: Field, hidden: Tensor, *, observed: bool = False
     ) -> Tensor:
         """Evaluate a step that the backward pass rebuilds, or computes from its kept input."""
-        # The counter alone: what held the pass would be held by the graph.
+        # A method of the counter, not of the pass, because the graph holds it.
         on_save = self._saved.add if observed else None
         if self._rebuilt is not None and self._is_rebuilt():
             update = self._rebuilt.evaluate(name, coefficients, field, hidden, on_save=on_save)

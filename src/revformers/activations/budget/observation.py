@@ -18,8 +18,8 @@ class ObservedStep:
     """One step of an observed pass.
 
     Attributes:
-        cost: what it takes and spares.
-        switches: of its modules, as `switches` returns them: with others it may take more.
+        cost: its memory and operations.
+        switches: the result of `switches` for its field; with other switches it may need more memory.
 
     """
 
@@ -44,7 +44,7 @@ class PassKind:
         return cls(embedding.shape, embedding.dtype, embedding.device, embedding.requires_grad, autocast)
 
     def is_within(self, other: "PassKind") -> bool:
-        """Whether a pass of this kind takes no more memory than one of the other."""
+        """Whether a pass of this kind needs at most the memory of one of the other kind."""
         return replace(self, shape=other.shape) == other and all(map(le, self.shape, other.shape))
 
 
