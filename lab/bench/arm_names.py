@@ -22,14 +22,14 @@ MOST_BITS = 8
 
 @dataclass(frozen=True)
 class ArmName:
-    """The name of an arm with what stands after its colon.
+    """The name of an arm, split into its parts.
 
     Attributes:
-        text: as the recipe has it.
-        name: of the arm.
-        bits: side information of ``rebuild:2``, bits an element a layer: the blended midpoint rule of 1/2^bits, the
-            midpoint rule at 0; None leaves the dynamics to the recipe.
-        budget: bytes of ``budget:20GiB`` and ``budget_checkpoint:20GiB``; None leaves them to the study.
+        text: the whole name as the recipe gives it.
+        name: the part before the colon.
+        bits: side information of ``rebuild:2``, in bits per element and layer: the blended midpoint rule of 1/2^bits,
+            or the midpoint rule at 0. None: the recipe's own dynamics.
+        budget: bytes of ``budget:20GiB`` and ``budget_checkpoint:20GiB``. None: the study sets the budget.
 
     """
 
@@ -40,7 +40,7 @@ class ArmName:
 
     @classmethod
     def parse(cls, text: str) -> "ArmName":
-        """Read one name; raise ValueError in one sentence where it names no arm."""
+        """Parse one name; raise ValueError if it names no arm."""
         name, colon, option = text.partition(":")
         if name not in ARM_NAMES:
             raise ValueError(f"There is no arm {text!r}; choose among {', '.join(ARM_NAMES)}.")
@@ -52,25 +52,25 @@ class ArmName:
             return cls(text, name, budget=parse_size(option))
         raise ValueError(
             f"The arm {text!r} cannot be read: rebuild takes bits of side information from 0 to {MOST_BITS}, as in "
-            f"rebuild:2, budget and budget_checkpoint a size, as in budget:20GiB, and the others nothing."
+            f"rebuild:2, budget and budget_checkpoint take a size, as in budget:20GiB, and other arms take nothing."
         )
 
     @property
     def open(self) -> bool:
-        """Whether the study has to say how large the budget is."""
+        """Whether the study has to set the size of the budget."""
         return self.name in BUDGETS and self.budget is None
 
     def dynamics(self, own: Dynamics) -> Dynamics:
-        """Return the dynamics of this arm; `own` are the recipe's."""
+        """Return the dynamics of this arm; `own` are those of the recipe."""
         if self.bits is None:
             return own
         return BlendedMidpoint(f"1/{2**self.bits}") if self.bits else Midpoint()
 
     def setup(self, own: Dynamics, budget: int | None = None) -> Setup:
-        """Return what the arm is; `own` are the recipe's dynamics, `budget` the bytes of an open one.
+        """Return the setup of the arm; `own` are the recipe's dynamics, `budget` the bytes of an open budget.
 
         Raises:
-            ValueError: for dynamics without the inverse that the arm needs, or an open arm without a budget.
+            ValueError: if the arm needs an inverse that the dynamics lack, or if an open arm gets no budget.
 
         """
         if self.name in ORDINARY_ARMS:
@@ -84,12 +84,12 @@ class ArmName:
 
 
 def setups_of(names: Sequence[str], dynamics: Dynamics, budget: int | None = None) -> dict[str, Setup]:
-    """Return the arms called `names`, by name, those that need dynamics with `dynamics`, or a budget with `budget`."""
+    """Return the arms called `names`, by name; arms without dynamics or budget of their own use those given here."""
     return {name: ArmName.parse(name).setup(dynamics, budget) for name in names}
 
 
 def arm_name(setup: Setup) -> str:
-    """Return the name of an arm without what stands after its colon."""
+    """Return the name of an arm without the part after the colon."""
     if setup.ordinary:
         return next(name for name, other in ORDINARY_ARMS.items() if other == setup)
     budgets = {recompute: name for name, recompute in BUDGETS.items()}
@@ -97,7 +97,7 @@ def arm_name(setup: Setup) -> str:
 
 
 def budget_of(setup: Setup) -> int | None:
-    """Return the bytes of an arm with a budget, or None."""
+    """Return the budget of an arm in bytes, or None."""
     if not isinstance(setup.activations, Budget):
         return None
     size = setup.activations.size
@@ -105,7 +105,7 @@ def budget_of(setup: Setup) -> int | None:
 
 
 def smallest_budget_of(setup: Setup, workload: Workload) -> int:
-    """Return the bytes that a pass of an arm with a budget keeps at least."""
+    """Return the least number of bytes that a pass of a budget arm keeps."""
     assert setup.dynamics is not None
     assert isinstance(setup.activations, Budget)
     return smallest_budget(

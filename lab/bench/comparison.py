@@ -1,4 +1,4 @@
-"""The comparison of the quickstart: every dynamics, three ways to hold activations, and memory against depth."""
+"""The quickstart's comparison of every dynamics, of three ways to hold activations, and of memory against depth."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
@@ -39,7 +39,7 @@ Progress = Callable[[str], object]
 
 @dataclass(frozen=True)
 class ComparisonOptions:
-    """How much is measured; the defaults take about two minutes on two cores with the quickstart's recipe."""
+    """How much to measure; the defaults take about two minutes on two cores with the quickstart's recipe."""
 
     dynamics_steps: int = 16
     """Optimizer steps of each dynamics."""
@@ -69,12 +69,12 @@ class Comparison:
     """Compares ways to train the network of one recipe, on its own text.
 
     Args:
-        recipe: the network, its dynamics, the data and the learning rate.
-        options: how much is measured.
+        recipe: gives the network, its dynamics, the data and the learning rate.
+        options: how much to measure.
         progress: called with one line before each part.
 
     Raises:
-        UserError: for a recipe whose dynamics cannot be reversed, or whatever `build_datasets` refuses.
+        UserError: if the recipe's dynamics cannot be reversed, or if `build_datasets` raises it.
 
     """
 
@@ -96,7 +96,7 @@ class Comparison:
         self._held_out = _first_batches(validation, batch_size, VALIDATION_BATCHES, recipe)
 
     def run(self) -> dict[str, Any]:
-        """Return every part of the comparison, in types that JSON keeps."""
+        """Return every part of the comparison, in types that JSON supports."""
         recipe, options = self._recipe, self._options
         return {
             "recipe": recipe.to_dict(),
@@ -118,9 +118,9 @@ class Comparison:
         }
 
     def compare_dynamics(self) -> list[dict[str, Any]]:
-        """Train the network with each dynamics for a few steps; one row each, the ordinary network first.
+        """Train the network with each dynamics for a few steps; return one row each, the ordinary network first.
 
-        A dynamics that the architecture cannot have gets a row with the reason and no figures.
+        A dynamics that the architecture does not support gets a row with the reason and no figures.
         """
         steps = self._options.dynamics_steps
         self._progress(f"Training the network with every dynamics, {steps} steps each")
@@ -192,7 +192,7 @@ class Comparison:
     def _measure_memory(self, arms: Mapping[str, Setup]) -> tuple[dict[str, PeakMemory], list[DepthPoint]]:
         """Measure the recipe's network and, if its dynamics fit every depth, the network of varied depth.
 
-        A process for every figure would spend most of its time on starting: each arm has one for all its figures.
+        Each arm has one process for all its figures, because starting a process takes longer than measuring a figure.
         """
         depths = () if self._misfit() else self._options.depths
         at_depths = f" and at {numbers.listed([str(depth) for depth in depths])} layers" if depths else ""
@@ -210,7 +210,7 @@ class Comparison:
         return memory, points
 
     def _depth_part(self, points: list[DepthPoint], arms: Mapping[str, Setup]) -> dict[str, Any]:
-        """Return what was measured at varied depth, or why it was not."""
+        """Return the measurements at varied depth, or the reason that there are none."""
         if misfit := self._misfit():
             return {"unavailable": misfit}
         workload = self._depth_workload
@@ -226,7 +226,7 @@ class Comparison:
         }
 
     def _misfit(self) -> str | None:
-        """Say why the recipe's dynamics do not fit every depth, if they do not."""
+        """Return the reason that the recipe's dynamics do not fit every depth, or None."""
         try:
             for depth in self._options.depths:
                 self._dynamics.check(depth)
@@ -236,16 +236,16 @@ class Comparison:
 
     @property
     def _depth_workload(self) -> MeasuredWorkload:
-        """A small-vocabulary Llama of the recipe's width.
+        """A Llama with a small vocabulary and the recipe's width.
 
-        A large vocabulary would set the peak of shallow networks and so hide how the layers' share grows.
+        A large vocabulary would dominate the peak of shallow networks and hide how the layers' share grows.
         """
         length = self.workload.sequence_length
         config = llama_config(1, self.workload.width, DEPTH_VOCABULARY, length)
         return dataclasses.replace(self.workload, model_config=config, batch_size=DEPTH_SEQUENCES)
 
     def _model(self, arm: Setup) -> PreTrainedModel:
-        """Return the recipe's network with its seeded weights, trained as `arm` says."""
+        """Return the recipe's network with its seeded weights and the arm's setup."""
         model = cast(PreTrainedModel, build_model(self._recipe))
         apply_head(model, self._recipe.loss.head, self._recipe.loss.chunk)
         return arm.apply(model).to(self.workload.device).train()
@@ -266,7 +266,7 @@ def workload_of(recipe: Recipe, device: str = "cpu") -> MeasuredWorkload:
     """Return the network and the batch of a recipe as a workload.
 
     Raises:
-        UserError: for a device that PyTorch cannot use, or for float16, whose scaling of the loss is the Trainer's.
+        UserError: if PyTorch cannot use the device, or for float16, which needs the Trainer's loss scaling.
 
     """
     if recipe.training.precision == "float16":
@@ -287,9 +287,9 @@ def workload_of(recipe: Recipe, device: str = "cpu") -> MeasuredWorkload:
 
 
 def _dynamics_to_compare(own: Dynamics) -> list[Dynamics]:
-    """Return every reversible dynamics with its default options, the recipe's own in the place of its namesake.
+    """Return every reversible dynamics with its default options, except the recipe's own, which keeps its options.
 
-    Those that evaluate two layers a step are for pretrained networks, and left out unless they are the recipe's own.
+    Dynamics that evaluate two layers per step are for pretrained networks; only the recipe's own is included.
     """
     options: dict[str, dict[str, Any]] = {"blended_midpoint": {"blend": "1/2"}}
     names = [
@@ -321,7 +321,7 @@ def _first_batches(blocks: Iterable[Any], batch_size: int, number: int, recipe: 
 
 
 def _times(times: StepTimes, name: str, references: Mapping[str, str]) -> dict[str, Any]:
-    """Return the quartiles of seconds per step, and of the ratios to each reference; keys name the references."""
+    """Return the quartiles of seconds per step, and of the ratios to each reference; the keys name the references."""
     ratios = {f"time_over_{key}": dataclasses.asdict(times.ratio(name, other)) for key, other in references.items()}
     return {"seconds": dataclasses.asdict(times.summary(name)), **ratios}
 

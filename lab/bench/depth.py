@@ -1,4 +1,4 @@
-"""Peak memory against depth, and by how much each added layer raises it."""
+"""Peak memory against depth, and the growth per added layer."""
 
 import dataclasses
 import itertools
@@ -24,14 +24,14 @@ class DepthPoint:
 
 @dataclass(frozen=True)
 class Growth:
-    """How the peak of one arm grows from one depth to the next, per added layer.
+    """Growth of the peak of one arm from one depth to the next, per added layer.
 
     Attributes:
         arm: name of the arm.
-        from_layers: the shallower of the two depths.
-        to_layers: the deeper.
+        from_layers: the smaller depth.
+        to_layers: the larger depth.
         bytes_per_layer: growth of the peak above weights and gradients.
-        share_of_layer_input: the same as a share of one layer's input tensor; 1 is what checkpointing keeps.
+        share_of_layer_input: the same growth as a share of one layer's input tensor; checkpointing keeps 1.
         side_information_share: the share that the side information of the inverse accounts for.
 
     """
@@ -50,7 +50,7 @@ class Growth:
 
 
 def growths(points: Sequence[DepthPoint], workload: MeasuredWorkload, arms: Mapping[str, Setup]) -> list[Growth]:
-    """Return the growth between neighbouring depths of every arm."""
+    """Return the growth between neighbouring depths for every arm."""
     result = []
     for name, arm in arms.items():
         of_arm = sorted((point for point in points if point.arm == name), key=lambda point: point.layers)
@@ -75,12 +75,12 @@ def growths(points: Sequence[DepthPoint], workload: MeasuredWorkload, arms: Mapp
 
 
 def mean_side_information_bits(recurrence: Dynamics, layers: Sequence[int]) -> float:
-    """Return the bits an element that the inverse keeps for all steps of a layer, on average over `layers`."""
+    """Return the bits per element that the inverse keeps for all steps of a layer, averaged over `layers`."""
     return sum(recurrence.steps_per_layer * recurrence.side_information_bits(layer) for layer in layers) / len(layers)
 
 
 def as_rows(points: Sequence[DepthPoint], growth: Sequence[Growth]) -> dict[str, list[dict[str, Any]]]:
-    """Return points and growth as tables that JSON keeps; memory in bytes."""
+    """Return points and growth as tables in types that JSON supports; memory in bytes."""
     return {
         "points": [{"arm": point.arm, "layers": point.layers, **dataclasses.asdict(point.memory)} for point in points],
         "growth": [{**dataclasses.asdict(row), "excess_share": row.excess_share} for row in growth],

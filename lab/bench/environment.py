@@ -1,4 +1,4 @@
-"""What a measurement was taken on, by which command, and how its result is written."""
+"""Describes the machine, software and command of a measurement, and writes its result."""
 
 import importlib.metadata
 import os
@@ -20,11 +20,11 @@ PACKAGES = ("revformers", "torch", "transformers")
 
 
 def describe_environment() -> dict[str, Any]:
-    """Return the machine and the software behind a measurement, in types that JSON keeps.
+    """Return the machine and the software of a measurement, in types that JSON supports.
 
-    Memory is in bytes. `kernels` is "plain" where the fused ones were switched off, else None. `git_commit` is that of
-    the running code, with "-modified" where tracked Python files differ from it, or None where it is no checkout.
-    Nothing names the machine, its user or its folders.
+    Memory is in bytes. `kernels` is "plain" if the fused kernels were switched off, else None. `git_commit` is that of
+    the running code, with "-modified" if tracked Python files differ from it, or None outside a checkout. The result
+    does not identify the machine, its user or its directories.
     """
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -42,14 +42,14 @@ def describe_environment() -> dict[str, Any]:
 
 
 def command_line(arguments: Sequence[str], program: str = "python -m lab") -> str:
-    """Return `program` with `arguments` as one would type it; absolute paths lose what names this machine."""
+    """Return `program` with `arguments` as a user would type it; absolute paths are shortened by `without_machine`."""
     return f"{program} {shlex.join(map(without_machine, arguments))}"
 
 
 def write_result(
     path: Path, result: Mapping[str, Any], arguments: Sequence[str], program: str = "python -m lab"
 ) -> None:
-    """Write `result` to `path` as JSON, whole or not at all, with its environment.
+    """Write `result` with its environment to `path` as JSON, atomically.
 
     `arguments` are the words that followed `program` on the command line.
     """
@@ -58,7 +58,7 @@ def write_result(
 
 
 def without_machine(word: str) -> str:
-    """Make an absolute path relative to the working directory, or keep only its name where it lies elsewhere."""
+    """Make an absolute path relative to the working directory, or keep only its name if it lies elsewhere."""
     option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
     path = Path(value)
     if path.is_absolute():
@@ -85,10 +85,10 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit(source: Path = Path(__file__)) -> str | None:
-    """Return the commit of the checkout that `source` is tracked in, or None without git or a checkout."""
+    """Return the commit of the checkout that tracks `source`, or None without git or a checkout."""
     try:
         _git(source.parent, "ls-files", "--error-unmatch", source.name)
-        # Only code: a result that is tracked too, and written while a study runs, says nothing of what it measures.
+        # Only code: a tracked result that is written while a study runs does not change what the study measures.
         modified = _git(source.parent, "status", "--porcelain", "--untracked-files=no", "--", ":(top)*.py")
         return _git(source.parent, "rev-parse", "--short=12", "HEAD") + ("-modified" if modified else "")
     except (OSError, subprocess.CalledProcessError):

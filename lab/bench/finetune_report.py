@@ -1,4 +1,4 @@
-"""The parts of a report on the fine-tuning of a pretrained model."""
+"""The parts of a report that cover the fine-tuning of a pretrained model."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ NETWORKS = {
     "": "fine-tuned",
     "deployed": "fine-tuned, as the ordinary network",
 }
-"""The validation losses of a run's metrics, by what stands before "validation_loss", in the order of the page."""
+"""Names of a run's validation losses, by the prefix of "validation_loss" in its metrics, in the order of the page."""
 
 
 def finetune_parts(
@@ -20,13 +20,13 @@ def finetune_parts(
     steps: Mapping[str, Any] | None,
     evaluation: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """Return what the page shows.
+    """Return the parts of the page.
 
     Args:
-        recipe: that of the run.
-        metrics: what its metrics.json holds, None before it is finished.
-        steps: what `lab/studies/lora_step.py` wrote.
-        evaluation: what `python -m lab evaluate` wrote.
+        recipe: the recipe of the run.
+        metrics: the content of the run's metrics.json, None before the run is finished.
+        steps: the result of `lab/studies/lora_step.py`.
+        evaluation: the result of `python -m lab evaluate`.
 
     """
     losses = _losses(metrics or {})
@@ -67,7 +67,7 @@ def _lead(recipe: Mapping[str, Any], metrics: Mapping[str, Any] | None) -> str:
 def _tiles(
     losses: Mapping[str, float], steps: Mapping[str, Any] | None, evaluation: Mapping[str, Any] | None
 ) -> list[dict[str, str]]:
-    """Return the figures at the head of the page, each with its words."""
+    """Return the figures at the top of the page, each with its label."""
     tiles = []
     deployed = NETWORKS["deployed"]
     if "fine-tuned" in losses:
@@ -101,7 +101,7 @@ def _step_row(row: Mapping[str, Any]) -> list[str]:
 
 
 def _scores(evaluation: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
-    """Return the scores of an evaluation, with the differences from another model where there is one."""
+    """Return the scores of an evaluation, with the differences from another model if there is one."""
     if evaluation is None:
         return []
     scores: list[Mapping[str, Any]] = evaluation.get("differences") or evaluation["model"]["scores"]

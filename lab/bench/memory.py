@@ -1,4 +1,4 @@
-"""Measurements of training steps in this process: peak memory, and the times of several arms in turns."""
+"""Measures training steps in this process: peak memory, and the times of several arms in turns."""
 
 import contextlib
 import dataclasses
@@ -20,18 +20,18 @@ from revformers.setup import Setup
 Task = tuple[MeasuredWorkload, Setup]
 
 FEW_TOKENS = 16
-"""Tokens of a step whose time and memory do not matter."""
+"""Number of tokens of a step whose time and memory do not matter."""
 
 
 @dataclass(frozen=True)
 class PeakMemory:
-    """Memory of one training step into gradients that already exist; all in bytes.
+    """Memory of one training step whose gradients already exist; all in bytes.
 
     Attributes:
-        peak: the most that tensors held beyond the next two and the batch.
-        weights_and_gradients: parameters, buffers and gradients, alive before, during and after.
-        resident_peak: by how much the process's resident memory rose, a cross-check of `peak` on Linux CPUs, else None.
-        optimizer_states: what the optimizer keeps from step to step.
+        peak: the most memory that tensors held in addition to the next two fields and the batch.
+        weights_and_gradients: parameters, buffers and gradients, which exist before, during and after the step.
+        resident_peak: increase of the process's resident memory, a cross-check of `peak` on Linux CPUs, else None.
+        optimizer_states: state that the optimizer keeps from step to step.
 
     """
 
@@ -42,22 +42,22 @@ class PeakMemory:
 
     @property
     def constant(self) -> int:
-        """What is alive all the time, whatever the batch."""
+        """Memory that is always in use, whatever the batch."""
         return self.weights_and_gradients + self.optimizer_states
 
     @property
     def total(self) -> int:
-        """Everything alive at the peak."""
+        """All memory at the peak."""
         return self.peak + self.constant
 
 
 @dataclass(frozen=True)
 class TurnTimes:
-    """What arms that took turns needed.
+    """Times and losses of arms that took turns.
 
     Attributes:
-        seconds: of each arm that fits in memory, a figure for every timed round.
-        losses: of each of them, nats a token, warm-up rounds included.
+        seconds: for each arm that fits in memory, one figure per timed round.
+        losses: for each such arm, nats per token, warm-up rounds included.
         out_of_memory: the arms that do not fit.
 
     """
@@ -68,9 +68,9 @@ class TurnTimes:
 
 
 class Measurer:
-    """Measures in this process, on one model, which every arm turns into its own.
+    """Measures in this process on one model, which is changed to the setup of every arm.
 
-    The model stays from one measurement to the next of the same network: making it may take longer than a step.
+    The model is kept between measurements of the same network, because building it may take longer than a step.
     """
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class Measurer:
         self._optimizer: torch.optim.Optimizer | None = None
 
     def device_memory(self, device: str) -> tuple[int, int]:
-        """Return how many bytes `device` has free, and how many it has."""
+        """Return the free and the total memory of `device` in bytes."""
         if torch.device(device).type == "cuda":
             return torch.cuda.mem_get_info(device)
         memory = psutil.virtual_memory()
@@ -93,12 +93,11 @@ class Measurer:
         Args:
             workload: the network and its batch.
             arm: the way to train it.
-            memory: bytes that tensors may take on a GPU, whose allocator refuses more; a CPU's counts and does not
-                refuse.
-            resident: adds the cross-check, which means little where others ran before in this process.
+            memory: bytes that tensors may occupy. A GPU's allocator refuses more; on a CPU the bytes are only counted.
+            resident: also measure the cross-check, which is unreliable if other measurements ran in this process.
 
         Raises:
-            MemoryError: where the step does not fit.
+            MemoryError: if the step does not fit.
 
         """
         with self._limited(workload.device, memory):
@@ -110,7 +109,7 @@ class Measurer:
             def step() -> None:
                 workload.train_step(model, optimizer, batch)
 
-            # A short step first makes what stays: gradients, optimizer states, workspaces.
+            # A short step first allocates everything that persists: gradients, optimizer states, workspaces.
             few = min(FEW_TOKENS, workload.sequence_length)
             short = dataclasses.replace(workload, batch_size=1, sequence_length=few)
             short.train_step(model, optimizer, short.build_batch())
@@ -130,13 +129,13 @@ class Measurer:
     ) -> TurnTimes:
         """Time the steps of several arms in turns.
 
-        All see the same weights, and in the same round batches of the same seed. With `memory` every arm may have all
-        of it: before its step the memory of the others is given back, and a step that is not timed takes it.
+        All arms have the same weights and, in the same round, batches of the same seed. With `memory`, each arm may use
+        all of it: before an arm's turn the memory of the others is freed, and an untimed step allocates it again.
 
         Args:
-            tasks: by the name of the arm, a workload and the arm; the workloads differ in nothing but their batches.
-            rounds: timed rounds.
-            warm_up_rounds: rounds before them.
+            tasks: a workload and an arm, by the name of the arm; the workloads differ only in their batches.
+            rounds: number of timed rounds.
+            warm_up_rounds: number of rounds before them.
             memory: as for `peak`.
 
         """
@@ -179,7 +178,7 @@ class Measurer:
         return TurnTimes(times.seconds, {name: losses[name] for name in fitting}, out_of_memory)
 
     def _prepare(self, workload: MeasuredWorkload) -> tuple[PreTrainedModel, torch.optim.Optimizer | None]:
-        """Return the model of `workload` and its optimizer, the last ones where they are the same."""
+        """Return the model of `workload` and its optimizer, reusing the last ones if they are the same."""
         if self._model is None or self._network != workload.network:
             self._model = self._optimizer = None
             _give_back()
@@ -190,7 +189,7 @@ class Measurer:
 
     @contextlib.contextmanager
     def _limited(self, device: str, memory: int | None) -> Iterator[None]:
-        """Let tensors on a GPU take no more than `memory` bytes, and raise MemoryError where they would."""
+        """Limit tensors on a GPU to `memory` bytes, and raise MemoryError if they need more."""
         on_gpu = torch.device(device).type == "cuda"
         if on_gpu:
             _give_back()
@@ -201,13 +200,13 @@ class Measurer:
         try:
             yield
         except RuntimeError as error:
-            # torch.OutOfMemoryError of a GPU, and what the host's allocators, pinned memory among them, and libraries
-            # that allocate on a GPU by themselves (CUBLAS_STATUS_ALLOC_FAILED) say in words.
+            # A GPU raises torch.OutOfMemoryError. The host's allocators, including pinned memory, and libraries that
+            # allocate on a GPU themselves (CUBLAS_STATUS_ALLOC_FAILED) report it only in their messages.
             if not isinstance(error, torch.OutOfMemoryError) and not _says_out_of_memory(error):
                 raise
             refused = " ".join(str(error).split())[:300]
         if refused is not None:
-            # Outside the except block, whose traceback would keep the tensors of the step alive.
+            # Raised outside the except block, whose traceback would keep the tensors of the step alive.
             _give_back()
             raise MemoryError(refused)
 
@@ -224,13 +223,13 @@ def _observe(workload: MeasuredWorkload, arm: Setup, model: PreTrainedModel, bat
 
 
 def _give_back() -> None:
-    """Free what nothing refers to any more, and let a GPU's allocator return it."""
+    """Free unreferenced objects, and let a GPU's allocator return their memory."""
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
 
 
 def _bytes(tensors: list[torch.Tensor]) -> int:
-    """Return the bytes of the storages of `tensors`, shared ones once."""
+    """Return the bytes of the storages of `tensors`, counting shared ones once."""
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values())

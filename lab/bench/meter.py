@@ -1,9 +1,10 @@
-"""Peak memory of one call, counted by the allocator.
+"""Measures the peak memory of one call from the allocator's own events.
 
-On the CPU the count comes from the allocation events that PyTorch's profiler records: every block that an operator asks
-the allocator for, temporary ones included, to the byte. The resident set, read from Linux, serves as a cross-check that
-knows nothing of PyTorch; it is rounded to pages and holds whatever the C library keeps, so `MALLOC_SETTINGS` must be in
-the environment when the process starts. `lab/results` holds both where an arm had a process to itself.
+On the CPU the count comes from the allocation events that PyTorch's profiler records: every block that an operator
+requests from the allocator, temporary ones included, to the byte. The resident set, read from Linux, is a cross-check
+that does not depend on PyTorch. It is rounded to pages and includes memory that the C library keeps, so
+`MALLOC_SETTINGS` must be in the environment when the process starts. `lab/results` holds both figures for arms that had
+a process to themselves.
 """
 
 import gc
@@ -15,20 +16,19 @@ import torch
 from lab.private_api import cpu_allocations
 
 MALLOC_SETTINGS = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-"""Environment in which glibc returns every freed block above 64 KiB to the system at once."""
+"""Environment in which glibc immediately returns every freed block above 64 KiB to the system."""
 
 
 def peak_allocated_bytes(function: Callable[[], object], device: torch.device) -> int:
     """Call `function` and return the most bytes that its tensors held at once on `device`.
 
-    Counted from what is allocated when the call begins, so tensors made before it are left out. On the CPU no other
-    profiler may be running.
+    Memory that was allocated before the call does not count. On the CPU no other profiler may be running.
 
     Raises:
         ValueError: for a device other than the CPU and CUDA.
 
     """
-    # What earlier calls left in reference cycles would count as freed by this one.
+    # Otherwise this call would be credited for freeing the reference cycles of earlier calls.
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -43,7 +43,7 @@ def peak_allocated_bytes(function: Callable[[], object], device: torch.device) -
 
 
 def _largest_sum(sizes: list[int]) -> int:
-    """Return the largest running sum, at least 0."""
+    """Return the largest running sum, or 0 if all are negative."""
     held = largest = 0
     for size in sizes:
         held += size
@@ -52,9 +52,9 @@ def _largest_sum(sizes: list[int]) -> int:
 
 
 def peak_resident_bytes(function: Callable[[], object]) -> int | None:
-    """Call `function` and return by how many bytes the process's resident memory rose at most, or None off Linux.
+    """Call `function` and return the peak increase of the process's resident memory in bytes, or None off Linux.
 
-    Means little unless the process was started with `MALLOC_SETTINGS`.
+    The figure is unreliable unless the process was started with `MALLOC_SETTINGS`.
     """
     try:
         # 5 resets the high-water mark of the resident set; see proc(5).
@@ -68,7 +68,7 @@ def peak_resident_bytes(function: Callable[[], object]) -> int | None:
 
 
 def _process_status(field: str) -> int:
-    """Return one of the memory figures of /proc/self/status, in bytes."""
+    """Return one of the memory figures in /proc/self/status, in bytes."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         name, _, value = line.partition(":")
         if name == field:

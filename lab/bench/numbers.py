@@ -1,4 +1,4 @@
-"""How measured numbers are written for people."""
+"""Formats measured numbers for people."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,23 +7,23 @@ MEBIBYTE = 2**20
 
 
 def mebibytes(count: float) -> str:
-    """Write a number of bytes in MiB, e.g. "12.3 MiB"."""
+    """Format a number of bytes in MiB, e.g. "12.3 MiB"."""
     size = count / MEBIBYTE
     return f"{size:,.0f} MiB" if size >= 100 else f"{size:.1f} MiB"
 
 
 def seconds(duration: float) -> str:
-    """Write a duration, in milliseconds below one second."""
+    """Format a duration, in milliseconds below one second."""
     return f"{duration:.2f} s" if duration >= 1 else f"{1000 * duration:.0f} ms"
 
 
 def ratio(quartiles: Mapping[str, float]) -> str:
-    """Write the median of a ratio with its quartiles, e.g. "1.24 (1.21 to 1.27)"."""
+    """Format the median of a ratio with its quartiles, e.g. "1.24 (1.21 to 1.27)"."""
     return f"{quartiles['median']:.2f} ({quartiles['lower']:.2f} to {quartiles['upper']:.2f})"
 
 
 def share(value: float) -> str:
-    """Write a share in per cent: three digits after the point where it is small, none where it is large."""
+    """Format a share in per cent, with three decimals if it is small and none if it is large."""
     percent = 100 * value
     if not percent:
         return "0 %"
@@ -31,12 +31,12 @@ def share(value: float) -> str:
 
 
 def bits(value: float | None) -> str:
-    """Write bits per element per layer; a dash where nothing is rebuilt."""
+    """Format bits per element per layer, or a dash if nothing is rebuilt."""
     return "-" if value is None else f"{value:.2g}"
 
 
 def yes_no(value: bool | None) -> str:
-    """Write a verdict; a dash where there is none."""
+    """Format a verdict, or a dash if there is none."""
     return "-" if value is None else "yes" if value else "NO"
 
 

@@ -1,4 +1,4 @@
-"""Plots as inline SVG, in colours that the page's style sheet sets, so that they follow light and dark."""
+"""Plots as inline SVG whose colours come from the page's style sheet, so that they follow its light and dark modes."""
 
 import io
 import re
@@ -18,7 +18,7 @@ COLOUR_VARIABLES = {
     "#050505": "--series-2",
     "#060606": "--series-3",
 }
-"""Stand-in colours for matplotlib, and the style sheet's variables that take their place in the SVG."""
+"""Placeholder colours for matplotlib, and the style sheet's variables that replace them in the SVG."""
 
 INK, MUTED, RULE, *SERIES_COLOURS = COLOUR_VARIABLES
 MARKERS = ("o", "s", "^")
@@ -51,7 +51,7 @@ WIDTH_INCHES = 4.4
 
 @dataclass(frozen=True)
 class Series:
-    """A named curve: the x and y values of its points, and its place (0 to 2) in the order of colours."""
+    """A named curve: the x and y values of its points, and its index (0 to 2) in the order of colours."""
 
     label: str
     x: Sequence[float]
@@ -61,7 +61,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Bar:
-    """A named bar: its length, the quartiles around it, and its place (0 to 2) in the order of colours."""
+    """A named bar: its length, the quartiles around it, and its index (0 to 2) in the order of colours."""
 
     label: str
     lower: float
@@ -81,16 +81,16 @@ def line_plot(
     markers: bool = True,
     x_ticks: Sequence[float] | None = None,
 ) -> str:
-    """Return curves as an SVG element, each named at its right end.
+    """Return curves as an SVG element, each with its name at its right end.
 
     Args:
         series: at most three curves.
-        x_label: what x is, with its unit.
-        y_label: what y is, with its unit; written above the axis.
-        description: the plot in words, for those who cannot see it.
-        from_zero: starts the y axis at 0.
-        markers: draws the points.
-        x_ticks: where the x axis is marked; left out, matplotlib chooses.
+        x_label: name and unit of x.
+        y_label: name and unit of y; written above the axis.
+        description: a text alternative for readers who cannot see the plot.
+        from_zero: start the y axis at 0.
+        markers: draw the points.
+        x_ticks: positions of the ticks of the x axis; None lets matplotlib choose.
 
     """
     with matplotlib.rc_context(STYLE):
@@ -109,7 +109,7 @@ def line_plot(
 
 
 def bar_plot(bars: Sequence[Bar], x_label: str, description: str) -> str:
-    """Return horizontal bars from zero as an SVG element, with quartile whiskers and a note at the end of each."""
+    """Return horizontal bars from zero as an SVG element, with quartile whiskers and a note at the end of each bar."""
     with matplotlib.rc_context({**STYLE, "axes.grid.axis": "x", "axes.spines.bottom": False, "xtick.bottom": False}):
         figure, axes = _new_figure(height_inches=0.8 + 0.44 * len(bars))
         for row, bar in enumerate(bars):
@@ -119,14 +119,14 @@ def bar_plot(bars: Sequence[Bar], x_label: str, description: str) -> str:
         axes.set_yticks(range(len(bars)), [bar.label for bar in bars])
         axes.tick_params(axis="y", labelcolor=INK)
         axes.invert_yaxis()
-        # Room for the notes, which stand right of the bars.
+        # Leaves room for the notes to the right of the bars.
         axes.set_xlim(0, 1.35 * max(max(bar.upper, bar.middle) for bar in bars))
         axes.set_xlabel(x_label)
         return _as_svg(figure, description)
 
 
 def _new_figure(height_inches: float) -> tuple[Figure, Axes]:
-    """Return a transparent figure that no window manager knows of, with one set of axes."""
+    """Return a transparent figure with one set of axes, which is not registered with any window manager."""
     figure = Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained", facecolor="none")
     axes = figure.add_subplot()
     axes.set_facecolor("none")
@@ -134,7 +134,7 @@ def _new_figure(height_inches: float) -> tuple[Figure, Axes]:
 
 
 def _label_right_ends(axes: Axes, series: Sequence[Series]) -> None:
-    """Write each curve's name right of its last point, moved apart where two would overlap."""
+    """Write each curve's name to the right of its last point, and move names apart that would overlap."""
     low, high = axes.get_ylim()
     line_height = 0.085 * (high - low)
     position = float("-inf")
@@ -154,7 +154,7 @@ def _label_right_ends(axes: Axes, series: Sequence[Series]) -> None:
 
 
 def _as_svg(figure: Figure, description: str) -> str:
-    """Return the figure as one SVG element for a page: no XML prologue, colours as the page's variables."""
+    """Return the figure as one SVG element for a page, without an XML prologue and with the page's colours."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()

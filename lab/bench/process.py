@@ -1,7 +1,7 @@
-"""Fresh processes that measure, so that nothing that ran before is in a figure, and that a crash takes nothing along.
+"""Runs measurements in fresh processes: earlier work does not affect the figures, and a crash ends only one process.
 
-`python -m lab.bench.process` is such a process: it reads requests, one JSON object a line, from its standard
-input and answers each in a line of its own.
+`python -m lab.bench.process` is such a process: it reads requests, one JSON object per line, from its standard input
+and answers each in one line.
 """
 
 import dataclasses
@@ -26,15 +26,15 @@ from revformers.setup import Setup
 
 
 class MeasuringProcess:
-    """A `Measurer` in a fresh process, for the length of a ``with`` block.
+    """A `Measurer` in a fresh process, for the duration of a ``with`` block.
 
-    Not of multiprocessing, which gives a process no environment of its own, and imports the parent's main module: the
-    allocator and the thread pools read their settings as the process starts.
+    multiprocessing is not used, because it cannot give a process its own environment and it imports the parent's main
+    module; the allocator and the thread pools read their settings when the process starts.
 
     Args:
-        threads: CPU threads of the process; left out, as many as PyTorch takes.
-        returns_memory: whether every freed block goes back to the system at once. Resident memory means little without;
-            but then every tensor is made of new pages, which no training that people run pays for, so not for times.
+        threads: number of CPU threads of the process; None for PyTorch's default.
+        returns_memory: return every freed block to the system at once. Resident memory is unreliable without this, but
+            every tensor then needs new pages, which slows steps down, so do not use it for times.
 
     """
 
@@ -55,7 +55,7 @@ class MeasuringProcess:
             self._process = None
 
     def device_memory(self, device: str) -> tuple[int, int]:
-        """Return how many bytes `device` has free, and how many it has."""
+        """Return the free and the total memory of `device` in bytes."""
         free, total = self._ask("the memory of the device", "device_memory", device=device)
         return free, total
 
@@ -65,8 +65,8 @@ class MeasuringProcess:
         """Measure the memory of one step; see `Measurer.peak`.
 
         Raises:
-            MemoryError: where the step does not fit, or the system ended the process for want of memory.
-            RuntimeError: where the process fails; the message ends with the last line it wrote.
+            MemoryError: if the step does not fit, or if the system ended the process because it ran out of memory.
+            RuntimeError: if the process fails; the message ends with the last line that it wrote.
 
         """
         what = f"the memory of {arm_name(arm)} at {workload.layers} layers"
@@ -78,8 +78,8 @@ class MeasuringProcess:
         """Time the steps of several arms in turns; see `Measurer.times`.
 
         Raises:
-            MemoryError: where the system ended the process for want of memory.
-            RuntimeError: where the process fails; the message ends with the last line it wrote.
+            MemoryError: if the system ended the process because it ran out of memory.
+            RuntimeError: if the process fails; the message ends with the last line that it wrote.
 
         """
         counts = {"rounds": rounds, "warm_up_rounds": warm_up_rounds}
@@ -113,9 +113,9 @@ class MeasuringProcess:
         raise RuntimeError(f"The process that measured {what} failed: {last_line}")
 
     def _started(self) -> "subprocess.Popen[str]":
-        """Return the process, which starts with the first request, and anew after one that ended it."""
+        """Return the process; start it at the first request, and again after a request that ended it."""
         if self._process is None:
-            # A file, as nobody would empty a pipe while the process works.
+            # A file, because no one would empty a pipe while the process works.
             self._messages = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed with the process
             module_path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
             self._process = subprocess.Popen(
@@ -132,12 +132,12 @@ class MeasuringProcess:
 def measure_peak_memory(tasks: Sequence[Task], *, threads: int | None = None) -> list[PeakMemory]:
     """Measure one step of every task, one after the other, in one fresh process.
 
-    Counting allocations does not see what earlier tasks left behind; resident memory would, so its cross-check is left
-    out where there are several tasks.
+    Counting allocations is not affected by what earlier tasks left behind, but resident memory is, so its cross-check
+    is left out if there are several tasks.
 
     Raises:
-        MemoryError: where a step does not fit.
-        RuntimeError: where the process fails; the message ends with the last line it wrote.
+        MemoryError: if a step does not fit.
+        RuntimeError: if the process fails; the message ends with the last line that it wrote.
 
     """
     with MeasuringProcess(threads) as process:
@@ -145,13 +145,14 @@ def measure_peak_memory(tasks: Sequence[Task], *, threads: int | None = None) ->
 
 
 def measure_side_by_side(tasks: Sequence[Sequence[Task]], processes_at_once: int) -> list[list[PeakMemory]]:
-    """Measure every sequence of tasks in a fresh process of its own, some processes at a time.
+    """Measure every sequence of tasks in a fresh process of its own, several processes at a time.
 
-    Counting allocations is blind to what else runs, so on the CPU there may be several; they share the cores.
+    On the CPU several processes may run at once, because other processes do not affect the count of allocations; they
+    share the cores.
 
     Raises:
-        MemoryError: where a step does not fit.
-        RuntimeError: where a process fails.
+        MemoryError: if a step does not fit.
+        RuntimeError: if a process fails.
 
     """
     threads = max(1, (os.cpu_count() or 1) // processes_at_once) if processes_at_once > 1 else None
@@ -160,8 +161,8 @@ def measure_side_by_side(tasks: Sequence[Sequence[Task]], processes_at_once: int
 
 
 def _main() -> None:
-    """Answer requests until there are no more."""
-    # Whatever libraries print goes to the messages, and nothing but answers to the parent.
+    """Answer requests until standard input ends."""
+    # Output of libraries goes to the messages, and only answers go to the parent.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     measurer = Measurer()
@@ -176,7 +177,7 @@ def _main() -> None:
 
 
 def _written(setup: Setup) -> dict[str, Any]:
-    """Return a way to train as JSON holds it; `_setup` reads it."""
+    """Return a setup in types that JSON supports; `_setup` reads it."""
     recurrence = setup.dynamics
     return {"dynamics": recurrence and recurrence.to_dict(), "activations": str(setup.activations)}
 

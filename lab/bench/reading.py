@@ -1,4 +1,4 @@
-"""What the measured numbers say, in plain sentences, flattering or not."""
+"""Summarises the measured numbers in plain sentences, whether they are favourable or not."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -87,7 +87,7 @@ def read_dynamics(rows: Sequence[Mapping[str, Any]], steps: int) -> list[str]:
 
 
 def _read_losses(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Say whether all arms computed the same."""
+    """Say whether all arms computed the same losses and weights."""
     steps = len(rows[0]["losses"])
     different = [row["arm"] for row in rows if not (row["same_losses_as_store"] and row["same_weights_as_store"])]
     if different:

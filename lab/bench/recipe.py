@@ -1,4 +1,4 @@
-"""What the recipe of a study says, field by field."""
+"""The fields of a study's recipe."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -103,7 +103,7 @@ class BenchRecipe:
         self.arm_names()
 
     def arm_names(self) -> list[ArmName]:
-        """Return what `arms` names; raise UserError for what it does not."""
+        """Return the names in `arms`; raise UserError for a name that does not exist."""
         try:
             names = [ArmName.parse(text) for text in self.arms]
         except ValueError as error:
@@ -122,8 +122,8 @@ class BenchRecipe:
         """Return the network and the batch.
 
         Raises:
-            UserError: for a network, a precision or a device that there is not, or for a sequence that is longer than
-                the model can read.
+            UserError: if the network, the precision or the device does not exist, or if a sequence is longer than the
+                model can read.
 
         """
         config = network_config(self.model, {"bos_token_id": None, "eos_token_id": None})
@@ -148,7 +148,7 @@ class BenchRecipe:
         return workload
 
     def recurrence(self) -> Dynamics:
-        """Return the dynamics; raise UserError where there are no such ones, or an arm cannot have them."""
+        """Return the dynamics; raise UserError if they do not exist or an arm does not support them."""
         recurrence = build_dynamics(self.dynamics)
         for arm in self.arm_names():
             if arm.name in ("rebuild", "budget") and not arm.dynamics(recurrence).reversible:
@@ -158,13 +158,13 @@ class BenchRecipe:
         return recurrence
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the recipe as JSON holds it."""
+        """Return the recipe in types that JSON supports."""
         values = dataclasses.asdict(self)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def listed(values: Sequence[object]) -> str:
-    """Return values as a sentence holds them."""
+    """Return values as text for a sentence."""
     return ", ".join(map(str, values))
 
 

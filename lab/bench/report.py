@@ -1,4 +1,4 @@
-"""One self-contained HTML page on a training run and its comparison."""
+"""One self-contained HTML page about a training run and its comparison."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -23,16 +23,16 @@ COMPARISON, STEPS, EVALUATION = "comparison.json", "lora-step.json", "evaluation
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What a run directory holds of the files that a report shows; None for those that are not there.
+    """The files of a run directory that a report shows; None for a file that does not exist.
 
     Attributes:
         history: the loss curve, entries with "step" and "loss" or "eval_loss".
         metrics: the figures of the finished run.
         samples: the texts that the model wrote.
-        comparison: what `python -m lab compare` measured.
-        recipe: what the run was made of.
-        steps: what `lab/studies/lora_step.py` measured.
-        evaluation: what `python -m lab evaluate` wrote of the model, alone or beside another.
+        comparison: the result of `python -m lab compare`.
+        recipe: the recipe of the run.
+        steps: the result of `lab/studies/lora_step.py`.
+        evaluation: the result of `python -m lab evaluate` on the model, alone or compared with another model.
 
     """
 
@@ -54,8 +54,8 @@ class RunFiles:
         """Read a run directory.
 
         Raises:
-            FileNotFoundError: where there is neither the loss curve of a finished run nor a comparison.
-            ValueError: where a file is not JSON.
+            FileNotFoundError: if there is neither the loss curve of a finished run nor a comparison.
+            ValueError: if a file is not JSON.
 
         """
         run = RunDirectory(directory)
@@ -80,13 +80,13 @@ class RunFiles:
 
 
 def write_report(directory: Path, out: Path, arguments: Sequence[str]) -> None:
-    """Write the report on the run in `directory` to `out`, whole or not at all.
+    """Write the report on the run in `directory` to `out`, atomically.
 
     `arguments` are the words that followed ``python -m lab`` on the command line.
 
     Raises:
-        FileNotFoundError: where the directory holds nothing to report.
-        ValueError: where one of its files is not JSON.
+        FileNotFoundError: if the directory holds nothing to report.
+        ValueError: if one of its files is not JSON.
 
     """
     page = render_report(
@@ -100,8 +100,8 @@ def render_report(files: RunFiles, directory: str, arguments: Sequence[str]) -> 
     """Return the page as HTML.
 
     Args:
-        files: what to show; a section whose file is missing says how to get it.
-        directory: what the page calls the run directory in its commands.
+        files: the content of the page; a section whose file is missing says how to create it.
+        directory: the name of the run directory in the page's commands.
         arguments: the words that followed ``python -m lab`` on the command line.
 
     """
@@ -134,7 +134,7 @@ def render_report(files: RunFiles, directory: str, arguments: Sequence[str]) -> 
 
 
 def _comparison_parts(comparison: Mapping[str, Any]) -> dict[str, Any]:
-    """Return plots, tables and sentences on a comparison."""
+    """Return plots, tables and sentences about a comparison."""
     arms, depth = comparison["arms"], comparison["depth"]
     parts = {
         "arms_reading": reading.read_arms(arms, comparison["network"]),
@@ -212,7 +212,7 @@ def _depth_plot(depth: Mapping[str, Any], names: Sequence[str]) -> Markup:
 
 
 def _commands(files: RunFiles, directory: str, arguments: Sequence[str]) -> list[str]:
-    """Return the commands that make what the page shows."""
+    """Return the commands that produce the content of the page."""
     commands = []
     if files.history:
         command = "finetune" if files.finetuned else "pretrain"
@@ -222,7 +222,7 @@ def _commands(files: RunFiles, directory: str, arguments: Sequence[str]) -> list
 
 
 def _read_json(path: Path) -> Any:
-    """Return the content of a JSON file, or None where there is no such file."""
+    """Return the content of a JSON file, or None if it does not exist."""
     if not path.is_file():
         return None
     try:
@@ -232,7 +232,7 @@ def _read_json(path: Path) -> Any:
 
 
 def _read_samples(path: Path) -> list[str] | None:
-    """Return the texts in a sample file, which lines of dashes divide."""
+    """Return the texts in a sample file, which are separated by lines of dashes."""
     if not path.is_file():
         return None
     return path.read_text(encoding="utf-8").rstrip("\n").split("\n" + "-" * 80 + "\n")

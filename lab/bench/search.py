@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 
 LARGEST_STEP = 8
-"""By how much a size that fits is multiplied at most for the next trial: two small sizes say little of a large one."""
+"""Largest factor between a size that fits and the next trial: two small sizes say little about a large one."""
 
 
 def find_largest(
@@ -14,18 +14,18 @@ def find_largest(
     limit: int | None = None,
     tolerance: float = 0.0,
 ) -> int:
-    """Return the largest size that was found to fit, or 0 where 1 does not fit.
+    """Return the largest size that was measured to fit, or 0 if 1 does not fit.
 
-    Memory is nearly affine in the size, so that the line through the two largest sizes measured so far says where to
-    try next. Nothing is taken from it: the size returned was measured to fit, and one that is larger by 1, or by
-    `tolerance`, was measured not to.
+    Memory is nearly affine in the size, so the line through the two largest measured sizes gives the next trial. The
+    line never decides the answer: the returned size was measured to fit, and one that is larger by 1, or by
+    `tolerance`, was measured not to fit.
 
     Args:
-        measure: the bytes that a size takes, or None where it ran out of memory.
-        room: bytes that there are.
-        known: bytes of sizes that were measured otherwise, for the first guess.
+        measure: returns the bytes that a size needs, or None if it ran out of memory.
+        room: bytes available.
+        known: bytes of sizes that were measured elsewhere, for the first guess.
         limit: the largest size to try.
-        tolerance: the share by which the smallest size known not to fit may lie above the answer.
+        tolerance: the share by which the smallest size known not to fit may exceed the answer.
 
     """
     line = dict(known or {})
@@ -39,7 +39,7 @@ def find_largest(
         if fails is not None:
             if fails - fits <= gap:
                 break
-            # Every other trial halves the interval, so that a line which misleads costs twice the bisection at most.
+            # Every other trial halves the interval, so a misleading line takes at most twice as long as bisection.
             size = min(size, (fits + fails) // 2 if halve else fails - 1)
             halve = not halve
         taken = measure(size)
@@ -53,7 +53,7 @@ def find_largest(
 
 
 def _next(line: Mapping[int, int], room: int, fits: int, gap: int) -> int:
-    """Return the size to try: where the line meets `room`, or the gap beyond what fits to prove it the largest."""
+    """Return the next size to try: where the line reaches `room`, or `gap` beyond the largest size known to fit."""
     points = sorted(line.items())
     if not points:
         return 1

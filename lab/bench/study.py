@@ -25,24 +25,24 @@ from revformers.setup import CHECKPOINT, Setup
 class Study:
     """One study of one recipe.
 
-    Its file holds, in the order of their measurement:
+    Its file holds, in the order of measurement:
 
-    * ``memory``: the bytes of each memory that searches are held to;
-    * ``peaks``: the memory of one step of one arm, or that it ran out of it; the trials of searches among them;
-    * ``budgets``: the budget with which a budget arm peaks at what it is compared with;
+    * ``memory``: the bytes of each memory that limits a search;
+    * ``peaks``: the memory of one step of one arm, or that it ran out of memory; including the trials of searches;
+    * ``budgets``: the budget at which a budget arm has the same peak as the arm it is compared with;
     * ``largest``: the largest batch or longest sequence of an arm within a memory;
-    * ``points``: the result, one row an arm at every value, and at its largest within every memory: its peak and, where
-      it fits, its step times, taken in turns with the other arms.
+    * ``points``: the result, one row per arm at every value, and at its largest size within every memory: its peak and,
+      if it fits, its step times, taken in turns with the other arms.
 
     Args:
-        axis: what is varied.
-        recipe: what is measured.
-        file: where rows are kept, and found by a study that goes on.
+        axis: the quantity that varies.
+        recipe: the network, the arms and the values to measure.
+        file: where rows are kept; a study that continues finds them there.
         progress: called with one line after each measurement.
 
     Raises:
-        UserError: where the recipe has nothing to vary, or its network cannot be trained as an arm says.
-        NotReversibleError: for a network that cannot have the dynamics.
+        UserError: if the recipe has nothing to vary, or its network cannot be trained in the way of an arm.
+        NotReversibleError: if the network cannot have the dynamics.
 
     """
 
@@ -63,7 +63,7 @@ class Study:
         self._check()
 
     def run(self) -> dict[str, Any]:
-        """Measure what is not in the file yet, and return what it holds."""
+        """Measure everything that is not in the file yet, and return its content."""
         self._read_memory()
         for value in self._values:
             self._at_value(value)
@@ -75,7 +75,7 @@ class Study:
         return self._file.result
 
     def _check(self) -> None:
-        """Raise for what can be known to be wrong before anything is measured."""
+        """Raise for mistakes that can be found before anything is measured."""
         axis, recipe = self._axis, self._recipe
         searches_alone = axis.grows and not axis.at_every_value and recipe.memory
         if not self._values and not searches_alone:
@@ -105,7 +105,7 @@ class Study:
                 raise UserError(f"The smallest of the budgets is below the {smallest} that {name.text} keeps at least.")
 
     def _read_memory(self) -> None:
-        """Learn how many bytes the recipe's memory is, and raise UserError where the device has fewer."""
+        """Determine the bytes of the recipe's memory, and raise UserError if the device has fewer."""
         for text in self._recipe.memory if self._axis.grows else ():
             row = self._file.find("memory", memory=text)
             if row is None:
@@ -132,14 +132,14 @@ class Study:
         self._time(self._of_all(measured), self._recipe.rounds, self._recipe.warm_up_rounds, None)
 
     def _of_all(self, point: Callable[[ArmName], Point]) -> list[Point]:
-        """Return the points of all arms as the recipe has them; open budgets are measured last, being set by others."""
+        """Return the points of all arms in the recipe's order; open budgets are measured last, as others set them."""
         points = {name.text: point(name) for name in sorted(self._names, key=lambda name: name.open)}
         return [points[name.text] for name in self._names]
 
     def _arm_at(
         self, process: MeasuringProcess, name: ArmName, workload: MeasuredWorkload, value: Value
     ) -> Setup | None:
-        """Return the arm, its budget settled; None where plain_checkpoint, which it is to equal, does not fit."""
+        """Return the arm with its budget set, or None if plain_checkpoint, whose peak it must equal, does not fit."""
         if not name.open:
             return name.setup(self._dynamics)
         if isinstance(value, str) and value != LIKE_CHECKPOINT:
@@ -157,11 +157,11 @@ class Study:
             if self._file.find("points", value=value, memory=text):
                 continue
             points = self._of_all(partial(self._largest, value=value, text=text))
-            # Every arm has taken a step when the rounds begin, and at its largest a step is long.
+            # Every arm has already taken a step when the rounds begin, and a step at the largest size takes long.
             self._time(points, self._recipe.rounds_at_largest, 0, self._limit(memory))
 
     def _largest(self, name: ArmName, value: Value, text: str) -> Point:
-        """Return an arm at the largest workload that fits."""
+        """Return the point of an arm at the largest workload that fits."""
         axis, memory = self._axis, self._memory[text]
         workload = axis.at(self._workload, value)
         key = {"arm": name.text, "value": value, "memory": text}
@@ -180,7 +180,7 @@ class Study:
             return Point(value, text, name.text, workload, None if name.open else name.setup(self._dynamics), None)
         arm = name.setup(self._dynamics, row["budget"] if name.open else None)
         sized = axis.sized(workload, row[axis.grows])
-        with MeasuringProcess() as process:  # which does not start, as the search has measured this
+        with MeasuringProcess() as process:  # it does not start, because the search has already measured this
             peak = self._peaks.measure(process, name.text, arm, sized, limit=self._limit(memory))
         return Point(value, text, name.text, sized, arm, peak)
 
@@ -207,7 +207,7 @@ class Study:
     def _search_budget(
         self, process: MeasuringProcess, name: ArmName, workload: MeasuredWorkload, value: Value, text: str
     ) -> tuple[int, int | None]:
-        """Return the size that plain_checkpoint reaches and the largest budget there, or 0 and nothing."""
+        """Return the size that plain_checkpoint reaches and the largest budget there, or 0 and None."""
         axis, memory = self._axis, self._memory[text]
         row = self._file.find("largest", arm=ORDINARY_CHECKPOINT, value=value, memory=text)
         assert row is not None
@@ -221,7 +221,7 @@ class Study:
         return (row[axis.grows], budget) if budget else (0, None)
 
     def _limit(self, memory: int) -> int | None:
-        """Return what the allocator is to be held to: a GPU's can be, a CPU's is counted."""
+        """Return the limit for the allocator: a GPU's enforces it, while a CPU's memory is only counted."""
         return memory if self._limits_allocator else None
 
     def _time(self, points: Sequence[Point], rounds: int, warm_up_rounds: int, memory: int | None) -> None:
@@ -238,7 +238,7 @@ class Study:
 
 
 def settings(axis: Axis, recipe: BenchRecipe) -> dict[str, Any]:
-    """Return what describes a study, in types that JSON keeps."""
+    """Return the description of a study, in types that JSON supports."""
     recurrence = recipe.recurrence()
     return {
         "study": axis.name,

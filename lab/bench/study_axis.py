@@ -1,4 +1,4 @@
-"""What a study varies."""
+"""The quantity that a study varies."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ Value = int | str | None
 
 @dataclass(frozen=True)
 class Axis:
-    """What a study varies.
+    """The quantity that a study varies.
 
     Attributes:
-        name: of the study.
-        heading: what its values are called.
-        field: of the recipe, which holds them.
-        grows: the size of a workload whose largest value is searched for: batch_size, sequence_length, or nothing.
-        at_every_value: whether that is done at every value, or once.
+        name: name of the study.
+        heading: the heading of its values in tables.
+        field: the field of the recipe that holds the values.
+        grows: the size of a workload whose largest value is searched for: batch_size, sequence_length, or empty.
+        at_every_value: whether to search at every value, or once.
 
     """
 
@@ -39,7 +39,7 @@ class Axis:
         return self.sized(workload, value)
 
     def sized(self, workload: MeasuredWorkload, size: int) -> MeasuredWorkload:
-        """Return the workload with another size of what grows."""
+        """Return the workload with another value of the size in `grows`."""
         changes: dict[str, Any] = {self.grows: size}
         return dataclasses.replace(workload, **changes)
 

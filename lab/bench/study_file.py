@@ -1,4 +1,4 @@
-"""The file of a study: written after every measurement, and where an interrupted study goes on."""
+"""The file of a study: it is written after every measurement, and an interrupted study continues from it."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,15 +17,15 @@ class StudyFile:
 
     Args:
         path: the JSON file.
-        settings: what describes the study, in types that JSON keeps; a study goes on only with the same.
+        settings: the description of the study, in types that JSON supports; a study continues only with equal settings.
         arguments: the words that followed ``revformers`` on the command line.
-        overwrite: discards what is there.
+        overwrite: discard the content of the file.
 
     Attributes:
-        result: the settings, and the rows by table; see `Study` for what they hold.
+        result: the settings, and the rows by table; `Study` describes the tables.
 
     Raises:
-        UserError: where the file holds another study, or one of another machine, other software or another commit.
+        UserError: if the file holds another study, or one from another machine, other software or another commit.
 
     """
 
@@ -40,7 +40,7 @@ class StudyFile:
             self._go_on(settings)
 
     def find(self, table: str, **key: Any) -> dict[str, Any] | None:
-        """Return the row of `table` whose fields are those of `key`, if there is one."""
+        """Return the row of `table` whose fields equal those of `key`, or None."""
         rows: list[dict[str, Any]] = self.result[table]
         return next((row for row in rows if all(row.get(name) == value for name, value in key.items())), None)
 
@@ -48,7 +48,7 @@ class StudyFile:
         """Add rows and write the file.
 
         Raises:
-            UserError: where the code has changed since the study began or went on; the rows may be of either.
+            UserError: if the code has changed since the study began or continued, as the rows may come from either.
 
         """
         self._require_equal(self._environment, describe_environment())
@@ -56,7 +56,7 @@ class StudyFile:
         self._write()
 
     def finish(self) -> None:
-        """Note that nothing is left to measure; a file that says so already stays as it is."""
+        """Mark the study as finished; a file that is already marked does not change."""
         if not self.result["finished"]:
             self.result["finished"] = True
             self._write()
@@ -65,7 +65,7 @@ class StudyFile:
         write_result(self.path, self.result, self._arguments)
 
     def _go_on(self, settings: Mapping[str, Any]) -> None:
-        """Take over the rows of the study that is there, or raise UserError where its figures do not go with ours."""
+        """Take over the rows of the study in the file, or raise UserError if they do not belong to this study."""
         try:
             before = json.loads(self.path.read_text(encoding="utf-8"))
             rows = {table: before[table] for table in TABLES}
@@ -73,12 +73,12 @@ class StudyFile:
             finished = before["finished"]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.path} holds no study that could go on; {REMEDY}.") from error
-        # Through JSON, so that both are in its types.
+        # Through JSON, so that both have the same types.
         self._require_equal(there, {**self._environment, **_flat(json.loads(json.dumps(settings)))})
         self.result |= {**rows, "finished": finished}
 
     def _require_equal(self, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-        """Raise UserError where what the file was measured on, and with, is not what there is now."""
+        """Raise UserError if the settings or the environment in the file differ from the present ones."""
         for name in (name for name in {**here, **there} if name != "date"):
             if here.get(name) != there.get(name):
                 raise UserError(
@@ -88,7 +88,7 @@ class StudyFile:
 
 
 def _flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Return nested values by dotted name."""
+    """Return nested values by their dotted names."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         flat |= _flat(value, f"{path}{name}.") if isinstance(value, Mapping) else {f"{path}{name}": value}

@@ -14,15 +14,15 @@ from revformers.byte_size import size_in_words
 from revformers.setup import Setup
 
 BUDGET_TRIALS = 8
-"""Budgets that are tried at most until the measured peak is the one asked for."""
+"""Most budgets to try until the measured peak is the requested one."""
 
 
 class StudyPeaks:
-    """Measures peaks that the file does not hold yet.
+    """Measures the peaks that the file does not hold yet.
 
     Args:
-        file: where they are kept.
-        tolerance: the share of a peak by which a budget arm may stay below what it is to equal.
+        file: where the peaks are kept.
+        tolerance: the share of a peak by which a budget arm may stay below the requested peak.
         progress: called with one line after each measurement.
 
     """
@@ -42,7 +42,7 @@ class StudyPeaks:
         limit: int | None = None,
         resident: bool = False,
     ) -> PeakMemory | None:
-        """Return the memory of one step, or None where it does not fit; see `Measurer.peak`."""
+        """Return the memory of one step, or None if it does not fit; see `Measurer.peak`."""
         size = budget_of(arm)
         if size is not None and size < smallest_budget_of(arm, workload):
             return None
@@ -63,7 +63,7 @@ class StudyPeaks:
         return _peak_memory(row)
 
     def of_sizes(self, name: str, workload: MeasuredWorkload, grows: str) -> dict[int, int]:
-        """Return the bytes of all that a step held, by the sizes of what grows at which it was measured."""
+        """Return the total bytes of a step, by the measured values of the size that grows."""
         fixed = {key: size for key, size in shape(workload).items() if key != grows}
         rows = [row for row in self._file.result["peaks"] if row["arm"] == name]
         measured = {row[grows]: _peak_memory(row) for row in rows if fixed.items() <= row.items()}
@@ -78,10 +78,10 @@ class StudyPeaks:
         room: int,
         limit: int | None = None,
     ) -> int | None:
-        """Return the largest budget that was measured to peak within `room` bytes, or None where the smallest does not.
+        """Return the largest budget whose measured peak is within `room` bytes, or None if the smallest does not fit.
 
-        A budget does not cover what a single layer and the head need, so the measured peak lies above it by what they
-        take: every trial is the last one with the room that it left, until one is too large.
+        A budget does not cover the memory of a single layer and the head, so the measured peak exceeds it by that much.
+        Each trial adds the memory that the last one left free, until a budget is too large.
         """
         key = {"arm": name, **shape(workload), "room": room, "limit": limit}
         row = self._file.find("budgets", **key)
@@ -98,7 +98,7 @@ class StudyPeaks:
                     fails, left = trial, 0
                 if best is None or (fails is not None and fails - best <= self._tolerance * room):
                     break
-                # Layers are stored whole, so that a little more may be a layer too much: from there on by halves.
+                # Layers are stored whole, so a little more may be one layer too many: from there on, bisect.
                 trial = best + left if fails is None else (best + fails) // 2
             row = {**key, "budget": best}
             self._file.add("budgets", row)
@@ -106,7 +106,7 @@ class StudyPeaks:
 
 
 def _peak_memory(row: dict[str, Any]) -> PeakMemory | None:
-    """Return the measurement in a row, or None where it says that memory ran out."""
+    """Return the measurement in a row, or None if the row says that memory ran out."""
     if "out_of_memory" in row:
         return None
     return PeakMemory(**{field.name: row[field.name] for field in dataclasses.fields(PeakMemory)})

@@ -1,4 +1,4 @@
-"""A study as a plot in a file of its own."""
+"""Draws a study as a plot in a file of its own."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -35,10 +35,10 @@ FigureOf = Callable[[Row], float | None]
 
 
 def save_plot(result: Row, path: Path) -> None:
-    """Draw what `Study.run` measured into a file, whose ending says in which format.
+    """Draw the result of `Study.run` into a file, whose suffix determines the format.
 
-    The ordinary network of transformers has dashed lines. Where there is a largest batch or sequence, the panels below
-    show it, with the speed there.
+    The ordinary network of transformers has dashed lines. If the study searched for a largest batch or sequence, the
+    lower panels show it, with the speed there.
     """
     axis = AXES[result["study"]]
     at_values = [point for point in result["points"] if point["memory"] is None]
@@ -73,7 +73,7 @@ def save_plot(result: Row, path: Path) -> None:
 def _draw(
     axes: Axes, arms: Sequence[str], points: Sequence[Row], x_of: FigureOf, y_of: FigureOf, x_label: str, title: str
 ) -> None:
-    """Draw one line an arm; figures that there are not leave a gap."""
+    """Draw one line per arm; missing figures leave a gap."""
     highest, ticks = 0.0, set[float]()
     for place, arm in enumerate(arms):
         pairs = sorted((x, y) for point in points if point["arm"] == arm if (x := x_of(point)) and (y := y_of(point)))
@@ -103,6 +103,6 @@ def _over_checkpoint(point: Row) -> float | None:
 
 
 def _memory(result: Row) -> FigureOf:
-    """Return a function from a point to the GiB within which it was the largest."""
+    """Return a function that maps a point to the GiB of memory within which it was the largest."""
     sizes = {row["memory"]: row["bytes"] / UNITS["GiB"] for row in result["memory"]}
     return lambda point: sizes[point["memory"]]

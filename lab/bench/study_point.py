@@ -13,20 +13,20 @@ from lab.bench.workload import MeasuredWorkload
 from revformers.setup import Setup
 
 REFERENCES = (ORDINARY_STORE, ORDINARY_CHECKPOINT, "store", "checkpoint")
-"""The arms whose times others are set against."""
+"""The arms to which the times of other arms are compared."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One arm at one value, or at its largest.
+    """One arm at one value, or at its largest size.
 
     Attributes:
-        value: of the axis; None where a search does not depend on it.
-        memory: as the recipe names it, of a search.
-        name: of the arm.
-        workload: at the value, or the largest.
-        arm: None where there was nothing to equal its budget to, or no budget equals it.
-        peak: None where the step does not fit.
+        value: value of the axis; None if a search does not depend on it.
+        memory: for a search, the memory as the recipe names it.
+        name: name of the arm.
+        workload: the workload at the value, or the largest one.
+        arm: None if the arm to match does not fit, or if no budget has the same peak.
+        peak: None if the step does not fit.
 
     """
 
@@ -38,7 +38,7 @@ class Point:
     peak: PeakMemory | None
 
     def row(self, points: "Sequence[Point]", times: TurnTimes) -> dict[str, Any]:
-        """Return what JSON keeps; ratios are formed within a round, and only between equal batches."""
+        """Return the row for the file; ratios are formed within a round, and only between equal batches."""
         row: dict[str, Any] = {"value": self.value, "memory": self.memory, "arm": self.name}
         if self.peak is None:
             return {**row, "fits": None if self.arm is None else False}

@@ -17,13 +17,13 @@ Row = Mapping[str, Any]
 
 
 def study_tables(result: Row) -> RenderableType:
-    """Return the tables of what `Study.run` measured."""
+    """Return the tables of the result of `Study.run`."""
     tables = [_at_values(result), _at_largest(result)]
     return Group(*(table.renderable() for table in tables if table.table.row_count))
 
 
 def network_in_words(recipe: Row) -> str:
-    """Describe what a study measured in one line."""
+    """Describe the network and the batch of a study in one line."""
     values = [recipe["model"]["architecture"], *(f"{key} {value}" for key, value in recipe["model"]["config"].items())]
     optimizer = "" if recipe["optimizer"] == "none" else f", {recipe['optimizer']}"
     return (
@@ -32,12 +32,12 @@ def network_in_words(recipe: Row) -> str:
 
 
 def rate_heading(result: Row) -> str:
-    """Return what the speed of a study is counted in."""
+    """Return the unit of the speeds of a study."""
     return "tokens/s" if result["study"] == "length" else "samples/s"
 
 
 def rate(result: Row, point: Row) -> float | None:
-    """Return the speed of a point, or None where it was not timed."""
+    """Return the speed of a point, or None if it was not timed."""
     if "samples_per_second" not in point:
         return None
     tokens = point["sequence_length"] if result["study"] == "length" else 1
@@ -72,7 +72,7 @@ def _at_values(result: Row) -> TitledTable:
 
 
 def _at_largest(result: Row) -> TitledTable:
-    """Return one line per value, memory and arm, each at the largest that fits."""
+    """Return one line per value, memory and arm, each at the largest size that fits."""
     recipe, grows = result["recipe"], AXES[result["study"]].grows
     points = [point for point in result["points"] if point["memory"] is not None]
     by_value = any(point["value"] is not None for point in points)
@@ -110,7 +110,7 @@ def _at_largest(result: Row) -> TitledTable:
 
 
 def _beyond(recipe: Row, grows: str) -> str:
-    """Say why a largest batch or a longest sequence is no larger."""
+    """Explain why a largest batch or a longest sequence is not larger."""
     unit, or_else = "1", ""
     if grows == "sequence_length":
         unit, or_else = f"{recipe['length_unit']} tokens", ", or is more than the model reads"
@@ -122,11 +122,11 @@ def _value(value: Any) -> str:
 
 
 def _fits(point: Row, figure: str) -> str:
-    """Write a number of bytes, or why there is none."""
+    """Format a number of bytes, or the reason that there is none."""
     if point["fits"] is None:
         return "none equal"
     if not point["fits"]:
-        return "does not fit"  # memory ran out, or a budget is below the least that this batch needs
+        return "does not fit"  # memory ran out, or a budget is less than the least that this batch needs
     total = point["peak"] + point["weights_and_gradients"] + point["optimizer_states"]
     return size_in_words(point["peak"] if figure == "peak" else total)
 
@@ -136,7 +136,7 @@ def _written(number: float | None) -> str:
 
 
 def _multiple(point: Row, reference: Row | None, figure: Callable[[Row], float | None]) -> str:
-    """Write how many times as large a figure is as that of the reference."""
+    """Format the ratio of a figure to that of the reference."""
     if reference is None or not point["fits"]:
         return NOTHING
     one, other = figure(point), figure(reference)

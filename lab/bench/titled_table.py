@@ -1,4 +1,4 @@
-"""A table for the terminal with words above and below it."""
+"""A table for the terminal with text above and below it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,10 +21,9 @@ class TitledTable:
     def empty(
         cls, title: str, caption: str, left: Sequence[str] = (), right: Sequence[str] = (), wraps: str | None = None
     ) -> "TitledTable":
-        """Return a table without rows; words stand left in their columns, numbers right.
+        """Return a table without rows; words are aligned left in their columns, numbers right.
 
-        In a narrow terminal the column `wraps`, or else the last one, is written in several lines, so that nothing is
-        cut off.
+        In a narrow terminal the column `wraps`, or else the last one, is wrapped, so that no text is cut off.
         """
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         columns = [*((column, "left") for column in left), *((column, "right") for column in right)]
@@ -33,10 +32,10 @@ class TitledTable:
         return cls(title, caption, table)
 
     def add(self, *cells: str) -> None:
-        """Add a row of plain text: the brackets of p[l] are no markup."""
+        """Add a row of plain text: the brackets of p[l] are not markup."""
         self.table.add_row(*(Text(cell) for cell in cells))
 
     def renderable(self) -> RenderableType:
-        """Return what a console prints."""
+        """Return the object for a console to print."""
         parts: list[RenderableType] = [Text(f"\n{self.title}", style="bold"), self.table]
         return Group(*parts, Text(self.caption, style="dim")) if self.caption else Group(*parts)

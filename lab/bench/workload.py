@@ -1,4 +1,4 @@
-"""What is measured: a network with random weights, on batches of random tokens."""
+"""The measured workload: a network with random weights on batches of random tokens."""
 
 import contextlib
 import copy
@@ -14,14 +14,14 @@ from revformers.setup import Workload
 
 @dataclass(frozen=True)
 class MeasuredWorkload(Workload):
-    """A causal language model with random weights, all of which are trained, and the batch of random tokens.
+    """A causal language model with random weights, all of which are trained, and its batch of random tokens.
 
-    ``"adamw"`` has the states of PyTorch's fused AdamW and runs it at a learning rate of 0, so that it takes its time
-    and all steps see the same weights.
+    ``"adamw"`` is PyTorch's fused AdamW at a learning rate of 0: it has its states and takes its time, and all steps
+    have the same weights.
 
     Attributes:
         device: where it runs, e.g. ``"cpu"`` or ``"cuda"``.
-        seed: of weights and tokens.
+        seed: seed of weights and tokens.
 
     """
 
@@ -41,7 +41,7 @@ class MeasuredWorkload(Workload):
 
     @property
     def network(self) -> tuple[Any, ...]:
-        """What makes the model and its optimizer; workloads that agree in it differ in their batches alone."""
+        """The properties that determine the model and its optimizer; equal workloads differ only in their batches."""
         return (self.model_config, self.precision, self.device, self.seed, self.head, self.optimizer)
 
     def build_model(self) -> PreTrainedModel:
@@ -49,14 +49,14 @@ class MeasuredWorkload(Workload):
         config = copy.deepcopy(self.config)
         config.use_cache = False
         torch.manual_seed(self.seed)
-        # On the device at once: the host may be too small for the model, and slow to draw its weights.
+        # Built on the device: the host may have too little memory for the model, and draws its weights slowly.
         with torch.device(self.device):
             model = AutoModelForCausalLM.from_config(config, dtype=self.dtype)
         apply_head(model, self.head)
         return model.train()
 
     def build_optimizer(self, model: PreTrainedModel) -> torch.optim.Optimizer | None:
-        """Return the optimizer of a step, if there is one."""
+        """Return the optimizer of a step, or None."""
         if self.optimizer == "none":
             return None
         return torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0, fused=True)
@@ -84,7 +84,7 @@ class MeasuredWorkload(Workload):
     def train_step(
         self, model: PreTrainedModel, optimizer: torch.optim.Optimizer | None, batch: dict[str, torch.Tensor]
     ) -> float:
-        """Run one forward and backward pass, and the optimizer where there is one; return the loss."""
+        """Run one forward and backward pass, and the optimizer if there is one; return the loss."""
         loss = self.forward_backward(model, batch)
         if optimizer is not None:
             optimizer.step()
@@ -94,10 +94,10 @@ class MeasuredWorkload(Workload):
 def llama_config(
     layers: int, width: int, vocabulary: int, sequence_length: int, heads: int | None = None
 ) -> dict[str, Any]:
-    """Return the configuration of a small Llama: MLP of 8/3 times the width, heads of 64 channels where they fit.
+    """Return the configuration of a small Llama: MLP of 8/3 times the width, heads of 64 channels if they fit.
 
     Raises:
-        ValueError: where the width cannot be shared among the heads.
+        ValueError: if the width cannot be divided among the heads.
 
     """
     heads = heads or max(1, width // 64)
@@ -118,7 +118,7 @@ def llama_config(
 
 
 def _check_device(device: str) -> None:
-    """Raise ValueError where PyTorch cannot use `device`; a GPU is not touched, as its context would take memory."""
+    """Raise ValueError if PyTorch cannot use `device`; a GPU is not touched, because its context would need memory."""
     try:
         parsed = torch.device(device)
         if parsed.type != "cuda":
