@@ -1,6 +1,6 @@
-"""What measures the library: benchmarks, studies, evaluation, fuzzing. It is run in a checkout and not installed."""
+"""Benchmarks, studies, evaluation and fuzzing of the library. They run in a checkout and are not installed."""
 
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-"""The checkout; processes that import `lab` need it in their module path."""
+"""Root of the checkout; processes that import `lab` need it on their module path."""

@@ -1,4 +1,4 @@
-"""``python -m lab COMMAND``: the commands that measure, run in a checkout of the repository."""
+"""``python -m lab COMMAND``: the measuring commands, which run in a checkout of the repository."""
 
 import sys
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command of the laboratory that `argv` names; see `revformers.cli.main.run_command`."""
+    """Run the laboratory's command that `argv` names; see `revformers.cli.main.run_command`."""
     return run_command("python -m lab", "Measure reversible models.", COMMANDS, argv)
 
 

@@ -1,7 +1,7 @@
-"""What the laboratory uses of other libraries that is private or undocumented; see `revformers.private_api`.
+"""Private or undocumented parts of other libraries that the laboratory uses; see `revformers.private_api`.
 
-Also private: `lab.evaluation.language_model` overrides `HFLM._loglikelihood_tokens` of lm-evaluation-harness, through
-which all requests go that are scored, with their tokens. `tests/lab/test_private_api.py` has a test for each.
+Also private: `lab.evaluation.language_model` overrides `HFLM._loglikelihood_tokens` of lm-evaluation-harness, which
+receives every scored request with its tokens. `tests/lab/test_private_api.py` has a test for each part.
 """
 
 import json
@@ -18,10 +18,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 
 def cpu_allocations(function: Callable[[], object]) -> list[int]:
-    """Call `function` and return what PyTorch's allocator gave and took back on the CPU meanwhile, in order, in bytes.
+    """Call `function` and return the sizes in bytes that PyTorch's allocator allocated and freed on the CPU, in order.
 
-    A freed block is negative. PyTorch: the names of the profiler's memory events in an exported trace, and the number
-    by which they mean the CPU, 0; the profiler's public sums do not say how much there was at a time.
+    A freed block is negative. PyTorch: the names of the profiler's memory events in an exported trace, and the number 0
+    that stands for the CPU there; the profiler's public sums do not give the memory at a moment.
     """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recorded:
         function()
@@ -34,17 +34,18 @@ def cpu_allocations(function: Callable[[], object]) -> list[int]:
 
 
 def model_from_config(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
-    """Return a model with fresh weights, in the dtype that its configuration names.
+    """Return a model with fresh weights in the dtype of its configuration.
 
-    transformers: `_from_config`. The public `from_config` is of auto classes, which do not know every class.
+    transformers: `_from_config`. The public `from_config` belongs to the auto classes, which do not know every class.
     """
     return model_class._from_config(config)
 
 
 def set_attention(model: PreTrainedModel, name: str) -> None:
-    """Have a model compute its attention by a kernel, also one that its class does not list.
+    """Set the attention kernel of a model, even to one that its class does not list.
 
-    transformers: `_attn_implementation`; the public `set_attn_implementation` refuses what the class does not list.
+    transformers: `_attn_implementation`; the public `set_attn_implementation` refuses kernels that the class does not
+    list.
     """
     model.config._attn_implementation = name
 
@@ -53,19 +54,19 @@ NOISE = (
     "`pretrained` model kwarg is not of type `str`",
     "Passed an already-initialized model",
     "Custom kwargs can be passed to `--metadata`",
-    # both are said once for a task instead of once for a request
+    # logged once per request; `evaluate` warns once per task instead
     "Combined length of context",
     "Left truncation applied",
 )
-"""What the harness's warnings begin with, or contain, that say nothing to the user of `evaluate`."""
+"""Beginnings or parts of the harness's warnings that do not concern the user of `evaluate`."""
 
 
 @contextmanager
 def quiet_harness() -> Iterator[None]:
-    """Keep out what the harness says of itself, and the bar that it draws of the building of every task's prompts.
+    """Suppress the harness's messages about itself, and its progress bar for building the prompts of every task.
 
     lm-evaluation-harness: the loggers `eval_logger` of two modules, words of their warnings, and the name of the bar.
-    Where these are others, more is printed.
+    If these change, more is printed.
     """
     import lm_eval.api.task
     import lm_eval.models.huggingface
@@ -89,7 +90,7 @@ def _is_said(record: logging.LogRecord) -> bool:
 
 
 def tokens_to_write(options: dict[str, Any], most: int) -> int:
-    """Return how many tokens a task lets a model write, at most `most`.
+    """Return how many tokens a task lets a model generate, but not more than `most`.
 
     lm-evaluation-harness: `normalize_gen_kwargs` of `lm_eval.models.utils`, which knows all names of this option.
     """

@@ -1,6 +1,6 @@
-"""The survey of transformers' causal language models: which can be reversed, proven on a tiny random model of each.
+"""Surveys which of transformers' causal language models can be reversed, tested on a tiny random model of each.
 
-Run ``python -m lab.survey --output docs/appendix/families.md`` to write the table anew.
+Run ``python -m lab.survey --output docs/appendix/families.md`` to regenerate the table.
 """
 
 import argparse
@@ -31,10 +31,10 @@ from revformers.models.verify import verify_gradients
 from revformers.reversible import make_residual, make_reversible
 
 MEMORY_LIMIT = 8 * 2**30
-"""Bytes of address space of the worker: an architecture that is not tiny after all ends the worker, not the machine."""
+"""Limit of the worker's address space in bytes: a model that is not tiny ends the worker, not the machine."""
 
 TIME_LIMIT = 300
-"""Seconds that one architecture may take."""
+"""Time limit for one architecture in seconds."""
 
 ROUNDING = 1e-4
 """Largest difference, relative to the largest entry, that counts as rounding in float32."""
@@ -44,14 +44,14 @@ EXACT, REFUSED, NOT_BUILT, FAILED = "exact", "refused", "not built", "FAILED"
 
 @dataclass(frozen=True)
 class Finding:
-    """What the survey found out about one architecture.
+    """The result of the survey for one architecture.
 
     Attributes:
         architecture: the class of the model.
         layers: the classes of its layers.
         block: "exact", "refused", "not built" or "FAILED".
-        branch: "exact" where its layers also split into branches, otherwise "".
-        note: why not, or what else is worth knowing.
+        branch: "exact" if its layers also split into branches, otherwise "".
+        note: the reason for a failure, or a remark.
 
     """
 
@@ -63,7 +63,7 @@ class Finding:
 
 
 def architectures() -> list[str]:
-    """Return the class names of the causal language models of transformers, each once."""
+    """Return the class names of transformers' causal language models, each once."""
     names: set[str] = set()
     for value in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
         names.update([value] if isinstance(value, str) else value)
@@ -71,7 +71,7 @@ def architectures() -> list[str]:
 
 
 def examine(name: str) -> Finding:
-    """Put one architecture through every check, in order, and stop at the first verdict.
+    """Run the checks on one architecture in order, and stop at the first verdict.
 
     Args:
         name: a class of transformers, e.g. "LlamaForCausalLM".
@@ -142,7 +142,7 @@ def _check_branches(model: PreTrainedModel, batch: dict[str, Any]) -> str:
 
 
 def _check_generation(model: PreTrainedModel) -> str:
-    """Compare greedy tokens with and without a key-value cache, where the ordinary model's own agree."""
+    """Compare greedy tokens with and without a key-value cache, unless the ordinary model's own differ."""
     try:
         cached, plain = (_greedy(model, use_cache) for use_cache in (True, False))
     except Exception as error:
@@ -171,7 +171,7 @@ def _logits(model: PreTrainedModel, batch: dict[str, Any]) -> Tensor:
 
 
 def _gradients(model: PreTrainedModel, batch: dict[str, Any]) -> dict[str, Tensor]:
-    """Return the gradients of a training step; dropout draws the same masks each time."""
+    """Return the gradients of a training step; dropout draws the same masks every time."""
     torch.manual_seed(0)
     model.train()(**batch).loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -180,7 +180,7 @@ def _gradients(model: PreTrainedModel, batch: dict[str, Any]) -> dict[str, Tenso
 
 
 def _joined(gradients: dict[str, Tensor]) -> Tensor:
-    """Return all gradients in one vector: compared on one scale, as some have a true gradient of zero."""
+    """Return all gradients in one vector, which gives them a common scale: the true gradient of some is zero."""
     return torch.cat([gradients[name].flatten() for name in sorted(gradients)])
 
 
@@ -195,13 +195,13 @@ def _demand(fulfilled: bool, complaint: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Return the first sentence of what an error says."""
+    """Return the first sentence of an error's message."""
     text = " ".join(str(error).split()).split(". ")[0] or type(error).__name__
     return text if len(text) <= 240 else text[:237] + "..."
 
 
 def _work(connection: Connection) -> None:
-    """Examine the architectures whose names come in, until the other side hangs up."""
+    """Examine the architectures whose names arrive, until the other side closes the connection."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
@@ -215,10 +215,10 @@ def _work(connection: Connection) -> None:
 
 
 class Worker:
-    """A process that examines architectures one after another; it is replaced when one of them ends it.
+    """A process that examines architectures one after another; it is replaced if an architecture ends it.
 
-    Neither concurrent.futures, where a dead process ends the whole pool and a task has no time limit, nor
-    `lab.bench.process`, whose processes have an environment of their own instead of a time limit, does that.
+    Other pools do not suit: in concurrent.futures a dead process ends the whole pool and tasks have no time limit, and
+    the processes of `lab.bench.process` have an environment of their own but no time limit.
     """
 
     def __init__(self) -> None:
@@ -226,7 +226,7 @@ class Worker:
         self._connection: Connection | None = None
 
     def examine(self, name: str) -> Finding:
-        """Return the finding on the architecture of this name; a dead or stuck worker is a finding, too."""
+        """Return the finding on the architecture of this name; a dead or stuck worker is a finding too."""
         if self._process is None:
             context = multiprocessing.get_context("spawn")
             self._connection, other = context.Pipe()
@@ -253,7 +253,7 @@ class Worker:
 
 
 def render(findings: list[Finding]) -> str:
-    """Return the findings as a page in Markdown."""
+    """Return the findings as a Markdown page."""
     count = collections.Counter(finding.block for finding in findings)
     branches = sum(bool(finding.branch) for finding in findings)
     rows = [
@@ -305,7 +305,7 @@ how well a large one trains under other dynamics.
 
 
 def main() -> None:
-    """Survey the architectures and write the page; end with an error where one is neither exact nor refused."""
+    """Survey the architectures and write the page; exit with an error if one is neither exact nor refused."""
     parser = argparse.ArgumentParser(description="Survey which causal language models of transformers can be reversed.")
     parser.add_argument("--output", type=Path, help="the file to write; without it the page is printed")
     parser.add_argument("--only", nargs="+", help="architectures to examine, e.g. LlamaForCausalLM; default: all")

@@ -1,7 +1,7 @@
 """Tiny random models of any architecture of transformers, for the survey of families and for tests.
 
-A configuration class is asked for its fields, and every field that is a size gets a small value. What the
-configuration derives from those (layer types, head sizes) follows.
+The fields come from the configuration class: every field that is a size gets a small value, and the configuration
+derives the others (layer types, head sizes).
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from lab.private_api import model_from_config
 
 VOCABULARY = 128
 LARGEST_MODEL = 20_000_000
-"""Parameters beyond which a model is not tiny: some size in its configuration was missed."""
+"""Number of parameters above which a model is not tiny: a size in its configuration was missed."""
 
 _SIZES: dict[int, str] = {
     VOCABULARY: (
@@ -60,7 +60,7 @@ _SIZES: dict[int, str] = {
     1: "topk_group first_k_dense_replace",
 }
 SIZES = {name: size for size, names in _SIZES.items() for name in names.split()}
-"""The value that a field of this name gets wherever it has a default."""
+"""The value of every field with this name that has a default."""
 
 TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1, "sep_token_id": 2}
 
@@ -109,10 +109,10 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "zamba2": {"layers_block_type": ["linear_attention", "hybrid"] * 2},
     "zaya": {"num_experts_per_tok": 1},
 }
-"""What single architectures need besides, by model type."""
+"""Additional options of single architectures, by model type."""
 
 DRAFTERS = {"gemma4_assistant", "gemma4_unified_assistant"}
-"""Architectures that are no language models by themselves, by model type."""
+"""Architectures that are not language models by themselves, by model type."""
 
 
 def tiny_options(config_class: type[PreTrainedConfig]) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def tiny_options(config_class: type[PreTrainedConfig]) -> dict[str, Any]:
     heads = defaults.get("num_attention_heads")
     if heads is not None and heads == defaults.get("num_key_value_heads"):
         options["num_key_value_heads"] = 4
-    # transformers 5.17 has no such attribute, and makes the parts of composite models in their usual size.
+    # transformers 5.17 has no such attribute, and builds the parts of composite models at their usual size.
     for name, part in getattr(config_class, "sub_configs_defaults", {}).items():
         if not part.optional:
             part_class = CONFIG_MAPPING[part.model_type] if part.config_class is AutoConfig else part.config_class
@@ -143,10 +143,10 @@ def tiny_model(model_class: type[PreTrainedModel], **options: Any) -> PreTrained
 
     Args:
         model_class: a causal language model of transformers.
-        options: fields of its configuration that shall differ.
+        options: fields of its configuration to change.
 
     Raises:
-        ValueError: where the model is not tiny after all; it is counted before it is allocated.
+        ValueError: if the model is not tiny after all; its parameters are counted before they are allocated.
 
     """
     if model_class.config_class.model_type in DRAFTERS:
@@ -176,7 +176,7 @@ def tiny_batch(model: PreTrainedModel, tokens: int = 16) -> dict[str, Any]:
 def perturb_(model: PreTrainedModel, size: float = 0.05) -> PreTrainedModel:
     """Add random numbers of standard deviation `size` to every parameter, in place.
 
-    Fresh norms are all ones and fresh biases zeros: without this, two norms that are mixed up would go unnoticed.
+    Fresh norms are all ones and fresh biases zeros: without noise, a mix-up of two norms would go unnoticed.
     """
     for parameter in model.parameters():
         parameter.add_(torch.randn_like(parameter), alpha=size)

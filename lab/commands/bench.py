@@ -15,7 +15,7 @@ from revformers.training.recipe_file import read_recipe, split_options
 STUDIES = {
     "depth": "over numbers of layers: memory, step time, and the largest batch within a memory",
     "batch": "over batch sizes: the same",
-    "length": "over sequence lengths: the same, with the longest sequence in the place of the largest batch",
+    "length": "over sequence lengths: the same, with the longest sequence instead of the largest batch",
     "budget": "over budgets of the arms that spend one: step time at equal peak memory",
 }
 PLOTS = (".svg", ".png", ".pdf")
@@ -23,30 +23,30 @@ PLOTS = (".svg", ".png", ".pdf")
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """Measure what RECIPE, a .yaml file, describes; each option below overrides a field of it.
+    """Measure the arms of RECIPE, a .yaml file; each option below overrides a field of it.
 
-    The same command goes on with a study that was interrupted.
+    The same command continues a study that was interrupted.
     """
 
     recipe: Annotated[tyro.conf.FlagConversionOff[BenchRecipe], tyro.conf.arg(name="")]
 
     out: Path | None = None
-    """JSON file of the result, written after every measurement; left out, lab/results/STUDY-RECIPE.json."""
+    """JSON file for the result, written after every measurement; default: lab/results/STUDY-RECIPE.json."""
 
     plot: Path | None = None
     """File for a plot of the result, .svg, .png or .pdf."""
 
     overwrite: bool = False
-    """Discard the study that the file holds."""
+    """Discard the study in the file."""
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one study or go on with it, print its tables, and return 0.
+    """Run one study or continue it, print its tables, and return 0.
 
     Raises:
-        FileNotFoundError: for a recipe that is not there.
-        NotReversibleError: for a network that cannot have the dynamics.
-        UserError: for a recipe or an option that cannot be measured, or a file that holds another study.
+        FileNotFoundError: if the recipe does not exist.
+        NotReversibleError: if the network cannot have the dynamics.
+        UserError: if a recipe or an option cannot be measured, or if the file holds another study.
 
     """
     names = [word for word in arguments[:2] if not word.startswith("-")]
@@ -68,7 +68,7 @@ def run(arguments: Sequence[str]) -> int:
     if plot is not None and plot.suffix not in PLOTS:
         raise UserError(f"--plot takes a file that ends in {', '.join(PLOTS)}, not {str(plot)!r}.")
 
-    # imported here, so that a misspelt option is reported at once
+    # imported here, so that a misspelt option is reported without delay
     from rich.console import Console
 
     from lab.bench.study import Study, settings

@@ -34,11 +34,11 @@ class CompareOptions:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Measure, print the tables, write comparison.json, and return 0 where all gradients were exact, otherwise 1.
+    """Measure, print the tables, write comparison.json, and return 0 if all gradients were exact, otherwise 1.
 
     Raises:
-        FileNotFoundError: for a recipe or a text file that is not there.
-        UserError: for whatever else the user can put right.
+        FileNotFoundError: if the recipe or a text file does not exist.
+        UserError: for any other mistake that the user can correct.
 
     """
     options = tyro.cli(CompareOptions, prog="python -m lab compare", args=list(arguments), use_underscores=True)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """Evaluate a model on tasks of EleutherAI's lm-evaluation-harness, and beside another model on the same documents.
+    """Evaluate a model on tasks of EleutherAI's lm-evaluation-harness, alone or against another on the same documents.
 
     Two tasks or more also get a mean accuracy: of acc, and of acc_norm, with acc for a task that has no acc_norm.
 
@@ -35,16 +35,16 @@ class EvaluateOptions:
     files below --data."""
 
     against: str | None = None
-    """Another model, such as the one that MODEL was converted from, to compare with document by document."""
+    """Another model, such as the one that MODEL was converted from, for a comparison document by document."""
 
     data: Path | None = None
     """Directory of the local tasks' files: piqa/valid.jsonl, piqa/valid-labels.lst; arc/arc_easy.jsonl,
-    arc/arc_challenge.jsonl, openbookqa/test.jsonl (lines with question, choices, and answer, the place of the right
+    arc/arc_challenge.jsonl, openbookqa/test.jsonl (lines with question, choices, and answer, the index of the right
     choice, from 0); winogrande/validation.jsonl (sentence, with _ for the blank, option1, option2, and answer, "1" or
     "2"); gsm8k/train.jsonl, gsm8k/test.jsonl; wikitext-2/test.txt."""
 
     limit: int | None = None
-    """Take only the first so many documents of every task."""
+    """Use only the first LIMIT documents of every task."""
 
     batch_size: int = 8
     """Sequences in a forward pass."""
@@ -53,15 +53,15 @@ class EvaluateOptions:
     """Device to evaluate on, such as cuda."""
 
     out: Path | None = None
-    """File that the result is written to as JSON."""
+    """JSON file for the result."""
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Evaluate, print the table, write it where asked to, and return 0.
+    """Evaluate, print the table, write it if requested, and return 0.
 
     Raises:
-        FileNotFoundError: for a model or a data file that is not there.
-        UserError: for whatever else the user can put right.
+        FileNotFoundError: if a model or a data file does not exist.
+        UserError: for any other mistake that the user can correct.
 
     """
     options = tyro.cli(EvaluateOptions, prog="python -m lab evaluate", args=list(arguments), use_underscores=True)
@@ -111,7 +111,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _check_model(name: str | None) -> None:
-    """Raise FileNotFoundError for what is not there, before the other model is evaluated for hours."""
+    """Raise FileNotFoundError if a model does not exist, before the other one is evaluated for hours."""
     from revformers.checkpoints.gguf_file import is_gguf
 
     is_path = name is not None and (name.startswith((".", "/", "~")) or is_gguf(name))
@@ -181,7 +181,7 @@ def _table(columns: Sequence[str], rows: "Sequence[tuple[Score | MeanAccuracy, *
 
 
 def _heading(score: "Score | MeanAccuracy") -> tuple[str, str]:
-    """Return what stands above a score, and over how much it is."""
+    """Return the heading of a score, and the number of its documents or tasks."""
     from lab.evaluation import MeanAccuracy
 
     if isinstance(score, MeanAccuracy):
@@ -201,7 +201,7 @@ def _metric_cell(score: "Score | MeanAccuracy") -> str:
 
 
 def _mean_sentences(means: "Sequence[MeanAccuracy]") -> list[str]:
-    """Return what the mean accuracies are of."""
+    """Return sentences that explain the mean accuracies."""
     if not means:
         return []
     sentences = ["Every task counts the same in the mean, whose error takes tasks as independent."]
@@ -216,7 +216,7 @@ def _mean_sentences(means: "Sequence[MeanAccuracy]") -> list[str]:
 
 
 def _value_cell(value: float, error: float | None, sign: str = "") -> str:
-    """Return a value and its standard error with the digits that their size leaves room for."""
+    """Return a value and its standard error, rounded according to their size."""
     size = max(abs(value), error or 0)
     if size < 100_000:
         digits = error_digits = ".4f" if size < 10 else ".2f" if size < 1000 else ",.0f"

@@ -11,12 +11,12 @@ from revformers.errors import as_user_error
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """Write one HTML page, plots inlined, on a run directory: its training run, and what was measured of it."""
+    """Write one HTML page with inlined plots about a run directory: its training run, and the measurements of it."""
 
     run: tyro.conf.Positional[Path]
-    """Directory that `revformers pretrain`, `python -m lab compare` or `revformers finetune` wrote. Of a fine-tuning
-    run the page also shows lora-step.json of lab/studies/lora_step.py and evaluation.json of `python -m lab evaluate`,
-    where they are there."""
+    """Directory written by `revformers pretrain`, `python -m lab compare` or `revformers finetune`. For a fine-tuning
+    run the page also shows lora-step.json of lab/studies/lora_step.py and evaluation.json of `python -m lab evaluate`
+    if they exist."""
 
     out: Path = Path("report.html")
     """The page."""
@@ -26,8 +26,8 @@ def run(arguments: Sequence[str]) -> int:
     """Write the page and return 0.
 
     Raises:
-        FileNotFoundError: where the directory holds nothing to report.
-        UserError: where one of its files cannot be read.
+        FileNotFoundError: if the directory holds nothing to report.
+        UserError: if one of its files cannot be read.
 
     """
     options = tyro.cli(ReportOptions, prog="python -m lab report", args=list(arguments), use_underscores=True)

@@ -1,1 +1,1 @@
-"""What builds the documentation: tables from committed results, and the site's first page from the README."""
+"""Builds parts of the documentation: tables from committed results, and the site's first page from the README."""

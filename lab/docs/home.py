@@ -1,4 +1,4 @@
-"""A hook of mkdocs: the first page of the site is the README."""
+"""A hook of mkdocs that makes the README the first page of the site."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ README = Path(__file__).parents[2] / "README.md"
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add index.md, the README with its links as seen from the directory of the documentation."""
+    """Add index.md: the README, with its links rewritten relative to the documentation's directory."""
     text = README.read_text(encoding="utf-8").replace("](docs/", "](")
     files.append(File.generated(config, "index.md", content=text))
     return files

@@ -1,7 +1,7 @@
-"""The tables of README and docs, each from a committed result; cog writes them into the pages (``make tables``).
+"""Tables of the README and the docs from committed results; cog writes them into the pages (``make tables``).
 
-A page holds ``[[[cog tables.NAME()]]]`` in a comment, and the tool replaces what follows, up to ``[[[end]]]``, by what
-the function prints. ``make lint`` fails where a page differs from the results.
+A page holds ``[[[cog tables.NAME()]]]`` in a comment, and cog replaces the text after it, up to ``[[[end]]]``, by the
+output of the function. ``make lint`` fails if a page differs from the results.
 """
 
 import json
@@ -31,13 +31,13 @@ def quartiles(ratio: Mapping[str, float]) -> str:
 
 
 def spread(shares: Sequence[float]) -> str:
-    """Return the mean of some shares, with the lowest and the highest where there are several."""
+    """Return the mean of some shares, with the lowest and the highest if there are several."""
     mean = f"{sum(shares) / len(shares):+.2%}"
     return mean if len(shares) == 1 else f"{mean} ({min(shares):+.2%} to {max(shares):+.2%})"
 
 
 def show(columns: str, rows: Iterable[Sequence[Any]]) -> None:
-    """Print a table of Markdown; `columns` are its heads, separated by ``|``."""
+    """Print a Markdown table; `columns` holds its headings, separated by ``|``."""
     heads = [head.strip() for head in columns.split("|")]
     print(f"\n| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for row in rows:
@@ -47,7 +47,7 @@ def show(columns: str, rows: Iterable[Sequence[Any]]) -> None:
 
 
 def peaks_by_depth() -> dict[int, dict[str, int]]:
-    """Return the peak of every arm in bytes, by the number of layers."""
+    """Return the peak of every arm in bytes, by number of layers."""
     peaks: dict[int, dict[str, int]] = defaultdict(dict)
     for point in result("quickstart-comparison")["depth"]["points"]:
         peaks[point["layers"]][point["arm"]] = point["peak"]
@@ -55,13 +55,13 @@ def peaks_by_depth() -> dict[int, dict[str, int]]:
 
 
 def depth() -> None:
-    """Peak memory against depth, as `make run` measures it."""
+    """Print peak memory against depth, as `make run` measures it."""
     rows = ((layers, *(mebibytes(peaks[arm]) for arm in ARMS)) for layers, peaks in peaks_by_depth().items())
     show("layers | " + " | ".join(ARMS), rows)
 
 
 def depth_growth() -> None:
-    """Print how the peak of rebuilding grows with the layers, with and without side information, as sentences."""
+    """Print sentences on how the peak of rebuilding grows with the layers, with and without side information."""
     for name, dynamics in (("midpoint", "the midpoint rule"), ("blended_midpoint", "a blend of 1/4")):
         points = result(f"memory-{name}-float32")["points"]
         peaks = {point["layers"]: point["peak"] for point in points if point["arm"] == "rebuild"}
@@ -93,7 +93,7 @@ def depth_lines() -> None:
 
 
 def quickstart() -> None:
-    """The three arms of `make run`."""
+    """Print the three arms of `make run`."""
     show(
         "activations | peak memory | time over store | loss after ten steps",
         (
@@ -122,7 +122,7 @@ def _arms(name: str) -> Iterator[tuple[str, str, str]]:
 
 
 def step_time() -> None:
-    """Step time of rebuilding over that of its rivals, and of a budget at the peak of checkpointing."""
+    """Print the step times of rebuilding over those of its rivals, and of a budget at the peak of checkpointing."""
     rows = []
     for precision in ("float32", "bfloat16"):
         recipe, points = _bench(f"bench-time-{precision}")
@@ -133,13 +133,13 @@ def step_time() -> None:
 
 
 def same_batch() -> None:
-    """All arms at one batch, in both precisions."""
+    """Print all arms at one batch, in both precisions."""
     rows = [(precision, *row) for precision in ("float32", "bfloat16") for row in _arms(f"bench-time-{precision}")]
     show("precision | arm | peak | time over `plain_checkpoint`", rows)
 
 
 def long_sequences() -> None:
-    """Long sequences at the peak of checkpointing, in two widths."""
+    """Print long sequences at the peak of checkpointing, in two widths."""
     rows = []
     for name in ("bench-length-8192", "bench-length-8192-wide"):
         recipe, _ = _bench(name)
@@ -148,7 +148,7 @@ def long_sequences() -> None:
 
 
 def one_layer() -> None:
-    """What lowers the peak of one layer."""
+    """Print the methods that lower the peak of one layer."""
     show(
         "method | peak | share of rebuild's peak | time over rebuild",
         (
@@ -164,7 +164,7 @@ def one_layer() -> None:
 
 
 def head() -> None:
-    """The head's loss and gradients by three methods."""
+    """Print the head's loss and gradients by three methods."""
     show(
         "precision | method | peak | share of all logits | error of the loss | error of the weight's gradient",
         (
@@ -182,7 +182,7 @@ def head() -> None:
 
 
 def evidence() -> None:
-    """What the comparison of second evaluations costs."""
+    """Print the cost of comparing second evaluations."""
     show(
         "width | tokens | precision | share of a step | step over one without",
         (
@@ -199,7 +199,7 @@ def evidence() -> None:
 
 
 def fuzz() -> None:
-    """The outcomes of the committed fuzzing run."""
+    """Print the outcomes of the committed fuzzing run."""
     run = result("fuzz")
     show("outcome | set-ups", [(name, f"{count:,}") for name, count in run["set_ups"].items()])
     compared, farthest = run["compared_with_the_recurrence"], run["farthest"]
@@ -216,7 +216,7 @@ def _increase(study: Mapping[str, Any], arm: str, bits: int) -> str:
 
 
 def conversion() -> None:
-    """Held-out loss increase of a real model, before any training."""
+    """Print the held-out loss increase of a real model, before any training."""
     alone, predicted = result("conversion-smollm2"), result("conversion-smollm2-samples")
     rows = (
         (bits, _increase(alone, "blends alone", bits), _increase(predicted, "predictor on state", bits))
@@ -226,24 +226,24 @@ def conversion() -> None:
 
 
 def predictor_cost() -> None:
-    """Print what the default predictor adds to a forward pass, as a sentence."""
+    """Print how much computation the default predictor adds to a forward pass, as a sentence."""
     (share,) = {row["added_compute"] for row in result("conversion-smollm2-samples")["rows"]}
     print(f"The default predictor adds {share:.0%} to the operations of a forward pass.")
 
 
 def conversion_methods() -> None:
-    """The same by every method that was tried on it."""
+    """Print the loss increase of the real model for every method that was tried on it."""
     rows = [*_methods("conversion-smollm2", ("blends alone",)), *_methods("conversion-smollm2-samples")]
     _show_methods([*rows, *_methods("conversion-smollm2-update")])
 
 
 def conversion_on_instructions() -> None:
-    """The same on instructions."""
+    """Print the loss increase of the real model on instructions."""
     _show_methods(_methods("conversion-smollm2-instructions"))
 
 
 def conversion_of_a_small_model() -> None:
-    """The same of a small network."""
+    """Print the loss increase of a small network."""
     _show_methods(_methods("conversion-wikitext-12L"))
 
 
@@ -252,7 +252,7 @@ def _show_methods(rows: Iterable[Sequence[Any]]) -> None:
 
 
 def _methods(name: str, arms: Sequence[str] | None = None) -> Iterator[tuple[str, str, str, str]]:
-    """Yield the held-out loss increase by every method, or by some, and what each adds to a forward pass."""
+    """Yield the held-out loss increase for every method, or for `arms`, and the computation that each adds."""
     for row in result(name)["rows"]:
         assert row["gradients_bit_exact"]
         if arms is None or row["arm"] in arms:
@@ -261,13 +261,13 @@ def _methods(name: str, arms: Sequence[str] | None = None) -> Iterator[tuple[str
 
 
 def _healed(name: str) -> list[tuple[int, str]]:
-    """Return tokens and loss over the original's, along one run."""
+    """Return tokens and the loss relative to the original's, along one run."""
     (run,) = result(f"healing-smollm2-{name}")["rows"]
     return [(tokens, f"{loss / run['original'] - 1:+.2%}") for tokens, loss in run["curve"]]
 
 
 def healing() -> None:
-    """The real model before and after a short fine-tune."""
+    """Print the loss of the real model before and after a short fine-tune."""
     rows = []
     for words, name in (("1", "1-bit"), ("0, predictor `update`", "0-bits-update")):
         (_, before), *_, (tokens, after) = _healed(name)
@@ -276,12 +276,12 @@ def healing() -> None:
 
 
 def healing_curve(name: str) -> None:
-    """Loss over the original's along one run, ``"1-bit"`` or ``"0-bits-update"``."""
+    """Print the loss relative to the original's along one run, ``"1-bit"`` or ``"0-bits-update"``."""
     show("tokens | loss increase", ((f"{tokens:,}", over) for tokens, over in _healed(name)))
 
 
 def _accuracies(name: str) -> Iterator[tuple[str, str, str]]:
-    """Yield task, the original's accuracy in percent, and the difference from it."""
+    """Yield each task, the original's accuracy in percent, and the difference from it."""
     study = result(name)
     rows = [row for row in study["differences"] if row["metric"] == ("acc" if "grande" in row["task"] else "acc_norm")]
     (mean,) = (row for row in study["mean_differences"] if row["metric"] == "acc_norm, else acc")
@@ -291,7 +291,7 @@ def _accuracies(name: str) -> Iterator[tuple[str, str, str]]:
 
 
 def accuracy() -> None:
-    """Accuracy of the real model converted at 2 bits, and healed at 0 bits."""
+    """Print the accuracy of the real model converted at 2 bits, and healed at 0 bits."""
     rows = []
     studies = (_accuracies(f"accuracy-smollm2-{name}") for name in ("2-bits", "0-bits-healed"))
     for (task, original, few), (same_task, same, none) in zip(*studies, strict=True):
@@ -301,7 +301,7 @@ def accuracy() -> None:
 
 
 def lora_step() -> None:
-    """Peak and time of a LoRA step of the real model."""
+    """Print peak and time of a LoRA step of the real model."""
     show(
         "network and activations | peak | time over checkpointing",
         (
@@ -316,7 +316,7 @@ def lora_step() -> None:
 
 
 def _deployments() -> Iterator[tuple[str, list[dict[str, Any]], list[float]]]:
-    """Yield what was trained, its runs, and their losses as deployed relative to ordinary training by the same seed."""
+    """Yield the trained network, its runs, and their deployed losses relative to ordinary training with equal seeds."""
     rows = [row for name in ("deployment-smollm2", "deployment-smollm2-seeds") for row in result(name)["rows"]]
     reference = {row["seed"]: row["deployed"] for row in rows if row["arm"] == "ordinary"}
     for arm in dict.fromkeys(row["arm"] for row in rows):
@@ -325,7 +325,7 @@ def _deployments() -> Iterator[tuple[str, list[dict[str, Any]], list[float]]]:
 
 
 def deployment() -> None:
-    """Loss of the ordinary network with weights that were trained in a converted one."""
+    """Print the loss of the ordinary network with weights that were trained in a converted one."""
     rows = []
     for arm, runs, over in _deployments():
         losses = [f"{sum(row[name] for row in runs) / len(runs):.4f}" for name in ("trained", "deployed")]
@@ -344,7 +344,7 @@ def deployment_conditions() -> None:
 
 
 def deployment_sentence() -> None:
-    """Print what the recipe's setting costs, as a sentence."""
+    """Print the cost of the recipe's setting, as a sentence."""
     (over,) = (over for arm, _, over in _deployments() if arm.startswith("6 bits"))
     print(
         f"At 6 bits, over {len(over)} seeds, the loss of the deployed network differed from that of fine-tuning the "
@@ -353,7 +353,7 @@ def deployment_sentence() -> None:
 
 
 def annealing() -> None:
-    """Healing of the smallest model, with and without annealing."""
+    """Print the healing of the smallest model, with and without annealing."""
     study, rows = result("healing-stories260K"), []
     for arm in dict.fromkeys(row["arm"] for row in study["rows"]):
         runs = [row for row in study["rows"] if row["arm"] == arm]
@@ -363,7 +363,7 @@ def annealing() -> None:
 
 
 def conversion_of_families() -> None:
-    """Five families through the commands."""
+    """Print the results of five families that were run through the commands."""
     rows = []
     for row in result("conversion-families")["rows"]:
         assert row["gradients_bit_exact"]
@@ -382,7 +382,7 @@ def families() -> None:
 
 
 def plan_accuracy() -> None:
-    """How far the planner is off."""
+    """Print the planner's error."""
     measured, rows = result("plan-accuracy")["rows"], []
     for model, arm in dict.fromkeys((row["model"], row["arm"]) for row in measured):
         points = [row for row in measured if (row["model"], row["arm"]) == (model, arm)]
@@ -395,7 +395,7 @@ def plan_accuracy() -> None:
 
 
 def largest_batches() -> None:
-    """How far the largest batch that the planner finds is off."""
+    """Print the error of the largest batch that the planner finds."""
     show(
         "network | activations | planned | measured",
         (
