@@ -1,4 +1,4 @@
-"""Standard tasks of EleutherAI's lm-evaluation-harness, and two models on the same documents side by side."""
+"""Evaluation on standard tasks of EleutherAI's lm-evaluation-harness, and of two models on the same documents."""
 
 from lab.evaluation.comparison import Comparison, Difference, MeanDifference, compare
 from lab.evaluation.harness import evaluate

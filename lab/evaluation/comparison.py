@@ -1,4 +1,4 @@
-"""Two evaluations on the same documents, side by side."""
+"""Comparison of two evaluations on the same documents."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -10,29 +10,29 @@ from lab.evaluation.scores import Evaluation, Score
 
 
 class _SideBySide(ABC):
-    """A value of a model beside that of another."""
+    """A value of one model beside that of another."""
 
     score: Score | MeanAccuracy
     against: Score | MeanAccuracy
 
     @property
     def value(self) -> float:
-        """The model's value less the other's."""
+        """The first model's value minus the second's."""
         return self.score.value - self.against.value
 
     @property
     @abstractmethod
     def standard_error(self) -> float | None:
-        """The standard error of the difference, or None where none is known."""
+        """The standard error of the difference, or None if it is not known."""
 
     @property
     def marked(self) -> bool:
-        """Whether the difference is beyond two of its standard errors."""
+        """Whether the difference exceeds two of its standard errors."""
         error = self.standard_error
         return error is not None and abs(self.value) > 2 * error
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the difference in types that JSON keeps."""
+        """Return the difference in types that JSON supports."""
         return {
             **self.score.to_dict(),
             "against": {"value": self.against.value, "standard_error": self.against.standard_error},
@@ -49,11 +49,11 @@ class Difference(_SideBySide):
 
     @property
     def standard_error(self) -> float | None:
-        """The standard error of the difference, paired by document; None where a score has none.
+        """The standard error of the difference, paired by document; None if a score has no standard error.
 
-        With d_(i) for the difference of the two values when document i is left out of both, and n documents, it is
-        sqrt((n - 1) / n * sum_i (d_(i) - mean_j d_(j))^2). For means that is the sample standard deviation of the
-        documents' differences over sqrt(n).
+        Let d_(i) be the difference of the two values when document i is left out of both, and n the number of
+        documents. The standard error is sqrt((n - 1) / n * sum_i (d_(i) - mean_j d_(j))^2). For means this is the
+        sample standard deviation of the documents' differences divided by sqrt(n).
         """
         ours, theirs = self.score.without_each, self.against.without_each
         return None if ours is None or theirs is None else jackknife.standard_error(ours - theirs)
@@ -68,10 +68,10 @@ class MeanDifference(_SideBySide):
 
     @property
     def standard_error(self) -> float | None:
-        """The standard error of the difference, paired by document, with tasks independent of each other.
+        """The standard error of the difference, paired by document, with independent tasks.
 
-        It is sqrt(sum of squares of the tasks' `Difference.standard_error`) / number of tasks; None where
-        `MeanAccuracy.error_of_mean` knows none.
+        It is sqrt(sum of squares of the tasks' `Difference.standard_error`) / number of tasks, or None if
+        `MeanAccuracy.error_of_mean` is.
         """
         pairs = zip(self.score.scores, self.against.scores, strict=True)
         return self.score.error_of_mean([Difference(ours, theirs).standard_error for ours, theirs in pairs])
@@ -86,7 +86,7 @@ class Comparison:
     """The differences of `Evaluation.means`."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the comparison in types that JSON keeps."""
+        """Return the comparison in types that JSON supports."""
         return {
             "differences": [difference.to_dict() for difference in self.differences],
             "mean_differences": [difference.to_dict() for difference in self.means],
@@ -94,10 +94,10 @@ class Comparison:
 
 
 def compare(evaluation: Evaluation, against: Evaluation) -> Comparison:
-    """Return the difference of every score, and every mean accuracy, of `evaluation` from that of `against`.
+    """Return the differences of all scores and mean accuracies of `evaluation` from those of `against`.
 
     Raises:
-        ValueError: where the two were not evaluated on the same metrics of the same documents.
+        ValueError: if the two were not evaluated on the same metrics of the same documents.
 
     """
     others = {_name(score): score for score in against.scores}

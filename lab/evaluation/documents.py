@@ -1,4 +1,4 @@
-"""The documents of the local tasks, read from files in a directory that the user names."""
+"""Reads the documents of the local tasks from files in a directory that the user names."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -15,8 +15,8 @@ def piqa(data_directory: str, **_: Any) -> dict[str, Dataset]:
     """Return PIQA's validation documents: goal, sol1, sol2, and label, 0 or 1.
 
     Raises:
-        FileNotFoundError: where `piqa/valid.jsonl` or `piqa/valid-labels.lst` is missing.
-        UserError: where a line cannot be read, or the two files differ in length.
+        FileNotFoundError: if `piqa/valid.jsonl` or `piqa/valid-labels.lst` is missing.
+        UserError: if a line cannot be read, or if the two files differ in length.
 
     """
     questions, labels = (_file(data_directory, f"piqa/{name}") for name in ("valid.jsonl", "valid-labels.lst"))
@@ -34,11 +34,11 @@ def piqa(data_directory: str, **_: Any) -> dict[str, Dataset]:
 
 
 def arc_easy(data_directory: str, **_: Any) -> dict[str, Dataset]:
-    """Return ARC's easy test documents: question, choices (text and label of each), answerKey, a label.
+    """Return ARC's easy test documents: question, choices (text and label of each), and answerKey, a label.
 
     Raises:
-        FileNotFoundError: where `arc/arc_easy.jsonl` is missing.
-        UserError: where a line cannot be read.
+        FileNotFoundError: if `arc/arc_easy.jsonl` is missing.
+        UserError: if a line cannot be read.
 
     """
     return {"test": _choice_questions(data_directory, "arc/arc_easy.jsonl", "question")}
@@ -48,8 +48,8 @@ def arc_challenge(data_directory: str, **_: Any) -> dict[str, Dataset]:
     """Return ARC's challenge test documents, in the columns of `arc_easy`.
 
     Raises:
-        FileNotFoundError: where `arc/arc_challenge.jsonl` is missing.
-        UserError: where a line cannot be read.
+        FileNotFoundError: if `arc/arc_challenge.jsonl` is missing.
+        UserError: if a line cannot be read.
 
     """
     return {"test": _choice_questions(data_directory, "arc/arc_challenge.jsonl", "question")}
@@ -59,8 +59,8 @@ def openbookqa(data_directory: str, **_: Any) -> dict[str, Dataset]:
     """Return OpenBookQA's test documents: question_stem, and choices and answerKey as in `arc_easy`.
 
     Raises:
-        FileNotFoundError: where `openbookqa/test.jsonl` is missing.
-        UserError: where a line cannot be read.
+        FileNotFoundError: if `openbookqa/test.jsonl` is missing.
+        UserError: if a line cannot be read.
 
     """
     return {"test": _choice_questions(data_directory, "openbookqa/test.jsonl", "question_stem")}
@@ -70,8 +70,8 @@ def winogrande(data_directory: str, **_: Any) -> dict[str, Dataset]:
     """Return WinoGrande's validation documents: sentence, with _ for the blank, option1, option2, and answer, 1 or 2.
 
     Raises:
-        FileNotFoundError: where `winogrande/validation.jsonl` is missing.
-        UserError: where a line cannot be read, or a sentence has no blank.
+        FileNotFoundError: if `winogrande/validation.jsonl` is missing.
+        UserError: if a line cannot be read, or if a sentence has no blank.
 
     """
     path = _file(data_directory, "winogrande/validation.jsonl")
@@ -83,11 +83,11 @@ def winogrande(data_directory: str, **_: Any) -> dict[str, Dataset]:
 
 
 def gsm8k(data_directory: str, **_: Any) -> dict[str, Dataset]:
-    """Return GSM8K's training documents, which the solved examples come from, and its test documents.
+    """Return GSM8K's training documents, which provide the solved examples, and its test documents.
 
     Raises:
-        FileNotFoundError: where `gsm8k/train.jsonl` or `gsm8k/test.jsonl` is missing.
-        UserError: where a line cannot be read.
+        FileNotFoundError: if `gsm8k/train.jsonl` or `gsm8k/test.jsonl` is missing.
+        UserError: if a line cannot be read.
 
     """
     return {
@@ -100,8 +100,8 @@ def wikitext(data_directory: str, **_: Any) -> dict[str, Dataset]:
     """Return the pages of WikiText-2's test text.
 
     Raises:
-        FileNotFoundError: where `wikitext-2/test.txt` is missing.
-        UserError: where it is empty.
+        FileNotFoundError: if `wikitext-2/test.txt` is missing.
+        UserError: if the file is empty.
 
     """
     path = _file(data_directory, "wikitext-2/test.txt")
@@ -114,7 +114,7 @@ def wikitext(data_directory: str, **_: Any) -> dict[str, Dataset]:
 def split_pages(lines: Iterable[str]) -> Iterator[str]:
     """Split running text into pages at its level-one headings, ` = Title = `; a page begins with its heading.
 
-    Deeper headings, ` = = Section = = `, stay in their page. What is blank is no page.
+    Deeper headings, ` = = Section = = `, stay in their page. Blank text is not a page.
     """
     page: list[str] = []
     for line in lines:
@@ -144,12 +144,12 @@ def _file(data_directory: str, name: str) -> Path:
 
 
 def _choice_questions(data_directory: str, name: str, question: str) -> Dataset:
-    """Return questions with choices in the columns of the hub's data sets, which the harness's tasks read.
+    """Return multiple-choice questions in the columns of the hub's data sets, which the harness's tasks read.
 
     Args:
         data_directory: the directory of the local tasks' files.
-        name: the file, whose lines have question, choices (texts), and answer, the place of the right one, from 0.
-        question: the column that the task reads the question from.
+        name: the file, whose lines have question, choices (texts), and answer, the index of the right one, from 0.
+        question: the column from which the task reads the question.
 
     """
     path = _file(data_directory, name)
@@ -174,7 +174,7 @@ def _choice_questions(data_directory: str, name: str, question: str) -> Dataset:
 
 
 def _rows(path: Path, texts: tuple[str, ...], others: tuple[str, ...] = ()) -> list[dict[str, Any]]:
-    """Return the columns of every line of a JSON Lines file that is not blank; those in `texts` hold text."""
+    """Return the columns of every non-blank line of a JSON Lines file; those in `texts` hold text."""
     rows, columns = [], (*texts, *others)
     for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
@@ -194,7 +194,7 @@ def _rows(path: Path, texts: tuple[str, ...], others: tuple[str, ...] = ()) -> l
 
 
 def _lines(path: Path) -> list[str]:
-    """Return the lines of a text file, with their ends."""
+    """Return the lines of a text file, including their line ends."""
     try:
         with path.open(encoding="utf-8") as lines:
             return list(lines)

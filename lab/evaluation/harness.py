@@ -1,4 +1,4 @@
-"""Running tasks of EleutherAI's lm-evaluation-harness on a model that is loaded already."""
+"""Runs tasks of EleutherAI's lm-evaluation-harness on a loaded model."""
 
 import difflib
 import logging
@@ -17,7 +17,7 @@ LOCAL_TASKS = {
     f"local_{name}": name
     for name in ("piqa", "arc_easy", "arc_challenge", "openbookqa", "winogrande", "gsm8k", "wikitext")
 }
-"""For each local task the harness's task that it repeats."""
+"""The harness's task that each local task repeats."""
 
 logger = logging.getLogger(__name__)
 
@@ -35,31 +35,30 @@ def evaluate(
     """Evaluate a model on tasks of lm-evaluation-harness; needs `pip install "revformers[lab]"`.
 
     Prompts, metrics and windows are the harness's. A window is as long as the model reads (`max_position_embeddings`).
-    A longer text for a perplexity is read in several, and every token is scored once: a window begins with the last
-    token of the one before it, so its first tokens see little before them, and only the last one reaches back to be
-    full. Where a context and its continuation, or a prompt and the room for an answer, are longer than a window, the
-    beginning of the context is cut; how many requests that befell is in `Evaluation.truncated`, and a warning is logged
+    For a perplexity, a longer text is read in several windows, and every token is scored once. A window begins with the
+    last token of the one before it, so its first tokens see little context; only the last window starts further back,
+    to be full. If a context and its continuation, or a prompt and the room for an answer, are longer than a window, the
+    beginning of the context is cut: `Evaluation.truncated` holds the number of such requests, and a warning is logged
     for each task. An answer longer than a window is refused. No chat template is applied.
 
     Args:
-        model: a causal language model, ordinary or reversible; it is left in the mode, training or evaluation, that it
-            came in.
-        tokenizer: the model's.
+        model: a causal language model, ordinary or reversible; its mode, training or evaluation, is restored.
+        tokenizer: the model's tokenizer.
         tasks: names of tasks or groups of the harness, which fetches their data from the hub, or of the local tasks
             `local_piqa`, `local_arc_easy`, `local_arc_challenge`, `local_openbookqa`, `local_winogrande`,
             `local_gsm8k` and `local_wikitext`.
         data: the directory of the local tasks' files: `piqa/valid.jsonl` and `piqa/valid-labels.lst`,
             `arc/arc_easy.jsonl`, `arc/arc_challenge.jsonl` and `openbookqa/test.jsonl` (lines with question, choices,
-            a list of texts, and answer, the place of the right one, from 0), `winogrande/validation.jsonl` (sentence,
+            a list of texts, and answer, the index of the right one, from 0), `winogrande/validation.jsonl` (sentence,
             with _ for the blank, option1, option2, and answer, "1" or "2"), `gsm8k/train.jsonl`, `gsm8k/test.jsonl`,
             `wikitext-2/test.txt`.
-        limit: take only the first so many documents of every task.
+        limit: use only this many documents of every task, the first ones.
         batch_size: sequences in a forward pass.
         progress: draw the harness's progress bars.
 
     Raises:
-        FileNotFoundError: where a local task's file is missing.
-        UserError: for whatever else the user can put right.
+        FileNotFoundError: if a local task's file is missing.
+        UserError: for any other mistake that the user can correct.
 
     """
     if not tasks:
@@ -85,7 +84,7 @@ def evaluate(
                 language_model,
                 loaded,
                 limit=limit,
-                bootstrap_iters=0,  # the standard errors are ours
+                bootstrap_iters=0,  # the jackknife gives the standard errors
                 log_samples=True,
             )
     finally:
@@ -114,7 +113,7 @@ def evaluate(
 
 
 def task_manager(names: Sequence[str], data: str | os.PathLike | None) -> Any:
-    """Return the harness's `TaskManager`, which takes half a minute to find its own tasks and so does it on demand."""
+    """Return the harness's `TaskManager`; it needs half a minute to find its own tasks, so it does so on demand."""
     from lm_eval.tasks import TaskManager
 
     return TaskManager(
@@ -125,7 +124,7 @@ def task_manager(names: Sequence[str], data: str | os.PathLike | None) -> Any:
 
 
 def _load(names: Sequence[str], data: str | os.PathLike | None) -> Any:
-    """Return the tasks and groups that `names` name, with their documents, as the harness's `evaluate` takes them."""
+    """Return the tasks and groups in `names` with their documents, in the form that the harness's `evaluate` takes."""
     from lm_eval.defaults import DEFAULT_OTHER_SEED
 
     local = sorted(set(names) & LOCAL_TASKS.keys())
@@ -151,7 +150,7 @@ def _load(names: Sequence[str], data: str | os.PathLike | None) -> Any:
 
 
 def _load_one(manager: Any, name: str) -> Any:
-    """Return one task or group with its documents, or raise UserError where the hub does not give them."""
+    """Return one task or group with its documents, or raise UserError if the hub does not provide them."""
     try:
         return manager.load([name])
     except (OSError, ImportError) as error:

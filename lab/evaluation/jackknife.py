@@ -1,16 +1,16 @@
-"""Values of a task from the terms of its documents, and their standard errors by the jackknife.
+"""Computes values of a task from the terms of its documents, and their standard errors by the jackknife.
 
 Every aggregation here is a function g of one ratio. Document i contributes a term (x_i, w_i), and
 
     value = g(sum_i x_i / sum_i w_i)
 
-where an accuracy has x_i = 0 or 1, w_i = 1 and g(r) = r, and a word perplexity a log-likelihood of x_i nats, w_i words
-and g(r) = exp(-r). With value_(i) for the value without document i, and n documents,
+For an accuracy, x_i is 0 or 1, w_i = 1 and g(r) = r. For a word perplexity, x_i is a log-likelihood in nats, w_i a
+number of words and g(r) = exp(-r). With value_(i) the value without document i, and n documents,
 
     standard error = sqrt((n - 1) / n * sum_i (value_(i) - mean_j value_(j))^2)
 
-which for a mean is the sample standard deviation over sqrt(n), the harness's own. The paired difference of two models
-takes the difference of their values without document i for value_(i): what both find hard cancels.
+For a mean this is the sample standard deviation divided by sqrt(n), as in the harness. The paired difference of two
+models uses the difference of their values without document i as value_(i), so common difficulty cancels.
 """
 
 import math
@@ -24,7 +24,7 @@ TRANSFORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "weighted_perplexity": lambda ratio: np.exp(-ratio),
     "bits_per_byte": lambda ratio: -ratio / math.log(2),
 }
-"""g for each aggregation, by the harness's name of it."""
+"""g for each aggregation, by its name in the harness."""
 
 
 def value(terms: np.ndarray, aggregation: str) -> float:
@@ -34,7 +34,7 @@ def value(terms: np.ndarray, aggregation: str) -> float:
 
 
 def values_without_each(terms: np.ndarray, aggregation: str) -> np.ndarray:
-    """Return float64[documents]: the value without each document in turn. There must be two documents or more."""
+    """Return float64[documents]: the value without each document in turn. There must be at least two documents."""
     total, weight = (terms.sum(axis=0) - terms).T
     return TRANSFORMS[aggregation](total / weight)
 

@@ -1,4 +1,4 @@
-"""The harness's view of a model that is loaded already; it notes every request that loses a part of its context."""
+"""The harness's wrapper of a loaded model, which records every request that loses a part of its context."""
 
 import copy
 from typing import Any
@@ -11,7 +11,7 @@ from revformers.errors import UserError
 
 
 class LoadedLanguageModel(HFLM):
-    """`HFLM` around a model and its tokenizer, neither of which it changes.
+    """`HFLM` around a model and its tokenizer, neither of which is changed.
 
     `truncated` holds the arguments of every request whose context was cut at its beginning.
     """
@@ -24,7 +24,7 @@ class LoadedLanguageModel(HFLM):
         super().__init__(
             pretrained=model,
             backend="causal",
-            tokenizer=copy.deepcopy(tokenizer),  # the harness gives it a padding token
+            tokenizer=copy.deepcopy(tokenizer),  # the harness adds a padding token
             batch_size=batch_size,
             prefix_token_id=first_token(model, tokenizer),
         )
@@ -47,10 +47,10 @@ class LoadedLanguageModel(HFLM):
                     f"An answer of {len(continuation)} tokens is longer than the {self.max_length} that the model "
                     f"reads: it cannot be scored on this task."
                 )
-            # the last token is predicted and not read
+            # the last token is predicted but not read
             if len(context) + len(continuation) > self.max_length + 1:
                 self.truncated.add(arguments)
-        # windows come in batches, and a bar for each of them says nothing
+        # windows come in batches, and a progress bar for each batch is useless
         quiet = disable_tqdm or not self._progress or override_bs is not None
         return super()._loglikelihood_tokens(requests, disable_tqdm=quiet, override_bs=override_bs)
 
@@ -72,13 +72,13 @@ class LoadedLanguageModel(HFLM):
 
 
 def first_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the token that stands before text without a context, as every first token needs one to follow.
+    """Return the token that precedes text without a context, because every scored token needs one before it.
 
-    It is the tokenizer's beginning-of-text token, else its end-of-text token, as in the harness; a tokenizer with
-    neither takes what the model's configuration calls so.
+    It is the tokenizer's beginning-of-text token, else its end-of-text token, as in the harness. If the tokenizer has
+    neither, it is that of the model's configuration.
 
     Raises:
-        UserError: where there is none.
+        UserError: if there is no such token.
 
     """
     config = model.config.get_text_config()

@@ -1,4 +1,4 @@
-"""The mean accuracy over several tasks, as tables of zero-shot accuracy give it."""
+"""Mean accuracy over several tasks, as in published tables of zero-shot accuracy."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,19 +9,19 @@ if TYPE_CHECKING:
     from lab.evaluation.scores import Score
 
 ACCURACIES = ("acc", "acc_norm")
-"""The harness's accuracies: the likeliest choice is right; the likeliest by the length of its text is."""
+"""The harness's accuracies: the most likely choice is right; the most likely by the length of its text is right."""
 
 
 @dataclass(frozen=True)
 class MeanAccuracy:
-    """The mean of one accuracy of each of several tasks, in which every task counts the same."""
+    """The mean of one accuracy over several tasks, all with the same weight."""
 
     metric: str
-    """"acc"; "acc_norm"; or "acc_norm, else acc": acc_norm of a task that has it, acc of one that has not."""
+    """"acc"; "acc_norm"; or "acc_norm, else acc": acc_norm of tasks that have it, acc of the others."""
 
     scores: tuple["Score", ...]
     left_out: tuple[str, ...]
-    """The tasks that were evaluated too and have neither accuracy."""
+    """The other evaluated tasks, which have neither accuracy."""
 
     @property
     def value(self) -> float:
@@ -35,13 +35,13 @@ class MeanAccuracy:
 
     @property
     def standard_error(self) -> float | None:
-        """The standard error with tasks independent of each other; None where `error_of_mean` knows none."""
+        """The standard error with independent tasks, or None if `error_of_mean` is."""
         return self.error_of_mean([score.standard_error for score in self.scores])
 
     def error_of_mean(self, errors: Sequence[float | None]) -> float | None:
         """Return sqrt(sum of squares of the tasks' standard errors) / number of tasks.
 
-        It is None where a task has none, or where two tasks share a document, and so are not independent.
+        It is None if a task has none, or if two tasks share a document and so are not independent.
         """
         known = [error for error in errors if error is not None]
         documents = [set(score.documents) for score in self.scores]
@@ -50,7 +50,7 @@ class MeanAccuracy:
         return math.hypot(*known) / len(known)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the mean in types that JSON keeps."""
+        """Return the mean in types that JSON supports."""
         return {
             "metric": self.metric,
             "tasks": self.tasks,
@@ -61,14 +61,14 @@ class MeanAccuracy:
 
 
 def mean_accuracies(scores: Sequence["Score"], groups: Mapping[str, Sequence[str]]) -> tuple[MeanAccuracy, ...]:
-    """Return the mean of acc, where every task has it, and that of acc_norm, else acc, where that is another.
+    """Return the mean of acc, if every task has it, and the mean of acc_norm, else acc, if that differs.
 
-    A group with an accuracy of its own counts as one task, in the place of the tasks below it. Of a task whose answers
-    are filtered in several ways the unfiltered one counts. There is no mean of fewer than two tasks.
+    A group with an accuracy of its own counts as one task instead of its tasks. If a task filters its answers in
+    several ways, only the unfiltered answers count. A mean needs at least two tasks.
 
     Args:
         scores: the scores of an evaluation.
-        groups: for each group the tasks and groups right below it.
+        groups: the tasks and groups directly below each group.
 
     """
     found: dict[str, dict[str, Score]] = {}

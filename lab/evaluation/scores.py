@@ -1,4 +1,4 @@
-"""What an evaluation found: a score for each task, metric and filter, with the terms of its documents."""
+"""The scores of an evaluation: one for each task, metric and filter, with the terms of its documents."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,35 +18,35 @@ class Score:
     task: str
     metric: str
     filter: str
-    """What of the answer was scored, such as strict-match; "none" where a task knows no such choice."""
+    """The filter of the scored answers, such as strict-match; "none" if a task has no filter."""
 
     value: float
     """The harness's value."""
 
     higher_is_better: bool | None
     documents: tuple[str, ...] = field(repr=False)
-    """A hash of each document that was scored, in the order of the terms."""
+    """A hash of each scored document, in the order of the terms."""
 
     aggregation: str | None = field(repr=False)
-    """A name of `jackknife.TRANSFORMS`, or None for a value that is no such function of its documents' terms."""
+    """A name of `jackknife.TRANSFORMS`, or None for a value that is not such a function of its documents' terms."""
 
     terms: np.ndarray = field(repr=False, compare=False)
-    """float64[documents, 2], see `lab.evaluation.jackknife`; empty where `aggregation` is None."""
+    """float64[documents, 2], see `lab.evaluation.jackknife`; empty if `aggregation` is None."""
 
     @cached_property
     def without_each(self) -> np.ndarray | None:
-        """float64[documents], the value without each; None where there is no aggregation or only one document."""
+        """float64[documents], the value without each; None without an aggregation or with only one document."""
         if self.aggregation is None or len(self.terms) < 2:
             return None
         return jackknife.values_without_each(self.terms, self.aggregation)
 
     @property
     def standard_error(self) -> float | None:
-        """The jackknife's standard error, or None where `without_each` is."""
+        """The jackknife's standard error, or None if `without_each` is."""
         return None if self.without_each is None else jackknife.standard_error(self.without_each)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the score in types that JSON keeps, with the number of its documents in place of their terms."""
+        """Return the score in types that JSON supports, with the number of its documents instead of their terms."""
         names = ("task", "metric", "filter", "value", "standard_error", "higher_is_better")
         return {name: getattr(self, name) for name in names} | {"documents": len(self.documents)}
 
@@ -57,30 +57,30 @@ class Evaluation:
 
     scores: tuple[Score, ...]
     requests: Mapping[str, int]
-    """How many continuations or answers each task asked for."""
+    """Number of continuations or answers that each task requested."""
 
     truncated: Mapping[str, int]
-    """How many of them lost the beginning of their context, which was longer than the model reads."""
+    """Number of these requests that lost the beginning of their context because the model cannot read so much."""
 
     few_shot: Mapping[str, int]
-    """Solved examples before each question, by task."""
+    """Number of solved examples before each question, by task."""
 
     versions: Mapping[str, Any]
     """The version of each task's definition."""
 
     groups: Mapping[str, Sequence[str]]
-    """The tasks and groups right below each group."""
+    """The tasks and groups directly below each group."""
 
     first_token: int
-    """The token that stands before text without a context, such as a document of word perplexity."""
+    """The token that precedes text without a context, such as a document of word perplexity."""
 
     @property
     def means(self) -> tuple[MeanAccuracy, ...]:
-        """The mean accuracies over the tasks, see `lab.evaluation.mean_accuracy`; none of fewer than two."""
+        """The mean accuracies over the tasks, see `lab.evaluation.mean_accuracy`; empty for fewer than two tasks."""
         return mean_accuracies(self.scores, self.groups)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the evaluation in types that JSON keeps."""
+        """Return the evaluation in types that JSON supports."""
         names = ("requests", "truncated", "few_shot", "versions")
         return {
             "scores": [score.to_dict() for score in self.scores],
@@ -93,12 +93,12 @@ class Evaluation:
 def read_scores(output: Mapping[str, Any], aggregations: Mapping[str, Mapping[str, str]]) -> tuple[Score, ...]:
     """Return the scores in the harness's `output`.
 
-    A group of tasks has the documents of all its tasks, which is what the harness's mean over a group by size amounts
-    to; a group that is put together in another way gets no aggregation, and so no standard error.
+    A group of tasks has the documents of all its tasks: the harness's mean over a group, weighted by size, equals the
+    mean over them. A group that is aggregated differently gets no aggregation and no standard error.
 
     Args:
-        output: what `lm_eval.evaluator.evaluate` returns, with samples.
-        aggregations: for each task the name of every metric's aggregation.
+        output: the result of `lm_eval.evaluator.evaluate`, with samples.
+        aggregations: the name of every metric's aggregation, by task.
 
     """
     scores = []
@@ -140,7 +140,7 @@ def _samples(output: Mapping[str, Any], task: str, metric: str, answer_filter: s
 def _explain(
     value: float, items: list[Any], metric: str, tasks: list[str], aggregations: Mapping[str, Mapping[str, str]]
 ) -> tuple[str | None, np.ndarray]:
-    """Return the aggregation and the terms that give `value`, or None and no terms where none does."""
+    """Return the aggregation and the terms that give `value`, or None and no terms if there are none."""
     names = {aggregations[task].get(metric) for task in tasks}
     nothing = None, np.empty((0, 2))
     name = names.pop() if len(names) == 1 else None

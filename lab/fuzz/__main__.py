@@ -24,13 +24,13 @@ class Arguments:
     """Run random set-ups, in which every policy must give the stored gradient to the bit or raise an error."""
 
     cases: int = 200
-    """How many set-ups; a single one is shown with its outcome."""
+    """Number of set-ups; a single one is described with its outcome."""
     seed: int = 0
-    """The first one; the others follow it."""
+    """Seed of the first set-up; the others follow it."""
     workers: int = 1
-    """How many processes run them."""
+    """Number of processes."""
     out: Path | None = None
-    """A file for the counts, in JSON."""
+    """File for the counts, in JSON."""
 
 
 def _outcomes(seeds: range, workers: int) -> Iterator[tuple[Case, Outcome]]:
@@ -52,7 +52,7 @@ MEANINGS = {
 
 
 def main(arguments: Arguments) -> int:
-    """Return 1 where a set-up failed, and 0 otherwise."""
+    """Return 1 if a set-up failed, and 0 otherwise."""
     if arguments.cases < 1 or arguments.workers < 1:
         raise SystemExit("There is nothing to run: --cases and --workers are at least 1.")
     kinds: collections.Counter[str] = collections.Counter()

@@ -37,10 +37,10 @@ FAMILIES = (  # noqa: SIM905 - a list of so many would be a page
     "Qwen3MoeForCausalLM RobertaForCausalLM SmolLM3ForCausalLM StableLmForCausalLM Starcoder2ForCausalLM "
     "XGLMForCausalLM"
 ).split()
-"""Decoders of every kind of layer: dense, experts, state spaces, convolutions; pre-norm, post-norm, parallel."""
+"""Decoders with every kind of layer: dense, experts, state spaces, convolutions; pre-norm, post-norm, parallel."""
 
 OF_ANY_WIDTH = ("LlamaForCausalLM", "GPT2LMHeadModel")
-"""Those that are drawn more often than others, and in several widths; in others, widths depend on each other."""
+"""Families that are drawn more often than others, and in several widths; in others the widths depend on each other."""
 
 
 @dataclass(frozen=True)
@@ -48,30 +48,30 @@ class Case:
     """One random set-up; every field is drawn.
 
     Attributes:
-        seed: which one.
-        family: the class of the model.
-        layers: how many layers.
-        width: of a hidden state.
-        heads: of attention.
-        sharpness: the range in which weights are drawn, as `initializer_range`, where the family has it.
-        perturbation: standard deviation of what is added to every weight, norms and biases too.
-        dtype: of the weights.
+        seed: seed of the set-up.
+        family: class of the model.
+        layers: number of layers.
+        width: width of a hidden state.
+        heads: number of attention heads.
+        sharpness: range of the initial weights, as `initializer_range`, if the family has it.
+        perturbation: standard deviation of the noise that is added to every weight, including norms and biases.
+        dtype: dtype of the weights.
         autocast: whether the forward pass runs in bfloat16 under autocast.
-        dropout: the probability of every dropout.
-        attention: the kernel of attention.
+        dropout: probability of every dropout.
+        attention: attention kernel.
         adapters: "none", "fresh" LoRA, whose B is zero, or "trained".
-        frozen: what has no gradient.
-        dynamics: the recurrence, and how it starts and is read.
-        predictors: what update predictors read; nothing for none. Their weights are random.
-        policy: what is kept; a budget is a multiple of the smallest.
-        batch: sequences and tokens.
+        frozen: parameters without a gradient.
+        dynamics: the recurrence, its start and its readout.
+        predictors: input of the update predictors, or empty; their weights are random.
+        policy: the activation policy; a budget is a multiple of the smallest.
+        batch: number of sequences and tokens.
         padding: "none", "left" or "right", a "4-d mask" of the caller's, or "packed" documents.
-        tile: tokens in a tile of the MLPs; none for 0.
-        chunk: tokens in a chunk of the head's loss; 0 for the model's own loss.
+        tile: number of tokens in a tile of the MLPs; 0 for no tiles.
+        chunk: number of tokens in a chunk of the head's loss; 0 for the model's own loss.
         compiled: whether the layers are compiled.
-        order: in which order backward passes run.
-        between: what happens between the passes.
-        late: whether comparisons are looked at when a backward pass ends, as on a device.
+        order: order of the backward passes.
+        between: event between the passes.
+        late: whether comparisons are checked at the end of a backward pass, as on a device.
 
     """
 
@@ -101,13 +101,13 @@ class Case:
     late: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what no set-up is made of, which would be left out without a word."""
+        """Refuse values that no set-up has, which would otherwise be silently left out."""
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is one of {', '.join(choices)}, not {getattr(self, name)!r}.")
 
     def __str__(self) -> str:
-        """Say it in one line, without what is usual."""
+        """Describe the set-up in one line, without default values."""
         values = {name: value for name, value in dataclasses.asdict(self).items() if value != _USUAL.get(name, "")}
         return ", ".join(f"{name}={value!r}" for name, value in values.items())
 
@@ -146,7 +146,7 @@ def draw_case(seed: int) -> Case:
         ("state", "update", "previous_update"),
     ]
     reversible = dynamics.reversible
-    # Some set-ups are such that the recurrence can be computed without this library.
+    # In some set-ups the recurrence can be computed without this library.
     plain = block and draw.random() < 0.2
     family = draw.choice(FAMILIES) if draw.random() < 0.7 else draw.choice(OF_ANY_WIDTH)
     case = Case(

@@ -1,7 +1,7 @@
-"""What may happen between the forward pass and the backward pass.
+"""Events between the forward pass and the backward pass.
 
-Every event returns whether it changed or wrote to anything that a layer uses, so that an error is an answer. Where it
-did not, and after every harmless event, every policy has to give the stored gradient.
+Every event returns whether it changed or wrote to anything that a layer uses; if it did, an error is a valid outcome.
+Otherwise, and after every harmless event, every policy has to give the stored gradient.
 """
 
 import random
@@ -17,16 +17,16 @@ from revformers.models.tiles import set_mlp_tiles
 
 @dataclass(frozen=True)
 class Scene:
-    """What an event can act on.
+    """The objects that an event can act on.
 
     Attributes:
         model: the reversible model, after a forward pass of the first batch.
         layer: one of its layers.
         weight: one of the layer's parameters.
         batches: the two batches.
-        loss: gives the loss of a batch in another forward pass.
-        draw: random numbers that belong to the set-up.
-        has_dropout: whether a layer drops anything.
+        loss: returns the loss of a batch in another forward pass.
+        draw: random numbers of the set-up.
+        has_dropout: whether a layer has dropout.
 
     """
 
@@ -190,7 +190,7 @@ HARMLESS: dict[str, Event] = {
     "another step": _another_step,
     "generate without a gradient": _generate,
 }
-"""What changes nothing that a layer uses."""
+"""Events that change nothing that a layer uses."""
 
 HARMFUL: dict[str, Event] = {
     "optimizer step": _step,
@@ -211,7 +211,7 @@ HARMFUL: dict[str, Event] = {
     "add a hook": _add_hook,
     "another activation function": _another_activation_function,
 }
-"""What changes what a second evaluation of a layer gives, or may."""
+"""Events that change, or may change, the result of a layer's second evaluation."""
 
 OF_ONE_LAYER = {
     "optimizer step",
@@ -224,4 +224,4 @@ OF_ONE_LAYER = {
     "add a hook",
     "another activation function",
 }
-"""Those that change one layer, which an error has to name; or the one behind it, where that evaluates both."""
+"""Events that change one layer, which an error has to name; or the next one, if that one evaluates both."""

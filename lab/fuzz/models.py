@@ -1,4 +1,4 @@
-"""The models and batches of a set-up: the ordinary model, and the same with reversible dynamics."""
+"""Builds the models and batches of a set-up: the ordinary model, and the same model with reversible dynamics."""
 
 import contextlib
 import dataclasses
@@ -31,7 +31,7 @@ _MOST_TOKENS = 256
 
 
 class ImpossibleError(Exception):
-    """A set-up that transformers, PEFT or this library does not have: there is no model to run."""
+    """Transformers, PEFT or this library does not support the set-up: there is no model to run."""
 
 
 @contextlib.contextmanager
@@ -43,10 +43,10 @@ def _impossible_where(kind: type[Exception]) -> Iterator[None]:
 
 
 def ordinary_model(case: Case) -> Any:
-    """Return the ordinary model of a set-up, with its adapters, tiles and head, compiled if the case is.
+    """Return the ordinary model of a set-up with its adapters, tiles and head, compiled if the case says so.
 
     Raises:
-        ImpossibleError: where transformers or PEFT has no such model; their errors are of many kinds.
+        ImpossibleError: if transformers or PEFT has no such model; their errors have many types.
 
     """
     with _impossible_where(Exception):
@@ -58,10 +58,10 @@ def ordinary_model(case: Case) -> Any:
 
 
 def reversible_model(case: Case, policy: str) -> Any:
-    """Return the model of a set-up with its dynamics and a policy; the same weights each time.
+    """Return the model of a set-up with its dynamics and a policy; its weights are the same every time.
 
     Raises:
-        ImpossibleError: where transformers or PEFT has no such model, or this library refuses it by a ValueError.
+        ImpossibleError: if transformers or PEFT has no such model, or if this library refuses it with a ValueError.
 
     """
     with _impossible_where(Exception):
@@ -83,7 +83,7 @@ def reversible_model(case: Case, policy: str) -> Any:
 
 
 def draw_batches(case: Case) -> list[dict[str, Any]]:
-    """Return two batches of a set-up, of other tokens."""
+    """Return two batches of a set-up with different tokens."""
     return [_draw_batch(case, number) for number in range(2)]
 
 
@@ -120,7 +120,7 @@ def _with_adapters(model: nn.Module, case: Case) -> Any:
 
 
 def _with_parts(model: Any, case: Case) -> Any:
-    """Freeze parts of a model, and give it tiles and a head of this library, which ordinary models can have too."""
+    """Freeze parts of a model, and add this library's tiles and head, which an ordinary model can have too."""
     with _impossible_where(ValueError):
         _freeze(model, case)
         if case.tile:

@@ -1,4 +1,4 @@
-"""In which order backward passes run."""
+"""Orders of backward passes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ class Order:
     """One order of backward passes.
 
     Attributes:
-        batches: how many forward passes are in flight.
-        run: takes their losses and the trained parameters, and leaves gradients at the parameters; it returns those
-            that PyTorch returned.
+        batches: number of forward passes in flight.
+        run: receives their losses and the trained parameters, leaves gradients at the parameters, and returns the
+            gradients that PyTorch returned.
 
     """
 

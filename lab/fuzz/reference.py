@@ -1,8 +1,8 @@
-"""The recurrence once more, in float64 and with nothing of this library but its coefficients.
+"""An independent implementation of the recurrence in float64, which shares only the coefficients with this library.
 
-Forward hooks on the layers of an ordinary model of transformers put p[l+1] = a p[l-1] + b p[l] + c f_l(p[l]) in the
-place of what a layer returns. There are no fixed-point numbers, no tape and no fields: f_l is the layer's output less
-its input.
+Forward hooks on the layers of an ordinary model of transformers return p[l+1] = a p[l-1] + b p[l] + c f_l(p[l]) instead
+of the layer's output. There are no fixed-point numbers, no tape and no fields: f_l is the layer's output minus its
+input.
 """
 
 import contextlib
@@ -16,11 +16,11 @@ from revformers.models.update_predictor import UpdatePredictor
 
 
 class Recurrence:
-    """Hooks that make an ordinary model follow a recurrence that steps by block.
+    """Hooks that make an ordinary model follow a recurrence with one step per block.
 
     Args:
         dynamics: the recurrence.
-        predictors: what is added to each f_l, a function of p[l] and f_l(p[l]) and f_{l-1}(p[l]); None for nothing.
+        predictors: the term added to each f_l, a function of p[l], f_l(p[l]) and f_{l-1}(p[l]); None for no term.
 
     """
 
@@ -33,7 +33,7 @@ class Recurrence:
 
     @contextlib.contextmanager
     def on(self, layers: Sequence[nn.Module]) -> Iterator[None]:
-        """Let the layers follow the recurrence in the block, in every forward pass anew."""
+        """Make the layers follow the recurrence inside the block, restarting in every forward pass."""
         hooks = [
             layer.register_forward_hook(self._step(index, len(layers)), with_kwargs=True)
             for index, layer in enumerate(layers)

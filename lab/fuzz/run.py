@@ -1,4 +1,4 @@
-"""Running one set-up and judging it: with stored activations, with its policy, and by the recurrence in float64."""
+"""Runs one set-up with stored activations, with its policy, and by the recurrence in float64, and judges it."""
 
 import contextlib
 import copy
@@ -30,30 +30,31 @@ from revformers.models.state import reversible_stack, update_predictors
 from revformers.reversible import make_residual
 
 FARTHEST = 1e-2
-"""How far a gradient in float64 may be from that of the recurrence, relative to its size: 2^-30 of state resolution,
-and norms that compute in float32, are made larger by sharp weights. Of 296, all but one were within 2e-5. That one was
-2.7e-3 away, where noise of 2^-28 in the states of the recurrence makes 4e-3."""
+"""Largest distance of a gradient in float64 from that of the recurrence, relative to its size. Sharp weights amplify
+the 2^-30 resolution of the states, and norms compute in float32. Of 296 gradients, all but one were within 2e-5. That
+one was 2.7e-3 away; noise of 2^-28 in the states of the recurrence changes it by 4e-3."""
 
 SMALL = 1e-3
-"""The size of a gradient, relative to that of all, below which its distance is not taken relative to itself."""
+"""Size of a gradient, relative to that of all, below which its distance is not measured relative to itself."""
 
 GRAPHS = 64
-"""How many graphs a compiled layer may have."""
+"""Most graphs that a compiled layer may have."""
 
 Gradients = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a set-up.
+    """The outcome of a set-up.
 
     Attributes:
-        kind: "exact"; "refused", by an error where something had changed; "out of range", where states overflow with
-            stored activations too; "impossible", where there is no such model, or the ordinary one with the same parts
-            and passes ends in the same kind of error; or "FAILED".
-        note: for a failure, what is wrong; otherwise the error, or nothing.
-        compared: how many gradients were compared.
-        distance: of the stored gradient from that of the recurrence, relative to its size; None where not measured.
+        kind: "exact"; "refused", by an error after something had changed; "out of range" if states overflow with stored
+            activations too; "impossible" if there is no such model, or if the ordinary one with the same parts and
+            passes ends in the same kind of error; or "FAILED".
+        note: for a failure, the reason; otherwise the error, or empty.
+        compared: number of compared gradients.
+        distance: distance of the stored gradient from that of the recurrence, relative to its size; None if not
+            measured.
 
     """
 
@@ -65,7 +66,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class _Result:
-    """What a run ends in, gradients or an error; whether anything had changed before the backward pass, and where."""
+    """The gradients or the error of a run; whether anything had changed before the backward pass, and where."""
 
     found: Gradients | Exception
     changed: bool
@@ -82,7 +83,7 @@ def run_seed(seed: int) -> tuple[Case, Outcome]:
 def run_case(case: Case) -> Outcome:
     """Run a set-up and judge it."""
     threads = torch.get_num_threads()
-    # Layers of which other weights are frozen are graphs of their own.
+    # Layers with different frozen weights have graphs of their own.
     graphs = torch.compiler.config.patch(recompile_limit=GRAPHS)  # type: ignore[attr-defined]
     try:
         late = mock.patch.object(rebuild, "Verdicts", partial(_late_verdicts, Verdicts))
@@ -99,7 +100,7 @@ def run_case(case: Case) -> Outcome:
         return Outcome("FAILED", f"a crash: {_say(error)}")
     finally:
         torch.set_num_threads(threads)
-        if case.compiled:  # or the graphs of all set-ups would count together
+        if case.compiled:  # otherwise the graphs of all set-ups would count together
             torch.compiler.reset()
 
 
@@ -143,7 +144,7 @@ def _judge_errors(case: Case, stored: _Result, other: _Result) -> Outcome:
 
 
 def _is_answer_of_storing(case: Case, found: object) -> bool:
-    """Return whether storing may end in this where something had changed: gradients, PyTorch's error, or a tile's."""
+    """Return whether storing may end like this after a change: in gradients, in PyTorch's error, or in a tile's."""
     if not isinstance(found, Exception):
         return True
     of_a_tile = case.tile > 0 and _named_layer(found) is not None
@@ -151,7 +152,7 @@ def _is_answer_of_storing(case: Case, found: object) -> bool:
 
 
 def _names_the_layer(case: Case, error: object, changed: int) -> bool:
-    """Return whether a mismatch names the layer that was changed, or where many were, one that there is."""
+    """Return whether a mismatch names the changed layer or, if several changed, an existing one."""
     named = _named_layer(error)
     if named is None or named >= case.layers:
         return False
@@ -169,7 +170,7 @@ def _evaluates_the_layer_before(case: Case) -> bool:
 
 def _is_of_the_ordinary_model(case: Case, error: object) -> bool:
     """Return whether the ordinary model with the same parts and passes ends in an error of the same kind."""
-    # Mismatches are this library's alone, though tiles of an ordinary model can have them too.
+    # Only this library raises mismatches, but the tiles of an ordinary model can raise them too.
     return not isinstance(error, RebuildMismatchError) and type(_run(case, ordinary_model(case)).found) is type(error)
 
 
@@ -209,7 +210,7 @@ def _run(case: Case, model: Any) -> _Result:
         parts = enumerate(order.run(losses, parameters))
         found = {f"part {index}": torch.zeros(()) if part is None else part.detach() for index, part in parts}
         grown = {name: one.grad.detach().clone() for name, one in model.named_parameters() if one.grad is not None}
-        # A gradient with a graph of its own is a cycle that is never freed.
+        # A gradient that has a graph of its own is part of a cycle that is never freed.
         model.zero_grad()
         return _Result(found | grown, changed, layer)
     except Exception as error:
@@ -222,7 +223,7 @@ def _has_budget(model: Any) -> bool:
 
 
 def _happen(case: Case, model: Any, batches: list[dict[str, Any]], loss: Callable[[int], Tensor]) -> tuple[bool, int]:
-    """Let happen what happens between the passes of a set-up; return whether it changed anything, and its layer."""
+    """Run the event between the passes of a set-up; return whether it changed anything, and the index of its layer."""
     draw = random.Random(case.seed)
     index, layer = draw.choice(list(enumerate(find_stack(model).layers)))
     weight = draw.choice(list(layer.parameters()))
@@ -231,7 +232,7 @@ def _happen(case: Case, model: Any, batches: list[dict[str, Any]], loss: Callabl
 
 
 def _has_recurrence(case: Case) -> bool:
-    """Return whether the gradient is that of one backward pass in float64 through a recurrence that steps by block."""
+    """Return whether one backward pass in float64, through a recurrence that steps by block, gives the gradient."""
     return (
         case.dtype == "float64"
         and not case.autocast
@@ -244,11 +245,11 @@ def _has_recurrence(case: Case) -> bool:
 
 
 def _distance_from_recurrence(case: Case, stored: Gradients) -> float | None:
-    """Return how far the stored gradient is from that of the recurrence; None where that is no continuous function."""
+    """Return the distance of the stored gradient from that of the recurrence; None if it is not continuous."""
     model = reversible_model(case, "store")
     layers = find_stack(model).layers
     if any("expert" in name or "router" in name for layer in layers for name, _ in layer.named_modules()):
-        return None  # which expert a token goes to
+        return None  # the choice of experts is discontinuous
     predictors = [copy.deepcopy(predictor) for predictor in update_predictors(model)] or None
     names = {parameter: name for name, parameter in model.named_parameters()}
     copies = [
@@ -258,7 +259,7 @@ def _distance_from_recurrence(case: Case, stored: Gradients) -> float | None:
     ]
     make_residual(model)
     torch.manual_seed(case.seed + 1)
-    # With a cache, which models fill unless they are told not to, transformers takes packed documents for one.
+    # transformers takes packed documents for a cached text if there is a cache, which models create by default.
     model.config.use_cache = False
     with Recurrence(from_dict(case.dynamics), predictors).on(layers):
         model(**draw_batches(case)[0]).loss.backward()
@@ -267,9 +268,9 @@ def _distance_from_recurrence(case: Case, stored: Gradients) -> float | None:
 
 
 def _distance(stored: Gradients, theirs: Gradients) -> float | None:
-    """Return how far the tensor is away that is farthest, relative to its size or to `SMALL` of all; None of zeros.
+    """Return the largest distance of a tensor, relative to its size or to `SMALL` of all; None if all are zero.
 
-    One that is not there is zero.
+    A missing gradient counts as zero.
     """
     names = stored.keys() | theirs.keys()
     zero = torch.zeros(())

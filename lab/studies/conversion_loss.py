@@ -1,11 +1,11 @@
-"""What a conversion costs before any training: held-out loss against bits, for every way of converting.
+"""Measures the cost of a conversion before any training: held-out loss against bits, for every method.
 
     python -m lab.studies.conversion_loss MODEL --calibration TRAIN.txt --validation VALID.txt --output RESULT.json
 
-Every seed takes another stretch of the calibration text; the held-out text is the same. Uniform blends and the two
-evaluations without a predictor do not read it, and blends alone only for the bits of each layer. With --instructions
-the calibration file holds records of instruction, input and output, written one after the other; the held-out ones are
-its first third.
+Every seed uses another stretch of the calibration text; the held-out text is the same. Uniform blends and the two
+evaluations without a predictor do not read it, and blends alone read it only for the bits of each layer. With
+--instructions the calibration file holds records of instruction, input and output, which are concatenated; its first
+third is held out.
 """
 
 import argparse
@@ -35,13 +35,13 @@ ALL = (6, 4, 3, 2, 1, 0)
 
 @dataclass(frozen=True)
 class Arm:
-    """One way of converting.
+    """One method of converting.
 
     Attributes:
-        method: the way.
-        bits: the budgets to measure it at.
-        text: how often the calibration text of the other arms it gets.
-        seeds: how many of the seeds it is measured with; None for all.
+        method: the method.
+        bits: the budgets to measure.
+        text: length of its calibration text as a multiple of the other arms'.
+        seeds: number of seeds to measure; None for all.
 
     """
 
@@ -71,7 +71,7 @@ ARMS = {
 
 
 def method_for(arm: Arm, width: int) -> Method:
-    """Return the arm's method with its rank in units of the model."""
+    """Return the arm's method with its rank in absolute units."""
     form = arm.method.predictor
     if form is None or form.rank is None:
         return arm.method
@@ -139,7 +139,7 @@ def texts(options: argparse.Namespace, tokenizer: Any, sequences: int) -> tuple[
 
 
 def write(rows: list[dict[str, Any]], held_out_tokens: int, options: argparse.Namespace) -> None:
-    """Write what was measured so far: a study that is cut short leaves the arms that it finished."""
+    """Write the rows so far, so that an interrupted study keeps its finished arms."""
     result = {
         "model": Path(options.model).name,
         "held_out_tokens": held_out_tokens,

@@ -1,11 +1,11 @@
-"""Training reversibly and deploying the ordinary network: what it costs against training the ordinary network.
+"""Measures the cost of training reversibly and deploying the ordinary network, against training the ordinary network.
 
     python -m lab.studies.deployment MODEL --instructions FILE --output RESULT.json
 
 Every arm fine-tunes the same LoRA adapters by recipes/lora-instructions.yaml, on the same records in the same order.
-"ordinary" trains the ordinary network; the others convert it, train what they converted, and run the trained adapters
-in the ordinary network, as `deploy: ordinary` does. They are converted by the records that they train on, but for the
-arms "by other text". Activations are stored, which gives the gradients of rebuilding to the bit in less time.
+"ordinary" trains the ordinary network; the others convert it, train the converted network, and run the trained adapters
+in the ordinary network, as `deploy: ordinary` does. They are calibrated on the training records, except the arms "by
+other text". Activations are stored, which gives the same gradients as rebuilding to the bit in less time.
 """
 
 import argparse
@@ -42,7 +42,7 @@ OTHER_TEXT = "by other text"
 
 
 def converted_by_other_text(conversion: dict[str, Any], options: argparse.Namespace, folder: Path) -> Path:
-    """Convert the model by the text of --other-text, save it in the folder, and return where it is."""
+    """Convert the model with the text of --other-text, save it in the folder, and return its directory."""
     directory = folder / f"converted-{conversion['bits']:g}"
     if not directory.is_dir():  # converted for an earlier seed
         model = load_causal_lm(str(options.model)).to(getattr(torch, options.dtype))
@@ -55,7 +55,7 @@ def converted_by_other_text(conversion: dict[str, Any], options: argparse.Namesp
 
 
 def overrides(arm: str, seed: int, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Return what one run changes of the recipe."""
+    """Return the recipe's fields that one run overrides."""
     model, conversion = options.model, {"activations": "store", "sequences": options.sequences, **ARMS[arm]}
     if arm.endswith(OTHER_TEXT):
         model, conversion["bits"] = converted_by_other_text(ARMS[arm], options, folder), None
@@ -97,7 +97,7 @@ def measure(arm: str, seed: int, options: argparse.Namespace, folder: Path) -> d
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
-    """Return the table of all arms: the loss deployed, over that of the ordinary network trained alike."""
+    """Return the table of all arms: deployed loss, relative to that of the ordinary network trained in the same way."""
     result = Table("arm", "seed", "before", "converted", "trained", "deployed", "against ordinary training")
     reference = {row["seed"]: row["deployed"] for row in rows if row["arm"] == REFERENCE}
     for row in rows:
@@ -134,7 +134,7 @@ def main() -> None:
             for arm in options.arms:
                 rows.append(row := measure(arm, seed, options, Path(folder)))
                 console.print(f"{arm}, seed {seed}: {row['deployed']:.4f}", highlight=False)
-                # A study that is cut short leaves the runs that it finished.
+                # An interrupted study keeps its finished runs.
                 result = settings | {"rows": rows}
                 write_result(options.output, result, sys.argv[1:], program="python -m lab.studies.deployment")
     console.print(table(rows))

@@ -1,13 +1,13 @@
-"""What it costs that every evaluation of a layer is compared with the first: steps with and without the comparison.
+"""Measures the cost of comparing every evaluation of a layer with the first: steps with and without the comparison.
 
     python -m lab.studies.evidence_cost --output RESULT.json
 
-The arms take whole forward and backward passes of one network in turns: rebuilding, rebuilding without evidence (which
+The arms run whole forward and backward passes of one network in turns: rebuilding, rebuilding without evidence (which
 only this script can do), the library's checkpointing, and transformers' own checkpointing of the ordinary network,
-which compares shapes alone. Times are ratios to rebuilding without evidence.
+which compares only shapes. Times are ratios to rebuilding without evidence.
 
-A machine's noise may be larger than the difference. So the time inside the comparison is measured too, as a share of
-the step that it is part of.
+A machine's noise may exceed the difference. Therefore the time inside the comparison is measured too, as a share of the
+step that contains it.
 """
 
 import argparse
@@ -38,12 +38,12 @@ from revformers.setup import CHECKPOINT
 REFERENCE = "rebuild without evidence"
 ARMS = ("rebuild", REFERENCE, "checkpoint", ORDINARY_CHECKPOINT)
 SHAPES = ((192, 24, 128), (384, 4, 512), (576, 4, 512), (768, 4, 512), (1024, 4, 512))
-"""Width, sequences and tokens in each."""
+"""Width, sequences and tokens of each shape."""
 
 
 @contextlib.contextmanager
 def without_evidence() -> Iterator[None]:
-    """Let evaluations go uncompared: gradients are then as right as the layers are repeatable."""
+    """Skip the comparison of evaluations: gradients are then right only if the layers are repeatable."""
     nothing: Callable[..., Any] = lambda *_, **__: None  # noqa: E731
     with (
         mock.patch.object(Evidence, "__init__", nothing),
@@ -72,7 +72,7 @@ class Inside:
 
     @contextlib.contextmanager
     def measured(self) -> Iterator[None]:
-        """Measure in the block; what a part calls of another counts once."""
+        """Measure inside the block; nested measurements count once."""
         parts: list[tuple[Any, str]] = [
             (Evidence, "__init__"),
             (Evidence, "add"),
@@ -111,7 +111,7 @@ class Inside:
 
 
 def shares_inside(workload: MeasuredWorkload, rounds: int) -> Quartiles:
-    """Return which share of a step with rebuilding passes inside the comparison."""
+    """Return the share of a rebuilding step that is spent in the comparison."""
     step, inside, shares = step_of("rebuild", workload), Inside(), []
     step(0)
     with inside.measured():
@@ -123,7 +123,7 @@ def shares_inside(workload: MeasuredWorkload, rounds: int) -> Quartiles:
 
 
 def step_of(arm: str, workload: MeasuredWorkload) -> Callable[[int], float]:
-    """Return a forward and backward pass, which takes the number of a batch and returns the loss."""
+    """Return a function from the number of a batch to its loss, which runs a forward and backward pass."""
     model: Any = workload.build_model()
     if arm == ORDINARY_CHECKPOINT:
         CHECKPOINT.apply(model)

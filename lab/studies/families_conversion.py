@@ -1,10 +1,10 @@
-"""One model of each of five families, trained briefly, through the same commands: convert, verify, generate, evaluate.
+"""Converts, verifies, generates with and evaluates one small model of each of five families by the same commands.
 
     python -m lab.studies.families_conversion --output RESULT.json [--data DIRECTORY]
 
-The models are small and trained as ordinary networks on the source of Python's standard library, so that their weights
-are not random. The evaluation needs the directory with the local tasks' files of `python -m lab evaluate`; it is left
-out without one.
+The models are briefly trained as ordinary networks on the source of Python's standard library, so that their weights
+are not random. The evaluation needs the directory with the local tasks' files of `python -m lab evaluate` and is left
+out without it.
 """
 
 import argparse
@@ -49,7 +49,7 @@ PROMPT = "def __init__(self"
 
 
 def command(*words: str) -> None:
-    """Run a revformers command; stop the study where it fails."""
+    """Run a revformers command; stop the study if it fails."""
     if revformers(list(words)) != 0:
         raise SystemExit(f"revformers {' '.join(words)} failed.")
 
@@ -76,7 +76,7 @@ def train(family: str, folder: Path, steps: int) -> None:
 
 
 def study(family: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Train, convert, reload, generate and evaluate one family, and return what was measured."""
+    """Train, convert, reload, generate and evaluate one family, and return the measurements."""
     train(family, folder, options.steps)
     original, converted = folder / "run" / "model", folder / "converted"
     sizes = ["--sequences", str(options.sequences), "--length", "128", "--held_out", "32"]

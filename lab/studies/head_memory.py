@@ -1,10 +1,10 @@
-"""Memory, time and gradients of the head's loss: all logits at once, in chunks, and PyTorch's linear_cross_entropy.
+"""Measures the head's loss by three methods: all logits at once, chunks, and PyTorch's linear_cross_entropy.
 
     python -m lab.studies.head_memory --output RESULT.json
 
-The network is a Llama without layers, so that the head is all there is. Peaks are those of a forward and backward pass
+The network is a Llama without layers, so only the head uses memory. Peaks are those of a forward and backward pass
 above weights, gradients and inputs; errors are those of whole gradients against float64, ||g - g64|| / ||g64||. Times
-are medians, the arms taken in turns.
+are medians, with the arms in turns.
 """
 
 import argparse
@@ -28,13 +28,13 @@ from lab.bench.step_time import measure_step_times
 from revformers.head.loss import apply_head
 
 CASES = ("float32", "float32 frozen", "bfloat16", "bfloat16 frozen", "autocast")
-"""The dtype of weights and hidden states, or float32 weights under bfloat16 autocast; "frozen" trains no weight."""
+"""Dtype of weights and hidden states, or float32 weights under bfloat16 autocast; "frozen" trains no weight."""
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def losses(weight: Tensor, autocast: bool) -> dict[str, Loss]:
-    """Return every way to compute the loss of hidden states (batch, tokens, width) and labels, by name."""
+    """Return all functions that compute the loss of hidden states (batch, tokens, width) and labels, by name."""
 
     def transformers(head: str) -> Loss:
         vocabulary, width = weight.shape
@@ -47,7 +47,7 @@ def losses(weight: Tensor, autocast: bool) -> dict[str, Loss]:
         return lambda hidden, labels: model(inputs_embeds=hidden, labels=labels).loss
 
     def linear_cross_entropy(hidden: Tensor, labels: Tensor) -> Tensor:
-        # It knows nothing of autocast.
+        # This function does not respond to autocast.
         dtype = torch.bfloat16 if autocast else weight.dtype
         result: Tensor = functional.linear_cross_entropy(
             hidden[:, :-1].flatten(0, 1).to(dtype),
@@ -64,7 +64,7 @@ def losses(weight: Tensor, autocast: bool) -> dict[str, Loss]:
 
 
 def exact(hidden: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the loss and its gradients by hidden states and weight, written out in float64."""
+    """Return the loss and its gradients with respect to hidden states and weight, computed in float64."""
     hidden, weight = hidden[:, :-1].flatten(0, 1).double(), weight.double()
     targets = labels[:, 1:].flatten()
     loss, of_hidden, of_weight = torch.zeros((), dtype=torch.float64), [], torch.zeros_like(weight)

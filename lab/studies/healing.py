@@ -1,10 +1,10 @@
-"""What a short fine-tune heals of a conversion: validation loss against tokens, several seeds an arm.
+"""Measures how a short fine-tune heals a conversion: validation loss against tokens, several seeds per arm.
 
     python -m lab.studies.healing MODEL --training TRAIN.txt --validation VALID.txt --output RESULT.json --plot PLOT.svg
 
-By distillation the original stays what it is: its own teacher has nothing to teach it. With the cross-entropy it is an
-arm of its own, fine-tuned on the same tokens. Activations are stored, which takes less time than rebuilding them and
-gives the same gradients to the bit.
+With distillation the original is the teacher and does not change. With the cross-entropy it is an arm of its own,
+fine-tuned on the same tokens. Activations are stored, which takes less time than rebuilding them and gives the same
+gradients to the bit.
 """
 
 import argparse
@@ -42,7 +42,7 @@ ARMS: dict[str, dict[str, Any]] = {
 
 
 def recipe_of(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Return the recipe of one run, as YAML would hold it."""
+    """Return the recipe of one run, in types that YAML supports."""
     values = ARMS[arm]
     distillation = options.loss == "distillation"
     steps = options.tokens // (options.batch * options.length)
@@ -56,7 +56,7 @@ def recipe_of(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any
             "block_length": options.length,
         },
         "loss": {"cross_entropy": float(not distillation), "distillation": float(distillation)},
-        # Three quarters of the way with changing blends, the rest at the target.
+        # The blends change during the first three quarters; the rest runs at the target.
         "annealing": {"steps": 3 * steps // 4 if values.get("annealing") else 0},
         "training": {
             "max_steps": steps,
@@ -77,7 +77,7 @@ def recipe_of(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any
 
 
 def measure(arm: str, seed: int, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Run one arm with one seed and return its losses, nats a token, and its curve over tokens."""
+    """Run one arm with one seed and return its losses, in nats per token, and its curve over tokens."""
     file = folder / "recipe.yaml"
     file.write_text(yaml.safe_dump(recipe_of(arm, seed, options)), encoding="utf-8")
     with (folder / "log").open("a", encoding="utf-8") as log:
@@ -103,7 +103,7 @@ def measure(arm: str, seed: int, options: argparse.Namespace, folder: Path) -> d
 
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
-    """Return what all runs of a study have in common."""
+    """Return the settings that all runs of a study share."""
     names = ("loss", "tokens", "batch", "length", "learning_rate", "precision", "sequences", "held_out")
     files = {name: getattr(options, name).name for name in ("model", "training", "validation")}
     return files | {name: getattr(options, name) for name in names}
@@ -124,13 +124,13 @@ def finished(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def reference(rows: Sequence[dict[str, Any]], row: dict[str, Any]) -> float:
-    """Return what a run is compared with: the original trained alike, or as it was where distillation taught."""
+    """Return the reference of a run: the original trained in the same way, or unchanged for distillation."""
     trained = [other["after"] for other in rows if other["arm"] == "original" and other["seed"] == row["seed"]]
     return trained[0] if trained else row["original"]
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
-    """Return the table of all arms, against the original."""
+    """Return the table of all arms, relative to the original."""
     result = Table("arm", "seeds", "before", "after: mean", "lowest", "highest")
     for arm in dict.fromkeys(row["arm"] for row in rows):
         runs = [row for row in rows if row["arm"] == arm]
@@ -146,7 +146,7 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
-    """Draw the loss increase over the original against tokens: a line a seed, a colour an arm."""
+    """Draw the loss increase over the original against tokens: a line per seed, a colour per arm."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     for index, arm in enumerate(dict.fromkeys(row["arm"] for row in rows)):
@@ -194,7 +194,7 @@ def main() -> None:
                 rows.append(measure(arm, seed, options, Path(folder)))
                 row = rows[-1]
                 console.print(f"{arm}, seed {seed}: {row['before']:.4f} -> {row['after']:.4f}", highlight=False)
-                # A study that is cut short leaves the runs that it finished.
+                # An interrupted study keeps its finished runs.
                 write_result(
                     options.output,
                     settings(options) | {"rows": rows},

@@ -1,9 +1,9 @@
-"""What one layer needs at once, and the gradients of all: ways to lower the peak that do not concern depth.
+"""Measures the memory of one layer and of all gradients, for methods that lower the peak independently of depth.
 
     python -m lab.studies.layer_memory --output RESULT.json
 
-Every arm takes whole steps of AdamW with gradients that are freed after it. The peak is what a step takes above weights
-and optimizer states, so gradients are in it. Times are ratios to rebuilding, the arms taken in turns.
+Every arm runs whole steps of AdamW whose gradients are freed afterwards. The peak is the memory of a step above weights
+and optimizer states, so it includes gradients. Times are ratios to rebuilding, with the arms in turns.
 """
 
 import argparse
@@ -35,9 +35,9 @@ class Way:
     """One way to train.
 
     Attributes:
-        granularity: of the midpoint rule's steps, "block" or "branch"; None checkpoints the ordinary network.
+        granularity: steps of the midpoint rule, "block" or "branch"; None checkpoints the ordinary network.
         tiled: whether the MLPs are evaluated in tiles.
-        optimizer_in_backward: whether the optimizer steps every weight as soon as its gradient is complete.
+        optimizer_in_backward: whether the optimizer updates every weight as soon as its gradient is complete.
 
     """
 
@@ -58,7 +58,7 @@ WAYS = {
 
 
 def step_of(way: Way, workload: MeasuredWorkload, tile: int) -> Callable[[int], float]:
-    """Return a training step, which takes the number of a batch and returns the loss."""
+    """Return a function from the number of a batch to its loss, which runs a training step."""
     model: Any = workload.build_model()
     if way.granularity is None:
         CHECKPOINT.apply(model)
@@ -94,7 +94,7 @@ def main() -> None:
     config = llama_config(options.layers, options.width, options.vocabulary, options.sequence_length)
     workload = MeasuredWorkload(config, batch_size=1, sequence_length=options.sequence_length)
     steps = {name: step_of(way, workload, options.tile) for name, way in WAYS.items()}
-    losses = {name: step(0) for name, step in steps.items()}  # after which the optimizers have their states
+    losses = {name: step(0) for name, step in steps.items()}  # this also creates the optimizers' states
     peaks = {name: peak_allocated_bytes(partial(step, 0), torch.device("cpu")) for name, step in steps.items()}
     times = measure_step_times(steps, options.rounds, warm_up_rounds=0)
     table = Table("way", "peak MiB", "of rebuild", "time over rebuild", "loss")

@@ -1,11 +1,11 @@
-"""What a LoRA step on a real model takes: peak memory and time, storing, checkpointing and rebuilding.
+"""Measures peak memory and time of a LoRA step on a real model: storing, checkpointing and rebuilding.
 
     python -m lab.studies.lora_step MODEL CONVERTED --output RESULT.json
 
-The ordinary network trains as transformers trains it: with stored activations, with its own checkpointing, and with the
-checkpoints in host memory. The converted one trains under each of our policies. Every arm has the same adapters on the
-same modules (none in the update predictors), the same batches and the same head loss. The peak is what a forward and
-backward pass holds above weights, adapters and their gradients; times are ratios within a round.
+The ordinary network trains in transformers' own ways: with stored activations, with checkpointing, and with the
+checkpoints in host memory. The converted one trains under each of this library's policies. Every arm has the same
+adapters on the same modules (none in the update predictors), the same batches and the same head loss. The peak is the
+memory of a forward and backward pass above weights, adapters and their gradients; times are ratios within a round.
 """
 
 import argparse
@@ -41,7 +41,7 @@ FEW_TOKENS = 16
 
 
 def adapted(model: Any, rank: int) -> Any:
-    """Return the PEFT model around `model` that every arm trains, with the loss of every arm."""
+    """Return the PEFT model around `model` that every arm trains, with the loss function of every arm."""
     torch.manual_seed(0)
     config = LoraConfig(r=rank, target_modules="all-linear", task_type="CAUSAL_LM")
     leave_out_predictors(model, config)
@@ -50,7 +50,7 @@ def adapted(model: Any, rank: int) -> Any:
 
 
 def switch(models: dict[bool, Any], arm: str) -> Any:
-    """Return the model of an arm, set to what the arm does."""
+    """Return the model of an arm, set up for that arm."""
     ordinary = arm in ORDINARY_ARMS
     model = models[ordinary]
     if ordinary:
@@ -84,7 +84,7 @@ def measure(models: dict[bool, Any], arms: Sequence[str], options: argparse.Name
     peaks = {}
     for arm, step in steps.items():
         switch(models, arm)
-        step(0, FEW_TOKENS)  # makes the gradients, which stay
+        step(0, FEW_TOKENS)  # creates the gradients, which persist
         peaks[arm] = peak_allocated_bytes(partial(step, 0), torch.device("cpu"))
     times = measure_step_times(
         steps, options.rounds, warm_up_rounds=1, before_step=lambda arm, number: switch(models, arm)

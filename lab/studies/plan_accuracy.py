@@ -1,11 +1,10 @@
-"""How far the planner is off: planned against measured peaks and largest batches, on small networks of four families.
+"""Measures the planner's error: planned against measured peaks and largest batches, on small networks of four families.
 
     python -m lab.studies.plan_accuracy --output RESULT.json
 
-Peaks are measured on the CPU by the allocator's own events (`lab.bench.meter`), in fresh processes. They and
-the plan leave out weights, gradients, optimizer states and the batch. A budget is a third of what storing is planned to
-take. The largest batch is searched for in a memory that holds what `BATCH` sequences were planned to take and half a
-sequence more.
+Peaks are measured on the CPU by the allocator's own events (`lab.bench.meter`), in fresh processes. Both they and the
+plan leave out weights, gradients, optimizer states and the batch. A budget is a third of the planned memory of storing.
+The largest batch is searched for in a memory that holds the planned `BATCH` sequences and half a sequence more.
 """
 
 import argparse
@@ -29,16 +28,16 @@ from revformers.setup import CHECKPOINT, STORE, Precision, Setup
 
 WIDTH, VOCABULARY = 128, 256
 SHAPES = ((4, 128), (1, 384))
-"""Sequences and their tokens."""
+"""Numbers of sequences and of their tokens."""
 
 BATCH, BATCH_TOKENS = 40, 32
-"""Sequences, and their tokens, that the memory for the largest batch is chosen for."""
+"""Numbers of sequences, and of their tokens, that determine the memory for the largest batch."""
 
 AROUND = (-1, 0, 1)
-"""How far from the planned largest batch the measured one is looked for; of one beyond them the largest is written."""
+"""Distances from the planned batch at which the measured one is searched for; beyond them, the limit is written."""
 
 HEAD: Head = "chunked"
-"""The default, in the plan as in every command."""
+"""Head of the plan and of the measurements: the default of every command."""
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 
@@ -70,7 +69,7 @@ def models() -> Iterator[tuple[str, dict[str, Any]]]:
 
 @dataclass(frozen=True)
 class Study:
-    """The figures of one network: what the planner says, and the tasks that measure it, in the same order."""
+    """The figures of one network: the plan, and the tasks that measure it, in the same order."""
 
     rows: list[dict[str, Any]]
     batches: list[dict[str, Any]]
@@ -85,7 +84,7 @@ class Study:
         self.tasks.append((measured, setup))
 
     def add_measured(self, measured: Sequence[PeakMemory]) -> None:
-        """Add what was measured to the rows."""
+        """Add the measurements to the rows."""
         peaks = iter(one.peak for one in measured)
         for row in self.rows:
             row["measured"] = next(peaks)
@@ -95,7 +94,7 @@ class Study:
 
 
 def study(name: str, config: dict[str, Any]) -> Study:
-    """Return what is planned for a network, every precision, arm and shape, and its largest batches."""
+    """Return the plan of a network for every precision, arm and shape, and its largest batches."""
     result = Study([], [], [])
     for precision in PRECISIONS:
         workload = MeasuredWorkload(config, precision=precision, head=HEAD)
@@ -122,7 +121,7 @@ def study(name: str, config: dict[str, Any]) -> Study:
 
 
 def main() -> None:
-    """Measure every point, print how far the plan is off, and write the result."""
+    """Measure every point, print the error of the plan, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--processes", type=int, default=1, help="networks measured at once")

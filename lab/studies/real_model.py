@@ -1,12 +1,12 @@
-"""The second quickstart: a real model is converted, verified, fine-tuned and evaluated, and a page says how it went.
+"""The second quickstart: converts, verifies, fine-tunes and evaluates a real model, and writes a page about it.
 
     python -m lab.studies.real_model [--data DIRECTORY]
 
-It fetches SmolLM2-135M-Instruct (`python -m lab.bench.smollm2`), shows every command before it runs it, and
-leaves what they make in --out. Where the model cannot be had it says why and does nothing. The directory of --data may
-hold wikitext-2/train.txt, instruct/instruction-data.json (records of instruction, input and output) and piqa, as
-`python -m lab evaluate` reads it. Python's standard library takes the place of texts that are not there, its
-documentation that of instructions; without piqa there is no evaluation.
+It fetches SmolLM2-135M-Instruct (`python -m lab.bench.smollm2`), shows every command before running it, and leaves the
+results in --out. If the model is not available, it says why and does nothing. The directory of --data may hold
+wikitext-2/train.txt, instruct/instruction-data.json (records of instruction, input and output) and piqa, as `python -m
+lab evaluate` reads it. Python's standard library replaces missing texts, and its documentation replaces missing
+instructions; without piqa there is no evaluation.
 """
 
 import argparse
@@ -32,9 +32,9 @@ ARMS = ("plain_store", "plain_checkpoint", "rebuild")
 
 
 def main() -> None:
-    """Run every step; the exit code is 0 where all went well, and where there is no model to be had."""
+    """Run every step; the exit code is 0 if all steps succeed, and also if the model is not available."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", help="directory of an ordinary model, in the place of SmolLM2-135M-Instruct")
+    parser.add_argument("--model", help="directory of an ordinary model, instead of SmolLM2-135M-Instruct")
     parser.add_argument("--data", type=Path, default=Path("data"), help="directory with the texts and the questions")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/real"), help="what an earlier run left there is replaced"
@@ -93,7 +93,7 @@ def main() -> None:
 
 
 def documented_functions() -> list[dict[str, str]]:
-    """Return instructions that Python's own documentation answers: what a function of its library does."""
+    """Return instructions and answers from Python's documentation: the description of each function of its library."""
     records = []
     for name in LIBRARY:
         for function, value in inspect.getmembers(importlib.import_module(name), callable):
@@ -120,7 +120,7 @@ def laboratory(module: str, *words: object) -> None:
 
 
 def run(name: str, program: list[object], words: tuple[object, ...]) -> None:
-    """Show `name` with its options as one would type it, and run it as `program`; end where it fails."""
+    """Show `name` with its options as a user would type it, and run it as `program`; exit if it fails."""
     typed = [str(word) for word in words]
     say(f"\n$ {name} {shlex.join(typed)}")
     path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))

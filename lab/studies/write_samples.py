@@ -1,4 +1,4 @@
-"""Text that a model writes itself, for studies of models whose training text is not at hand.
+"""Samples text from a model, for studies of models whose training text is not available.
 
 python -m lab.studies.write_samples MODEL --sequences 1000 --seed 0 --output SAMPLES.txt
 """
@@ -28,7 +28,7 @@ def sampled_blocks(model: PreTrainedModel, sequences: int, length: int) -> Tenso
 
 
 def main() -> None:
-    """Write one sampled text after the other, each with a line end of its own."""
+    """Write the sampled texts one after the other, each followed by a line end."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="directory or hub id of a causal language model")
     parser.add_argument("--sequences", type=int, default=1000)
