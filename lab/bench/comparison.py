@@ -85,7 +85,7 @@ class Comparison:
         self._dynamics = build_dynamics(recipe.dynamics)
         if not self._dynamics.reversible:
             raise UserError(
-                "The recipe trains an ordinary network, which has nothing to rebuild; "
+                "The recipe trains an ordinary network, which cannot be rebuilt; "
                 "set dynamics.name to another recurrence."
             )
         self.workload = workload_of(recipe, options.device)

@@ -109,7 +109,7 @@ class MeasuringProcess:
         last_line = (self._messages.read().strip().splitlines() or [f"it ended with code {code}"])[-1]
         self.__exit__()
         if code == -signal.SIGKILL:
-            raise MemoryError("The system ended the process, as it does where memory runs out.")
+            raise MemoryError("The system ended the process, probably because memory ran out.")
         raise RuntimeError(f"The process that measured {what} failed: {last_line}")
 
     def _started(self) -> "subprocess.Popen[str]":

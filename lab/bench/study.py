@@ -86,8 +86,8 @@ class Study:
         longest = self._workload.longest_sequence
         if axis.grows == "sequence_length" and recipe.memory and longest is not None and longest < recipe.length_unit:
             raise UserError(
-                f"The model reads {longest} tokens at most, fewer than the length_unit of {recipe.length_unit} to a "
-                f"multiple of which the longest is found; lower it, or raise max_position_embeddings in model.config."
+                f"The model reads {longest} tokens at most, fewer than the length_unit of {recipe.length_unit}, whose "
+                f"multiples are tried; lower it, or raise max_position_embeddings in model.config."
             )
         workloads = [axis.at(self._workload, value) for value in self._values] or [self._workload]
         model = dataclasses.replace(workloads[0], device="meta").build_model()
@@ -102,7 +102,7 @@ class Study:
             budgets = [parse_size(text) for text in recipe.budgets if name.open and text != LIKE_CHECKPOINT]
             if axis.name == "budget" and budgets and min(budgets) < smallest_budget_of(arm, self._workload):
                 smallest = size_in_words(smallest_budget_of(arm, self._workload))
-                raise UserError(f"The smallest of the budgets is below the {smallest} that {name.text} keeps at least.")
+                raise UserError(f"The smallest of the budgets is below the {smallest} that {name.text} needs at least.")
 
     def _read_memory(self) -> None:
         """Determine the bytes of the recipe's memory, and raise UserError if the device has fewer."""

@@ -9,7 +9,7 @@ from lab.bench.environment import describe_environment, write_result
 from revformers.errors import UserError
 
 TABLES = ("memory", "peaks", "budgets", "largest", "points")
-REMEDY = "name another --out, or discard what is there with --overwrite"
+REMEDY = "name another --out, or discard its content with --overwrite"
 
 
 class StudyFile:
@@ -72,7 +72,7 @@ class StudyFile:
             there = {**before["environment"], **_flat({name: before.get(name) for name in settings})}
             finished = before["finished"]
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self.path} holds no study that could go on; {REMEDY}.") from error
+            raise UserError(f"{self.path} holds no study that can continue; {REMEDY}.") from error
         # Through JSON, so that both have the same types.
         self._require_equal(there, {**self._environment, **_flat(json.loads(json.dumps(settings)))})
         self.result |= {**rows, "finished": finished}
@@ -83,7 +83,7 @@ class StudyFile:
             if here.get(name) != there.get(name):
                 raise UserError(
                     f"{self.path} holds a study whose {name.replace('_', ' ')} is {there.get(name)!r}, not "
-                    f"{here.get(name)!r}, and figures of two are not put together; {REMEDY}."
+                    f"{here.get(name)!r}, and a study does not mix figures of both; {REMEDY}."
                 )
 
 

@@ -80,7 +80,7 @@ def _at_largest(result: Row) -> TitledTable:
         f"bench {result['study']}: the largest {grows.replace('_', ' ')} that fits",
         f"{network_in_words(recipe)}\n"
         f"Weights, gradients and optimizer states count.\n{_beyond(recipe, grows)}\n"
-        f"Budgets without a size are measured where {ORDINARY_CHECKPOINT} ends, with all of the memory.",
+        f"Budgets without a size are measured at the largest size of {ORDINARY_CHECKPOINT}, with all of the memory.",
         left=(*([AXES[result["study"]].heading] if by_value else []), "memory", "arm"),
         right=(
             "batch" if grows == "batch_size" else "tokens",
@@ -113,8 +113,8 @@ def _beyond(recipe: Row, grows: str) -> str:
     """Explain why a largest batch or a longest sequence is not larger."""
     unit, or_else = "1", ""
     if grows == "sequence_length":
-        unit, or_else = f"{recipe['length_unit']} tokens", ", or is more than the model reads"
-    return f"What is {recipe['tolerance']:.0%} (or {unit}) larger was found not to fit{or_else}."
+        unit, or_else = f"{recipe['length_unit']} tokens", ", or exceeds what the model reads"
+    return f"A size {recipe['tolerance']:.0%} (or {unit}) larger does not fit{or_else}."
 
 
 def _value(value: Any) -> str:

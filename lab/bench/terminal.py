@@ -52,7 +52,7 @@ def arms_table(arms: Mapping[str, Any], steps: int) -> RenderableType:
         f"The same network three ways, {steps} steps each in turns",
         f"Dynamics: {arms['recurrence']}. "
         "Peak: above weights and gradients, in one forward and backward pass. Times: median (quartiles).\n"
-        "Weights: after the last step, against those of store, to the bit.",
+        "Weights: whether they equal those of store after the last step, to the bit.",
         left=("activations",),
         right=("peak", "step", "time / store", "last loss", "weights"),
     )

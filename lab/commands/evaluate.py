@@ -204,11 +204,11 @@ def _mean_sentences(means: "Sequence[MeanAccuracy]") -> list[str]:
     """Return sentences that explain the mean accuracies."""
     if not means:
         return []
-    sentences = ["Every task counts the same in the mean, whose error takes tasks as independent."]
+    sentences = ["The mean gives every task the same weight, and its error assumes independent tasks."]
     mean = means[-1]
     if len(set(mean.tasks.values())) > 1:
         plain = [task for task, metric in mean.tasks.items() if metric == "acc"]
-        sentences.append(f"{mean.metric}: acc_norm of a task that has it, and acc of {', '.join(plain)}.")
+        sentences.append(f"{mean.metric}: acc_norm of tasks that have it, and acc of {', '.join(plain)}.")
     if mean.left_out:
         verbs = ("has", "is") if len(mean.left_out) == 1 else ("have", "are")
         sentences.append(f"{', '.join(mean.left_out)} {verbs[0]} neither acc nor acc_norm and {verbs[1]} left out.")

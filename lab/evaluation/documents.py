@@ -164,7 +164,7 @@ def _choice_questions(data_directory: str, name: str, question: str) -> Dataset:
             and 0 <= answer < len(texts) <= len(ascii_uppercase)
         ):
             raise UserError(
-                f"Question {number} of {path} needs a list of texts as choices, and as answer the place of the right "
+                f"Question {number} of {path} needs a list of texts as choices, and as answer the index of the right "
                 f"one, from 0."
             )
         labels = list(ascii_uppercase[: len(texts)])
@@ -183,7 +183,7 @@ def _rows(path: Path, texts: tuple[str, ...], others: tuple[str, ...] = ()) -> l
             row = json.loads(line)
             row = {column: row[column] for column in columns}
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"Line {number} of {path} is no JSON object with {', '.join(columns)}.") from error
+            raise UserError(f"Line {number} of {path} is not a JSON object with {', '.join(columns)}.") from error
         for column in texts:
             if not isinstance(row[column], str) or not row[column].strip():
                 raise UserError(f"Line {number} of {path} has no text as {column}, but {row[column]!r}.")
@@ -199,4 +199,4 @@ def _lines(path: Path) -> list[str]:
         with path.open(encoding="utf-8") as lines:
             return list(lines)
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no text in UTF-8; save it in that encoding.") from error
+        raise UserError(f"{path} is not text in UTF-8; save it in that encoding.") from error

@@ -142,7 +142,7 @@ def _load(names: Sequence[str], data: str | os.PathLike | None) -> Any:
             loaded[kind] |= found
     for name, task in loaded["tasks"].items():
         if task.get_config("unsafe_code") or getattr(task, "UNSAFE_CODE", False):
-            raise UserError(f"The task {name} runs code that the model writes, which is not done here.")
+            raise UserError(f"The task {name} runs code that the model writes, which is not supported.")
         if task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)

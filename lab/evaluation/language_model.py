@@ -57,7 +57,7 @@ class LoadedLanguageModel(HFLM):
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Return the text that the model writes after each context."""
         if not self._ends_text:
-            raise UserError("The tokenizer has no end-of-text token, without which no task can let the model write.")
+            raise UserError("The tokenizer has no end-of-text token, which tasks with generated answers need.")
         for request in requests:
             context, options = request.args
             written = tokens_to_write(options, self.max_gen_toks)
@@ -85,4 +85,4 @@ def first_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> i
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id, config.bos_token_id, config.eos_token_id):
         if isinstance(token, int):
             return token
-    raise UserError("Neither the tokenizer nor the model's configuration names a token that a text begins with.")
+    raise UserError("Neither the tokenizer nor the model's configuration names a token that begins a text.")

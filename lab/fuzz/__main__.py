@@ -54,7 +54,7 @@ MEANINGS = {
 def main(arguments: Arguments) -> int:
     """Return 1 if a set-up failed, and 0 otherwise."""
     if arguments.cases < 1 or arguments.workers < 1:
-        raise SystemExit("There is nothing to run: --cases and --workers are at least 1.")
+        raise SystemExit("There is nothing to run: --cases and --workers must be at least 1.")
     kinds: collections.Counter[str] = collections.Counter()
     compared, distances, failures, start = 0, [], [], time.monotonic()
     seeds = range(arguments.seed, arguments.seed + arguments.cases)

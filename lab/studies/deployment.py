@@ -112,7 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path, help="directory of an ordinary causal language model")
     parser.add_argument("--instructions", type=Path, required=True, help="records of instruction, input and output")
-    parser.add_argument("--other-text", type=Path, help='a text that is none of them, for the arms "by other text"')
+    parser.add_argument("--other-text", type=Path, help='a text without these records, for the arms "by other text"')
     usual = [arm for arm in ARMS if not arm.endswith(OTHER_TEXT)]
     parser.add_argument("--arms", nargs="+", default=usual, choices=list(ARMS), metavar="ARM")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")

@@ -85,7 +85,7 @@ def measure(arm: str, seed: int, options: argparse.Namespace, folder: Path) -> d
             load_finetune_recipe(file, {"output": str(folder / "run")}), overwrite=True, console=Console(file=log)
         )
     if not result.finished:
-        raise SystemExit(f"{arm}, seed {seed}, was stopped by a signal; the same command goes on.")
+        raise SystemExit(f"{arm}, seed {seed}, was stopped by a signal; repeat the command to continue.")
     if options.keep is not None:
         shutil.copytree(result.directory / "model", options.keep / f"{arm}, seed {seed}", dirs_exist_ok=True)
     history = json.loads((result.directory / "history.json").read_text(encoding="utf-8"))

@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--vocabulary", type=int, default=256)
     parser.add_argument("--sequence-length", type=int, default=4096)
-    parser.add_argument("--tile", type=int, default=512, help="tokens of which an MLP is evaluated at once")
+    parser.add_argument("--tile", type=int, default=512, help="tokens in a tile of an MLP")
     parser.add_argument("--rounds", type=int, default=7, help="timed steps of every arm")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()

@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
     if ORDINARY_CHECKPOINT not in options.arms:
-        parser.error(f"--arms needs {ORDINARY_CHECKPOINT}, which the times are ratios to.")
+        parser.error(f"--arms needs {ORDINARY_CHECKPOINT}, the reference of the times.")
     models = {
         True: adapted(load_causal_lm(options.model), options.rank),
         False: adapted(rf.from_pretrained(options.converted), options.rank),

@@ -36,9 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="directory of an ordinary model, instead of SmolLM2-135M-Instruct")
     parser.add_argument("--data", type=Path, default=Path("data"), help="directory with the texts and the questions")
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/real"), help="what an earlier run left there is replaced"
-    )
+    parser.add_argument("--out", type=Path, default=Path("runs/real"), help="results; an earlier run there is replaced")
     parser.add_argument("--report", type=Path, default=Path("real.html"))
     parser.add_argument("--bits", type=float, default=4)
     parser.add_argument("--sequences", type=int, default=64, help="of 256 tokens, to convert by")
@@ -63,7 +61,7 @@ def main() -> None:
             shutil.rmtree(directory)
     options.out.mkdir(parents=True, exist_ok=True)
     if not (text.is_file() and instructions.is_file()):
-        say(f"Not all texts are in {options.data}; Python's standard library takes their place.")
+        say(f"Not all texts are in {options.data}; Python's standard library replaces the missing ones.")
     if not instructions.is_file():
         instructions = options.out / "instructions.json"
         instructions.write_text(json.dumps(documented_functions(), indent=1), encoding="utf-8")

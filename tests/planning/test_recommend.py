@@ -21,7 +21,7 @@ CHECKPOINT = way("checkpoint", 4, time=1.2, activations=100)
     ("ways", "refusal", "expected"),
     [
         ([way("store", 1), CHECKPOINT], None, "Store activations: up to 1 sequence fit"),
-        ([way("store", 0), way("checkpoint", 0)], None, "No way fits"),
+        ([way("store", 0), way("checkpoint", 0)], None, "No way to train fits"),
         (
             [way("store", 0), CHECKPOINT, way("rebuild", 6, 9999, 1.32, 0)],
             None,

@@ -24,11 +24,11 @@ def recommend(ways: Sequence[SetupCost], fixed: int, memory: int, refusal: str |
     if fixed > memory:
         return (
             "Weights, gradients and optimizer states alone do not fit: train an adapter (lora or qlora), choose an "
-            "optimizer with smaller states, or take more memory."
+            "optimizer with smaller states, or use more memory."
         )
     fitting = [way for way in ways if way.largest_batch]
     if not fitting:
-        return "No way fits one sequence: shorten it, or take more memory."
+        return "No way to train fits one sequence: shorten it, or use more memory."
     stored = next((way for way in fitting if way.name == "store"), None)
     if stored:
         return f"Store activations: up to {_sequences(stored)} fit, and nothing is computed twice."
@@ -51,7 +51,7 @@ def recommend(ways: Sequence[SetupCost], fixed: int, memory: int, refusal: str |
         reason = (
             "two 64-bit states and side information take no less than its checkpoints"
             if kept >= checkpoint.memory.activations
-            else "rebuilding fits hardly more, and is another network"
+            else "rebuilding fits hardly more, and trains another network"
         )
         advice = f"Use checkpointing, up to {_sequences(checkpoint)}: {reason}."
         return advice + _spending(ways, checkpoint) + _offloading(ways, checkpoint)

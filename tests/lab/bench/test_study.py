@@ -266,7 +266,7 @@ def test_other_settings_another_commit_and_no_study_are_refused(tmp_path):
     study(tmp_path, "batch", recipe(batch_sizes=(1,)))
     for text in ("{", "[]", "{}", json.dumps({"peaks": []})):
         path.write_text(text)
-        with pytest.raises(UserError, match="holds no study that could go on"):
+        with pytest.raises(UserError, match="holds no study that can continue"):
             study(tmp_path, "batch", recipe(batch_sizes=(1,)))
     run(tmp_path, "batch", recipe(batch_sizes=(2,)), overwrite=True)
 
@@ -277,7 +277,7 @@ def test_other_settings_another_commit_and_no_study_are_refused(tmp_path):
         ("depth", {}, "bench depth needs values in depths; the recipe has none"),
         ("batch", {}, "needs values in batch_sizes, or memory to search within"),
         ("budget", {"budgets": ("1MB",), "arms": ("rebuild",)}, "needs the arm budget or budget_checkpoint"),
-        ("budget", {"budgets": ("0.001MB",)}, "below the .* that budget keeps at least"),
+        ("budget", {"budgets": ("0.001MB",)}, "below the .* that budget needs at least"),
         ("batch", {"memory": ("2GiB",)}, "memory 2GiB is more than"),
     ],
 )

@@ -89,8 +89,8 @@ def test_what_was_not_measured_says_why():
 @pytest.mark.parametrize(
     ("study", "sentence"),
     [
-        ("batch", "What is 2% (or 1) larger was found not to fit."),
-        ("length", "What is 2% (or 256 tokens) larger was found not to fit, or is more than the model reads."),
+        ("batch", "A size 2% (or 1) larger does not fit."),
+        ("length", "A size 2% (or 256 tokens) larger does not fit, or exceeds what the model reads."),
     ],
 )
 def test_why_the_largest_is_no_larger(study, sentence):

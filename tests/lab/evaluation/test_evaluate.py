@@ -185,7 +185,7 @@ def test_tokenizers_that_name_no_first_token_take_that_of_the_configuration(data
     with pytest.raises(UserError, match="no end-of-text token"):
         evaluate(tiny_model(positions=300), tokenizer, ["local_gsm8k"], data=data, limit=1)
     model.config.bos_token_id = model.config.eos_token_id = None
-    with pytest.raises(UserError, match="names a token that a text begins with"):
+    with pytest.raises(UserError, match="names a token that begins a text"):
         evaluate(model, tokenizer, ["local_wikitext"], data=data, limit=1)
 
 
