@@ -157,9 +157,9 @@ def test_a_run_prints_and_writes_what_it_did(name, workspace, capsys):
 
 
 def options(help_text):
-    """Return the names of the options that a help defines; those that its prose mentions stand elsewhere in a line."""
+    """Return the names of the options that a help defines: those at the start of a line, but not its borders."""
     defined = re.findall(r"(?m)^[│ ]*((?:--?[\w.-]+)(?:(?:, | \| |\|)--?[\w.-]+)*)", help_text)
-    return sorted({option for definition in defined for option in re.findall(r"--[\w.-]+", definition)})
+    return sorted({option for definition in defined for option in re.findall(r"--\w[\w.-]*", definition)})
 
 
 def test_every_command_has_the_options_that_it_had(workspace, capsys):
