@@ -164,7 +164,7 @@ def test_a_recipe_may_name_it():
 
 def test_a_name_belongs_to_one_dynamics():
     assert dynamics.register(Overrelaxed) is Overrelaxed, "again, as where a notebook runs a cell twice"
-    with pytest.raises(ValueError, match="'midpoint' is that of Midpoint; give Other another one"):
+    with pytest.raises(ValueError, match="The name 'midpoint' belongs to Midpoint; give Other another one"):
         dynamics.register(type("Other", (Overrelaxed,), {"name": "midpoint"}))
 
 
@@ -232,3 +232,16 @@ def test_a_dynamics_of_the_library_is_one_file_and_its_registration(kind):
 
 def test_a_family_of_the_library_is_one_line():
     assert files_that_name(LAYOUTS.keys()) <= {"models/families/__init__.py"}
+
+
+@pytest.mark.parametrize("policy", [rf.Store, rf.Offload, rf.Rebuild], ids=lambda policy: policy.name)
+def test_an_activation_policy_of_the_library_is_one_file_and_its_registration(policy):
+    """Other files may use a policy; none but the registration knows where it is."""
+    package = Path(rf.__file__).parent
+    importing = {
+        file.relative_to(package).as_posix()
+        for file in package.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.module == policy.__module__
+    }
+    assert importing == {"activations/__init__.py"}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import revformers as rf
-from revformers.activations import ACTIVATIONS
+from revformers.activations import register
 from revformers.activations.base import BeginPass
 from revformers.dynamics import Coefficients
 from revformers.engine.field import Field
@@ -59,4 +59,4 @@ class PassInFiles(ForwardPass):
         return load
 
 
-ACTIVATIONS[CheckpointInFiles.name] = CheckpointInFiles
+register(CheckpointInFiles)

@@ -109,4 +109,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """Return all names of the module, including public names that are not imported yet."""
-    return [*globals(), *__all__]
+    return sorted({*globals(), *__all__})

@@ -45,7 +45,8 @@ EXTENDED = {
 
 def register() -> None:
     """Extend the libraries that are already imported, and each of the others when it is imported."""
-    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+    # By name: revformers may be imported a second time, after its modules were removed from `sys.modules`.
+    if not any(type(finder).__qualname__ == _Finder.__qualname__ for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
         for name in WRAPPED | EXTENDED:
             if name in sys.modules:
@@ -62,8 +63,14 @@ def wrap(module: ModuleType, path: str, target: str) -> None:
 
     """
     *classes, name = path.split(".")
-    owner = functools.reduce(getattr, classes, module)
-    found = inspect.getattr_static(owner, name)
+    try:
+        owner = functools.reduce(getattr, classes, module)
+        found = inspect.getattr_static(owner, name)
+    except AttributeError:
+        raise ImportError(
+            f"revformers extends {path} of {module.__name__}, which the installed version does not have; install a "
+            f"version that revformers names in its requirements, or a newer revformers."
+        ) from None
     kind = type(found) if isinstance(found, classmethod | staticmethod) else None
     ordinary = found.__func__ if kind else found
 
@@ -103,6 +110,10 @@ class _Loader(Loader):
 
     def __init__(self, own: Loader) -> None:
         self._own = own
+
+    def __getattr__(self, name: str) -> Any:
+        """Pass questions about the source on to the module's own loader."""
+        return getattr(self._own, name)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self._own.create_module(spec)

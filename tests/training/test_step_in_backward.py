@@ -249,6 +249,29 @@ def test_a_budget_that_stores_some_layers_steps_them_before_others_are_evaluated
     assert_same_training(model)
 
 
+@pytest.mark.parametrize("way", ["budget", "tiles", "rebuild"])
+def test_only_a_tape_of_all_layers_says_that_none_was_stepped(way):
+    model = rf.make_reversible(tiny("llama", num_hidden_layers=6), rf.Midpoint(), rf.Rebuild())
+    if way == "budget":
+        rf.set_activations(model, rf.Budget(8 * rf.smallest_budget(model, *batch(model)["input_ids"].shape)))
+        model(**batch(model))
+        model(**batch(model))
+        assert 0 < rf.budget_report(model).stored < 6
+    if way == "tiles":
+        rf.set_activations(model, rf.Store())
+        rf.set_mlp_tiles(model, 8)
+    step_in_backward(torch.optim.SGD(model.parameters(), lr=0.1))
+    loss = model(**batch(model)).loss
+    last = model.model.layers[5].mlp.down_proj.weight
+    before = last.detach().clone()
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight.mul_(2)
+    with pytest.raises(rf.RebuildMismatchError) as caught:
+        loss.backward()
+    assert torch.equal(last, before) == (way == "rebuild")
+    assert ("and no layer" in str(caught.value)) == (way == "rebuild")
+
+
 def test_what_a_layer_counts_and_eval_without_dropout_are_no_changes():
     model = rf.make_reversible(tiny("llama"), rf.Midpoint())
     step_in_backward(torch.optim.SGD(model.model.layers.parameters(), lr=0.1))

@@ -16,6 +16,19 @@ ACTIVATIONS: dict[str, type[ActivationPolicy]] = {
 """Every policy that recipes, commands and saved models can name."""
 
 
+def register(kind: type[ActivationPolicy]) -> type[ActivationPolicy]:
+    """Register a policy of your own, so that recipes and saved models can name it; usable as a class decorator.
+
+    Raises:
+        ValueError: if another policy has the same name.
+
+    """
+    known = ACTIVATIONS.setdefault(kind.name, kind)
+    if known is not kind:
+        raise ValueError(f"The name {kind.name!r} belongs to {known.__name__}; give {kind.__name__} another one.")
+    return kind
+
+
 def parse_policy(policy: ActivationPolicy | str) -> ActivationPolicy:
     """Return the policy named by a string such as "rebuild" or "budget:20GiB"; a policy is returned unchanged.
 
@@ -47,4 +60,5 @@ __all__ = [
     "Rebuild",
     "Store",
     "parse_policy",
+    "register",
 ]

@@ -59,7 +59,7 @@ def checkpointed(name: str, field: Field, hidden: Tensor) -> Tensor:
     """
     # Saved like any tensor of the layer, so that it is rebuilt with the layer, or stored with it.
     saved = _Save.apply(torch.empty(0, requires_grad=True), hidden).grad_fn
-    return Tape.without_states(hidden.device).evaluate(
+    return Tape.without_states(hidden.device, covers_pass=False).evaluate(
         name, None, field, hidden, keep=lambda _: lambda: saved.saved_tensors[0]
     )
 

@@ -1,4 +1,4 @@
-"""Exact states: fixed-point numbers, the affine step and its inverse, packed side information."""
+"""The engine: exact states, the recurrence over them, and the tape that runs it backwards."""
 
 from revformers.engine.vector_math import resolve_vector_math
 

@@ -54,12 +54,15 @@ class Tape(ForwardPass):
         states: the pair (X[position-1], X[position]).
         position: how many steps the pair has been advanced.
         lock: held by the thread that rebuilds a step.
+        covers_pass: whether all layers of the forward pass are on this tape, so that none has a gradient before one is
+            evaluated again.
 
     """
 
     def __init__(self, states: StatePair) -> None:
         super().__init__(states)
         self.position = 0
+        self.covers_pass = True
         self.lock: AbstractContextManager[Any] = threading.RLock()
         self._steps: list[Step] = []
         self._first_with_gradient: int | None = None
@@ -69,9 +72,11 @@ class Tape(ForwardPass):
         self._handed_out: Step | None = None
 
     @classmethod
-    def without_states(cls, device: torch.device) -> "Tape":
+    def without_states(cls, device: torch.device, *, covers_pass: bool = True) -> "Tape":
         """Return a tape for steps whose inputs are kept, on `device`."""
-        return cls(StatePair.empty(device))
+        tape = cls(StatePair.empty(device))
+        tape.covers_pass = covers_pass
+        return tape
 
     def evaluate(
         self,
@@ -190,7 +195,9 @@ class Tape(ForwardPass):
         if any(step.situation.trains_in_backward() for step in to_evaluate):
             for step in to_evaluate:
                 if step.situation.tensor_changes():
-                    raise step.mismatch(f"{step.name} is no longer what it was in the forward pass", before_all=True)
+                    raise step.mismatch(
+                        f"{step.name} is no longer what it was in the forward pass", before_all=self.covers_pass
+                    )
 
     def _evaluate_again(self, number: int) -> tuple[list[SavedAgain], Tensor]:
         """Evaluate f at p[number], which the pair must hold; return what autograd would save, and the update."""

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from revformers.activations.budget.budget import Recompute
+from revformers.activations.budget.budget import Budget, Recompute
 from revformers.activations.budget.budgeted import smallest_budget as smallest_budget_of_steps
 from revformers.activations.budget.report import BudgetReport
 from revformers.models.discovery import unwrap
@@ -42,4 +42,4 @@ def smallest_budget(model: nn.Module, batch_size: int, sequence_length: int, rec
     elements = batch_size * sequence_length * inner.config.get_text_config(decoder=True).hidden_size
     item_size = inner.get_input_embeddings().weight.element_size()
     steps = reversible.dynamics.steps(reversible.number_of_layers)
-    return smallest_budget_of_steps(elements, item_size, steps, may_rebuild=recompute == "rebuild")
+    return smallest_budget_of_steps(elements, item_size, steps, may_rebuild=Budget(1, recompute).needs_inverse)

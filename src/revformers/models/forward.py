@@ -52,7 +52,7 @@ class ReversibleStack(Identity):
     warned_of_uncompiled_layers: bool = False
     largest_magnitude: float = 0.0
     owner: "weakref.ref[nn.Module] | None" = None
-    _bound: tuple[tuple[ActivationPolicy, Dynamics], BeginPass] | None = None
+    _bound: tuple[tuple[ActivationPolicy, Dynamics, Evaluate], BeginPass] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Omit what belongs to this process: compiled layers, as PyTorch does, and the weak reference."""
@@ -65,7 +65,7 @@ class ReversibleStack(Identity):
 
     def begin_pass(self, states: StatePair) -> ForwardPass:
         """Begin a forward pass under the activation policy, which is bound to this stack at its first use."""
-        key = self.activations, self.dynamics
+        key = self.activations, self.dynamics, self.evaluate
         if self._bound is None or self._bound[0] != key:
             steps = self.dynamics.steps(self.number_of_layers)
             self._bound = key, self.activations.bind(steps, self.dynamics.steps_per_layer)

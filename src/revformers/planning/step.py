@@ -6,19 +6,19 @@ tokens' share of two tensors of the stream's size, less than a percent of the me
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import torch
 
-from revformers.activations import Budget, Offload
+from revformers.activations import Budget, Checkpoint, Offload
 from revformers.planning.meta import without_numbers
 from revformers.planning.meter import timeline_of
 from revformers.planning.model_size import trained_model
 from revformers.planning.timeline import CATEGORIES, MemoryByCategory, Timeline, between
 from revformers.planning.work import Work, work_of
-from revformers.setup import CHECKPOINT, STORE, Setup, Workload
+from revformers.setup import STORE, Setup, Workload
 
 COUNTED = 16384
 """Most tokens of a batch that count in a chunked loss, which has only one chunk in memory at a time."""
@@ -167,7 +167,9 @@ def _step(model: Any, batch: int, tokens: int) -> Callable[[], None]:
 
 @lru_cache(maxsize=64)
 def _model(workload: Workload, setup: Setup, layers: int) -> Any:
-    model = trained_model(workload, layers, CHECKPOINT if isinstance(setup.activations, Offload) else setup)
+    model = trained_model(
+        workload, layers, replace(setup, activations=Checkpoint()) if isinstance(setup.activations, Offload) else setup
+    )
     for parameter in model.parameters():
         if parameter.requires_grad:
             # Accumulated gradients count with the model; new ones count only until they are added.

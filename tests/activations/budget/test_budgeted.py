@@ -359,6 +359,35 @@ def test_the_first_pass_of_a_batch_shape_is_observed_and_smaller_ones_need_none(
     assert stored == [0, DEPTH, DEPTH, 0, DEPTH, DEPTH]
 
 
+def test_a_smaller_batch_than_the_observed_one_fits_a_budget_that_has_shrunk(monkeypatch):
+    """A share of free memory may be less than the inputs of the observed batch, and enough for those of this one."""
+    network, dynamics = Network(), rf.Residual()
+    begin = Budget(0.5, "checkpoint").bind(dynamics.steps(DEPTH), 1)
+    stored = []
+    for batch, free in ((8, 2**30), (1, 2 * DEPTH * TOKENS * WIDTH * 4)):
+        monkeypatch.setattr("revformers.activations.budget.budget._free_bytes", lambda _, free=free: free)
+        trajectory = Trajectory(dynamics, begin, torch.randn(batch, TOKENS, WIDTH, requires_grad=True))
+        for index, layer in enumerate(network.layers):
+            trajectory.step(f"layer {index}", dynamics.coefficients(index), layer)
+        stored.append(trajectory.report.stored)
+        assert trajectory.report.kept <= free // 2
+    assert stored == [0, 0]
+    assert not trajectory.report.observed
+
+
+def test_training_and_evaluation_modes_are_observed_apart():
+    network, dynamics = Network(dropout=0.3), rf.Midpoint()
+    budget = Budget("1GiB")
+    network(dynamics, budget)
+    network.eval()
+    network(dynamics, budget)
+    assert network.report.observed
+    for mode in (network.train, network.eval) * 2:
+        mode()
+        network(dynamics, budget)
+        assert network.report.stored == DEPTH
+
+
 @pytest.mark.parametrize("change", ["a weight trains", "dropout works"])
 def test_modules_that_changed_are_observed_anew(change):
     network, dynamics = Network(dropout=0.3), rf.Midpoint()

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,7 @@ from revformers.activations.budget.observation import Observations, ObservedStep
 
 
 def kind(*shape, **options):
-    return PassKind.of(torch.zeros(*shape, 8, **options))
+    return PassKind.of(torch.zeros(*shape, 8, **options), 0)
 
 
 def steps(stored):
@@ -21,7 +23,7 @@ def test_the_smallest_pass_that_is_as_large_in_every_dimension_is_found():
     for shape, expected in {(4, 16): 64, (1, 1): 64, (2, 17): 128, (3, 17): 512}.items():
         assert observations.find(kind(*shape)) == steps(expected)
     assert observations.find(kind(9, 1)) is None
-    assert observations.find(PassKind.of(torch.zeros(1, 1, 9))) is None
+    assert observations.find(PassKind.of(torch.zeros(1, 1, 9), 0)) is None
     observations.forget()
     assert observations.find(kind(1, 1)) is None
 
@@ -47,15 +49,23 @@ def test_so_is_one_under_autocast():
         assert observations.find(kind(2, 4)) is None
 
 
-def test_switches_are_flags_and_which_weights_train_and_nothing_else():
-    layer = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.1))
+def test_switches_are_settings_and_which_weights_train_but_neither_values_nor_counts():
+    layer = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.0))
+    layer[0].config = SimpleNamespace(_attn_implementation="sdpa")
     before = switches(layer)
     with torch.no_grad():
         layer[0].weight.add_(1)
-    layer[1].p = 0.5
+    layer[0].calls = 3
     assert switches(layer) == before
     seen = {before}
-    for change in (layer.eval, lambda: layer[0].bias.requires_grad_(False), lambda: setattr(layer[1], "inplace", True)):
+    for change in (
+        layer.eval,
+        lambda: layer[0].bias.requires_grad_(False),
+        lambda: setattr(layer[1], "inplace", True),
+        lambda: setattr(layer[1], "p", 0.5),
+        lambda: setattr(layer[0].config, "_attn_implementation", "eager"),
+        lambda: setattr(layer[0], "forward", layer[0].forward),
+    ):
         change()
         seen.add(switches(layer))
-    assert len(seen) == 4
+    assert len(seen) == 7

@@ -14,6 +14,7 @@ rebuild the others, and no stored step is ever undone.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -90,7 +91,7 @@ class BudgetedPass(ForwardPass):
         self._saved = SavedBytes()
         self._allocation = Allocation(may_rebuild, len(steps), len(steps))
         self._rebuilt: Tape | None = None
-        self._computed_from_inputs = Tape.without_states(states.current.device)
+        self._computed_from_inputs = Tape.without_states(states.current.device, covers_pass=False)
         self._step = 0
         self._kept = 0
         self._stored_steps = self._attention_steps = self._input_steps = 0
@@ -118,7 +119,7 @@ class BudgetedPass(ForwardPass):
 
         """
         if self._step == 0:
-            self._begin(hidden)
+            self._begin(field, hidden)
         if self._observed is None:
             return self._observe(name, coefficients, field, hidden)
         observed = self._observed[self._step]
@@ -134,7 +135,7 @@ class BudgetedPass(ForwardPass):
         keeper = AttentionKeeper(field, name)
         update = self._compute_again(name, coefficients, keeper, hidden)
         self._kept += keeper.kept_bytes
-        self._attention_steps += 1
+        self._attention_steps += bool(keeper.kept_bytes)
         return update
 
     def advance(self, coefficients: Coefficients, update: Tensor) -> None:
@@ -148,7 +149,7 @@ class BudgetedPass(ForwardPass):
             super().advance(coefficients, update)
         self._step += 1
 
-    def _begin(self, hidden: Tensor) -> None:
+    def _begin(self, field: Field, hidden: Tensor) -> None:
         """Choose the allocation of the pass.
 
         Raises:
@@ -157,17 +158,29 @@ class BudgetedPass(ForwardPass):
         """
         elements, inputs = hidden.numel(), len(self._steps) * hidden.nbytes
         self._require_enough(hidden)
-        self._kind = PassKind.of(hidden)
+        self._kind = PassKind.of(hidden, switches(field))
         self._observed = self._observations.find(self._kind)
         if self._observed is None:
             rebuilds = self._may_rebuild and _rebuilding_bytes(elements, self._steps) < inputs
             self._allocation = Allocation(rebuilds, len(self._steps), len(self._steps))
         else:
-            costs = [step.cost for step in self._observed]
+            costs = self._costs_of_batch(self._observed, hidden)
             self._allocation = allocate(costs, _pair_bytes(elements), self._room, may_rebuild=self._may_rebuild)
         if self._allocation.rebuilds:
             self._rebuilt = Tape(self.states)
+            self._rebuilt.covers_pass = False
             self._kept = _pair_bytes(elements)
+
+    def _costs_of_batch(self, observed: Sequence[ObservedStep], hidden: Tensor) -> list[StepCost]:
+        """Return the costs of the steps for this batch, which may be smaller than the observed one."""
+        return [
+            replace(
+                step.cost,
+                input=min(step.cost.input, hidden.nbytes),
+                side_information=min(step.cost.side_information, self._side_information_bytes(hidden, number)),
+            )
+            for number, step in enumerate(observed)
+        ]
 
     def _require_enough(self, hidden: Tensor) -> None:
         smallest = smallest_budget(hidden.numel(), hidden.element_size(), self._steps, may_rebuild=self._may_rebuild)
@@ -193,7 +206,7 @@ class BudgetedPass(ForwardPass):
             cost = StepCost(
                 stored=self._saved.count,
                 input=hidden.nbytes,
-                side_information=self._side_information_bytes(hidden),
+                side_information=self._side_information_bytes(hidden, self._step),
                 outputs=keeper.kept_bytes,
                 operations=keeper.operations,
                 attention_operations=keeper.attention_operations,
@@ -212,7 +225,7 @@ class BudgetedPass(ForwardPass):
         if self._rebuilt is not None and self._is_rebuilt():
             update = self._rebuilt.evaluate(name, coefficients, field, hidden, on_save=on_save)
             if update.requires_grad:
-                self._kept += self._side_information_bytes(hidden)
+                self._kept += self._side_information_bytes(hidden, self._step)
             return update
         update = self._computed_from_inputs.evaluate(name, coefficients, field, hidden, keep=kept, on_save=on_save)
         if update.requires_grad:
@@ -220,5 +233,5 @@ class BudgetedPass(ForwardPass):
             self._input_steps += 1
         return update
 
-    def _side_information_bytes(self, hidden: Tensor) -> int:
-        return packed_size(hidden.numel(), self._steps[self._step].side_information_bits) if self._may_rebuild else 0
+    def _side_information_bytes(self, hidden: Tensor, step: int) -> int:
+        return packed_size(hidden.numel(), self._steps[step].side_information_bits) if self._may_rebuild else 0

@@ -10,7 +10,7 @@ from revformers.activations.budget.allocation import StepCost
 from revformers.engine.field import Field
 from revformers.engine.proof.situation import modules_of
 from revformers.engine.replay import AutocastState
-from revformers.private_api import parameters_of
+from revformers.private_api import attention_of, parameters_of
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,20 @@ class PassKind:
     device: torch.device
     requires_grad: bool
     autocast: AutocastState
+    switches: int
 
     @classmethod
-    def of(cls, embedding: Tensor) -> "PassKind":
-        """Return the kind of a pass that begins with `embedding`, (batch, tokens, width)."""
+    def of(cls, embedding: Tensor, first_switches: int) -> "PassKind":
+        """Return the kind of a pass.
+
+        Args:
+            embedding: the state that it begins with, (batch, tokens, width).
+            first_switches: `switches` of its first field, which differ where a whole model is switched, as by `eval()`.
+
+        """
         autocast = AutocastState.of(embedding.device)
-        return cls(embedding.shape, embedding.dtype, embedding.device, embedding.requires_grad, autocast)
+        device, requires_grad = embedding.device, embedding.requires_grad
+        return cls(embedding.shape, embedding.dtype, device, requires_grad, autocast, first_switches)
 
     def is_within(self, other: "PassKind") -> bool:
         """Whether a pass of this kind needs at most the memory of one of the other kind."""
@@ -69,12 +77,18 @@ class Observations:
 
 
 def switches(field: Field) -> int:
-    """Return a number for what changes how much memory the modules of a field take: flags, and which weights train."""
+    """Return a number that changes with the settings of a field's modules that decide how much memory they take.
+
+    These are flags, fractions such as that of dropout, texts, the attention implementation, forwards that were replaced
+    as by `set_mlp_tiles`, and which weights train. Whole numbers are left out: modules count in them.
+    """
     return hash(
         tuple(
             (
-                tuple(value for value in vars(module).values() if type(value) is bool),
+                tuple(value for value in vars(module).values() if type(value) in (bool, float, str)),
                 tuple(weight.requires_grad for weight in parameters_of(module).values() if weight is not None),
+                attention_of(vars(module).get("config")),
+                id(vars(module).get("forward")),
             )
             for root in modules_of(field)
             for module in root.modules()

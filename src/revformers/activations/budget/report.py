@@ -11,7 +11,8 @@ class BudgetReport:
 
     Attributes:
         budget: bytes.
-        kept: bytes that the forward pass left for the backward pass, of what the budget covers.
+        kept: bytes that the forward pass left for the backward pass, of what the budget covers; at most so many, where
+            the batch is smaller than the observed one.
         layers: how many layers the stack has.
         stored: how many of them are stored; with steps by branch a half counts.
         inputs_kept: how many of the others keep their input, from which they are computed again; the rest is rebuilt.
