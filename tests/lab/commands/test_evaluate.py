@@ -68,7 +68,7 @@ def test_the_mean_accuracy_over_the_tasks_is_shown(workspace, capsys):
     words = " ".join(shown.split())
     assert "mean 5 tasks acc ↑" in words
     assert "The mean gives every task the same weight, and its error assumes independent tasks." in words
-    assert "acc_norm, else acc: acc_norm of a task that has it, and acc of local_winogrande." in words
+    assert "acc_norm, else acc: acc_norm of tasks that have it, and acc of local_winogrande." in words
     assert "left out" not in words
     result = json.loads((workspace / "two.json").read_text())
     for difference, metric in zip(result["mean_differences"], ("acc", "acc_norm, else acc"), strict=True):
