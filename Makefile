@@ -10,7 +10,7 @@ DATA ?= ../shared/data
 TABLES := $(BIN)/cog -P -I . -p "from lab.docs import tables"
 PAGES := README.md docs/*.md docs/*/*.md docs/memory.svg
 
-.PHONY: run real test test-all lint docs tables clean
+.PHONY: run real test test-thorough test-all lint docs tables clean
 
 run: $(ENVIRONMENT)/installed
 	$(BIN)/revformers pretrain $(QUICKSTART) --overwrite
@@ -24,6 +24,10 @@ real: $(ENVIRONMENT)/installed
 # One thread a worker: two workers that each start a thread per core fight over the cores.
 test: $(ENVIRONMENT)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+# The tests that take seconds each; .ci/run runs them as well.
+test-thorough: $(ENVIRONMENT)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "thorough and not slow and not gpu"
 
 test-all: $(ENVIRONMENT)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not gpu"
