@@ -163,6 +163,7 @@ def test_a_copy_is_the_same_network_and_its_own(copied):
         assert same(twin, model)
 
 
+@pytest.mark.thorough
 def test_a_pickle_is_read_by_another_process(tmp_path):
     model = with_head("LlamaForCausalLM")
     torch.save(model, tmp_path / "model.pt")
@@ -259,6 +260,7 @@ def test_the_configuration_of_the_ordinary_network_finds_no_weights(saved):
     assert AutoModelForCausalLM.from_pretrained(path / "ordinary", config=ordinary)
 
 
+@pytest.mark.thorough
 def test_without_revformers_the_configuration_of_the_ordinary_network_finds_no_weights_either(saved):
     _, path = saved
     script = (

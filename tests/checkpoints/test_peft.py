@@ -54,6 +54,7 @@ def by_swapping(model, directory):
 ROUTES = [by_peft, by_mixed_peft, by_transformers, by_swapping]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("kind", "route"),
     [
@@ -111,6 +112,7 @@ def converted_anew(model):
     rf.convert(rf.make_residual(model), 0.5, TEXT[3:])
 
 
+@pytest.mark.thorough
 def test_several_adapters_of_one_model_are_each_refused_on_the_wrong_base(folder, tmp_path):
     adapted = with_adapter(base("converted", folder))
     adapted.add_adapter("second", lora(init_lora_weights=False))

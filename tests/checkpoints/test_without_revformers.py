@@ -71,6 +71,7 @@ def outcomes(tmp_path_factory):
     return json.loads(line.removeprefix("outcomes"))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "route", ["PeftModel", "load_adapter", "AutoModel of an adapter", "AutoModel", "AutoModel without a head"]
 )

@@ -27,6 +27,7 @@ def convert(*options):
     return main(["convert", "ordinary", "--calibration", "text.txt", "--out", "converted", "--length", "32", *options])
 
 
+@pytest.mark.thorough
 def test_a_model_is_converted_and_saved_with_its_tokenizer(workspace, capsys):
     assert convert("--bits", "0.5", "--sequences", "16", "--held_out", "4") == 0
     shown = capsys.readouterr().out
@@ -42,6 +43,7 @@ def test_a_model_is_converted_and_saved_with_its_tokenizer(workspace, capsys):
     assert (workspace / "converted/tokenizer.json").is_file()
 
 
+@pytest.mark.thorough
 def test_an_interrupted_command_goes_on(workspace, monkeypatch, capsys):
     options = ("--bits", "1", "--sequences", "8", "--held_out", "2")
     monkeypatch.setattr("revformers.conversion.unfinished.SECONDS_BETWEEN_SAVES", 0.0)
@@ -87,6 +89,7 @@ def test_mistakes_are_one_sentence_and_exit_code_2(workspace, arguments, message
     assert shown.count("\n") == 1
 
 
+@pytest.mark.thorough
 def test_a_target_that_no_budget_meets_is_one_sentence(workspace, monkeypatch, capsys):
     monkeypatch.setattr("revformers.conversion.convert.TARGET_BUDGETS", (0,))
     assert convert("--target_loss_increase", "1e-9%", "--predictor", "none") == 2
@@ -103,12 +106,14 @@ def test_a_tokenizer_of_another_model_is_refused(workspace, capsys):
     assert "they do not match" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_a_model_that_is_converted_already_is_refused(workspace, capsys):
     assert convert("--sequences", "4", "--held_out", "2") == 0
     assert main(["convert", "converted", "--calibration", "text.txt", "--out", "again", "--length", "32"]) == 2
     assert "already reversible" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_the_table_the_curve_and_the_card_tell_what_every_budget_costs(workspace, capsys):
     options = ["--bits", "1", "--compare", "0", "3", "--curve", "curve.svg", "--sequences", "16", "--held_out", "4"]
     assert convert("--predictor", "none", "--allocation", "calibrated", *options) == 0
@@ -122,6 +127,7 @@ def test_the_table_the_curve_and_the_card_tell_what_every_budget_costs(workspace
     assert "--compare 0 3" in (workspace / "converted/README.md").read_text()
 
 
+@pytest.mark.thorough
 def test_a_target_chooses_the_bits(workspace, capsys):
     """A loose target takes fewer bits than a tight one, and both are kept."""
     chosen = {}

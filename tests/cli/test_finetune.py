@@ -22,6 +22,7 @@ def recipe(shared, tmp_path, monkeypatch):
     return shared
 
 
+@pytest.mark.thorough
 def test_a_run_from_the_command_line(recipe, capsys):
     options = [
         "--training.max_steps",
@@ -42,6 +43,7 @@ def test_a_run_from_the_command_line(recipe, capsys):
     assert 'Model:    revformers.from_pretrained("runs/tiny/model")' in shown
 
 
+@pytest.mark.thorough
 def test_a_stopped_run_shows_the_command_that_goes_on(recipe, capsys, monkeypatch):
     class Interrupting(SaveOnSignal):
         def on_step_begin(self, args, state, control, **kwargs):

@@ -48,6 +48,7 @@ def test_convert(workspace):
     assert "base_model" not in (workspace / "converted/README.md").read_text()
 
 
+@pytest.mark.thorough
 def test_finetune(workspace):
     assert main(["finetune", "recipe.yaml"]) == 0
     adapted = rf.load_adapter("run/adapter")
@@ -73,6 +74,7 @@ def test_evaluate(workspace, capsys):
     )
 
 
+@pytest.mark.thorough
 def test_plan(workspace, capsys):
     plans = []
     tiny_llama().save_pretrained("ordinary")

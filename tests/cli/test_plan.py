@@ -15,6 +15,7 @@ def config(tmp_path):
     return str(tmp_path)
 
 
+@pytest.mark.thorough
 def test_a_table_and_a_file(config, tmp_path, capsys):
     out = tmp_path / "plan.json"
     assert main(["plan", config, "--memory", "8MB", "--sequence_length", "64", "--bits", "0", "--json", str(out)]) == 0
@@ -25,6 +26,7 @@ def test_a_table_and_a_file(config, tmp_path, capsys):
     assert plan["recommendation"] in shown
 
 
+@pytest.mark.thorough
 def test_a_plan_for_scripts_is_nothing_but_json(config, capsys):
     words = ["plan", config, "--memory", "8MB", "--sequence_length", "16", "--bits", "1", "--train", "qlora"]
     assert main([*words, "--optimizer", "adamw8bit", "--json", "-"]) == 0
@@ -33,6 +35,7 @@ def test_a_plan_for_scripts_is_nothing_but_json(config, capsys):
     assert plan["ways"][0]["memory"]["weights"] == plan["size"]["weights"]
 
 
+@pytest.mark.thorough
 def test_slow_memory_makes_what_moves_bytes_slower(config, tmp_path):
     times = []
     for ratio in ("1", "1000"):
@@ -43,6 +46,7 @@ def test_slow_memory_makes_what_moves_bytes_slower(config, tmp_path):
     assert times[0] < times[1]
 
 
+@pytest.mark.thorough
 def test_a_plot_has_a_curve_a_way(config, tmp_path):
     file = tmp_path / "plan.svg"
     words = ["plan", config, "--memory", "8MB", "--sequence_length", "64", "--bits", "0", "--plot", str(file)]
@@ -79,6 +83,7 @@ def test_sizes():
     assert [parse_memory(text) for text in ("24GiB", "80 GB", "1.5mib")] == [24 * 2**30, 80 * 10**9, 3 * 2**19]
 
 
+@pytest.mark.thorough
 def test_small_memories_are_in_mebibytes_and_no_number_is_cut(config, capsys):
     assert main(["plan", config, "--memory", "900MiB", "--sequence_length", "64", "--bits", "0"]) == 0
     shown = capsys.readouterr().out

@@ -64,6 +64,7 @@ def test_help_documents_every_field_with_the_values_of_the_recipe(recipe, capsys
     assert "--overwrite" in shown
 
 
+@pytest.mark.thorough
 def test_control_c_leaves_a_run_that_the_shown_command_resumes(recipe, tmp_path):
     command = [sys.executable, "-m", "revformers.cli.main", "pretrain", recipe]
     options = ["--training.max_steps", "2000", "--training.save_steps", "2000", "--output", "a run"]

@@ -5,6 +5,8 @@ import subprocess
 import sys
 import warnings
 
+import pytest
+
 from revformers.cli.quiet import NOISE, quiet_imports
 from tests.golden.workspace import write_workspace
 
@@ -17,6 +19,7 @@ finetune finetune.yaml
 """
 
 
+@pytest.mark.thorough
 def test_no_command_prints_what_other_libraries_say(tmp_path):
     write_workspace(tmp_path)
     code = "import sys; from revformers.cli.main import main; [main(line.split()) for line in sys.argv[1:]]"

@@ -40,6 +40,7 @@ def same(left, right):
     return left[0] == right[0] and torch.equal(left[1](ids).logits, right[1](ids).logits)
 
 
+@pytest.mark.thorough
 def test_strings_and_columns_of_text_are_documents_packed_into_blocks(tokenizer):
     reference = converted(expected())
     assert same(reference, converted(DOCUMENTS, tokenizer))
@@ -50,6 +51,7 @@ def test_strings_and_columns_of_text_are_documents_packed_into_blocks(tokenizer)
     assert not same(reference, converted(DOCUMENTS[1:], tokenizer))
 
 
+@pytest.mark.thorough
 def test_files_are_read_as_the_recipes_read_them_with_nothing_held_out(tokenizer, tmp_path):
     running = tmp_path / "text.txt"
     running.write_text("\n".join(DOCUMENTS))
@@ -59,12 +61,14 @@ def test_files_are_read_as_the_recipes_read_them_with_nothing_held_out(tokenizer
     assert same(converted(expected()), converted(str(records), tokenizer))
 
 
+@pytest.mark.thorough
 def test_the_number_of_sequences_is_limited(tokenizer):
     conversion, _ = converted(DOCUMENTS, tokenizer, held_out=DOCUMENTS[5:], sequences=7)
     assert (conversion.calibration_tokens, conversion.held_out_tokens) == (7 * LENGTH, 7 * LENGTH)
     assert converted(expected(), sequences=1)[0].calibration_tokens == expected().numel()  # tokens are taken whole
 
 
+@pytest.mark.thorough
 def test_a_tokenised_data_set_is_read_row_by_row():
     rows = expected()
     dataset = datasets.Dataset.from_dict({"text": ["x"] * len(rows), "input_ids": rows.tolist()})
@@ -77,6 +81,7 @@ def test_a_tokenised_data_set_is_read_row_by_row():
     assert same(converted(by_hand), converted(uneven))
 
 
+@pytest.mark.thorough
 def test_batches_from_a_loader_and_one_batch_alone_are_read(tokenizer):
     reference = converted(expected())
     assert same(reference, converted(DataLoader([{"input_ids": row} for row in expected()], batch_size=8)))
@@ -84,6 +89,7 @@ def test_batches_from_a_loader_and_one_batch_alone_are_read(tokenizer):
     assert same(converted([{"input_ids": encoded["input_ids"]}]), converted(encoded))
 
 
+@pytest.mark.thorough
 def test_held_out_text_takes_the_same_forms(tokenizer):
     tokens = converted(expected(), held_out=expected(DOCUMENTS[5:]))
     assert same(tokens, converted(expected(), tokenizer, held_out=DOCUMENTS[5:]))

@@ -35,6 +35,7 @@ def distance(model, other):
     return nn.functional.kl_div(right, left, log_target=True, reduction="none").sum(-1).mean().item()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("bits", [0, 1])
 def test_the_predictor_brings_the_converted_network_back(bits):
     original = smooth_llama()
@@ -74,6 +75,7 @@ def test_the_fit_is_the_least_squares_solution_of_the_recurrence():
     assert torch.allclose(ours.double(), features @ weights, atol=2e-2 * (third - second).abs().max().item())
 
 
+@pytest.mark.thorough
 def test_one_token_with_a_massive_activation_does_not_decide_the_fit():
     """As in trained networks: a token whose state is a thousand times larger than the others'."""
     plain, massive = smooth_llama(), smooth_llama()
@@ -115,6 +117,7 @@ def test_at_most_4096_tokens_are_set_aside():
     assert [sum(batch["input_ids"].shape[0] for batch in part) for part in (fitted, set_aside)] == [60, 4]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("batch_size", [1, 5, 12])
 def test_the_fit_does_not_depend_on_how_the_text_is_batched(batch_size):
     whole, parts = smooth_llama(), smooth_llama()
@@ -123,6 +126,7 @@ def test_the_fit_does_not_depend_on_how_the_text_is_batched(batch_size):
     assert torch.allclose(whole(TEXT).logits, parts(TEXT).logits, atol=1e-2)
 
 
+@pytest.mark.thorough
 def test_a_converted_model_saves_loads_trains_and_goes_back(tmp_path, caplog):
     model = smooth_llama()
     original = copy.deepcopy(model)
@@ -142,6 +146,7 @@ def test_a_converted_model_saves_loads_trains_and_goes_back(tmp_path, caplog):
     assert torch.equal(model(TEXT).logits, original(TEXT).logits)
 
 
+@pytest.mark.thorough
 def test_half_precision_weights_are_converted():
     model = smooth_llama().to(torch.bfloat16)
     conversion = rf.convert(model, 1, TEXT)
@@ -150,6 +155,7 @@ def test_half_precision_weights_are_converted():
     assert rf.verify_gradients(model, {"input_ids": TEXT[:2]}).bit_exact
 
 
+@pytest.mark.thorough
 def test_generation_agrees_with_and_without_cache():
     model = smooth_llama()
     rf.convert(model, 0, TEXT)
@@ -195,6 +201,7 @@ def test_an_interrupted_conversion_leaves_the_ordinary_network():
     assert torch.equal(model(TEXT).logits, before)
 
 
+@pytest.mark.thorough
 def test_a_conversion_after_an_interrupted_one_measures_again(monkeypatch):
     """Half of what the budget is spent by is not taken for all of it."""
     model = smooth_llama()

@@ -45,6 +45,7 @@ def divergence_of_single_tokens(model, layer, stays):
     return total / TEXT.numel() / part**2
 
 
+@pytest.mark.thorough
 def test_the_cost_of_a_layer_is_half_its_fisher_information():
     model = smooth_llama()
     expected = [[divergence_of_single_tokens(model, layer, stays) for layer in (1, 3)] for stays in (False, True)]
@@ -55,6 +56,7 @@ def test_the_cost_of_a_layer_is_half_its_fisher_information():
     assert costs.read[0] == costs.kept[0] == 0
 
 
+@pytest.mark.thorough
 def test_what_the_state_tells_of_the_last_update_costs_nothing():
     alone, known = smooth_llama(), smooth_llama()
     rf.make_reversible(known, rf.BlendedMidpoint(1))
@@ -64,6 +66,7 @@ def test_what_the_state_tells_of_the_last_update_costs_nothing():
     assert fitted.predicted([1] * 6) < 0.7 * without.predicted([1] * 6)
 
 
+@pytest.mark.thorough
 def test_measuring_changes_neither_the_model_nor_the_random_state_nor_gradients():
     model = smooth_llama()
     rf.convert(model, 0, TEXT)
@@ -79,6 +82,7 @@ def test_measuring_changes_neither_the_model_nor_the_random_state_nor_gradients(
     assert len(update_predictors(model)) == 6
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("predictor", ["none", "state", "update"])
 def test_calibrated_blends_do_no_worse_than_uniform_ones(predictor):
     model = smooth_llama()

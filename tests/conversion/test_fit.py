@@ -80,6 +80,7 @@ def test_every_row_counts_by_its_error_relative_to_its_state():
     assert fit.explained == pytest.approx(1 - (error.sum() / (target / size).square().sum()).item())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("rank", [4, 31])
 def test_a_predictor_of_low_rank_predicts_what_its_fit_says(rank):
     """The factors in the module are the fitted map: as many parameters as the rank needs, and the fit's own error."""
@@ -118,6 +119,7 @@ def test_the_multiple_of_the_update_is_fitted_with_the_maps(told):
     assert sums.fit(Solution(solution.maps, 0.0)).error > fit.error
 
 
+@pytest.mark.thorough
 def test_the_first_step_is_the_least_squares_fit_of_the_state_that_is_ahead():
     """All of it by hand, from the states of the ordinary network: p[0] is x, and p[1] is x + f(x)."""
     model, original = smooth_llama(), smooth_llama()

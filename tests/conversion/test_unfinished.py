@@ -46,6 +46,7 @@ def interrupt(folder, number, **options):
     return model
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("number", [1, 4, LAYERS, LAYERS + 1, 2 * LAYERS - 1, 2 * LAYERS])
 @pytest.mark.parametrize("predictor", ["state", "previous_mlp"])
 def test_it_ends_with_the_same_model(tmp_path, number, predictor, evaluated):
@@ -69,6 +70,7 @@ def test_without_a_directory_nothing_is_kept(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.thorough
 def test_another_budget_goes_on_from_what_no_budget_changes(tmp_path, monkeypatch):
     interrupt(tmp_path / "unfinished", LAYERS + 2)
     measured = []
@@ -78,6 +80,7 @@ def test_another_budget_goes_on_from_what_no_budget_changes(tmp_path, monkeypatc
     assert not measured
 
 
+@pytest.mark.thorough
 def test_several_budgets_go_on_from_the_last_one(tmp_path, evaluated):
     def converter():
         return Converter(smooth_llama(), Method(), TEXT, None, unfinished=tmp_path / "unfinished")
@@ -98,6 +101,7 @@ def configured(**changes):
     return model
 
 
+@pytest.mark.thorough
 def test_another_conversion_is_refused(tmp_path):
     interrupt(tmp_path / "unfinished", 2)
     other = smooth_llama()
@@ -123,6 +127,7 @@ def test_a_directory_of_something_else_is_left_alone(tmp_path):
     assert (tmp_path / "thesis.txt").is_file()
 
 
+@pytest.mark.thorough
 def test_what_others_put_into_the_directory_stays(tmp_path):
     interrupt(tmp_path / "unfinished", 2)
     (tmp_path / "unfinished/thesis.txt").write_text("ten years of work")
@@ -130,6 +135,7 @@ def test_what_others_put_into_the_directory_stays(tmp_path):
     assert [path.name for path in (tmp_path / "unfinished").iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.thorough
 def test_a_stage_that_was_cut_off_in_its_first_writing_goes_too(tmp_path):
     interrupt(tmp_path / "unfinished", 2)
     (tmp_path / "unfinished/blends-of-another-budget").mkdir()
@@ -138,6 +144,7 @@ def test_a_stage_that_was_cut_off_in_its_first_writing_goes_too(tmp_path):
     assert not (tmp_path / "unfinished").exists()
 
 
+@pytest.mark.thorough
 def test_a_link_to_a_directory_is_followed(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "disk")
@@ -146,6 +153,7 @@ def test_a_link_to_a_directory_is_followed(tmp_path):
     assert rf.convert(smooth_llama(), 1, TEXT, unfinished=tmp_path / "link").loss
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["last-updates/states.safetensors", "last-updates/layer-1.safetensors"])
 @pytest.mark.parametrize("damage", ["cut", "empty", "gone"])
 def test_a_damaged_directory_is_named_with_what_to_do(tmp_path, name, damage):

@@ -64,6 +64,7 @@ def test_the_fingerprint_is_that_of_the_content_and_the_split(files):
     assert len({fingerprint(), *others}) == 6
 
 
+@pytest.mark.thorough
 def test_the_standard_library_has_a_fingerprint_of_its_split():
     first, again = open_source(DataSection()), open_source(DataSection(validation_fraction=0.1))
     assert first.fingerprint() == open_source(DataSection()).fingerprint() != again.fingerprint()

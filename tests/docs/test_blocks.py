@@ -80,6 +80,7 @@ def check_module(words, monkeypatch, capsys):
     assert all(option in shown for option in words[3:] if option.startswith("--"))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
 def test_the_commands_of_a_page_run(page, workspace, monkeypatch, capsys):
     monkeypatch.setattr(process, "measure_peak_memory", measure_here)
@@ -114,6 +115,7 @@ def one_process(tmp_path):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python") and page not in OWN_TEST])
 def test_the_python_of_a_page_runs(page, workspace, one_process):

@@ -76,6 +76,7 @@ def check(names):
         assert names["callback"].report.bit_exact
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("title", BLOCKS)
 def test_the_block_runs(title, workspace):

@@ -10,6 +10,7 @@ PAGE = "docs/tutorial.md"
 FEWER = {"steps=200": "steps=8", "steps=100": "steps=8", "text[:64]": "text[:8]", "depth in (8, 16)": "depth in (4, 6)"}
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_the_tutorial_ends_with_a_fine_tuned_model(workspace, capsys):
     code = "\n".join(blocks(PAGE, "python"))
@@ -27,6 +28,7 @@ def test_the_tutorial_ends_with_a_fine_tuned_model(workspace, capsys):
     assert rf.describe(names["model"]).recurrence.startswith("p[l+1] = a p[l-1]")
 
 
+@pytest.mark.thorough
 def test_only_rebuilding_is_free_of_depth(workspace):
     names = {}
     for block in blocks(PAGE, "python"):

@@ -1,6 +1,8 @@
 import subprocess
 import sys
 
+import pytest
+
 IMPORT_WATCHED = """
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -28,6 +30,7 @@ def _missing(names):
     return result.stdout.split("\n")[-2]
 
 
+@pytest.mark.thorough
 def test_importing_the_library_calls_on_one_thread_what_layers_and_losses_take_from_vector_math():
     # acosh is none of oneMKL's: the check can fail
     missing = _missing(["cos", "sin", "exp", "log", "sqrt", "tanh", "erf", "acosh"])

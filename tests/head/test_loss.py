@@ -454,6 +454,7 @@ def test_the_choice_of_a_command(head, chunked):
             apply_head(inseparable, head)
 
 
+@pytest.mark.thorough
 def test_the_peak_is_below_five_percent_of_all_logits():
     model = tiny("llama", vocab_size=8192, hidden_size=32, num_hidden_layers=1)
     shape = 4, 1024

@@ -64,6 +64,7 @@ def test_adapters_that_hold_a_part_of_the_weights_are_refused(start):
     AdapterOff(adapted(tiny("llama"), init_lora_weights="gaussian"))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("options", [{}, {"target_modules": ["q_proj", "lm_head"]}, {"modules_to_save": ["lm_head"]}])
 def test_a_student_without_its_adapters_is_the_original(options):
     original = smooth_llama().eval()

@@ -32,6 +32,7 @@ def test_every_recipe_is_tried():
     assert {path.name for path in DIRECTORY.iterdir()} == set(STUDIES)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "axis"), STUDIES.items())
 def test_a_recipe_runs_on_a_tiny_network(name, axis, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "MeasuringProcess", MeasureHere)

@@ -23,6 +23,7 @@ def recipe(tmp_path):
     return tiny_recipe(tmp_path)
 
 
+@pytest.mark.thorough
 def test_every_part_of_a_comparison(recipe):
     lines = []
     result = json.loads(json.dumps(Comparison(recipe, OPTIONS, lines.append).run()))
@@ -74,6 +75,7 @@ def test_an_architecture_without_branches_has_no_hamiltonian(tmp_path, monkeypat
     assert "validation_loss" not in row
 
 
+@pytest.mark.thorough
 def test_blends_for_one_depth_are_not_measured_at_others(tmp_path):
     recipe = tiny_recipe(tmp_path, {"dynamics.name": "blended_midpoint", "dynamics.options.blend": [0.5, 1]})
     assert "2 blends for a model of 4 layers" in Comparison(recipe, OPTIONS).compare_arms()["depth"]["unavailable"]
@@ -106,6 +108,7 @@ def test_options_that_measure_nothing_are_named(options, message):
         ComparisonOptions(**options)
 
 
+@pytest.mark.thorough
 def test_a_comparison_repeats_its_losses(recipe):
     comparison = Comparison(recipe, OPTIONS)
     torch.manual_seed(1)

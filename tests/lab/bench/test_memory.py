@@ -23,6 +23,7 @@ def growth(arm, workload=WORKLOAD):
     return (deep - shallow) / 2
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dynamics", [Midpoint(), Leapfrog(), Hamiltonian()])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_rebuilding_does_not_grow_with_depth(dynamics, precision):
@@ -30,12 +31,14 @@ def test_rebuilding_does_not_grow_with_depth(dynamics, precision):
     assert abs(growth(Setup(dynamics, Rebuild()), workload)) <= 0.01 * workload.layer_input_bytes
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("blend", "bits"), [("1/2", 1), ("1/16", 4)])
 def test_a_contracting_step_grows_by_its_side_information(blend, bits):
     grown = growth(Setup(BlendedMidpoint(blend), Rebuild()))
     assert grown == pytest.approx(WORKLOAD.layer_input_elements * bits / 8, abs=0.01 * WORKLOAD.layer_input_bytes)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("arm", "tensors"), [(CHECKPOINT, 1), (Setup(Hamiltonian(), Checkpoint()), 2)])
 def test_the_meter_resolves_what_checkpointing_keeps(arm, tensors):
     grown = growth(arm)
@@ -43,10 +46,12 @@ def test_the_meter_resolves_what_checkpointing_keeps(arm, tensors):
     assert grown <= tensors * (WORKLOAD.layer_input_bytes + RANDOM_STATE_BYTES + 512)
 
 
+@pytest.mark.thorough
 def test_storing_grows_by_many_tensors():
     assert growth(STORE) > 10 * WORKLOAD.layer_input_bytes
 
 
+@pytest.mark.thorough
 def test_the_head_does_not_set_the_peak():
     # Otherwise the growth of the layers would hide below it.
     rebuild = Setup(Midpoint(), Rebuild())
@@ -54,6 +59,7 @@ def test_the_head_does_not_set_the_peak():
     assert Measurer().peak(larger, rebuild).peak == Measurer().peak(WORKLOAD, rebuild).peak
 
 
+@pytest.mark.thorough
 def test_the_optimizer_has_states_that_count_apart_and_leaves_the_weights_alone():
     workload, measurer = dataclasses.replace(WORKLOAD, optimizer="adamw"), Measurer()
     with_states, without = measurer.peak(workload, STORE), Measurer().peak(WORKLOAD, STORE)
@@ -67,6 +73,7 @@ def test_the_optimizer_has_states_that_count_apart_and_leaves_the_weights_alone(
     assert times.losses == again.losses
 
 
+@pytest.mark.thorough
 def test_arms_take_turns_on_one_model_and_see_the_same_batches():
     names = ["plain_checkpoint", "rebuild", "checkpoint", "plain_store", "budget"]
     arms = setups_of(names, Midpoint(), budget=2**22)

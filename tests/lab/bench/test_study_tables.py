@@ -97,6 +97,7 @@ def test_why_the_largest_is_no_larger(study, sentence):
     assert sentence in " ".join(shown(result(study, (), ("24GB",))).split())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "panels"), [("depth", 4), ("batch", 2), ("length", 4), ("budget", 1)])
 def test_a_plot_has_every_panel_and_arm(name, panels, tmp_path):
     path = tmp_path / "plot.svg"
