@@ -9,10 +9,9 @@ from torch import Tensor
 
 import revformers as rf
 from revformers.activations import register
-from revformers.activations.base import BeginPass
 from revformers.dynamics import Coefficients
 from revformers.engine.field import Field
-from revformers.engine.forward_pass import ForwardPass
+from revformers.engine.forward_pass import BeginPass, ForwardPass
 from revformers.engine.states import StatePair
 from revformers.engine.tape import Tape
 

@@ -8,7 +8,7 @@ from lab.bench.memory import Measurer
 from lab.bench.workload import MeasuredWorkload as Measured
 from lab.bench.workload import llama_config
 from revformers.planning.setups import rebuild, title_of
-from revformers.planning.step import _known_steps, _memory, step_memory, step_operations, step_time
+from revformers.planning.step import _STEPS, _memory, step_memory, step_operations, step_time
 from revformers.setup import CHECKPOINT, OFFLOAD, STORE, Workload
 
 CONFIG = llama_config(6, 128, 256, 256)
@@ -72,7 +72,7 @@ def test_a_loss_of_few_chunks_takes_what_one_of_many_takes(monkeypatch):
 
 def forget():
     _memory.cache_clear()
-    _known_steps.cache_clear()
+    _STEPS.clear()
 
 
 def test_operations_of_many_chunks_are_counted():

@@ -1,15 +1,11 @@
 """The interface of activation policies."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar, Self
 
 from revformers.dynamics.base import Coefficients, Dynamics
-from revformers.engine.forward_pass import ForwardPass
-from revformers.engine.states import StatePair
-
-BeginPass = Callable[[StatePair], ForwardPass]
-"""Begins a forward pass with its pair of fixed-point states."""
+from revformers.engine.forward_pass import BeginPass
 
 
 class ActivationPolicy(ABC):

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from revformers.activations.base import ActivationPolicy, BeginPass
+from revformers.activations.base import ActivationPolicy
 from revformers.dynamics.base import Coefficients
 from revformers.engine.field import Field
-from revformers.engine.forward_pass import ForwardPass
+from revformers.engine.forward_pass import BeginPass, ForwardPass
 from revformers.engine.states import StatePair
 from revformers.engine.tape import Tape
 from revformers.engine.ticket import InputSource, kept

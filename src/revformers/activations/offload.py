@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from revformers.activations.base import ActivationPolicy, BeginPass
+from revformers.activations.base import ActivationPolicy
 from revformers.activations.checkpoint import CheckpointedPass
 from revformers.dynamics.base import Coefficients
+from revformers.engine.forward_pass import BeginPass
 from revformers.engine.ticket import InputSource
 
 

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from revformers.activations.base import ActivationPolicy, BeginPass
+from revformers.activations.base import ActivationPolicy
 from revformers.dynamics.base import Coefficients
+from revformers.engine.forward_pass import BeginPass
 from revformers.engine.tape import Tape
 
 

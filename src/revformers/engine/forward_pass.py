@@ -1,5 +1,6 @@
 """The base class of forward passes: what an activation policy does while a stack runs."""
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -42,3 +43,7 @@ class ForwardPass:
     def report(self) -> Any:
         """An account of the choices made, from a policy that makes any; otherwise None."""
         return None
+
+
+BeginPass = Callable[[StatePair], ForwardPass]
+"""Begins a forward pass with its pair of fixed-point states."""

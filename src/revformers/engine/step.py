@@ -168,8 +168,8 @@ class Step:
                 continue
             if (ticket.shape, ticket.dtype) != (tensor.shape, tensor.dtype):
                 raise self.mismatch(
-                    f"Rebuilding {self.name} saved a tensor {list(tensor.shape)} of {tensor.dtype} where the forward "
-                    f"pass saved {list(ticket.shape)} of {ticket.dtype}"
+                    f"Evaluating {self.name} again saved a tensor {list(tensor.shape)} of {tensor.dtype} where the "
+                    f"forward pass saved {list(ticket.shape)} of {ticket.dtype}"
                 )
             ticket.tensor = tensor
             ticket.version = version
@@ -191,7 +191,7 @@ class Step:
         """Raise RebuildMismatchError if an evaluation, which saved `saved` tensors, differs from the first."""
         if saved != len(self._tickets):
             raise self.mismatch(
-                f"Rebuilding {self.name} saved {saved} tensors where the forward pass saved {len(self._tickets)}"
+                f"Evaluating {self.name} again saved {saved} tensors where the forward pass saved {len(self._tickets)}"
             )
         if evidence.other_leaf is not None:
             raise self.mismatch(

@@ -16,10 +16,10 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from revformers.activations.base import ActivationPolicy, BeginPass
+from revformers.activations.base import ActivationPolicy
 from revformers.activations.budget.report import BudgetReport
 from revformers.dynamics.base import Dynamics
-from revformers.engine.forward_pass import ForwardPass
+from revformers.engine.forward_pass import BeginPass, ForwardPass
 from revformers.engine.states import StatePair
 from revformers.engine.trajectory import Trajectory
 from revformers.errors import NotReversibleError

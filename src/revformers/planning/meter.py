@@ -2,7 +2,7 @@
 
 The planner and the measurements share this counter: a dispatch mode that sees every tensor an operator returns and adds
 up the storages that are alive, each once. It does not include an allocator's rounding or the memory that a kernel needs
-while it runs. `lab.bench.meter` reads the peak from the allocator's own events and serves as the reference.
+while it runs. The repository's `lab.bench.meter` reads the peak from the allocator's own events; tests compare the two.
 
 PyTorch's private `torch.distributed._tools.mem_tracker.MemTracker` counts the same storages and gives the same peaks
 where both were tried. It is not used, for three reasons:

@@ -110,10 +110,14 @@ def _over_work(workload: Workload, setup: Setup, tokens: int, value: Callable[[W
     return whole + (tokens - COUNTED) * (most - half) / (COUNTED - COUNTED // 2)
 
 
+_STEPS: dict[tuple[Workload, Setup, int], dict[tuple[int, int], Timeline]] = {}
+"""The steps that ran, by workload, setup and layers, and then by batch and tokens."""
+
+
 @lru_cache(maxsize=4096)
 def _memory(workload: Workload, setup: Setup, layers: int, batch: int, tokens: int) -> dict[str, int]:
     """Return the peak of a step by category, from a run of it or from runs of smaller and larger steps."""
-    known = _known_steps(workload, setup, layers)
+    known = _STEPS.setdefault((workload, setup, layers), {})
     timeline = known.get((batch, tokens))
     if timeline is None:
         batches = {other: step for (other, length), step in known.items() if length == tokens}
@@ -123,12 +127,6 @@ def _memory(workload: Workload, setup: Setup, layers: int, batch: int, tokens: i
         timeline = known[batch, tokens] = _run(workload, setup, layers, batch, tokens)
     peak = timeline.peak()
     return {name: getattr(peak, name) for name in CATEGORIES} | {"weights": 0}
-
-
-@lru_cache(maxsize=64)
-def _known_steps(workload: Workload, setup: Setup, layers: int) -> dict[tuple[int, int], Timeline]:
-    """Return the steps that ran, by batch and tokens; `_memory` adds to them."""
-    return {}
 
 
 def _run(workload: Workload, setup: Setup, layers: int, batch: int, tokens: int) -> Timeline:
@@ -148,7 +146,7 @@ def _observe(setup: Setup, step: Callable[[], None]) -> None:
 @lru_cache(maxsize=4096)
 def _work(workload: Workload, setup: Setup, layers: int, tokens: int, counted: int) -> Work:
     """Return the work of a step on one sequence; the run for it also counts its memory."""
-    model, known = _model(workload, setup, layers), _known_steps(workload, setup, layers)
+    model, known = _model(workload, setup, layers), _STEPS.setdefault((workload, setup, layers), {})
     step = _step(model, 1, tokens)
     works = []
     with without_numbers(counted):

@@ -8,11 +8,12 @@ from typing import Literal, Self, get_args
 
 import torch
 
-from revformers.activations.base import ActivationPolicy, BeginPass
+from revformers.activations.base import ActivationPolicy
 from revformers.activations.budget.budgeted import BudgetedPass
 from revformers.activations.budget.observation import Observations
 from revformers.byte_size import parse_size
 from revformers.dynamics.base import Coefficients
+from revformers.engine.forward_pass import BeginPass
 from revformers.engine.states import StatePair
 from revformers.errors import require_package
 
