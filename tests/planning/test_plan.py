@@ -5,12 +5,13 @@ import pytest
 from transformers import AutoConfig
 
 from lab.bench.workload import llama_config
+from revformers.activations import Budget
 from revformers.planning import step
 from revformers.planning.devices import DEVICES
 from revformers.planning.plan import make_plan
-from revformers.planning.setups import setups, title_of
+from revformers.planning.setups import setups
 from revformers.planning.step import step_memory
-from revformers.setup import Workload
+from revformers.setup import ORDINARY_SETUPS, Workload
 
 CONFIG = llama_config(3, 64, 256, 256)
 WORKLOAD = Workload(AutoConfig.for_model(**CONFIG), 1, 64, head="own", optimizer="adamw")
@@ -21,9 +22,9 @@ def test_the_largest_batch_fits_and_one_more_does_not():
     room = 10 * 2**20
     fixed = make_plan(WORKLOAD, 2**20, DEVICE, bits=()).size.total
     plan = make_plan(WORKLOAD, fixed + room, DEVICE, bits=(0,))
-    ways = [way for way in plan.ways if way.name != "budget"]
+    ways = [way for way in plan.ways if not isinstance(way.setup.activations, Budget)]
     for way, setup in zip(ways, setups((0,)), strict=True):
-        assert way.title == title_of(setup)
+        assert way.setup == setup
         assert way.memory.total == fixed + step_memory(WORKLOAD, setup, 1, 64).device.total
         needed = [step_memory(WORKLOAD, setup, way.largest_batch + more, 64).device.total for more in (0, 1)]
         assert needed[0] <= room < needed[1]
@@ -68,19 +69,21 @@ def test_a_budget_spends_what_rebuilding_leaves_at_the_largest_batch_of_checkpoi
     fixed = make_plan(deep, 2**20, DEVICE, bits=()).size.total
     room = 30 * 2**20
     *_, checkpoint, _, rebuild, budget = make_plan(deep, fixed + room, DEVICE, bits=(0,)).ways
-    assert (budget.name, budget.largest_batch) == ("budget", checkpoint.largest_batch)
+    assert isinstance(budget.setup.activations, Budget)
+    assert budget.largest_batch == checkpoint.largest_batch
     taken = (budget.memory.total - fixed) * checkpoint.largest_batch
     assert 0.9 * room < taken <= room
     assert 1 < budget.operations < rebuild.operations
     assert 1 < budget.time < rebuild.time
     shallow = make_plan(WORKLOAD, 2**28, DEVICE, bits=(0,))
-    assert [way.name for way in shallow.ways if way.name == "budget"] == [], "two states take more than 3 checkpoints"
+    budgets = [way for way in shallow.ways if isinstance(way.setup.activations, Budget)]
+    assert not budgets, "two states take more than 3 checkpoints"
 
 
 def test_a_model_that_cannot_be_reversed_is_planned_without():
     config = AutoConfig.for_model(**CONFIG, H_cycles=2)
     plan = make_plan(Workload(config, 1, 16, head="own"), 2**28, DEVICE, bits=(0,))
-    assert [way.name for way in plan.ways] == ["store", "checkpoint", "offload"]
+    assert [way.setup for way in plan.ways] == list(ORDINARY_SETUPS)
     assert "several times over" in plan.refusal
 
 

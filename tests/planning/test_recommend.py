@@ -2,15 +2,26 @@ import pytest
 
 from revformers.planning.cost import SetupCost
 from revformers.planning.recommend import recommend
+from revformers.planning.setups import budgeted, rebuild
 from revformers.planning.timeline import MemoryByCategory
+from revformers.setup import CHECKPOINT as CHECKPOINTING
+from revformers.setup import OFFLOAD, STORE
 
 GIB = 2**30
 
 
 def way(name, batch, context=0, time=1.0, bits=None, **memory):
     context = context or 1024 * batch
+    setup = {"store": STORE, "checkpoint": CHECKPOINTING, "offload": OFFLOAD, "budget": budgeted(GIB)}.get(name)
     return SetupCost(
-        name, bits, MemoryByCategory(**memory), GIB * (name == "offload"), batch, 3 * GIB, context, time, time
+        setup or rebuild(bits),
+        MemoryByCategory(**memory),
+        GIB * (name == "offload"),
+        batch,
+        3 * GIB,
+        context,
+        time,
+        time,
     )
 
 

@@ -135,7 +135,8 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _json(plan: Any) -> str:
-    return json.dumps(dataclasses.asdict(plan), indent=2) + "\n"
+    values = {**vars(plan), "size": dataclasses.asdict(plan.size), "ways": [way.to_dict() for way in plan.ways]}
+    return json.dumps(values, indent=2) + "\n"
 
 
 def parse_memory(text: str) -> int:

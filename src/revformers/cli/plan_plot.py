@@ -6,11 +6,12 @@ from typing import Literal
 
 from matplotlib.figure import Figure
 
+from revformers.activations import Rebuild
 from revformers.planning.cost import SetupCost
 from revformers.planning.plan import Plan
-from revformers.planning.setups import setups, title_of
+from revformers.planning.setups import title_of
 from revformers.planning.step import step_memory
-from revformers.setup import Workload
+from revformers.setup import ORDINARY_SETUPS, Workload
 
 Axis = Literal["length", "batch"]
 
@@ -28,11 +29,11 @@ def draw(workload: Workload, plan: Plan, axis: Axis, file: Path) -> None:
         file: e.g. plan.svg.
 
     """
-    bits = [way.bits for way in plan.ways if way.name == "rebuild" and way.bits is not None]
+    rebuilt = [way.setup for way in plan.ways if isinstance(way.setup.activations, Rebuild)]
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     axes = figure.subplots()
     at = _places(plan.ways, axis, plan.sequence_length)
-    for colour, setup in enumerate(setups(bits)):
+    for colour, setup in enumerate([*ORDINARY_SETUPS, *rebuilt]):
         totals = []
         for place in at:
             batch, tokens = (1, place) if axis == "length" else (place, plan.sequence_length)

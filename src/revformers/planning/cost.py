@@ -1,30 +1,31 @@
-"""A row of a plan: the memory and time that one way to train needs."""
+"""A row of a plan: the memory and time that one setup needs."""
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
-from revformers.planning.setups import title
+from revformers.planning.setups import bits_of, title_of
 from revformers.planning.timeline import MemoryByCategory
+from revformers.setup import Setup
 
 
 @dataclass(frozen=True)
 class SetupCost:
-    """The memory and time that one way to train needs.
+    """The memory and time that one setup needs.
 
     Attributes:
-        name: "store", "checkpoint", "offload", "rebuild" or "budget".
-        bits: side information per element and layer, of "rebuild" and "budget".
+        setup: the dynamics and the activation policy.
         memory: of a step on one sequence, bytes by category.
         host: host memory that the step holds, bytes.
         largest_batch: sequences that fit; 0 if not even one fits.
         host_of_largest_batch: host memory that a step on the largest batch holds, bytes.
         longest_context: tokens of a single sequence that fit, a multiple of 256, accurate to one percent.
-        operations: floating-point operations of a step, relative to "store".
-        time: predicted time of a step, relative to "store".
+        operations: floating-point operations of a step, relative to storing.
+        time: predicted time of a step, relative to storing.
 
     """
 
-    name: str
-    bits: int | None
+    setup: Setup
     memory: MemoryByCategory
     host: int
     largest_batch: int
@@ -35,5 +36,11 @@ class SetupCost:
 
     @property
     def title(self) -> str:
-        """The name, followed by the bits."""
-        return title(self.name, self.bits)
+        """The name of the activation policy, followed by the bits of side information per element and layer."""
+        return title_of(self.setup)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the row in types that JSON keeps, with the name of the policy and the bits instead of the setup."""
+        figures = dataclasses.asdict(dataclasses.replace(self, setup=None))  # type: ignore[arg-type]
+        del figures["setup"]
+        return {"name": self.setup.activations.name, "bits": bits_of(self.setup), **figures}

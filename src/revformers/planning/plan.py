@@ -15,10 +15,10 @@ from revformers.planning.devices import Device
 from revformers.planning.model_size import ModelSize, model_size, trained_model
 from revformers.planning.recommend import recommend
 from revformers.planning.search import largest_within
-from revformers.planning.setups import bits_of, budgeted, rebuild, setups
+from revformers.planning.setups import budgeted, rebuild, setups
 from revformers.planning.step import step_memory, step_operations, step_time
 from revformers.planning.timeline import MemoryByCategory
-from revformers.setup import STORE, Setup, Workload
+from revformers.setup import CHECKPOINT, STORE, Setup, Workload
 
 CONTEXT_UNIT = 256
 """The longest context is a multiple of this number of tokens."""
@@ -101,8 +101,7 @@ def _cost(workload: Workload, setup: Setup, size: ModelSize, memory: int, tokens
         tolerance=CONTEXT_TOLERANCE,
     )
     return SetupCost(
-        setup.activations.name,
-        bits_of(setup),
+        setup,
         with_model(size, one.device),
         one.host,
         batch,
@@ -119,8 +118,8 @@ def _budgeted_cost(
 
     Return None if a budget is useless: all activations fit, checkpointing fits nothing, or rebuilding needs more.
     """
-    by_name = {(way.name, way.bits): way for way in ways}
-    store, checkpoint, rebuilt = (by_name.get(key) for key in (("store", None), ("checkpoint", None), ("rebuild", 0)))
+    rows = {row.setup: row for row in ways}
+    store, checkpoint, rebuilt = (rows.get(setup) for setup in (STORE, CHECKPOINT, rebuild(0)))
     if store is None or checkpoint is None or rebuilt is None or store.largest_batch >= checkpoint.largest_batch:
         return None
     # For one sequence: the memory of a step is proportional to the batch, and so is the room for the budget.
@@ -133,7 +132,7 @@ def _budgeted_cost(
         one = step_memory(workload, setup, 1, tokens)
         if one.device.total <= room:
             batch, context = checkpoint.largest_batch, rebuilt.longest_context
-            return SetupCost("budget", bits_of(setup), with_model(size, one.device), 0, batch, 0, context, *work)
+            return SetupCost(setup, with_model(size, one.device), 0, batch, 0, context, *work)
         # The working set is larger than that of rebuilding alone, e.g. by a second pair of states.
         budget -= one.device.total - room
     return None

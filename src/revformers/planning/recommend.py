@@ -2,7 +2,10 @@
 
 from collections.abc import Sequence
 
+from revformers.activations import Budget, Rebuild
 from revformers.planning.cost import SetupCost
+from revformers.planning.setups import bits_of
+from revformers.setup import CHECKPOINT, OFFLOAD, STORE
 
 WORTH = 1.1
 """Factor by which another network, or a slower step, must fit more before it is recommended."""
@@ -29,11 +32,11 @@ def recommend(ways: Sequence[SetupCost], fixed: int, memory: int, refusal: str |
     fitting = [way for way in ways if way.largest_batch]
     if not fitting:
         return "No way to train fits one sequence: shorten it, or use more memory."
-    stored = next((way for way in fitting if way.name == "store"), None)
+    stored = next((way for way in fitting if way.setup == STORE), None)
     if stored:
         return f"Store activations: up to {_sequences(stored)} fit, and nothing is computed twice."
-    checkpoint = next(way for way in ways if way.name == "checkpoint")
-    rebuilt = [way for way in fitting if way.name == "rebuild"]
+    checkpoint = next(way for way in ways if way.setup == CHECKPOINT)
+    rebuilt = [way for way in fitting if isinstance(way.setup.activations, Rebuild)]
     best = max(rebuilt, key=lambda way: (way.largest_batch, way.longest_context, -way.time), default=None)
     if best is None and not checkpoint.largest_batch:
         (offload,) = fitting
@@ -56,8 +59,8 @@ def recommend(ways: Sequence[SetupCost], fixed: int, memory: int, refusal: str |
         advice = f"Use checkpointing, up to {_sequences(checkpoint)}: {reason}."
         return advice + _spending(ways, checkpoint) + _offloading(ways, checkpoint)
     return (
-        f"Rebuild with {best.bits} bits: up to {_sequences(best)} or {best.longest_context:,} tokens fit, where "
-        f"checkpointing fits {checkpoint.largest_batch:,} and {checkpoint.longest_context:,}, in "
+        f"Rebuild with {bits_of(best.setup)} bits: up to {_sequences(best)} or {best.longest_context:,} tokens fit, "
+        f"where checkpointing fits {checkpoint.largest_batch:,} and {checkpoint.longest_context:,}, in "
         f"{best.time / checkpoint.time:.2f} of its predicted time."
         + _spending(ways, checkpoint)
         + _offloading(ways, best)
@@ -66,7 +69,7 @@ def recommend(ways: Sequence[SetupCost], fixed: int, memory: int, refusal: str |
 
 def _spending(ways: Sequence[SetupCost], checkpoint: SetupCost) -> str:
     """Return another sentence if a budget that uses the memory left by rebuilding is faster than checkpointing."""
-    budget = next((way for way in ways if way.name == "budget"), None)
+    budget = next((way for way in ways if isinstance(way.setup.activations, Budget)), None)
     if budget is None or budget.time >= checkpoint.time:
         return ""
     return (
@@ -77,7 +80,7 @@ def _spending(ways: Sequence[SetupCost], checkpoint: SetupCost) -> str:
 
 def _offloading(ways: Sequence[SetupCost], recommended: SetupCost) -> str:
     """Return another sentence if offloading fits more than the recommended way; its speed is not known."""
-    offload = next((way for way in ways if way.name == "offload"), None)
+    offload = next((way for way in ways if way.setup == OFFLOAD), None)
     if offload is None or offload.largest_batch <= recommended.largest_batch:
         return ""
     host = offload.host_of_largest_batch / 2**30

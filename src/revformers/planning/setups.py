@@ -28,10 +28,6 @@ def bits_of(setup: Setup) -> int | None:
 
 
 def title_of(setup: Setup) -> str:
-    """Return the name of the activation policy, followed by the bits."""
-    return title(setup.activations.name, bits_of(setup))
-
-
-def title(name: str, bits: int | None) -> str:
-    """Return the name of a way to train in tables and plots."""
-    return name if bits is None else f"{name}, {bits} bits"
+    """Return the name of a setup in tables and plots: that of its activation policy, followed by the bits."""
+    bits = bits_of(setup)
+    return setup.activations.name if bits is None else f"{setup.activations.name}, {bits} bits"
