@@ -73,6 +73,7 @@ def test_the_remedy_refuses_or_is_right():
         loss.backward()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
 @pytest.mark.parametrize("activations", POLICIES)
 @pytest.mark.parametrize("layers", [None, [0]], ids=["all layers", "first layer"])
@@ -235,6 +236,7 @@ def test_weights_that_train_are_compared_by_their_bits_where_they_are_brought_an
             loss.backward()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("activations", POLICIES)
 @pytest.mark.parametrize("change", ["disable", "merge", "freeze", "delete"])
 def test_an_adapter_that_changes_before_the_backward_pass_is_refused(activations, change):
@@ -313,6 +315,7 @@ def of_one_batch(model, **options):
     return gradients(model), output.logits
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "dynamics", [DYNAMICS, rf.TwoEvaluationMidpoint("1/2"), rf.Hamiltonian()], ids=lambda d: d.name
 )

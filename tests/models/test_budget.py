@@ -51,6 +51,7 @@ def check(model, recompute, autocast=False):
     return reports
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
 @each_dynamics
 @each_recompute

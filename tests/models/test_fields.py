@@ -162,6 +162,7 @@ def test_two_evaluations_are_the_papers_recurrence(blend):
     assert not torch.allclose(model(TEXT).logits, expected, atol=1e-2), "the second evaluation counts"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("feature", PREVIOUS)
 def test_a_predictor_on_the_layer_before_is_the_same_recurrence_by_hand(feature):
     model = neox()
@@ -179,6 +180,7 @@ def test_a_predictor_on_the_layer_before_is_the_same_recurrence_by_hand(feature)
     assert rf.verify_gradients(model, {"input_ids": TEXT}).bit_exact
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("feature", PREVIOUS)
 def test_they_predict_more_than_state_and_update_alone(feature):
     plain, richer = smooth_llama(), smooth_llama()
@@ -189,6 +191,7 @@ def test_they_predict_more_than_state_and_update_alone(feature):
     assert errors[1] < 0.8 * errors[0]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("feature", PREVIOUS)
 def test_they_save_and_load(feature, tmp_path):
     model = smooth_llama()
@@ -204,6 +207,7 @@ def generated(model, cached):
     return model.generate(**prompt, max_new_tokens=6, do_sample=False, use_cache=cached, pad_token_id=0)
 
 
+@pytest.mark.thorough
 def test_the_previous_mlp_needs_no_place_in_the_cache():
     model = smooth_llama()
     rf.convert(model, 0, TEXT, predictor="previous_mlp")
@@ -220,6 +224,7 @@ def test_attention_of_the_layer_before_generates_without_a_cache_and_refuses_one
         generated(model, True)
 
 
+@pytest.mark.thorough
 def test_a_router_is_never_counted_twice():
     torch.manual_seed(0)
     config = MixtralConfig(
@@ -248,6 +253,7 @@ def test_a_family_whose_mlp_is_not_known_is_refused_by_name():
     assert not update_predictors(model)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("family", ["FalconForCausalLM", "BartForCausalLM"])
 def test_layers_that_return_more_than_a_state_are_converted(family):
     model = tiny(family).eval()

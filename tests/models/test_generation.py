@@ -76,6 +76,7 @@ def test_residual_dynamics_generate_what_the_ordinary_model_does(family, options
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.thorough
 @each_dynamics
 @each_family
 def test_assisted_decoding_gives_the_tokens_of_the_model_itself(family, dynamics):

@@ -20,6 +20,7 @@ def of_hidden_state(model, index):
     return torch.autograd.grad(output.loss, output.hidden_states[index])[0]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dynamics", DYNAMICS, ids=lambda dynamics: dynamics.name)
 @pytest.mark.parametrize("index", range(5))
 @pytest.mark.parametrize("activations", ["store", "rebuild", "checkpoint"])
@@ -33,6 +34,7 @@ def test_the_derivative_with_respect_to_a_hidden_state_is_the_whole_one(dynamics
     assert torch.allclose(found, expected, rtol=1e-5, atol=1e-6 * expected.abs().max().item())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_the_stream_of_gradients_stays_wide_in_half_precision(dtype):
     """What the dtype of the hidden states cannot hold goes beside them: each gradient is rounded once, at the end."""

@@ -72,6 +72,7 @@ def test_what_is_near_or_knows_nothing_is_not_warned_of(pretrained):
     rf.make_reversible(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(pretrained)), rf.Midpoint())
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("silent")
 def test_conversions_and_saved_reversible_models_are_not_warned_of(pretrained, tmp_path):
     model = load(pretrained)
@@ -83,6 +84,7 @@ def test_conversions_and_saved_reversible_models_are_not_warned_of(pretrained, t
     rf.make_reversible(load(tmp_path), rf.Leapfrog())
 
 
+@pytest.mark.thorough
 def test_new_dynamics_take_update_predictors_with_a_warning():
     model = smooth_llama()
     rf.convert(model, 1, TEXT)

@@ -13,6 +13,7 @@ def adapted(model, **options):
     return get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, **options))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dynamics", [rf.Hamiltonian(), rf.BlendedMidpoint("1/4")], ids=["hamiltonian", "blended"])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "OlmoForCausalLM"])
 def test_the_logits_are_those_of_the_original_to_the_bit(family, dynamics):
@@ -28,6 +29,7 @@ def test_the_logits_are_those_of_the_original_to_the_bit(family, dynamics):
     assert not torch.allclose(reversible, original, atol=1e-3)
 
 
+@pytest.mark.thorough
 def test_update_predictors_and_adapters_are_off():
     model = smooth_llama()
     original = copy.deepcopy(model)
