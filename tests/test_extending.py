@@ -13,12 +13,15 @@ import torch
 import transformers
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 import revformers as rf
 from revformers import dynamics
 from revformers.dynamics.base import Coefficients
+from revformers.models import families
 from revformers.models.discovery import find_stack
 from revformers.models.families import LAYOUTS
+from revformers.models.families.layout import BlockLayout, Branch
 from tests.tiny_models import batch, tiny
 
 # A dynamics
@@ -245,3 +248,29 @@ def test_an_activation_policy_of_the_library_is_one_file_and_its_registration(po
         if isinstance(node, ast.ImportFrom) and node.module == policy.__module__
     }
     assert importing == {"activations/__init__.py"}
+
+
+@pytest.mark.parametrize(
+    ("branch", "named"),
+    [(Branch("mixer"), "mixer"), (Branch("mlp", before="norm"), "norm"), (Branch("mlp", scale="gain"), "gain")],
+)
+def test_a_layout_that_names_what_the_layer_has_not_is_refused_at_the_call(branch, named, monkeypatch):
+    monkeypatch.setitem(families._REGISTERED, LlamaDecoderLayer, (BlockLayout(branch, Branch("mlp")),))
+    with pytest.raises(rf.NotReversibleError, match=f"names '{named}', which the layer does not have"):
+        rf.make_reversible(tiny("llama"), rf.Hamiltonian())
+
+
+def test_mistakes_of_extensions_are_refused_where_they_are_made():
+    with pytest.raises(TypeError, match="takes a tuple of names as after"):
+        Branch("mlp", after="post")
+    with pytest.raises(TypeError, match="takes the class of the layers"):
+        rf.register_layout("LlamaDecoderLayer", BlockLayout(Branch("attn"), Branch("mlp")))
+    with pytest.raises(TypeError, match="is an exact fraction, such as"):
+        Coefficients(0.5, Fraction(1, 2), 1.0)
+
+    class Forgetful(rf.Midpoint):
+        def coefficients(self, layer):
+            return Coefficients(Fraction(layer), Fraction(1), 1.0)
+
+    with pytest.raises(ValueError, match="Forgetful forgets the previous state in layer 0, where a = 0"):
+        rf.make_reversible(tiny("llama"), Forgetful())

@@ -184,7 +184,7 @@ def hooked():
         (lambda: nn.Linear(2, 2), rf.Midpoint(), "rebuild", rf.NotReversibleError, "not a transformers model"),
         (hooked, rf.Midpoint(), "rebuild", ValueError, "replaced by another library"),
         (llama, rf.Residual(), "rebuild", ValueError, "no inverse"),
-        (llama, rf.Midpoint(), "recompute", ValueError, "no activation policy 'recompute'; choose store"),
+        (llama, rf.Midpoint(), "recompute", ValueError, "no activation policy 'recompute'; choose one of store"),
         (llama, rf.BlendedMidpoint([0.5] * 3), "rebuild", ValueError, "3 blends for a model of 4 layers"),
         (llama, rf.Midpoint, "rebuild", TypeError, "takes a dynamics such as"),
     ],

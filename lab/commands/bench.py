@@ -55,7 +55,8 @@ def run(arguments: Sequence[str]) -> int:
         print(_usage())
         return 0
     if study not in STUDIES:
-        raise UserError(f"Name a study first, one of {', '.join(STUDIES)}, not {study!r}.")
+        given = "" if study is None else f", not {study!r}"
+        raise UserError(f"Name a study first, one of {', '.join(STUDIES)}{given}.")
     if {"-h", "--help"} & set(arguments):
         shown = read_recipe(BenchRecipe(), path) if path else BenchRecipe()
         show_help(f"python -m lab bench {study} {path or 'RECIPE'}", BenchOptions, BenchOptions(shown))

@@ -115,7 +115,7 @@ def test_every_policy_is_written_as_text_and_read_back():
 @pytest.mark.parametrize(
     ("policy", "error", "message"),
     [
-        ("rebuilt", ValueError, "There is no activation policy 'rebuilt'; choose store, .* or budget"),
+        ("rebuilt", ValueError, "There is no activation policy 'rebuilt'; choose one of store, .*budget"),
         ("rebuild:1", ValueError, 'The activation policy "rebuild" has no options'),
         (None, TypeError, "such as revformers.Rebuild"),
         (rf.Rebuild, TypeError, "such as revformers.Rebuild"),

@@ -43,10 +43,9 @@ def parse_policy(policy: ActivationPolicy | str) -> ActivationPolicy:
         raise TypeError(f"An activation policy is an object such as revformers.Rebuild(), or its name, not {policy!r}.")
     name, _, options = policy.partition(":")
     if name not in ACTIVATIONS:
-        *names, last = ACTIVATIONS
         raise ValueError(
-            f"There is no activation policy {name!r}; choose {', '.join(names)} or {last}, which takes a size such as "
-            f'"budget:20GiB".'
+            f"There is no activation policy {name!r}; choose one of {', '.join(ACTIVATIONS)} (a budget takes a size, "
+            f"as in budget:20GiB), or import the module that registers your own first."
         )
     return ACTIVATIONS[name].from_text(options)
 

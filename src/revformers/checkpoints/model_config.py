@@ -81,7 +81,8 @@ class ReversibleConfig(PreTrainedConfig):
             raise ModelFilesError(
                 f"The config.json of {keywords.get('name_or_path') or values.get('_name_or_path') or 'the model'} "
                 f"describes no reversible model that this version of revformers or transformers can read "
-                f"({type(error).__name__}: {error}); update both, or save the model again."
+                f"({type(error).__name__}: {error}); if it needs dynamics or a policy of your own, import the module "
+                f"that registers them first; otherwise update both, or save the model again."
             ) from error
         config = made[0] if isinstance(made, tuple) else made
         config._identity = identity

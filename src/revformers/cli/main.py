@@ -4,6 +4,7 @@ import importlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 
 from revformers.cli.quiet import quiet_imports
 from revformers.errors import (
@@ -52,6 +53,9 @@ def run_command(
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_help(program, purpose, commands))
         return 0 if arguments else USER_ERROR
+    if arguments == ["--version"]:
+        print(f"revformers {version('revformers')}")
+        return 0
     command, *rest = arguments
     if command not in commands:
         print(f"{program} has no command {command!r}; it has {', '.join(commands)}.", file=sys.stderr)

@@ -41,7 +41,10 @@ def create(name: str, **options: Any) -> Dynamics:
 
     """
     if name not in DYNAMICS:
-        raise ValueError(f"There is no dynamics called {name!r}; choose one of {', '.join(DYNAMICS)}.")
+        raise ValueError(
+            f"There is no dynamics called {name!r}; choose one of {', '.join(DYNAMICS)}, or import the module that "
+            f"registers your own first."
+        )
     known = list(inspect.signature(DYNAMICS[name]).parameters)
     for option in options:
         if option not in known:

@@ -36,6 +36,10 @@ class Coefficients:
     def __post_init__(self) -> None:
         for name in ("previous", "current"):
             value = getattr(self, name)
+            if not isinstance(value, Fraction):
+                raise TypeError(
+                    f"The coefficient of the {name} state is an exact fraction, such as Fraction(1, 2), not {value!r}."
+                )
             if max(abs(value.numerator), value.denominator) > LARGEST_TERM:
                 raise ValueError(
                     f"The coefficient {value} of the {name} state has a term beyond {LARGEST_TERM}, by which 64-bit "
@@ -105,8 +109,14 @@ class Dynamics(ABC):
         """Return the coefficients of all steps in a stack of `number_of_layers` layers, in order."""
         return [self.coefficients(layer) for layer in range(number_of_layers) for _ in range(self.steps_per_layer)]
 
-    def check(self, number_of_layers: int) -> None:  # noqa: B027 - most dynamics fit any depth
-        """Raise ValueError if this dynamics does not fit a stack of `number_of_layers` layers."""
+    def check(self, number_of_layers: int) -> None:
+        """Raise ValueError if this dynamics does not fit a stack of `number_of_layers` layers, or has no inverse."""
+        for layer in range(number_of_layers if self.reversible else 0):
+            if not self.coefficients(layer).previous:
+                raise ValueError(
+                    f"{type(self).__name__} forgets the previous state in layer {layer}, where a = 0, and so has no "
+                    f"inverse; choose another coefficient, or set reversible = False in the class."
+                )
 
     def previous_update(self, layer: int) -> float:
         """Return the weight of f_{l-1}(p[l]), which dynamics with two evaluations per step add to c f_l(p[l])."""

@@ -28,8 +28,11 @@ def check(model: nn.Module, identity: Identity) -> DecoderStack:
     identity.activations.check(identity.dynamics)
     identity.dynamics.check(len(stack.layers))
     for layer in stack.layers:
-        if identity.dynamics.granularity == "branch" and find_layout(layer) is None:
-            raise no_branches(layer, identity.dynamics)
+        if identity.dynamics.granularity == "branch":
+            layout = find_layout(layer)
+            if layout is None:
+                raise no_branches(layer, identity.dynamics)
+            layout.check(layer)
     return stack
 
 
@@ -100,6 +103,7 @@ def set_activations(model: nn.Module, activations: ActivationPolicy | str) -> No
     policy = parse_policy(activations)
     policy.check(reversible.dynamics)
     reversible.activations = policy
+    reversible.budget_report = None
 
 
 def add_update_predictors(model: nn.Module, form: PredictorForm) -> list[UpdatePredictor]:

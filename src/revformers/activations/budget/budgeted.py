@@ -187,7 +187,7 @@ class BudgetedPass(ForwardPass):
         if self._room < smallest:
             how = "rebuilding or checkpointing" if self._may_rebuild else "checkpointing"
             raise ValueError(
-                f"A budget of {size_in_words(self._room)} is too small for a batch of {list(hidden.shape[:2])} "
+                f"A budget of {self._room:,} bytes is too small for a batch of {list(hidden.shape[:2])} "
                 f"tokens: {how} alone keeps {smallest:,} bytes ({size_in_words(smallest)}); raise the budget, or take "
                 f"a smaller batch."
             )

@@ -34,13 +34,14 @@ class BudgetReport:
 
     def __str__(self) -> str:
         """Say it in one line."""
+        rebuilt = self.layers - self.stored - self.inputs_kept
         attention = (
-            f"attention outputs kept of {self.attention_kept}"
+            f"the attention outputs of {self.attention_kept} of these kept"
             if self.attention_found
             else "no fused attention kernel whose outputs could be kept"
         )
-        observed = " (observed a new batch shape; the next pass of that shape uses the budget)" if self.observed else ""
+        observed = " The batch shape is new: the next pass stores layers." if self.observed else ""
         return (
-            f"{self.stored:g} of {self.layers} layers stored, inputs kept of {self.inputs_kept:g}, {attention}, "
-            f"{size_in_words(self.kept)} of {size_in_words(self.budget)}{observed}"
+            f"Of {self.layers} layers {self.stored:g} stored, {rebuilt:g} rebuilt and {self.inputs_kept:g} computed "
+            f"from kept inputs, {attention}; {size_in_words(self.kept)} of {size_in_words(self.budget)}.{observed}"
         )

@@ -252,7 +252,12 @@ def register_layout(layer_class: type[nn.Module], *layouts: BlockLayout) -> None
         layer_class: the class of the layers. A subclass with its own forward needs its own layout.
         layouts: the first that fits a layer is used; see `BlockLayout.when`.
 
+    Raises:
+        TypeError: if `layer_class` is no class of modules.
+
     """
+    if not (isinstance(layer_class, type) and issubclass(layer_class, nn.Module)):
+        raise TypeError(f"register_layout takes the class of the layers, not {layer_class!r}.")
     _REGISTERED[layer_class] = layouts
 
 

@@ -55,6 +55,10 @@ class Branch:
     beside: str | None = None
     scale: str | None = None
 
+    def __post_init__(self) -> None:
+        if isinstance(self.after, str):
+            raise TypeError(f'Branch takes a tuple of names as after, such as ("{self.after}",), not a string.')
+
     def __call__(self, layer: nn.Module, hidden: Tensor, call: ModuleCall) -> tuple[Tensor, tuple[Any, ...]]:
         """Return the branch's update of `hidden`, (batch, tokens, width), and the further outputs of its module."""
         return self.after_norm(layer, self.norm(layer, hidden), call)
@@ -104,6 +108,20 @@ class BlockLayout:
     unless: str | None = None
     values_returned: int = 1
     when: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self, layer: nn.Module) -> None:
+        """Raise NotReversibleError if the layout names an attribute that `layer` does not have."""
+        for branch in (self.attention, self.mlp):
+            names = (branch.module, branch.before, *branch.after, branch.beside, branch.scale)
+            for name in filter(None, names):
+                try:
+                    attrgetter(name)(layer)
+                except AttributeError:
+                    parts = ", ".join(part for part, _ in layer.named_children())
+                    raise NotReversibleError(
+                        f"The layout of {type(layer).__name__} names {name!r}, which the layer does not have; its "
+                        f"modules are {parts}."
+                    ) from None
 
     def fits(self, layer: nn.Module) -> bool:
         """Whether the attributes of `layer` have the values of `when`."""
