@@ -81,6 +81,7 @@ def test_an_adapter_of_an_ordinary_network_is_refused_on_a_reversible_one(route,
             route(base(kind, folder), ordinary_adapter)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", BASES)
 def test_loaders_that_find_the_base_themselves_load_the_right_one_or_none(kind, adapters):
     directory, expected, _ = adapters[kind]

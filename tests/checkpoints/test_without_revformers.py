@@ -79,6 +79,7 @@ def test_loading_stops_with_words_that_say_what_to_install(route, outcomes):
     assert "pip install revformers, then import revformers" in outcomes[route]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("route", ["the model's class", "the class of its decoder"])
 def test_the_class_of_the_model_stops_with_words_that_say_what_to_install(route, outcomes):
     assert "pip install revformers, then revformers.from_pretrained" in outcomes[route]

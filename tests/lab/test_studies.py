@@ -90,6 +90,7 @@ def test_conversion_loss_on_instructions(folder, monkeypatch):
     assert abs(row["increase_by_seed"]["0"]) < 0.05
 
 
+@pytest.mark.thorough
 def test_conversion_loss(folder, monkeypatch):
     texts = ["--calibration", "text.txt", "--validation", "text.txt"]
     sizes = ["--sequences", "40", "--held-out", "8", "--seeds", "0", "1"]
@@ -106,6 +107,7 @@ def test_conversion_loss(folder, monkeypatch):
         assert abs(increase["predictor on state", 0][seed]) < abs(alone)
 
 
+@pytest.mark.thorough
 def test_five_families(folder, monkeypatch):
     monkeypatch.setenv("REVFORMERS_CACHE", str(folder / "cache"))
     monkeypatch.setattr(
@@ -122,6 +124,7 @@ def test_five_families(folder, monkeypatch):
     assert row["loss_by_bits"].keys() == {"0", "1", "2"}
 
 
+@pytest.mark.thorough
 def test_healing(folder, monkeypatch):
     monkeypatch.setenv("REVFORMERS_CACHE", str(folder / "cache"))
     texts = ["--training", "text.txt", "--validation", "text.txt", "--plot", "curves.svg"]
@@ -145,6 +148,7 @@ def test_a_model_writes_its_own_text(folder, monkeypatch):
     assert texts[0].strip()
 
 
+@pytest.mark.thorough
 def test_layer_memory(folder, monkeypatch):
     sizes = ["--layers", "4", "--width", "64", "--sequence-length", "512", "--tile", "64", "--rounds", "1"]
     monkeypatch.setattr(sys, "argv", ["layer_memory.py", *sizes, "--output", "result.json"])
@@ -159,6 +163,7 @@ def test_layer_memory(folder, monkeypatch):
     assert shares["all three"] == min(shares.values())
 
 
+@pytest.mark.thorough
 def test_head_memory(folder, monkeypatch):
     sizes = ["--vocabulary", "4096", "--width", "32", "--batch-size", "2", "--sequence-length", "512", "--rounds", "1"]
     monkeypatch.setattr(sys, "argv", ["head_memory.py", *sizes, "--output", "result.json"])
@@ -185,6 +190,7 @@ def test_the_reference_of_head_memory_is_the_loss_of_pytorch_in_float64():
     torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.thorough
 def test_plan_accuracy(tmp_path, monkeypatch):
     """The plan counts tensors without numbers; what it is held against are the events of the allocator."""
     script = load("plan_accuracy.py")
@@ -223,6 +229,7 @@ def test_plan_accuracy_writes_the_largest_batch_that_was_measured_to_fit(peaks, 
     assert study.batches == [{"planned": 3, "memory": 100, "measured": largest}]
 
 
+@pytest.mark.thorough
 def test_lora_step(folder, monkeypatch):
     model = AutoModelForCausalLM.from_pretrained("model")
     rf.convert(model, 4, torch.randint(300, (8, 16), generator=torch.Generator().manual_seed(0)))
@@ -268,6 +275,7 @@ def test_the_quickstart_says_why_there_is_no_model(folder, monkeypatch, capsys):
     assert not Path("runs").exists()
 
 
+@pytest.mark.thorough
 def test_deployment(folder, monkeypatch):
     monkeypatch.setenv("REVFORMERS_CACHE", str(folder / "cache"))
     records = [{"instruction": f"line {n} of", "input": "", "output": f"a text, twice {2 * n}"} for n in range(120)]
@@ -288,6 +296,7 @@ def test_deployment(folder, monkeypatch):
         assert rows[name]["deployed"] == pytest.approx(rows["ordinary"]["deployed"], rel=0.01)
 
 
+@pytest.mark.thorough
 def test_evidence_cost(folder, monkeypatch):
     sizes = ["--layers", "2", "--widths", "192", "--precisions", "float32", "--rounds", "1"]
     monkeypatch.setattr(sys, "argv", ["evidence_cost.py", *sizes, "--output", "result.json"])

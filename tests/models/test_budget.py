@@ -52,6 +52,7 @@ def check(model, recompute, autocast=False):
 
 
 @pytest.mark.thorough
+@pytest.mark.thorough
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
 @each_dynamics
 @each_recompute
@@ -64,6 +65,7 @@ def test_every_budget_gives_the_stored_gradients_to_the_bit(family, dynamics, re
     assert any(report.attention_kept for report in reports)
 
 
+@pytest.mark.thorough
 @each_recompute
 @pytest.mark.parametrize(
     ("options", "autocast"),
@@ -77,11 +79,13 @@ def test_training_as_it_is_done(family, recompute, options, autocast):
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("family", ["gemma3", "qwen3_moe", "gpt_oss", "gpt_neox"])
 def test_other_families(family):
     check(rf.make_reversible(tiny(family), rf.Midpoint()), "rebuild")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("autocast", [False, True])
 def test_dynamics_that_evaluate_attention_twice_a_step(autocast):
     check(rf.make_reversible(tiny("llama"), rf.TwoEvaluationMidpoint("1/4")), "rebuild", autocast)

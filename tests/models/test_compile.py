@@ -24,6 +24,7 @@ def _no_compiled_code():
     torch.compiler.reset()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("family", "dynamics", "graphs"),
     [
@@ -48,6 +49,7 @@ within_budgets = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.thorough
 @within_budgets
 @each_recompute
 def test_every_budget_runs_the_graphs_of_storing(family, dynamics, recompute):
@@ -61,6 +63,7 @@ def test_every_budget_runs_the_graphs_of_storing(family, dynamics, recompute):
     assert counter.frame_count == graphs
 
 
+@pytest.mark.thorough
 @each_recompute
 def test_a_budget_and_compiled_layers_that_draw_random_numbers(recompute):
     model = rf.make_reversible(tiny("llama", num_hidden_layers=4), rf.Midpoint())
@@ -116,6 +119,7 @@ def silent(function, *arguments, **keywords):
         return function(*arguments, **keywords)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "compiled",
     [torch.compile, lambda model, backend: model.compile(backend=backend) or model],
@@ -144,6 +148,7 @@ def test_compiling_the_whole_model_says_once_that_layers_stay_as_they_are(compil
     assert inner.frame_count == 1
 
 
+@pytest.mark.thorough
 def test_a_trainer_that_compiles_says_that_layers_stay_as_they_are(tmp_path):
     model = rf.make_reversible(tiny("llama"), rf.Midpoint())
     options = TrainingArguments(
@@ -158,6 +163,7 @@ def test_a_trainer_that_compiles_says_that_layers_stay_as_they_are(tmp_path):
     assert counter.frame_count == 1
 
 
+@pytest.mark.thorough
 def test_what_cannot_be_compiled_as_a_whole_says_why():
     model = rf.make_reversible(tiny("llama"), rf.Midpoint()).eval()
     inputs = batch(model)
@@ -172,6 +178,7 @@ def test_what_cannot_be_compiled_as_a_whole_says_why():
     torch.export.export(rf.make_residual(model), (), inputs | {"use_cache": False})
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 @pytest.mark.parametrize("last_first", [False, True])
 def test_two_lengths_in_flight_run_their_own_graphs_in_both_passes(last_first):
@@ -193,6 +200,7 @@ def test_two_lengths_in_flight_run_their_own_graphs_in_both_passes(last_first):
     assert all(map(torch.equal, gradients("rebuild"), gradients("store")))
 
 
+@pytest.mark.thorough
 def test_generating_does_not_use_up_the_graphs_of_training():
     model = rf.compile_layers(rf.make_reversible(tiny("llama"), rf.Midpoint()), backend="eager")
     inputs = batch(model)

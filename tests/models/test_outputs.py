@@ -122,6 +122,7 @@ def test_attention_weights_do_not_live_as_long_as_the_graph(dynamics, evaluation
     loss.backward()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("by", ["argument", "config"])
 def test_attention_weights_are_never_counted_twice(by):
     model = tiny("llama", attn_implementation="eager").eval()

@@ -32,6 +32,7 @@ def test_every_family_computes_the_same_in_tiles(family):
     assert all((tiled_gradients[name] - gradients[name]).abs().max() < 1e-5 * scale for name in gradients)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "dynamics", [rf.Hamiltonian(), rf.BlendedMidpoint("1/4"), rf.TwoEvaluationMidpoint("1/2")], ids=lambda d: d.name
 )
@@ -50,6 +51,7 @@ def test_adapters_on_frozen_layers_are_exact_in_tiles():
     assert rf.verify_gradients(model, batch(model)).bit_exact
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("activations", ["store", "checkpoint", "rebuild"])
 def test_one_tile_of_inner_activations_exists_at_once(activations):
     model = tiny("llama", intermediate_size=4096, num_hidden_layers=2)

@@ -38,6 +38,7 @@ REBUILD_2 = Setup(BlendedMidpoint("1/4"), Rebuild())
 ARMS = [STORE, CHECKPOINT, REBUILD, REBUILD_2]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("arm", ARMS, ids=["store", "checkpoint", "rebuild 0", "rebuild 2"])
 def test_the_count_agrees_with_the_allocator_and_with_the_meta_device(arm):
     model, step = prepared(arm)
@@ -90,6 +91,7 @@ def test_new_gradients_and_the_step_of_an_optimizer_are_counted():
     assert 2 * parameters <= again.optimizer < 2.5 * parameters
 
 
+@pytest.mark.thorough
 def test_sums_of_gradients_are_counted_as_the_engine_makes_them():
     tensor = torch.randn(1000, 1000, requires_grad=True)
 

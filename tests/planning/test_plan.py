@@ -18,6 +18,7 @@ WORKLOAD = Workload(AutoConfig.for_model(**CONFIG), 1, 64, head="own", optimizer
 DEVICE = DEVICES["h100"]
 
 
+@pytest.mark.thorough
 def test_the_largest_batch_fits_and_one_more_does_not():
     room = 10 * 2**20
     fixed = make_plan(WORKLOAD, 2**20, DEVICE, bits=()).size.total
@@ -34,6 +35,7 @@ def test_the_largest_batch_fits_and_one_more_does_not():
     assert plan.recommendation.startswith("Store activations")
 
 
+@pytest.mark.thorough
 def test_few_steps_are_run(monkeypatch):
     runs = Counter()
     run = step._step
@@ -54,6 +56,7 @@ def test_few_steps_are_run(monkeypatch):
     assert set(runs.values()) == {1}
 
 
+@pytest.mark.thorough
 def test_times_are_relative_to_storing_and_copies_cost():
     slow_link = dataclasses.replace(DEVICE, link=DEVICE.link / 10)
     plans = [make_plan(WORKLOAD, 2**30, device, bits=(0,)) for device in (DEVICE, slow_link)]
@@ -64,6 +67,7 @@ def test_times_are_relative_to_storing_and_copies_cost():
     assert offload.host_of_largest_batch == pytest.approx(offload.host * offload.largest_batch, rel=0.01)
 
 
+@pytest.mark.thorough
 def test_a_budget_spends_what_rebuilding_leaves_at_the_largest_batch_of_checkpointing():
     deep = dataclasses.replace(WORKLOAD, model_config=AutoConfig.for_model(**CONFIG | {"num_hidden_layers": 16}))
     fixed = make_plan(deep, 2**20, DEVICE, bits=()).size.total
@@ -80,6 +84,7 @@ def test_a_budget_spends_what_rebuilding_leaves_at_the_largest_batch_of_checkpoi
     assert not budgets, "two states take more than 3 checkpoints"
 
 
+@pytest.mark.thorough
 def test_a_model_that_cannot_be_reversed_is_planned_without():
     config = AutoConfig.for_model(**CONFIG, H_cycles=2)
     plan = make_plan(Workload(config, 1, 16, head="own"), 2**28, DEVICE, bits=(0,))
@@ -87,6 +92,7 @@ def test_a_model_that_cannot_be_reversed_is_planned_without():
     assert "several times over" in plan.refusal
 
 
+@pytest.mark.thorough
 def test_only_an_adapter_has_gradients():
     pytest.importorskip("peft")
     plan = make_plan(dataclasses.replace(WORKLOAD, training="lora"), 2**28, DEVICE, bits=())

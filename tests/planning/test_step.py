@@ -16,6 +16,7 @@ WORKLOAD = Workload(AutoConfig.for_model(**CONFIG), head="own")
 SETUPS = (STORE, CHECKPOINT, rebuild(0), rebuild(2))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("setup", [STORE, CHECKPOINT, rebuild(0)], ids=title_of)
 @pytest.mark.parametrize("head", ["own", "chunked"])
 def test_the_planned_peak_is_the_measured_one(setup, head):
@@ -24,6 +25,7 @@ def test_the_planned_peak_is_the_measured_one(setup, head):
     assert step_memory(workload, setup, 2, 256).device.total == pytest.approx(measured, rel=0.01)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("training", "dtype"), [("full", torch.float32), ("full", torch.bfloat16), ("qlora", torch.bfloat16)]
 )
@@ -58,6 +60,7 @@ def test_offloading_moves_the_checkpoints_of_all_layers_but_one():
     assert on_device.device.total - offloaded.device.total == pytest.approx(5 * layer_input, rel=0.01)
 
 
+@pytest.mark.thorough
 def test_a_loss_of_few_chunks_takes_what_one_of_many_takes(monkeypatch):
     workload = Workload(AutoConfig.for_model(**CONFIG))
     for setup in SETUPS:
@@ -75,6 +78,7 @@ def forget():
     _STEPS.clear()
 
 
+@pytest.mark.thorough
 def test_operations_of_many_chunks_are_counted():
     workload = Workload(AutoConfig.for_model(**CONFIG))
     short, long = (step_operations(workload, STORE, tokens) for tokens in (16384, 32768))

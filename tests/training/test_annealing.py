@@ -77,6 +77,7 @@ def test_the_start_is_nearly_the_ordinary_network():
     assert (start - expected).abs().mean() < 0.2 * (target - expected).abs().mean()
 
 
+@pytest.mark.thorough
 def test_the_trainer_sets_it_at_every_step_and_leaves_the_target(tmp_path):
     model = converted()
     annealing = Annealing(model, 3, 1 / 256)

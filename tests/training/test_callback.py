@@ -117,6 +117,7 @@ def test_the_state_magnitude_is_the_largest_that_hooks_on_the_layers_see(tokeniz
     assert max(seen) <= figures(trainer)["reversible/state_magnitude"] <= max(*seen, embeddings * 1.01)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 2}], ids=["plain", "accumulated"])
 def test_training_is_what_it_is_without_the_callback(tokenizer, lines, tmp_path, options):
     results = []
@@ -245,6 +246,7 @@ def reward(completions, **_):
     return [float(len(completion)) for completion in completions]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("adapter", [None, LORA], ids=["full", "lora"])
 @pytest.mark.parametrize("name", ["SFT", "DPO", "Reward", "GRPO"])
 def test_it_verifies_what_the_model_gets_from_the_trainers_of_trl(name, adapter, tokenizer, lines, tmp_path):

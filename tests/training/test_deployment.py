@@ -44,6 +44,7 @@ def transformers_loss(model, result):
         return model.eval()(input_ids=blocks, labels=blocks).loss.item()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("predictor", ["none", "state"])
 def test_trained_weights_are_saved_as_the_ordinary_network(shared, tmp_path, predictor):
     result = run(shared, tmp_path, {"conversion.bits": 4, "conversion.predictor": predictor})
@@ -58,6 +59,7 @@ def test_trained_weights_are_saved_as_the_ordinary_network(shared, tmp_path, pre
     assert abs(metrics["deployed_validation_loss"] / metrics["validation_loss"] - 1) > 1e-5
 
 
+@pytest.mark.thorough
 def test_update_predictors_stay_as_they_were_fitted(shared, tmp_path):
     """They are dropped in the end, so nothing may be learnt in them."""
     result = run(shared, tmp_path, {"conversion.bits": 2, "training.max_steps": 2, "training.save_steps": 2})
@@ -73,6 +75,7 @@ def test_update_predictors_stay_as_they_were_fitted(shared, tmp_path):
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("error:You have passed exclude_modules")
 def test_an_adapter_is_one_of_the_ordinary_network(shared, tmp_path):
     result = run(shared, tmp_path, {**LORA, "conversion.bits": 4, "adapter.merge": True})
@@ -92,6 +95,7 @@ def test_an_adapter_is_one_of_the_ordinary_network(shared, tmp_path):
         assert loss == pytest.approx(result.metrics["deployed_validation_loss"], rel=1e-4)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_loss_is_that_of_the_merged_model_where_there_is_one(shared, tmp_path, dtype):
     """Merging rounds to the dtype of the weights."""
@@ -102,6 +106,7 @@ def test_the_loss_is_that_of_the_merged_model_where_there_is_one(shared, tmp_pat
     assert transformers_loss(deployed, result) == pytest.approx(metrics["deployed_validation_loss"], rel=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("module", ["embed_tokens", "lm_head"])
 def test_an_adapter_of_the_embeddings_is_saved_with_those_that_it_is_added_to(shared, tmp_path, module):
     """And not with those that it is merged into."""
@@ -115,6 +120,7 @@ def test_an_adapter_of_the_embeddings_is_saved_with_those_that_it_is_added_to(sh
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("base", ["someone/base", None])
 def test_the_adapter_of_a_converted_model_does_not_name_that_one(shared, tmp_path, base):
     """Without revformers it could not be loaded."""
@@ -136,6 +142,7 @@ def test_few_bits_are_refused(shared, tmp_path):
         run(shared, tmp_path, {"conversion.bits": 1})
 
 
+@pytest.mark.thorough
 def test_without_the_line_the_adapter_trains_the_predictors_too(shared, tmp_path):
     result = run(shared, tmp_path, {**LORA, "deploy": "reversible"})
     assert any("update_predictor" in name for name in load_file(result.directory / "adapter/adapter_model.safetensors"))
@@ -157,6 +164,7 @@ def test_dynamics_far_from_the_ordinary_network_are_refused(shared, tmp_path):
     assert not (tmp_path / "run" / "model").exists()
 
 
+@pytest.mark.thorough
 def test_a_run_is_not_resumed_for_another_deployment(shared, tmp_path):
     run(shared, tmp_path, {"conversion.bits": 4, "training.max_steps": 1})
     options = {"output": str(tmp_path / "run"), "conversion.bits": 4, "training.max_steps": 2}

@@ -75,6 +75,7 @@ def interrupted_at(monkeypatch):
     return interrupt
 
 
+@pytest.mark.thorough
 def test_a_run_converts_trains_and_leaves_a_reversible_model(shared, tmp_path):
     result = run(recipe_in(shared, tmp_path, {"training.max_steps": 8, "training.learning_rate": 1e-2}))
     assert result.finished
@@ -90,6 +91,7 @@ def test_a_run_converts_trains_and_leaves_a_reversible_model(shared, tmp_path):
     assert (result.directory / "recipe.yaml").is_file()
 
 
+@pytest.mark.thorough
 def test_the_loss_before_training_is_that_of_the_ordinary_network(shared, tmp_path):
     """Against transformers' own loss of the model that was never converted."""
     result = run(recipe_in(shared, tmp_path, {"training.max_steps": 1}))
@@ -104,6 +106,7 @@ def test_the_loss_before_training_is_that_of_the_ordinary_network(shared, tmp_pa
     assert result.metrics["initial_validation_loss"] != pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.thorough
 def test_rebuilt_activations_train_the_same_weights_as_stored_ones(shared, tmp_path):
     options = {"loss.distillation": 0.5, "annealing.steps": 2}
     results = [
@@ -114,6 +117,7 @@ def test_rebuilt_activations_train_the_same_weights_as_stored_ones(shared, tmp_p
     assert all(torch.equal(stored[name], rebuilt[name]) for name in stored)
 
 
+@pytest.mark.thorough
 def test_one_batch_of_eight_trains_as_four_of_two(shared, tmp_path):
     results = [
         run(
@@ -136,6 +140,7 @@ def test_one_batch_of_eight_trains_as_four_of_two(shared, tmp_path):
     assert results[0].metrics["tokens"] == results[1].metrics["tokens"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("adapter", [{}, LORA], ids=["full", "lora"])
 def test_an_interrupted_run_in_the_middle_of_annealing_ends_as_one_that_went_through(
     shared, tmp_path, interrupted_at, adapter
@@ -167,6 +172,7 @@ def test_an_interrupted_run_in_the_middle_of_annealing_ends_as_one_that_went_thr
     )
 
 
+@pytest.mark.thorough
 def test_an_adapter_that_holds_a_part_of_the_weights_does_not_change_what_the_original_is(shared, tmp_path):
     names = ("gaussian", "pissa")
     options = {**LORA, "conversion.bits": 6, "training.max_steps": 1}
@@ -184,6 +190,7 @@ def test_an_adapter_that_holds_a_part_of_the_weights_does_not_change_what_the_or
         assert taken[figure] == pytest.approx(plain[figure], rel=1e-5)
 
 
+@pytest.mark.thorough
 def test_an_adapter_loads_with_its_conversion_and_not_without(shared, tmp_path):
     result = run(recipe_in(shared, tmp_path, {**LORA, "adapter.merge": True, "training.learning_rate": 1e-2}))
     adapter = load_adapter(result.directory / "adapter")
@@ -202,6 +209,7 @@ def test_an_adapter_loads_with_its_conversion_and_not_without(shared, tmp_path):
         assert torch.equal(load_adapter(checkpoint)(IDS).logits, logits)
 
 
+@pytest.mark.thorough
 def test_a_loaded_adapter_saves_itself_again(shared, tmp_path):
     result = run(recipe_in(shared, tmp_path, {**LORA, "training.max_steps": 1}))
     adapter = load_adapter(result.directory / "adapter", trainable=True)
@@ -211,6 +219,7 @@ def test_a_loaded_adapter_saves_itself_again(shared, tmp_path):
         assert torch.equal(load_adapter(tmp_path / "again")(IDS).logits, adapter.eval()(IDS).logits)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("quantization", "package", "kind"), [("int8", "torchao", "Int8"), ("nf4", "bitsandbytes", "Params4bit")]
 )

@@ -65,6 +65,7 @@ def test_a_run_leaves_a_model_a_curve_and_a_sample(tmp_path):
     assert model.config.eos_token_id == tokenizer.eos_token_id == 0
 
 
+@pytest.mark.thorough
 def test_rebuilt_activations_train_the_same_weights_as_stored_ones(tmp_path):
     results = [
         run(tiny_recipe(tmp_path, {"dynamics.activations": policy, "output": str(tmp_path / policy)}))
@@ -74,6 +75,7 @@ def test_rebuilt_activations_train_the_same_weights_as_stored_ones(tmp_path):
     assert all(torch.equal(stored[name], rebuilt[name]) for name in stored)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("step", [1, 3, 5])  # before, and after a checkpoint and an evaluation
 def test_an_interrupted_run_ends_as_one_that_went_through(tmp_path, interrupted_at, step):
     through = run(tiny_recipe(tmp_path, {"output": str(tmp_path / "through")}))
@@ -124,6 +126,7 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path):
     assert (first.directory / "model" / "model.reversible.safetensors").stat().st_mtime_ns == before
 
 
+@pytest.mark.thorough
 def test_a_streamed_run_resumes(tmp_path, interrupted_at):
     tokenizer = tmp_path / "through" / "model"
     run(tiny_recipe(tmp_path, {"output": str(tmp_path / "through"), "training.max_steps": 1}))
@@ -208,6 +211,7 @@ def test_the_head_is_chunked_unless_that_is_switched_off(head, chunked, tmp_path
     assert (logits[0] is None) == chunked
 
 
+@pytest.mark.thorough
 def test_a_run_with_the_chunked_head_learns_what_one_with_all_logits_learns(tmp_path):
     losses = {}
     for head in ("chunked", "own"):

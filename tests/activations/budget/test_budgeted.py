@@ -93,6 +93,7 @@ def equal(left, right):
     return all(map(torch.equal, left, right))
 
 
+@pytest.mark.thorough
 @each_dynamics
 @each_recompute
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -120,6 +121,7 @@ class Operations(FlopCounterMode):
         )
 
 
+@pytest.mark.thorough
 @each_dynamics
 @each_recompute
 @each_kind
@@ -153,6 +155,7 @@ def allocated_after(function):
     return sum(allocations)
 
 
+@pytest.mark.thorough
 @each_dynamics
 @each_recompute
 def test_what_is_kept_is_what_the_allocator_says(dynamics, recompute):
@@ -168,6 +171,7 @@ def test_what_is_kept_is_what_the_allocator_says(dynamics, recompute):
         assert allocated - rest == pytest.approx(network.report.kept, abs=400 * DEPTH)
 
 
+@pytest.mark.thorough
 @each_recompute
 def test_what_is_kept_shrinks_to_nothing(recompute):
     network = Network()
@@ -231,6 +235,7 @@ def test_weights_changed_between_forward_and_backward_are_detected(share, layer,
         network.gradients(loss)
 
 
+@pytest.mark.thorough
 @each_recompute
 @pytest.mark.parametrize("layer", [0, DEPTH - 2])
 @pytest.mark.parametrize("part", ["attention", "up"])
@@ -266,6 +271,7 @@ def test_retained_graphs_and_partial_gradients(recompute, share):
     assert equal(network.gradients(loss), stored)
 
 
+@pytest.mark.thorough
 @each_recompute
 def test_two_forward_passes_before_one_backward(recompute):
     network, dynamics = Network(dropout=0.3), rf.Leapfrog()
@@ -275,6 +281,7 @@ def test_two_forward_passes_before_one_backward(recompute):
         assert equal(network.gradients(both), stored)
 
 
+@pytest.mark.thorough
 @each_recompute
 @pytest.mark.parametrize("frozen", [[0], [0, 1, 2], [DEPTH - 1], list(range(DEPTH - 1))], ids=str)
 @pytest.mark.parametrize("embedding", [True, False], ids=["embedding trains", "embedding frozen"])
@@ -289,6 +296,7 @@ def test_frozen_layers(recompute, frozen, embedding):
         assert network.report.kept <= budget.size
 
 
+@pytest.mark.thorough
 @each_recompute
 @pytest.mark.parametrize("hidden_widths", [[16] * 2 + [128] * 10, [128] * 2 + [16] * 10, [*[16] * 8, 400, 16, 16, 16]])
 def test_layers_that_differ_do_not_break_the_budget(recompute, hidden_widths):
@@ -300,6 +308,7 @@ def test_layers_that_differ_do_not_break_the_budget(recompute, hidden_widths):
         assert equal(network.gradients(loss), stored)
 
 
+@pytest.mark.thorough
 def test_autocast_is_replayed_outside_its_block():
     network = Network(dropout=0.3)
     with torch.autocast("cpu", torch.bfloat16):
@@ -309,6 +318,7 @@ def test_autocast_is_replayed_outside_its_block():
     assert all(equal(network.gradients(loss), stored) for loss in losses)
 
 
+@pytest.mark.thorough
 def test_an_interrupted_backward_pass_can_be_run_again():
     network, dynamics = Network(), rf.Midpoint()
     stored = network.gradients(network(dynamics, "store"))

@@ -32,6 +32,7 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "words", "shown"),
     [
@@ -66,6 +67,7 @@ def test_every_study(name, words, shown, here, capsys):
     assert again in first
 
 
+@pytest.mark.thorough
 def test_the_result_has_a_place_of_its_own(here):
     assert main(["bench", "batch", "tiny.yaml", "--arms", "rebuild", "--rounds", "0"]) == 0
     path = here / "lab/results/batch-tiny.json"

@@ -15,6 +15,7 @@ def one_process(monkeypatch):
     monkeypatch.setattr(process, "measure_peak_memory", measure_here)
 
 
+@pytest.mark.thorough
 def test_it_shows_and_saves_the_comparison(tmp_path, one_process, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     recipe = write_recipe(tmp_path)
@@ -28,6 +29,7 @@ def test_it_shows_and_saves_the_comparison(tmp_path, one_process, monkeypatch, c
     assert saved["environment"]["torch"]
 
 
+@pytest.mark.thorough
 def test_gradients_that_are_not_exact_have_exit_code_1(tmp_path, one_process, monkeypatch):
     import dataclasses
 

@@ -44,6 +44,7 @@ PLAIN = Case(
 )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("first", range(0, CASES, GROUP))
 def test_random_set_ups_are_exact_or_refused(first):
     outcomes = {seed: run_case(draw_case(seed)) for seed in range(first, first + GROUP)}
@@ -161,6 +162,7 @@ def test_the_recurrence_by_hand_tells_other_coefficients_from_these(monkeypatch)
     assert "away from that of the recurrence" in run_case(case).note
 
 
+@pytest.mark.thorough
 def test_the_command_counts_and_prints_what_fails(monkeypatch, tmp_path, capsys):
     file = tmp_path / "result.json"
     assert main(Arguments(cases=2, seed=3, out=file)) == 0
