@@ -45,7 +45,7 @@ def test_few_steps_are_run(monkeypatch):
         return run(model, batch, tokens)
 
     monkeypatch.setattr(step, "_step", counted)
-    workload = Workload(AutoConfig.for_model(**CONFIG | {"num_hidden_layers": 6}), 1, 16384)
+    workload = Workload(AutoConfig.for_model(**CONFIG | {"num_hidden_layers": 6}), 1, 16384, precision="bfloat16")
     fixed = make_plan(dataclasses.replace(workload, sequence_length=64), 2**20, DEVICE, bits=()).size.total
     runs.clear()
     plan = make_plan(workload, fixed + 2**32, DEVICE, bits=(0, 2))

@@ -145,9 +145,9 @@ def test_a_layer_that_does_not_repeat_itself_is_reported(tokenizer, lines, tmp_p
     callback = rf.ReversibleCallback()
     with pytest.raises(rf.RebuildMismatchError, match="Look at what the modules do not show") as caught:
         trainer_of(tmp_path, model, tokenizer, lines, [callback]).train()
-    assert any("step 1 of training: a layer computed something else" in note for note in caught.value.__notes__)
+    assert any("step 1 of training: a layer gave other results" in note for note in caught.value.__notes__)
     assert callback.report is None
-    assert model.model._reversible_stack.activations == "store"
+    assert model.model._reversible_stack.activations == rf.Store()
 
 
 def test_a_mismatch_that_the_verification_sees_alone_is_reported(tokenizer, lines, tmp_path, monkeypatch):

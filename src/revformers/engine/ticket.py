@@ -75,9 +75,10 @@ class SavedTensor(Packed):
         with self.tape.lock:
             if self.tensor is None:
                 self.tape.rebuild(self.step, self.source)
-            tensor = self.tensor
+            # Another thread may take both back as soon as the lock is free.
+            tensor, version = self.tensor, self.version
         assert tensor is not None
-        if self.version is not None and version_of(tensor) != self.version:
+        if version is not None and version_of(tensor) != version:
             raise RuntimeError(
                 f"A tensor {list(self.shape)} that is needed for the gradient was modified in place after it had been "
                 f"rebuilt; leave weights and activations unchanged between forward and backward."

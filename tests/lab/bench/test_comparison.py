@@ -84,7 +84,7 @@ def test_blends_for_one_depth_are_not_measured_at_others(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dynamics.name": "residual", "dynamics.activations": "store"}, "nothing to rebuild"),
+        ({"dynamics.name": "residual", "dynamics.activations": "store"}, "which cannot be rebuilt"),
         ({"training.precision": "float16"}, "float32 or bfloat16"),
         ({"training.per_device_train_batch_size": 500}, "3 batches of 500 blocks"),
     ],
