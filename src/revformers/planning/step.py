@@ -58,7 +58,7 @@ def step_memory(workload: Workload, setup: Setup, batch: int, tokens: int) -> St
         return max(0, round(_over_depth(workload, setup, lambda depth: run(depth)[name])))
 
     def run(depth: int) -> dict[str, int]:
-        return _memory(workload, setup, depth, batch, tokens)
+        return _memory(workload, _runs_as(setup), depth, batch, tokens)
 
     whole = {name: part(name) for name in CATEGORIES}
     host = 0
@@ -78,6 +78,11 @@ def step_time(workload: Workload, setup: Setup, tokens: int, operations_per_byte
 def step_operations(workload: Workload, setup: Setup, tokens: int) -> int:
     """Return the floating-point operations of a step on one sequence."""
     return round(_over_work(workload, setup, tokens, lambda work: work.operations))
+
+
+def _runs_as(setup: Setup) -> Setup:
+    """Return the setup whose steps are run and counted: checkpointing for offloading, which fits other batches."""
+    return replace(setup, activations=Checkpoint()) if isinstance(setup.activations, Offload) else setup
 
 
 def _over_depth(workload: Workload, setup: Setup, value: Callable[[int], float]) -> float:
@@ -101,7 +106,7 @@ def _steady_from(setup: Setup) -> int | None:
 
 def _over_work(workload: Workload, setup: Setup, tokens: int, value: Callable[[Work], float]) -> float:
     """Return a value of the work of a step, from steps with few layers and few chunks of the head, which are equal."""
-    whole = _over_depth(workload, setup, lambda depth: value(_work(workload, setup, depth, tokens, COUNTED)))
+    whole = _over_depth(workload, setup, lambda depth: value(_work(workload, _runs_as(setup), depth, tokens, COUNTED)))
     if tokens <= COUNTED:
         return whole
     # Every way computes the head in the same way.
@@ -165,9 +170,7 @@ def _step(model: Any, batch: int, tokens: int) -> Callable[[], None]:
 
 @lru_cache(maxsize=64)
 def _model(workload: Workload, setup: Setup, layers: int) -> Any:
-    model = trained_model(
-        workload, layers, replace(setup, activations=Checkpoint()) if isinstance(setup.activations, Offload) else setup
-    )
+    model = trained_model(workload, layers, setup)
     for parameter in model.parameters():
         if parameter.requires_grad:
             # Accumulated gradients count with the model; new ones count only until they are added.
