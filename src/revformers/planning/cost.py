@@ -41,6 +41,6 @@ class SetupCost:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the row in types that JSON keeps, with the name of the policy and the bits instead of the setup."""
-        figures = dataclasses.asdict(dataclasses.replace(self, setup=None))  # type: ignore[arg-type]
+        figures = vars(self) | {"memory": dataclasses.asdict(self.memory)}
         del figures["setup"]
         return {"name": self.setup.activations.name, "bits": bits_of(self.setup), **figures}
