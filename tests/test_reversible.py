@@ -7,7 +7,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
 import revformers as rf
-from revformers.models.state import reversible_stack
+from revformers.models.parts import reversible_stack
 
 
 def llama(layers=4, **options):

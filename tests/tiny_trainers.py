@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedToken
 
 import revformers as rf
 from revformers.models.discovery import unwrap
-from revformers.models.state import reversible_stack, update_predictors
+from revformers.models.parts import reversible_stack, update_predictors
 from tests.conversion.test_convert import TEXT, smooth_llama
 
 IDS = TEXT[:2]

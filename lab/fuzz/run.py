@@ -26,7 +26,7 @@ from revformers.engine import tape as rebuild
 from revformers.engine.proof.verdicts import Verdicts
 from revformers.errors import RebuildMismatchError, StateRangeError
 from revformers.models.discovery import find_stack
-from revformers.models.state import reversible_stack, update_predictors
+from revformers.models.parts import reversible_stack, update_predictors
 from revformers.reversible import make_residual
 
 FARTHEST = 1e-2

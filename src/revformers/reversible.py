@@ -11,7 +11,7 @@ from revformers.models.attach import check
 from revformers.models.discovery import unwrap
 from revformers.models.hint import hint_at_conversion, warn_of_lost_predictors
 from revformers.models.identity import Identity
-from revformers.models.state import reversible_stack
+from revformers.models.parts import reversible_stack
 
 Model = TypeVar("Model", bound=nn.Module)
 

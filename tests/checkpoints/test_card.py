@@ -7,8 +7,8 @@ from huggingface_hub import ModelCard
 
 import revformers as rf
 from revformers.checkpoints.card import MARKER, model_card
+from revformers.models.parts import record_provenance
 from revformers.models.provenance import Provenance
-from revformers.models.state import record_provenance
 from tests.conversion.test_convert import TEXT, smooth_llama
 from tests.test_reversible import llama
 from tests.tiny_models import tiny

@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM
 import revformers as rf
 from revformers.checkpoints.card import MARKER
 from revformers.checkpoints.marks import MODEL_TYPE
-from revformers.models.state import reversible_stack, update_predictors
+from revformers.models.parts import reversible_stack, update_predictors
 from tests.conversion.test_convert import TEXT, smooth_llama
 from tests.test_reversible import llama
 

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 import revformers as rf
-from revformers.models.state import reversible_stack
+from revformers.models.parts import reversible_stack
 from tests.test_reversible import llama
 
 IDS = torch.arange(12).view(2, 6)

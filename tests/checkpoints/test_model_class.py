@@ -29,7 +29,7 @@ from transformers import (
 import revformers as rf
 from revformers.checkpoints.model_class import ReversibleModel, reversible_class
 from revformers.errors import ModelFilesError
-from revformers.models.state import reversible_stack
+from revformers.models.parts import reversible_stack
 from tests.conversion.test_convert import TEXT, smooth_llama
 
 IDS = torch.arange(1, 13).view(2, 6)

@@ -14,7 +14,7 @@ import revformers as rf
 from revformers.checkpoints.model_class import reversible_class
 from revformers.checkpoints.model_config import identity_of
 from revformers.errors import ModelFilesError
-from revformers.models.state import reversible_stack
+from revformers.models.parts import reversible_stack
 from tests.checkpoints.test_model_class import DYNAMICS, config, same, with_head
 
 

@@ -6,7 +6,7 @@ import torch
 import revformers as rf
 from revformers.cli.main import main
 from revformers.data.tokenizer import train_tokenizer
-from revformers.models.state import reversible_stack, update_predictors
+from revformers.models.parts import reversible_stack, update_predictors
 from tests.conversion.test_convert import smooth_llama
 
 TEXT = "".join(f"line {number} of a text that is about nothing, twice {2 * number}\n" for number in range(400))

@@ -10,7 +10,7 @@ import revformers as rf
 from revformers.conversion.calibration import split_off
 from revformers.conversion.convert import Converter, Method
 from revformers.conversion.measure import mean_loss
-from revformers.models.state import update_predictors
+from revformers.models.parts import update_predictors
 from tests.test_reversible import llama
 
 TEXT = torch.randint(61, (12, 20), generator=torch.Generator().manual_seed(0))

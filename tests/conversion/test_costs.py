@@ -8,7 +8,7 @@ import revformers as rf
 from revformers.conversion.costs import measure_layer_costs
 from revformers.conversion.fit import fit_last_updates
 from revformers.models.attach import add_update_predictors
-from revformers.models.state import update_predictors
+from revformers.models.parts import update_predictors
 from revformers.models.update_predictor import PredictorForm
 from tests.conversion.test_convert import TEXT, distance, smooth_llama
 

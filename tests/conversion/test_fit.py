@@ -8,7 +8,7 @@ from revformers.conversion.calibration import as_batches, split_off
 from revformers.conversion.convert import Converter, Method
 from revformers.conversion.fit import LastUpdate, NormalEquations, Solution
 from revformers.dynamics.compensation import leads
-from revformers.models.state import update_predictors
+from revformers.models.parts import update_predictors
 from tests.conversion.test_convert import TEXT, smooth_llama
 
 

@@ -26,7 +26,7 @@ from peft import (
 
 import revformers as rf
 from revformers.cli.main import main
-from revformers.models.state import reversible_stack
+from revformers.models.parts import reversible_stack
 from tests.docs.pages import PAGES
 from tests.lab.evaluation.tiny import tiny_model, tiny_tokenizer, write_data
 

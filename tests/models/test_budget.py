@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import revformers as rf
-from revformers.models.state import reversible_stack
+from revformers.models.parts import reversible_stack
 from tests.tiny_models import batch, tiny
 
 DYNAMICS = [rf.Midpoint(), rf.BlendedMidpoint("1/4"), rf.Hamiltonian()]

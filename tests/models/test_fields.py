@@ -12,7 +12,7 @@ import revformers as rf
 from lab.tiny import tiny_model
 from revformers.models.attach import add_update_predictors
 from revformers.models.families import find_layout
-from revformers.models.state import update_predictors
+from revformers.models.parts import update_predictors
 from revformers.models.update_predictor import PredictorForm
 from tests.conversion.test_convert import TEXT, smooth_llama
 from tests.tiny_models import batch, tiny

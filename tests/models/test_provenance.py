@@ -3,8 +3,8 @@ import json
 import pytest
 
 import revformers as rf
+from revformers.models.parts import record_provenance, reversible_stack
 from revformers.models.provenance import Provenance, hub_id
-from revformers.models.state import record_provenance, reversible_stack
 from tests.test_reversible import llama
 
 FACTS = Provenance(

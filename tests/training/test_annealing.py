@@ -6,7 +6,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import revformers as rf
 from revformers.errors import UserError
-from revformers.models.state import reversible_stack, update_predictors
+from revformers.models.parts import reversible_stack, update_predictors
 from revformers.training.annealing import Annealing
 from tests.conversion.test_convert import TEXT, smooth_llama
 from tests.test_reversible import llama

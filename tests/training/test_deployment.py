@@ -14,8 +14,8 @@ import revformers as rf
 from revformers.checkpoints.load import load_tokenizer
 from revformers.checkpoints.marks import KEY
 from revformers.errors import UserError
+from revformers.models.parts import record_provenance
 from revformers.models.provenance import Provenance
-from revformers.models.state import record_provenance
 from revformers.training.finetune import finetune
 from revformers.training.finetune_data import load_finetune_data
 from revformers.training.finetune_recipe import load_finetune_recipe

@@ -15,7 +15,7 @@ from revformers import load_adapter
 from revformers.checkpoints.adapter_base import MARK
 from revformers.checkpoints.load import load_tokenizer
 from revformers.errors import MissingPackageError, UserError
-from revformers.models.state import reversible_stack, update_predictors
+from revformers.models.parts import reversible_stack, update_predictors
 from revformers.training import finetune as finetune_module
 from revformers.training import trainer_run
 from revformers.training.finetune import finetune

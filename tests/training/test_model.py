@@ -3,7 +3,7 @@ import torch
 
 import revformers as rf
 from revformers.errors import NotReversibleError, UserError
-from revformers.models.state import reversible_stack
+from revformers.models.parts import reversible_stack
 from revformers.training.model import build_config, build_dynamics, build_model
 from tests.training.tiny import tiny_recipe
 

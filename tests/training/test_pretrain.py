@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 import revformers
 from revformers.errors import UserError
-from revformers.models.state import reversible_stack
+from revformers.models.parts import reversible_stack
 from revformers.training import pretrain as pretrain_module
 from revformers.training import trainer_run as module
 from revformers.training.interruption import SaveOnSignal

@@ -15,7 +15,7 @@ import revformers as rf
 from revformers.checkpoints.adapter_base import DESCRIPTION, PREDICTORS
 from revformers.checkpoints.card import SECTION
 from revformers.errors import ModelFilesError
-from revformers.models.state import reversible_stack
+from revformers.models.parts import reversible_stack
 from tests.tiny_models import tiny
 from tests.tiny_trainers import (
     DYNAMICS,

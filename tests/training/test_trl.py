@@ -24,7 +24,7 @@ from trl import (
 )
 
 import revformers as rf
-from revformers.models.state import reversible_stack
+from revformers.models.parts import reversible_stack
 from revformers.private_api import TRL_MAKES_REFERENCES, TRL_NAMES_MODELS
 from tests.tiny_trainers import (
     ADAPTERS,

@@ -28,7 +28,7 @@ from revformers.errors import ModelFilesError, require_package
 from revformers.models.attach import add_update_predictors
 from revformers.models.discovery import unwrap
 from revformers.models.identity import Identity, read_identity
-from revformers.models.state import reversible_stack
+from revformers.models.parts import reversible_stack
 
 WEIGHTS = "adapter_model.safetensors"
 

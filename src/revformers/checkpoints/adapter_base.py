@@ -26,7 +26,7 @@ from revformers.errors import ModelFilesError
 from revformers.files import write_text
 from revformers.models.discovery import unwrap
 from revformers.models.identity import Identity, in_words, read_identity
-from revformers.models.state import predictor_weights, require_reversible, reversible_stack, update_predictors
+from revformers.models.parts import predictor_weights, require_reversible, reversible_stack, update_predictors
 from revformers.private_api import cached_file_if_any
 
 ADAPTER_CONFIG = "adapter_config.json"

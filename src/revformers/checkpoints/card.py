@@ -9,8 +9,8 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
 from revformers.models.forward import ReversibleStack
+from revformers.models.parts import predictor_weights, require_reversible, update_predictors
 from revformers.models.provenance import Provenance, hub_id
-from revformers.models.state import predictor_weights, require_reversible, update_predictors
 
 CARD_NAME = "README.md"
 MARKER = "<!-- revformers writes this file anew with every save; remove this line to keep your own text. -->"

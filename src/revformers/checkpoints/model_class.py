@@ -34,8 +34,8 @@ from revformers.models.attach import attach, check, detach, warn_of_gradient_che
 from revformers.models.discovery import find_stack, unwrap
 from revformers.models.forward import ReversibleStack
 from revformers.models.identity import Identity
+from revformers.models.parts import reversible_stack
 from revformers.models.quantization import keep_trainable
-from revformers.models.state import reversible_stack
 from revformers.private_api import models_of_auto_class
 
 PREDICTOR = ".update_predictor."

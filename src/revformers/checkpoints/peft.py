@@ -18,7 +18,7 @@ from revformers.checkpoints.adapter_base import (
     unseal_adapter,
 )
 from revformers.checkpoints.card import CARD_NAME, add_section, has_section
-from revformers.models.state import reversible_stack
+from revformers.models.parts import reversible_stack
 
 Function = Callable[..., Any]
 

@@ -20,7 +20,7 @@ from revformers.checkpoints.card import CARD_NAME, add_section, has_section, is_
 from revformers.checkpoints.hub import upload
 from revformers.checkpoints.model_config import identity_of
 from revformers.checkpoints.model_files import VARIANT, own_variant
-from revformers.models.state import reversible_stack
+from revformers.models.parts import reversible_stack
 
 CONFIG_NAME = "config.json"
 WEIGHTS = re.compile(rf"model(\.{VARIANT})?(-\d{{5}}-of-\d{{5}})?\.safetensors(\.index(\.{VARIANT})?\.json)?")

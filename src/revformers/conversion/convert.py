@@ -30,8 +30,8 @@ from revformers.dynamics.two_evaluation_midpoint import TwoEvaluationMidpoint
 from revformers.models.attach import add_update_predictors
 from revformers.models.discovery import find_stack, unwrap
 from revformers.models.hint import without_hint
+from revformers.models.parts import record_provenance, require_reversible, reversible_stack, update_predictors
 from revformers.models.quantization import keep_trainable
-from revformers.models.state import record_provenance, require_reversible, reversible_stack, update_predictors
 from revformers.models.update_predictor import PredictorForm, PredictorName, predictor_form_of
 from revformers.reversible import make_residual, make_reversible
 

@@ -13,7 +13,7 @@ from revformers.models.discovery import find_stack, unwrap
 from revformers.models.fields import holds_cache
 from revformers.models.hidden import LastHiddenState, own_forward
 from revformers.models.ordinary import adapters_hold_weights, ordinary
-from revformers.models.state import update_predictors
+from revformers.models.parts import update_predictors
 from revformers.reversible import make_residual
 
 NOT_READ = frozenset({"labels", "shift_labels", "num_items_in_batch", "logits_to_keep", "use_cache"})

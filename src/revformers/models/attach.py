@@ -11,8 +11,8 @@ from revformers.models.families import find_layout
 from revformers.models.fields import no_branches, require_features
 from revformers.models.forward import LayerRole, ReversibleStack, decoder_forward, layer_forward
 from revformers.models.identity import Identity
+from revformers.models.parts import require_reversible
 from revformers.models.stand_in import StandIn, refuse_replaced
-from revformers.models.state import require_reversible
 from revformers.models.update_predictor import PredictorForm, UpdatePredictor
 
 

@@ -6,7 +6,7 @@ from revformers.activations.budget.budget import Budget, Recompute
 from revformers.activations.budget.budgeted import smallest_budget as smallest_budget_of_steps
 from revformers.activations.budget.report import BudgetReport
 from revformers.models.discovery import unwrap
-from revformers.models.state import require_reversible
+from revformers.models.parts import require_reversible
 
 
 def budget_report(model: nn.Module) -> BudgetReport:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from revformers.models.fields import Evaluate, evaluate
-from revformers.models.state import require_reversible
+from revformers.models.parts import require_reversible
 from revformers.private_api import with_own_recompilations
 
 Model = TypeVar("Model", bound=nn.Module)

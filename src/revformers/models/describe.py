@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from revformers.models.discovery import unwrap
-from revformers.models.state import predictor_weights, reversible_stack, update_predictors
+from revformers.models.parts import predictor_weights, reversible_stack, update_predictors
 
 
 @dataclass(frozen=True)

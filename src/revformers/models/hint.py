@@ -11,7 +11,7 @@ from torch import nn
 from revformers.dynamics.base import Dynamics
 from revformers.errors import ConversionHint
 from revformers.models.discovery import unwrap
-from revformers.models.state import update_predictors
+from revformers.models.parts import update_predictors
 from revformers.private_api import was_loaded
 
 NEAR = Fraction(1, 8)

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from revformers.models.state import reversible_stack
+from revformers.models.parts import reversible_stack
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from revformers.activations import Rebuild, Store
 from revformers.engine.replay import RandomState
 from revformers.models.attach import set_activations
-from revformers.models.state import require_reversible
+from revformers.models.parts import require_reversible
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from revformers.dynamics.base import LARGEST_DENOMINATOR
 from revformers.dynamics.blended_midpoint import BlendedMidpoint
 from revformers.errors import UserError
 from revformers.files import write_json
-from revformers.models.state import require_reversible, update_predictors
+from revformers.models.parts import require_reversible, update_predictors
 
 
 class Annealing(TrainerCallback):

@@ -16,7 +16,7 @@ from revformers.engine.fixed_point import MAXIMUM_MAGNITUDE
 from revformers.engine.proof.verdicts import UNSEEN
 from revformers.errors import RebuildMismatchError
 from revformers.models.discovery import unwrap
-from revformers.models.state import require_reversible
+from revformers.models.parts import require_reversible
 from revformers.models.verify import GradientReport, gradients_set_aside, verify_gradients
 from revformers.planning.meter import peak_by_category
 from revformers.planning.timeline import MemoryByCategory

@@ -6,7 +6,7 @@ from torch import nn
 
 from revformers.dynamics.blended_midpoint import BlendedMidpoint
 from revformers.errors import UserError
-from revformers.models.state import reversible_stack, update_predictors
+from revformers.models.parts import reversible_stack, update_predictors
 from revformers.reversible import make_residual
 
 FEWEST_DEPLOYED_BITS = 1.5

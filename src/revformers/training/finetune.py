@@ -18,7 +18,7 @@ from revformers.files import write_json, written_whole
 from revformers.head.teacher import FrozenCopy, Teacher
 from revformers.models.discovery import unwrap
 from revformers.models.ordinary import adapters_hold_weights, ordinary
-from revformers.models.state import reversible_stack, update_predictors
+from revformers.models.parts import reversible_stack, update_predictors
 from revformers.models.tiles import set_mlp_tiles
 from revformers.training.annealing import Annealing
 from revformers.training.deployment import check_deployable, deploy_as_ordinary

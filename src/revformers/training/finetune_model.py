@@ -20,8 +20,8 @@ from revformers.files import written_whole
 from revformers.head.loss import HeadLoss, apply_head, set_head_loss
 from revformers.head.teacher import AdapterOff, Teacher
 from revformers.models.attach import set_activations
+from revformers.models.parts import reversible_stack
 from revformers.models.quantization import keep_trainable, quantization_options
-from revformers.models.state import reversible_stack
 from revformers.training.conversion_progress import ConversionProgress
 from revformers.training.deployment import leave_out_predictors, refuse_trained_predictors
 from revformers.training.finetune_data import FinetuneData, training_blocks

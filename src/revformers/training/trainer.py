@@ -18,7 +18,7 @@ from revformers.checkpoints.model_files import VARIANT, weight_files
 from revformers.errors import RebuildMismatchError, StateRangeError
 from revformers.models.discovery import unwrap
 from revformers.models.identity import in_words, read_identity
-from revformers.models.state import reversible_stack
+from revformers.models.parts import reversible_stack
 from revformers.private_api import warn_after_loading
 from revformers.training.callback import ReversibleCallback
 

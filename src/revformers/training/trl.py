@@ -16,7 +16,7 @@ import yaml
 from revformers.checkpoints.model_class import owner_of
 from revformers.checkpoints.model_config import identity_of
 from revformers.integrations import wrap
-from revformers.models.state import reversible_stack
+from revformers.models.parts import reversible_stack
 from revformers.private_api import TRL_MAKES_REFERENCES, TRL_NAMES_MODELS
 
 

@@ -4,7 +4,7 @@ import torch
 from lab.bench.arm_names import ORDINARY_CHECKPOINT, ORDINARY_STORE, arm_name, setups_of
 from lab.bench.workload import MeasuredWorkload, llama_config
 from revformers import Midpoint, dynamics
-from revformers.models.state import reversible_stack
+from revformers.models.parts import reversible_stack
 from revformers.setup import CHECKPOINT, STORE
 
 GPT2 = {"model_type": "gpt2", "n_layer": 2, "n_embd": 16, "n_head": 2, "n_positions": 8, "vocab_size": 11}

@@ -15,7 +15,7 @@ from revformers.dynamics import BlendedMidpoint, from_dict
 from revformers.engine.proof.evidence import Evidence, LaterEvidence
 from revformers.engine.proof.verdicts import Verdicts
 from revformers.errors import RebuildMismatchError
-from revformers.models.state import reversible_stack
+from revformers.models.parts import reversible_stack
 
 CASES, GROUP = 200, 10
 

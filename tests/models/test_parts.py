@@ -4,14 +4,14 @@ from peft import LoraConfig, get_peft_model
 
 import revformers as rf
 from revformers.models.attach import add_update_predictors
-from revformers.models.provenance import Provenance
-from revformers.models.state import (
+from revformers.models.parts import (
     predictor_weights,
     record_provenance,
     require_reversible,
     reversible_stack,
     update_predictors,
 )
+from revformers.models.provenance import Provenance
 from revformers.models.update_predictor import PredictorForm
 from tests.test_reversible import llama
 
