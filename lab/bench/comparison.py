@@ -39,22 +39,22 @@ Progress = Callable[[str], object]
 
 @dataclass(frozen=True)
 class ComparisonOptions:
-    """How much to measure; the defaults take about two minutes on two cores with the quickstart's recipe."""
+    """How much to measure; the defaults take about two minutes on two cores with the quickstart's recipe.
+
+    Attributes:
+        dynamics_steps: Optimizer steps of each dynamics.
+        arm_steps: Optimizer steps of each way to hold activations.
+        depths: Numbers of layers at which memory is measured.
+        processes_at_once: Processes that measure memory side by side.
+        device: Device to measure on.
+
+    """
 
     dynamics_steps: int = 16
-    """Optimizer steps of each dynamics."""
-
     arm_steps: int = 10
-    """Optimizer steps of each way to hold activations."""
-
     depths: tuple[int, ...] = (4, 8, 16, 32, 64)
-    """Numbers of layers at which memory is measured."""
-
     processes_at_once: int = 2
-    """Processes that measure memory side by side."""
-
     device: str = "cpu"
-    """Device to measure on."""
 
     def __post_init__(self) -> None:
         if min(self.dynamics_steps, self.arm_steps) < 2:

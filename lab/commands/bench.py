@@ -26,18 +26,19 @@ class BenchOptions:
     """Measure the arms of RECIPE, a .yaml file; each option below overrides a field of it.
 
     The same command continues a study that was interrupted.
+
+    Attributes:
+        out: JSON file for the result, written after every measurement; default: lab/results/STUDY-RECIPE.json.
+        plot: File for a plot of the result, .svg, .png or .pdf.
+        overwrite: Discard the study in the file.
+
     """
 
     recipe: Annotated[tyro.conf.FlagConversionOff[BenchRecipe], tyro.conf.arg(name="")]
 
     out: Path | None = None
-    """JSON file for the result, written after every measurement; default: lab/results/STUDY-RECIPE.json."""
-
     plot: Path | None = None
-    """File for a plot of the result, .svg, .png or .pdf."""
-
     overwrite: bool = False
-    """Discard the study in the file."""
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -12,25 +13,23 @@ class CompareOptions:
     """Compare every dynamics, and storing, checkpointing and rebuilding, on the network and the text of a recipe.
 
     Takes about two minutes on two cores with recipes/quickstart.yaml.
+
+    Attributes:
+        recipe: The recipe (.yaml).
+        out: Directory that comparison.json is written to.
+        dynamics_steps: Optimizer steps of each dynamics.
+        arm_steps: Optimizer steps of each way to hold activations.
+        depths: Numbers of layers at which memory is measured.
+        device: Device to measure on, such as cuda.
+
     """
 
-    recipe: tyro.conf.Positional[str]
-    """The recipe (.yaml)."""
-
+    recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")]
     out: Path = Path("runs/comparison")
-    """Directory that comparison.json is written to."""
-
     dynamics_steps: int = 16
-    """Optimizer steps of each dynamics."""
-
     arm_steps: int = 10
-    """Optimizer steps of each way to hold activations."""
-
     depths: tuple[int, ...] = (4, 8, 16, 32, 64)
-    """Numbers of layers at which memory is measured."""
-
     device: str = "cpu"
-    """Device to measure on, such as cuda."""
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -24,36 +24,32 @@ class EvaluateOptions:
     Two tasks or more also get a mean accuracy: of acc, and of acc_norm, with acc for a task that has no acc_norm.
 
     Needs: pip install "revformers[lab]".
+
+    Attributes:
+        model: Directory, hub id or GGUF file of a causal language model, ordinary or reversible.
+        tasks: Tasks or groups of the harness, such as piqa arc_easy mmlu, whose data come from the hub; or local_piqa,
+            local_arc_easy, local_arc_challenge, local_openbookqa, local_winogrande, local_gsm8k and local_wikitext,
+            which read files below --data.
+        against: Another model, such as the one that MODEL was converted from, for a comparison document by document.
+        data: Directory of the local tasks' files: piqa/valid.jsonl, piqa/valid-labels.lst; arc/arc_easy.jsonl,
+            arc/arc_challenge.jsonl, openbookqa/test.jsonl (lines with question, choices, and answer, the index of the
+            right choice, from 0); winogrande/validation.jsonl (sentence, with _ for the blank, option1, option2, and
+            answer, "1" or "2"); gsm8k/train.jsonl, gsm8k/test.jsonl; wikitext-2/test.txt.
+        limit: Use only the first LIMIT documents of every task.
+        batch_size: Sequences in a forward pass.
+        device: Device to evaluate on, such as cuda.
+        out: JSON file for the result.
+
     """
 
-    model: tyro.conf.Positional[str]
-    """Directory, hub id or GGUF file of a causal language model, ordinary or reversible."""
-
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     tasks: tuple[str, ...]
-    """Tasks or groups of the harness, such as piqa arc_easy mmlu, whose data come from the hub; or local_piqa,
-    local_arc_easy, local_arc_challenge, local_openbookqa, local_winogrande, local_gsm8k and local_wikitext, which read
-    files below --data."""
-
     against: str | None = None
-    """Another model, such as the one that MODEL was converted from, for a comparison document by document."""
-
     data: Path | None = None
-    """Directory of the local tasks' files: piqa/valid.jsonl, piqa/valid-labels.lst; arc/arc_easy.jsonl,
-    arc/arc_challenge.jsonl, openbookqa/test.jsonl (lines with question, choices, and answer, the index of the right
-    choice, from 0); winogrande/validation.jsonl (sentence, with _ for the blank, option1, option2, and answer, "1" or
-    "2"); gsm8k/train.jsonl, gsm8k/test.jsonl; wikitext-2/test.txt."""
-
     limit: int | None = None
-    """Use only the first LIMIT documents of every task."""
-
     batch_size: int = 8
-    """Sequences in a forward pass."""
-
     device: str = "cpu"
-    """Device to evaluate on, such as cuda."""
-
     out: Path | None = None
-    """JSON file for the result."""
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -11,15 +12,18 @@ from revformers.errors import as_user_error
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """Write one HTML page with inlined plots about a run directory: its training run, and the measurements of it."""
+    """Write one HTML page with inlined plots about a run directory: its training run, and the measurements of it.
 
-    run: tyro.conf.Positional[Path]
-    """Directory written by `revformers pretrain`, `python -m lab compare` or `revformers finetune`. For a fine-tuning
-    run the page also shows lora-step.json of lab/studies/lora_step.py and evaluation.json of `python -m lab evaluate`
-    if they exist."""
+    Attributes:
+        run: Directory written by `revformers pretrain`, `python -m lab compare` or `revformers finetune`. For a
+            fine-tuning run the page also shows lora-step.json of lab/studies/lora_step.py and evaluation.json of
+            `python -m lab evaluate` if they exist.
+        out: The page.
 
+    """
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     out: Path = Path("report.html")
-    """The page."""
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -79,11 +79,15 @@ class MeanDifference(_SideBySide):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two evaluations side by side."""
+    """Two evaluations side by side.
+
+    Attributes:
+        means: The differences of `Evaluation.means`.
+
+    """
 
     differences: tuple[Difference, ...]
     means: tuple[MeanDifference, ...]
-    """The differences of `Evaluation.means`."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the comparison in types that JSON supports."""

@@ -14,14 +14,17 @@ ACCURACIES = ("acc", "acc_norm")
 
 @dataclass(frozen=True)
 class MeanAccuracy:
-    """The mean of one accuracy over several tasks, all with the same weight."""
+    """The mean of one accuracy over several tasks, all with the same weight.
+
+    Attributes:
+        metric: "acc"; "acc_norm"; or "acc_norm, else acc": acc_norm of tasks that have it, acc of the others.
+        left_out: The other evaluated tasks, which have neither accuracy.
+
+    """
 
     metric: str
-    """"acc"; "acc_norm"; or "acc_norm, else acc": acc_norm of tasks that have it, acc of the others."""
-
     scores: tuple["Score", ...]
     left_out: tuple[str, ...]
-    """The other evaluated tasks, which have neither accuracy."""
 
     @property
     def value(self) -> float:

@@ -13,25 +13,26 @@ from lab.evaluation.mean_accuracy import MeanAccuracy, mean_accuracies
 
 @dataclass(frozen=True)
 class Score:
-    """One metric of one task, or of a group of tasks."""
+    """One metric of one task, or of a group of tasks.
+
+    Attributes:
+        filter: The filter of the scored answers, such as strict-match; "none" if a task has no filter.
+        value: The harness's value.
+        documents: A hash of each scored document, in the order of the terms.
+        aggregation: A name of `jackknife.TRANSFORMS`, or None for a value that is not such a function of its documents'
+            terms.
+        terms: float64[documents, 2], see `lab.evaluation.jackknife`; empty if `aggregation` is None.
+
+    """
 
     task: str
     metric: str
     filter: str
-    """The filter of the scored answers, such as strict-match; "none" if a task has no filter."""
-
     value: float
-    """The harness's value."""
-
     higher_is_better: bool | None
     documents: tuple[str, ...] = field(repr=False)
-    """A hash of each scored document, in the order of the terms."""
-
     aggregation: str | None = field(repr=False)
-    """A name of `jackknife.TRANSFORMS`, or None for a value that is not such a function of its documents' terms."""
-
     terms: np.ndarray = field(repr=False, compare=False)
-    """float64[documents, 2], see `lab.evaluation.jackknife`; empty if `aggregation` is None."""
 
     @cached_property
     def without_each(self) -> np.ndarray | None:
@@ -53,26 +54,26 @@ class Score:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The scores of one model."""
+    """The scores of one model.
+
+    Attributes:
+        requests: Number of continuations or answers that each task requested.
+        truncated: Number of these requests that lost the beginning of their context because the model cannot read so
+            much.
+        few_shot: Number of solved examples before each question, by task.
+        versions: The version of each task's definition.
+        groups: The tasks and groups directly below each group.
+        first_token: The token that precedes text without a context, such as a document of word perplexity.
+
+    """
 
     scores: tuple[Score, ...]
     requests: Mapping[str, int]
-    """Number of continuations or answers that each task requested."""
-
     truncated: Mapping[str, int]
-    """Number of these requests that lost the beginning of their context because the model cannot read so much."""
-
     few_shot: Mapping[str, int]
-    """Number of solved examples before each question, by task."""
-
     versions: Mapping[str, Any]
-    """The version of each task's definition."""
-
     groups: Mapping[str, Sequence[str]]
-    """The tasks and groups directly below each group."""
-
     first_token: int
-    """The token that precedes text without a context, such as a document of word perplexity."""
 
     @property
     def means(self) -> tuple[MeanAccuracy, ...]:

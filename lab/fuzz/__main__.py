@@ -21,16 +21,20 @@ from lab.fuzz.run import Outcome, run_seed
 
 @dataclass(frozen=True)
 class Arguments:
-    """Run random set-ups, in which every policy must give the stored gradient to the bit or raise an error."""
+    """Run random set-ups, in which every policy must give the stored gradient to the bit or raise an error.
+
+    Attributes:
+        cases: Number of set-ups; a single one is described with its outcome.
+        seed: Seed of the first set-up; the others follow it.
+        workers: Number of processes.
+        out: File for the counts, in JSON.
+
+    """
 
     cases: int = 200
-    """Number of set-ups; a single one is described with its outcome."""
     seed: int = 0
-    """Seed of the first set-up; the others follow it."""
     workers: int = 1
-    """Number of processes."""
     out: Path | None = None
-    """File for the counts, in JSON."""
 
 
 def _outcomes(seeds: range, workers: int) -> Iterator[tuple[Case, Outcome]]:

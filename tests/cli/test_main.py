@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 
@@ -32,6 +33,17 @@ def test_help_names_every_command(capsys):
 def test_every_command_has_help(command, capsys):
     assert main([command, "--help"]) == 0
     assert f"usage: revformers {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [name for name in module.COMMANDS if name != "run"])
+def test_where_there_is_room_a_description_is_one_line(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "2000")
+    assert main([command, "--help"]) == 0
+    two_lines = r"(?m)^[│ ]{6,}\w.*\n[│ ]{6,}\w.*"
+    shown = capsys.readouterr().out
+    assert re.findall(two_lines, shown) == []
+    first = next(line for line in shown.splitlines() if re.match(r"[│ ]{6,}\w", line))
+    assert re.search(two_lines, shown.replace(first, f"{first}\n{first}"))
 
 
 @pytest.mark.parametrize("arguments", [[], ["pretain"]])

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -17,55 +17,45 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """Make a pretrained model reversible with as little loss as a budget of side information allows."""
+    """Make a pretrained model reversible with as little loss as a budget of side information allows.
 
-    model: tyro.conf.Positional[str]
-    """Directory or hub id of an ordinary causal language model, or a GGUF file, whose weights are dequantised."""
+    Attributes:
+        model: Directory or hub id of an ordinary causal language model, or a GGUF file, whose weights are dequantised.
+        out: Directory to save the reversible model and its tokenizer to.
+        calibration: Text to fit the update predictors to: stdlib, a .txt, .jsonl or .parquet file, or a hub data set.
+        bits: Side information for the inverse, in bits per element and layer, averaged over the layers: 0 to 8. By
+            default 2, unless target_loss_increase is given.
+        target_loss_increase: Largest increase of the held-out loss, such as 0.5%, instead of bits; the conversion uses
+            the smallest budget that meets it.
+        allocation: Allocation of the bits to layers: calibrated by the cost of each layer's blend, or uniform.
+        predictor: Input of the update predictors: none (no predictors), the state, the state and the update, or these
+            two and the previous layer's MLP or whole update. The last two cost a further evaluation; see added compute.
+        rank: Rank of the update predictors; by default full rank.
+        two_evaluations: Use the paper's own conversion, which evaluates two layers per step.
+        compare: Further budgets to convert at, for the table; the saved model is that of bits or target_loss_increase.
+        curve: File (.svg or .png) for the curve of loss against memory over all budgets in the table.
+        text_column: Column that holds the text in .jsonl and .parquet files and hub data sets.
+        sequences: Calibration sequences.
+        length: Tokens in a sequence.
+        held_out: Held-out sequences to measure the losses on.
 
+    """
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     out: Path
-    """Directory to save the reversible model and its tokenizer to."""
-
     calibration: str
-    """Text to fit the update predictors to: stdlib, a .txt, .jsonl or .parquet file, or a hub data set."""
-
     bits: float | None = None
-    """Side information for the inverse, in bits per element and layer, averaged over the layers: 0 to 8. By default 2,
-    unless target_loss_increase is given."""
-
     target_loss_increase: str | None = None
-    """Largest increase of the held-out loss, such as 0.5%, instead of bits; the conversion uses the smallest budget
-    that meets it."""
-
     allocation: Literal["uniform", "calibrated"] = "calibrated"
-    """Allocation of the bits to layers: calibrated by the cost of each layer's blend, or uniform."""
-
     predictor: Literal["none", "state", "update", "previous_mlp", "previous_update"] = "state"
-    """Input of the update predictors: none (no predictors), the state, the state and the update, or these two and the
-    previous layer's MLP or whole update. The last two cost a further evaluation; see added compute."""
-
     rank: int | None = None
-    """Rank of the update predictors; by default full rank."""
-
     two_evaluations: bool = False
-    """Use the paper's own conversion, which evaluates two layers per step."""
-
     compare: tuple[float, ...] = ()
-    """Further budgets to convert at, for the table; the saved model is that of bits or target_loss_increase."""
-
     curve: Path | None = None
-    """File (.svg or .png) for the curve of loss against memory over all budgets in the table."""
-
     text_column: str = "text"
-    """Column that holds the text in .jsonl and .parquet files and hub data sets."""
-
     sequences: int = 128
-    """Calibration sequences."""
-
     length: int = 256
-    """Tokens in a sequence."""
-
     held_out: int = 32
-    """Held-out sequences to measure the losses on."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -90,8 +80,8 @@ def run(arguments: Sequence[str]) -> int:
     from revformers.data.blocks import calibration_blocks
     from revformers.data.section import DataSection
     from revformers.files import write_json, written_whole
+    from revformers.models.parts import record_provenance, reversible_stack
     from revformers.models.provenance import Provenance
-    from revformers.models.state import record_provenance, reversible_stack
     from revformers.training.conversion_progress import ConversionProgress
 
     quiet_libraries()

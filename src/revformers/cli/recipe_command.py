@@ -22,15 +22,18 @@ AnyRecipe = TypeVar("AnyRecipe")
 
 @dataclass(frozen=True)
 class RecipeOptions(Generic[AnyRecipe]):
-    """The options that the help of a command shows."""
+    """The options that the help of a command shows.
+
+    Attributes:
+        resume: Continue the run that the run directory holds, from its last checkpoint.
+        overwrite: Discard the run that the run directory holds.
+
+    """
 
     recipe: Annotated[tyro.conf.FlagConversionOff[AnyRecipe], tyro.conf.arg(name="")]
 
     resume: bool = False
-    """Continue the run that the run directory holds, from its last checkpoint."""
-
     overwrite: bool = False
-    """Discard the run that the run directory holds."""
 
 
 @dataclass(frozen=True)

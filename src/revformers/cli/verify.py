@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -18,29 +18,27 @@ FAILED = 1
 
 @dataclass(frozen=True)
 class VerifyOptions:
-    """Compare the gradients of rebuilt activations with those of stored ones, on a batch of random tokens."""
+    """Compare the gradients of rebuilt activations with those of stored ones, on a batch of random tokens.
 
-    model: tyro.conf.Positional[str]
-    """A recipe (.yaml), or a directory, hub id or GGUF file of a causal language model."""
+    Attributes:
+        model: A recipe (.yaml), or a directory, hub id or GGUF file of a causal language model.
+        dynamics: Recurrence of the model: midpoint, blended_midpoint, leapfrog or hamiltonian. An ordinary model needs
+            one; that of a reversible model is replaced.
+        dtype: Type of the weights; by default that of the saved model or the recipe.
+        device: Device to compare on, such as cuda.
+        batch_size: Sequences in the batch.
+        length: Tokens in a sequence; by default 128, or the model's maximum if that is smaller.
+        seed: Seed of the tokens and of dropout.
 
+    """
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     dynamics: str | None = None
-    """Recurrence of the model: midpoint, blended_midpoint, leapfrog or hamiltonian. An ordinary model needs one; that
-    of a reversible model is replaced."""
-
     dtype: Literal["float32", "bfloat16"] | None = None
-    """Type of the weights; by default that of the saved model or the recipe."""
-
     device: str = "cpu"
-    """Device to compare on, such as cuda."""
-
     batch_size: int = 2
-    """Sequences in the batch."""
-
     length: int | None = None
-    """Tokens in a sequence; by default 128, or the model's maximum if that is smaller."""
-
     seed: int = 0
-    """Seed of the tokens and of dropout."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -89,7 +87,7 @@ def _model(options: VerifyOptions) -> "PreTrainedModel":
     from revformers import dynamics, make_reversible
     from revformers.checkpoints.load import load_causal_lm
     from revformers.models.hint import without_hint
-    from revformers.models.state import reversible_stack
+    from revformers.models.parts import reversible_stack
     from revformers.training.model import build_model
     from revformers.training.recipe import load_recipe
 

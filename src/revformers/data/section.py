@@ -7,43 +7,40 @@ from revformers.errors import require
 
 @dataclass(frozen=True)
 class SourceSection:
-    """The text, its held-out part, and the blocks it is packed into."""
+    """The text, its held-out part, and the blocks it is packed into.
+
+    Attributes:
+        source: The training text: stdlib (source and documentation of the running Python's standard library), a file
+            whose suffix is .txt, .jsonl, .json or .parquet, a directory of such files, or the id of a data set on the
+            Hugging Face hub. A .txt file is one running text; every record of the other kinds is a document.
+        subset: Configuration of a hub data set that has several.
+        revision: Commit, branch or tag of a hub data set; by default the head of its main branch.
+        split: Split of a hub data set to train on.
+        text_column: Column that holds the text in .jsonl, .json and .parquet files and hub data sets.
+        validation_source: File or directory with the validation text; by default it is held out from the source.
+        validation_split: Split of a hub data set to validate on; by default validation text is held out from the
+            training split.
+        validation_fraction: Fraction of the documents (in .txt files, of the lines) to hold out: the first ones, or for
+            stdlib those that a hash of the file's name picks.
+        validation_documents: Number of documents to hold out instead of a fraction; a streamed source needs it, as its
+            length is unknown.
+        validation_blocks: Largest number of blocks, or of unpacked records, that an evaluation reads; by default all of
+            them.
+        block_length: Tokens in a training sequence.
+
+    """
 
     source: str = "stdlib"
-    """The training text: stdlib (source and documentation of the running Python's standard library), a .txt, .jsonl,
-    .json or .parquet file, a directory of such files, or the id of a data set on the Hugging Face hub. A .txt file is
-    one running text; every record of the other kinds is a document."""
-
     subset: str | None = None
-    """Configuration of a hub data set that has several."""
-
     revision: str | None = None
-    """Commit, branch or tag of a hub data set; by default the head of its main branch."""
-
     split: str = "train"
-    """Split of a hub data set to train on."""
-
     text_column: str = "text"
-    """Column that holds the text in .jsonl, .json and .parquet files and hub data sets."""
-
     validation_source: str | None = None
-    """File or directory with the validation text; by default it is held out from the source."""
-
     validation_split: str | None = None
-    """Split of a hub data set to validate on; by default validation text is held out from the training split."""
-
     validation_fraction: float = 0.05
-    """Fraction of the documents (in .txt files, of the lines) to hold out: the first ones, or for stdlib those that a
-    hash of the file's name picks."""
-
     validation_documents: int | None = None
-    """Number of documents to hold out instead of a fraction; a streamed source needs it, as its length is unknown."""
-
     validation_blocks: int | None = None
-    """Largest number of blocks, or of unpacked records, that an evaluation reads; by default all of them."""
-
     block_length: int = 256
-    """Tokens in a training sequence."""
 
     def __post_init__(self) -> None:
         require(self.block_length >= 2, "data.block_length", "at least 2", self.block_length)
@@ -55,19 +52,22 @@ class SourceSection:
 
 @dataclass(frozen=True)
 class DataSection(SourceSection):
-    """The text, its tokenizer, and the blocks it is packed into."""
+    """The text, its tokenizer, and the blocks it is packed into.
+
+    Attributes:
+        streaming: Read a hub data set or local files during training, without storing a packed copy; requires
+            data.tokenizer.
+        shuffle_buffer: Documents in the shuffle buffer of a streamed source. Of other sources all blocks are shuffled
+            in every epoch.
+        tokenizer: Directory or hub id of a tokenizer; by default a byte-level BPE is trained on the training text.
+        vocabulary_size: Entries of the tokenizer that is trained by default.
+
+    """
 
     streaming: bool = False
-    """Read a hub data set or local files during training, without storing a packed copy; requires data.tokenizer."""
-
     shuffle_buffer: int = 10_000
-    """Documents in the shuffle buffer of a streamed source. Of other sources all blocks are shuffled in every epoch."""
-
     tokenizer: str | None = None
-    """Directory or hub id of a tokenizer; by default a byte-level BPE is trained on the training text."""
-
     vocabulary_size: int = 4096
-    """Entries of the tokenizer that is trained by default."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -14,46 +14,60 @@ from revformers.training.recipe_file import read_recipe
 
 @dataclass(frozen=True)
 class NetworkSection:
-    """A network with fresh weights."""
+    """A network with fresh weights.
+
+    Attributes:
+        architecture: Model type in transformers, such as llama, gpt2 or qwen3.
+        config: Fields of that model's transformers configuration. The others keep the architecture's defaults, but
+            vocab_size is that of the tokenizer if there is one.
+        seed: Seed of the initial weights.
+
+    """
 
     architecture: str = "llama"
-    """Model type in transformers, such as llama, gpt2 or qwen3."""
-
     config: dict[str, Any] = field(default_factory=dict)
-    """Fields of that model's transformers configuration. The others keep the architecture's defaults, but vocab_size is
-    that of the tokenizer if there is one."""
-
     seed: int = 0
-    """Seed of the initial weights."""
 
 
 @dataclass(frozen=True)
 class ModelSection(NetworkSection):
-    """The network, with fresh weights."""
+    """The network, with fresh weights.
+
+    Attributes:
+        dtype: Type of the weights. For mixed precision keep float32 and set training.precision.
+
+    """
 
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the weights. For mixed precision keep float32 and set training.precision."""
 
 
 @dataclass(frozen=True)
 class RecurrenceSection:
-    """The recurrence that replaces the residual update."""
+    """The recurrence that replaces the residual update.
+
+    Attributes:
+        name: Recurrence: residual (the ordinary network), midpoint, blended_midpoint, leapfrog or hamiltonian.
+        options: Options of that recurrence, such as step_size, granularity, start and readout.
+
+    """
 
     name: str = "hamiltonian"
-    """Recurrence: residual (the ordinary network), midpoint, blended_midpoint, leapfrog or hamiltonian."""
-
     options: dict[str, Any] = field(default_factory=dict)
-    """Options of that recurrence, such as step_size, granularity, start and readout."""
 
 
 @dataclass(frozen=True)
 class DynamicsSection(RecurrenceSection):
-    """The recurrence that replaces the residual update, and its activation policy."""
+    """The recurrence that replaces the residual update, and its activation policy.
+
+    Attributes:
+        activations: Where the backward pass gets its activations: store keeps them all, checkpoint recomputes them from
+            each layer's stored input, offload stores those inputs in host memory, rebuild stores none and reverses the
+            recurrence. A budget such as budget:20GiB stores what fits and rebuilds the rest; budget:20GiB:checkpoint
+            checkpoints the rest.
+
+    """
 
     activations: str = "rebuild"
-    """Where the backward pass gets its activations: store keeps them all, checkpoint recomputes them from each layer's
-    stored input, offload stores those inputs in host memory, rebuild stores none and reverses the recurrence. A budget
-    such as budget:20GiB stores what fits and rebuilds the rest; budget:20GiB:checkpoint checkpoints the rest."""
 
     def __post_init__(self) -> None:
         require_activations("dynamics.activations", self.activations)
@@ -61,14 +75,17 @@ class DynamicsSection(RecurrenceSection):
 
 @dataclass(frozen=True)
 class HeadSection:
-    """The computation of the cross-entropy from the last hidden states; all give the same loss up to rounding."""
+    """The computation of the cross-entropy from the last hidden states; all give the same loss up to rounding.
+
+    Attributes:
+        head: chunked computes the logits of a few tokens at a time, own those of all tokens at once, as the model
+            itself does; auto is chunked, or own with a warning if the model does not support chunks.
+        chunk: Tokens whose logits exist at once; by default a quarter of the width, between 64 and 1024.
+
+    """
 
     head: Literal["auto", "chunked", "own"] = "auto"
-    """chunked computes the logits of a few tokens at a time, own those of all tokens at once, as the model itself does;
-    auto is chunked, or own with a warning if the model does not support chunks."""
-
     chunk: int | None = None
-    """Tokens whose logits exist at once; by default a quarter of the width, between 64 and 1024."""
 
     def __post_init__(self) -> None:
         require(self.chunk is None or self.chunk >= 1, "loss.chunk", "at least 1", self.chunk)
@@ -110,21 +127,24 @@ class TrainerSection:
 
 @dataclass(frozen=True)
 class TrainingSection(TrainerSection):
-    """The training. Fields that transformers.TrainingArguments has as well have the same names there."""
+    """The training. Fields that transformers.TrainingArguments has as well have the same names there.
+
+    Attributes:
+        optimizer_in_backward: Update each parameter, and free its gradient, as soon as its gradient is complete; the
+            updates are the same to the bit. It needs max_grad_norm 0, no gradient accumulation, no float16, and one
+            process.
+        mlp_tile: Tokens on which an MLP is evaluated at once, to reduce the memory of its inner activations; costs one
+            more evaluation of every MLP. By default all tokens.
+        precision: Autocast type: with bfloat16 and float16, matrix products run in that type and weights stay float32.
+        arguments: Further fields of transformers.TrainingArguments, under their names there, such as report_to or
+            use_cpu.
+
+    """
 
     optimizer_in_backward: bool = False
-    """Update each parameter, and free its gradient, as soon as its gradient is complete; the updates are the same to
-    the bit. It needs max_grad_norm 0, no gradient accumulation, no float16, and one process."""
-
     mlp_tile: int | None = None
-    """Tokens on which an MLP is evaluated at once, to reduce the memory of its inner activations; costs one more
-    evaluation of every MLP. By default all tokens."""
-
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Autocast type: with bfloat16 and float16, matrix products run in that type and weights stay float32."""
-
     arguments: dict[str, Any] = field(default_factory=dict)
-    """Further fields of transformers.TrainingArguments, under their names there, such as report_to or use_cpu."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -133,22 +153,22 @@ class TrainingSection(TrainerSection):
 
 @dataclass(frozen=True)
 class SampleSection:
-    """The text that the trained model generates at the end."""
+    """The text that the trained model generates at the end.
+
+    Attributes:
+        prompts: Prompts to continue; without prompts no sample is written.
+        max_new_tokens: Tokens to generate after each prompt.
+        temperature: Sampling temperature; 0 always picks the most likely token.
+        top_k: Number of most likely tokens to sample from.
+        seed: Seed of the sampling.
+
+    """
 
     prompts: tuple[str, ...] = ()
-    """Prompts to continue; without prompts no sample is written."""
-
     max_new_tokens: int = 128
-    """Tokens to generate after each prompt."""
-
     temperature: float = 0.8
-    """Sampling temperature; 0 always picks the most likely token."""
-
     top_k: int = 50
-    """Number of most likely tokens to sample from."""
-
     seed: int = 0
-    """Seed of the sampling."""
 
     def __post_init__(self) -> None:
         require(self.max_new_tokens >= 1, "sample.max_new_tokens", "at least 1", self.max_new_tokens)
@@ -158,12 +178,16 @@ class SampleSection:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All settings of a pretraining run."""
+    """All settings of a pretraining run.
+
+    Attributes:
+        output: Run directory for checkpoints, the final model, the loss curve and the sample; by default runs/NAME,
+            after the name of the recipe file.
+        identity: The sections that determine the weights in a checkpoint and the text they were trained on.
+
+    """
 
     output: str = ""
-    """Run directory for checkpoints, the final model, the loss curve and the sample; by default runs/NAME, after the
-    name of the recipe file."""
-
     model: ModelSection = field(default_factory=ModelSection)
     dynamics: DynamicsSection = field(default_factory=DynamicsSection)
     data: DataSection = field(default_factory=DataSection)
@@ -172,7 +196,6 @@ class Recipe:
     sample: SampleSection = field(default_factory=SampleSection)
 
     identity: ClassVar[tuple[str, ...]] = ("model", "dynamics", "data")
-    """The sections that determine the weights in a checkpoint and the text they were trained on."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as nested dicts of plain values, as in YAML."""
