@@ -10,6 +10,7 @@ from revformers.byte_size import parse_size
 from revformers.dynamics import BlendedMidpoint, Dynamics, Midpoint
 from revformers.setup import CHECKPOINT, OFFLOAD, STORE, Setup, Workload
 
+# Recipes and committed results call the ordinary network plain.
 ORDINARY_STORE = "plain_store"
 ORDINARY_CHECKPOINT = "plain_checkpoint"
 ORDINARY_OFFLOAD = "plain_offload"

@@ -34,13 +34,13 @@ ALL = (6, 4, 3, 2, 1, 0)
 
 
 @dataclass(frozen=True)
-class Arm:
-    """One method of converting.
+class MeasuredMethod:
+    """A method of converting, and what is measured of it.
 
     Attributes:
         method: the method.
         bits: the budgets to measure.
-        text: length of its calibration text as a multiple of the other arms'.
+        text: length of its calibration text as a multiple of the other methods'.
         seeds: number of seeds to measure; None for all.
 
     """
@@ -57,26 +57,26 @@ def predicted_by(name: Any, rank: int | None = None, **options: Any) -> Method:
 
 
 ARMS = {
-    "blends alone, uniform": Arm(predicted_by("none", allocation="uniform"), seeds=1),
-    "blends alone": Arm(predicted_by("none"), seeds=1),
-    "two evaluations": Arm(predicted_by("none", allocation="uniform", two_evaluations=True), seeds=1),
-    "predictor on state": Arm(predicted_by("state"), (*ALL, 1.5, 0.5)),
-    "predictor on state, uniform blends": Arm(predicted_by("state", allocation="uniform"), (2, 1), seeds=1),
-    "predictor on state, four times the text": Arm(predicted_by("state"), (2, 1, 0), text=4, seeds=1),
-    "predictor on update": Arm(predicted_by("update"), (2, 1, 0), seeds=1),
-    "predictor on update, rank 3/8": Arm(predicted_by("update", 3), (2, 1, 0), seeds=1),
-    "predictor on previous MLP": Arm(predicted_by("previous_mlp"), (2, 1, 0), seeds=1),
+    "blends alone, uniform": MeasuredMethod(predicted_by("none", allocation="uniform"), seeds=1),
+    "blends alone": MeasuredMethod(predicted_by("none"), seeds=1),
+    "two evaluations": MeasuredMethod(predicted_by("none", allocation="uniform", two_evaluations=True), seeds=1),
+    "predictor on state": MeasuredMethod(predicted_by("state"), (*ALL, 1.5, 0.5)),
+    "predictor on state, uniform blends": MeasuredMethod(predicted_by("state", allocation="uniform"), (2, 1), seeds=1),
+    "predictor on state, four times the text": MeasuredMethod(predicted_by("state"), (2, 1, 0), text=4, seeds=1),
+    "predictor on update": MeasuredMethod(predicted_by("update"), (2, 1, 0), seeds=1),
+    "predictor on update, rank 3/8": MeasuredMethod(predicted_by("update", 3), (2, 1, 0), seeds=1),
+    "predictor on previous MLP": MeasuredMethod(predicted_by("previous_mlp"), (2, 1, 0), seeds=1),
 }
 """The ranks are given in eighths of the width."""
 
 
-def method_for(arm: Arm, width: int) -> Method:
-    """Return the arm's method with its rank in absolute units."""
-    form = arm.method.predictor
+def method_for(measured: MeasuredMethod, width: int) -> Method:
+    """Return the method with its rank in absolute units."""
+    form = measured.method.predictor
     if form is None or form.rank is None:
-        return arm.method
+        return measured.method
     name = form.features[-1]
-    method = arm.method
+    method = measured.method
     return Method(method.allocation, predictor_form_of(name, form.rank * width // 8))
 
 

@@ -10,7 +10,7 @@ import revformers as rf
 from revformers.checkpoints.load import load_causal_lm
 from revformers.cli.main import main
 from revformers.errors import ModelFilesError
-from revformers.models.state import reversible_stack
+from revformers.models.parts import reversible_stack
 from tests.conversion.test_convert import TEXT, smooth_llama
 from tests.test_reversible import llama
 
@@ -185,7 +185,7 @@ def test_no_weights_of_an_older_save_are_loaded(saved, tmp_path, sizes):
 
 
 @pytest.mark.parametrize("load", [load_causal_lm, rf.from_pretrained])
-@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "~/nowhere-at-all"])
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "~/nowhere-at-all", "runs/nowhere/model"])
 def test_a_path_to_nothing_is_no_hub_id(load, name):
     with pytest.raises(FileNotFoundError, match="There is no directory"):
         load(name)

@@ -10,12 +10,16 @@ from revformers.setup import OFFLOAD, STORE
 MIB = 2**20
 
 
-def example_plan(memory=64 * MIB):
-    size = ModelSize(parameters=5_000_000, trained=4_000_000, weights=20 * MIB, gradients=8 * MIB, optimizer=16 * MIB)
-    taken = MemoryByCategory(weights=20 * MIB, activations=3 * MIB, side_information=MIB, working=MIB // 2, other=MIB)
-    ways = [
+def example_plan(memory=64 * MIB, unit=MIB):
+    size = ModelSize(
+        parameters=5_000_000, trained=4_000_000, weights=20 * unit, gradients=8 * unit, optimizer=16 * unit
+    )
+    taken = MemoryByCategory(
+        weights=20 * unit, activations=3 * unit, side_information=unit, working=unit // 2, other=unit
+    )
+    rows = [
         SetupCost(STORE, taken, 0, 4, 0, 1024, 1.0, 1.0),
-        SetupCost(OFFLOAD, taken, 7 * MIB, 1234, 70 * MIB, 999_936, 1.25, 1.3),
+        SetupCost(OFFLOAD, taken, 7 * unit, 1234, 70 * unit, 999_936, 1.25, 1.3),
         SetupCost(rebuild(2), taken, 0, 12, 0, 4096, 1.3, 1.456),
     ]
-    return Plan(memory, 512, size, ways, None, "Store activations.")
+    return Plan(memory, 512, size, rows, None, "Store activations.")

@@ -22,7 +22,7 @@ def test_a_table_and_a_file(config, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "rebuild" in shown
     plan = json.loads(out.read_text())
-    assert [way["name"] for way in plan["ways"]] == ["store", "checkpoint", "offload", "rebuild"]
+    assert [row["name"] for row in plan["setups"]] == ["store", "checkpoint", "offload", "rebuild"]
     assert plan["recommendation"] in shown
 
 
@@ -31,8 +31,8 @@ def test_a_plan_for_scripts_is_nothing_but_json(config, capsys):
     words = ["plan", config, "--memory", "8MB", "--sequence_length", "16", "--bits", "1", "--train", "qlora"]
     assert main([*words, "--optimizer", "adamw8bit", "--json", "-"]) == 0
     plan = json.loads(capsys.readouterr().out)
-    assert plan["ways"][-1]["bits"] == 1
-    assert plan["ways"][0]["memory"]["weights"] == plan["size"]["weights"]
+    assert plan["setups"][-1]["bits"] == 1
+    assert plan["setups"][0]["memory"]["weights"] == plan["size"]["weights"]
 
 
 @pytest.mark.thorough
@@ -42,7 +42,7 @@ def test_slow_memory_makes_what_moves_bytes_slower(config, tmp_path):
         out = tmp_path / f"{ratio}.json"
         words = ["plan", config, "--memory", "8MB", "--sequence_length", "16", "--bits", "3", "--json", str(out)]
         assert main([*words, "--operations_per_byte", ratio]) == 0
-        times.append(json.loads(out.read_text())["ways"][-1]["time"])
+        times.append(json.loads(out.read_text())["setups"][-1]["time"])
     assert times[0] < times[1]
 
 

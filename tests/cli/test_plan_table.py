@@ -13,15 +13,19 @@ def shown(plan):
     return console.export_text()
 
 
-@pytest.mark.parametrize(("memory", "unit", "weights"), [(2**26, "MiB", "20.0"), (2**31, "GiB", "0.02")])
-def test_figures_are_in_the_unit_of_the_memory(memory, unit, weights):
-    text = shown(example_plan(memory))
+@pytest.mark.parametrize(
+    ("memory", "sizes", "device"),
+    [(2**26, 2**20, "64.0 MiB"), (2**31, 2**20, "2,048 MiB"), (2**36, 2**30, "64.0 GiB")],
+)
+def test_figures_are_in_a_unit_in_which_they_differ(memory, sizes, device):
+    text = shown(example_plan(memory, sizes))
     assert "5,000,000 parameters, 4,000,000 trained" in text
-    assert f"weights {weights}," in text
-    assert f"{unit}, one sequence of 512 tokens; time as predicted for h100" in text
+    assert "weights 20.0," in text
+    assert f"of {device}" in text
+    assert f"{device[-3:]}, one sequence of 512 tokens; time as predicted for h100" in text
 
 
-def test_every_way_has_a_row_that_fits_80_characters():
+def test_every_setup_has_a_row_that_fits_80_characters():
     lines = shown(example_plan()).splitlines()
     assert max(map(len, lines)) <= 80
     rows = {line.split()[0].strip(","): line.split() for line in lines if line.split()[:1]}

@@ -47,10 +47,10 @@ PROSE = ("recommendation", "refusal")
 
 
 def numbers(plan):
-    """Return a plan without its prose, of which only what is recommended counts: which way the text names first."""
-    ways = {way["name"] for way in plan["ways"]}
+    """Return a plan without its prose, of which only what is recommended counts: which setup the text names first."""
+    rows = {row["name"] for row in plan["setups"]}
     words = plan["recommendation"].lower().replace(".", "").replace(",", "").split()
-    named = [way for word in words for way in sorted(ways) if word.startswith(way[:7])]
+    named = [row for word in words for row in sorted(rows) if word.startswith(row[:7])]
     kept = {name: value for name, value in plan.items() if name not in PROSE}
     return kept | {"recommended": named[0] if named else None, "refused": plan["refusal"] is not None}
 
@@ -81,10 +81,10 @@ def test_a_plan_is_that_of_the_golden_file(name, tmp_path, capsys):
 
 
 def test_one_byte_more_is_noticed():
-    plan = {"ways": [{"name": "store", "memory": {"weights": 148224}}], "recommended": "store"}
+    plan = {"setups": [{"name": "store", "memory": {"weights": 148224}}], "recommended": "store"}
     more, other = copy.deepcopy(plan), copy.deepcopy(plan)
-    more["ways"][0]["memory"]["weights"] += 1
+    more["setups"][0]["memory"]["weights"] += 1
     assert more != plan
     assert same(plan, more, tolerance=0.02)
-    other["ways"][0]["memory"]["weights"] *= 1.1
+    other["setups"][0]["memory"]["weights"] *= 1.1
     assert not same(plan, other, tolerance=0.02)

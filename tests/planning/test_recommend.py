@@ -10,7 +10,7 @@ from revformers.setup import OFFLOAD, STORE
 GIB = 2**30
 
 
-def way(name, batch, context=0, time=1.0, bits=None, **memory):
+def row(name, batch, context=0, time=1.0, bits=None, **memory):
     context = context or 1024 * batch
     setup = {"store": STORE, "checkpoint": CHECKPOINTING, "offload": OFFLOAD, "budget": budgeted(GIB)}.get(name)
     return SetupCost(
@@ -25,48 +25,48 @@ def way(name, batch, context=0, time=1.0, bits=None, **memory):
     )
 
 
-CHECKPOINT = way("checkpoint", 4, time=1.2, activations=100)
+CHECKPOINT = row("checkpoint", 4, time=1.2, activations=100)
 
 
 @pytest.mark.parametrize(
-    ("ways", "refusal", "expected"),
+    ("rows", "refusal", "expected"),
     [
-        ([way("store", 1), CHECKPOINT], None, "Store activations: up to 1 sequence fit"),
-        ([way("store", 0), way("checkpoint", 0)], None, "No way to train fits"),
+        ([row("store", 1), CHECKPOINT], None, "Store activations: up to 1 sequence fit"),
+        ([row("store", 0), row("checkpoint", 0)], None, "No way to train fits"),
         (
-            [way("store", 0), CHECKPOINT, way("rebuild", 6, 9999, 1.32, 0)],
+            [row("store", 0), CHECKPOINT, row("rebuild", 6, 9999, 1.32, 0)],
             None,
             "Rebuild with 0 bits: up to 6 sequences or 9,999 tokens fit, where checkpointing fits 4 and 4,096, in 1.10",
         ),
         (
-            [way("store", 0), CHECKPOINT, way("rebuild", 4, bits=0, states=200)],
+            [row("store", 0), CHECKPOINT, row("rebuild", 4, bits=0, states=200)],
             None,
             "Use checkpointing, up to 4 sequences: two 64-bit states and side information take no less",
         ),
         (
-            [way("store", 0), CHECKPOINT, way("rebuild", 4, bits=0, states=50)],
+            [row("store", 0), CHECKPOINT, row("rebuild", 4, bits=0, states=50)],
             None,
             "Use checkpointing, up to 4 sequences: rebuilding fits hardly more",
         ),
-        ([way("store", 0), CHECKPOINT], "Its layers differ.", "the model cannot be reversed (Its layers differ.)"),
-        ([way("checkpoint", 0), way("offload", 2)], None, "2 sequences need 3.0 GiB of the host"),
+        ([row("store", 0), CHECKPOINT], "Its layers differ.", "the model cannot be reversed (Its layers differ.)"),
+        ([row("checkpoint", 0), row("offload", 2)], None, "2 sequences need 3.0 GiB of the host"),
         (
-            [CHECKPOINT, way("rebuild", 6, 9999, 1.32, 0), way("offload", 7)],
+            [CHECKPOINT, row("rebuild", 6, 9999, 1.32, 0), row("offload", 7)],
             None,
             "in 1.10 of its predicted time. Offloaded checkpoints fit 7 sequences, with 3.0 GiB of the host",
         ),
         (
-            [CHECKPOINT, way("rebuild", 6, 9999, 1.32, 0), way("budget", 4, time=1.08, bits=0)],
+            [CHECKPOINT, row("rebuild", 6, 9999, 1.32, 0), row("budget", 4, time=1.08, bits=0)],
             None,
             "With a Budget that spends the rest of the memory, 4 sequences take 0.90 of checkpointing's",
         ),
-        ([CHECKPOINT, way("offload", 5)], "Its layers differ.", "differ.). Offloaded checkpoints fit 5 sequences"),
-        ([way("checkpoint", 0, context=512), way("rebuild", 1, bits=2)], None, "Rebuild with 2 bits"),
+        ([CHECKPOINT, row("offload", 5)], "Its layers differ.", "differ.). Offloaded checkpoints fit 5 sequences"),
+        ([row("checkpoint", 0, context=512), row("rebuild", 1, bits=2)], None, "Rebuild with 2 bits"),
     ],
 )
-def test_the_sentence_says_what_and_why(ways, refusal, expected):
-    assert expected in recommend(ways, GIB, 2 * GIB, refusal)
+def test_the_sentence_says_what_and_why(rows, refusal, expected):
+    assert expected in recommend(rows, GIB, 2 * GIB, refusal)
 
 
 def test_weights_that_do_not_fit():
-    assert "alone do not fit" in recommend([way("store", 9)], 2 * GIB, GIB, None)
+    assert "alone do not fit" in recommend([row("store", 9)], 2 * GIB, GIB, None)

@@ -17,11 +17,15 @@ class ActivationPolicy(ABC):
     Attributes:
         name: the name of the policy in recipes, on the command line and in saved models.
         keeps: what a forward pass keeps for its backward pass, in words.
+        on_host: whether it keeps that in host memory.
+        observes: whether it watches the first pass of a batch shape to decide, layer by layer, what later passes keep.
 
     """
 
     name: ClassVar[str]
     keeps: ClassVar[str]
+    on_host: ClassVar[bool] = False
+    observes: ClassVar[bool] = False
 
     @property
     def needs_inverse(self) -> bool:

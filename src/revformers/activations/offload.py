@@ -19,6 +19,7 @@ class Offload(ActivationPolicy):
 
     name = "offload"
     keeps = "the input of every step, in host memory"
+    on_host = True
 
     def bind(self, steps: Sequence[Coefficients], steps_per_layer: int) -> BeginPass:
         """Return what begins a forward pass that copies the inputs to the host."""

@@ -21,7 +21,7 @@ VARIANT = "reversible"
 def find_model(name: str | os.PathLike) -> str:
     """Return a directory with ~ expanded, or a hub id, as text; raise FileNotFoundError if a path does not exist."""
     path = Path(name).expanduser()
-    is_path = not isinstance(name, str) or name.startswith((".", "/", "~"))
+    is_path = not isinstance(name, str) or name.startswith((".", "/", "~")) or name.count("/") > 1
     if is_path and not path.is_dir():
         raise FileNotFoundError(f"There is no directory {str(name)!r} to load a model from.")
     return str(path) if is_path else str(name)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -20,48 +20,42 @@ PLOT_FORMATS = ("svg", "png", "pdf")
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """Predict the memory and time of training a model from its configuration alone, without weights or a GPU."""
+    """Predict the memory and time of training a model from its configuration alone, without weights or a GPU.
 
-    model: tyro.conf.Positional[str]
-    """A directory, a hub id, a config.json or a GGUF file."""
+    Attributes:
+        model: A directory, a hub id, a config.json or a GGUF file.
+        memory: Memory of the device, such as 24GiB.
+        sequence_length: Tokens in a sequence.
+        train: full trains all weights, lora a LoRA adapter of rank 16 on all linear layers except the head, qlora the
+            same on frozen NF4 weights.
+        optimizer: Optimizer, for the size of its states.
+        dtype: Type of the weights and of the computation.
+        head: chunked computes the loss from the logits of 1024 tokens at a time, as revformers finetune does; own is
+            the model's own loss, from all logits at once.
+        bits: Amounts of side information to plan for, in bits per element and layer.
+        gpu: GPU whose data sheet gives the predicted times.
+        operations_per_byte: Floating-point operations that the device does while its memory moves one byte; by default
+            those of --gpu.
+        json: File to write the plan to in addition, with sizes in bytes; - prints it instead of the table.
+        plot: File for a plot of the memory, such as plan.svg or plan.png.
+        plot_axis: Horizontal axis of the plot: the tokens of one sequence, or the number of sequences, of
+            the length that --sequence_length gives.
 
+    """
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     memory: str
-    """Memory of the device, such as 24GiB."""
-
     sequence_length: int = 2048
-    """Tokens in a sequence."""
-
     train: Literal["full", "lora", "qlora"] = "full"
-    """full trains all weights, lora a LoRA adapter of rank 16 on all linear layers except the head, qlora the same on
-    frozen NF4 weights."""
-
     optimizer: Literal["adamw", "adamw8bit", "adafactor", "lion", "sgd"] = "adamw"
-    """Optimizer, for the size of its states."""
-
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Type of the weights and of the computation."""
-
     head: Literal["chunked", "own"] = "chunked"
-    """chunked computes the loss from the logits of 1024 tokens at a time, as revformers finetune does; own is the
-    model's own loss, from all logits at once."""
-
     bits: tuple[int, ...] = (0, 2, 4)
-    """Amounts of side information to plan for, in bits per element and layer."""
-
     gpu: Literal["a100", "h100", "h200", "l4", "rtx4090"] = "h100"
-    """GPU whose data sheet gives the predicted times."""
-
     operations_per_byte: float | None = None
-    """Floating-point operations that the device does while its memory moves one byte; by default those of --gpu."""
-
     json: str | None = None
-    """File to write the plan to in addition, with sizes in bytes; - prints it instead of the table."""
-
     plot: Path | None = None
-    """File for a plot of the memory, such as plan.svg or plan.png."""
-
     plot_axis: Literal["length", "batch"] = "length"
-    """Horizontal axis of the plot: the tokens of one sequence, or the number of sequences of --sequence_length."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -135,7 +129,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _json(plan: Any) -> str:
-    values = {**vars(plan), "size": dataclasses.asdict(plan.size), "ways": [way.to_dict() for way in plan.ways]}
+    values = {**vars(plan), "size": dataclasses.asdict(plan.size), "setups": [row.to_dict() for row in plan.setups]}
     return json.dumps(values, indent=2) + "\n"
 
 

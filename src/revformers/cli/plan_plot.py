@@ -20,7 +20,7 @@ POINTS = 6
 
 
 def draw(workload: Workload, plan: Plan, axis: Axis, file: Path) -> None:
-    """Draw the memory of every way, and of the device, to `file`, in the format that its suffix names.
+    """Draw the memory of every setup, and of the device, to `file`, in the format that its suffix names.
 
     Args:
         workload: what the plan is for.
@@ -29,10 +29,10 @@ def draw(workload: Workload, plan: Plan, axis: Axis, file: Path) -> None:
         file: e.g. plan.svg.
 
     """
-    rebuilt = [way.setup for way in plan.ways if isinstance(way.setup.activations, Rebuild)]
+    rebuilt = [row.setup for row in plan.setups if row.setup.activations == Rebuild()]
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     axes = figure.subplots()
-    at = _places(plan.ways, axis, plan.sequence_length)
+    at = _places(plan.setups, axis, plan.sequence_length)
     for colour, setup in enumerate([*ORDINARY_SETUPS, *rebuilt]):
         totals = []
         for place in at:
@@ -66,9 +66,9 @@ def draw(workload: Workload, plan: Plan, axis: Axis, file: Path) -> None:
     figure.savefig(file)
 
 
-def _places(ways: Sequence[SetupCost], axis: Axis, tokens: int) -> list[int]:
+def _places(rows: Sequence[SetupCost], axis: Axis, tokens: int) -> list[int]:
     """Return the positions of the curves' points, from a small one to one that exceeds the device's memory."""
     least = min(256, tokens) if axis == "length" else 1
-    limits = [way.longest_context if axis == "length" else way.largest_batch for way in ways if not way.host]
+    limits = [row.longest_context if axis == "length" else row.largest_batch for row in rows if not row.host]
     most = max(1.2 * max(limits, default=0), 2 * (tokens if axis == "length" else 1))
     return sorted({least, *(max(least, round(most * point / POINTS)) for point in range(1, POINTS + 1))})

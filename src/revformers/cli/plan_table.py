@@ -10,11 +10,12 @@ HEADINGS = ("kept", "states", "layer", "head", "total", "host", "batch", "contex
 
 
 def plan_table(plan: Plan, device: str) -> Table:
-    """Return a row a way for one sequence; `device` names what the predicted times are for.
+    """Return a row for each setup, for one sequence; `device` names what the predicted times are for.
 
-    "layer" is the working set of one. Figures are in GiB, or in MiB where the whole memory is less than one GiB.
+    "layer" is the working set of one. Figures are in GiB, or in MiB where the device or every total has less than one.
     """
-    size, unit = plan.size, "GiB" if plan.memory >= UNITS["GiB"] else "MiB"
+    largest = min(plan.memory, max(row.memory.total for row in plan.setups))
+    size, unit = plan.size, "GiB" if largest >= UNITS["GiB"] else "MiB"
 
     def written(count: int) -> str:
         number = count / UNITS[unit]
@@ -32,18 +33,18 @@ def plan_table(plan: Plan, device: str) -> Table:
     table.add_column("activations", no_wrap=True)
     for heading in HEADINGS:
         table.add_column(heading, justify="right")
-    for way in plan.ways:
-        memory = way.memory
+    for row in plan.setups:
+        memory = row.memory
         table.add_row(
-            way.title,
+            row.title,
             written(memory.activations + memory.side_information),
             written(memory.states),
             written(memory.working + memory.other),
             written(memory.head),
             written(memory.total),
-            written(way.host),
-            f"{way.largest_batch:,}",
-            f"{way.longest_context:,}",
-            f"{way.time:.2f}",
+            written(row.host),
+            f"{row.largest_batch:,}",
+            f"{row.longest_context:,}",
+            f"{row.time:.2f}",
         )
     return table

@@ -35,7 +35,7 @@ class Plan:
         memory: the budget in bytes.
         sequence_length: tokens in a sequence.
         size: weights, gradients and optimizer states.
-        ways: in the order of the table.
+        setups: what every setup costs, in the order of the table.
         refusal: the reason that the model cannot be reversed, or None.
         recommendation: one sentence.
 
@@ -44,7 +44,7 @@ class Plan:
     memory: int
     sequence_length: int
     size: ModelSize
-    ways: list[SetupCost]
+    setups: list[SetupCost]
     refusal: str | None
     recommendation: str
 
@@ -67,11 +67,11 @@ def make_plan(workload: Workload, memory: int, device: Device, bits: Sequence[in
     choices, refusal = setups(bits), _refusal(workload, tokens)
     if refusal:
         choices = [setup for setup in choices if setup.ordinary]
-    ways = [_cost(workload, setup, size, memory, tokens, device) for setup in choices]
-    if mixed := _budgeted_cost(workload, size, memory, tokens, device, ways):
-        ways.append(mixed)
-    recommendation = recommend(ways, size.total, memory, refusal)
-    return Plan(memory, tokens, size, ways, refusal, recommendation)
+    rows = [_cost(workload, setup, size, memory, tokens, device) for setup in choices]
+    if mixed := _budgeted_cost(workload, size, memory, tokens, device, rows):
+        rows.append(mixed)
+    recommendation = recommend(rows, size.total, memory, refusal)
+    return Plan(memory, tokens, size, rows, refusal, recommendation)
 
 
 def with_model(size: ModelSize, step: MemoryByCategory) -> MemoryByCategory:
@@ -112,13 +112,13 @@ def _cost(workload: Workload, setup: Setup, size: ModelSize, memory: int, tokens
 
 
 def _budgeted_cost(
-    workload: Workload, size: ModelSize, memory: int, tokens: int, device: Device, ways: Sequence[SetupCost]
+    workload: Workload, size: ModelSize, memory: int, tokens: int, device: Device, others: Sequence[SetupCost]
 ) -> SetupCost | None:
     """Return the row of a budget that uses the memory left by rebuilding at the largest batch of checkpointing.
 
     Return None if a budget is useless: all activations fit, checkpointing fits nothing, or rebuilding needs more.
     """
-    rows = {row.setup: row for row in ways}
+    rows = {row.setup: row for row in others}
     store, checkpoint, rebuilt = (rows.get(setup) for setup in (STORE, CHECKPOINT, rebuild(0)))
     if store is None or checkpoint is None or rebuilt is None or store.largest_batch >= checkpoint.largest_batch:
         return None

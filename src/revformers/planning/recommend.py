@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from revformers.activations import Budget, Rebuild
+from revformers.activations import Rebuild
 from revformers.planning.cost import SetupCost
 from revformers.planning.setups import bits_of
 from revformers.setup import CHECKPOINT, OFFLOAD, STORE
@@ -11,14 +11,14 @@ WORTH = 1.1
 """Factor by which another network, or a slower step, must fit more before it is recommended."""
 
 
-def recommend(ways: Sequence[SetupCost], fixed: int, memory: int, refusal: str | None) -> str:
+def recommend(rows: Sequence[SetupCost], fixed: int, memory: int, refusal: str | None) -> str:
     """Return the recommended way to train and the reason, in one sentence.
 
     Storing is fastest, so it is recommended if it fits. Checkpointing trains the ordinary network, so it is recommended
     unless rebuilding fits a tenth more.
 
     Args:
-        ways: the rows of the plan.
+        rows: the rows of the plan.
         fixed: bytes of weights, gradients and optimizer states.
         memory: the budget, bytes.
         refusal: the reason that the model cannot be reversed, or None.
@@ -29,15 +29,15 @@ def recommend(ways: Sequence[SetupCost], fixed: int, memory: int, refusal: str |
             "Weights, gradients and optimizer states alone do not fit: train an adapter (lora or qlora), choose an "
             "optimizer with smaller states, or use more memory."
         )
-    fitting = [way for way in ways if way.largest_batch]
+    fitting = [row for row in rows if row.largest_batch]
     if not fitting:
         return "No way to train fits one sequence: shorten it, or use more memory."
-    stored = next((way for way in fitting if way.setup == STORE), None)
+    stored = next((row for row in fitting if row.setup == STORE), None)
     if stored:
         return f"Store activations: up to {_sequences(stored)} fit, and nothing is computed twice."
-    checkpoint = next(way for way in ways if way.setup == CHECKPOINT)
-    rebuilt = [way for way in fitting if isinstance(way.setup.activations, Rebuild)]
-    best = max(rebuilt, key=lambda way: (way.largest_batch, way.longest_context, -way.time), default=None)
+    checkpoint = next(row for row in rows if row.setup == CHECKPOINT)
+    rebuilt = [row for row in fitting if row.setup.activations == Rebuild()]
+    best = max(rebuilt, key=lambda row: (row.largest_batch, row.longest_context, -row.time), default=None)
     if best is None and not checkpoint.largest_batch:
         (offload,) = fitting
         host = offload.host_of_largest_batch / 2**30
@@ -45,7 +45,7 @@ def recommend(ways: Sequence[SetupCost], fixed: int, memory: int, refusal: str |
     if best is None:
         reason = f"the model cannot be reversed ({refusal})" if refusal else "rebuilding does not fit"
         advice = f"Use checkpointing, up to {_sequences(checkpoint)}: {reason.rstrip('.')}."
-        return advice + _offloading(ways, checkpoint)
+        return advice + _offloading(rows, checkpoint)
     more = max(
         best.largest_batch / max(1, checkpoint.largest_batch), best.longest_context / max(1, checkpoint.longest_context)
     )
@@ -57,19 +57,19 @@ def recommend(ways: Sequence[SetupCost], fixed: int, memory: int, refusal: str |
             else "rebuilding fits hardly more, and trains another network"
         )
         advice = f"Use checkpointing, up to {_sequences(checkpoint)}: {reason}."
-        return advice + _spending(ways, checkpoint) + _offloading(ways, checkpoint)
+        return advice + _spending(rows, checkpoint) + _offloading(rows, checkpoint)
     return (
         f"Rebuild with {bits_of(best.setup)} bits: up to {_sequences(best)} or {best.longest_context:,} tokens fit, "
         f"where checkpointing fits {checkpoint.largest_batch:,} and {checkpoint.longest_context:,}, in "
         f"{best.time / checkpoint.time:.2f} of its predicted time."
-        + _spending(ways, checkpoint)
-        + _offloading(ways, best)
+        + _spending(rows, checkpoint)
+        + _offloading(rows, best)
     )
 
 
-def _spending(ways: Sequence[SetupCost], checkpoint: SetupCost) -> str:
+def _spending(rows: Sequence[SetupCost], checkpoint: SetupCost) -> str:
     """Return another sentence if a budget that uses the memory left by rebuilding is faster than checkpointing."""
-    budget = next((way for way in ways if isinstance(way.setup.activations, Budget)), None)
+    budget = next((row for row in rows if row.setup.activations.observes), None)
     if budget is None or budget.time >= checkpoint.time:
         return ""
     return (
@@ -78,9 +78,9 @@ def _spending(ways: Sequence[SetupCost], checkpoint: SetupCost) -> str:
     )
 
 
-def _offloading(ways: Sequence[SetupCost], recommended: SetupCost) -> str:
+def _offloading(rows: Sequence[SetupCost], recommended: SetupCost) -> str:
     """Return another sentence if offloading fits more than the recommended way; its speed is not known."""
-    offload = next((way for way in ways if way.setup == OFFLOAD), None)
+    offload = next((row for row in rows if row.setup == OFFLOAD), None)
     if offload is None or offload.largest_batch <= recommended.largest_batch:
         return ""
     host = offload.host_of_largest_batch / 2**30
@@ -90,5 +90,5 @@ def _offloading(ways: Sequence[SetupCost], recommended: SetupCost) -> str:
     )
 
 
-def _sequences(way: SetupCost) -> str:
-    return "1 sequence" if way.largest_batch == 1 else f"{way.largest_batch:,} sequences"
+def _sequences(row: SetupCost) -> str:
+    return "1 sequence" if row.largest_batch == 1 else f"{row.largest_batch:,} sequences"

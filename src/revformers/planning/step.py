@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from revformers.activations import Budget, Checkpoint, Offload
+from revformers.activations import Checkpoint
 from revformers.planning.meta import without_numbers
 from revformers.planning.meter import timeline_of
 from revformers.planning.model_size import trained_model
@@ -62,7 +62,7 @@ def step_memory(workload: Workload, setup: Setup, batch: int, tokens: int) -> St
 
     whole = {name: part(name) for name in CATEGORIES}
     host = 0
-    if isinstance(setup.activations, Offload):
+    if setup.activations.on_host:
         # The input of the first layer was made before the layers and counts as other. It stands for the one input of a
         # layer that is on the device at a time.
         host = whole["activations"] * workload.layers // max(1, workload.layers - 1)
@@ -82,13 +82,13 @@ def step_operations(workload: Workload, setup: Setup, tokens: int) -> int:
 
 def _runs_as(setup: Setup) -> Setup:
     """Return the setup whose steps are run and counted: checkpointing for offloading, which fits other batches."""
-    return replace(setup, activations=Checkpoint()) if isinstance(setup.activations, Offload) else setup
+    return replace(setup, activations=Checkpoint()) if setup.activations.on_host else setup
 
 
 def _over_depth(workload: Workload, setup: Setup, value: Callable[[int], float]) -> float:
     """Return the value at the model's depth, extrapolated from two depths beyond which it grows linearly.
 
-    A model that is not deeper runs at its own depth, as does one whose layers a budget treats differently.
+    A model that is not deeper runs at its own depth, as does one whose policy treats layers differently.
     """
     layers, shallow = workload.layers, _steady_from(setup)
     if shallow is None or layers <= shallow:
@@ -99,7 +99,7 @@ def _over_depth(workload: Workload, setup: Setup, value: Callable[[int], float])
 
 def _steady_from(setup: Setup) -> int | None:
     """Return the depth from which every further layer adds the same to a peak, or None; end layers are special."""
-    if isinstance(setup.activations, Budget):
+    if setup.activations.observes:
         return None
     return ORDINARY_STEADY_FROM if setup.ordinary else 4
 
@@ -143,8 +143,8 @@ def _run(workload: Workload, setup: Setup, layers: int, batch: int, tokens: int)
 
 
 def _observe(setup: Setup, step: Callable[[], None]) -> None:
-    """Let a budget see the batch shape: it stores layers from the second step of a shape on."""
-    if isinstance(setup.activations, Budget):
+    """Let a policy that observes see the batch shape, as only its later steps are those that training repeats."""
+    if setup.activations.observes:
         step()
 
 

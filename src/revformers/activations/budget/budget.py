@@ -49,6 +49,7 @@ class Budget(ActivationPolicy):
 
     name = "budget"
     keeps = "as many layers as fit the budget"
+    observes = True
 
     def __post_init__(self) -> None:
         if self.recompute not in get_args(Recompute):

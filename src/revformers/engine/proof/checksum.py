@@ -1,15 +1,16 @@
 """A checksum that shows whether tensors have the same bits in the same places.
 
-A tensor is taken as numbers of four bytes, in the order in which they lie in memory. Each is multiplied by an odd
-number of eight bytes that depends on its place, and all are added up modulo 2**64. So a change of one of them always
-shows, and so do numbers that trade places and errors that would cancel in a plain sum.
+The memory of a tensor is read as numbers of four bytes. Each is multiplied by an odd number of eight bytes that depends
+on its place, and the products are added modulo 2**64. So a change of one number always changes the checksum, and
+numbers that change places, or errors that would cancel in a plain sum, change it as well.
 
-To read large tensors about as fast as a plain sum does, 129 rows of 2,053 words of eight bytes are added up, block by
-block, and the sums of their columns stand for them. In such a block, changes cancel where words a multiple of 2,053
-apart trade places, or change by as much up and down; of their highest bits, the signs of a float64, of every second
-float32 and of every fourth bfloat16, an even number cancels in a column. So 2,053 is a prime: tokens or heads are so
-far apart only where 2,053 of them are, and not in one block from 129 words on. And 129 is odd, so that nothing cancels
-where all words change alike, as they do when a tensor is negated.
+Large tensors are condensed first, so that they are read about as fast as a plain sum reads them: their words of eight
+bytes lie in blocks of 129 rows of 2,053 words, and the sums of the columns represent a block. Within a block, changes
+cancel if words that are a multiple of 2,053 apart change places, or change by the same amount up and down. Of the
+highest bits of the words, which are the signs of a float64, of every second float32 and of every fourth bfloat16, an
+even number of changes cancels in a column. Two choices make such changes unlikely. 2,053 is a prime, so tokens or heads
+are a multiple of it apart only if 2,053 of them lie between, and if each has 129 words or more, no block holds so many.
+And 129 is odd, so nothing cancels if all words change alike, as they do when a tensor is negated.
 """
 
 from collections.abc import Iterable, Iterator
@@ -95,7 +96,7 @@ def _words(tensor: Tensor) -> Tensor:
             if repeated:  # by `expand`: it is there once
                 tensor = tensor.narrow(dimension, 0, 1)
         tensor = tensor.permute(_order(tensor)).contiguous()
-    if tensor.numel() == 1:  # contiguous whatever its strides, which a view of another dtype minds
+    if tensor.numel() == 1:  # it is contiguous with any strides, but a view of another dtype needs a stride of 1
         tensor = tensor.as_strided((1,), (1,))
     # Narrow dtypes are viewed as words only where they begin and end with one.
     if tensor.nbytes % 8 or tensor.storage_offset() * tensor.itemsize % 8:
