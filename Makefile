@@ -10,7 +10,7 @@ DATA ?= ../shared/data
 TABLES := $(BIN)/cog -P -I . -p "from lab.docs import tables"
 PAGES := README.md docs/*.md docs/*/*.md docs/memory.svg
 
-.PHONY: run real test test-thorough test-all lint docs tables clean
+.PHONY: run real test test-thorough coverage test-all lint docs tables clean
 
 run: $(ENVIRONMENT)/installed
 	$(BIN)/revformers pretrain $(QUICKSTART) --overwrite
@@ -28,6 +28,12 @@ test: $(ENVIRONMENT)/installed
 # The tests that take seconds each; .ci/run runs them as well.
 test-thorough: $(ENVIRONMENT)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "thorough and not slow and not gpu"
+
+# The engine, the policies and the dynamics, by the tests in their own folders.
+coverage: $(ENVIRONMENT)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto tests/engine tests/activations tests/dynamics \
+		--cov=revformers.engine --cov=revformers.activations --cov=revformers.dynamics \
+		--cov-report=term-missing:skip-covered --cov-fail-under=99
 
 test-all: $(ENVIRONMENT)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not gpu"

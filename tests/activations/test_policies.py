@@ -88,6 +88,19 @@ def test_a_policy_of_ones_own_trains_to_the_same_gradients(policy):
     assert len(evaluations) == (1 if policy == EverySecond(1) else 2), "the policy decides what is evaluated again"
 
 
+def test_a_name_is_registered_for_one_policy_alone(monkeypatch):
+    monkeypatch.delitem(activations.ACTIVATIONS, EverySecond.name, raising=False)
+    with pytest.raises(ValueError, match="There is no activation policy 'every second'"):
+        activations.parse_policy("every second:1")
+    for _ in range(2):
+        assert activations.register(EverySecond) is EverySecond
+    assert activations.parse_policy("every second:1") == EverySecond(1)
+    other = type("Other", (EverySecond,), {})
+    with pytest.raises(ValueError, match="The name 'every second' belongs to EverySecond; give Other another one"):
+        activations.register(other)
+    del activations.ACTIVATIONS[EverySecond.name]
+
+
 def test_it_is_saved_by_its_text_and_loaded_where_it_is_registered(registered, tmp_path, monkeypatch):
     rf.make_reversible(tiny("llama"), rf.Midpoint(), "every second:1").save_pretrained(tmp_path)
     assert rf.describe(rf.from_pretrained(tmp_path)).activations == "every second:1"
