@@ -1,7 +1,7 @@
 """An activation policy of your own: keep the inputs of layers in files."""
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -30,9 +30,9 @@ class CheckpointInFiles(rf.ActivationPolicy):
     name = "checkpoint_in_files"
     keeps = "the input of every step, in files"
 
-    def bind(self, steps: Sequence[Coefficients], steps_per_layer: int) -> BeginPass:
+    def bind(self, steps_per_layer: int) -> BeginPass:
         """Return a function that begins a forward pass."""
-        return lambda states: PassInFiles(states, self.directory)
+        return lambda states, steps: PassInFiles(states, self.directory)
 
 
 class PassInFiles(ForwardPass):

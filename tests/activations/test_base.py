@@ -13,8 +13,8 @@ class Plain(rf.ActivationPolicy):
     name = "plain"
     keeps = "everything"
 
-    def bind(self, steps, steps_per_layer):
-        return ForwardPass
+    def bind(self, steps_per_layer):
+        return lambda states, steps: ForwardPass(states)
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ class EverySecond(rf.ActivationPolicy):
     name = "every second"
     keeps = "every second layer"
 
-    def bind(self, steps, steps_per_layer):
-        def begin(states):
+    def bind(self, steps_per_layer):
+        def begin(states, steps):
             return EverySecondPass(states, self.first)
 
         return begin

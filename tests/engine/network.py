@@ -22,6 +22,12 @@ REVERSIBLE = [
 each_reversible = pytest.mark.parametrize("dynamics", REVERSIBLE, ids=lambda dynamics: repr(dynamics.to_dict()))
 
 
+def bound(activations, dynamics, depth=DEPTH):
+    """Return what begins a pass of a policy, for a trajectory through `depth` layers."""
+    begin = parse_policy(activations).bind(dynamics.steps_per_layer)
+    return lambda states: begin(states, dynamics.steps(depth))
+
+
 class Network(nn.Module):
     def __init__(self, dropout=0.0, dtype=torch.float32, seed=0):
         super().__init__()
@@ -40,7 +46,7 @@ class Network(nn.Module):
 
     def run(self, dynamics, activations, seed=1):
         torch.manual_seed(seed)
-        trajectory = Trajectory(dynamics, parse_policy(activations).bind(dynamics.steps(DEPTH), 1), self.embedding)
+        trajectory = Trajectory(dynamics, bound(activations, dynamics), self.embedding)
         for index, layer in enumerate(self.layers):
             trajectory.step(f"layer {index}", dynamics.coefficients(index), layer)
         return trajectory.readout().float().square().sum()

@@ -52,7 +52,6 @@ def check(model, recompute, autocast=False):
 
 
 @pytest.mark.thorough
-@pytest.mark.thorough
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
 @each_dynamics
 @each_recompute
@@ -129,3 +128,15 @@ def test_mistakes_are_one_sentence():
     rf.set_activations(model, "budget:1MB")
     with pytest.raises(ValueError, match="rebuilding or checkpointing alone keeps"):
         model(input_ids=torch.zeros(100, 20, dtype=torch.long))
+
+
+def test_a_policy_that_was_set_aside_goes_on_where_it_was():
+    model = rf.make_reversible(tiny("llama"), rf.Midpoint(), rf.Budget("1GiB"))
+    for policy, observed in ((rf.Budget("1GiB"), True), (rf.Budget("2GiB"), True), (rf.Budget("1GiB"), False)):
+        rf.set_activations(model, policy)
+        model(**batch(model))
+        assert rf.budget_report(model).observed == observed
+        assert rf.verify_gradients(model, batch(model)).bit_exact
+    reversible_stack(model).dynamics = rf.Midpoint(granularity="branch")
+    model(**batch(model))
+    assert rf.budget_report(model).observed, "other steps take other memory"

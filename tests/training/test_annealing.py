@@ -68,6 +68,23 @@ def test_the_predictors_are_scaled_with_their_blend_and_gradients_stay_exact():
     assert [predictor.scale for predictor in update_predictors(model)] == [1.0] * 6
 
 
+def test_a_budget_stores_layers_although_the_blends_move():
+    model = converted()
+    annealing = Annealing(model, 3, 1 / 256)
+    observed = []
+    for number in range(4):
+        annealing.set(number)
+        gradients = []
+        for policy in (rf.Store(), rf.Budget("1GiB")):
+            rf.set_activations(model, policy)
+            loss = model(input_ids=TEXT[:2], labels=TEXT[:2]).loss
+            gradients.append(torch.autograd.grad(loss, list(model.parameters())))
+        assert all(map(torch.equal, *gradients))
+        observed.append(rf.budget_report(model).observed)
+        assert rf.budget_report(model).stored == (0 if observed[-1] else 6)
+    assert observed == [True, False, False, False]
+
+
 def test_the_start_is_nearly_the_ordinary_network():
     original, model = smooth_llama(), converted(0)
     with torch.no_grad():

@@ -102,6 +102,16 @@ def test_it_verifies_and_logs_on_the_first_batch(tokenizer, lines, tmp_path, cap
     assert not model._forward_pre_hooks
 
 
+@pytest.mark.parametrize("verify", [True, False])
+def test_under_a_budget_it_measures_a_pass_that_spends_it(verify, tokenizer, lines, tmp_path):
+    stored, spent = (rf.ReversibleCallback(verify=verify) for _ in range(2))
+    for callback, policy in ((stored, rf.Store()), (spent, rf.Budget("1GiB"))):
+        model = model_of(tokenizer, activations=policy)
+        trainer_of(tmp_path, model, tokenizer, lines, [callback], max_steps=1).train()
+    assert rf.budget_report(model).stored == 3
+    assert 0 < spent.memory.activations == stored.memory.activations
+
+
 def test_the_state_magnitude_is_the_largest_that_hooks_on_the_layers_see(tokenizer, lines, tmp_path):
     model = model_of(tokenizer, dynamics=rf.BlendedMidpoint(0.5))
     seen = []

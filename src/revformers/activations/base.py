@@ -1,10 +1,9 @@
 """The interface of activation policies."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import ClassVar, Self
 
-from revformers.dynamics.base import Coefficients, Dynamics
+from revformers.dynamics.base import Dynamics
 from revformers.engine.forward_pass import BeginPass
 
 
@@ -38,11 +37,13 @@ class ActivationPolicy(ABC):
         return True
 
     @abstractmethod
-    def bind(self, steps: Sequence[Coefficients], steps_per_layer: int) -> BeginPass:
-        """Return a function that begins a forward pass; called once for each model, so that it can remember passes.
+    def bind(self, steps_per_layer: int) -> BeginPass:
+        """Return a function that begins a forward pass.
+
+        It is called once for each model, and again if the model's layers are compiled or step in another way. So the
+        function can remember passes, but not the coefficients of their steps, which training may change.
 
         Args:
-            steps: a, b and c of every step of the stack.
             steps_per_layer: 1, or 2 if layers step by branch.
 
         """

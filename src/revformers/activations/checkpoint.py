@@ -1,6 +1,5 @@
 """Activation checkpointing: the input of every step is stored."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,9 +27,9 @@ class Checkpoint(ActivationPolicy):
     name = "checkpoint"
     keeps = "the input of every step"
 
-    def bind(self, steps: Sequence[Coefficients], steps_per_layer: int) -> BeginPass:
+    def bind(self, steps_per_layer: int) -> BeginPass:
         """Return what begins a forward pass that keeps the inputs."""
-        return CheckpointedPass
+        return lambda states, _: CheckpointedPass(states)
 
 
 class CheckpointedPass(ForwardPass):

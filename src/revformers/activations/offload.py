@@ -1,6 +1,5 @@
 """Activation checkpointing whose stored inputs lie in host memory."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +7,6 @@ from torch import Tensor
 
 from revformers.activations.base import ActivationPolicy
 from revformers.activations.checkpoint import CheckpointedPass
-from revformers.dynamics.base import Coefficients
 from revformers.engine.forward_pass import BeginPass
 from revformers.engine.ticket import InputSource
 
@@ -21,9 +19,9 @@ class Offload(ActivationPolicy):
     keeps = "the input of every step, in host memory"
     on_host = True
 
-    def bind(self, steps: Sequence[Coefficients], steps_per_layer: int) -> BeginPass:
+    def bind(self, steps_per_layer: int) -> BeginPass:
         """Return what begins a forward pass that copies the inputs to the host."""
-        return OffloadedPass
+        return lambda states, _: OffloadedPass(states)
 
 
 class OffloadedPass(CheckpointedPass):

@@ -1,10 +1,8 @@
 """Reversible training: the backward pass runs the recurrence backwards and rebuilds every layer's input."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from revformers.activations.base import ActivationPolicy
-from revformers.dynamics.base import Coefficients
 from revformers.engine.forward_pass import BeginPass
 from revformers.engine.tape import Tape
 
@@ -17,6 +15,6 @@ class Rebuild(ActivationPolicy):
     keeps = "two states in 64-bit integers"
     needs_inverse = True
 
-    def bind(self, steps: Sequence[Coefficients], steps_per_layer: int) -> BeginPass:
+    def bind(self, steps_per_layer: int) -> BeginPass:
         """Return the function that begins a forward pass recorded on a tape."""
-        return Tape
+        return lambda states, _: Tape(states)

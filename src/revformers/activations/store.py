@@ -1,10 +1,8 @@
 """Ordinary autograd: every activation is stored."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from revformers.activations.base import ActivationPolicy
-from revformers.dynamics.base import Coefficients
 from revformers.engine.forward_pass import BeginPass, ForwardPass
 
 
@@ -16,6 +14,6 @@ class Store(ActivationPolicy):
     keeps = "every activation"
     evaluates_again = False
 
-    def bind(self, steps: Sequence[Coefficients], steps_per_layer: int) -> BeginPass:
+    def bind(self, steps_per_layer: int) -> BeginPass:
         """Return what begins a forward pass of ordinary autograd."""
-        return ForwardPass
+        return lambda states, _: ForwardPass(states)

@@ -1,6 +1,6 @@
 """The base class of forward passes: what an activation policy does while a stack runs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -45,5 +45,5 @@ class ForwardPass:
         return None
 
 
-BeginPass = Callable[[StatePair], ForwardPass]
-"""Begins a forward pass with its pair of fixed-point states."""
+BeginPass = Callable[[StatePair, Sequence[Coefficients]], ForwardPass]
+"""Begins a forward pass with its pair of fixed-point states, and a, b and c of every step that it will take."""

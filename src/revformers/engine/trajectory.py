@@ -1,5 +1,6 @@
 """Fields x dynamics x activation policy: one forward pass of the recurrence."""
 
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor
 from revformers.dynamics.base import Coefficients, Dynamics
 from revformers.engine.field import Field
 from revformers.engine.fixed_point import quantise
-from revformers.engine.forward_pass import BeginPass, ForwardPass
+from revformers.engine.forward_pass import ForwardPass
 from revformers.engine.range_check import RangeCheck
 from revformers.engine.states import StatePair
 from revformers.private_api import transforms_are_active
@@ -28,7 +29,7 @@ class Trajectory:
 
     Args:
         dynamics: the recurrence.
-        begin: begins the pass of an activation policy; ignored while gradients are disabled.
+        begin: begins the pass of an activation policy with its states; ignored while gradients are disabled.
         embedding: p[0], (batch, tokens, width) in the compute dtype.
 
     Raises:
@@ -36,7 +37,7 @@ class Trajectory:
 
     """
 
-    def __init__(self, dynamics: Dynamics, begin: BeginPass, embedding: Tensor) -> None:
+    def __init__(self, dynamics: Dynamics, begin: Callable[[StatePair], ForwardPass], embedding: Tensor) -> None:
         if transforms_are_active():
             raise RuntimeError(
                 "Reversible layers cannot be transformed by torch.func (grad, vjp, jvp, vmap, ...); take gradients "

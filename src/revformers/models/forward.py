@@ -5,6 +5,7 @@ decoder's opens a `Pass`, and each layer's takes its steps in it. So module name
 layers, masks, position embeddings and caches do not change.
 """
 
+import dataclasses
 import inspect
 import warnings
 import weakref
@@ -16,9 +17,8 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from revformers.activations.base import ActivationPolicy
 from revformers.activations.budget.report import BudgetReport
-from revformers.dynamics.base import Dynamics
+from revformers.dynamics.base import Coefficients, Dynamics
 from revformers.engine.forward_pass import BeginPass, ForwardPass
 from revformers.engine.states import StatePair
 from revformers.engine.trajectory import Trajectory
@@ -52,11 +52,12 @@ class ReversibleStack(Identity):
     warned_of_uncompiled_layers: bool = False
     largest_magnitude: float = 0.0
     owner: "weakref.ref[nn.Module] | None" = None
-    _bound: tuple[tuple[ActivationPolicy, Dynamics, Evaluate], BeginPass] | None = None
+    _steps: tuple[Dynamics, list[Coefficients]] | None = None
+    _bound: list[tuple[tuple[Any, ...], BeginPass]] = dataclasses.field(default_factory=list)
 
     def __getstate__(self) -> dict[str, Any]:
         """Omit what belongs to this process: compiled layers, as PyTorch does, and the weak reference."""
-        return vars(self) | {"evaluate": evaluate, "owner": None, "_bound": None}
+        return vars(self) | {"evaluate": evaluate, "owner": None, "_bound": []}
 
     @property
     def predictor_features(self) -> tuple[str, ...]:
@@ -65,11 +66,16 @@ class ReversibleStack(Identity):
 
     def begin_pass(self, states: StatePair) -> ForwardPass:
         """Begin a forward pass under the activation policy, which is bound to this stack at its first use."""
-        key = self.activations, self.dynamics, self.evaluate
-        if self._bound is None or self._bound[0] != key:
-            steps = self.dynamics.steps(self.number_of_layers)
-            self._bound = key, self.activations.bind(steps, self.dynamics.steps_per_layer)
-        return self._bound[1](states)
+        dynamics = self.dynamics
+        if self._steps is None or self._steps[0] != dynamics:
+            self._steps = dynamics, dynamics.steps(self.number_of_layers)
+        # Whatever else changes the memory of a pass, policies have to find out for themselves.
+        key = self.activations, self.evaluate, dynamics.steps_per_layer, dynamics.evaluations_per_step
+        begin = next((begin for known, begin in self._bound if known == key), None)
+        if begin is None:
+            begin = self.activations.bind(dynamics.steps_per_layer)
+            self._bound.append((key, begin))
+        return begin(states, self._steps[1])
 
     @property
     def evaluates_attention_twice(self) -> bool:

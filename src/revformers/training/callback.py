@@ -4,7 +4,6 @@ import dataclasses
 import inspect
 import logging
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -215,11 +214,19 @@ class ReversibleCallback(TrainerCallback):
 
 
 def _peak(model: nn.Module, inputs: dict[str, Any], optimizer: Any) -> MemoryByCategory:
-    """Return the peak of a forward and backward pass with the model's own policy, without side effects."""
-    with gradients_set_aside(model) as random_state:
-        step: Callable[[], None] = lambda: _loss_of(model(**inputs)).backward()  # noqa: E731
-        with random_state.restored(), torch.enable_grad():
-            return peak_by_category(step, model, optimizer)
+    """Return the peak of a forward and backward pass with the model's own policy, without side effects.
+
+    Of a policy that observes the first pass of a batch shape, the second is measured.
+    """
+
+    def step() -> None:
+        _loss_of(model(**inputs)).backward()
+
+    if require_reversible(model).activations.observes:
+        with gradients_set_aside(model) as random_state, random_state.restored(), torch.enable_grad():
+            step()
+    with gradients_set_aside(model) as random_state, random_state.restored(), torch.enable_grad():
+        return peak_by_category(step, model, optimizer)
 
 
 def _loss_of(output: Any) -> Tensor:

@@ -59,9 +59,9 @@ def test_dynamics_without_an_inverse_can_be_checkpointed_within_a_budget():
 
 
 def test_every_pass_has_the_budget_of_the_time_when_it_begins(monkeypatch):
-    begin = Budget(0.5).bind(Midpoint().steps(4), 1)
+    begin = Budget(0.5).bind(1)
     for available in (1000, 600):
         free = psutil.virtual_memory()._replace(available=available)
         monkeypatch.setattr(psutil, "virtual_memory", lambda free=free: free)
-        report = begin(StatePair.empty(torch.device("cpu"))).report
+        report = begin(StatePair.empty(torch.device("cpu")), Midpoint().steps(4)).report
         assert (report.budget, report.layers, report.kept) == (available // 2, 4, 0)

@@ -11,11 +11,12 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 import revformers as rf
 from lab.private_api import cpu_allocations
-from revformers.activations import Budget, parse_policy
+from revformers.activations import Budget
 from revformers.activations.budget.budgeted import smallest_budget
 from revformers.engine.states import StatePair
 from revformers.engine.tape import Tape
 from revformers.engine.trajectory import Trajectory
+from tests.engine.network import bound
 
 BATCH, TOKENS, WIDTH, HEADS, DEPTH = 2, 16, 16, 2, 12
 DYNAMICS = [rf.Midpoint(), rf.BlendedMidpoint("1/4"), rf.Leapfrog(0.5, readout="mean")]
@@ -58,7 +59,7 @@ class Network(nn.Module):
         """Bind a policy once; the first pass of a budget, which stores nothing, is behind it then."""
         key = dynamics, str(activations)
         if key not in self.bound:
-            self.bound[key] = parse_policy(activations).bind(dynamics.steps(len(self.layers)), 1)
+            self.bound[key] = bound(activations, dynamics, len(self.layers))
             if isinstance(activations, Budget) and torch.is_grad_enabled():
                 self(dynamics, activations)
                 assert self.report.observed
@@ -359,7 +360,7 @@ def test_only_the_graph_keeps_the_states_and_backward_frees_them(monkeypatch):
 def test_the_first_pass_of_a_batch_shape_is_observed_and_smaller_ones_need_none():
     network, dynamics = Network(), rf.Midpoint()
     budget, stored = Budget("1GiB"), []
-    begin = budget.bind(dynamics.steps(DEPTH), 1)
+    begin = bound(budget, dynamics, DEPTH)
     for shape in ((2, 8), (2, 8), (1, 8), (2, 9), (2, 9), (1, 9)):
         trajectory = Trajectory(dynamics, begin, torch.randn(*shape, WIDTH, requires_grad=True))
         for index, layer in enumerate(network.layers):
@@ -372,7 +373,7 @@ def test_the_first_pass_of_a_batch_shape_is_observed_and_smaller_ones_need_none(
 def test_a_smaller_batch_than_the_observed_one_fits_a_budget_that_has_shrunk(monkeypatch):
     """A share of free memory may be less than the inputs of the observed batch, and enough for those of this one."""
     network, dynamics = Network(), rf.Residual()
-    begin = Budget(0.5, "checkpoint").bind(dynamics.steps(DEPTH), 1)
+    begin = bound(Budget(0.5, "checkpoint"), dynamics, DEPTH)
     stored = []
     for batch, free in ((8, 2**30), (1, 2 * DEPTH * TOKENS * WIDTH * 4)):
         monkeypatch.setattr("revformers.activations.budget.budget._free_bytes", lambda _, free=free: free)
@@ -432,7 +433,7 @@ def test_a_narrow_layer_that_does_not_repeat_itself_is_detected():
     narrow, wide = nn.Linear(WIDTH, WIDTH // 2), nn.Linear(WIDTH // 2, WIDTH)
     dynamics, embedding = rf.Midpoint(), torch.randn(BATCH, TOKENS, WIDTH, requires_grad=True)
     budget = Budget(DEPTH * embedding.nbytes, "checkpoint")
-    trajectory = Trajectory(dynamics, budget.bind(dynamics.steps(DEPTH), 1), embedding)
+    trajectory = Trajectory(dynamics, bound(budget, dynamics, DEPTH), embedding)
     for index in range(DEPTH):
         trajectory.step(f"layer {index}", dynamics.coefficients(index), lambda hidden: wide(narrow(hidden)))
     loss = trajectory.readout().square().sum()

@@ -94,11 +94,11 @@ class Budget(ActivationPolicy):
         """Whether layers may be rebuilt, which takes dynamics with an inverse."""
         return self.recompute == "rebuild"
 
-    def bind(self, steps: Sequence[Coefficients], steps_per_layer: int) -> BeginPass:
+    def bind(self, steps_per_layer: int) -> BeginPass:
         """Return what begins a forward pass within the budget, and remembers what passes of a batch shape take."""
         observations = Observations()
 
-        def begin(states: StatePair) -> BudgetedPass:
+        def begin(states: StatePair, steps: Sequence[Coefficients]) -> BudgetedPass:
             return BudgetedPass(
                 states,
                 room=self.bytes_on(states.current.device),

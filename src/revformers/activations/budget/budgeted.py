@@ -172,12 +172,12 @@ class BudgetedPass(ForwardPass):
             self._kept = _pair_bytes(elements)
 
     def _costs_of_batch(self, observed: Sequence[ObservedStep], hidden: Tensor) -> list[StepCost]:
-        """Return the costs of the steps for this batch, which may be smaller than the observed one."""
+        """Return the costs of the steps for this batch, which may be smaller than the observed one, and its blends."""
         return [
             replace(
                 step.cost,
                 input=min(step.cost.input, hidden.nbytes),
-                side_information=min(step.cost.side_information, self._side_information_bytes(hidden, number)),
+                side_information=self._side_information_bytes(hidden, number) if step.cost.input else 0,
             )
             for number, step in enumerate(observed)
         ]
@@ -206,7 +206,6 @@ class BudgetedPass(ForwardPass):
             cost = StepCost(
                 stored=self._saved.count,
                 input=hidden.nbytes,
-                side_information=self._side_information_bytes(hidden, self._step),
                 outputs=keeper.kept_bytes,
                 operations=keeper.operations,
                 attention_operations=keeper.attention_operations,
