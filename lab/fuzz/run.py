@@ -1,4 +1,4 @@
-"""Runs one set-up with stored activations, with its policy, and by the recurrence in float64, and judges it."""
+"""Runs one set-up with stored activations, with its policy, and as the recurrence in float64, and judges the result."""
 
 import contextlib
 import copy

@@ -1,4 +1,4 @@
-"""Activation policies: which activations the backward pass finds, and which it computes again.
+"""Activation policies: which activations the forward pass stores, and which the backward pass recomputes.
 
 To add one, write one file and add one line to `ACTIVATIONS`.
 """

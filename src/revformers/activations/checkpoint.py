@@ -19,16 +19,16 @@ from revformers.engine.ticket import InputSource, kept
 class Checkpoint(ActivationPolicy):
     """Keep p[l] of every step and evaluate f_l again.
 
-    PyTorch's own checkpointing compares the shapes of what is evaluated again, and no values: a weight that changes
-    between the forward and the backward pass gives another gradient without an error. This policy uses the tape, which
-    compares every evaluation with that of the forward pass.
+    PyTorch's own checkpointing compares the shapes of the recomputed tensors, but not their values: if a weight changes
+    between the forward and the backward pass, the gradient is wrong and no error is raised. This policy uses the tape,
+    which compares every evaluation with that of the forward pass.
     """
 
     name = "checkpoint"
     keeps = "the input of every step"
 
     def bind(self, steps_per_layer: int) -> BeginPass:
-        """Return what begins a forward pass that keeps the inputs."""
+        """Return a function that begins a forward pass that keeps the inputs."""
         return lambda states, _: CheckpointedPass(states)
 
 
@@ -40,7 +40,7 @@ class CheckpointedPass(ForwardPass):
         self._tape = Tape.without_states(states.current.device)
 
     def evaluate(self, name: str, coefficients: Coefficients, field: Field, hidden: Tensor) -> Tensor:
-        """Return f_l(p[l]), of which p[l] alone is kept."""
+        """Return f_l(p[l]), and keep only p[l]."""
         return self._tape.evaluate(name, coefficients, field, hidden, keep=self._keep)
 
     def _keep(self, hidden: Tensor) -> InputSource:
@@ -48,10 +48,10 @@ class CheckpointedPass(ForwardPass):
 
 
 def checkpointed(name: str, field: Field, hidden: Tensor) -> Tensor:
-    """Return `field(hidden)`, of which only `hidden` is kept, as the policy in force around it keeps saved tensors.
+    """Return `field(hidden)`, and keep only `hidden`, in the way the surrounding policy keeps saved tensors.
 
     Args:
-        name: what messages call it.
+        name: its name in messages.
         field: part of a layer.
         hidden: its input, any shape.
 

@@ -1,4 +1,4 @@
-"""Activation checkpointing whose stored inputs lie in host memory."""
+"""Activation checkpointing with the stored inputs in host memory."""
 
 from dataclasses import dataclass
 
@@ -13,14 +13,14 @@ from revformers.engine.ticket import InputSource
 
 @dataclass(frozen=True)
 class Offload(ActivationPolicy):
-    """Keep p[l] of every step in host memory; on a CPU this is `Checkpoint`, as there is nowhere else to go."""
+    """Keep p[l] of every step in host memory; on a CPU this is the same as `Checkpoint`."""
 
     name = "offload"
     keeps = "the input of every step, in host memory"
     on_host = True
 
     def bind(self, steps_per_layer: int) -> BeginPass:
-        """Return what begins a forward pass that copies the inputs to the host."""
+        """Return a function that begins a forward pass that copies the inputs to the host."""
         return lambda states, _: OffloadedPass(states)
 
 

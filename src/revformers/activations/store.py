@@ -15,5 +15,5 @@ class Store(ActivationPolicy):
     evaluates_again = False
 
     def bind(self, steps_per_layer: int) -> BeginPass:
-        """Return what begins a forward pass of ordinary autograd."""
+        """Return a function that begins a forward pass of ordinary autograd."""
         return lambda states, _: ForwardPass(states)

@@ -22,7 +22,8 @@ class ConvertOptions:
     Attributes:
         model: Directory or hub id of an ordinary causal language model, or a GGUF file, whose weights are dequantised.
         out: Directory to save the reversible model and its tokenizer to.
-        calibration: Text to fit the update predictors to: stdlib, a .txt, .jsonl or .parquet file, or a hub data set.
+        calibration: Text to fit the update predictors to: stdlib, a .txt, .jsonl, .json or .parquet file, a directory
+            of such files, or a hub data set.
         bits: Side information for the inverse, in bits per element and layer, averaged over the layers: 0 to 8. By
             default 2, unless target_loss_increase is given.
         target_loss_increase: Largest increase of the held-out loss, such as 0.5%, instead of bits; the conversion uses
@@ -34,7 +35,7 @@ class ConvertOptions:
         two_evaluations: Use the paper's own conversion, which evaluates two layers per step.
         compare: Further budgets to convert at, for the table; the saved model is that of bits or target_loss_increase.
         curve: File (.svg or .png) for the curve of loss against memory over all budgets in the table.
-        text_column: Column that holds the text in .jsonl and .parquet files and hub data sets.
+        text_column: Column that holds the text in .jsonl, .json and .parquet files and hub data sets.
         sequences: Calibration sequences.
         length: Tokens in a sequence.
         held_out: Held-out sequences to measure the losses on.

@@ -12,7 +12,7 @@ Dicts take further names, as in --data.columns.prompt instruction or --conversio
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Train as `arguments` say and return the exit code.
+    """Run the training that `arguments` describe and return the exit code.
 
     Raises:
         OSError: for a missing recipe, missing data or a missing model.

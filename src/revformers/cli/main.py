@@ -84,7 +84,7 @@ def run_command(
 
 
 def _can_be_put_right(error: Exception) -> bool:
-    """Return whether `error` is about the user's input, rather than a mistake in a program.
+    """Return whether `error` is caused by the user's input rather than by a bug.
 
     These are our errors for users, and refusals of the operating system or the hub. A bare ValueError is not among
     them: PyTorch and transformers raise it for their own and for our mistakes, whose traceback must stay visible.

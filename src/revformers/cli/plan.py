@@ -30,13 +30,13 @@ class PlanOptions:
             same on frozen NF4 weights.
         optimizer: Optimizer, for the size of its states.
         dtype: Type of the weights and of the computation.
-        head: chunked computes the loss from the logits of 1024 tokens at a time, as revformers finetune does; own is
-            the model's own loss, from all logits at once.
+        head: chunked computes the loss from the logits of a few tokens at a time (a quarter of the width, between 64
+            and 1024), as revformers finetune does; own is the model's own loss, from all logits at once.
         bits: Amounts of side information to plan for, in bits per element and layer.
         gpu: GPU whose data sheet gives the predicted times.
-        operations_per_byte: Floating-point operations that the device does while its memory moves one byte; by default
-            those of --gpu.
-        json: File to write the plan to in addition, with sizes in bytes; - prints it instead of the table.
+        operations_per_byte: Floating-point operations that the device performs while its memory moves one byte; by
+            default that of --gpu.
+        json: File to also write the plan to, with sizes in bytes; - prints it instead of the table.
         plot: File for a plot of the memory, such as plan.svg or plan.png.
         plot_axis: Horizontal axis of the plot: the tokens of one sequence, or the number of sequences, of
             the length that --sequence_length gives.

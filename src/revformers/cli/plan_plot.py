@@ -23,9 +23,9 @@ def draw(workload: Workload, plan: Plan, axis: Axis, file: Path) -> None:
     """Draw the memory of every setup, and of the device, to `file`, in the format that its suffix names.
 
     Args:
-        workload: what the plan is for.
-        plan: made of it.
-        axis: "length" goes along the tokens of one sequence, "batch" along sequences of the plan's length.
+        workload: the workload of the plan.
+        plan: the plan.
+        axis: "length" varies the tokens of one sequence, "batch" the number of sequences of the plan's length.
         file: e.g. plan.svg.
 
     """

@@ -10,9 +10,9 @@ HEADINGS = ("kept", "states", "layer", "head", "total", "host", "batch", "contex
 
 
 def plan_table(plan: Plan, device: str) -> Table:
-    """Return a row for each setup, for one sequence; `device` names what the predicted times are for.
+    """Return a table with a row for each setup, for one sequence; `device` names the device of the predicted times.
 
-    "layer" is the working set of one. Figures are in GiB, or in MiB where the device or every total has less than one.
+    "layer" is the working set of one layer. Figures are in GiB, or in MiB if the device or every total is below 1 GiB.
     """
     largest = min(plan.memory, max(row.memory.total for row in plan.setups))
     size, unit = plan.size, "GiB" if largest >= UNITS["GiB"] else "MiB"

@@ -12,7 +12,7 @@ Dicts take further names, as in --model.config.hidden_size 512 or --dynamics.opt
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Train as `arguments` say and return the exit code.
+    """Run the training that `arguments` describe and return the exit code.
 
     Raises:
         FileNotFoundError: for a missing recipe or text file.

@@ -127,7 +127,7 @@ class StandardLibrary(Source):
 
 
 class LocalFiles(Source):
-    """Local .txt, .jsonl or .parquet files."""
+    """Local .txt, .jsonl, .json or .parquet files."""
 
     def __init__(self, data: DataSection) -> None:
         super().__init__(data)

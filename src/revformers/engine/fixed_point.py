@@ -1,8 +1,8 @@
 """Fixed-point numbers: a hidden state x is held as the 64-bit integer X = x * 2**30.
 
-Integer addition has an exact inverse, floating-point addition has not; that difference is what makes rebuilt
-gradients equal stored ones. 2**-30 is finer than float32 for every |x| above 2**-6, and a float32 update of magnitude
-2**-7 or more is held without any rounding.
+Integer addition has an exact inverse, and floating-point addition does not. For this reason rebuilt gradients equal
+stored ones. 2**-30 is finer than float32 for every |x| above 2**-6, and a float32 update of magnitude 2**-7 or more is
+represented without rounding.
 """
 
 import torch
@@ -38,7 +38,7 @@ def quantise(values: Tensor, weight: float = 1.0) -> Tensor:
 
 
 def read_into(states: Tensor, values: Tensor) -> None:
-    """Write the numbers that `states` (int64, any shape) holds to `values`, rounded to the dtype of that."""
+    """Write the numbers that `states` (int64, any shape) holds to `values`, rounded to the dtype of `values`."""
     if values.dtype in (torch.float32, torch.float64):
         values.copy_(states).mul_(2.0**-FRACTION_BITS)
     else:

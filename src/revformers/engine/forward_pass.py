@@ -11,9 +11,9 @@ from revformers.engine.states import StatePair
 
 
 class ForwardPass:
-    """Evaluates the fields of one forward pass, and decides what is kept of them for the backward pass.
+    """Evaluates the fields of one forward pass, and decides what to keep for the backward pass.
 
-    This one stores every activation, as ordinary autograd does. Subclasses keep less. All compute the same numbers.
+    This class stores every activation, like ordinary autograd. Subclasses keep less. All compute the same numbers.
 
     Attributes:
         states: the pair of fixed-point states, which the pass advances.
@@ -27,7 +27,7 @@ class ForwardPass:
         """Return f_l(p[l]) in the autograd graph, (batch, tokens, width).
 
         Args:
-            name: what messages call the step, e.g. "layer 3".
+            name: the name of the step in messages, e.g. "layer 3".
             coefficients: a, b and c of the step that will follow.
             field: f_l.
             hidden: p[l], (batch, tokens, width) in the compute dtype, in the autograd graph.
@@ -41,7 +41,7 @@ class ForwardPass:
 
     @property
     def report(self) -> Any:
-        """An account of the choices made, from a policy that makes any; otherwise None."""
+        """A report of the policy's choices; None if the policy makes no choices."""
         return None
 
 

@@ -4,8 +4,8 @@ For a = n/d > 0 the product is Y = floor((n X + h) / d) with h = floor(d/2), the
 share one Y are consecutive: there are at most ceil(1/a) of them and X is their first, ceil((d Y - h) / n), plus a
 remainder r. For a >= 1 there is only one, and nothing needs to be kept. A negative a negates Y.
 
-For a > 1 not every integer is a product. Division would take an integer beside a product for the product, and an error
-of the caller would be gone; so division says whether it was given products.
+For a > 1 not every integer is a product. Division would map an integer next to a product to the same result, and so
+hide an error of the caller; it therefore reports whether it was given products.
 """
 
 from fractions import Fraction

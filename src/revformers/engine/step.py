@@ -31,7 +31,7 @@ SavedAgain = tuple[Tensor, int]
 
 
 class Step:
-    """A field and the record of its first evaluation, which except for side information does not grow with the width.
+    """A field and the record of its first evaluation; only its side information grows with the width.
 
     Args:
         name: the name of the step in messages.
@@ -41,7 +41,7 @@ class Step:
 
     Attributes:
         side_information: what the inverse of the step needs in addition to the update; None if nothing.
-        situation: the record of the field's modules at the end of the forward pass.
+        situation: the record of the field's modules before the first evaluation, and after `finish` that after it.
 
     """
 
@@ -183,7 +183,7 @@ class Step:
         return mismatch(what, self.situation, says_why=says_why, before_all=before_all)
 
     def other_values(self, verdicts: Verdicts) -> Callable[[], RebuildMismatchError]:
-        """Return a function that makes the error for a second evaluation with other bits."""
+        """Return a function that creates the error for a second evaluation whose results have other bits."""
         what = f"{self.name} was evaluated again to other values than those of the forward pass, or at another input"
         return partial(mismatch, what, self.situation, late=not verdicts.at_once)
 

@@ -3,25 +3,24 @@
 How it works:
 
 1. In the forward pass every field runs under saved-tensor hooks. Autograd is handed a `SavedTensor` ticket for each
-   tensor that it wants to keep, and the tensor is freed with the rest of the layer. The `Step` keeps numbers alone.
+   tensor that it wants to keep, and the tensor is freed with the rest of the layer. The `Step` keeps only numbers.
 2. The tape holds one pair of fixed-point states: those of the last step when the forward pass ends.
 3. In the backward pass, the gradient that reaches step l, or the first ticket of it that autograd redeems, makes the
    tape evaluate f_l once more, at the state p[l] that it still holds. The tensors that this evaluation saves are handed
    to the waiting tickets, and its result undoes the step: the pair moves from (p[l], p[l+1]) to (p[l-1], p[l]). One
    evaluation serves both.
-4. Every evaluation proves itself. What it saves and what it returns is compared with the evidence of the forward pass
-   by its bits and their places (`Evidence` says how); if they differ, `RebuildMismatchError` is raised and names the
-   step. So the inverse is given what the step was given, and integers have exact inverses. That the arithmetic keeps
-   this promise is checked once, at the first step that has gradients: the pair is compared with its checksum from the
-   forward pass.
+4. Every evaluation is verified. The bits that it saves and returns, and their places, are compared with the evidence of
+   the forward pass (see `Evidence`). If they differ, `RebuildMismatchError` is raised and names the step. The inverse
+   therefore gets the same input as the step did, and integer arithmetic inverts it exactly. The arithmetic itself is
+   checked once, at the first step that has gradients: the pair is compared with its checksum from the forward pass.
 
-The tape can move both ways. A second backward pass through a retained graph, second derivatives, or gradients asked
-for layer by layer with `torch.autograd.grad`, find it at the bottom and wind it forward again.
+The tape can move in both directions. A backward pass ends at the first step. A second pass through a retained graph,
+second derivatives, or layer-by-layer calls of `torch.autograd.grad` wind the tape forward again.
 
 A step whose input is kept is computed again from that input and is never undone.
 
-Every evaluation runs to its end. PyTorch's checkpointing stops at the last tensor that is saved; what a layer undoes
-after that, such as a weight that was rounded for its forward, would stay done.
+Every evaluation runs to the end of the field. PyTorch's checkpointing stops at the last saved tensor; a change that a
+layer reverts after that, such as a weight that it rounded for its forward pass, would never be reverted.
 
 Lifetime: only tickets keep the tape alive, and autograd drops a step's tickets when it is done with the step. So the
 states are freed with the last ticket, and no module keeps anything of a forward pass.
@@ -48,7 +47,7 @@ from revformers.errors import NotReversibleError
 
 
 class Tape(ForwardPass):
-    """The reversible trajectory of one forward pass; see the module's text.
+    """The reversible trajectory of one forward pass; see the module docstring.
 
     Attributes:
         states: the pair (X[position-1], X[position]).
@@ -92,14 +91,14 @@ class Tape(ForwardPass):
 
         Args:
             name: the name of the step in messages.
-            coefficients: a, b and c of the step that will follow; None where none will.
+            coefficients: a, b and c of the step that follows; None if no step follows.
             field: f_l.
             hidden: p[l], (batch, tokens, width).
-            keep: keeps p[l] and returns where; without it the tape rebuilds p[l].
+            keep: stores p[l] and returns a function that returns it later; if None, the tape rebuilds p[l].
             on_save: called with every tensor that autograd wants to keep.
 
         Raises:
-            NotReversibleError: for a field that writes to its buffers, which would be written to twice.
+            NotReversibleError: if the field writes to its buffers, as the second evaluation would do again.
 
         """
         number, step = len(self._steps), Step(name, coefficients, field, hidden)

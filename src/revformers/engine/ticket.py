@@ -1,4 +1,4 @@
-"""Tickets, which autograd saves instead of tensors that are computed again when they are needed."""
+"""Tickets, which autograd saves in place of tensors; the tensors are recomputed when they are needed."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -9,17 +9,17 @@ from torch import Tensor
 from revformers.private_api import held_for_saved, version_of
 
 InputSource = Callable[[], Tensor | None]
-"""Returns the kept input of a step, (batch, tokens, width) in the compute dtype, or None if it was written to since."""
+"""Returns the kept input of a step, (batch, tokens, width) in the compute dtype, or None if it was overwritten."""
 
 
 def kept(hidden: Tensor) -> InputSource:
-    """Return a source that holds the input itself, which callers may share, as with `output_hidden_states`."""
+    """Return a source that holds the input itself; callers may have it too, as with `output_hidden_states`."""
     version = version_of(hidden)
     return lambda: hidden if version_of(hidden) == version else None
 
 
 class Rebuilds(Protocol):
-    """An object that computes the saved tensors of a step again.
+    """An object that recomputes the saved tensors of a step.
 
     Attributes:
         lock: held by the thread that does so; backward passes of one graph may run in several threads.

@@ -23,9 +23,9 @@ class Trajectory:
     the autograd graph: a tensor of its shape, four bytes in size, through which its gradient flows in float32 (float64
     for float64 models). Rounding is passed straight through.
 
-    Whatever a state does, its whole gradient passes through the tensor that holds its value, `hidden`, so that hooks on
-    it and derivatives with respect to it are those of an ordinary network. Where that is in half precision, a second
-    stand-in carries what the dtype cannot hold.
+    The whole gradient of a state passes through `hidden`, the tensor that holds its value, so hooks on that tensor and
+    derivatives with respect to it behave as in an ordinary network. If it is in half precision, a second stand-in
+    carries the part of the gradient that the dtype cannot represent.
 
     Args:
         dynamics: the recurrence.
@@ -61,14 +61,14 @@ class Trajectory:
         """Take one step and return p[l+1], (batch, tokens, width) in the compute dtype.
 
         Args:
-            name: what messages call the step, e.g. "layer 3".
+            name: the name of the step in messages, e.g. "layer 3".
             coefficients: a, b and c.
             field: f_l.
-            hidden: p[l] where it reached the field through other autograd nodes than ours; equal to `self.hidden`.
+            hidden: p[l], if it passed through autograd nodes of other code after `self.hidden`, to which it is equal.
 
         """
         hidden = self.hidden if hidden is None else hidden
-        # A new leaf, or one without a gradient, ends what the half that it cannot see would go on with.
+        # If `hidden` is a new leaf or is detached, the second stand-in must not carry its gradient any further.
         remainder = self._remainder if hidden.grad_fn is not None else None
         current, hidden = _Use.apply(hidden, remainder)
         update = self._pass.evaluate(name, coefficients, field, hidden)
@@ -86,10 +86,10 @@ class Trajectory:
         return self.hidden
 
     def readout(self) -> Tensor:
-        """Return what the final norm and the head read, as `dynamics.readout` says.
+        """Return the input of the final norm and the head, which `dynamics.readout` selects.
 
         Raises:
-            StateRangeError: where a value of this forward pass was out of range.
+            StateRangeError: if a value of this forward pass is out of range.
 
         """
         self._range.raise_if_exceeded()
@@ -99,7 +99,7 @@ class Trajectory:
 
     @property
     def report(self) -> Any:
-        """An account of the choices of the activation policy, from one that makes any; otherwise None."""
+        """A report of the activation policy's choices; None if the policy makes no choices."""
         return self._pass.report
 
     @property
@@ -189,7 +189,7 @@ class _Advance(_Backwards):
 
 
 class _Read(_Backwards):
-    """From the stand-in of p[l] to its value in the compute dtype, and to the stand-in of what that cannot hold."""
+    """From the stand-in of p[l] to its value in the compute dtype, and to a stand-in for what the dtype cannot hold."""
 
     @staticmethod
     def forward(ctx: Any, current: Tensor, states: StatePair, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:

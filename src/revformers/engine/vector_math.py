@@ -1,10 +1,10 @@
-"""The vector mathematics of a CPU, resolved before several threads share it.
+"""Resolution of the CPU's vector math functions before several threads use them.
 
 PyTorch's x86 builds pass functions such as `torch.cos` to Intel's oneMKL, which chooses a kernel for each of them when
-it is first called. In oneMKL 2024.2, which PyTorch 2.13 has in it, a first call from several threads at once can give
-one of them a kernel of half the accuracy, for that call alone (https://github.com/pytorch/pytorch/issues/188792). A
-layer that is evaluated again would then differ from its first evaluation. After a call from one thread the choice is
-made.
+it is first called. In oneMKL 2024.2, which PyTorch 2.13 contains, concurrent first calls from several threads can give
+one of them a kernel of half the accuracy, for that call only (https://github.com/pytorch/pytorch/issues/188792). A
+layer that is evaluated again would then differ from its first evaluation. A first call from a single thread prevents
+this.
 """
 
 import torch

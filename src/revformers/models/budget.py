@@ -1,4 +1,4 @@
-"""Memory budgets of a reversible model: the report of the last forward pass, and the smallest possible budget."""
+"""The budget of a reversible model: the report of its last forward pass, and the smallest budget that it accepts."""
 
 from torch import nn
 

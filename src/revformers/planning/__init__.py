@@ -1,1 +1,1 @@
-"""How much memory training takes, computed from a model's configuration alone."""
+"""Prediction of the memory that training takes, from a model's configuration alone."""

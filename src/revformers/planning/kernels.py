@@ -1,4 +1,4 @@
-"""Runs the engine's own operators (`revformers.engine.ops`) by themselves on the meta device.
+"""Runs single operators of the engine (`revformers.engine.ops`) on the meta device.
 
 A dispatch mode sees such an operator as a single call and not the tensors and operations inside it. Its cost depends
 only on the layouts of its arguments, so a counter runs the plain kernels once for each layout.

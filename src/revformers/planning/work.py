@@ -47,7 +47,7 @@ class Work:
 
     @property
     def operations(self) -> int:
-        """Floating-point operations together."""
+        """Total number of floating-point operations."""
         return sum(number * operations for (operations, _), number in self.operators.items())
 
     def time(self, operations_per_byte: float) -> float:

@@ -23,7 +23,7 @@ class Annealing(TrainerCallback):
     """Sets the blend of every layer before every optimizer step, from the number of that step alone.
 
     In step s of `steps`, counted from 0, the blend is start + (target - start) s / steps, rounded to the nearest 1/256,
-    with the sign of the target; in later steps it is the target. A target below the start is used throughout. The
+    with the sign of the target; in later steps it is the target. A target within the start is used throughout. The
     correction of an update predictor is proportional to the blend, and the predictor was fitted to the target: its
     `scale` is therefore the blend divided by the target. A step size that the conversion fitted moves from 1 to its
     target in the same way. An evaluation uses the blends of the step before it. Checkpoints, which hold no scale, and

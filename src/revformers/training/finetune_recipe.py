@@ -98,7 +98,7 @@ class FinetuneDataSection(SourceSection):
 
     Attributes:
         source: stdlib (source and documentation of the running Python's standard library), a file whose suffix is .txt,
-            or .jsonl, .json or .parquet, a directory of such files, or the id of a data set on the Hugging Face hub.
+            .jsonl, .json or .parquet, a directory of such files, or the id of a data set on the Hugging Face hub.
         form: text is packed into blocks; prompt_completion trains on the completions, messages on what the assistant
             says. auto chooses by the columns: messages, or prompt and completion, otherwise text.
         columns: Sources of prompt, completion or messages, if the columns have other names: the name of a column, or a

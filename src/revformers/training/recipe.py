@@ -96,8 +96,8 @@ class HeadSection:
 class TrainerSection:
     """Fields of transformers.TrainingArguments, with their names, types and meanings there.
 
-    The fields listed here have another default than there, or are read by the library. --help shows them, and mistakes
-    in them are reported before the Trainer is imported, which takes seconds.
+    These are the fields that runs set most often; `arguments` takes all others. --help shows them, and mistakes in them
+    are reported before the Trainer is imported, which takes seconds.
     """
 
     max_steps: int = 1000  # Optimizer steps.

@@ -1,1 +1,1 @@
-"""Storing what a number of bytes has room for, and recomputing the rest."""
+"""The policy with a memory budget: store what fits into it, and recompute the rest."""

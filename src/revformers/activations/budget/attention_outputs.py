@@ -37,7 +37,7 @@ class AttentionKeeper:
         self.kept_bytes = 0
         self.operations = 0
         self.attention_operations = 0
-        self.__wrapped__ = field  # by this name messages find the weights of the field (`Situation`)
+        self.__wrapped__ = field  # `Situation` finds the weights of the field under this name
         self._name = name[0].upper() + name[1:]
         self._first = True
         self._outputs: deque[_KernelOutput] = deque()
@@ -59,7 +59,7 @@ class AttentionKeeper:
             return update
         if not self._outputs:
             return self.__wrapped__(hidden)
-        # What an interrupted evaluation leaves unused is no use to the next one.
+        # The next evaluation must not use outputs that an interrupted one has left over.
         self._outputs, outputs = deque(), self._outputs
 
         def run(kernel: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
@@ -74,7 +74,7 @@ class AttentionKeeper:
             return self.__wrapped__(hidden)
 
     def forget(self) -> None:
-        """Let go of what was kept."""
+        """Release the kept outputs."""
         self._outputs.clear()
 
     def _observe(self, kernel: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
@@ -104,7 +104,7 @@ class _KernelOutput:
         self._values = tuple(_detached(value) for value in self._values)
 
     def value_of(self, kernel: str, name: str) -> tuple[Any, ...]:
-        """Return the values for another call of the kernel, for autograd to make a graph of."""
+        """Return the values for another call of the kernel, detached so that autograd makes a new graph of them."""
         if kernel != self._kernel:
             raise OtherEvaluationError(f"ran {kernel} where the forward pass ran {self._kernel}")
         if [version_of(value) for value in self._values if isinstance(value, Tensor)] != self._versions:

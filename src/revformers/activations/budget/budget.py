@@ -1,4 +1,4 @@
-"""How much a forward pass may keep for its backward pass, and how the rest is computed again."""
+"""The budget policy: how many bytes a forward pass may keep, and how the rest is recomputed."""
 
 import contextlib
 import re
@@ -86,16 +86,16 @@ class Budget(ActivationPolicy):
         return cls(_number(match[1]), match[2] or "rebuild")  # type: ignore[arg-type]
 
     def __str__(self) -> str:
-        """Write the budget as recipes, commands and saved models hold it, e.g. "budget:20GiB"."""
+        """Return the budget as text, as in recipes, commands and saved models, e.g. "budget:20GiB"."""
         return f"budget:{self.size}" + ("" if self.recompute == "rebuild" else f":{self.recompute}")
 
     @property
     def needs_inverse(self) -> bool:
-        """Whether layers may be rebuilt, which takes dynamics with an inverse."""
+        """Whether layers may be rebuilt, which requires dynamics with an inverse."""
         return self.recompute == "rebuild"
 
     def bind(self, steps_per_layer: int) -> BeginPass:
-        """Return what begins a forward pass within the budget, and remembers what passes of a batch shape take."""
+        """Return a function that begins a forward pass within the budget and remembers the costs by batch shape."""
         observations = Observations()
 
         def begin(states: StatePair, steps: Sequence[Coefficients]) -> BudgetedPass:

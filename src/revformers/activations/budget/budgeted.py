@@ -1,13 +1,13 @@
-"""Spending a budget: storing the steps that there is room for, and computing the others again.
+"""A forward pass within a budget, which stores the steps that fit and recomputes the others.
 
 How it works:
 
-1. The first forward pass of a batch shape is observed. Every step is computed again in its backward pass, and counted:
-   the memory that storing it would take, that of its attention outputs, and the operations that each of them spares.
+1. The first forward pass of a batch shape is observed. Its backward pass recomputes every step. For every step the pass
+   counts the memory that storing it, or its attention outputs, would take, and the operations that this would save.
 2. From that the budget is allocated for the whole stack. Each step of a later pass is stored, or computed from its kept
-   input, or rebuilt. A batch that is no larger in any dimension than an observed one uses what was observed of that.
-3. Where modules have changed since they were observed, such as weights that train now, the steps that were to be stored
-   keep their inputs, and the next pass is observed.
+   input, or rebuilt. A batch that is no larger in any dimension than an observed one uses the costs of that one.
+3. If modules have changed since they were observed, for example because weights were unfrozen, the steps that were to
+   be stored keep their inputs, and the next pass is observed.
 
 The stored steps are the last ones. So the pair of fixed-point states from before these is all that the tape needs to
 rebuild the others, and no stored step is ever undone.
@@ -57,15 +57,15 @@ def _pair_bytes(elements: int) -> int:
 
 
 class BudgetedPass(ForwardPass):
-    """One forward pass within a budget; see the module's text.
+    """One forward pass within a budget; see the module docstring.
 
     Args:
         states: the pair of fixed-point states.
         room: bytes that may be kept.
         may_rebuild: whether steps may be rebuilt.
         steps: a, b and c of every step that the pass will take.
-        steps_per_layer: 1, or 2 where a layer steps by branch.
-        observations: of the stack.
+        steps_per_layer: 1, or 2 if layers step by branch.
+        observations: the observed passes of the stack.
 
     """
 
@@ -139,7 +139,7 @@ class BudgetedPass(ForwardPass):
         return update
 
     def advance(self, coefficients: Coefficients, update: Tensor) -> None:
-        """Advance the states, by the tape for the steps that it will undo."""
+        """Advance the states; the tape does so for the steps that it will undo."""
         if self._rebuilt is not None and self._is_rebuilt():
             self._rebuilt.advance(coefficients, update)
         else:

@@ -79,8 +79,8 @@ class Observations:
 def switches(field: Field) -> int:
     """Return a number that changes with the settings of a field's modules that decide how much memory they take.
 
-    These are flags, fractions such as that of dropout, texts, the attention implementation, forwards that were replaced
-    as by `set_mlp_tiles`, and which weights train. Whole numbers are left out: modules count in them.
+    These are flags, floats such as a dropout probability, strings, the attention implementation, forwards that were
+    replaced, as by `set_mlp_tiles`, and which weights train. Integers are left out, because modules use them to count.
     """
     return hash(
         tuple(

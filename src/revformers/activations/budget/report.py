@@ -1,4 +1,4 @@
-"""The account of a forward pass under a budget."""
+"""The report of a forward pass under a budget."""
 
 from dataclasses import dataclass
 
@@ -11,10 +11,10 @@ class BudgetReport:
 
     Attributes:
         budget: bytes.
-        kept: bytes that the forward pass left for the backward pass, of what the budget covers; at most so many, where
-            the batch is smaller than the observed one.
+        kept: bytes, of what the budget covers, that the forward pass keeps for the backward pass; an upper bound if the
+            batch is smaller than the observed one.
         layers: how many layers the stack has.
-        stored: how many of them are stored; with steps by branch a half counts.
+        stored: how many of them are stored; with steps by branch, one branch counts as half a layer.
         inputs_kept: how many of the others keep their input, from which they are computed again; the rest is rebuilt.
         attention_kept: how many that are not stored keep the outputs of their attention.
         attention_found: whether a kernel was found whose outputs can be kept. Eager attention has none, nor has
@@ -33,7 +33,7 @@ class BudgetReport:
     observed: bool = False
 
     def __str__(self) -> str:
-        """Say it in one line."""
+        """Return the report as one line of text."""
         rebuilt = self.layers - self.stored - self.inputs_kept
         attention = (
             f"the attention outputs of {self.attention_kept} of these kept"

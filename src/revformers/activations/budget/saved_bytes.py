@@ -1,4 +1,4 @@
-"""How many bytes autograd saves."""
+"""Counting of the bytes that autograd saves."""
 
 from torch import Tensor, nn
 
@@ -7,9 +7,9 @@ from revformers.private_api import StorageWeakRef, base_of
 
 
 class SavedBytes:
-    """Counts the memory behind saved tensors: every block once, and parameters not at all.
+    """Counts the memory of saved tensors: every block once, and no parameters.
 
-    Holds no tensor, so that PyTorch, which keeps the hooks of a forward pass, keeps none through them.
+    It holds no tensors, because PyTorch keeps the hooks of a forward pass, which hold this object.
 
     Attributes:
         count: bytes of what was added since it was last set to 0.

@@ -20,7 +20,7 @@ from revformers.dynamics.base import Coefficients
 from revformers.engine.ops import cpu as plain
 
 SWITCH = "REVFORMERS_KERNELS"
-"""Environment variable: "plain" keeps to PyTorch's own operations on CUDA too."""
+"""Environment variable; "plain" selects PyTorch's own operations on CUDA as well."""
 
 _LIBRARY = Library("revformers", "FRAGMENT")
 _COEFFICIENTS = "int a_numerator, int a_denominator, int b_numerator, int b_denominator, float c"
@@ -36,10 +36,10 @@ def advance(
         current: X[l], the same shape.
         coefficients: a, b and c.
         update: f(p[l]), floating dtype, the same shape.
-        side_information: uint8[packed_size], written; None where it is not wanted.
+        side_information: uint8[packed_size], written; None if it is not needed.
 
     Raises:
-        ValueError: on CUDA, where the environment variable REVFORMERS_KERNELS is set to something else than "plain".
+        ValueError: on CUDA, if the environment variable REVFORMERS_KERNELS is set to anything other than "plain".
 
     """
     ADVANCE(previous, current, update, *_numbers(coefficients), side_information)
@@ -72,7 +72,7 @@ def kernels_for(states: Tensor) -> ModuleType:
     That is `ops.cuda` on CUDA where Triton is installed, and `ops.cpu` elsewhere. Both give the same bits.
 
     Raises:
-        ValueError: where the environment variable REVFORMERS_KERNELS is set to something else than "plain".
+        ValueError: on CUDA, if the environment variable REVFORMERS_KERNELS is set to anything other than "plain".
 
     """
     if not states.is_cuda or not _fused_wanted():
@@ -119,7 +119,7 @@ def _read(states: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _writes_only(*_: Any) -> None:
-    """Do on fake tensors what operators do that return nothing."""
+    """Do nothing: the fake kernel of an operator that only writes to its arguments."""
 
 
 def _read_fake(states: Tensor, dtype: torch.dtype) -> Tensor:
@@ -127,9 +127,9 @@ def _read_fake(states: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _register(name: str, signature: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> Any:
-    """Register an operator that is no part of autograd's graph, and return it."""
+    """Register an operator that is not part of autograd's graph, and return it."""
     _LIBRARY.define(name + signature)
-    # For every device but the fake one: which kernels move the states, `kernels_for` chooses and nothing else.
+    # One kernel for all devices except the fake one, because only `kernels_for` chooses what moves the states.
     _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
     _LIBRARY.impl(name, fallthrough_kernel, "Autograd")
     register_fake(f"revformers::{name}", fake, lib=_LIBRARY)
@@ -152,4 +152,4 @@ RETREAT = _register(
 READ = _register("read", "(Tensor states, ScalarType dtype) -> Tensor", _read, _read_fake)
 
 KERNELS: dict[Any, Callable[..., Any]] = {ADVANCE: _advance, RETREAT: _retreat, READ: _read}
-"""The functions that run as the operators, which also run by themselves on tensors of any device."""
+"""The kernels of the operators, which can also be called directly, on tensors of any device."""

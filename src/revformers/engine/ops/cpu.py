@@ -1,8 +1,8 @@
-"""The steps of two states in PyTorch's own operations: for every device, and what other kernels are checked against.
+"""The steps of two states in PyTorch's own operations, for every device; the reference for all other kernels.
 
-A step is several operations, each a pass over the states. On a CPU they run block by block: what one operation writes
-the next finds in the processor's cache, and no temporary has the size of a state. Large temporaries cost more than the
-arithmetic, since the C library takes each one above 32 MB anew from the operating system.
+A step is several operations, each a pass over the states. On a CPU they run block by block, so that each operation
+finds its input in the processor's cache and no temporary has the size of a state. Large temporaries cost more than the
+arithmetic, because the C library requests every one above 32 MB from the operating system.
 """
 
 from collections.abc import Iterator
@@ -67,7 +67,7 @@ def _blocks(flat: Tensor) -> Iterator[slice]:
     """Yield the parts of a flat tensor, whole groups of packing each, that are taken at a time."""
     size = flat.numel()
     if flat.is_cpu:
-        # A group of int64 is 1 MB, what a core's cache holds; an operation shares its block among the threads.
+        # A group of int64 takes 1 MB and fits into a core's cache; an operation divides its block among the threads.
         size = GROUP * torch.get_num_threads()
     for start in range(0, flat.numel(), max(size, 1)):
         yield slice(start, min(start + size, flat.numel()))

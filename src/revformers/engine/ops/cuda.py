@@ -199,7 +199,7 @@ def _quantise(update, scale, WIDE: tl.constexpr):
 def _floor_divide(values, divisor, SHIFT: tl.constexpr):
     quotient = values >> divisor if SHIFT else values // divisor
     if not SHIFT:
-        # Triton divides as C does, rounding towards zero; where it does not, nothing is left to correct.
+        # Triton divides like C, rounding towards zero; if it rounds down instead, this subtracts 0.
         quotient -= (values < quotient * divisor).to(tl.int64)
     return quotient
 

@@ -1,7 +1,7 @@
 """A checksum that shows whether tensors have the same bits in the same places.
 
 The memory of a tensor is read as numbers of four bytes. Each is multiplied by an odd number of eight bytes that depends
-on its place, and the products are added modulo 2**64. So a change of one number always changes the checksum, and
+on its place, and the products are added modulo 2**64. So a change of one number all but certainly changes the checksum, and
 numbers that change places, or errors that would cancel in a plain sum, change it as well.
 
 Large tensors are condensed first, so that they are read about as fast as a plain sum reads them: their words of eight
@@ -24,9 +24,9 @@ ROWS = 129
 COLUMNS = 2053
 BLOCK = ROWS * COLUMNS
 FEW = 2**6
-"""Words up to which a tensor stands for itself, so that many small ones are multiplied at once."""
+"""Largest number of words of a tensor that is not condensed, so that many small tensors are multiplied at once."""
 _MANY = 2**13
-"""Words up to which every half has a number of its own."""
+"""Largest number of words whose halves all have factors of their own."""
 
 
 def checksum(*tensors: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ def checksum(*tensors: Tensor) -> Tensor:
 
 
 def condensed(tensor: Tensor, few: int = FEW) -> Tensor:
-    """Return the words that represent a tensor of any dtype in a checksum: int64[`few` at most], a copy."""
+    """Return a copy of the words that represent a tensor of any dtype in a checksum: int64, at most `few`."""
     words = _words(tensor.detach())
     if words.is_meta:
         return words[:1]
@@ -60,7 +60,7 @@ def layout_of(tensor: Tensor) -> int:
 
 
 def _fewer(words: Tensor) -> Iterator[Tensor]:
-    """Yield a number for every block, the sums of the columns of the rows that are left, and the words left of them."""
+    """Yield one number for every block, the column sums of the remaining rows, and the remaining words."""
     blocks = words.numel() // BLOCK
     if blocks:
         yield _weighted(_sums_of_columns(words[: blocks * BLOCK], ROWS))
@@ -123,7 +123,7 @@ _FACTORS = _odd_numbers()
 
 
 def constant_storage() -> torch.UntypedStorage:
-    """Return the memory of the odd numbers on the CPU, which was there before any step."""
+    """Return the memory of the odd numbers on the CPU, which is allocated before any step."""
     return _FACTORS.untyped_storage()
 
 

@@ -1,14 +1,14 @@
-"""Which saved tensors need not be read, as they follow from others that are.
+"""Detection of saved tensors that need not be read, because they follow from others that are read.
 
-A product of real numbers is the same product wherever its factors are the same bits, and it saves its factors. So where
-autograd saves a product, it is enough that these are compared, and that it was made of them in the later evaluation as
-well. Nor is a tensor read twice that is saved twice, as the result of an attention kernel is. In a block of Llama, this
-spares what the norms scale and what the MLP multiplies. Of a SiLU this holds only where every element is computed in
-the same way. On a CPU, the last elements of what a thread computes go another way than the others, so that its bits
-depend on the number of threads.
+A product of real numbers has the same bits whenever its factors have the same bits, and autograd saves the factors. If
+a product is saved too, it is enough to compare the factors, and to check that the later evaluation made it from them as
+well. A tensor that is saved twice, such as the result of an attention kernel, is read once. In a block of Llama, the
+tensors that the norms scale and that the MLP multiplies need not be read. For a SiLU this holds only if every element
+is computed in the same way. On a CPU, the last elements of each thread take another code path than the others, so the
+bits depend on the number of threads.
 
-The claim ends where something writes to the result. Every write that PyTorch counts makes it a tensor that is read. A
-write through `.data` is not counted: for that, the last token of each sequence is read all the same.
+This no longer holds if something writes to the result. If PyTorch counts the write, the whole tensor is read. A write
+through `.data` is not counted; to detect it, the last token of each sequence is always read.
 """
 
 from dataclasses import dataclass

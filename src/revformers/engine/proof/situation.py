@@ -50,7 +50,7 @@ class _Hook(str):
 
 
 class Situation:
-    """A record of the modules of a field when it was made: parameters, buffers and settings.
+    """A record of a field's modules at one moment: their parameters, buffers and settings.
 
     Args:
         field: the field.
@@ -89,7 +89,7 @@ class Situation:
         return [words for _, words in sorted(dict.fromkeys(changes), key=lambda change: change[0])]
 
     def written_buffer(self) -> str | None:
-        """Return the name of a buffer that was written to, and would be again by a second evaluation; None without."""
+        """Return the name of a buffer that was written to, as a second evaluation would do again; None if none was."""
         for state in self._modules:
             for name in state.written_buffers():
                 return f"{self.path(state.module)}{name}"
@@ -139,7 +139,7 @@ class _TensorState(NamedTuple):
 
 
 class _ModuleState:
-    """The recorded state of one module, designed to be fast to make, because few are compared."""
+    """The recorded state of one module; it is fast to create, because most records are never compared."""
 
     __slots__ = ("_attributes", "_numbers", "_settings", "_tensors", "module", "own_writes")
 

@@ -19,7 +19,7 @@ _RANDOM_NUMBERS = 4
 
 
 def may_be_unwritten(tensor: Tensor) -> bool:
-    """Whether a saved tensor may be one of these: a log-sum-exp, (batch, heads, tokens), or the numbers of a generator.
+    """Whether a saved tensor may be a log-sum-exp, (batch, heads, tokens), or the state of a random generator.
 
     Neither has a node in the graph.
     """

@@ -83,7 +83,7 @@ def mismatch(
 class Verdicts:
     """Comparisons whose results may still be on a device.
 
-    On a CPU each result is checked at once, so that no gradient of a wrong layer gets out. On other devices all are
+    On a CPU each result is checked at once, before any gradient of a wrong layer is returned. On other devices all are
     checked at the end of every backward pass, whole or partial, so that the device is synchronised once.
 
     Attributes:
