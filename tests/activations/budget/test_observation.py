@@ -1,8 +1,10 @@
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from revformers.activations.budget.allocation import StepCost
 from revformers.activations.budget.observation import Observations, ObservedStep, PassKind, switches
@@ -47,6 +49,33 @@ def test_so_is_one_under_autocast():
     observations.add(kind(2, 4), steps(1))
     with torch.autocast("cpu", torch.bfloat16):
         assert observations.find(kind(2, 4)) is None
+
+
+def test_so_is_one_with_other_attention_kernels():
+    observations = Observations()
+    observations.add(kind(2, 4), steps(1))
+    with sdpa_kernel(SDPBackend.MATH):
+        assert observations.find(kind(2, 4)) is None
+    assert observations.find(kind(2, 4)) == steps(1)
+
+
+def test_a_mask_is_a_switch_and_its_values_are_none():
+    layer = nn.Linear(4, 4)
+    without, masked, other, boolean = (
+        switches(partial(layer, mask=mask))
+        for mask in (None, torch.zeros(2, 3), torch.ones(4, 5), torch.ones(2, 3, dtype=torch.bool))
+    )
+    assert masked == other
+    assert len({without, masked, boolean}) == 3
+
+
+def test_a_float_is_a_switch_only_where_it_becomes_zero():
+    layer = nn.Dropout(0.5)
+    before = switches(layer)
+    layer.p = 0.25
+    assert switches(layer) == before
+    layer.p = 0.0
+    assert switches(layer) != before
 
 
 def test_switches_are_settings_and_which_weights_train_but_neither_values_nor_counts():

@@ -1,11 +1,10 @@
-from dataclasses import dataclass
-from functools import partial, wraps
+from functools import partial
 from types import SimpleNamespace
 
 import torch
 from torch import nn
 
-from revformers.engine.proof.situation import Situation, modules_of, tensor_attributes
+from revformers.engine.proof.situation import Situation, tensor_attributes
 
 
 def layer():
@@ -153,22 +152,3 @@ def test_what_a_layer_writes_to_and_assigns_itself_is_told_apart_from_changes():
     after = before.now()
     assert sorted(after.own_writes()) == ["0.weight", "number", "seen"]
     assert after.setting_changes() + after.tensor_changes() == []
-
-
-@dataclass
-class Call:
-    module: nn.Module
-    others: dict
-
-
-def test_the_modules_of_a_field_are_found_where_it_holds_them():
-    one, two, three, four = (nn.Linear(1, 1) for _ in range(4))
-    call = Call(one, {"others": two})
-
-    @wraps(three)
-    def wrapped(hidden):
-        return hidden
-
-    field = partial(partial(lambda *_, **__: None, call), wrapped, key=four)
-    assert list(modules_of(field)) == [one, two, three, four]
-    assert list(modules_of([one])) == [], "and nowhere else"

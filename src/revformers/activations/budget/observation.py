@@ -4,13 +4,21 @@ from dataclasses import dataclass, replace
 from operator import le
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.backends import cuda
 
 from revformers.activations.budget.allocation import StepCost
-from revformers.engine.field import Field
-from revformers.engine.proof.situation import modules_of
+from revformers.engine.field import Field, modules_of, parts_of
 from revformers.engine.replay import AutocastState
 from revformers.private_api import attention_of, parameters_of
+
+_ATTENTION_KERNELS = (
+    cuda.flash_sdp_enabled,
+    cuda.mem_efficient_sdp_enabled,
+    cuda.cudnn_sdp_enabled,
+    cuda.math_sdp_enabled,
+)
+"""Whether `scaled_dot_product_attention` may use each kernel, on a CPU as well; `torch.nn.attention.sdpa_kernel`."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,7 @@ class PassKind:
     device: torch.device
     requires_grad: bool
     autocast: AutocastState
+    attention_kernels: tuple[bool, ...]
     switches: int
 
     @classmethod
@@ -49,7 +58,8 @@ class PassKind:
         """
         autocast = AutocastState.of(embedding.device)
         device, requires_grad = embedding.device, embedding.requires_grad
-        return cls(embedding.shape, embedding.dtype, device, requires_grad, autocast, first_switches)
+        kernels = tuple(is_enabled() for is_enabled in _ATTENTION_KERNELS)
+        return cls(embedding.shape, embedding.dtype, device, requires_grad, autocast, kernels, first_switches)
 
     def is_within(self, other: "PassKind") -> bool:
         """Whether a pass of this kind needs at most the memory of one of the other kind."""
@@ -64,8 +74,9 @@ class Observations:
 
     def find(self, kind: PassKind) -> tuple[ObservedStep, ...] | None:
         """Return the smallest observed pass whose batch was at least as large in every dimension, or None."""
-        found = [other for other in self._passes if kind.is_within(other)]
-        return self._passes[min(found, key=lambda other: other.shape.numel())] if found else None
+        # A copy, because another thread may add one meanwhile.
+        found = {other: steps for other, steps in self._passes.copy().items() if kind.is_within(other)}
+        return found[min(found, key=lambda other: other.shape.numel())] if found else None
 
     def add(self, kind: PassKind, steps: tuple[ObservedStep, ...]) -> None:
         """Keep an observed pass."""
@@ -77,20 +88,29 @@ class Observations:
 
 
 def switches(field: Field) -> int:
-    """Return a number that changes with the settings of a field's modules that decide how much memory they take.
+    """Return a number that changes with what decides how much memory a field takes, apart from the batch shape.
 
-    These are flags, floats such as a dropout probability, strings, the attention implementation, forwards that were
-    replaced, as by `set_mlp_tiles`, and which weights train. Integers are left out, because modules use them to count.
+    Of its modules, these are flags, whether a float such as a dropout probability is 0, strings, the attention
+    implementation, forwards that were replaced, as by `set_mlp_tiles`, and which weights train. Integers are left out,
+    because modules use them to count. Of its arguments, these are which are tensors, such as a mask, and their dtypes.
     """
-    return hash(
-        tuple(
-            (
-                tuple(value for value in vars(module).values() if type(value) in (bool, float, str)),
-                tuple(weight.requires_grad for weight in parameters_of(module).values() if weight is not None),
-                attention_of(vars(module).get("config")),
-                id(vars(module).get("forward")),
-            )
-            for root in modules_of(field)
-            for module in root.modules()
-        )
+    arguments = tuple(
+        (part.dtype, part.dim()) if isinstance(part, Tensor) else part is None
+        for part in parts_of(field)
+        if not isinstance(part, nn.Module)
     )
+    modules = tuple(
+        (
+            tuple(
+                bool(value) if type(value) is float else value
+                for value in vars(module).values()
+                if type(value) in (bool, float, str)
+            ),
+            tuple(weight.requires_grad for weight in parameters_of(module).values() if weight is not None),
+            attention_of(vars(module).get("config")),
+            id(vars(module).get("forward")),
+        )
+        for root in modules_of(field)
+        for module in root.modules()
+    )
+    return hash((arguments, modules))

@@ -1,8 +1,8 @@
 """A checksum that shows whether tensors have the same bits in the same places.
 
 The memory of a tensor is read as numbers of four bytes. Each is multiplied by an odd number of eight bytes that depends
-on its place, and the products are added modulo 2**64. So a change of one number all but certainly changes the checksum, and
-numbers that change places, or errors that would cancel in a plain sum, change it as well.
+on its place, and the products are added modulo 2**64. So a change of one number all but certainly changes the checksum,
+and numbers that change places, or errors that would cancel in a plain sum, change it as well.
 
 Large tensors are condensed first, so that they are read about as fast as a plain sum reads them: their words of eight
 bytes lie in blocks of 129 rows of 2,053 words, and the sums of the columns represent a block. Within a block, changes

@@ -8,8 +8,6 @@ and the tensors that a layer writes to when it is evaluated.
 import copy
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import fields as dataclass_fields
-from dataclasses import is_dataclass
 from functools import partial
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, NamedTuple
@@ -18,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from revformers.engine.field import Field
+from revformers.engine.field import Field, modules_of
 from revformers.engine.tensors import is_plain
 from revformers.private_api import (
     ADAPTERS_ACTIVE,
@@ -329,20 +327,3 @@ def _address(tensor: Tensor) -> int:
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:
     return () if tensor.is_nested else tuple(tensor.shape)
-
-
-def modules_of(value: Any) -> Iterator[nn.Module]:
-    """Yield the modules inside a field."""
-    if isinstance(value, nn.Module):
-        yield value
-    elif isinstance(value, partial):
-        for part in (value.func, *value.args, *value.keywords.values()):
-            yield from modules_of(part)
-    elif isinstance(value, dict):
-        for part in value.values():
-            yield from modules_of(part)
-    elif hasattr(value, "__wrapped__"):
-        yield from modules_of(value.__wrapped__)
-    elif is_dataclass(value):
-        for attribute in dataclass_fields(value):
-            yield from modules_of(getattr(value, attribute.name))
