@@ -166,7 +166,7 @@ def draw_case(seed: int) -> Case:
         policy=_draw_policy(draw, reversible),
         batch=draw.choice([(1, 8), (2, 16), (2, 40), (3, 7), (1, 64), (2, 150)]),
         padding=draw.choice(["none", "none", "none", "left", "right", "4-d mask", "packed"]),
-        tile=draw.choice([0, 0, 0, 0, 5, 16]),
+        tile=draw.choice([0, 0, 0, 0, 5, 16, 1000]),
         chunk=0 if plain else draw.choice([0, 0, 0, 8]),
         compiled=draw.random() < 0.005,
         order="once" if plain else draw.choice(["once"] * 8 + list(ORDERS)),

@@ -44,6 +44,21 @@ def test_rebuilt_gradients_equal_stored_ones_to_the_bit(dynamics, autocast):
         assert rf.verify_gradients(model, batch(model)).bit_exact
 
 
+@pytest.mark.parametrize("more", [0, 1, 1000])
+def test_a_batch_that_fits_into_one_tile_gives_the_gradients_without_tiles(more):
+    model = tiny("llama", num_hidden_layers=2)
+    inputs = batch(model)
+    for change in (None, "store", "rebuild"):
+        if change is not None:
+            rf.make_reversible(model, rf.Midpoint(), change)
+        set_mlp_tiles(model, None)
+        loss, gradients = step(model, inputs)
+        set_mlp_tiles(model, inputs["input_ids"].numel() + more)
+        tiled_loss, tiled_gradients = step(model, inputs)
+        assert torch.equal(tiled_loss, loss)
+        assert all(torch.equal(tiled_gradients[name], gradients[name]) for name in gradients)
+
+
 def test_adapters_on_frozen_layers_are_exact_in_tiles():
     model = tiny("llama", lora=True)
     rf.make_reversible(model, rf.Midpoint())

@@ -78,7 +78,9 @@ class Determined:
         if not is_plain(whole):
             return None
         place = (whole.shape, whole.stride(), tensor.shape, tensor.stride(), tensor.storage_offset(), tensor.dtype)
-        if storage_number(whole.untyped_storage()) == self._memory:
+        if storage_number(whole.untyped_storage()) == self._memory and self._input is not None:
+            # Not by the shape of the base: the input is a view in one evaluation and not in another, as in MLP tiles.
+            place = (self._input.shape, self._input.stride(), *place[2:])
             return Recipe("", (INPUT,), place) if version_of(whole) == self._version else None
         node = whole.grad_fn
         if node is None or version_of(whole):
