@@ -140,3 +140,11 @@ def test_a_policy_that_was_set_aside_goes_on_where_it_was():
     reversible_stack(model).dynamics = rf.Midpoint(granularity="branch")
     model(**batch(model))
     assert rf.budget_report(model).observed, "other steps take other memory"
+
+
+def test_a_byte_is_not_the_whole_of_the_free_memory_although_both_are_one():
+    model = rf.make_reversible(tiny("llama"), rf.Midpoint(), rf.Budget(1.0))
+    model(**batch(model))
+    rf.set_activations(model, rf.Budget(1))
+    with pytest.raises(ValueError, match="A budget of 1 bytes is too small"):
+        model(**batch(model))
