@@ -157,6 +157,9 @@ NODES_THAT_SAVE_THEIR_FACTORS: Mapping[str, tuple[str, ...]] = {
 PyTorch: names of nodes and of their saved tensors. A missing name costs time, because more tensors are compared.
 """
 
+NODES_THAT_DEPEND_ON_THREADS = {"SiluBackward0"}
+"""Those of them whose result on a CPU depends on the number of threads as well. PyTorch: names of nodes."""
+
 ATTENTION_NODES = "ScaledDotProduct"
 """The prefix of the names of nodes of fused attention kernels.
 

@@ -153,9 +153,10 @@ def _dynamics(model: PreTrainedModel, reversible: ReversibleStack) -> str:
         f"readout: {dynamics.readout}.",
     ]
     if dynamics.reversible:
-        bits = [dynamics.side_information_bits(layer) for layer in layers]
-        counts = Counter((dynamics.coefficients(layer).previous, bits[layer]) for layer in layers)
-        mean = sum(bits) / len(bits)
+        counts = Counter(
+            (dynamics.coefficients(layer).previous, dynamics.side_information_bits(layer)) for layer in layers
+        )
+        mean = dynamics.mean_side_information_bits(len(layers))
         lines += [
             f"The backward pass keeps {mean:g} {'bit' if mean == 1 else 'bits'} of side information an element a layer"
             f"{', for each of its two steps,' if dynamics.granularity == 'branch' else ''} on average.",

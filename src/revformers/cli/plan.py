@@ -14,6 +14,7 @@ import tyro
 
 from revformers.byte_size import parse_size
 from revformers.errors import UserError, require_package
+from revformers.files import write_text
 
 PLOT_FORMATS = ("svg", "png", "pdf")
 
@@ -91,18 +92,17 @@ def run(arguments: Sequence[str]) -> int:
 
     quiet_libraries()
     gc.freeze()  # the objects of the libraries stay, and searching them for garbage takes long
-    config = _config(options.model)
-    longest = getattr(config, "max_position_embeddings", None) or math.inf
-    if options.sequence_length > longest:
-        print(f"The model reads at most {longest} tokens; {options.sequence_length} were asked for.", file=sys.stderr)
     workload = Workload(
-        config,
+        _config(options.model),
         sequence_length=options.sequence_length,
         precision=options.dtype,
         head=options.head,
         optimizer=options.optimizer,
         training=options.train,
     )
+    longest = workload.longest_sequence or math.inf
+    if options.sequence_length > longest:
+        print(f"The model reads at most {longest} tokens; {options.sequence_length} were asked for.", file=sys.stderr)
     device, named = DEVICES[options.gpu], str(options.gpu)
     if options.operations_per_byte is not None:
         device = dataclasses.replace(device, memory=device.operations(workload.dtype) / options.operations_per_byte)
@@ -120,7 +120,7 @@ def run(arguments: Sequence[str]) -> int:
             say(console, f"Not rebuilt: {plan.refusal}")
         say(console, plan.recommendation)
         if options.json:
-            Path(options.json).write_text(_json(plan), encoding="utf-8")
+            write_text(Path(options.json), _json(plan))
     if options.plot:
         from revformers.cli.plan_plot import draw
 

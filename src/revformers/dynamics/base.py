@@ -126,6 +126,10 @@ class Dynamics(ABC):
         """Return the side information that each step of layer `layer` keeps for its inverse, bits per element."""
         return self.coefficients(layer).side_information_bits
 
+    def mean_side_information_bits(self, number_of_layers: int) -> float:
+        """Return the mean of `side_information_bits` over a stack of `number_of_layers` layers."""
+        return sum(map(self.side_information_bits, range(number_of_layers))) / number_of_layers
+
     @property
     @abstractmethod
     def recurrence(self) -> str:

@@ -77,7 +77,7 @@ def describe(model: nn.Module) -> Description:
     dynamics, activations, layers = reversible.dynamics, reversible.activations, reversible.number_of_layers
     bits = None
     if dynamics.reversible:
-        bits = sum(dynamics.side_information_bits(layer) for layer in range(layers)) / layers
+        bits = dynamics.mean_side_information_bits(layers)
     kept = activations.keeps
     if activations.needs_inverse and bits:
         kept += ", and side information"

@@ -71,13 +71,8 @@ class ReversibleStack(Identity):
             self._steps = dynamics, dynamics.steps(self.number_of_layers)
         # Whatever else changes the memory of a pass, policies have to find out for themselves.
         # The text tells Budget(1), one byte, from Budget(1.0), all free memory, which are equal in Python.
-        key = (
-            self.activations,
-            str(self.activations),
-            self.evaluate,
-            dynamics.steps_per_layer,
-            dynamics.evaluations_per_step,
-        )
+        policy = self.activations, str(self.activations)
+        key = policy, self.evaluate, dynamics.steps_per_layer, dynamics.evaluations_per_step
         begin = next((begin for known, begin in self._bound if known == key), None)
         if begin is None:
             begin = self.activations.bind(dynamics.steps_per_layer)

@@ -105,7 +105,7 @@ def _cost(workload: Workload, setup: Setup, size: ModelSize, memory: int, tokens
         with_model(size, one.device),
         one.host,
         batch,
-        step_memory(workload, setup, max(1, batch), tokens).host if batch else 0,
+        step_memory(workload, setup, batch, tokens).host if batch else 0,
         CONTEXT_UNIT * units,
         *_work_over_store(workload, setup, tokens, device, one.host),
     )

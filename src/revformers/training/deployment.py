@@ -25,13 +25,13 @@ def check_deployable(model: nn.Module) -> None:
     stack = reversible_stack(model)
     if stack is None:  # not converted: the ordinary network is what is trained
         return
-    dynamics, layers = stack.dynamics, range(stack.number_of_layers)
+    dynamics = stack.dynamics
     if not isinstance(dynamics, BlendedMidpoint):
         raise UserError(
             f"deploy: ordinary needs dynamics with blends, which stay close to the ordinary network; the model has "
             f"{dynamics.name}. Set deploy to reversible."
         )
-    bits = sum(map(dynamics.side_information_bits, layers)) / len(layers)
+    bits = dynamics.mean_side_information_bits(stack.number_of_layers)
     if bits < FEWEST_DEPLOYED_BITS:
         raise UserError(
             f"With a mean of {bits:.3g} bits the model is too far from the ordinary network to be deployed as it; "

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 
-from revformers.engine.proof.determined import INPUT, Determined, Recipe, last_tokens
+from revformers.engine.proof.determined import INPUT, Derivation, Determined, last_tokens
 from revformers.engine.ticket import Packed
 
 
@@ -13,12 +13,12 @@ def input_of_a_field():
     return torch.randn(3, 8, requires_grad=True) * 1  # as a state: no leaf
 
 
-def recipes(function, hidden):
+def derivations(function, hidden):
     """How each of the tensors that a function saves follows from others."""
     determined, found = Determined(hidden), []
 
     def pack(tensor):
-        found.append(determined.recipe(tensor))
+        found.append(determined.derivation(tensor))
         return Packed(determined.evaluation, len(found) - 1)
 
     with saved_tensors_hooks(pack, lambda _: None):
@@ -29,12 +29,12 @@ def recipes(function, hidden):
 
 def determined(function, hidden):
     """Which of the tensors that a function saves follow from others."""
-    return [recipe is not None for recipe in recipes(function, hidden)]
+    return [derivation is not None for derivation in derivations(function, hidden)]
 
 
-def test_a_recipe_names_the_operation_and_the_numbers_of_its_factors():
-    found = recipes(lambda x: (x * x.sin()).cos(), input_of_a_field())
-    assert [recipe and (recipe.operation, set(recipe.sources)) for recipe in found] == [
+def test_a_derivation_names_the_operation_and_the_numbers_of_its_factors():
+    found = derivations(lambda x: (x * x.sin()).cos(), input_of_a_field())
+    assert [derivation and (derivation.operation, set(derivation.sources)) for derivation in found] == [
         ("", {INPUT}),
         None,
         ("", {INPUT}),
@@ -99,10 +99,10 @@ def test_wrappers_and_sparse_tensors_do_not_follow():
 def test_the_last_token_of_every_sequence_is_read(batch, tokens, as_matrix):
     whole = torch.arange(batch * tokens * 2).view(batch, tokens, 2)
     saved = whole.view(-1, 2) if as_matrix else whole
-    found = last_tokens(saved, Recipe("", (), (whole.shape,)))
+    found = last_tokens(saved, Derivation("", (), (whole.shape,)))
     assert found.tolist() == [sequence[-1] for sequence in whole.tolist()]
 
 
 def test_a_vector_and_a_matrix_without_rows_are_read_whole():
     for tensor in (torch.ones(4), torch.ones(0, 4)):
-        assert last_tokens(tensor, Recipe("", (), (tensor.shape,))).shape == tensor.shape
+        assert last_tokens(tensor, Derivation("", (), (tensor.shape,))).shape == tensor.shape

@@ -230,7 +230,7 @@ def test_a_small_weight_is_compared_by_its_bits_and_nothing_follows_from_a_large
 
         hidden = input_of_a_field()
         evidence = first(run, hidden)
-        assert (evidence._saved[-1].recipe is not None) == written
+        assert (evidence._saved[-1].derivation is not None) == written
         weight.data.mul_(2)
         assert not equal(evidence, run, hidden)
 
@@ -286,7 +286,7 @@ def test_products_and_activation_functions_of_what_is_compared_follow_from_it():
     saved = first(mlp, hidden)._saved
     assert sum(one.leaf is not None for one in saved) == 3
     assert sum(one.leaf is None and one.is_read for one in saved) == 3, "gate(x), up(x) and, on a CPU, what silu makes"
-    assert sum(one.recipe is not None for one in saved) == 3, "the input twice and the product"
+    assert sum(one.derivation is not None for one in saved) == 3, "the input twice and the product"
 
 
 def test_what_silu_makes_is_read_on_a_cpu_as_its_last_elements_are_computed_another_way(monkeypatch):
@@ -304,7 +304,7 @@ def test_what_silu_makes_is_read_on_a_cpu_as_its_last_elements_are_computed_anot
         pytest.skip("this CPU computes all elements in one way")
     assert equal(first(one, hidden), one, hidden)
     assert not equal(first(one, hidden), other, hidden)
-    monkeypatch.setattr(determined_module, "_NOT_ON_A_CPU", set())
+    monkeypatch.setattr(determined_module, "NODES_THAT_DEPEND_ON_THREADS", set())
     assert equal(first(one, hidden), other, hidden), "it would not be seen, were it taken to follow from the gate"
 
 

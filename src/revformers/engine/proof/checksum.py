@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from revformers.engine.tensors import parts_in_memory
+
 ROWS = 129
 COLUMNS = 2053
 BLOCK = ROWS * COLUMNS
@@ -32,6 +34,11 @@ _MANY = 2**13
 def checksum(*tensors: Tensor) -> Tensor:
     """Return the checksum of tensors of any dtype on one device, in this order: int64[], without synchronising it."""
     return checksum_of(condensed(tensor) for tensor in tensors)
+
+
+def checksum_of_all(tensor: Tensor) -> Tensor:
+    """Return the checksum of a tensor of any kind, such as a sparse one, int64[], without synchronising the device."""
+    return checksum(*parts_in_memory(tensor))
 
 
 def condensed(tensor: Tensor, few: int = FEW) -> Tensor:

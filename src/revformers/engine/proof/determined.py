@@ -18,17 +18,20 @@ from torch import Tensor
 
 from revformers.engine.tensors import is_plain
 from revformers.engine.ticket import packed_by
-from revformers.private_api import NODES_THAT_SAVE_THEIR_FACTORS, base_of, storage_number, version_of
-
-_NOT_ON_A_CPU = {"SiluBackward0"}
-"""Nodes whose results follow from their factors only on devices other than a CPU."""
+from revformers.private_api import (
+    NODES_THAT_DEPEND_ON_THREADS,
+    NODES_THAT_SAVE_THEIR_FACTORS,
+    base_of,
+    storage_number,
+    version_of,
+)
 
 INPUT = -1
 """The number of the field's input, among the numbers of saved tensors."""
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Derivation:
     """How a saved tensor follows from others.
 
     Attributes:
@@ -70,7 +73,7 @@ class Determined:
         self._input = None
         self._known.clear()
 
-    def recipe(self, tensor: Tensor) -> Recipe | None:
+    def derivation(self, tensor: Tensor) -> Derivation | None:
         """Return how the next saved tensor follows from others; None if it does not, and has to be read."""
         number, self._number = self._number, self._number + 1
         base = base_of(tensor)
@@ -81,19 +84,19 @@ class Determined:
         if storage_number(whole.untyped_storage()) == self._memory and self._input is not None:
             # Not by the shape of the base: the input is a view in one evaluation and not in another, as in MLP tiles.
             place = (self._input.shape, self._input.stride(), *place[2:])
-            return Recipe("", (INPUT,), place) if version_of(whole) == self._version else None
+            return Derivation("", (INPUT,), place) if version_of(whole) == self._version else None
         node = whole.grad_fn
         if node is None or version_of(whole):
             return None
         known = self._known.get((node, whole.output_nr))
         if known is not None:
-            return Recipe("", (known,), place)
+            return Derivation("", (known,), place)
         operation = node.name()
-        if whole.is_complex() or (whole.device.type == "cpu" and operation in _NOT_ON_A_CPU):
+        if whole.is_complex() or (whole.device.type == "cpu" and operation in NODES_THAT_DEPEND_ON_THREADS):
             operation = ""
         sources = tuple(self._number_of(node, name) for name in NODES_THAT_SAVE_THEIR_FACTORS.get(operation, ()))
         if sources and None not in sources:
-            return Recipe(operation, sources, place)
+            return Derivation(operation, sources, place)
         # A view of as many elements may have some of them twice, and others not.
         if tensor.numel() == whole.numel() and (tensor.is_contiguous() or tensor.stride() == whole.stride()):
             self._known[node, whole.output_nr] = number
@@ -105,12 +108,12 @@ class Determined:
         return packed.number if packed is not None and packed.evaluation is self.evaluation else None
 
 
-def last_tokens(tensor: Tensor, recipe: Recipe) -> Tensor:
+def last_tokens(tensor: Tensor, derivation: Derivation) -> Tensor:
     """Return the last row of every matrix in a tensor that was saved, a view of it without its graph.
 
     Linear layers save their input as one matrix, whose rows are tokens of several sequences.
     """
-    whole, tensor = recipe.place[0], tensor.detach()
+    whole, tensor = derivation.place[0], tensor.detach()
     if tensor.is_contiguous() and tensor.numel() == whole.numel():
         tensor = tensor.view(whole)
     return tensor[..., -1, :] if tensor.dim() > 1 and tensor.shape[-2] else tensor

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from revformers.engine.proof.checksum import FEW, checksum, checksum_of, condensed, layout_of
-from revformers.engine.proof.determined import INPUT, Determined, Recipe, last_tokens
+from revformers.engine.proof.checksum import FEW, checksum_of, checksum_of_all, condensed, layout_of
+from revformers.engine.proof.determined import INPUT, Derivation, Determined, last_tokens
 from revformers.engine.proof.situation import Situation
 from revformers.engine.proof.unwritten import may_be_unwritten
 from revformers.engine.tensors import parts_in_memory
@@ -88,26 +88,26 @@ class Saved:
 
     Attributes:
         leaf: the leaf, if it is one; otherwise None.
-        recipe: how it follows from others, or None; of such a tensor only the last token of each sequence is read.
+        derivation: how it follows from others, or None; of such a tensor only the last token of each sequence is read.
         is_read: whether all of it, or the written part, is read.
         written: number of written elements in the last dimension; None for all.
 
     """
 
     leaf: Leaf | None = None
-    recipe: Recipe | None = None
+    derivation: Derivation | None = None
     is_read: bool = False
     written: int | None = None
 
     @property
     def sources(self) -> tuple[int, ...]:
         """The numbers of the tensors that it follows from."""
-        return () if self.recipe is None else self.recipe.sources
+        return () if self.derivation is None else self.derivation.sources
 
     @property
     def is_compared(self) -> bool:
         """Whether it is compared by its bits or those of others, not only by its version."""
-        return self.recipe is not None or (self.is_read and self.written is None)
+        return self.derivation is not None or (self.is_read and self.written is None)
 
 
 class Evidence:
@@ -137,9 +137,9 @@ class Evidence:
         # Frozen weights may be copied to the device again for every evaluation.
         if leaf is not None and not leaf.requires_grad and not self._situation.owns(leaf):
             leaf = None
-        recipe = self._recipe(tensor)
-        is_read = recipe is None and (leaf is None or leaf.numel() <= SMALL_WEIGHT)
-        saved = Saved(None if leaf is None else Leaf(tensor, leaf), recipe, is_read)
+        derivation = self._derivation(tensor)
+        is_read = derivation is None and (leaf is None or leaf.numel() <= SMALL_WEIGHT)
+        saved = Saved(None if leaf is None else Leaf(tensor, leaf), derivation, is_read)
         number = len(self._saved)
         self._saved.append(saved)
         if may_be_unwritten(tensor):
@@ -147,9 +147,9 @@ class Evidence:
         else:
             self._words.add(number, saved, tensor)
 
-    def _recipe(self, tensor: Tensor) -> Recipe | None:
-        recipe = self._determined.recipe(tensor)
-        return recipe if recipe is not None and self._are_compared(recipe.sources) else None
+    def _derivation(self, tensor: Tensor) -> Derivation | None:
+        derivation = self._determined.derivation(tensor)
+        return derivation if derivation is not None and self._are_compared(derivation.sources) else None
 
     def _are_compared(self, sources: Iterable[int]) -> bool:
         """Whether these tensors are compared, so that others may follow from them."""
@@ -227,8 +227,8 @@ class LaterEvidence:
                 self._equal.append(equal)
             elif not equal and self.other_leaf is None:
                 self.other_leaf = tensor
-        recipe = self._determined.recipe(tensor)  # for every tensor, because others may follow from it
-        if first.recipe is not None and recipe != first.recipe:
+        derivation = self._determined.derivation(tensor)  # for every tensor, because others may follow from it
+        if first.derivation is not None and derivation != first.derivation:
             self.is_made_otherwise = True
         self._words.add(number, first, tensor)
         return Packed(self._determined.evaluation, number)
@@ -258,8 +258,8 @@ class _Words:
     def add(self, number: int, saved: Saved, tensor: Tensor) -> None:
         """Read the parts of a saved tensor that are compared."""
         few = FEW
-        if saved.recipe is not None:
-            tensor, few = last_tokens(tensor, saved.recipe), WORDS_OF_LAST_TOKENS
+        if saved.derivation is not None:
+            tensor, few = last_tokens(tensor, saved.derivation), WORDS_OF_LAST_TOKENS
         elif not saved.is_read or saved.written == 0:
             return
         elif saved.written is not None:
@@ -294,8 +294,3 @@ def _leaf_of(tensor: Tensor) -> Tensor | None:
 def _place_in_memory(tensor: Tensor) -> tuple[Any, ...] | None:
     """Return the shape, strides and offset of a view; None for a tensor that is not a view."""
     return None if base_of(tensor) is None else (tensor.shape, tensor.stride(), tensor.storage_offset())
-
-
-def checksum_of_all(tensor: Tensor) -> Tensor:
-    """Return the checksum of a tensor of any kind, int64[], without synchronising the device."""
-    return checksum(*parts_in_memory(tensor))

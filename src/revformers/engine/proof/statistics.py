@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from revformers.engine.proof.evidence import SMALL_WEIGHT, checksum_of_all
+from revformers.engine.proof.checksum import checksum_of_all
+from revformers.engine.proof.evidence import SMALL_WEIGHT
 from revformers.engine.proof.situation import Situation, tensor_attributes
 from revformers.engine.tensors import is_plain, parts_in_memory
 
