@@ -1,7 +1,10 @@
 """The results of comparisons in a backward pass, and the error for one that failed."""
 
+import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,6 +97,8 @@ class Verdicts:
     at_once: bool
     _pass: int | None = None
     _waiting: list[tuple[Tensor, Callable[[], Exception]]] = field(default_factory=list)
+    # One thread's pass may end, and look, while another adds.
+    _lock: AbstractContextManager[Any] = field(default_factory=threading.Lock)
 
     def add(self, equal: Tensor, error: Callable[[], Exception]) -> None:
         """Add the result of a comparison, bool[], and the function that makes the error for a false one.
@@ -102,7 +107,8 @@ class Verdicts:
             Exception: that error, if the result is checked at once and false.
 
         """
-        self._waiting.append((equal, error))
+        with self._lock:
+            self._waiting.append((equal, error))
         this_pass = current_backward_pass()
         if self.at_once or this_pass is None:  # outside of one, as when a debugger asks a node for its tensors
             self.look()
@@ -112,9 +118,10 @@ class Verdicts:
 
     def look(self) -> None:
         """Wait for all results; raise the error of the first that is false."""
-        if not self._waiting:
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
+        if not waiting:
             return
-        waiting, self._waiting = self._waiting, []
         device = waiting[0][0].device
         equal = torch.stack([result.to(device) for result, _ in waiting])
         if not torch.equal(equal, torch.ones_like(equal)):
