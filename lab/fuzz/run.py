@@ -22,7 +22,7 @@ from lab.fuzz.orders import ORDERS
 from lab.fuzz.reference import Recurrence
 from revformers.activations import Budget
 from revformers.dynamics import from_dict
-from revformers.engine import tape as rebuild
+from revformers.engine import tape
 from revformers.engine.proof.verdicts import Verdicts
 from revformers.errors import RebuildMismatchError, StateRangeError
 from revformers.models.discovery import find_stack
@@ -86,7 +86,7 @@ def run_case(case: Case) -> Outcome:
     # Layers with different frozen weights have graphs of their own.
     graphs = torch.compiler.config.patch(recompile_limit=GRAPHS)  # type: ignore[attr-defined]
     try:
-        late = mock.patch.object(rebuild, "Verdicts", partial(_late_verdicts, Verdicts))
+        late = mock.patch.object(tape, "Verdicts", partial(_late_verdicts, Verdicts))
         with (
             warnings.catch_warnings(),
             graphs if case.compiled else contextlib.nullcontext(),

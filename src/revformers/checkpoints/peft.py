@@ -23,26 +23,26 @@ from revformers.models.parts import reversible_stack
 Function = Callable[..., Any]
 
 
-def from_json_file(ordinary: Function, *arguments: Any, **keywords: Any) -> Any:
+def from_json_file(original: Function, *arguments: Any, **keywords: Any) -> Any:
     """Read the marked type of an adapter of a reversible model."""
-    values = ordinary(*arguments, **keywords)
+    values = original(*arguments, **keywords)
     # A PeftConfig may have no type.
     return values | {"peft_type": ordinary_type(values["peft_type"])} if values.get("peft_type") else values
 
 
-def save_pretrained(ordinary: Function, model: Any, save_directory: Any, *others: Any, **options: Any) -> Any:
+def save_pretrained(original: Function, model: Any, save_directory: Any, *others: Any, **options: Any) -> Any:
     """Save adapters; those of a reversible base with its description and a marked type."""
     card = Path(save_directory) / CARD_NAME
     ours = has_section(card) or not card.exists()
     base = model.get_base_model()
     require_own_predictors(base)  # before the adapter is written, which would have no description
-    result = ordinary(model, save_directory, *others, **options)
+    result = original(model, save_directory, *others, **options)
     if not options.get("is_main_process", True):
         return result
     reversible = reversible_stack(base) is not None
     if reversible and ours and card.is_file():
         add_section(card, base, adapter=True)
-    chosen = inspect.signature(ordinary).bind(model, save_directory, *others, **options).arguments
+    chosen = inspect.signature(original).bind(model, save_directory, *others, **options).arguments
     for name in chosen.get("selected_adapters") or model.peft_config:
         directory = Path(save_directory) / ("" if name == "default" else name)
         if not reversible:
@@ -52,16 +52,16 @@ def save_pretrained(ordinary: Function, model: Any, save_directory: Any, *others
     return result
 
 
-def load_adapter(ordinary: Function, model: Any, *arguments: Any, **keywords: Any) -> Any:
+def load_adapter(original: Function, model: Any, *arguments: Any, **keywords: Any) -> Any:
     """Load an adapter; raise ValueError if it was trained on another network."""
     names = ("model_id", "peft_model_id")
     adapter = arguments[0] if arguments else next((keywords[name] for name in names if name in keywords), None)
     if adapter is not None:
         check_base(model, adapter, keywords | (keywords.get("adapter_kwargs") or {}))
-    return ordinary(model, *arguments, **keywords)
+    return original(model, *arguments, **keywords)
 
 
-def hotswap_adapter(ordinary: Function, model: Any, model_name_or_path: Any, *others: Any, **options: Any) -> Any:
+def hotswap_adapter(original: Function, model: Any, model_name_or_path: Any, *others: Any, **options: Any) -> Any:
     """Swap a loaded adapter for another; raise ValueError if that was trained on another network."""
     check_base(model, model_name_or_path, options)
-    return ordinary(model, model_name_or_path, *others, **options)
+    return original(model, model_name_or_path, *others, **options)

@@ -28,7 +28,7 @@ WEIGHTS = re.compile(rf"model(\.{VARIANT})?(-\d{{5}}-of-\d{{5}})?\.safetensors(\
 
 def save_pretrained(
     model: PreTrainedModel,
-    ordinary: Callable[..., None],
+    original: Callable[..., None],
     save_directory: str | os.PathLike,
     *arguments: Any,
     **keywords: Any,
@@ -41,7 +41,7 @@ def save_pretrained(
 
     Args:
         model: a reversible model.
-        ordinary: `save_pretrained` of its family, bound to it.
+        original: `save_pretrained` of its family, bound to it.
         save_directory: the target directory.
         arguments: further positional arguments of `transformers.PreTrainedModel.save_pretrained`.
         keywords: its keyword arguments.
@@ -58,7 +58,7 @@ def save_pretrained(
         prefix=f".{target.name}-", dir=target.parent, ignore_cleanup_errors=True
     ) as folder:
         partial = Path(folder)
-        ordinary(partial, **saving | {"variant": own_variant(saving.get("variant"))})
+        original(partial, **saving | {"variant": own_variant(saving.get("variant"))})
         if (partial / ADAPTER_CONFIG).is_file():  # for a model with an adapter transformers saves only the adapter
             seal_adapter(model, partial)
         written = sorted(file.name for file in partial.iterdir())
@@ -76,7 +76,7 @@ def save_pretrained(
         upload(model, target, written, **{"repo_id": target.name} | uploading)
 
 
-def refuse_mixed(ordinary: Callable[..., Any], model: Any, *arguments: Any, **keywords: Any) -> Any:
+def refuse_mixed(original: Callable[..., Any], model: Any, *arguments: Any, **keywords: Any) -> Any:
     """Save a model, but raise ValueError if its configuration does not match its decoder.
 
     A decoder that is moved into another model keeps its dynamics, which the configuration of that model does not
@@ -92,14 +92,14 @@ def refuse_mixed(ordinary: Callable[..., Any], model: Any, *arguments: Any, **ke
                 f"reversible one only if the __init__ of {name} makes it so.",
                 stacklevel=3,
             )
-            return ordinary(model, *arguments, **keywords)
+            return original(model, *arguments, **keywords)
         raise ValueError(
             f"The decoder in this {name} is {decoder}, but its configuration is that of a model that is {config}, so "
             f"another network would be loaded (a decoder was put into a finished model, or two models share a "
             f"configuration). Call revformers.make_reversible(model, dynamics) on the whole model, save the reversible "
             f"part by itself, or give an ordinary model a configuration of its own."
         )
-    return ordinary(model, *arguments, **keywords)
+    return original(model, *arguments, **keywords)
 
 
 def _sorted_arguments(

@@ -51,7 +51,7 @@ def check_checkpoint(model: Any, directory: str | os.PathLike) -> None:
     )
 
 
-def train(ordinary: Function, trainer: Any, *arguments: Any, **keywords: Any) -> Any:
+def train(original: Function, trainer: Any, *arguments: Any, **keywords: Any) -> Any:
     """Train; warn if the reference is another network, which a caller may want, and add callbacks' notes to errors."""
     reference, own = getattr(trainer, "ref_model", None), reversible_stack(trainer.model)
     if reference is not None and own is not None:
@@ -64,7 +64,7 @@ def train(ordinary: Function, trainer: Any, *arguments: Any, **keywords: Any) ->
             )
     callbacks = [one for one in trainer.callback_handler.callbacks if isinstance(one, ReversibleCallback)]
     try:
-        return ordinary(trainer, *arguments, **keywords)
+        return original(trainer, *arguments, **keywords)
     except (RebuildMismatchError, StateRangeError) as error:
         for callback in callbacks:
             error.add_note(callback.explain(error))
@@ -74,20 +74,20 @@ def train(ordinary: Function, trainer: Any, *arguments: Any, **keywords: Any) ->
             callback.close()
 
 
-def load_from_checkpoint(ordinary: Function, trainer: Any, resume_from_checkpoint: str, model: Any = None) -> None:
+def load_from_checkpoint(original: Function, trainer: Any, resume_from_checkpoint: str, model: Any = None) -> None:
     """Refuse the checkpoint of another network, and read the weights of a reversible one."""
     model = trainer.model if model is None else model
     check_checkpoint(model, resume_from_checkpoint)
     if not _load_weights(trainer, model, resume_from_checkpoint):
-        ordinary(trainer, resume_from_checkpoint, model)
+        original(trainer, resume_from_checkpoint, model)
 
 
-def load_best_model(ordinary: Function, trainer: Any) -> None:
+def load_best_model(original: Function, trainer: Any) -> None:
     """Do the same as `load_from_checkpoint`, for the best checkpoint."""
     directory = trainer.state.best_model_checkpoint
     check_checkpoint(trainer.model, directory)
     if trainer.is_deepspeed_enabled or not _load_weights(trainer, trainer.model, directory):
-        ordinary(trainer)
+        original(trainer)
 
 
 def _load_weights(trainer: Any, model: Any, directory: str) -> bool:
@@ -107,18 +107,18 @@ def _load_weights(trainer: Any, model: Any, directory: str) -> bool:
     return True
 
 
-def push_from_checkpoint(ordinary: Function, trainer: Any, checkpoint_folder: str) -> Any:
+def push_from_checkpoint(original: Function, trainer: Any, checkpoint_folder: str) -> Any:
     """Copy the weights into the uploaded folder, as the Trainer does with the file names that it knows."""
     if trainer.is_world_process_zero() and reversible_stack(trainer.model) is not None:
         for name in (f"model*{VARIANT}*", DESCRIPTION, PREDICTORS):
             for file in Path(checkpoint_folder).glob(name):
                 shutil.copy(file, trainer.args.output_dir)
-    return ordinary(trainer, checkpoint_folder)
+    return original(trainer, checkpoint_folder)
 
 
-def create_model_card(ordinary: Function, trainer: Any, *arguments: Any, **keywords: Any) -> Any:
+def create_model_card(original: Function, trainer: Any, *arguments: Any, **keywords: Any) -> Any:
     """Add a description of the network to the card that a trainer writes."""
-    result = ordinary(trainer, *arguments, **keywords)
+    result = original(trainer, *arguments, **keywords)
     card = Path(trainer.args.output_dir) / CARD_NAME
     if trainer.is_world_process_zero() and card.is_file() and reversible_stack(trainer.model) is not None:
         model = trainer.accelerator.unwrap_model(trainer.model)

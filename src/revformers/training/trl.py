@@ -90,14 +90,14 @@ def reference_copy(model: Any, dtype: Any = None) -> Any:
     return reference
 
 
-def get_config_model_id(ordinary: Callable[..., Any], config: Any) -> Any:
+def get_config_model_id(original: Callable[..., Any], config: Any) -> Any:
     """Return the name of a reversible model together with the model."""
-    name = ordinary(config)
+    name = original(config)
     return name if identity_of(config) is None else ModelName(name or "", owner_of(config))
 
 
 def create_model_from_path(
-    ordinary: Callable[..., Any], model_id: Any, architecture: Any = None, **options: Any
+    original: Callable[..., Any], model_id: Any, architecture: Any = None, **options: Any
 ) -> Any:
     """Return the reference of a reversible model, which is a copy of it."""
     if isinstance(model_id, ModelName):
@@ -107,14 +107,14 @@ def create_model_from_path(
                 "belongs to no model; pass ref_model, or restore the model's own configuration."
             )
         return reference_copy(model_id.model, options.get("dtype"))
-    return ordinary(model_id, architecture, **options)
+    return original(model_id, architecture, **options)
 
 
-def refuse_vllm(ordinary: Callable[..., Any], generation: Any, model: Any, *others: Any, **options: Any) -> None:
+def refuse_vllm(original: Callable[..., Any], generation: Any, model: Any, *others: Any, **options: Any) -> None:
     """Refuse to generate with vLLM for a reversible model."""
     if reversible_stack(model) is not None:
         raise ValueError(
             "use_vllm=True would generate with vLLM's own, ordinary network from the weights of this reversible one; "
             "leave it out to generate with the model itself."
         )
-    ordinary(generation, model, *others, **options)
+    original(generation, model, *others, **options)
