@@ -269,6 +269,8 @@ def test_mistakes_of_extensions_are_refused_where_they_are_made():
         Coefficients(0.5, Fraction(1, 2), 1.0)
 
     class Forgetful(rf.Midpoint):
+        name = "forgetful"
+
         def coefficients(self, layer):
             return Coefficients(Fraction(layer), Fraction(1), 1.0)
 

@@ -1,6 +1,6 @@
 """A policy that is defined here works wherever the library's own do."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -56,6 +56,12 @@ class OwnRebuild(rf.Rebuild):
     name = "own rebuild"
 
 
+def own(**changes):
+    """A policy that says less, or something else, than it has to."""
+    members = {"name": "own", "keeps": "all", "bind": rf.Store.bind, "__annotations__": {"bytes": int}, "bytes": 1}
+    return dataclass(frozen=True)(type("Own", (rf.ActivationPolicy,), members | changes))()
+
+
 def gradients(model, inputs):
     model.zero_grad()
     model(**inputs).loss.backward()
@@ -101,6 +107,12 @@ def test_a_name_is_registered_for_one_policy_alone(monkeypatch):
     del activations.ACTIVATIONS[EverySecond.name]
 
 
+def test_an_option_that_its_text_leaves_out_is_refused_and_not_lost():
+    rf.make_reversible(tiny("llama"), rf.Midpoint(), own())
+    with pytest.raises(ValueError, match="Own is saved as the text 'own', which does not give an equal policy again"):
+        activations.parse_policy(replace(own(), bytes=2))
+
+
 def test_it_is_saved_by_its_text_and_loaded_where_it_is_registered(registered, tmp_path, monkeypatch):
     rf.make_reversible(tiny("llama"), rf.Midpoint(), "every second:1").save_pretrained(tmp_path)
     assert rf.describe(rf.from_pretrained(tmp_path)).activations == "every second:1"
@@ -132,6 +144,12 @@ def test_every_policy_is_written_as_text_and_read_back():
         ("rebuild:1", ValueError, 'The activation policy "rebuild" has no options'),
         (None, TypeError, "such as revformers.Rebuild"),
         (rf.Rebuild, TypeError, "such as revformers.Rebuild"),
+        (own(name="store"), ValueError, "The name 'store' belongs to Store; give Own another one, and register it"),
+        (own(name=None), TypeError, "Own needs its name"),
+        (own(keeps=None), TypeError, r"Own needs a string, keeps = \.\.\., that says what"),
+        (own(__str__=lambda self: "nonsense"), ValueError, "Own is saved as the text 'nonsense', which does not give"),
+        (own(from_text=classmethod(lambda cls, text: cls(bytes=5))), ValueError, "write its options in __str__"),
+        (own(from_text=classmethod(lambda cls, text: cls(int(text)))), ValueError, "read them in from_text"),
     ],
 )
 def test_anything_else_is_refused(policy, error, message):

@@ -66,3 +66,9 @@ def test_a_forward_of_another_library_is_refused(model, attached):
 def test_dynamics_must_go_with_the_policy_and_the_depth(model, dynamics, policy, message):
     with pytest.raises(ValueError, match=message):
         check(model, Identity(dynamics=dynamics, activations=policy))
+
+
+def test_dynamics_must_not_have_the_name_of_others(model):
+    own = type("Own", (rf.Leapfrog,), {"name": "midpoint"})
+    with pytest.raises(ValueError, match="The name 'midpoint' belongs to Midpoint; give Own another one, and register"):
+        check(model, Identity(dynamics=own(), activations=rf.Store()))

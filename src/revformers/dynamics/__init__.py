@@ -11,6 +11,7 @@ from revformers.dynamics.leapfrog import Leapfrog
 from revformers.dynamics.midpoint import Midpoint
 from revformers.dynamics.residual import Residual
 from revformers.dynamics.two_evaluation_midpoint import TwoEvaluationMidpoint
+from revformers.registration import add
 
 DYNAMICS: dict[str, type[Dynamics]] = {
     dynamics.name: dynamics
@@ -24,13 +25,11 @@ def register(kind: type[Dynamics]) -> type[Dynamics]:
     A model that was saved with it loads only in a process that has registered it.
 
     Raises:
+        TypeError: if `kind` is no class of dynamics, or its name is not a string.
         ValueError: if another dynamics has the same name.
 
     """
-    known = DYNAMICS.setdefault(kind.name, kind)
-    if known is not kind:
-        raise ValueError(f"The name {kind.name!r} belongs to {known.__name__}; give {kind.__name__} another one.")
-    return kind
+    return add(kind, Dynamics, DYNAMICS)
 
 
 def create(name: str, **options: Any) -> Dynamics:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from torch import nn
 
 from revformers.activations import ActivationPolicy, parse_policy
+from revformers.dynamics import DYNAMICS
 from revformers.models.discovery import DecoderStack, find_stack, unwrap
 from revformers.models.families import find_layout
 from revformers.models.fields import no_branches, require_features
@@ -14,17 +15,22 @@ from revformers.models.identity import Identity
 from revformers.models.parts import require_reversible
 from revformers.models.stand_in import StandIn, refuse_replaced
 from revformers.models.update_predictor import PredictorForm, UpdatePredictor
+from revformers.registration import require_own_name
 
 
 def check(model: nn.Module, identity: Identity) -> DecoderStack:
     """Return the decoder of a model after checking that it can follow the recurrence of `identity`.
 
     Raises:
-        NotReversibleError: if the model does more than pass one hidden state through its layers in order.
-        ValueError: if the policy does not support the dynamics, or the dynamics are for another depth.
+        NotReversibleError: if the model does more than pass one hidden state through its layers in order, or a layout
+            does not fit its layers.
+        TypeError: if dynamics of your own have no name, or return something else than coefficients.
+        ValueError: if the policy does not support the dynamics, or the dynamics are for another depth, or have the
+            name of others.
 
     """
     stack = find_stack(model)
+    require_own_name(type(identity.dynamics), DYNAMICS)
     identity.activations.check(identity.dynamics)
     identity.dynamics.check(len(stack.layers))
     for layer in stack.layers:
