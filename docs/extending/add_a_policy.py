@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -33,6 +34,15 @@ class CheckpointInFiles(rf.ActivationPolicy):
     def bind(self, steps_per_layer: int) -> BeginPass:
         """Return a function that begins a forward pass."""
         return lambda states, steps: PassInFiles(states, self.directory)
+
+    @classmethod
+    def from_text(cls, options: str) -> Self:
+        """Read the directory that follows the name and a colon, if any."""
+        return cls(options or None)
+
+    def __str__(self) -> str:
+        """Return the policy as text, e.g. "checkpoint_in_files:/scratch"."""
+        return self.name if self.directory is None else f"{self.name}:{self.directory}"
 
 
 class PassInFiles(ForwardPass):

@@ -64,3 +64,17 @@ def test_a_class_that_makes_its_own_decoder_reversible_is_saved_with_a_warning(t
         model.save_pretrained(tmp_path)
     with torch.no_grad():
         assert torch.equal(OwnModel.from_pretrained(tmp_path).eval()(IDS).logits, model.eval()(IDS).logits)
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_a_policy_that_is_not_registered_is_told_when_the_model_is_saved(adapter, tmp_path):
+    policy = type("Own", (rf.Store,), {"name": "own"})
+    model = rf.make_reversible(small(), DYNAMICS, policy())
+    if adapter:
+        peft = pytest.importorskip("peft")
+        model = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    with pytest.warns(UserWarning, match=r"Own is not registered") as told:
+        model.save_pretrained(tmp_path)
+    assert [warning.filename for warning in told if "registered" in str(warning.message)] == [__file__]
+    with pytest.raises(OSError, match="There is no activation policy 'own'"):
+        rf.load_adapter(tmp_path, small()) if adapter else rf.from_pretrained(tmp_path)

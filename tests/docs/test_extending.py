@@ -85,6 +85,15 @@ def test_a_policy_is_known_by_its_name_and_refuses_a_changed_weight(tmp_path):
         loss.backward()
 
 
+def test_a_policy_is_saved_with_its_option(tmp_path):
+    names = run_page("add-a-policy")
+    policy = names["CheckpointInFiles"](str(tmp_path))
+    rf.make_reversible(llama(), rf.Midpoint(), activations=policy).save_pretrained(tmp_path / "model")
+    loaded = rf.from_pretrained(tmp_path / "model")
+    assert rf.describe(loaded).activations == f"checkpoint_in_files:{tmp_path}"
+    loaded(**names["batch"]).loss.backward()
+
+
 def test_a_family_steps_by_branch():
     with pytest.raises(rf.NotReversibleError, match="steps by branch"):
         rf.make_reversible(tiny_model(transformers.Apertus1p5TextForCausalLM), rf.Hamiltonian())(

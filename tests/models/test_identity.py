@@ -5,7 +5,7 @@ import pytest
 
 import revformers as rf
 from revformers.errors import ModelFilesError
-from revformers.models.identity import Identity, in_words, read_identity
+from revformers.models.identity import Identity, in_words, read_identity, warn_of_unregistered
 from revformers.models.provenance import Provenance
 from revformers.models.update_predictor import PredictorForm
 
@@ -61,3 +61,12 @@ def test_so_is_one_that_lacks_a_part():
     del values["update_predictors"]
     with pytest.raises(ModelFilesError, match="KeyError: 'update_predictors'"):
         read_identity(values, Path("config.json"))
+
+
+def test_what_cannot_be_loaded_because_it_is_not_registered_is_told(recwarn):
+    warn_of_unregistered(identity())
+    assert not recwarn
+    policy, dynamics = (type("Own", (kind,), {"name": "own"}) for kind in (rf.Store, rf.Midpoint))
+    for changes, module in (({"dynamics": dynamics()}, "dynamics"), ({"activations": policy()}, "activations")):
+        with pytest.warns(UserWarning, match=rf"Own is not registered, .* revformers\.{module}\.register\(Own\)"):
+            warn_of_unregistered(identity(**changes))

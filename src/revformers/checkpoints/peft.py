@@ -18,6 +18,7 @@ from revformers.checkpoints.adapter_base import (
     unseal_adapter,
 )
 from revformers.checkpoints.card import CARD_NAME, add_section, has_section
+from revformers.models.identity import warn_of_unregistered
 from revformers.models.parts import reversible_stack
 
 Function = Callable[..., Any]
@@ -39,13 +40,15 @@ def save_pretrained(original: Function, model: Any, save_directory: Any, *others
     result = original(model, save_directory, *others, **options)
     if not options.get("is_main_process", True):
         return result
-    reversible = reversible_stack(base) is not None
-    if reversible and ours and card.is_file():
+    reversible = reversible_stack(base)
+    if reversible is not None:
+        warn_of_unregistered(reversible)
+    if reversible is not None and ours and card.is_file():
         add_section(card, base, adapter=True)
     chosen = inspect.signature(original).bind(model, save_directory, *others, **options).arguments
     for name in chosen.get("selected_adapters") or model.peft_config:
         directory = Path(save_directory) / ("" if name == "default" else name)
-        if not reversible:
+        if reversible is None:
             unseal_adapter(directory)
         elif (directory / ADAPTER_CONFIG).is_file():
             seal_adapter(base, directory, model.peft_config[name].revision)

@@ -20,7 +20,8 @@ from revformers.checkpoints.card import CARD_NAME, add_section, has_section, is_
 from revformers.checkpoints.hub import upload
 from revformers.checkpoints.model_config import identity_of
 from revformers.checkpoints.model_files import VARIANT, own_variant
-from revformers.models.parts import reversible_stack
+from revformers.models.identity import warn_of_unregistered
+from revformers.models.parts import require_reversible, reversible_stack
 
 CONFIG_NAME = "config.json"
 WEIGHTS = re.compile(rf"model(\.{VARIANT})?(-\d{{5}}-of-\d{{5}})?\.safetensors(\.index(\.{VARIANT})?\.json)?")
@@ -49,7 +50,11 @@ def save_pretrained(
     Raises:
         TypeError: if an argument of the upload does not exist.
 
+    Warns:
+        UserWarning: if the dynamics or the policy are not registered, so that the saved model cannot be loaded.
+
     """
+    warn_of_unregistered(require_reversible(model))
     target = Path(save_directory)
     saving, uploading = _sorted_arguments(model, save_directory, arguments, keywords)
     target.mkdir(parents=True, exist_ok=True)

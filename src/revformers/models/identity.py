@@ -1,14 +1,14 @@
 """The identity of a reversible model: everything except its weights that defines the network."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from revformers import dynamics as dynamics_module
-from revformers.activations import ActivationPolicy, parse_policy
-from revformers.dynamics.base import Dynamics
+from revformers.activations import ACTIVATIONS, ActivationPolicy, parse_policy
+from revformers.dynamics import DYNAMICS, Dynamics, from_dict
 from revformers.errors import ModelFilesError
 from revformers.models.provenance import Provenance
 from revformers.models.update_predictor import PredictorForm
@@ -61,11 +61,25 @@ class Identity:
         if not isinstance(values["activations"], str):
             raise TypeError(f"activations is text, not {type(values['activations']).__name__}")
         return cls(
-            dynamics=dynamics_module.from_dict(values["dynamics"]),
+            dynamics=from_dict(values["dynamics"]),
             activations=parse_policy(values["activations"]),
             predictor_form=None if form is None else PredictorForm(**form),
             provenance=Provenance.from_dict(values["provenance"]) if "provenance" in values else None,
         )
+
+
+def warn_of_unregistered(identity: Identity) -> None:
+    """Warn if the dynamics or the policy are not registered, because what is saved with them cannot be loaded."""
+    for kind, module, registry in (
+        (type(identity.dynamics), "dynamics", DYNAMICS),
+        (type(identity.activations), "activations", ACTIVATIONS),
+    ):
+        if kind.name not in registry:
+            warnings.warn(
+                f"{kind.__name__} is not registered, so what is saved loads only where revformers.{module}.register"
+                f"({kind.__name__}) was called first.",
+                stacklevel=4,
+            )
 
 
 def in_words(identity: Identity | None) -> str:
