@@ -175,16 +175,6 @@ def test_a_kept_input_that_was_written_to_is_refused():
         update.sum().backward()
 
 
-def test_what_autograd_wants_to_keep_is_shown():
-    shown, saved = [], []
-    layer, hidden = Network().layers[0], torch.randn(1, 2, WIDTH, requires_grad=True) * 1
-    Tape.without_states(hidden.device).evaluate("layer 0", None, layer, hidden, keep=kept, on_save=shown.append)
-    with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda _: None):
-        layer(hidden)
-    assert len(shown) == len(saved) > 3
-    assert equal(shown, saved)
-
-
 def test_steps_that_save_nothing_are_undone_on_the_way():
     network = Network()
     network.layers[2], network.layers[5] = (AddBias() for _ in range(2))

@@ -64,14 +64,12 @@ class Step:
         self,
         hidden: Tensor,
         new_ticket: Callable[[object, int, Tensor], SavedTensor],
-        on_save: Callable[[Tensor], object] | None = None,
     ) -> Tensor:
         """Return f_l(p[l]), for which autograd saves tickets instead of tensors.
 
         Args:
             hidden: p[l].
             new_ticket: makes a ticket from the evaluation, the number of the tensor among those saved, and the tensor.
-            on_save: called with every tensor that autograd saves.
 
         """
         evidence, tickets = self._evidence, self._tickets
@@ -79,8 +77,6 @@ class Step:
         def pack(tensor: Tensor) -> SavedTensor:
             ticket = new_ticket(evidence.evaluation, len(tickets), tensor)
             evidence.add(tensor)
-            if on_save is not None:
-                on_save(tensor)
             tickets.append(weakref.ref(ticket))
             return ticket
 

@@ -58,10 +58,10 @@ class Tape(ForwardPass):
 
     """
 
-    def __init__(self, states: StatePair) -> None:
+    def __init__(self, states: StatePair, *, covers_pass: bool = True) -> None:
         super().__init__(states)
         self.position = 0
-        self.covers_pass = True
+        self.covers_pass = covers_pass
         self.lock: AbstractContextManager[Any] = threading.RLock()
         self._steps: list[Step] = []
         self._first_with_gradient: int | None = None
@@ -73,9 +73,7 @@ class Tape(ForwardPass):
     @classmethod
     def without_states(cls, device: torch.device, *, covers_pass: bool = True) -> "Tape":
         """Return a tape for steps whose inputs are kept, on `device`."""
-        tape = cls(StatePair.empty(device))
-        tape.covers_pass = covers_pass
-        return tape
+        return cls(StatePair.empty(device), covers_pass=covers_pass)
 
     def evaluate(
         self,
@@ -85,7 +83,6 @@ class Tape(ForwardPass):
         hidden: Tensor,
         *,
         keep: Callable[[Tensor], InputSource] | None = None,
-        on_save: Callable[[Tensor], object] | None = None,
     ) -> Tensor:
         """Return f_l(p[l]), of which autograd keeps tickets instead of tensors.
 
@@ -95,7 +92,6 @@ class Tape(ForwardPass):
             field: f_l.
             hidden: p[l], (batch, tokens, width).
             keep: stores p[l] and returns a function that returns it later; if None, the tape rebuilds p[l].
-            on_save: called with every tensor that autograd wants to keep.
 
         Raises:
             NotReversibleError: if the field writes to its buffers, as the second evaluation would do again.
@@ -103,7 +99,7 @@ class Tape(ForwardPass):
         """
         number, step = len(self._steps), Step(name, coefficients, field, hidden)
         # The hooks hold the tape only while the field runs; afterwards only tickets do.
-        update = step.evaluate(hidden, partial(SavedTensor, self, number), on_save)
+        update = step.evaluate(hidden, partial(self.new_ticket, number))
         if update.requires_grad and self._first_with_gradient is None:
             self._first_with_gradient = number
             self._checksum = self.states.checksum()
@@ -118,6 +114,14 @@ class Tape(ForwardPass):
             update.register_hook(partial(_rebuild_first, weakref.ref(self), number))
         self._steps.append(step)
         return update
+
+    def new_ticket(self, step: int, evaluation: object, number: int, tensor: Tensor) -> SavedTensor:
+        """Return what autograd saves instead of `tensor`, the one with this number that step number `step` saves."""
+        return SavedTensor(self, step, evaluation, number, tensor)
+
+    def keep_states(self) -> None:
+        """Keep a copy of the states as they are, because the forward pass advances them by steps that are not here."""
+        self.states = self.states.copy()
 
     def advance(self, coefficients: Coefficients, update: Tensor) -> None:
         """Advance the states by the step that was evaluated last; `update` is the result of that evaluation."""

@@ -338,8 +338,8 @@ def test_only_the_graph_keeps_the_states_and_backward_frees_them(monkeypatch):
     network, dynamics = Network(scaled=True), rf.Midpoint()
     tapes, make = [], Tape.__init__
 
-    def remember(self, states):
-        make(self, states)
+    def remember(self, states, **options):
+        make(self, states, **options)
         tapes.append(weakref.ref(self))
 
     for share, alive in ((2.0, True), (100.0, False)):

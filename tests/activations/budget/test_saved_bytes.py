@@ -2,7 +2,10 @@ import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from revformers.activations.budget.saved_bytes import SavedBytes
+from revformers.activations.budget.saved_bytes import CountingTape, SavedBytes
+from revformers.engine.states import StatePair
+from revformers.engine.ticket import kept
+from tests.engine.network import WIDTH, Network
 
 
 def count(function):
@@ -57,3 +60,19 @@ def test_the_parts_of_a_sparse_tensor_count():
         saved = SavedBytes()
         saved.add(sparse)
         assert saved.count == 8 * indices + 4 * 2
+
+
+def test_a_tape_counts_what_autograd_would_save_without_it():
+    layer, hidden = Network().layers[0], torch.randn(1, 2, WIDTH, requires_grad=True) * 1
+    counted, expected = SavedBytes(), SavedBytes()
+    tape = CountingTape(StatePair.empty(hidden.device), counted)
+    update = tape.evaluate("layer 0", None, layer, hidden, keep=kept)
+
+    def pack(tensor):
+        expected.add(tensor)
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        again = layer(hidden)
+    assert counted.count == expected.count > 3 * WIDTH
+    assert torch.equal(torch.autograd.grad(update.sum(), hidden)[0], torch.autograd.grad(again.sum(), hidden)[0])

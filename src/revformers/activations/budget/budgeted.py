@@ -23,7 +23,7 @@ from revformers.activations.budget.allocation import Allocation, StepCost, alloc
 from revformers.activations.budget.attention_outputs import AttentionKeeper
 from revformers.activations.budget.observation import Observations, ObservedStep, PassKind, switches
 from revformers.activations.budget.report import BudgetReport
-from revformers.activations.budget.saved_bytes import SavedBytes
+from revformers.activations.budget.saved_bytes import CountingTape, SavedBytes
 from revformers.byte_size import size_in_words
 from revformers.dynamics.base import Coefficients
 from revformers.engine.field import Field
@@ -91,7 +91,7 @@ class BudgetedPass(ForwardPass):
         self._saved = SavedBytes()
         self._allocation = Allocation(may_rebuild, len(steps), len(steps))
         self._rebuilt: Tape | None = None
-        self._computed_from_inputs = Tape.without_states(states.current.device, covers_pass=False)
+        self._computed_from_inputs: Tape
         self._step = 0
         self._kept = 0
         self._stored_steps = self._attention_steps = self._input_steps = 0
@@ -144,8 +144,7 @@ class BudgetedPass(ForwardPass):
             self._rebuilt.advance(coefficients, update)
         else:
             if self._rebuilt is not None and self._step == self._allocation.first_stored:
-                # The tape starts from this copy in the backward pass; the forward pass continues with the pair itself.
-                self._rebuilt.states = self.states.copy()
+                self._rebuilt.keep_states()
             super().advance(coefficients, update)
         self._step += 1
 
@@ -166,10 +165,13 @@ class BudgetedPass(ForwardPass):
         else:
             costs = self._costs_of_batch(self._observed, hidden)
             self._allocation = allocate(costs, _pair_bytes(elements), self._room, may_rebuild=self._may_rebuild)
+        self._computed_from_inputs = self._tape(StatePair.empty(hidden.device))
         if self._allocation.rebuilds:
-            self._rebuilt = Tape(self.states)
-            self._rebuilt.covers_pass = False
+            self._rebuilt = self._tape(self.states)
             self._kept = _pair_bytes(elements)
+
+    def _tape(self, states: StatePair) -> Tape:
+        return Tape(states, covers_pass=False) if self._observed is not None else CountingTape(states, self._saved)
 
     def _costs_of_batch(self, observed: Sequence[ObservedStep], hidden: Tensor) -> list[StepCost]:
         """Return the costs of the steps for this batch, which may be smaller than the observed one, and its blends."""
@@ -199,7 +201,7 @@ class BudgetedPass(ForwardPass):
         """Evaluate a step that is computed again, and count the memory that storing it would need."""
         keeper = AttentionKeeper(field, name)
         self._saved.count = 0
-        update = self._compute_again(name, coefficients, keeper, hidden, observed=True)
+        update = self._compute_again(name, coefficients, keeper, hidden)
         keeper.forget()
         cost = StepCost()
         if update.requires_grad:
@@ -215,18 +217,14 @@ class BudgetedPass(ForwardPass):
             self._observations.add(self._kind, tuple(self._observing))
         return update
 
-    def _compute_again(
-        self, name: str, coefficients: Coefficients, field: Field, hidden: Tensor, *, observed: bool = False
-    ) -> Tensor:
+    def _compute_again(self, name: str, coefficients: Coefficients, field: Field, hidden: Tensor) -> Tensor:
         """Evaluate a step that the backward pass rebuilds, or computes from its kept input."""
-        # A method of the counter, not of the pass, because the graph holds it.
-        on_save = self._saved.add if observed else None
         if self._rebuilt is not None and self._is_rebuilt():
-            update = self._rebuilt.evaluate(name, coefficients, field, hidden, on_save=on_save)
+            update = self._rebuilt.evaluate(name, coefficients, field, hidden)
             if update.requires_grad:
                 self._kept += self._side_information_bytes(hidden, self._step)
             return update
-        update = self._computed_from_inputs.evaluate(name, coefficients, field, hidden, keep=kept, on_save=on_save)
+        update = self._computed_from_inputs.evaluate(name, coefficients, field, hidden, keep=kept)
         if update.requires_grad:
             self._kept += hidden.nbytes
             self._input_steps += 1

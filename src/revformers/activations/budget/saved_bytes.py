@@ -2,7 +2,10 @@
 
 from torch import Tensor, nn
 
+from revformers.engine.states import StatePair
+from revformers.engine.tape import Tape
 from revformers.engine.tensors import parts_in_memory
+from revformers.engine.ticket import SavedTensor
 from revformers.private_api import StorageWeakRef, base_of
 
 
@@ -31,3 +34,22 @@ class SavedBytes:
             if reference not in self._seen:
                 self._seen.add(reference)
                 self.count += storage.nbytes()
+
+
+class CountingTape(Tape):
+    """A tape that counts what autograd would save without it.
+
+    Args:
+        states: as for every tape.
+        saved: the counter.
+
+    """
+
+    def __init__(self, states: StatePair, saved: SavedBytes) -> None:
+        super().__init__(states, covers_pass=False)
+        self._saved = saved
+
+    def new_ticket(self, step: int, evaluation: object, number: int, tensor: Tensor) -> SavedTensor:
+        """Count the tensor, and return its ticket."""
+        self._saved.add(tensor)
+        return super().new_ticket(step, evaluation, number, tensor)
