@@ -32,7 +32,7 @@ def test_a_name_that_nobody_has_need_not_be_registered():
         (named("own"), ValueError, "The name 'own' belongs to Own; give Other another one, and register it"),
         (named("own:1"), ValueError, "The name 'own:1' of Other is empty or has a colon"),
         (named(""), ValueError, "is empty or has a colon"),
-        (named(3), TypeError, "Other needs its name in recipes and saved models as a string"),
+        (named(3), TypeError, "Other needs a name for recipes and saved models; set one in the class"),
         (Own(), TypeError, r"register takes a subclass of Base, not <.*Own object"),
         (int, TypeError, "register takes a subclass of Base, not <class 'int'>"),
     ],

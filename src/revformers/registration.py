@@ -31,7 +31,9 @@ def require_own_name(kind: type, registry: Mapping[str, Any]) -> None:
     """
     name = getattr(kind, "name", None)
     if not isinstance(name, str):
-        raise TypeError(f"{kind.__name__} needs its name in recipes and saved models as a string, name = ..., in it.")
+        raise TypeError(
+            f'{kind.__name__} needs a name for recipes and saved models; set one in the class, such as name = "own".'
+        )
     if not name or ":" in name:
         raise ValueError(f"The name {name!r} of {kind.__name__} is empty or has a colon, which separates options.")
     owner = registry.get(name, kind)

@@ -175,6 +175,20 @@ def test_a_kept_input_that_was_written_to_is_refused():
         update.sum().backward()
 
 
+@pytest.mark.parametrize(
+    ("keep", "error", "message"),
+    [
+        (None, ValueError, r"no states to rebuild the input of layer 0 from; give evaluate a function keep"),
+        (lambda hidden: hidden, TypeError, "keep returns a Tensor for layer 0; it must return a function"),
+        (lambda hidden: None, TypeError, "keep returns a NoneType for layer 0"),
+    ],
+)
+def test_an_input_that_could_not_be_had_again_is_refused_in_the_forward_pass(keep, error, message):
+    hidden = torch.randn(1, 2, WIDTH, requires_grad=True)
+    with pytest.raises(error, match=message):
+        Tape.without_states(hidden.device).evaluate("layer 0", None, torch.sin, hidden, keep=keep)
+
+
 def test_steps_that_save_nothing_are_undone_on_the_way():
     network = Network()
     network.layers[2], network.layers[5] = (AddBias() for _ in range(2))

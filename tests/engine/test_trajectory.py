@@ -79,10 +79,19 @@ def test_a_second_derivative_is_that_of_the_recurrence(dynamics, activations):
     assert torch.allclose(ours, reference, rtol=1e-5, atol=1e-5 * reference.abs().max().item())
 
 
-def test_a_field_of_another_shape_is_refused():
+@pytest.mark.parametrize(
+    ("field", "found"),
+    [
+        (lambda hidden: hidden[..., :2], r"\[1, 2, 2\]"),
+        (lambda hidden: None, "a NoneType"),
+        (lambda hidden: (hidden, None), "a tuple"),
+    ],
+)
+def test_an_update_of_another_shape_is_refused(field, found):
     trajectory = Trajectory(rf.Midpoint(), ForwardPass, torch.randn(1, 2, 4))
-    with pytest.raises(ValueError, match="layer 0 maps a state"):
-        trajectory.step("layer 0", rf.Midpoint().coefficients(0), lambda hidden: hidden[..., :2])
+    words = rf"update of layer 0 is {found}, not a tensor .*\[1, 2, 4\]; correct the layer, or ForwardPass\.evaluate"
+    with pytest.raises(ValueError, match=words):
+        trajectory.step("layer 0", rf.Midpoint().coefficients(0), field)
 
 
 @pytest.mark.parametrize("value", [float("nan"), 1e9])

@@ -136,3 +136,16 @@ def test_a_layer_called_on_its_own_is_refused(model):
     rf.make_reversible(model, rf.Midpoint())
     with pytest.raises(RuntimeError, match="outside its decoder's forward"):
         model.model.layers[0](torch.randn(1, 2, 32))
+
+
+@pytest.mark.parametrize(
+    ("bind", "message"),
+    [
+        (lambda self, steps_per_layer: None, "Own.bind returns None; it must return a function that begins"),
+        (lambda self, steps_per_layer: lambda states, steps: "pass", "must begin a ForwardPass, but returns 'pass'"),
+    ],
+)
+def test_a_policy_that_begins_no_pass_is_named(model, batch, bind, message):
+    rf.make_reversible(model, rf.Midpoint(), type("Own", (rf.Store,), {"name": "own", "bind": bind})())
+    with pytest.raises(TypeError, match=message):
+        model(**batch)

@@ -56,7 +56,10 @@ def _require_own_text(policy: ActivationPolicy) -> None:
     kind = type(policy)
     require_own_name(kind, ACTIVATIONS)
     if not isinstance(getattr(policy, "keeps", None), str):
-        raise TypeError(f"{kind.__name__} needs a string, keeps = ..., that says what a forward pass keeps.")
+        raise TypeError(
+            f"{kind.__name__} does not say what a forward pass keeps; set it in the class, such as "
+            f'keeps = "the input of every step".'
+        )
     name, _, options = str(policy).partition(":")
     try:
         again = kind.from_text(options)

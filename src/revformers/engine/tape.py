@@ -95,8 +95,15 @@ class Tape(ForwardPass):
 
         Raises:
             NotReversibleError: if the field writes to its buffers, as the second evaluation would do again.
+            TypeError: if `keep` does not return a function.
+            ValueError: if there is no `keep` and the tape has no states.
 
         """
+        if keep is None and self.states.current.shape != hidden.shape:
+            raise ValueError(
+                f"This tape has no states to rebuild the input of {name} from; give evaluate a function keep, or make "
+                f"the tape with the states of the pass, Tape(states)."
+            )
         number, step = len(self._steps), Step(name, coefficients, field, hidden)
         # The hooks hold the tape only while the field runs; afterwards only tickets do.
         update = step.evaluate(hidden, partial(self.new_ticket, number))
@@ -109,6 +116,11 @@ class Tape(ForwardPass):
         if update.requires_grad:
             if keep is not None:
                 source = keep(hidden.detach())
+                if not callable(source):
+                    raise TypeError(
+                        f"keep returns a {type(source).__name__} for {name}; it must return a function that returns "
+                        f"the input of the step."
+                    )
                 for ticket in step.tickets():
                     ticket.source = source
             update.register_hook(partial(_rebuild_first, weakref.ref(self), number))

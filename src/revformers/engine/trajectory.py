@@ -72,10 +72,11 @@ class Trajectory:
         remainder = self._remainder if hidden.grad_fn is not None else None
         current, hidden = _Use.apply(hidden, remainder)
         update = self._pass.evaluate(name, coefficients, field, hidden)
-        if update.shape != hidden.shape:
+        if getattr(update, "shape", None) != hidden.shape:
+            found = list(update.shape) if isinstance(update, Tensor) else f"a {type(update).__name__}"
             raise ValueError(
-                f"The field of {name} maps a state {list(hidden.shape)} to an update {list(update.shape)}; "
-                f"the shapes must agree."
+                f"The update of {name} is {found}, not a tensor of the shape of its state, {list(hidden.shape)}; "
+                f"correct the layer, or {type(self._pass).__name__}.evaluate, which returns what the layer computes."
             )
         self._range.observe(f"update of {name}", update, coefficients.update)
         successor = _Advance.apply(self._previous, current, update, coefficients)

@@ -76,8 +76,19 @@ class ReversibleStack(Identity):
         begin = next((begin for known, begin in self._bound if known == key), None)
         if begin is None:
             begin = self.activations.bind(dynamics.steps_per_layer)
+            if not callable(begin):
+                raise TypeError(
+                    f"{type(self.activations).__name__}.bind returns {begin!r}; it must return a function that begins "
+                    f"a forward pass."
+                )
             self._bound.append((key, begin))
-        return begin(states, self._steps[1])
+        forward_pass = begin(states, self._steps[1])
+        if not isinstance(forward_pass, ForwardPass):
+            raise TypeError(
+                f"The function that {type(self.activations).__name__}.bind returns must begin a ForwardPass, but "
+                f"returns {forward_pass!r}."
+            )
+        return forward_pass
 
     @property
     def evaluates_attention_twice(self) -> bool:
