@@ -2,6 +2,7 @@ import math
 from fractions import Fraction
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,6 +22,8 @@ def test_side_information_counts_the_neighbours_that_a_contraction_merges(numera
     [
         (lambda: Coefficients(Fraction(1, 1000), Fraction(1), 1.0), "do not fit into a byte"),
         (lambda: Coefficients(Fraction(1), Fraction(2000), 1.0), "current state has a term beyond 1024"),
+        (lambda: Coefficients(Fraction(1), Fraction(0), math.nan), "update is nan; choose a finite number"),
+        (lambda: Coefficients(Fraction(1), Fraction(0), math.inf), "update is inf; choose a finite number"),
         (lambda: Coefficients(Fraction(0), Fraction(1), 1.0).side_information_bits, "cannot be undone"),
         (lambda: rf.Midpoint(readout="first"), "Midpoint has no readout 'first'; choose one of 'last', 'mean'"),
         (lambda: finite_step("Euler", "0.5"), "Euler takes a number as step_size, not '0.5'"),
@@ -33,6 +36,41 @@ def test_bad_input_is_refused_in_one_sentence(call, message):
     with pytest.raises(ValueError, match=message) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("update", [None, "1", 1j, True, torch.tensor(0.5)])
+def test_the_coefficient_of_the_update_is_a_number(update):
+    with pytest.raises(TypeError, match=r"coefficient of the update is a number, such as 1\.0, not "):
+        Coefficients(Fraction(1), Fraction(0), update)
+
+
+def test_the_coefficient_of_the_update_is_held_as_a_float():
+    assert type(Coefficients(Fraction(1), Fraction(0), Fraction(1, 2)).update) is float
+
+
+def own(**members):
+    return type("Own", (rf.Midpoint,), {"name": "own"} | members)()
+
+
+@pytest.mark.parametrize(
+    ("dynamics", "error", "message"),
+    [
+        (
+            own(coefficients=lambda self, layer: (1, 0, 1)),
+            TypeError,
+            r"Own.coefficients returns \(1, 0, 1\) for layer 0",
+        ),
+        (own(coefficients=lambda self, layer: None), TypeError, "Own.coefficients returns None for layer 0; return"),
+        (
+            own(previous_update=lambda self, layer: 0.5),
+            ValueError,
+            "returns 0.5 for layer 0, which has no layer before",
+        ),
+    ],
+)
+def test_dynamics_of_ones_own_are_checked_for_every_layer(dynamics, error, message):
+    with pytest.raises(error, match=message):
+        dynamics.check(3)
 
 
 def test_a_layer_steps_once_a_block_and_twice_a_branch():

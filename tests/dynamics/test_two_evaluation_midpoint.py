@@ -27,6 +27,13 @@ def test_the_recurrence_in_words():
     )
 
 
+def test_mistakes_name_the_class():
+    with pytest.raises(ValueError, match=r"^TwoEvaluationMidpoint takes either a blend or a random_seed"):
+        rf.TwoEvaluationMidpoint()
+    with pytest.raises(ValueError, match=r"^TwoEvaluationMidpoint has 1 blends, none of them for layer 1"):
+        rf.TwoEvaluationMidpoint([0.5]).coefficients(1)
+
+
 def test_steps_by_branch_are_refused():
     with pytest.raises(ValueError, match="steps by block only"):
         rf.TwoEvaluationMidpoint(1, granularity="branch")

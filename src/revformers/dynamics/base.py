@@ -5,6 +5,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from fractions import Fraction
+from numbers import Real
 from typing import Any, ClassVar, Literal, get_args
 
 LARGEST_DENOMINATOR = 256
@@ -51,6 +52,11 @@ class Coefficients:
                 f"The coefficient {self.previous} of the previous state has a denominator beyond "
                 f"{LARGEST_DENOMINATOR}, so its remainders do not fit into a byte; choose a coarser fraction."
             )
+        if isinstance(self.update, bool) or not isinstance(self.update, Real):
+            raise TypeError(f"The coefficient of the update is a number, such as 1.0, not {self.update!r}.")
+        if not math.isfinite(self.update):
+            raise ValueError(f"The coefficient of the update is {self.update}; choose a finite number.")
+        object.__setattr__(self, "update", float(self.update))
 
     @property
     def side_information_bits(self) -> int:
@@ -110,13 +116,30 @@ class Dynamics(ABC):
         return [self.coefficients(layer) for layer in range(number_of_layers) for _ in range(self.steps_per_layer)]
 
     def check(self, number_of_layers: int) -> None:
-        """Raise ValueError if this dynamics does not fit a stack of `number_of_layers` layers, or has no inverse."""
-        for layer in range(number_of_layers if self.reversible else 0):
-            if not self.coefficients(layer).previous:
+        """Raise an error if this dynamics does not fit a stack of `number_of_layers` layers.
+
+        Raises:
+            TypeError: if `coefficients` returns something else than coefficients.
+            ValueError: if it has no inverse, or the first layer reads the update of a layer before it.
+
+        """
+        for layer in range(number_of_layers):
+            coefficients = self.coefficients(layer)
+            if not isinstance(coefficients, Coefficients):
+                raise TypeError(
+                    f"{type(self).__name__}.coefficients returns {coefficients!r} for layer {layer}; return "
+                    f"revformers.dynamics.Coefficients(previous, current, update)."
+                )
+            if self.reversible and not coefficients.previous:
                 raise ValueError(
                     f"{type(self).__name__} forgets the previous state in layer {layer}, where a = 0, and so has no "
                     f"inverse; choose another coefficient, or set reversible = False in the class."
                 )
+        if self.previous_update(0):
+            raise ValueError(
+                f"{type(self).__name__}.previous_update returns {self.previous_update(0)} for layer 0, which has no "
+                f"layer before it; return 0.0 there."
+            )
 
     def previous_update(self, layer: int) -> float:
         """Return the weight of f_{l-1}(p[l]), which dynamics with two evaluations per step add to c f_l(p[l])."""

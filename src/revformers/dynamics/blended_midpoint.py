@@ -54,19 +54,19 @@ class BlendedMidpoint(Dynamics):
         start: Start = "repeat",
         readout: Readout = "last",
     ) -> None:
+        owner = type(self).__name__
         if (blend is None) == (random_seed is None):
-            raise ValueError("BlendedMidpoint takes either a blend or a random_seed; give exactly one of them.")
+            raise ValueError(f"{owner} takes either a blend or a random_seed; give exactly one of them.")
         if random_seed is not None and (isinstance(random_seed, bool) or not isinstance(random_seed, int)):
-            raise ValueError(f"BlendedMidpoint takes a whole number as random_seed, not {random_seed!r}.")
+            raise ValueError(f"{owner} takes a whole number as random_seed, not {random_seed!r}.")
         exact: Fraction | tuple[Fraction, ...] | None = None
         if isinstance(blend, Sequence) and not isinstance(blend, str):
             exact = tuple(exact_blend(value) for value in blend)
             if not exact:
-                raise ValueError("BlendedMidpoint was given an empty sequence of blends; give one per layer.")
+                raise ValueError(f"{owner} was given an empty sequence of blends; give one per layer.")
         elif blend is not None:
             exact = exact_blend(blend)
         object.__setattr__(self, "blend", exact)
-        owner = type(self).__name__
         steps = (
             tuple(finite_step(owner, value) for value in step_size)
             if isinstance(step_size, Sequence) and not isinstance(step_size, str)
@@ -99,7 +99,8 @@ class BlendedMidpoint(Dynamics):
         if isinstance(self.blend, tuple):
             if not 0 <= layer < len(self.blend):
                 raise ValueError(
-                    f"BlendedMidpoint has {len(self.blend)} blends, none of them for layer {layer}; give one per layer."
+                    f"{type(self).__name__} has {len(self.blend)} blends, none of them for layer {layer}; give one per "
+                    f"layer."
                 )
             return self.blend[layer]
         assert self.blend is not None
@@ -117,6 +118,7 @@ class BlendedMidpoint(Dynamics):
                     f"{type(self).__name__} was given {len(values)} {what} for a model of {number_of_layers} layers; "
                     f"give one number, or one per layer."
                 )
+        super().check(number_of_layers)
 
     def coefficients(self, layer: int) -> Coefficients:
         """Return a, b = 1 - a and c = h for layer `layer`."""
