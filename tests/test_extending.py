@@ -250,14 +250,14 @@ def test_an_activation_policy_of_the_library_is_one_file_and_its_registration(po
     assert importing == {"activations/__init__.py"}
 
 
-@pytest.mark.parametrize(
-    ("branch", "named"),
-    [(Branch("mixer"), "mixer"), (Branch("mlp", before="norm"), "norm"), (Branch("mlp", scale="gain"), "gain")],
-)
-def test_a_layout_that_names_what_the_layer_has_not_is_refused_at_the_call(branch, named, monkeypatch):
-    monkeypatch.setitem(families._REGISTERED, LlamaDecoderLayer, (BlockLayout(branch, Branch("mlp")),))
-    with pytest.raises(rf.NotReversibleError, match=f"names '{named}', which the layer does not have"):
-        rf.make_reversible(tiny("llama"), rf.Hamiltonian())
+@pytest.mark.parametrize("dynamics", [rf.Hamiltonian(), rf.Midpoint()], ids=lambda dynamics: dynamics.granularity)
+@pytest.mark.parametrize("named", ["mixer", "mlp.up_proj"])
+def test_a_layout_that_names_what_the_layer_has_not_is_refused_at_the_call(named, dynamics, monkeypatch):
+    monkeypatch.setitem(families._REGISTERED, LlamaDecoderLayer, (BlockLayout(Branch("self_attn"), Branch(named)),))
+    model = tiny("llama")
+    for call in (lambda: rf.make_reversible(model, dynamics), lambda: rf.set_mlp_tiles(model, 5)):
+        with pytest.raises(rf.NotReversibleError, match=f"names '{named}', which the layer does not have"):
+            call()
 
 
 def test_mistakes_of_extensions_are_refused_where_they_are_made():
@@ -265,6 +265,9 @@ def test_mistakes_of_extensions_are_refused_where_they_are_made():
         Branch("mlp", after="post")
     with pytest.raises(TypeError, match="takes the class of the layers"):
         rf.register_layout("LlamaDecoderLayer", BlockLayout(Branch("attn"), Branch("mlp")))
+    for layouts in ((), (None,), ("pre_norm",), ((LAYOUT,),)):
+        with pytest.raises(TypeError, match=r"takes one revformers\.BlockLayout or several after the class, not "):
+            rf.register_layout(LlamaDecoderLayer, *layouts)
     with pytest.raises(TypeError, match="is an exact fraction, such as"):
         Coefficients(0.5, Fraction(1, 2), 1.0)
 

@@ -127,6 +127,9 @@ def test_mistakes_are_named():
     model = tiny("llama")
     with pytest.raises(ValueError, match="at least 1 token, not 0"):
         set_mlp_tiles(model, 0)
+    for tokens in (3.5, True, float("nan"), "8"):
+        with pytest.raises(TypeError, match=f"A tile is a whole number of tokens, not {tokens!r}"):
+            set_mlp_tiles(model, tokens)
     model.model.layers[1].mlp.forward = lambda hidden: hidden
     with pytest.raises(ValueError, match="replaced by another library"):
         set_mlp_tiles(model, 5)

@@ -34,11 +34,11 @@ def check(model: nn.Module, identity: Identity) -> DecoderStack:
     identity.activations.check(identity.dynamics)
     identity.dynamics.check(len(stack.layers))
     for layer in stack.layers:
-        if identity.dynamics.granularity == "branch":
-            layout = find_layout(layer)
-            if layout is None:
-                raise no_branches(layer, identity.dynamics)
+        layout = find_layout(layer)
+        if layout is not None:
             layout.check(layer)
+        elif identity.dynamics.granularity == "branch":
+            raise no_branches(layer, identity.dynamics)
     return stack
 
 

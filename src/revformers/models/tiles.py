@@ -32,11 +32,14 @@ def set_mlp_tiles(model: nn.Module, tokens: int | None) -> None:
         tokens: tokens of the batch per tile; None removes the tiles.
 
     Raises:
-        NotReversibleError: if the layers of the model cannot be found.
+        NotReversibleError: if the layers of the model cannot be found, or a layout does not fit them.
+        TypeError: if `tokens` is not an int.
         ValueError: if `tokens` is below 1, or the MLP of a layer is unknown, is not known to process every token
             independently (mixtures of experts do not), or has a forward that another library has replaced.
 
     """
+    if tokens is not None and (isinstance(tokens, bool) or not isinstance(tokens, int)):
+        raise TypeError(f"A tile is a whole number of tokens, not {tokens!r}.")
     if tokens is not None and tokens < 1:
         raise ValueError(f"A tile is at least 1 token, not {tokens}.")
     if tokens is None:
@@ -84,6 +87,7 @@ def _find_mlp(layer: nn.Module) -> Any:
     layout = find_layout(layer)
     if layout is None:
         raise ValueError(f"The MLP of {name} is not known; give its layout to revformers.register_layout.")
+    layout.check(layer)
     mlp = getattr(layer, layout.mlp.module)
     if isinstance(mlp, nn.Linear):
         raise ValueError(f"The MLP of {name} is not a separate module, so it cannot be evaluated in tiles.")

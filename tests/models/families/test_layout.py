@@ -84,6 +84,58 @@ def test_what_a_layout_does_not_cover_is_refused():
         layout().attention_call(Other(), INPUTS)
 
 
+@pytest.mark.parametrize(
+    ("branch", "message"),
+    [
+        (
+            Branch("mixer"),
+            "names 'mixer', which the layer does not have; its modules are attention, mlp, beside, first",
+        ),
+        (Branch("mlp.weight"), "names 'mlp.weight', which the layer does not have"),
+        (Branch("mlp", before="norm"), "names 'norm', which the layer does not have"),
+        (Branch("mlp", after=("drop",)), "names 'drop', which the layer does not have"),
+        (Branch("factor"), "names 'factor' as a module, but it is of the type float"),
+        (Branch("mlp", before="factor"), "names 'factor' as a module, but it is of the type float"),
+        (Branch("mlp", beside="factor"), "names 'factor' as a module, but it is of the type float"),
+        (Branch("mlp", scale="first"), "names 'first' as a number, but it is of the type LayerNorm"),
+        (
+            Branch("mlp", after=("forward",)),
+            "names 'forward' as a module or a dropout probability, but it is of the type method",
+        ),
+    ],
+)
+def test_a_branch_that_does_not_fit_the_layer_is_named(branch, message):
+    for known in (BlockLayout(branch, Branch("mlp")), BlockLayout(Branch("attention"), branch)):
+        with pytest.raises(rf.NotReversibleError, match=message):
+            known.check(Layer())
+    layout().check(Layer())
+
+
+def test_so_is_a_condition_on_what_the_layer_has_not():
+    with pytest.raises(rf.NotReversibleError, match=r"The layout of Layer names 'first.width', which"):
+        layout(when={"first.width": 4}).fits(Layer())
+
+
+def test_branches_in_the_other_order_are_refused():
+    swapped = BlockLayout(Branch("mlp", "second"), Branch("attention", "first"))
+    with pytest.raises(rf.NotReversibleError, match="the module that it calls first"):
+        swapped.attention_call(Layer(), INPUTS)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Branch(None), "Branch takes the name of a module of the layer, not None"),
+        (lambda: BlockLayout("attention", "mlp"), "takes a revformers.Branch as attention and as mlp, not 'attention'"),
+        (lambda: BlockLayout(Branch("attention"), None), "takes a revformers.Branch as attention and as mlp, not None"),
+        (lambda: layout(when="factor"), "a dictionary of attributes and their values as when, not 'factor'"),
+    ],
+)
+def test_what_is_no_layout_is_refused_where_it_is_made(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
 def test_a_layout_may_be_for_layers_that_are_built_in_one_way():
     assert layout(when={"factor": 0.5}).fits(Layer())
     assert not layout(when={"factor": 0.5, "first.eps": 1.0}).fits(Layer())

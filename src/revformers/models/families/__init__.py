@@ -253,11 +253,15 @@ def register_layout(layer_class: type[nn.Module], *layouts: BlockLayout) -> None
         layouts: the first that fits a layer is used; see `BlockLayout.when`.
 
     Raises:
-        TypeError: if `layer_class` is no class of modules.
+        TypeError: if `layer_class` is no class of modules, or there is no layout or something else than layouts.
 
     """
     if not (isinstance(layer_class, type) and issubclass(layer_class, nn.Module)):
         raise TypeError(f"register_layout takes the class of the layers, not {layer_class!r}.")
+    if not layouts or not all(isinstance(layout, BlockLayout) for layout in layouts):
+        raise TypeError(
+            f"register_layout takes one revformers.BlockLayout or several after the class, not {layouts!r}."
+        )
     _REGISTERED[layer_class] = layouts
 
 

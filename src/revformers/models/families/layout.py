@@ -1,7 +1,8 @@
 """The layout of a decoder layer: its two branches, attention and MLP, and how they are joined."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from operator import attrgetter
 from typing import Any
 
@@ -56,12 +57,23 @@ class Branch:
     scale: str | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.module, str):
+            raise TypeError(f"Branch takes the name of a module of the layer, not {self.module!r}.")
         if isinstance(self.after, str):
             raise TypeError(f'Branch takes a tuple of names as after, such as ("{self.after}",), not a string.')
 
     def __call__(self, layer: nn.Module, hidden: Tensor, call: ModuleCall) -> tuple[Tensor, tuple[Any, ...]]:
         """Return the branch's update of `hidden`, (batch, tokens, width), and the further outputs of its module."""
         return self.after_norm(layer, self.norm(layer, hidden), call)
+
+    def check(self, layer: nn.Module) -> None:
+        """Raise NotReversibleError if the branch names what `layer` does not have, or something of another kind."""
+        _require(layer, self.module, "a module", nn.Module)
+        _require(layer, self.before, "a module", nn.Module)
+        _require(layer, self.beside, "a module", nn.Module | None)
+        _require(layer, self.scale, "a number", Real | Tensor)
+        for name in self.after:
+            _require(layer, name, "a module or a dropout probability", nn.Module | Real, find=_inner_attribute)
 
     def norm(self, layer: nn.Module, hidden: Tensor) -> Tensor:
         """Return the input of the branch's module, (batch, tokens, width)."""
@@ -76,7 +88,7 @@ class Branch:
         if beside is not None:
             update = update + beside(hidden)
         for name in self.after:
-            following = attrgetter(name)(layer)
+            following = _inner_attribute(layer, name)
             if isinstance(following, nn.Module):
                 update = following(update)
             else:
@@ -109,23 +121,30 @@ class BlockLayout:
     values_returned: int = 1
     when: Mapping[str, Any] = field(default_factory=dict)
 
-    def check(self, layer: nn.Module) -> None:
-        """Raise NotReversibleError if the layout names an attribute that `layer` does not have."""
+    def __post_init__(self) -> None:
         for branch in (self.attention, self.mlp):
-            names = (branch.module, branch.before, *branch.after, branch.beside, branch.scale)
-            for name in filter(None, names):
-                try:
-                    attrgetter(name)(layer)
-                except AttributeError:
-                    parts = ", ".join(part for part, _ in layer.named_children())
-                    raise NotReversibleError(
-                        f"The layout of {type(layer).__name__} names {name!r}, which the layer does not have; its "
-                        f"modules are {parts}."
-                    ) from None
+            if not isinstance(branch, Branch):
+                raise TypeError(f"BlockLayout takes a revformers.Branch as attention and as mlp, not {branch!r}.")
+        if not isinstance(self.when, Mapping):
+            raise TypeError(
+                f"BlockLayout takes a dictionary of attributes and their values as when, not {self.when!r}."
+            )
+
+    def check(self, layer: nn.Module) -> None:
+        """Raise NotReversibleError if the layout names what `layer` does not have, or something of another kind."""
+        self.attention.check(layer)
+        self.mlp.check(layer)
 
     def fits(self, layer: nn.Module) -> bool:
-        """Whether the attributes of `layer` have the values of `when`."""
-        return all(attrgetter(name)(layer) == value for name, value in self.when.items())
+        """Whether the attributes of `layer` have the values of `when`.
+
+        Raises:
+            NotReversibleError: if it does not have one of them.
+
+        """
+        for name in self.when:
+            _require(layer, name, "an attribute", object, find=_inner_attribute)
+        return all(_inner_attribute(layer, name) == value for name, value in self.when.items())
 
     def attention_call(self, layer: nn.Module, inputs: Mapping[str, Any]) -> ModuleCall:
         """Return the arguments with which `layer` calls its attention when its other `inputs` are as given.
@@ -147,6 +166,12 @@ class BlockLayout:
             names = [name for name, value in called.keywords.items() if value is hidden]
             others = {name: value for name, value in called.keywords.items() if value is not hidden}
             return ModuleCall(names[0] if names else None, others)
+        except Exception as error:
+            raise NotReversibleError(
+                f"{type(layer).__name__} does not get to its {self.attention.module} without the results of other "
+                f"modules ({type(error).__name__}: {error}); the first branch of its layout must be the module that it "
+                f"calls first."
+            ) from error
         raise NotReversibleError(f"{type(layer).__name__} does not call its {self.attention.module}.")
 
     def others_returned(self, layer: nn.Module) -> int:
@@ -175,6 +200,32 @@ class BlockLayout:
             return attention + self.mlp.after_norm(layer, hidden, ModuleCall())[0], others
         attention, others = self.attention_update(layer, hidden, call)
         return attention + self.mlp_update(layer, hidden if self.parallel else hidden + attention), others
+
+
+def _inner_attribute(layer: nn.Module, name: str) -> Any:
+    """Return an attribute of a layer, or one inside of it, e.g. "config.attention_dropout"."""
+    return attrgetter(name)(layer)
+
+
+def _require(
+    layer: nn.Module, name: str | None, what: str, kind: Any, find: Callable[[nn.Module, str], Any] = getattr
+) -> None:
+    """Raise NotReversibleError unless `layer` has the attribute `name` and it is of `kind`, in words `what`."""
+    if name is None:
+        return
+    try:
+        value = find(layer, name)
+    except AttributeError:
+        parts = ", ".join(part for part, _ in layer.named_children())
+        raise NotReversibleError(
+            f"The layout of {type(layer).__name__} names {name!r}, which the layer does not have; its modules are "
+            f"{parts}."
+        ) from None
+    if not isinstance(value, kind):
+        raise NotReversibleError(
+            f"The layout of {type(layer).__name__} names {name!r} as {what}, but it is of the type "
+            f"{type(value).__name__}."
+        )
 
 
 class _Called(Exception):
