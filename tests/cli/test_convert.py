@@ -77,6 +77,7 @@ def test_without_predictors(workspace):
         (["--out", "ordinary"], "is not empty"),
         (["--bits", "1", "--target_loss_increase", "1%"], "only one of bits and target_loss_increase"),
         (["--target_loss_increase", "much"], "written 0.5% or 0.005, not 'much'"),
+        (["--two_evaluations"], "two_evaluations replaces predictors; give predictor"),
         (["--rank", "0"], "whole number from 1"),
         (["--curve", "curve.doc"], "as .svg or .png"),
     ],

@@ -1,8 +1,9 @@
 import pytest
 import torch
+import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from revformers import Hamiltonian, make_reversible
+from revformers import Hamiltonian, Residual, make_reversible
 from revformers.cli import verify as module
 from revformers.cli.main import main
 from tests.training.tiny import write_recipe
@@ -64,6 +65,28 @@ def test_mistakes_are_one_sentence_and_exit_code_2(ordinary, options, message, c
     shown = capsys.readouterr().err
     assert message in shown
     assert shown.count("\n") == 1
+
+
+def test_dynamics_without_an_inverse_are_one_sentence(tmp_path, capsys):
+    make_reversible(llama(), Residual(), "store").save_pretrained(tmp_path / "residual")
+    recipe = write_recipe(tmp_path)
+    values = yaml.safe_load(recipe.read_text())
+    values["dynamics"] = {"name": "residual", "activations": "store"}
+    recipe.write_text(yaml.safe_dump(values))
+    capsys.readouterr()
+    for name in (tmp_path / "residual", recipe):
+        assert main(["verify", str(name)]) == 2
+        shown = capsys.readouterr().err
+        assert "has the dynamics residual, which have no inverse" in shown
+        assert shown.count("\n") == 1
+
+
+def test_a_loss_that_is_not_finite_is_one_sentence(tmp_path, capsys):
+    model = llama()
+    torch.nn.init.constant_(model.lm_head.weight, torch.nan)
+    model.save_pretrained(tmp_path / "nan")
+    assert main(["verify", str(tmp_path / "nan"), "--dynamics", "midpoint"]) == 2
+    assert "The loss is nan with stored activations, so there are no gradients" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "nowhere.yaml"])

@@ -181,7 +181,7 @@ def _method(options: ConvertOptions) -> "Method":
 
     with as_user_error():
         form = predictor_form_of(options.predictor, options.rank)
-    return Method(options.allocation, form, two_evaluations=options.two_evaluations)
+        return Method(options.allocation, form, two_evaluations=options.two_evaluations)
 
 
 def _row(conversion: "Conversion") -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -46,7 +46,8 @@ def run(arguments: Sequence[str]) -> int:
 
     Raises:
         FileNotFoundError: for a missing recipe or directory.
-        UserError: for an ordinary model without --dynamics, or a batch that the model cannot read.
+        UserError: for an ordinary model without --dynamics, dynamics without an inverse, a batch that the model cannot
+            read, or a loss that is not finite.
         NotReversibleError: for a model that cannot be given reversible dynamics.
 
     """
@@ -76,7 +77,8 @@ def run(arguments: Sequence[str]) -> int:
     torch.manual_seed(options.seed)
     shape = (options.batch_size, length)
     input_ids = torch.randint(model.config.get_text_config().vocab_size, shape).to(options.device)
-    report = verify_gradients(model, {"input_ids": input_ids, "labels": input_ids})
+    with as_user_error():
+        report = verify_gradients(model, {"input_ids": input_ids, "labels": input_ids})
     print(report)
     print(f"  batch               {options.batch_size} x {length} random tokens")
     return 0 if report.bit_exact else FAILED
@@ -93,11 +95,18 @@ def _model(options: VerifyOptions) -> "PreTrainedModel":
 
     if options.model.endswith((".yaml", ".yml")):
         changes = {"dynamics.name": options.dynamics} if options.dynamics else {}
-        return build_model(load_recipe(options.model, changes))
-    model = load_causal_lm(options.model)
-    if options.dynamics:
-        with as_user_error(), without_hint():  # the hint is about the network's loss, which does not matter here
-            return make_reversible(model, dynamics.create(options.dynamics))
-    if reversible_stack(model) is None:
+        model: Any = build_model(load_recipe(options.model, changes))
+    else:
+        model = load_causal_lm(options.model)
+        if options.dynamics:
+            with as_user_error(), without_hint():  # the hint is about the network's loss, which does not matter here
+                make_reversible(model, dynamics.create(options.dynamics))
+    reversible = reversible_stack(model)
+    if reversible is None:
         raise UserError(f"{options.model!r} is an ordinary model; name a recurrence for it with --dynamics.")
+    if not reversible.dynamics.reversible:
+        raise UserError(
+            f"{options.model!r} has the dynamics {reversible.dynamics.name}, which have no inverse, so no gradients "
+            f"can be rebuilt to compare; name others with --dynamics."
+        )
     return model
