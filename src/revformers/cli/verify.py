@@ -22,7 +22,7 @@ class VerifyOptions:
 
     Attributes:
         model: A recipe (.yaml), or a directory, hub id or GGUF file of a causal language model.
-        dynamics: Recurrence of the model: midpoint, blended_midpoint, leapfrog or hamiltonian. An ordinary model needs
+        dynamics: Recurrence of the model, such as midpoint or hamiltonian. An ordinary model needs
             one; that of a reversible model is replaced.
         dtype: Type of the weights; by default that of the saved model or the recipe.
         device: Device to compare on, such as cuda.

@@ -46,7 +46,7 @@ class RecurrenceSection:
     """The recurrence that replaces the residual update.
 
     Attributes:
-        name: Recurrence: residual (the ordinary network), midpoint, blended_midpoint, leapfrog or hamiltonian.
+        name: Recurrence, such as midpoint or hamiltonian; residual is the ordinary network.
         options: Options of that recurrence, such as step_size, granularity, start and readout.
 
     """
