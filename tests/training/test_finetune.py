@@ -304,6 +304,19 @@ def test_an_ordinary_network_is_trained_as_it_is(shared, tmp_path):
     assert PeftModel.from_pretrained(base, str(result.directory / "adapter"))  # an ordinary adapter
 
 
+@pytest.mark.parametrize(("activations", "evaluations"), [("store", 1), ("checkpoint", 2), ("offload", 2)])
+def test_an_ordinary_network_evaluates_layers_again_if_the_recipe_says_so(
+    shared, tmp_path, activations, evaluations, monkeypatch
+):
+    monkeypatch.setattr(finetune_module, "train", lambda trainer, *_: trainer)
+    options = {"conversion.bits": None, "conversion.activations": activations, **LORA}
+    trainer = finetune(recipe_in(shared, tmp_path, options), console=Console(file=io.StringIO()))
+    calls = []
+    trainer.model.get_base_model().model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(None))
+    trainer.model.train()(input_ids=IDS, labels=IDS).loss.backward()
+    assert len(calls) == evaluations
+
+
 def test_a_saved_reversible_model_keeps_its_dynamics(shared, tmp_path):
     model = rf.make_reversible(AutoModelForCausalLM.from_pretrained(shared / "model"), rf.Leapfrog(step_size=0.5))
     model.save_pretrained(tmp_path / "leapfrog")

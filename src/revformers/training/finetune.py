@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments, default_data_collator
 
+from revformers.activations import Checkpoint, Offload, parse_policy
 from revformers.checkpoints.card import CARD_NAME, save_deployed_card
 from revformers.checkpoints.load import load_tokenizer
 from revformers.console import say
@@ -20,6 +21,7 @@ from revformers.models.discovery import unwrap
 from revformers.models.ordinary import adapters_hold_weights, ordinary
 from revformers.models.parts import reversible_stack, update_predictors
 from revformers.models.tiles import set_mlp_tiles
+from revformers.setup import Setup
 from revformers.training.annealing import Annealing
 from revformers.training.deployment import check_deployable, deploy_as_ordinary
 from revformers.training.finetune_data import FinetuneData, import_trl, load_finetune_data
@@ -96,6 +98,12 @@ def finetune(
     teacher: Teacher | None = FrozenCopy(model) if recipe.loss.distillation and lora is None else None
     if recipe.conversion.bits is not None or reversible_stack(model) is not None:
         prepare_dynamics(model, recipe, data, tokenizer, run, arguments, console, fresh=checkpoint is None)
+    else:
+        policy = parse_policy(recipe.conversion.activations)
+        if isinstance(policy, Offload) and arguments.device.type == "cpu":
+            policy = Checkpoint()  # the same on a CPU, where transformers' offloading fails
+        with as_user_error():
+            Setup(None, policy).apply(model)
     if recipe.deploy == "ordinary":
         check_deployable(model)
         for predictor in update_predictors(model):
@@ -149,11 +157,10 @@ def finetune_arguments(recipe: FinetuneRecipe, data: FinetuneData) -> TrainingAr
             "assistant_only_loss": data.assistant_only,
             "include_num_input_tokens_seen": "non_padding",
         }
-    # Of a reversible model the activation policy decides; TRL would switch checkpointing on.
-    checkpointing = recipe.conversion.bits is None and recipe.conversion.activations == "checkpoint"
+    # conversion.activations decides, for an ordinary network too; TRL would switch checkpointing on.
     known = {field.name for field in dataclasses.fields(kind)}
     name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
-    fixed[name] = checkpointing
+    fixed[name] = False
     return trainer_arguments(recipe.training, recipe.output, "conversion.activations", kind, **fixed)
 
 

@@ -9,6 +9,7 @@ from accelerate import PartialState
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
+from revformers.activations import parse_policy
 from revformers.checkpoints.adapter import apply_conversion
 from revformers.checkpoints.adapter_base import save_conversion
 from revformers.checkpoints.gguf_file import is_gguf
@@ -22,6 +23,7 @@ from revformers.head.teacher import AdapterOff, Teacher
 from revformers.models.attach import set_activations
 from revformers.models.parts import reversible_stack
 from revformers.models.quantization import keep_trainable, quantization_options
+from revformers.setup import Setup
 from revformers.training.conversion_progress import ConversionProgress
 from revformers.training.deployment import leave_out_predictors, refuse_trained_predictors
 from revformers.training.finetune_data import FinetuneData, training_blocks
@@ -81,11 +83,13 @@ def check_model(recipe: FinetuneRecipe, model: Any, tokenizer: PreTrainedTokeniz
             f"that it was converted from, and set conversion.bits."
         )
     if not reversible and conversion.bits is None:
-        if conversion.activations not in ("store", "checkpoint"):
+        try:
+            Setup(None, parse_policy(conversion.activations))
+        except ValueError as error:
             raise UserError(
                 f"Without conversion {name} is an ordinary network, which cannot {conversion.activations} activations; "
-                f"set conversion.bits, or conversion.activations to store or checkpoint."
-            )
+                f"set conversion.bits, or conversion.activations to store, checkpoint or offload."
+            ) from error
         if recipe.annealing.steps:
             raise UserError("annealing.steps needs a conversion; set conversion.bits, or annealing.steps to 0.")
 
