@@ -8,10 +8,11 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import log2
-from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parents[1] / "results"
+from lab import REPOSITORY
+
+RESULTS = REPOSITORY / "lab" / "results"
 ARMS = ("store", "checkpoint", "rebuild")
 
 
@@ -44,6 +45,11 @@ def show(columns: str, rows: Iterable[Sequence[Any]]) -> None:
         assert len(row) == len(heads)
         print(f"| {' | '.join(map(str, row))} |")
     print()
+
+
+def code(file: str) -> None:
+    """Print a file of the repository as a block of Python."""
+    print(f"\n```python\n{(REPOSITORY / file).read_text(encoding='utf-8')}```\n")
 
 
 def peaks_by_depth() -> dict[int, dict[str, int]]:

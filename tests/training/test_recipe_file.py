@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from revformers.errors import UserError
+from revformers.training.finetune_recipe import load_finetune_recipe
 from revformers.training.recipe import Recipe, load_recipe
 from revformers.training.recipe_file import parse_yaml, split_options
 
@@ -105,11 +106,19 @@ def test_what_does_not_fit_is_named_in_one_sentence(written, text, message):
         (["--training.max_steps", "x"], "'training.max_steps' takes a whole number, not 'x'"),
         (["--output", "a", "--output.b", "c"], "'output' in 'output.b' has a value"),
         (["5"], "'5' follows no option"),
+        (["--max_steps", "5"], r"a recipe has no 'max_steps'; did you mean 'training\.max_steps'\?"),
+        (["--model.config.hidden_size", "{a}:"], r"'\{a\}:' on the command line is not YAML"),
     ],
 )
 def test_wrong_options_are_named(written, words, message):
     with pytest.raises(UserError, match=message):
         load_recipe(written("{}"), words)
+
+
+def test_a_template_on_the_command_line_is_a_text(written):
+    words = ["--data.columns.prompt", "{instruction}", "--data.columns.completion", "{output}: yes"]
+    columns = load_finetune_recipe(written("{}"), words).data.columns
+    assert columns == {"prompt": "{instruction}", "completion": "{output}: yes"}
 
 
 def test_a_missing_recipe_is_named():

@@ -1,5 +1,6 @@
 """The entry point of the command line: the commands, and the handling of their errors."""
 
+import difflib
 import importlib
 import os
 import sys
@@ -58,7 +59,9 @@ def run_command(
         return 0
     command, *rest = arguments
     if command not in commands:
-        print(f"{program} has no command {command!r}; it has {', '.join(commands)}.", file=sys.stderr)
+        close = difflib.get_close_matches(command, commands, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(commands)}."
+        print(f"{program} has no command {command!r}; {hint}", file=sys.stderr)
         return USER_ERROR
     name, _, extra = commands[command]
     quiet_imports()

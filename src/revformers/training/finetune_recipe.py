@@ -110,7 +110,7 @@ class FinetuneDataSection(SourceSection):
 
     source: str = ""
     form: Literal["auto", "text", "prompt_completion", "messages"] = "auto"
-    columns: dict[str, Any] = field(default_factory=dict)
+    columns: dict[str, str] = field(default_factory=dict)
     block_length: int = 256
 
     def records(self) -> DataSection:

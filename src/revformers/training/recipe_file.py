@@ -141,7 +141,10 @@ def _filled(section: Section, values: Mapping[str, Any], origin: str, path: str 
     for name, value in values.items():
         if name not in known:
             where = f"section {path!r}" if path else "a recipe"
-            raise UserError(f"{origin}: {where} has no {name!r}{suggestion(name, known)}")
+            sections = {other: inner for other in known if dataclasses.is_dataclass(inner := getattr(section, other))}
+            inside = [f"{other}.{name}" for other, inner in sections.items() if hasattr(inner, str(name))]
+            hint = f"; did you mean {inside[0]!r}?" if inside else suggestion(name, known)
+            raise UserError(f"{origin}: {where} has no {name!r}{hint}")
         dotted = f"{path}.{name}" if path else name
         current = getattr(section, name)
         if isinstance(current, dict) or dataclasses.is_dataclass(current):
@@ -149,7 +152,8 @@ def _filled(section: Section, values: Mapping[str, Any], origin: str, path: str 
             if not isinstance(given, Mapping):
                 raise UserError(f"{origin}: {dotted!r} is a section with fields of its own, not {str(value)!r}.")
             if isinstance(current, dict):
-                changes[name] = _merged(current, given)
+                texts = get_args(hints[name])[-1] is str
+                changes[name] = _merged(current, given, texts)
             else:
                 changes[name] = _filled(current, given, origin, dotted)
         else:
@@ -160,12 +164,16 @@ def _filled(section: Section, values: Mapping[str, Any], origin: str, path: str 
     return dataclasses.replace(section, **changes)  # type: ignore[type-var]
 
 
-def _merged(current: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+def _merged(current: Mapping[str, Any], values: Mapping[str, Any], texts: bool) -> dict[str, Any]:
+    """Return `current` with new values; with `texts`, words of the command line are values as they are, not YAML."""
     result = dict(current)
     for key, value in values.items():
         inner = result.get(key)
         nested = isinstance(value, Mapping)
-        result[key] = _merged(inner if isinstance(inner, Mapping) else {}, value) if nested else _read(value)
+        if nested:
+            result[key] = _merged(inner if isinstance(inner, Mapping) else {}, value, texts)
+        else:
+            result[key] = str(value) if texts and isinstance(value, Words) else _read(value)
     return result
 
 
@@ -173,7 +181,10 @@ def _read(value: Any) -> Any:
     """Return `Words` parsed as YAML, and any other value unchanged."""
     if not isinstance(value, Words):
         return value
-    parts = [parse_yaml(word) for word in value]
+    try:
+        parts = [parse_yaml(word) for word in value]
+    except yaml.YAMLError as error:
+        raise UserError(f"{str(value)!r} on the command line is not YAML; put it into quotes of its own.") from error
     return True if not parts else parts[0] if len(parts) == 1 else parts
 
 

@@ -16,6 +16,7 @@ from revformers.activations.budget.budgeted import smallest_budget
 from revformers.engine.states import StatePair
 from revformers.engine.tape import Tape
 from revformers.engine.trajectory import Trajectory
+from revformers.errors import UserError
 from tests.engine.network import bound
 
 BATCH, TOKENS, WIDTH, HEADS, DEPTH = 2, 16, 16, 2, 12
@@ -200,7 +201,7 @@ def test_a_budget_below_what_rebuilding_keeps_is_refused():
         ("rebuild", "rebuilding or checkpointing alone keeps 9,728"),
         ("checkpoint", ": checkpointing alone keeps 24,576"),
     ):
-        with pytest.raises(ValueError, match=rf"too small for a batch of \[2, 16\] tokens.*{message} bytes"):
+        with pytest.raises(UserError, match=rf"too small for a batch of \[2, 16\] tokens.*{message} bytes"):
             network(dynamics, Budget(network.smallest(dynamics, recompute) - 1, recompute))
 
 

@@ -32,6 +32,7 @@ from revformers.engine.packing import packed_size
 from revformers.engine.states import StatePair
 from revformers.engine.tape import Tape
 from revformers.engine.ticket import kept
+from revformers.errors import UserError
 
 
 def smallest_budget(elements: int, item_size: int, steps: Sequence[Coefficients], *, may_rebuild: bool) -> int:
@@ -115,7 +116,7 @@ class BudgetedPass(ForwardPass):
         """Return f_l(p[l]); autograd keeps as much of it as fits the budget.
 
         Raises:
-            ValueError: if the budget is too small for a pass that stores no step.
+            UserError: if the budget is too small for a pass that stores no step.
 
         """
         if self._step == 0:
@@ -152,7 +153,7 @@ class BudgetedPass(ForwardPass):
         """Choose the allocation of the pass.
 
         Raises:
-            ValueError: if the budget is too small.
+            UserError: if the budget is too small.
 
         """
         elements, inputs = hidden.numel(), len(self._steps) * hidden.nbytes
@@ -188,7 +189,7 @@ class BudgetedPass(ForwardPass):
         smallest = smallest_budget(hidden.numel(), hidden.element_size(), self._steps, may_rebuild=self._may_rebuild)
         if self._room < smallest:
             how = "rebuilding or checkpointing" if self._may_rebuild else "checkpointing"
-            raise ValueError(
+            raise UserError(
                 f"A budget of {self._room:,} bytes is too small for a batch of {list(hidden.shape[:2])} "
                 f"tokens: {how} alone keeps {smallest:,} bytes ({size_in_words(smallest)}); raise the budget, or take "
                 f"a smaller batch."
