@@ -179,9 +179,9 @@ def test_a_family_trains_exactly_and_is_saved_and_loaded(steps, tmp_path):
     inputs = {"input_ids": torch.arange(40).reshape(2, 20)}
     assert rf.verify_gradients(model, inputs).bit_exact
     model.save_pretrained(tmp_path)
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
-    with torch.no_grad():
-        assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+    for load in (transformers.AutoModelForCausalLM.from_pretrained, rf.from_pretrained):
+        with torch.no_grad():
+            assert torch.equal(load(tmp_path)(**inputs).logits, model(**inputs).logits)
 
 
 @pytest.mark.parametrize("granularity", ["block", "branch"])

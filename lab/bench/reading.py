@@ -51,8 +51,8 @@ def read_depth(depth: Mapping[str, Any]) -> list[str]:
     ]
     if depth["steps_per_layer"] == 2:
         sentences.append(
-            "These dynamics step twice a layer, after attention and after the MLP, so checkpointing keeps two tensors "
-            "a layer."
+            "These dynamics step twice per layer, after attention and after the MLP, so checkpointing keeps two "
+            "tensors per layer."
         )
     worse = [number for number in layers if peak["rebuild", number] > peak["checkpoint", number]]
     if worse:
@@ -63,7 +63,7 @@ def read_depth(depth: Mapping[str, Any]) -> list[str]:
     kept = [row["side_information_share"] for row in depth["growth"] if row["arm"] == "rebuild"]
     if any(kept):
         sentences.append(
-            "These dynamics contract, so each layer keeps a few bits an element as side information; that is the "
+            "These dynamics contract, so each layer keeps a few bits per element as side information; that is the "
             "growth of rebuilding."
         )
     return sentences

@@ -63,7 +63,7 @@ def test_the_card_of_a_converted_model_tells_what_is_known(converted, tmp_path):
     # 6 layers at half a bit: three with a = 1/2, which costs one bit, three with a = 1, which costs none.
     assert "| 1/2 | 3 | 1 |" in lines
     assert "| 1 | 3 | 0 |" in lines
-    assert "keeps 0.5 bits of side information an element a layer on average" in card.text
+    assert "keeps 0.5 bits of side information per element and layer on average" in card.text
     assert f"Update predictors: 6, {conversion.added_parameters:,} parameters together." in lines
     assert "| calibration | 240 | 2.0000 | 2.0500 | +2.50% |" in lines
     assert "| held out | 12,345 | 2.5000 | 2.0000 | -20.00% |" in lines

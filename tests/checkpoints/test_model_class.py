@@ -373,7 +373,7 @@ def test_a_name_that_is_no_model_of_transformers_is_refused(name, tmp_path):
     model.save_pretrained(tmp_path)
     file = tmp_path / "config.json"
     file.write_text(file.read_text().replace("ReversibleLlamaForCausalLM", f"Reversible{name}"))
-    with pytest.raises(ValueError, match="which is not in transformers"):
+    with pytest.raises(ValueError, match="which is neither in transformers nor registered"):
         rf.from_pretrained(tmp_path)
 
 

@@ -34,7 +34,7 @@ def test_a_model_is_converted_and_saved_with_its_tokenizer(workspace, capsys):
     assert "converted at 0.5 bits" in shown
     assert "loss on held-out text" in shown
     # 6 layers of width 32: half a bit an element, against float32 checkpoints.
-    assert "12 bytes a token beside the two states' 512; checkpointing keeps 768" in " ".join(shown.split())
+    assert "12 bytes per token beside the two states' 512; checkpointing keeps 768" in " ".join(shown.split())
     assert "layer 1/12  about" in shown
     model = rf.from_pretrained("converted")
     assert len(update_predictors(model)) == 6

@@ -49,7 +49,7 @@ def test_the_recurrence_in_words():
     ("call", "message"),
     [
         (lambda: rf.BlendedMidpoint(0), "has no inverse"),
-        (lambda: rf.BlendedMidpoint(1e-9), "read as 0"),
+        (lambda: rf.BlendedMidpoint(1e-9), "is 0 in fractions of 256"),
         (lambda: rf.BlendedMidpoint(math.nan), "must be finite"),
         (lambda: rf.BlendedMidpoint([0.5, math.inf]), "must be finite"),
         (lambda: rf.BlendedMidpoint([]), "empty sequence"),

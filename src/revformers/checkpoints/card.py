@@ -149,8 +149,8 @@ def _dynamics(model: PreTrainedModel, reversible: ReversibleStack) -> str:
         "",
         f"    {dynamics.recurrence}",
         "",
-        f"{type(dynamics).__name__}, one step a {dynamics.granularity}, {len(layers)} layers; p[-1]: {dynamics.start}; "
-        f"readout: {dynamics.readout}.",
+        f"{type(dynamics).__name__}, one step per {dynamics.granularity}, {len(layers)} layers; "
+        f"p[-1]: {dynamics.start}; readout: {dynamics.readout}.",
     ]
     if dynamics.reversible:
         counts = Counter(
@@ -158,10 +158,10 @@ def _dynamics(model: PreTrainedModel, reversible: ReversibleStack) -> str:
         )
         mean = dynamics.mean_side_information_bits(len(layers))
         lines += [
-            f"The backward pass keeps {mean:g} {'bit' if mean == 1 else 'bits'} of side information an element a layer"
-            f"{', for each of its two steps,' if dynamics.granularity == 'branch' else ''} on average.",
+            f"The backward pass keeps {mean:g} {'bit' if mean == 1 else 'bits'} of side information per element and "
+            f"layer{', for each of its two steps,' if dynamics.granularity == 'branch' else ''} on average.",
             "",
-            "| coefficient of p[l-1] | layers | side information, bits an element |",
+            "| coefficient of p[l-1] | layers | side information, bits per element |",
             "|---|---|---|",
             *(f"| {previous} | {number} | {kept} |" for (previous, kept), number in sorted(counts.items())),
         ]

@@ -14,6 +14,7 @@ from revformers.checkpoints.model_class import reversible_class
 from revformers.checkpoints.model_config import saved_config
 from revformers.checkpoints.model_files import clear_errors, find_model, refuse_weights
 from revformers.errors import ModelFilesError, NotReversibleError
+from revformers.private_api import models_of_auto_class
 
 
 def from_pretrained(path: str | os.PathLike, **keywords: Any) -> Any:
@@ -29,20 +30,28 @@ def from_pretrained(path: str | os.PathLike, **keywords: Any) -> Any:
     Raises:
         FileNotFoundError: if a local path does not exist.
         ModelFilesError: if files are missing, damaged or inconsistent; an OSError and a ValueError.
-        ValueError: if the model is ordinary, or its class is not in transformers.
+        ValueError: if the model is ordinary, or its class is neither in transformers nor registered with
+            `AutoModelForCausalLM.register`.
 
     """
     path = find_model(path)
     with clear_errors(path, keywords):
-        architectures = saved_config(path, keywords).architectures or [""]
-    name = architectures[0].removeprefix(PREFIX)
-    kind = getattr(transformers, name, None)
+        config = saved_config(path, keywords)
+    name = (config.architectures or [""])[0].removeprefix(PREFIX)
+    kind = getattr(transformers, name, None) or _registered(config, name)
     if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel) and getattr(kind, "config_class", None)):
         raise ValueError(
-            f"{path} holds a model of the class {name!r}, which is not in transformers; load it with "
+            f"{path} holds a model of the class {name!r}, which is neither in transformers nor registered with "
+            f"AutoModelForCausalLM; load it with "
             f"revformers.reversible_class({name or 'YourClass'}).from_pretrained({path!r})."
         )
     return reversible_class(kind).from_pretrained(path, **keywords)
+
+
+def _registered(config: Any, name: str) -> Any:
+    """Return the class called `name` that the user registered for the configuration's class; None without."""
+    found = (models_of_auto_class(AutoModelForCausalLM) or {}).get(type(config)._ordinary, None)
+    return found if getattr(found, "__name__", None) == name else None
 
 
 def load_causal_lm(name: str | os.PathLike, **keywords: Any) -> Any:

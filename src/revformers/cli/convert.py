@@ -212,8 +212,8 @@ def _table(conversions: Sequence["Conversion"]) -> Any:
     from rich.table import Table
 
     table = Table(
-        caption="bits: an element, mean over the layers and in total; loss: on held-out text; kept: bytes a token, of "
-        "side information and the two states, and their share of what checkpointing keeps"
+        caption="bits: per element, averaged over the layers and in total; loss: on held-out text; kept: bytes per "
+        "token, of side information and the two states, and their share of what checkpointing keeps"
     )
     for heading in ("bits", "total", "loss", "increase", "weights", "compute", "kept", "share"):
         table.add_column(heading, justify="right")

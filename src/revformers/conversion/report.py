@@ -145,13 +145,13 @@ class Conversion:
         lines += [
             f"  added parameters              {self.added_parameters:,}",
             f"  added compute                 {self.added_compute:+.1%} of a forward pass",
-            f"  kept for the backward pass    {self.side_information:,.0f} bytes a token beside the two states' "
+            f"  kept for the backward pass    {self.side_information:,.0f} bytes per token beside the two states' "
             f"{self.states:,}; checkpointing keeps {self.checkpoints:,}",
         ]
         if self.fits:
             worst = max(range(len(self.fits)), key=lambda layer: self.fits[layer].error)
             lines.append(
-                f"  worst layer, from 0           {worst}, next state off by {math.sqrt(self.fits[worst].error):.2%} "
-                f"of its size"
+                f"  worst layer                   {worst} (counted from 0): its next state is off by "
+                f"{math.sqrt(self.fits[worst].error):.2%} of its size"
             )
         return "\n".join(lines + [f"  {remark}" for remark in self.remarks])

@@ -149,8 +149,8 @@ def exact_blend(value: float | Fraction | str) -> Fraction:
         exact = exact.limit_denominator(LARGEST_DENOMINATOR)
     if not exact:
         raise ValueError(
-            f"The blend {value} is read as 0, which has no inverse; the smallest blend is 1/{LARGEST_DENOMINATOR}, "
-            f"and the ordinary network is Residual()."
+            f"A blend of {value} is 0 in fractions of 256, which has no inverse; the smallest blend is "
+            f"1/{LARGEST_DENOMINATOR}, and the ordinary network is Residual()."
         )
     if exact.denominator > LARGEST_DENOMINATOR:
         raise ValueError(

@@ -49,7 +49,7 @@ class Description:
             return f"{self.model}: an ordinary network"
         lines = {
             "dynamics": self.recurrence,
-            "steps": f"one a {self.granularity}, {self.layers} layers; p[-1]: {self.start}; readout: {self.readout}",
+            "steps": f"one per {self.granularity}, {self.layers} layers; p[-1]: {self.start}; readout: {self.readout}",
             "activations": f"{self.activations}: keeps {self.kept}",
             "side information": "none, there is no inverse"
             if self.bits is None

@@ -189,8 +189,8 @@ class Pass:
         if hidden.device != states:
             raise ValueError(
                 f"{type(self._decoder).__name__} runs layer {self._next} on {hidden.device} and the layers before it "
-                f"on {states}; a reversible model runs on one device a process: load it with device_map={{'': 0}}, or "
-                f"shard it with FSDP."
+                f"on {states}; a reversible model runs on one device per process: load it with device_map={{'': 0}}, "
+                f"or shard it with FSDP."
             )
         if torch.is_grad_enabled() and not hidden.is_meta and any(value.is_meta for value in layer.parameters()):
             raise ValueError(

@@ -12,8 +12,8 @@ def test_the_report_says_what_was_chosen():
         attention_found=True,
     )
     assert str(report) == (
-        "Of 24 layers 12.5 stored, 7.5 rebuilt and 4 computed from kept inputs, "
-        "the attention outputs of 3 of these kept; 1 GiB of 2 GiB."
+        "Of 24 layers, 12.5 are stored, 7.5 rebuilt and 4 computed from kept inputs, "
+        "with the attention outputs of 3 of these kept; this uses 1 GiB of 2 GiB."
     )
     observed = BudgetReport(
         budget=2**31,

@@ -34,7 +34,7 @@ def test_depth_is_read_from_the_points():
     assert "At 4 layers checkpointing needs less" in text
     assert "side information" not in text
     assert "two tensors" not in text
-    assert "two tensors a layer" in " ".join(read_depth({**depth, "steps_per_layer": 2}))
+    assert "two tensors per layer" in " ".join(read_depth({**depth, "steps_per_layer": 2}))
 
 
 def test_side_information_explains_growth():

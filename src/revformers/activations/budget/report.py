@@ -36,12 +36,13 @@ class BudgetReport:
         """Return the report as one line of text."""
         rebuilt = self.layers - self.stored - self.inputs_kept
         attention = (
-            f"the attention outputs of {self.attention_kept} of these kept"
+            f"with the attention outputs of {self.attention_kept} of these kept"
             if self.attention_found
-            else "no fused attention kernel whose outputs could be kept"
+            else "without a fused attention kernel whose outputs could be kept"
         )
         observed = " The batch shape is new: the next pass stores layers." if self.observed else ""
         return (
-            f"Of {self.layers} layers {self.stored:g} stored, {rebuilt:g} rebuilt and {self.inputs_kept:g} computed "
-            f"from kept inputs, {attention}; {size_in_words(self.kept)} of {size_in_words(self.budget)}.{observed}"
+            f"Of {self.layers} layers, {self.stored:g} are stored, {rebuilt:g} rebuilt and {self.inputs_kept:g} "
+            f"computed from kept inputs, {attention}; this uses {size_in_words(self.kept)} of "
+            f"{size_in_words(self.budget)}.{observed}"
         )
