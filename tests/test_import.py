@@ -2,7 +2,9 @@ import ast
 import resource
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -63,6 +65,48 @@ def test_type_checkers_see_the_public_names():
     (block,) = (node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
     seen = {alias.asname: statement.module for statement in block.body for alias in statement.names}
     assert seen == rf._MODULES | {"dynamics": "revformers", "errors": "revformers"}
+
+
+def test_threads_may_use_public_names_for_the_first_time_at_once(tmp_path, monkeypatch):
+    """A package and its module import each other: a thread holds the import lock of the one, another the other's."""
+    started, errors = threading.Event(), []
+    package = "import time\nstarted()\ntime.sleep(0.2)\nfrom some_package import part\nfirst = part.second\n"
+    (tmp_path / "some_package").mkdir()
+    (tmp_path / "some_package/__init__.py").write_text(f"from test_events import started\n{package}")
+    (tmp_path / "some_package/part.py").write_text("import some_package\nsecond = 2\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "test_events", SimpleNamespace(started=started.set))
+    monkeypatch.setattr(rf, "__all__", ["first", "second"])
+    monkeypatch.setitem(rf._MODULES, "first", "some_package")
+    monkeypatch.setitem(rf._MODULES, "second", "some_package.part")
+
+    def use_first():
+        try:
+            assert rf.first == 2
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=use_first)
+    thread.start()
+    started.wait(60)
+    try:
+        assert rf.second == 2
+    finally:
+        thread.join()
+        for name in ("first", "second"):
+            vars(rf).pop(name, None)
+        for name in ("some_package", "some_package.part"):
+            sys.modules.pop(name, None)
+    assert not errors
+
+
+def test_no_module_waits_in_its_import_for_names_that_are_imported_when_they_are_used():
+    """The thread that imports such a name may itself wait for the module."""
+    for file in Path(rf.__file__).parent.rglob("*.py"):
+        statements = ast.parse(file.read_text(encoding="utf-8")).body
+        imports = (one for one in statements if isinstance(one, ast.ImportFrom) and one.module == "revformers")
+        names = {alias.name for one in imports for alias in one.names}
+        assert not names.intersection(rf.__all__), file
 
 
 def test_a_plain_install_has_every_public_name_and_imports_the_library():

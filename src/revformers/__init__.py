@@ -1,6 +1,7 @@
 """Training of language models with reversible dynamics: exact gradients, activation memory independent of depth."""
 
 import importlib
+import threading
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -92,17 +93,21 @@ _MODULES = {name: f"revformers.{module}" for module, names in _NAMES.items() for
 
 __all__ = sorted([*_MODULES, "dynamics", "errors"])
 
+_IMPORTING = threading.RLock()
+"""Held while a public name is imported, because two threads could otherwise each wait for a module that the other is
+importing. No module of the library imports a public name from here at its top: it would wait for such a thread."""
+
 integrations.register()
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used."""
-    if name in _MODULES:
-        found = getattr(importlib.import_module(_MODULES[name]), name)
-    elif name in __all__:
-        found = importlib.import_module(f"revformers.{name}")
-    else:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    with _IMPORTING:
+        found = importlib.import_module(_MODULES.get(name, f"revformers.{name}"))
+    if name in _MODULES:
+        found = getattr(found, name)
     globals()[name] = found
     return found
 

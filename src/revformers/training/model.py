@@ -9,7 +9,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from revformers import dynamics
+import revformers.dynamics as dynamics
 from revformers.data.tokenizer import END_OF_TEXT_ID, load_tokenizer
 from revformers.errors import UserError, as_user_error
 from revformers.reversible import make_reversible
