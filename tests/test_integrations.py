@@ -1,9 +1,11 @@
 """Functions of ours are put around those of other libraries as these are imported."""
 
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 import sys
+from types import ModuleType
 
 import pytest
 
@@ -33,8 +35,42 @@ def library(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(integrations, "_own", lambda target: pkgutil.resolve_name(f"revformers_part:{target}"))
     yield monkeypatch
-    for name in ("some_library", "revformers_part"):
+    for name in ("some_library", "other_library", "revformers_part"):
         sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def before_revformers(library):
+    """The same, as if revformers, which extends `Model.save` of the library, was not imported yet."""
+    library.setattr(sys, "meta_path", [one for one in sys.meta_path if type(one) is not integrations._Finder])
+    library.setattr(integrations, "EXTENDED", {})
+    library.setattr(integrations, "WRAPPED", {"some_library": {"Model.save": "around"}})
+    return library
+
+
+def times_wrapped(function):
+    """How many functions of ours are around a function."""
+    count = 0
+    while hasattr(function, "__wrapped__"):
+        count += function.__code__.co_filename == integrations.__file__
+        function = function.__wrapped__
+    return count
+
+
+class Hook:
+    """Hooks into the import of a module as wrapt does: finds it by all finders once more."""
+
+    def __init__(self, name):
+        self.name, self.finding = name, False
+
+    def find_spec(self, name, path=None, target=None):
+        if name != self.name or self.finding:
+            return None
+        self.finding = True
+        try:
+            return importlib.util.find_spec(name)
+        finally:
+            self.finding = False
 
 
 def test_a_function_is_put_around_another_when_its_library_is_imported(library):
@@ -60,12 +96,36 @@ def test_a_library_that_cannot_be_extended_is_not_imported(library):
     assert "some_library" not in sys.modules
 
 
-def test_libraries_that_are_imported_already_are_extended_once(library):
+def test_libraries_that_are_imported_already_are_extended_once(before_revformers):
     some = importlib.import_module("some_library")
-    library.setattr(sys, "meta_path", [one for one in sys.meta_path if type(one) is not integrations._Finder])
-    library.setattr(integrations, "EXTENDED", {})
-    library.setattr(integrations, "WRAPPED", {"some_library": {"Model.save": "around"}})
     integrations.register()
     integrations.register()
     model = some.Model()
     assert model.save("there") == ("ours", (model, "there", True))
+
+
+def test_an_import_after_a_failed_one_extends_what_is_left(before_revformers):
+    some = importlib.import_module("some_library")
+    other = ModuleType("other_library")
+    before_revformers.setitem(sys.modules, "other_library", other)
+    functions = {name: {"Model.save": "around"} for name in ("some_library", "other_library")}
+    before_revformers.setattr(integrations, "WRAPPED", functions)
+    for _ in range(2):  # as often as revformers is imported
+        with pytest.raises(ImportError, match=r"extends Model\.save of other_library, which the installed version"):
+            integrations.register()
+    other.Model = type("Model", (), {"save": lambda self, path: path})
+    integrations.register()
+    assert other.Model().save("there") == ("ours", "there")
+    assert times_wrapped(some.Model.save) == times_wrapped(other.Model.save) == 1
+
+
+def test_a_module_that_cannot_be_imported_is_left_alone(before_revformers):
+    before_revformers.setitem(sys.modules, "some_library", None)
+    integrations.register()
+    assert sys.modules["some_library"] is None
+
+
+def test_a_function_is_wrapped_once_where_another_library_hooks_into_the_same_import(before_revformers):
+    sys.meta_path.insert(0, Hook("some_library"))
+    integrations.register()
+    assert times_wrapped(importlib.import_module("some_library").Model.save) == 1

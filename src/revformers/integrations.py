@@ -46,15 +46,22 @@ EXTENDED = {
 def register() -> None:
     """Extend the libraries that are already imported, and each of the others when it is imported."""
     # By name: revformers may be imported a second time, after its modules were removed from `sys.modules`.
-    if not any(type(finder).__qualname__ == _Finder.__qualname__ for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())
+    if any(type(finder).__qualname__ == _Finder.__qualname__ for finder in sys.meta_path):
+        return
+    finder = _Finder()
+    sys.meta_path.insert(0, finder)
+    try:
         for name in WRAPPED | EXTENDED:
-            if name in sys.modules:
-                _extend(sys.modules[name])
+            module = sys.modules.get(name)
+            if module is not None:  # None is there for a module that must not be imported
+                _extend(module)
+    except BaseException:
+        sys.meta_path.remove(finder)  # the next import of revformers extends what is left
+        raise
 
 
 def wrap(module: ModuleType, path: str, target: str) -> None:
-    """Wrap a function of another library in one of ours.
+    """Wrap a function of another library in one of ours, unless it is wrapped already.
 
     Args:
         module: a module of the library.
@@ -73,6 +80,8 @@ def wrap(module: ModuleType, path: str, target: str) -> None:
         ) from None
     kind = type(found) if isinstance(found, classmethod | staticmethod) else None
     ordinary = found.__func__ if kind else found
+    if getattr(getattr(ordinary, "__code__", None), "co_filename", None) == __file__:
+        return  # by an import of revformers that failed later, or as another library's import hook loads the module too
 
     @functools.wraps(ordinary)
     def wrapper(*arguments: Any, **keywords: Any) -> Any:
