@@ -5,7 +5,8 @@ import importlib.util
 import inspect
 import pkgutil
 import sys
-from types import ModuleType
+import threading
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -123,6 +124,48 @@ def test_a_module_that_cannot_be_imported_is_left_alone(before_revformers):
     before_revformers.setitem(sys.modules, "some_library", None)
     integrations.register()
     assert sys.modules["some_library"] is None
+
+
+REGISTER = "from revformers import integrations; integrations.register()\n"
+"""What a library does that imports revformers while it is itself being imported."""
+
+
+def test_a_library_that_imports_revformers_is_extended_when_its_import_ends(before_revformers, tmp_path):
+    (tmp_path / "some_library.py").write_text(REGISTER + LIBRARY, encoding="utf-8")
+    some = importlib.import_module("some_library")
+    model = some.Model()
+    assert model.save("there") == ("ours", (model, "there", True))
+
+
+def test_a_library_that_another_thread_imports_is_extended_when_its_import_ends(before_revformers, tmp_path):
+    barrier = threading.Barrier(2, timeout=60)
+    before_revformers.setitem(sys.modules, "other_library", SimpleNamespace(wait=barrier.wait))
+    waits = "from other_library import wait; wait(); wait()\n"
+    (tmp_path / "some_library.py").write_text(waits + LIBRARY, encoding="utf-8")
+    thread = threading.Thread(target=importlib.import_module, args=["some_library"])
+    thread.start()
+    barrier.wait()
+    try:
+        integrations.register()
+        assert not hasattr(sys.modules["some_library"], "Model")
+    finally:
+        barrier.wait()
+        thread.join()
+    assert times_wrapped(sys.modules["some_library"].Model.save) == 1
+
+
+def test_an_import_that_fails_after_it_imported_revformers_fails_with_its_own_error(before_revformers, tmp_path):
+    (tmp_path / "some_library.py").write_text(f"{REGISTER}1 / 0\n", encoding="utf-8")
+    with pytest.raises(ZeroDivisionError):
+        importlib.import_module("some_library")
+    assert "some_library" not in sys.modules
+
+
+def test_a_library_that_imports_revformers_and_cannot_be_extended_is_not_imported(before_revformers, tmp_path):
+    (tmp_path / "some_library.py").write_text(f"{REGISTER}imported = True\n", encoding="utf-8")
+    with pytest.raises(ImportError, match=r"extends Model\.save of some_library, which the installed version"):
+        importlib.import_module("some_library")
+    assert "some_library" not in sys.modules
 
 
 def test_a_function_is_wrapped_once_where_another_library_hooks_into_the_same_import(before_revformers):

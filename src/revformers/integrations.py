@@ -54,7 +54,7 @@ def register() -> None:
         for name in WRAPPED | EXTENDED:
             module = sys.modules.get(name)
             if module is not None:  # None is there for a module that must not be imported
-                _extend(module)
+                _extend_when_imported(module)
     except BaseException:
         sys.meta_path.remove(finder)  # the next import of revformers extends what is left
         raise
@@ -99,6 +99,30 @@ def _extend(module: ModuleType) -> None:
         wrap(module, path, target)
     if module.__name__ in EXTENDED:
         _own(EXTENDED[module.__name__])(module)
+
+
+def _extend_when_imported(module: ModuleType) -> None:
+    """Extend a module of `sys.modules`: now, or when its import ends."""
+    spec: Any = module.__spec__
+    # Python says nowhere else that a module is still being imported.
+    if getattr(spec, "_initializing", False):
+        spec.__class__ = _UnfinishedSpec
+    # Asked again, because another thread may have ended the import in between.
+    if not getattr(spec, "_initializing", False):
+        _extend(module)
+
+
+class _UnfinishedSpec(ModuleSpec):
+    """The spec of a module that is being imported. It extends the module when Python marks the import as ended."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "_initializing" and not value and self.name in sys.modules:  # where it is not if the import failed
+            try:
+                _extend(sys.modules[self.name])
+            except BaseException:
+                del sys.modules[self.name]
+                raise
+        super().__setattr__(name, value)
 
 
 class _Finder(MetaPathFinder):
