@@ -1,5 +1,7 @@
 """The operators of `revformers.engine.ops` as PyTorch sees them."""
 
+import importlib
+import sys
 from fractions import Fraction
 from types import SimpleNamespace
 
@@ -8,6 +10,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from revformers import engine
 from revformers.dynamics.base import Coefficients
 from revformers.engine import ops
 from revformers.engine.ops import cpu
@@ -98,6 +101,25 @@ def test_a_compiled_step_gives_the_same_bits():
     cpu.advance(expected, current, EXPANDS, update, None)
     torch.compile(ops.advance, backend="aot_eager", fullgraph=True)(previous, current, EXPANDS, update, None)
     assert torch.equal(previous, expected)
+
+
+def test_the_operators_of_a_module_that_is_imported_again_give_the_same_bits():
+    previous, current, update = states()
+    expected, expected_kept = previous.clone(), room(CONTRACTS)
+    cpu.advance(expected, current, CONTRACTS, update, expected_kept)
+    modules = [sys.modules.pop(ops.__name__)]
+    try:
+        for _ in range(2):
+            modules.append(importlib.import_module(ops.__name__))
+            del sys.modules[ops.__name__]
+    finally:
+        sys.modules[ops.__name__] = engine.ops = ops
+    assert len(set(modules)) == 3
+    for module in modules:
+        moved, kept = previous.clone(), room(CONTRACTS)
+        module.advance(moved, current, CONTRACTS, update, kept)
+        assert torch.equal(moved, expected)
+        assert torch.equal(kept, expected_kept)
 
 
 def test_a_step_is_no_part_of_autograds_graph():

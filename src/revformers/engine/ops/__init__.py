@@ -127,12 +127,16 @@ def _read_fake(states: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _register(name: str, signature: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> Any:
-    """Register an operator that is not part of autograd's graph, and return it."""
-    _LIBRARY.define(name + signature)
-    # One kernel for all devices except the fake one, because only `kernels_for` chooses what moves the states.
-    _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
-    _LIBRARY.impl(name, fallthrough_kernel, "Autograd")
-    register_fake(f"revformers::{name}", fake, lib=_LIBRARY)
+    """Register an operator that is not part of autograd's graph, and return it.
+
+    PyTorch keeps it for the whole process, so a second import of this module returns the operator of the first.
+    """
+    if not hasattr(torch.ops.revformers, name):
+        _LIBRARY.define(name + signature)
+        # One kernel for all devices except the fake one, because only `kernels_for` chooses what moves the states.
+        _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
+        _LIBRARY.impl(name, fallthrough_kernel, "Autograd")
+        register_fake(f"revformers::{name}", fake, lib=_LIBRARY)
     return getattr(torch.ops.revformers, name).default
 
 
