@@ -1,5 +1,6 @@
 """Functions of ours are put around those of other libraries as these are imported."""
 
+import copy
 import importlib
 import importlib.util
 import inspect
@@ -172,3 +173,13 @@ def test_a_function_is_wrapped_once_where_another_library_hooks_into_the_same_im
     sys.meta_path.insert(0, Hook("some_library"))
     integrations.register()
     assert times_wrapped(importlib.import_module("some_library").Model.save) == 1
+
+
+def test_a_copy_of_a_loader_loads_and_extends(before_revformers):
+    integrations.register()
+    spec = importlib.util.find_spec("some_library")
+    assert type(spec.loader) is integrations._Loader
+    spec.loader = copy.copy(spec.loader)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert times_wrapped(module.Model.save) == 1

@@ -146,6 +146,8 @@ class _Loader(Loader):
 
     def __getattr__(self, name: str) -> Any:
         """Pass questions about the source on to the module's own loader."""
+        if name == "_own":  # a copy is asked for other attributes before it has this one
+            raise AttributeError(name)
         return getattr(self._own, name)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
