@@ -8,8 +8,9 @@ import warnings
 
 import pytest
 import torch
+import trl.trainer.base_trainer as trl_base
 import trl.trainer.utils as trl_utils
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, Trainer
 from trl import (
     DPOConfig,
     DPOTrainer,
@@ -26,6 +27,7 @@ from trl import (
 import revformers as rf
 from revformers.models.parts import reversible_stack
 from revformers.private_api import TRL_MAKES_REFERENCES, TRL_NAMES_MODELS
+from revformers.training.trl import extend_references
 from tests.tiny_trainers import (
     ADAPTERS,
     DYNAMICS,
@@ -175,6 +177,20 @@ def test_a_configuration_without_its_model_makes_no_reference(folder):
     assert name == str(ordinary(folder / "ordinary"))
     with pytest.raises(ValueError, match="pass ref_model"):
         trl_utils.create_model_from_path(name)
+
+
+@pytest.mark.parametrize("kind", [Trainer, trl_base._BaseTrainer])
+def test_the_description_is_added_once_to_a_card(kind):
+    ordinary_card = vars(kind)["create_model_card"].__wrapped__
+    assert ordinary_card.__module__ == kind.__module__
+    assert not hasattr(ordinary_card, "__wrapped__")
+
+
+def test_a_blocked_module_of_trl_does_not_stop_the_extension(monkeypatch):
+    monkeypatch.setitem(sys.modules, "trl.blocked", None)
+    before = getattr(trl_utils, TRL_MAKES_REFERENCES)
+    extend_references(trl_utils)
+    assert getattr(trl_utils, TRL_MAKES_REFERENCES) is before
 
 
 @pytest.mark.parametrize("name", ["dpo", "grpo"])

@@ -58,18 +58,17 @@ def extend_references(module: ModuleType) -> None:
     for function in (TRL_MAKES_REFERENCES, TRL_NAMES_MODELS):  # our functions have the same names
         before = getattr(module, function)
         wrap(module, function, f"training.trl:{function}")
-        for other in [loaded for name, loaded in sys.modules.items() if name.startswith("trl.")]:
-            if vars(other).get(function) is before:
+        for name, other in sys.modules.copy().items():
+            if name.startswith("trl.") and other is not None and vars(other).get(function) is before:
                 setattr(other, function, getattr(module, function))
 
 
 def extend_cards(module: ModuleType) -> None:
     """Add a description of the network to the cards of TRL's trainers."""
-    trainers = [
-        name for name, kind in vars(module).items() if isinstance(kind, type) and "create_model_card" in vars(kind)
-    ]
-    for name in trainers:
-        wrap(module, f"{name}.create_model_card", "training.trainer:create_model_card")
+    for name, kind in vars(module).items():
+        is_own = isinstance(kind, type) and kind.__module__ == module.__name__
+        if is_own and "create_model_card" in vars(kind):
+            wrap(module, f"{name}.create_model_card", "training.trainer:create_model_card")
 
 
 def reference_copy(model: Any, dtype: Any = None) -> Any:
