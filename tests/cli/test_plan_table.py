@@ -1,3 +1,4 @@
+import dataclasses
 import io
 
 import pytest
@@ -32,3 +33,12 @@ def test_every_setup_has_a_row_that_fits_80_characters():
     assert rows["offload"] == ["offload", "4.00", "0.00", "1.50", "0.00", "25.5", "7.00", "1,234", "999,936", "1.30"]
     assert rows["rebuild"][:3] == ["rebuild,", "2", "bits"]
     assert rows["rebuild"][-3:] == ["12", "4,096", "1.46"]
+
+
+def test_a_million_tokens_and_more_fit_the_row():
+    plan = example_plan()
+    plan.setups[0] = dataclasses.replace(plan.setups[0], largest_batch=2225, longest_context=1_127_168)
+    lines = shown(plan).splitlines()
+    assert max(map(len, lines)) <= 80
+    (row,) = (line.split() for line in lines if line.startswith(" store"))
+    assert row[-4:] == ["2,225", "1.13", "M", "1.00"]

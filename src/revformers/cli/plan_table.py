@@ -43,8 +43,13 @@ def plan_table(plan: Plan, device: str) -> Table:
             written(memory.head),
             written(memory.total),
             written(row.host),
-            f"{row.largest_batch:,}",
-            f"{row.longest_context:,}",
+            _count(row.largest_batch),
+            _count(row.longest_context),
             f"{row.time:.2f}",
         )
     return table
+
+
+def _count(number: int) -> str:
+    """Return a number of sequences or tokens as text of at most seven characters, so that ten columns fit."""
+    return f"{number:,}" if number < 10**6 else f"{number / 10**6:,.3g} M"
