@@ -1,7 +1,10 @@
+from dataclasses import dataclass
+
 import pytest
 import torch
 
 import revformers as rf
+from revformers.engine.forward_pass import ForwardPass
 from revformers.engine.states import StatePair
 from tests.test_reversible import llama
 from tests.tiny_models import batch, tiny
@@ -66,6 +69,38 @@ def test_a_mismatch_raises_and_the_model_is_left_as_it_was(monkeypatch):
         rf.verify_gradients(model, BATCH)
     assert model.model.layers[0]._reversible_role.stack.activations == rf.Checkpoint()
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@dataclass(frozen=True)
+class Detached(rf.ActivationPolicy):
+    """A wrong policy: it forgets the graph of every field."""
+
+    name = "detached"
+    keeps = "nothing"
+
+    def bind(self, steps_per_layer):
+        return lambda states, steps: DetachedPass(states)
+
+
+class DetachedPass(ForwardPass):
+    def evaluate(self, name, coefficients, field, hidden):
+        return field(hidden).detach()
+
+
+def test_a_policy_of_ones_own_is_compared_itself():
+    model = rf.make_reversible(tiny("llama"), rf.Midpoint(), Detached())
+    report = rf.verify_gradients(model, batch(model))
+    assert not report.bit_exact
+    assert any("self_attn" in name for name in report.differing)
+    assert rf.describe(model).activations == "detached"
+    rf.set_activations(model, rf.Checkpoint())
+    assert rf.verify_gradients(model, batch(model)).bit_exact
+
+
+def test_a_batch_is_a_mapping():
+    model = rf.make_reversible(tiny("llama"), rf.Midpoint())
+    with pytest.raises(TypeError, match=r"A batch is a mapping of the model's arguments, such as .*, not Tensor"):
+        rf.verify_gradients(model, batch(model)["input_ids"])
 
 
 def test_what_cannot_be_verified_is_refused():

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from revformers.activations import Rebuild, Store
+from revformers.activations import Budget, Checkpoint, Offload, Rebuild, Store
 from revformers.engine.replay import RandomState
 from revformers.models.attach import set_activations
 from revformers.models.parts import require_reversible
+
+OF_THIS_LIBRARY = (Store, Checkpoint, Offload, Rebuild, Budget)
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ def verify_gradients(
     """Compare the gradient with rebuilt activations against the one with stored activations.
 
     Runs the model twice on the same batch from the same random state (so dropout draws the same masks), in its current
-    mode. The model's gradients, its policy and the random state are restored.
+    mode. The model's gradients, its policy and the random state are restored. A model whose policy is not one of this
+    library runs with that policy instead of `Rebuild`.
 
     Args:
         model: a reversible model.
@@ -78,12 +81,18 @@ def verify_gradients(
         loss: maps the model's output to the scalar to differentiate; None uses the model's own loss.
 
     Raises:
+        TypeError: if the batch is no mapping.
         ValueError: if the model is not reversible, its dynamics have no inverse, no parameter is trainable, or the
             loss is not finite.
         RebuildMismatchError: if the backward pass finds that it rebuilt other states or used other weights.
 
     """
     reversible = require_reversible(model)
+    if not isinstance(batch, Mapping):
+        raise TypeError(
+            f'A batch is a mapping of the model\'s arguments, such as {{"input_ids": tokens}}, not '
+            f"{type(batch).__name__}."
+        )
     trainable = _trainable(model)
     if not trainable:
         raise ValueError("No parameter of the model requires a gradient; there is nothing to verify.")
@@ -93,9 +102,10 @@ def verify_gradients(
         inputs.setdefault("labels", inputs.get("input_ids"))
         loss = attrgetter("loss")
     activations = reversible.activations
+    compared = Rebuild() if type(activations) in OF_THIS_LIBRARY else activations
     with gradients_set_aside(model) as random_state:
         try:
-            set_activations(model, Rebuild())
+            set_activations(model, compared)
             rebuilt_loss, rebuilt = _gradients(model, trainable, inputs, loss, random_state)
             set_activations(model, Store())
             stored_loss, stored = _gradients(model, trainable, inputs, loss, random_state)
