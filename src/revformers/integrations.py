@@ -79,13 +79,13 @@ def wrap(module: ModuleType, path: str, target: str) -> None:
             f"version that revformers names in its requirements, or a newer revformers."
         ) from None
     kind = type(found) if isinstance(found, classmethod | staticmethod) else None
-    ordinary = found.__func__ if kind else found
-    if getattr(getattr(ordinary, "__code__", None), "co_filename", None) == __file__:
+    original = found.__func__ if kind else found
+    if getattr(getattr(original, "__code__", None), "co_filename", None) == __file__:
         return  # by an import of revformers that failed later, or as another library's import hook loads the module too
 
-    @functools.wraps(ordinary)
+    @functools.wraps(original)
     def wrapper(*arguments: Any, **keywords: Any) -> Any:
-        return _own(target)(ordinary, *arguments, **keywords)
+        return _own(target)(original, *arguments, **keywords)
 
     setattr(owner, name, kind(wrapper) if kind else wrapper)
 
