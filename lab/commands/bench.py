@@ -78,7 +78,7 @@ def run(arguments: Sequence[str]) -> int:
     from lab.bench.study_file import StudyFile
     from lab.bench.study_plot import save_plot
     from lab.bench.study_tables import study_tables
-    from revformers.console import say
+    from revformers.training.console import say
 
     console = Console()
     recipe, axis = read_recipe(BenchRecipe(), path, options), AXES[study]

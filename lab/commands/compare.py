@@ -48,7 +48,7 @@ def run(arguments: Sequence[str]) -> int:
     from lab.bench.comparison import Comparison, ComparisonOptions
     from lab.bench.environment import write_result
     from lab.bench.terminal import comparison_tables
-    from revformers.console import say
+    from revformers.training.console import say
     from revformers.training.recipe import load_recipe
 
     console = Console()

@@ -67,7 +67,7 @@ def run(arguments: Sequence[str]) -> int:
     from lab.bench.environment import without_machine, write_result
     from lab.evaluation import compare
     from revformers.cli.quiet import quiet_libraries
-    from revformers.console import say
+    from revformers.training.console import say
 
     quiet_libraries()
     console = Console()

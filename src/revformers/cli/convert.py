@@ -76,13 +76,13 @@ def run(arguments: Sequence[str]) -> int:
     from revformers.checkpoints.load import load_causal_lm, load_tokenizer
     from revformers.cli.main import INTERRUPTED
     from revformers.cli.quiet import quiet_libraries
-    from revformers.console import say
     from revformers.conversion.convert import Converter
     from revformers.data.blocks import calibration_blocks
     from revformers.data.section import DataSection
     from revformers.files import write_json, written_whole
     from revformers.models.parts import record_provenance, reversible_stack
     from revformers.models.provenance import Provenance
+    from revformers.training.console import say
     from revformers.training.conversion_progress import ConversionProgress
 
     quiet_libraries()

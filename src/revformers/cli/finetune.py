@@ -25,7 +25,7 @@ def run(arguments: Sequence[str]) -> int:
     from rich.console import Console
 
     from revformers.cli.quiet import quiet_libraries
-    from revformers.console import say
+    from revformers.training.console import say
     from revformers.training.finetune import finetune
 
     quiet_libraries()

@@ -85,10 +85,10 @@ def run(arguments: Sequence[str]) -> int:
 
     from revformers.cli.plan_table import plan_table
     from revformers.cli.quiet import quiet_libraries
-    from revformers.console import say
     from revformers.planning.devices import DEVICES
     from revformers.planning.plan import make_plan
     from revformers.setup import Workload
+    from revformers.training.console import say
 
     quiet_libraries()
     gc.freeze()  # the objects of the libraries stay, and searching them for garbage takes long

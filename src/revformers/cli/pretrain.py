@@ -26,7 +26,7 @@ def run(arguments: Sequence[str]) -> int:
     from rich.rule import Rule
 
     from revformers.cli.quiet import quiet_libraries
-    from revformers.console import say
+    from revformers.training.console import say
     from revformers.training.pretrain import pretrain
 
     quiet_libraries()

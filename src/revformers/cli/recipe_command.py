@@ -55,7 +55,7 @@ class RecipeCommand(Generic[AnyRecipe]):
 
     def stopped(self, result: "RunResult", console: "Console") -> int:
         """Print how to continue a run that a signal ended, and return the exit code."""
-        from revformers.console import say
+        from revformers.training.console import say
 
         say(console, f"Stopped at step {result.step} with a checkpoint in {result.directory}.")
         say(console, f"To continue:  {self.resume_words}")

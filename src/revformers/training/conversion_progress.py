@@ -7,7 +7,7 @@ from types import TracebackType
 
 from rich.console import Console
 
-from revformers.console import progress_bar, say
+from revformers.training.console import progress_bar, say
 
 SECONDS_BETWEEN_LINES = 30.0
 

@@ -13,7 +13,6 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, Trai
 from revformers.activations import Checkpoint, Offload, parse_policy
 from revformers.checkpoints.card import CARD_NAME, save_deployed_card
 from revformers.checkpoints.load import load_tokenizer
-from revformers.console import say
 from revformers.errors import as_user_error
 from revformers.files import write_json, written_whole
 from revformers.head.teacher import FrozenCopy, Teacher
@@ -23,6 +22,7 @@ from revformers.models.parts import reversible_stack, update_predictors
 from revformers.models.tiles import set_mlp_tiles
 from revformers.setup import Setup
 from revformers.training.annealing import Annealing
+from revformers.training.console import say
 from revformers.training.deployment import check_deployable, deploy_as_ordinary
 from revformers.training.finetune_data import FinetuneData, import_trl, load_finetune_data
 from revformers.training.finetune_model import (

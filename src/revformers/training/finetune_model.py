@@ -14,7 +14,6 @@ from revformers.checkpoints.adapter import apply_conversion
 from revformers.checkpoints.adapter_base import save_conversion
 from revformers.checkpoints.gguf_file import is_gguf
 from revformers.checkpoints.load import load_causal_lm
-from revformers.console import say
 from revformers.conversion.convert import convert
 from revformers.errors import UserError, as_user_error, require_package
 from revformers.files import written_whole
@@ -24,6 +23,7 @@ from revformers.models.attach import set_activations
 from revformers.models.parts import reversible_stack
 from revformers.models.quantization import keep_trainable, quantization_options
 from revformers.setup import Setup
+from revformers.training.console import say
 from revformers.training.conversion_progress import ConversionProgress
 from revformers.training.deployment import leave_out_predictors, refuse_trained_predictors
 from revformers.training.finetune_data import FinetuneData, training_blocks

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from transformers import TrainerCallback, TrainerState
 
-from revformers.console import progress_bar, say
+from revformers.training.console import progress_bar, say
 from revformers.training.history import Clock
 
 

@@ -2,7 +2,7 @@ import io
 
 from rich.console import Console
 
-from revformers.console import progress_bar, say
+from revformers.training.console import progress_bar, say
 
 
 def test_a_line_is_printed_as_it_is():
