@@ -157,8 +157,8 @@ def test_a_run_prints_and_writes_what_it_did(name, workspace, capsys):
 
 
 def options(help_text):
-    """Return the names of the options that a help defines: those at the start of a line, but not its borders."""
-    defined = re.findall(r"(?m)^[│ ]*((?:--?[\w.-]+)(?:(?:, | \| |\|)--?[\w.-]+)*)", help_text)
+    """Return the names of the options that a help defines, which begin a line; descriptions are indented further."""
+    defined = re.findall(r"(?m)^[│ ]{1,3}((?:--?[\w.-]+)(?:(?:, | \| |\|)--?[\w.-]+)*)", help_text)
     return sorted({option for definition in defined for option in re.findall(r"--\w[\w.-]*", definition)})
 
 

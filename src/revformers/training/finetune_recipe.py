@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from revformers.data.section import DataSection, SourceSection
 from revformers.errors import require
 from revformers.training.recipe import HeadSection, TrainingSection, require_activations
-from revformers.training.recipe_file import read_recipe
+from revformers.training.recipe_file import TEXTS, read_recipe
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class FinetuneDataSection(SourceSection):
 
     source: str = ""
     form: Literal["auto", "text", "prompt_completion", "messages"] = "auto"
-    columns: dict[str, str] = field(default_factory=dict)
+    columns: dict[str, Any] = field(default_factory=dict, metadata=TEXTS)
     block_length: int = 256
 
     def records(self) -> DataSection:

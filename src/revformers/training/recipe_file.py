@@ -21,6 +21,9 @@ from revformers.errors import UserError
 Section = TypeVar("Section")
 
 EXPECTED = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+TEXTS = {"texts": True}
+"""Metadata of a dict field whose values on the command line are texts as they are, not YAML, such as templates."""
+
 LISTS = {str: "a list of texts", int: "a list of whole numbers"}
 
 
@@ -136,7 +139,8 @@ def _filled(section: Section, values: Mapping[str, Any], origin: str, path: str 
 
     """
     hints = get_type_hints(type(section))
-    known = [field.name for field in dataclasses.fields(section)]  # type: ignore[arg-type]
+    fields = {field.name: field for field in dataclasses.fields(section)}  # type: ignore[arg-type]
+    known = list(fields)
     changes: dict[str, Any] = {}
     for name, value in values.items():
         if name not in known:
@@ -152,8 +156,7 @@ def _filled(section: Section, values: Mapping[str, Any], origin: str, path: str 
             if not isinstance(given, Mapping):
                 raise UserError(f"{origin}: {dotted!r} is a section with fields of its own, not {str(value)!r}.")
             if isinstance(current, dict):
-                texts = get_args(hints[name])[-1] is str
-                changes[name] = _merged(current, given, texts)
+                changes[name] = _merged(current, given, "texts" in fields[name].metadata)
             else:
                 changes[name] = _filled(current, given, origin, dotted)
         else:

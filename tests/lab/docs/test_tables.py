@@ -25,8 +25,10 @@ def written():
 @pytest.mark.parametrize(("name", "argument", "text"), written())
 def test_the_figures_of_a_page_are_those_of_committed_results(name, argument, text, capsys):
     FUNCTIONS[name](*filter(None, [argument.strip('"')]))
-    lines = [line.strip() for line in text.strip().splitlines()]
-    assert capsys.readouterr().out.strip().splitlines() == lines
+    printed = capsys.readouterr().out
+    assert [line.strip() for line in printed.strip().splitlines()] == [
+        line.strip() for line in text.strip().splitlines()
+    ]
 
 
 def test_every_table_is_on_a_page():
