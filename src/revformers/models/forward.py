@@ -64,11 +64,16 @@ class ReversibleStack(Identity):
         """The features of the layers' update predictors; empty without predictors."""
         return () if self.predictor_form is None else self.predictor_form.features
 
+    @property
+    def steps(self) -> list[Coefficients]:
+        """a, b and c of every step, in order; computed once for the dynamics."""
+        if self._steps is None or self._steps[0] != self.dynamics:
+            self._steps = self.dynamics, self.dynamics.steps(self.number_of_layers)
+        return self._steps[1]
+
     def begin_pass(self, states: StatePair) -> ForwardPass:
         """Begin a forward pass under the activation policy, which is bound to this stack at its first use."""
         dynamics = self.dynamics
-        if self._steps is None or self._steps[0] != dynamics:
-            self._steps = dynamics, dynamics.steps(self.number_of_layers)
         # Whatever else changes the memory of a pass, policies have to find out for themselves.
         # The text tells Budget(1), one byte, from Budget(1.0), all free memory, which are equal in Python.
         policy = self.activations, str(self.activations)
@@ -82,7 +87,7 @@ class ReversibleStack(Identity):
                     f"a forward pass."
                 )
             self._bound.append((key, begin))
-        forward_pass = begin(states, self._steps[1])
+        forward_pass = begin(states, self.steps)
         if not isinstance(forward_pass, ForwardPass):
             raise TypeError(
                 f"The function that {type(self.activations).__name__}.bind returns must begin a ForwardPass, but "
@@ -153,10 +158,11 @@ class Pass:
         call = LayerCall(layer, index, inputs, self.stack.evaluate)
         before = self._before.layer if self._before else layer
         hooks = batch_hooks(before, layer) if self._keeps_batch_hooks else ()
+        coefficients = self.stack.steps[index * self.stack.dynamics.steps_per_layer]
         for name, field in named_fields(call, self._before, self.stack.dynamics, returned):
             if hooks:
                 field = with_batch_hooks(field, hooks)
-            hidden = self._trajectory.step(name, self.stack.dynamics.coefficients(index), field, hidden)
+            hidden = self._trajectory.step(name, coefficients, field, hidden)
         self._before = call
         self._next += 1
         if self._next == self.stack.number_of_layers:

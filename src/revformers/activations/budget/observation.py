@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.backends import cuda
 
 from revformers.activations.budget.allocation import StepCost
-from revformers.engine.field import Field, modules_of, parts_of
+from revformers.engine.field import Field, parts_of
 from revformers.engine.replay import AutocastState
 from revformers.private_api import attention_of, parameters_of
 
@@ -94,9 +94,10 @@ def switches(field: Field) -> int:
     implementation, forwards that were replaced, as by `set_mlp_tiles`, and which weights train. Integers are left out,
     because modules use them to count. Of its arguments, these are which are tensors, such as a mask, and their dtypes.
     """
+    parts = list(parts_of(field))
     arguments = tuple(
         (part.dtype, part.dim()) if isinstance(part, Tensor) else part is None
-        for part in parts_of(field)
+        for part in parts
         if not isinstance(part, nn.Module)
     )
     modules = tuple(
@@ -110,7 +111,8 @@ def switches(field: Field) -> int:
             attention_of(vars(module).get("config")),
             id(vars(module).get("forward")),
         )
-        for root in modules_of(field)
+        for root in parts
+        if isinstance(root, nn.Module)
         for module in root.modules()
     )
     return hash((arguments, modules))
