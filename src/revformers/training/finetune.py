@@ -36,6 +36,7 @@ from revformers.training.finetune_model import (
 )
 from revformers.training.finetune_recipe import FinetuneRecipe
 from revformers.training.run_directory import RunDirectory
+from revformers.training.trainer_arguments import trainer_arguments
 from revformers.training.trainer_run import (
     RunResult,
     finish,
@@ -43,7 +44,6 @@ from revformers.training.trainer_run import (
     run_metrics,
     tokens_in_step,
     train,
-    trainer_arguments,
 )
 
 

@@ -16,6 +16,7 @@ from revformers.training.model import build_dynamics, build_model
 from revformers.training.recipe import Recipe
 from revformers.training.run_directory import RunDirectory
 from revformers.training.sample import check_lengths, write_samples
+from revformers.training.trainer_arguments import trainer_arguments
 from revformers.training.trainer_run import (
     RunResult,
     finish,
@@ -23,7 +24,6 @@ from revformers.training.trainer_run import (
     run_metrics,
     tokens_in_step,
     train,
-    trainer_arguments,
 )
 
 
