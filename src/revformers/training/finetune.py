@@ -24,6 +24,7 @@ from revformers.setup import Setup
 from revformers.training.annealing import Annealing
 from revformers.training.console import say
 from revformers.training.deployment import check_deployable, deploy_as_ordinary
+from revformers.training.evaluation import TextTrainer, TokenMean
 from revformers.training.finetune_data import FinetuneData, import_trl, load_finetune_data
 from revformers.training.finetune_model import (
     check_model,
@@ -62,7 +63,7 @@ def finetune(
 
     If the weights are quantised, so are those behind the figures of the ordinary network. transformers' Trainer trains
     on text, in packed blocks. TRL's SFTTrainer trains on prompts with completions and on conversations, unpacked and
-    padded; its validation loss is a mean over batches.
+    padded. Validation losses are means over tokens.
 
     Args:
         recipe: the model, the data and the training.
@@ -173,7 +174,7 @@ def _trainer(model: Any, arguments: Any, data: FinetuneData, tokenizer: PreTrain
         "processing_class": tokenizer,
     }
     if data.form == "text":
-        trainer = Trainer(data_collator=default_data_collator, **shared)
+        trainer = TextTrainer(data_collator=default_data_collator, **shared)
     else:
         trainer = _sft_trainer()(**shared)
     trainer.remove_callback(PrinterCallback)
@@ -184,11 +185,11 @@ def _sft_trainer() -> Any:
     """Return TRL's SFTTrainer with the loss of the model; TRL's own loss reads the logits or uses a head of its own."""
     kind: Any = import_trl().SFTTrainer
 
-    class HeadLossTrainer(kind):
+    class ModelLoss(kind):
         def compute_loss(self, *arguments: Any, **keywords: Any) -> Any:
             return Trainer.compute_loss(self, *arguments, **keywords)
 
-    return HeadLossTrainer
+    return type("PromptTrainer", (TokenMean, ModelLoss), {})
 
 
 def _losses_before_training(trainer: Trainer, model: Any, recipe: FinetuneRecipe) -> dict[str, float]:

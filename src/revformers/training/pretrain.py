@@ -3,7 +3,7 @@
 from typing import Any
 
 from rich.console import Console
-from transformers import Trainer, TrainingArguments, default_data_collator
+from transformers import TrainingArguments, default_data_collator
 
 from revformers.data.blocks import build_datasets
 from revformers.dynamics import Residual
@@ -12,6 +12,7 @@ from revformers.files import write_text, written_whole
 from revformers.head.loss import apply_head
 from revformers.models.tiles import set_mlp_tiles
 from revformers.reversible import make_residual
+from revformers.training.evaluation import TextTrainer
 from revformers.training.model import build_dynamics, build_model
 from revformers.training.recipe import Recipe
 from revformers.training.run_directory import RunDirectory
@@ -66,7 +67,7 @@ def pretrain(
     with as_user_error():
         apply_head(model, recipe.loss.head, recipe.loss.chunk)
         set_mlp_tiles(model, recipe.training.mlp_tile)
-    trainer = Trainer(
+    trainer = TextTrainer(
         model=model,
         args=arguments,
         data_collator=default_data_collator,
