@@ -20,3 +20,8 @@ def test_sizes_are_written_in_the_largest_unit():
         "2 GiB",
         "3 TiB",
     ]
+
+
+def test_a_size_of_many_digits_is_refused():
+    with pytest.raises(ValueError, match=r"such as 24GiB or 80GB, not '9+\.\.\.9*GiB'"):
+        parse_size("9" * 5000 + "GiB")

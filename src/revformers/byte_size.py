@@ -1,6 +1,7 @@
 """Conversion between memory sizes as text, such as "24GiB", and bytes."""
 
 import re
+import reprlib
 
 UNITS = {
     "B": 1,
@@ -22,10 +23,10 @@ def parse_size(text: str) -> int:
         ValueError: if `text` is not a size above 0.
 
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", text)
+    match = re.fullmatch(r"\s*(\d{1,20}(?:\.\d{1,20})?)\s*([A-Za-z]+)\s*", text)
     units = {unit.lower(): size for unit, size in UNITS.items()}
     if match is None or match[2].lower() not in units or not float(match[1]):
-        raise ValueError(f"A size of memory is a number with a unit, such as 24GiB or 80GB, not {text!r}.")
+        raise ValueError(f"A size of memory is a number with a unit, such as 24GiB or 80GB, not {reprlib.repr(text)}.")
     return int(float(match[1]) * units[match[2].lower()])
 
 

@@ -30,6 +30,8 @@ def test_side_information_counts_the_neighbours_that_a_contraction_merges(numera
         (lambda: finite_step("Euler", True), "Euler takes a number"),
         (lambda: finite_step("Euler", 0), "positive finite step_size"),
         (lambda: finite_step("Euler", math.inf), "positive finite step_size"),
+        (lambda: finite_step("Euler", math.nan), "positive finite step_size, not nan"),
+        (lambda: finite_step("Euler", 10**400), r"positive finite step_size, not 10*\.\.\.0*\.$"),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence(call, message):

@@ -4,6 +4,7 @@ from fractions import Fraction
 import pytest
 
 import revformers as rf
+from revformers import dynamics
 from revformers.dynamics import Coefficients
 
 
@@ -62,10 +63,21 @@ def test_the_recurrence_in_words():
         (lambda: rf.BlendedMidpoint([0.5, 0.5]).check(3), "2 blends for a model of 3 layers"),
         (lambda: rf.BlendedMidpoint(0.5, [1.0] * 4).check(3), "4 step sizes for a model of 3 layers"),
         (lambda: rf.BlendedMidpoint([0.5] * 2).coefficients(2), "2 blends, none of them for layer 2"),
-        (lambda: rf.BlendedMidpoint(2000).coefficients(0), "terms"),
+        (lambda: rf.BlendedMidpoint(2000), "at most 1024 in magnitude; 2000 is not"),
+        (lambda: rf.BlendedMidpoint(-1e300), "at most 1024 in magnitude; -1e"),
+        (lambda: rf.BlendedMidpoint("1e19"), "at most 1024 in magnitude; '1e19' is not"),
+        (lambda: rf.BlendedMidpoint("1/" + "3" * 4000), r"a fraction such as '1/4', not '1/33\S*\.\.\.3*'\.$"),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence(call, message):
     with pytest.raises(ValueError, match=message) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("blend", ["1e99999999", "1E-99999999", "-1e+999999999999", "1" * 100_000])
+def test_a_blend_whose_digits_would_fill_the_memory_is_refused_at_once(blend):
+    """Fraction would compute 10 to that power first; the test itself would not end."""
+    with pytest.raises(ValueError, match="a fraction such as '1/4', not"):
+        dynamics.from_dict({"name": "blended_midpoint", "blend": blend})
+    assert rf.BlendedMidpoint("25e-2").blend == Fraction(1, 4)

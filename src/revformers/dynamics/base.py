@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import reprlib
+import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from fractions import Fraction
@@ -177,8 +179,9 @@ def finite_step(owner: str, step_size: float) -> float:
     """Return `step_size` if it is a positive finite number; otherwise raise ValueError, which names `owner`."""
     if isinstance(step_size, bool) or not isinstance(step_size, int | float | Fraction):
         raise ValueError(f"{owner} takes a number as step_size, not {step_size!r}.")
-    if not (math.isfinite(step_size) and step_size > 0):
-        raise ValueError(f"{owner} takes a positive finite step_size, not {step_size}.")
+    # Not math.isfinite, which cannot read a whole number beyond the largest float.
+    if not 0 < step_size <= sys.float_info.max:
+        raise ValueError(f"{owner} takes a positive finite step_size, not {reprlib.repr(step_size)}.")
     return step_size
 
 

@@ -2,12 +2,15 @@
 
 import math
 import random
+import re
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 from revformers.dynamics.base import (
     LARGEST_DENOMINATOR,
+    LARGEST_TERM,
     ONE,
     Coefficients,
     Dynamics,
@@ -17,6 +20,9 @@ from revformers.dynamics.base import (
     finite_step,
     times,
 )
+
+_WRITTEN = re.compile(r"[^e]{1,40}(e[-+]?\d{1,3})?", re.IGNORECASE)
+"""The texts that are read as fractions. `Fraction` computes every digit of a number such as "1e99999999"."""
 
 
 @dataclass(frozen=True)
@@ -142,9 +148,11 @@ def exact_blend(value: float | Fraction | str) -> Fraction:
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"A blend must be finite, not {value}.")
     try:
+        if isinstance(value, str) and not _WRITTEN.fullmatch(value):
+            raise ValueError
         exact = Fraction(value)
     except (ValueError, ZeroDivisionError):
-        raise ValueError(f"A blend is a number or a fraction such as '1/4', not {value!r}.") from None
+        raise ValueError(f"A blend is a number or a fraction such as '1/4', not {reprlib.repr(value)}.") from None
     if isinstance(value, float):
         exact = exact.limit_denominator(LARGEST_DENOMINATOR)
     if not exact:
@@ -152,6 +160,8 @@ def exact_blend(value: float | Fraction | str) -> Fraction:
             f"A blend of {value} is 0 in fractions of 256, which has no inverse; the smallest blend is "
             f"1/{LARGEST_DENOMINATOR}, and the ordinary network is Residual()."
         )
+    if abs(exact) > LARGEST_TERM:
+        raise ValueError(f"A blend is at most {LARGEST_TERM} in magnitude; {reprlib.repr(value)} is not.")
     if exact.denominator > LARGEST_DENOMINATOR:
         raise ValueError(
             f"The blend {exact} has a denominator beyond {LARGEST_DENOMINATOR}; choose a coarser fraction."

@@ -9,6 +9,7 @@ which prints the help, neither reads YAML nor accepts new keys of a dict.
 import dataclasses
 import difflib
 import re
+import sys
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -77,7 +78,13 @@ def read_recipe(
 
 def parse_yaml(text: str) -> Any:
     """Return the value of the YAML in `text`; raise yaml.YAMLError if it is not valid."""
-    return yaml.load(text, Loader=RecipeLoader)
+    try:
+        return yaml.load(text, Loader=RecipeLoader)
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # a date of month 13, a number of 5,000 digits, brackets within brackets
+        raise yaml.YAMLError(f"it cannot be read ({str(error)[:100]})") from error
 
 
 def split_options(arguments: Sequence[str]) -> dict[str, Words]:
@@ -212,7 +219,9 @@ def _converted(value: Any, annotation: Any) -> Any:
         if value in get_args(annotation):
             return value
         raise _Unfit(f"one of {', '.join(map(str, get_args(annotation)))}")
-    if annotation is float and type(value) is int:
+    if annotation is float and type(value) in (int, float):
+        if not abs(value) <= sys.float_info.max:
+            raise _Unfit("a finite number")
         return float(value)
     if annotation is int and isinstance(value, float) and value.is_integer():
         return int(value)
