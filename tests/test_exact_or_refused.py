@@ -6,6 +6,7 @@ Every case was a wrong gradient without an error once, or an error that named no
 import contextlib
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -962,3 +963,124 @@ def test_a_stored_leaf_is_the_leaf_itself_as_it_is_to_autograd():
     smallest = rf.smallest_budget(reversible("store", "gpt2", num_hidden_layers=6), ROWS, TOKENS, "checkpoint")
     found = run(rf.Budget(100 * smallest, "checkpoint"))
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("activations", POLICIES)
+@pytest.mark.parametrize("layer", [0, 2])
+@pytest.mark.parametrize("late", [False, True])
+def test_the_layer_that_does_not_repeat_itself_is_named_whichever_it_is(activations, layer, late, monkeypatch):
+    """The layers above are right, and those below are rebuilt from a wrong state: neither are named."""
+    add = Verdicts.add
+    if late:
+        monkeypatch.setattr(
+            Verdicts, "add", lambda self, *result: (setattr(self, "at_once", False), add(self, *result))
+        )
+    model, generator = reversible(activations), torch.Generator().manual_seed(0)
+    layers_of(model)[layer].mlp.up_proj.register_forward_hook(
+        lambda module, inputs, output: output * (1 + 1e-3 * torch.rand(1, generator=generator))
+    )
+    words = (
+        rf"^Layer {layer} was evaluated again .*not deterministic.*nondeterministic_modules\(.*revformers\.Store\(\)"
+    )
+    with pytest.raises(rf.RebuildMismatchError, match=words):
+        loss_of(model).backward()
+
+
+@pytest.mark.parametrize("activations", ["store", *POLICIES])
+def test_dropout_while_another_thread_draws_is_said_not_to_be_supported(activations):
+    def run(policy):
+        model, in_forward = reversible(policy, dropout=0.2), [True]
+
+        def draw(*_):
+            if in_forward[0]:
+                thread = threading.Thread(target=torch.rand, args=(1,))
+                thread.start()
+                thread.join()
+
+        layers_of(model)[2].self_attn.q_proj.register_forward_hook(draw)
+        torch.manual_seed(0)
+        loss = loss_of(model)
+        in_forward[0] = False
+        return backward(model, loss)
+
+    if activations == "store":
+        run(activations)
+        return
+    with pytest.raises(rf.RebuildMismatchError, match=r"^Layer 2 .*Dropout in several threads is not supported"):
+        run(activations)
+
+
+@pytest.mark.parametrize("activations", ["rebuild", "checkpoint", "budget:rebuild"])
+@pytest.mark.parametrize("models", [1, 2])
+def test_without_dropout_threads_train_at_the_same_time(activations, models):
+    def run(model, number):
+        return [
+            torch.autograd.grad(loss_of(model, tokens(seed=10 * number + step)), list(model.parameters()))
+            for step in range(3)
+        ]
+
+    expected = [run(reversible("store"), number) for number in range(2)]
+    trained = [reversible(activations) for _ in range(models)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            found = list(pool.map(run, [trained[0], trained[-1]], range(2)))
+    finally:
+        sys.setswitchinterval(interval)
+    for one, other in zip(found, expected, strict=True):
+        assert all(torch.equal(*pair) for steps in zip(one, other, strict=True) for pair in zip(*steps, strict=True))
+
+
+def small_masks_of_a_generator(model):
+    """Stochastic depth: one number for each sequence, drawn from a generator of its own."""
+    generator = torch.Generator().manual_seed(0)
+    for layer in layers_of(model):
+        layer.mlp.register_forward_hook(
+            lambda module, inputs, output: output * (torch.rand(ROWS, 1, 1, generator=generator) > 0.5)
+        )
+    return lambda: None
+
+
+def a_scale_per_channel(model):
+    scales = [torch.ones(64)]
+    for layer in layers_of(model):
+        layer.mlp.register_forward_hook(lambda module, inputs, output: output * scales[0])
+
+    def change():
+        scales[0] = torch.full((64,), 2.0)
+
+    return change
+
+
+def replaced_weights(model):
+    def change():
+        for weight in layers_of(model).parameters():
+            weight.data = weight.data * 1.5
+
+    return change
+
+
+def with_a_fault(fault, share, recompute):
+    """The gradients of a model of which a budget stores no layer (2), some (8) or all (30); None: without one."""
+    model = reversible("store")
+    if share is not None:
+        rf.set_activations(model, rf.Budget(int(share * rf.smallest_budget(model, ROWS, TOKENS, recompute)), recompute))
+        loss_of(model).backward()  # the first pass is observed, and stores nothing
+        model.zero_grad()
+    change = fault(model)
+    loss = loss_of(model)
+    if share is not None:
+        assert rf.budget_report(model).stored in {2: (0, 1), 8: (1, 2, 3), 30: (4,)}[share]
+    change()
+    return backward(model, loss)
+
+
+@pytest.mark.parametrize("recompute", ["rebuild", "checkpoint"])
+@pytest.mark.parametrize("fault", [small_masks_of_a_generator, a_scale_per_channel, replaced_weights])
+def test_what_a_budget_does_not_store_is_compared_however_small(fault, recompute):
+    for share in (2, 8):
+        with pytest.raises(rf.RebuildMismatchError, match=r"[Ll]ayer \d "):
+            with_a_fault(fault, share, recompute)
+    expected, found = with_a_fault(fault, None, recompute), with_a_fault(fault, 30, recompute)
+    assert all(torch.equal(found[name], expected[name]) for name in expected), "nothing is evaluated again"

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from revformers.models.families.layout import BlockLayout as BlockLayout
     from revformers.models.families.layout import Branch as Branch
     from revformers.models.ordinary import ordinary as ordinary
+    from revformers.models.repeatability import nondeterministic_modules as nondeterministic_modules
     from revformers.models.tiles import set_mlp_tiles as set_mlp_tiles
     from revformers.models.update_predictor import PredictorForm as PredictorForm
     from revformers.models.verify import GradientReport as GradientReport
@@ -81,6 +82,7 @@ _NAMES = {
     "models.families": ("register_layout",),
     "models.families.layout": ("BlockLayout", "Branch"),
     "models.ordinary": ("ordinary",),
+    "models.repeatability": ("nondeterministic_modules",),
     "models.tiles": ("set_mlp_tiles",),
     "models.update_predictor": ("PredictorForm",),
     "models.verify": ("GradientReport", "verify_gradients"),

@@ -53,7 +53,8 @@ class Step:
         self.dtype = hidden.dtype
         self._requires_grad = hidden.requires_grad
         self._autocast = AutocastState.of(hidden.device)
-        self._random_state: RandomState | None = None
+        self._random_states: tuple[RandomState, RandomState] | None = None
+        self._drew_otherwise = False
         self.situation = Situation(field, settings=False)
         self._evidence = Evidence(hidden, self.situation)
         self._tickets: list[weakref.ref[SavedTensor]] = []
@@ -83,8 +84,9 @@ class Step:
         before = RandomState.of(hidden.device)
         with saved_tensors_hooks(pack, SavedTensor.redeem):
             update = self._field(hidden)
-        if not before.equals(RandomState.of(hidden.device)):
-            self._random_state = before
+        after = RandomState.of(hidden.device)
+        if not before.equals(after):
+            self._random_states = before, after
         evidence.finish(written_parts(update, hidden, evidence.evaluation), self._gone_tickets)
         return update
 
@@ -131,12 +133,14 @@ class Step:
             saved.append((tensor.detach(), version_of(tensor)))
             return evidence.add(tensor)
 
-        replay = self._random_state.restored() if self._random_state else contextlib.nullcontext()
+        before, after = self._random_states or (None, None)
+        replay = before.restored() if before else contextlib.nullcontext()
         second_count = SecondCount(self._statistics)
         # Gradients stay enabled in all cases, because without them kernels may choose another algorithm.
         try:
             with torch.enable_grad(), self._autocast.restored(), replay, saved_tensors_hooks(pack, self._refuse_unpack):
                 update = self._field(hidden)
+                self._drew_otherwise = after is not None and not after.equals(RandomState.of(hidden.device))
         except (torch.OutOfMemoryError, NotReversibleError, RebuildMismatchError):
             raise
         except OtherEvaluationError as error:
@@ -176,12 +180,15 @@ class Step:
 
     def mismatch(self, what: str, *, says_why: bool = False, before_all: bool = False) -> RebuildMismatchError:
         """Return the error for a second evaluation that differs from the first; see `verdicts.mismatch`."""
-        return mismatch(what, self.situation, says_why=says_why, before_all=before_all)
+        return mismatch(
+            what, self.situation, says_why=says_why, before_all=before_all, drew_otherwise=self._drew_otherwise
+        )
 
     def other_values(self, verdicts: Verdicts) -> Callable[[], RebuildMismatchError]:
         """Return a function that creates the error for a second evaluation whose results have other bits."""
         what = f"{self.name} was evaluated again to other values than those of the forward pass, or at another input"
-        return partial(mismatch, what, self.situation, late=not verdicts.at_once)
+        late, drew_otherwise = not verdicts.at_once, self._drew_otherwise
+        return partial(mismatch, what, self.situation, late=late, drew_otherwise=drew_otherwise)
 
     def _compare(self, saved: int, evidence: LaterEvidence, update: Tensor, verdicts: Verdicts) -> None:
         """Raise RebuildMismatchError if an evaluation, which saved `saved` tensors, differs from the first."""

@@ -80,10 +80,8 @@ def parse_yaml(text: str) -> Any:
     """Return the value of the YAML in `text`; raise yaml.YAMLError if it is not valid."""
     try:
         return yaml.load(text, Loader=RecipeLoader)
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # a date of month 13, a number of 5,000 digits, brackets within brackets
+    except (ValueError, RecursionError) as error:
+        # A date in month 13, a whole number of 5,000 digits, or thousands of nested lists.
         raise yaml.YAMLError(f"it cannot be read ({str(error)[:100]})") from error
 
 

@@ -18,11 +18,19 @@ CHANGED = "Call backward before such a change, or undo it and repeat the forward
 UNSEEN = (
     "Look at what the modules do not show: masks and other inputs, or a weight's data, that are written to; weights "
     "given by torch.func.functional_call; what modules keep in attributes or read elsewhere; settings of PyTorch "
-    "(sdpa_kernel, the number of threads); random numbers of a generator that PyTorch does not know; and kernels that "
-    "are not deterministic (torch.use_deterministic_algorithms(True)); or train with "
+    "(sdpa_kernel, the number of threads); random numbers of a generator that PyTorch does not know, or that several "
+    "threads draw at once; and kernels that are not deterministic (torch.use_deterministic_algorithms(True)). "
+    "revformers.nondeterministic_modules(model, batch) names the part that does not repeat itself. Or train with "
     "revformers.set_activations(model, revformers.Store()), and without MLP tiles: nothing is evaluated twice then."
 )
 """The remedy where the second evaluation of a layer differs and no change of the layer is visible."""
+
+_DREW_OTHERWISE = (
+    "It drew other random numbers than in the forward pass, as dropout does if another thread draws at the same time: "
+    "all threads of a process share PyTorch's generator. Dropout in several threads is not supported; train one model "
+    "per process, without dropout, or with revformers.set_activations(model, revformers.Store())."
+)
+"""The remedy where the random generator was left in another state than in the forward pass."""
 
 _OWN_WRITES = (
     "The layer itself writes to {} when it is evaluated: if that is why, do it outside of the layers, such as after "
@@ -43,7 +51,13 @@ def _in_words(changes: list[str]) -> str:
 
 
 def mismatch(
-    what: str, situation: Situation, *, says_why: bool = False, before_all: bool = False, late: bool = False
+    what: str,
+    situation: Situation,
+    *,
+    says_why: bool = False,
+    before_all: bool = False,
+    late: bool = False,
+    drew_otherwise: bool = False,
 ) -> RebuildMismatchError:
     """Return the error for a step whose second evaluation differs from the first.
 
@@ -53,6 +67,7 @@ def mismatch(
         says_why: whether `what` is the cause.
         before_all: whether the layers have produced no gradient yet.
         late: whether the layers may have produced all gradients.
+        drew_otherwise: whether the step drew other random numbers.
 
     """
     damage = ""
@@ -66,11 +81,12 @@ def mismatch(
     # Weights that the optimizer stepped in this pass are not a cause.
     tensors = [] if late and trains_in_backward else situation.tensor_changes()
     changes = _in_words(situation.setting_changes() + tensors)
-    remedy = UNSEEN
+    unseen = _DREW_OTHERWISE if drew_otherwise else UNSEEN
+    remedy = unseen
     if tensors or says_why:
         remedy = CHANGED
     elif changes:
-        remedy = f"{CHANGED} If that is not why: {UNSEEN}"
+        remedy = f"{CHANGED} If that is not why: {unseen}"
     own_writes = situation.own_writes()
     if own_writes:
         remedy = f"{remedy} {_OWN_WRITES.format(' and '.join(own_writes[:_FEW]))}"
