@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments, default_data_collator
+from transformers import (
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+    default_data_collator,
+)
 
 from revformers.activations import Checkpoint, Offload, parse_policy
 from revformers.checkpoints.card import CARD_NAME, save_deployed_card
@@ -119,11 +127,7 @@ def finetune(
         unmarked = "The chat template does not mark what the assistant says"
         say(console, f"{unmarked}: the loss covers whole conversations.")
     if checkpoint is None:
-        start = _losses_before_training(trainer, model, recipe)
-        if trainer.is_world_process_zero():
-            write_json(run.start, start)
-            shown = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in start.items())
-            say(console, f"before training: {shown}")
+        trainer.add_callback(MeasureStart(trainer, recipe, run, console))
     if recipe.annealing.steps:
         trainer.add_callback(Annealing(model, recipe.annealing.steps, recipe.annealing.start))
 
@@ -192,15 +196,35 @@ def _sft_trainer() -> Any:
     return type("PromptTrainer", (TokenMean, ModelLoss), {})
 
 
-def _losses_before_training(trainer: Trainer, model: Any, recipe: FinetuneRecipe) -> dict[str, float]:
-    """Return the validation losses before training: of the model, and of the ordinary network where it matters."""
-    losses = {}
-    if recipe.conversion.bits is not None or recipe.deploy == "ordinary":
-        # An adapter that was initialised from a part of the weights gives it back.
-        with ordinary(unwrap(model) if adapters_hold_weights(model) else model):
-            losses["original_validation_loss"] = trainer.evaluate(metric_key_prefix="original")["original_loss"]
-    losses["initial_validation_loss"] = trainer.evaluate(metric_key_prefix="initial")["initial_loss"]
-    return losses
+class MeasureStart(TrainerCallback):
+    """Measures the losses at the start of training, and writes them to start.json.
+
+    An evaluation before `Trainer.train` would make accelerate take the model as prepared, and so leave out DDP's wrap.
+    """
+
+    def __init__(self, trainer: Trainer, recipe: FinetuneRecipe, run: RunDirectory, console: Console) -> None:
+        self._trainer = trainer
+        self._model: Any = trainer.model
+        self._with_original = recipe.conversion.bits is not None or recipe.deploy == "ordinary"
+        self._run = run
+        self._console = console
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Measure the loss of the model, and that of the ordinary network where it matters."""
+        losses = {}
+        if self._with_original:
+            # An adapter that was initialised from a part of the weights gives it back.
+            model = unwrap(self._model) if adapters_hold_weights(self._model) else self._model
+            with ordinary(model):
+                losses["original_validation_loss"] = self._loss("original")
+        losses["initial_validation_loss"] = self._loss("initial")
+        if state.is_world_process_zero:
+            write_json(self._run.start, losses)
+            shown = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in losses.items())
+            say(self._console, f"before training: {shown}")
+
+    def _loss(self, name: str) -> float:
+        return self._trainer.evaluate(metric_key_prefix=name)[f"{name}_loss"]
 
 
 def _save(
