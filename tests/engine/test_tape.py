@@ -30,6 +30,29 @@ def test_one_unit_in_one_state_is_detected(dynamics, state, seed, monkeypatch):
         network.gradients(loss)
 
 
+@pytest.mark.parametrize("blend", ["1/2", "2/3", "-1/16", "1/256"])
+@pytest.mark.parametrize("bit", range(8))
+def test_one_bit_of_the_side_information_is_detected(blend, bit, monkeypatch):
+    network, dynamics = Network(), rf.BlendedMidpoint(blend)
+    stored = network.gradients(network.run(dynamics, "store"))
+    loss = network.run(dynamics, "rebuild")
+    retreat, flipped = StatePair.retreat, []
+
+    def flip(self, coefficients, update, side_information):
+        if not flipped:
+            octets = side_information.view(-1)
+            flipped.append(octets[bit * octets.numel() // 8])
+            octets[bit * octets.numel() // 8] ^= 1 << bit
+        return retreat(self, coefficients, update, side_information)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StatePair, "retreat", flip)
+        with pytest.raises(rf.RebuildMismatchError, match=r"Layer \d was evaluated again to other values"):
+            network.gradients(loss)
+    assert flipped
+    assert equal(network.gradients(network.run(dynamics, "rebuild")), stored), "the next step is right"
+
+
 def test_weights_changed_between_forward_and_backward_are_detected():
     network = Network()
     loss = network.run(rf.Midpoint(), "rebuild")

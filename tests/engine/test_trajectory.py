@@ -94,7 +94,7 @@ def test_an_update_of_another_shape_is_refused(field, found):
         trajectory.step("layer 0", rf.Midpoint().coefficients(0), field)
 
 
-@pytest.mark.parametrize("value", [float("nan"), 1e9])
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), 5e6, 1e9])
 def test_values_that_fixed_point_cannot_hold_name_the_layer(value):
     network = Network()
     with torch.no_grad():
