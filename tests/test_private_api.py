@@ -605,6 +605,17 @@ def test_peft_tells_its_layers_about_a_batch_by_hooks():
     assert not private_api.is_hook_of_peft(lambda *_: None)
 
 
+def test_transformers_knows_which_reporters_are_installed():
+    from transformers.integrations import integration_utils
+
+    known = list(integration_utils.INTEGRATION_TO_CALLBACK)
+    installed = integration_utils.get_available_reporting_integrations()
+    assert sorted({*private_api.missing_reporters(known), *installed}) == sorted(known)
+    assert not {*private_api.missing_reporters(known)} & {*installed}
+    with pytest.raises(ValueError, match="zig"):
+        private_api.missing_reporters(["zig"])
+
+
 def test_trl_makes_and_names_references_by_known_functions():
     module = pytest.importorskip("trl.trainer.utils")
     makes, names = (getattr(module, name) for name in (private_api.TRL_MAKES_REFERENCES, private_api.TRL_NAMES_MODELS))

@@ -426,6 +426,18 @@ def gguf_text_splits() -> Container[str] | None:
     return GGUF_PRE_TOKENIZER_SPLITS
 
 
+def missing_reporters(names: list[str]) -> list[str]:
+    """Return those of the reporters in `report_to` that are not installed; raise ValueError for an unknown one.
+
+    transformers: the functions behind ``report_to="all"`` and every other value, which are not documented.
+    """
+    from transformers.integrations import integration_utils
+
+    integration_utils.get_reporting_integration_callbacks(names)
+    available = integration_utils.get_available_reporting_integrations()
+    return [name for name in names if name not in available]
+
+
 def warn_after_loading(trainer: Any, result: Any) -> None:
     """Let a trainer warn of missing weights. transformers: `Trainer._issue_warnings_after_load`."""
     trainer._issue_warnings_after_load(result)

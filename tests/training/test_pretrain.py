@@ -103,7 +103,7 @@ def test_a_signal_in_the_last_step_does_not_keep_a_run_from_finishing(tmp_path, 
 
 
 def test_a_run_that_died_after_its_last_step_takes_none_more(tmp_path):
-    recipe = tiny_recipe(tmp_path, {"training.arguments": {"use_cpu": True, "lr_scheduler_type": "constant"}})
+    recipe = tiny_recipe(tmp_path, {"training.lr_scheduler_type": "constant"})
     through = run(recipe)
     expected = weights(through)
     for name in ("metrics.json", "history.json"):

@@ -45,7 +45,7 @@ from revformers.training.finetune_model import (
 )
 from revformers.training.finetune_recipe import FinetuneRecipe
 from revformers.training.run_directory import RunDirectory
-from revformers.training.trainer_arguments import trainer_arguments
+from revformers.training.trainer_arguments import check_training, trainer_arguments
 from revformers.training.trainer_run import (
     RunResult,
     finish,
@@ -54,6 +54,8 @@ from revformers.training.trainer_run import (
     tokens_in_step,
     train,
 )
+
+ACTIVATIONS = "conversion.activations"
 
 
 def finetune(
@@ -87,6 +89,7 @@ def finetune(
     """
     console = console or Console()
     check_recipe(recipe)
+    check_training(recipe.training, recipe.output, ACTIVATIONS)
     run = RunDirectory(recipe.output)
     section = recipe.model
     tokenizer = load_tokenizer(
@@ -166,7 +169,7 @@ def finetune_arguments(recipe: FinetuneRecipe, data: FinetuneData) -> TrainingAr
     known = {field.name for field in dataclasses.fields(kind)}
     name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
     fixed[name] = False
-    return trainer_arguments(recipe.training, recipe.output, "conversion.activations", kind, **fixed)
+    return trainer_arguments(recipe.training, recipe.output, ACTIVATIONS, kind, **fixed)
 
 
 def _trainer(model: Any, arguments: Any, data: FinetuneData, tokenizer: PreTrainedTokenizerBase) -> Trainer:

@@ -1,17 +1,37 @@
 """The Trainer's arguments for the training section of a recipe."""
 
 import dataclasses
-from typing import Any, TypeVar
+import types
+import warnings
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
-from transformers import TrainingArguments
+import transformers
+from torch import nn
+from transformers import Trainer, TrainingArguments, get_scheduler
 
 from revformers.errors import UserError, as_user_error
+from revformers.private_api import missing_reporters
+from revformers.training.argument_table import ARGUMENTS, FORMER, PROMPT_ARGUMENTS
 from revformers.training.recipe import TrainerSection, TrainingSection
 from revformers.training.recipe_file import suggestion
 from revformers.training.step_in_backward import check_step_in_backward
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
+
+
+def check_training(section: TrainingSection, output: str, activations: str) -> None:
+    """Raise UserError for mistakes in the training section that show before the form of the data is known.
+
+    Args:
+        section: the training section.
+        output: the run directory.
+        activations: the dotted name of the recipe's field for the activation policy, for messages.
+
+    """
+    _check_names(section.arguments, activations, [*ARGUMENTS, *_fields(TrainingArguments)])
+    known = {name: value for name, value in section.arguments.items() if name not in PROMPT_ARGUMENTS}
+    trainer_arguments(dataclasses.replace(section, arguments=known), output, activations, TrainingArguments)
 
 
 def trainer_arguments(
@@ -27,23 +47,13 @@ def trainer_arguments(
         fixed: further arguments, which the section must not set.
 
     Raises:
-        UserError: for an unknown argument, an argument that a recipe sets elsewhere, or a bad value.
+        UserError: for an unknown argument, an argument that a recipe refuses (see `argument_table`), a bad value, a
+            package that is not installed, or hardware that the section does not fit.
 
     """
-    owned = dict.fromkeys(fixed, "leave it out, the rest of the recipe decides it") | {
-        "output_dir": "set output instead",
-        "activation_checkpointing": f"set {activations} to checkpoint instead",
-        "gradient_checkpointing": f"set {activations} to checkpoint instead",
-        "resume_from_checkpoint": "give --resume instead",
-        "bf16": "set training.precision instead",
-        "fp16": "set training.precision instead",
-    }
-    known = [field.name for field in dataclasses.fields(kind)]
-    for name in section.arguments:
-        if name in owned:
-            raise UserError(f"training.arguments cannot set {name!r}; {owned[name]}.")
-        if name not in known:
-            raise UserError(f"training.arguments has no {name!r}{suggestion(name, known)}")
+    known = _fields(kind)
+    _check_names(section.arguments, activations, known)
+    _check_values(section.arguments, kind)
     values = {
         "output_dir": output,
         "bf16": section.precision == "bfloat16",
@@ -61,6 +71,103 @@ def trainer_arguments(
     }
     with as_user_error("The Trainer refuses the training section", (ImportError, TypeError, ValueError)):
         arguments = kind(**values)
+        _rehearse(arguments)
+    _check_devices(arguments)
     if section.optimizer_in_backward:
         check_step_in_backward(arguments)
     return arguments
+
+
+def _fields(kind: type[TrainingArguments]) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind)]
+
+
+def _check_names(given: dict[str, Any], activations: str, known: list[str]) -> None:
+    """Raise UserError for arguments that do not exist or that a recipe refuses; warn of those of later releases."""
+    for name in given:
+        if name in FORMER and name not in known:
+            raise UserError(f"training.arguments has no {name!r}; {FORMER[name]}.")
+        if name in ARGUMENTS and ARGUMENTS[name].remedy:
+            remedy = ARGUMENTS[name].remedy.format(activations=activations)
+            raise UserError(f"training.arguments cannot set {name!r}; {remedy}.")
+        if name in PROMPT_ARGUMENTS and name not in known:
+            raise UserError(f"training.arguments has {name!r} only for prompts and conversations; leave it out.")
+        if name not in known:
+            accepted = [other for other in known if other in ARGUMENTS and not ARGUMENTS[other].remedy]
+            raise UserError(f"training.arguments has no {name!r}{suggestion(name, accepted)}")
+        if name not in ARGUMENTS:
+            warnings.warn(
+                f"revformers does not know training.arguments.{name}, which transformers {transformers.__version__} "
+                f"has; it is passed on, and no test covers it.",
+                stacklevel=4,
+            )
+
+
+def _check_values(given: dict[str, Any], kind: type[TrainingArguments]) -> None:
+    """Raise UserError for values that a recipe refuses, or that are not of the type of their argument."""
+    hints = get_type_hints(kind)
+    for name, value in given.items():
+        accepted = ARGUMENTS[name].values if name in ARGUMENTS else ()
+        if accepted and value not in accepted:
+            raise UserError(f"training.arguments.{name} takes {', '.join(accepted)}, not {str(value)!r}.")
+        if not _fits(value, hints[name]):
+            wanted = " or ".join(str(getattr(one, "__name__", one)) for one in _alternatives(hints[name]))
+            raise UserError(f"training.arguments.{name} takes {wanted}, not {value!r}.")
+
+
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    """Whether a value from YAML is of the annotated type, or of one of its alternatives."""
+    for one in _alternatives(annotation):
+        kind = get_origin(one) or one
+        if kind is Literal:
+            fits = value in get_args(one)
+        elif kind is float:
+            fits = type(value) in (int, float)
+        elif kind is int:
+            fits = type(value) is int
+        else:
+            fits = not isinstance(kind, type) or isinstance(value, kind)
+        if fits:
+            return True
+    return False
+
+
+def _rehearse(arguments: TrainingArguments) -> None:
+    """Make the optimizer, the schedule and the reporters' names of a run, to find mistakes before the model is loaded.
+
+    Raises:
+        ImportError: for a package that is not installed.
+        TypeError, ValueError: for options that the optimizer or the schedule do not take.
+
+    """
+    missing = missing_reporters(arguments.report_to)
+    if missing:
+        raise ImportError(f"report_to names {missing[0]}, which is not installed; install it, or leave report_to out.")
+    kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
+    with warnings.catch_warnings(action="ignore", category=UserWarning):
+        optimizer = kind([nn.Parameter(torch.zeros(1))], **options)
+        get_scheduler(
+            arguments.lr_scheduler_type,
+            optimizer,
+            arguments.get_warmup_steps(arguments.max_steps),
+            arguments.max_steps,
+            arguments.lr_scheduler_kwargs,
+        )
+
+
+def _check_devices(arguments: TrainingArguments) -> None:
+    """Raise UserError for devices on which the Trainer would not do what the section says."""
+    if arguments.fp16 and arguments.device.type == "cpu":
+        raise UserError(
+            "training.precision float16 needs a GPU: on a CPU the Trainer would compute in float32 without a word; set "
+            "it to float32 or bfloat16."
+        )
+    if arguments.n_gpu > 1:
+        raise UserError(
+            f"The Trainer would copy the model to all {arguments.n_gpu} GPUs for every batch (DataParallel); start one "
+            f"process for each GPU with torchrun, or set CUDA_VISIBLE_DEVICES to one of them."
+        )
