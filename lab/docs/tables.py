@@ -11,6 +11,7 @@ from math import log2
 from typing import Any
 
 from lab import REPOSITORY
+from revformers.training.argument_table import ARGUMENTS, PROMPT_ARGUMENTS, TRAINING_ARGUMENTS, Argument
 
 RESULTS = REPOSITORY / "lab" / "results"
 ARMS = ("store", "checkpoint", "rebuild")
@@ -409,3 +410,33 @@ def largest_batches() -> None:
             for row in result("plan-accuracy")["largest_batches"]
         ),
     )
+
+
+def _rows(texts: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return rows of arguments and what is said about them, with all arguments of the same text in one row."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for name, text in texts.items():
+        names[text].append(f"`{name}`")
+    return [(", ".join(same), text) for text, same in names.items()]
+
+
+def _in_a_recipe(argument: Argument) -> str:
+    if argument.remedy:
+        return "refused: " + argument.remedy.format(activations="dynamics.activations or conversion.activations")
+    values = f"one of {', '.join(argument.values)}" if argument.values else ""
+    return "; ".join(filter(None, ["passed on", values, argument.note]))
+
+
+def trainer_arguments() -> None:
+    """Print what the arguments of a Trainer do in a recipe."""
+    show("argument | in a recipe", _rows({name: _in_a_recipe(one) for name, one in TRAINING_ARGUMENTS.items()}))
+
+
+def prompt_arguments() -> None:
+    """Print what the further arguments of TRL's SFTTrainer do in a recipe."""
+    show("argument | in a recipe", _rows({name: _in_a_recipe(one) for name, one in PROMPT_ARGUMENTS.items()}))
+
+
+def own_trainer_arguments() -> None:
+    """Print what the arguments do to a reversible model in a Trainer of one's own, where that is special."""
+    show("argument | in your own Trainer", _rows({name: one.own for name, one in ARGUMENTS.items() if one.own}))

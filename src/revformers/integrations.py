@@ -20,6 +20,7 @@ WRAPPED = {
     "transformers.integrations.peft": {"PeftAdapterMixin.load_adapter": "checkpoints.peft:load_adapter"},
     "transformers.trainer": {
         "Trainer.train": "training.trainer:train",
+        "Trainer.prediction_step": "training.trainer:prediction_step",
         "Trainer._load_from_checkpoint": "training.trainer:load_from_checkpoint",
         "Trainer._load_best_model": "training.trainer:load_best_model",
         "Trainer._push_from_checkpoint": "training.trainer:push_from_checkpoint",

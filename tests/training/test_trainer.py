@@ -8,6 +8,7 @@ import torch
 from datasets import Dataset
 from huggingface_hub import HfApi, ModelCard
 from transformers import LlamaForCausalLM, Trainer, TrainingArguments
+from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.trainer import PushInProgress
 from trl import SFTConfig, SFTTrainer
 
@@ -15,10 +16,13 @@ import revformers as rf
 from revformers.checkpoints.adapter_base import DESCRIPTION, PREDICTORS
 from revformers.checkpoints.card import SECTION
 from revformers.errors import ModelFilesError
+from revformers.head.teacher import FrozenCopy
 from revformers.models.parts import reversible_stack
+from revformers.training.trainer import WatchHeadLoss
 from tests.tiny_models import tiny
 from tests.tiny_trainers import (
     DYNAMICS,
+    IDS,
     arguments,
     converted,
     dataset,
@@ -289,3 +293,118 @@ def test_a_card_that_a_user_wrote_stays(prepare, folder, tmp_path):
         trainer.save_model()
     assert (tmp_path / "run/README.md").read_text() == "# Mine"
     assert json.loads((tmp_path / "run/config.json").read_text())["revformers"]
+
+
+TEACHER = "would drop its teacher and its weights"
+
+
+def distilled(folder):
+    model = network("ordinary", folder)
+    rf.set_head_loss(model, rf.HeadLoss(0.5, 0.5, teacher=FrozenCopy(model)))
+    return model
+
+
+def own_loss(outputs, labels, num_items_in_batch=None):
+    return ForCausalLMLoss(outputs.logits, labels, outputs.logits.shape[-1], num_items_in_batch)
+
+
+@pytest.mark.parametrize(
+    ("cause", "options"),
+    [
+        ("label_smoothing_factor", {"label_smoothing_factor": 0.1}),
+        ("label_smoothing_factor", {"label_smoothing_factor": 0.1, "gradient_accumulation_steps": 2}),
+        ("compute_loss_func", {"compute_loss_func": own_loss}),
+    ],
+)
+def test_a_loss_that_would_drop_the_teacher_is_refused(folder, tmp_path, cause, options):
+    options = dict(options)
+    model, function = distilled(folder), options.pop("compute_loss_func", None)
+    before = model.lm_head.weight.clone()
+    trainer = Trainer(model, arguments(tmp_path, **options), train_dataset=token_rows(), compute_loss_func=function)
+    with pytest.raises(ValueError, match=f"The loss of {cause} takes the place .* {TEACHER}") as caught:
+        trainer.train()
+    assert "\n" not in str(caught.value)
+    assert torch.equal(model.lm_head.weight, before)
+    assert not any(isinstance(one, WatchHeadLoss) for one in trainer.callback_handler.callbacks)
+
+
+@pytest.mark.parametrize("callbacks", [[], [rf.ReversibleCallback]])
+def test_trl_would_drop_the_teacher_with_a_head_of_its_own(folder, tmp_path, callbacks):
+    model = rf.make_reversible(distilled(folder), DYNAMICS) if callbacks else distilled(folder)
+    trainer = SFTTrainer(
+        model,
+        args=arguments(tmp_path, SFTConfig),
+        train_dataset=dataset("sft"),
+        processing_class=tokenizer(),
+        callbacks=[one() for one in callbacks],
+    )
+    with pytest.raises(ValueError, match=f"The loss of the SFTTrainer takes the place .* {TEACHER}"):
+        trainer.train()
+
+
+def test_a_teacher_is_used_where_the_model_computes_the_loss(folder, tmp_path):
+    model = distilled(folder)
+    assert rf.verify_gradients(rf.make_reversible(model, DYNAMICS), {"input_ids": IDS, "labels": IDS}).bit_exact
+    assert trainer_of(model, tmp_path).train().global_step == 1
+
+
+def test_a_plain_head_loss_only_saves_memory_so_other_losses_take_its_place(folder, tmp_path):
+    losses = []
+    for chunked in (False, True):
+        model = network("ordinary", folder)
+        rf.set_head_loss(model, rf.HeadLoss() if chunked else None)
+        losses.append(trainer_of(model, tmp_path, label_smoothing_factor=0.1).train().training_loss)
+    assert losses[0] == losses[1]
+
+
+NO_LOGITS = "a model with a head loss does not compute"
+
+
+def with_metrics(model, tmp_path, kind=Trainer, config=TrainingArguments, **options):
+    rows = dataset("sft") if kind is SFTTrainer else token_rows()
+    extra = {"processing_class": tokenizer()} if kind is SFTTrainer else {}
+    return kind(
+        model,
+        args=arguments(tmp_path, config, **options),
+        train_dataset=rows,
+        eval_dataset=rows,
+        compute_metrics=lambda both: {"width": both.predictions.shape[-1]},
+        **extra,
+    )
+
+
+def test_metrics_of_a_model_without_logits_are_refused_before_training(folder, tmp_path):
+    model = network("ordinary", folder)
+    rf.set_head_loss(model, rf.HeadLoss())
+    before = model.lm_head.weight.clone()
+    trainer = with_metrics(model, tmp_path, eval_strategy="steps", eval_steps=1)
+    for call in (trainer.train, trainer.evaluate, lambda: trainer.predict(token_rows())):
+        with pytest.raises(ValueError, match=NO_LOGITS) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+    assert torch.equal(model.lm_head.weight, before)
+    assert (
+        trainer.predict([{"input_ids": row["input_ids"]} for row in token_rows()]).predictions.shape[-1]
+        == model.config.vocab_size
+    )
+    rf.set_head_loss(model, None)
+    assert trainer.evaluate()["eval_width"] == model.config.vocab_size
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "options"),
+    [(Trainer, TrainingArguments, {"label_smoothing_factor": 0.1}), (SFTTrainer, SFTConfig, {})],
+)
+def test_metrics_are_computed_where_the_trainer_asks_for_logits(folder, tmp_path, kind, config, options):
+    model = network("ordinary", folder)
+    rf.set_head_loss(model, rf.HeadLoss())
+    trainer = with_metrics(model, tmp_path, kind, config, eval_strategy="steps", eval_steps=1, **options)
+    trainer.train()
+    assert trainer.state.log_history[-2]["eval_width"] == model.config.vocab_size
+
+
+def test_several_gpus_in_one_process_are_refused(folder, tmp_path, monkeypatch):
+    trainer = trainer_of(make("memory", folder), tmp_path)
+    monkeypatch.setattr(TrainingArguments, "n_gpu", 2)
+    with pytest.raises(ValueError, match=r"all 2 GPUs .* torchrun"):
+        trainer.train()

@@ -66,8 +66,13 @@ class HeadLoss:
             raise ValueError(f"The temperature of a HeadLoss is above 0, not {self.temperature}.")
         if self.chunk is not None and self.chunk < 1:
             raise ValueError(f"The chunk of a HeadLoss is at least 1 token, not {self.chunk}.")
-        if not self.required and (self.distillation or self.cross_entropy != 1):
+        if not self.required and self.weighted:
             raise ValueError("Only the plain cross-entropy can be left to the model; set required=True.")
+
+    @property
+    def weighted(self) -> bool:
+        """Whether it is another loss in training than the plain cross-entropy."""
+        return bool(self.distillation or self.cross_entropy != 1)
 
 
 def set_head_loss(model: nn.Module, loss: HeadLoss | None) -> None:
@@ -112,6 +117,18 @@ def set_head_loss(model: nn.Module, loss: HeadLoss | None) -> None:
             del inner.forward
 
 
+def head_loss(model: nn.Module) -> HeadLoss | None:
+    """Return the loss that `set_head_loss` gave to a model; None if it has its own."""
+    return vars(unwrap(model)).get("_head_loss")
+
+
+def watch_training(model: nn.Module) -> Callable[[], bool]:
+    """Return a function that says whether a forward pass in training mode has computed the head loss since."""
+    inner = unwrap(model)
+    inner._head_loss_trained = False
+    return lambda: inner._head_loss_trained
+
+
 def apply_head(model: nn.Module, head: Head, chunk: int | None = None) -> None:
     """Make a model compute its cross-entropy as `head` says, in place; see `Head` and `set_head_loss`."""
     set_head_loss(model, None if head == "own" else HeadLoss(chunk=chunk, required=head == "chunked"))
@@ -135,7 +152,7 @@ def _leave(model: Any, reason: ValueError) -> None:
 
 def _head_forward(model: Any, *arguments: Any, **keywords: Any) -> Any:
     """Stand in for the forward of a model with a head loss."""
-    loss: HeadLoss | None = vars(model).get("_head_loss")
+    loss = head_loss(model)
     inputs = dict(zip(list(inspect.signature(type(model).forward).parameters)[1:], arguments, strict=False)) | keywords
     if loss is None or inputs.get("labels") is None:
         return type(model).forward(model, *arguments, **keywords)
@@ -182,6 +199,8 @@ def _forward(model: Any, loss: HeadLoss, inputs: dict[str, Any]) -> Any:
         output = own_forward(model, inputs | {"logits_to_keep": 1})
     if not computed:
         raise _another_loss(model)
+    if model.training:
+        model._head_loss_trained = True
     return type(output)(**{name: value for name, value in output.items() if name != "logits"})
 
 

@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from transformers import Trainer, TrainerCallback, TrainerState
 
 from revformers.checkpoints.adapter_base import DESCRIPTION, PREDICTORS, read_description
 from revformers.checkpoints.card import CARD_NAME, add_section
 from revformers.checkpoints.marks import KEY
 from revformers.checkpoints.model_files import VARIANT, weight_files
 from revformers.errors import RebuildMismatchError, StateRangeError
+from revformers.head.loss import head_loss, watch_training
 from revformers.models.discovery import unwrap
 from revformers.models.identity import in_words, read_identity
 from revformers.models.parts import reversible_stack
@@ -52,7 +54,8 @@ def check_checkpoint(model: Any, directory: str | os.PathLike) -> None:
 
 
 def train(original: Function, trainer: Any, *arguments: Any, **keywords: Any) -> Any:
-    """Train; warn if the reference is another network, which a caller may want, and add callbacks' notes to errors."""
+    """Train; refuse what would drop the model's loss, warn of another reference, and add callbacks' notes to errors."""
+    _check_trainer(trainer)
     reference, own = getattr(trainer, "ref_model", None), reversible_stack(trainer.model)
     if reference is not None and own is not None:
         other = reversible_stack(reference)
@@ -63,6 +66,8 @@ def train(original: Function, trainer: Any, *arguments: Any, **keywords: Any) ->
                 stacklevel=3,
             )
     callbacks = [one for one in trainer.callback_handler.callbacks if isinstance(one, ReversibleCallback)]
+    watch = WatchHeadLoss(trainer)
+    trainer.callback_handler.callbacks.insert(0, watch)  # before ReversibleCallback, which computes the head loss too
     try:
         return original(trainer, *arguments, **keywords)
     except (RebuildMismatchError, StateRangeError) as error:
@@ -70,8 +75,78 @@ def train(original: Function, trainer: Any, *arguments: Any, **keywords: Any) ->
             error.add_note(callback.explain(error))
         raise
     finally:
+        trainer.remove_callback(watch)
         for callback in callbacks:
             callback.close()
+
+
+class WatchHeadLoss(TrainerCallback):
+    """Raises ValueError before the first optimizer step if the trainer's own loss drops a teacher or weights.
+
+    Trainers compute their losses in many ways, some of which never call the model's forward.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        loss = head_loss(trainer.model)
+        self._watches = loss is not None and loss.weighted
+        self._computed = watch_training(trainer.model)
+        self._cause = (
+            "label_smoothing_factor"
+            if trainer.label_smoother is not None
+            else "compute_loss_func"
+            if trainer.compute_loss_func is not None
+            else f"the {type(trainer).__name__}"
+        )
+
+    def on_substep_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Check after the first of several accumulated batches."""
+        self._check()
+
+    def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Check before the first optimizer step."""
+        self._check()
+
+    def _check(self) -> None:
+        if self._watches and not self._computed():
+            raise ValueError(
+                f"The loss of {self._cause} takes the place of the one that set_head_loss gave to the model, and would "
+                f"drop its teacher and its weights; use transformers' Trainer without that loss, or call "
+                f"revformers.set_head_loss(model, None)."
+            )
+        self._watches = False
+
+
+def prediction_step(
+    original: Function, trainer: Any, model: Any, inputs: Any, prediction_loss_only: bool, *others: Any, **keywords: Any
+) -> Any:
+    """Refuse to return predictions of a model that computes only its loss."""
+    if not prediction_loss_only and inputs.get("labels") is not None and _reads_head_loss(trainer):
+        raise ValueError(NO_LOGITS)
+    return original(trainer, model, inputs, prediction_loss_only, *others, **keywords)
+
+
+NO_LOGITS = (
+    "compute_metrics and predict read the logits of all tokens, which a model with a head loss does not compute when "
+    "it gets labels; call revformers.set_head_loss(model, None) to train with them, or leave compute_metrics out."
+)
+
+
+def _reads_head_loss(trainer: Any) -> bool:
+    """Whether the loss of an evaluation is the model's head loss, in whose output there are no logits."""
+    return head_loss(trainer.model) is not None and trainer.label_smoother is None and trainer.compute_loss_func is None
+
+
+def _check_trainer(trainer: Any) -> None:
+    """Raise ValueError for what would stop the training later, or stop it without a reason that a reader can see."""
+    count = trainer.args.n_gpu
+    if count > 1 and reversible_stack(trainer.model) is not None:
+        raise ValueError(
+            f"The Trainer would copy the model to all {count} GPUs for every batch (DataParallel), which a reversible "
+            f"model cannot be; start one process for each GPU with torchrun, or set CUDA_VISIBLE_DEVICES to one."
+        )
+    evaluates = trainer.compute_metrics is not None and trainer.args.eval_strategy != "no"
+    if evaluates and type(trainer).prediction_step is Trainer.prediction_step and _reads_head_loss(trainer):
+        raise ValueError(NO_LOGITS)
 
 
 def load_from_checkpoint(original: Function, trainer: Any, resume_from_checkpoint: str, model: Any = None) -> None:
