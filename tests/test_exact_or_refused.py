@@ -1009,7 +1009,7 @@ def test_dropout_while_another_thread_draws_is_said_not_to_be_supported(activati
     if activations == "store":
         run(activations)
         return
-    with pytest.raises(rf.RebuildMismatchError, match=r"^Layer 2 .*Dropout in several threads is not supported"):
+    with pytest.raises(rf.RebuildMismatchError, match=r"^Layer 2 drew other .* in several threads is not supported"):
         run(activations)
 
 

@@ -188,6 +188,8 @@ class Step:
         """Return a function that creates the error for a second evaluation whose results have other bits."""
         what = f"{self.name} was evaluated again to other values than those of the forward pass, or at another input"
         late, drew_otherwise = not verdicts.at_once, self._drew_otherwise
+        if drew_otherwise:
+            what = f"{self.name} drew other random numbers when it was evaluated again than in the forward pass"
         return partial(mismatch, what, self.situation, late=late, drew_otherwise=drew_otherwise)
 
     def _compare(self, saved: int, evidence: LaterEvidence, update: Tensor, verdicts: Verdicts) -> None:

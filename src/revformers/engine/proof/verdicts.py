@@ -26,9 +26,9 @@ UNSEEN = (
 """The remedy where the second evaluation of a layer differs and no change of the layer is visible."""
 
 _DREW_OTHERWISE = (
-    "It drew other random numbers than in the forward pass, as dropout does if another thread draws at the same time: "
-    "all threads of a process share PyTorch's generator. Dropout in several threads is not supported; train one model "
-    "per process, without dropout, or with revformers.set_activations(model, revformers.Store())."
+    "Dropout does so if another thread draws at the same time: all threads of a process share PyTorch's generator, so "
+    "dropout in several threads is not supported. Train one model per process, without dropout, or with "
+    "revformers.set_activations(model, revformers.Store())."
 )
 """The remedy where the random generator was left in another state than in the forward pass."""
 

@@ -1,0 +1,62 @@
+"""A fault, the scenario that causes it, and what is seen of it."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Result = Literal["refused", "right", "warned", "wrong", "traceback", "not run"]
+"""Refused: an error in a sentence. Right: the same numbers as without the fault, or as with stored activations. Warned:
+right as far as it goes, with a sentence on the rest. Wrong: other numbers, or a failure without a sentence. Traceback:
+a command ended in one. Not run: this machine cannot cause the fault."""
+
+ACCEPTABLE: tuple[Result, ...] = ("refused", "right", "warned", "not run")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is seen of a fault.
+
+    Attributes:
+        result: whether it is right or refused.
+        seen: the type of the exception or the exit code of the command; what was compared if it is right.
+        sentence: the first sentence of the message; empty if there is none.
+
+    """
+
+    result: Result
+    seen: str
+    sentence: str = ""
+
+
+Scenario = Callable[[Path], Outcome]
+"""Causes a fault, with an empty folder to work in, and returns what is seen."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A row of the table.
+
+    Attributes:
+        words: the fault.
+        remedy: what a user does about it.
+        scenario: causes it.
+
+    """
+
+    words: str
+    remedy: str
+    scenario: Scenario
+
+
+def first_sentence(message: str, folder: Path | None = None) -> str:
+    """Return the first sentence of a message, in one line and without the path of the folder."""
+    if folder is not None:
+        message = message.replace(f"{folder}/", "").replace(str(folder), ".")
+    return re.split(r"(?<=[.!?]) (?=[A-Z])|; ", " ".join(message.split()), maxsplit=1)[0].rstrip(".;:")
+
+
+def seen_of(error: BaseException, folder: Path | None = None) -> Outcome:
+    """Return the outcome of a fault that an exception refused."""
+    return Outcome("refused", type(error).__name__, first_sentence(str(error), folder))

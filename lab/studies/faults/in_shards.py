@@ -1,0 +1,46 @@
+"""Faults of a training that several processes share, on two processes of a CPU; the scenarios are in `pair`."""
+
+from pathlib import Path
+
+from lab.studies.faults.command import command
+from lab.studies.faults.fault import Fault, Outcome, Scenario
+from lab.studies.faults.pair import EQUAL
+
+
+def _pair(name: str) -> Scenario:
+    """Return a scenario that runs the one of this name in `pair`; its error has a traceback, as in a user's script."""
+
+    def scenario(folder: Path) -> Outcome:
+        ended = command(folder, "-m", "lab.studies.faults.pair", name, processes=2)
+        if ended.code == 0:
+            return Outcome("right", EQUAL)
+        kind, _, message = ended.sentence.partition(": ")
+        kind = kind.rpartition(".")[2]
+        if kind in ("ValueError", "RuntimeError", "NotReversibleError", "RebuildMismatchError"):
+            return Outcome("refused", kind, message)
+        return Outcome("wrong", ended.sentence)
+
+    return scenario
+
+
+def faults() -> list[Fault]:
+    """Return the rows of this section."""
+    return [
+        Fault("Tensor parallel, with the loss in chunks", "Nothing.", _pair("tensor-parallel-chunked-head")),
+        Fault("Tensor parallel, with a budget", "Nothing.", _pair("tensor-parallel-budget")),
+        Fault(
+            "FSDP2, and layers that evaluate the layer before",
+            "Give `fully_shard` `reshard_after_forward=False`.",
+            _pair("fsdp2-two-evaluations"),
+        ),
+        Fault(
+            "FSDP2 casts the output of every layer",
+            "Leave `output_dtype` out of the layers' policy.",
+            _pair("fsdp2-output-dtype"),
+        ),
+        Fault(
+            "A stage of a pipeline, which has some of the layers",
+            "Shard the weights with FSDP2.",
+            _pair("stage-of-a-pipeline"),
+        ),
+    ]
