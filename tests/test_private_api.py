@@ -5,6 +5,7 @@ Where a test fails after an upgrade, its message names what is gone, and `privat
 
 import functools
 import inspect
+from pathlib import Path
 
 import datasets
 import pytest
@@ -80,6 +81,21 @@ def test_wrappers_of_tensors_tell_what_they_hold():
     assert inner[1] is second
     assert private_api.inner_tensors(first) is None
     assert private_api.inner_tensors(nn.Parameter(first)) is None
+
+
+def test_results_of_collectives_are_waited_for():
+    from torch.distributed._functional_collectives import AsyncCollectiveTensor
+
+    pending = AsyncCollectiveTensor(torch.ones(3))
+    assert [inner.tolist() for inner in private_api.inner_tensors(pending)] == [[1.0] * 3]
+    assert pending.completed
+
+
+def test_deepspeed_calls_its_attributes_so():
+    zero = pytest.importorskip("deepspeed.runtime.zero")
+    text = "".join(path.read_text() for path in Path(zero.__file__).parent.glob("*.py"))
+    for name in ("ds_tensor", *private_api.COUNTED_BY_ENGINES):
+        assert f".{name} " in text, name
 
 
 def test_tensors_in_coo_layout_have_indices_and_values():

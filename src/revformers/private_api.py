@@ -55,11 +55,31 @@ def storage_number(storage: torch.UntypedStorage) -> int:
 def inner_tensors(tensor: Tensor) -> list[Tensor] | None:
     """Return the tensors inside a wrapper such as DTensor; None for any other tensor.
 
-    PyTorch: `is_traceable_wrapper_subclass`, and `__tensor_flatten__`, the protocol of such classes.
+    PyTorch: `is_traceable_wrapper_subclass`, `__tensor_flatten__`, the protocol of such classes, and `trigger_wait` of
+    the results of its collectives, whose inner tensor is written later.
     """
     if type(tensor) in (Tensor, nn.Parameter) or not is_traceable_wrapper_subclass(tensor):
         return None
-    return [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+    if hasattr(tensor, "trigger_wait"):
+        tensor.trigger_wait()
+    inner = (getattr(tensor, name) for name in tensor.__tensor_flatten__()[0])
+    return [part for part in inner if isinstance(part, Tensor)]  # DTensor also names its mesh
+
+
+def is_partitioned(tensor: Tensor) -> bool:
+    """Whether a tensor is a parameter that DeepSpeed's ZeRO-3 gathers for each evaluation and releases after it.
+
+    It has other memory each time, no elements in between, and its version does not change when the optimizer steps.
+    DeepSpeed: the attribute `ds_tensor`, the part that this process keeps.
+    """
+    return hasattr(tensor, "ds_tensor")
+
+
+COUNTED_BY_ENGINES = frozenset({"applied_pre_backward_ref_cnt", "ds_grads_remaining"})
+"""Attributes of modules in which an engine counts evaluations, second ones too.
+
+DeepSpeed: what ZeRO-3 still has to gather and to reduce. If one is renamed, rebuilding is refused.
+"""
 
 
 def sparse_parts(tensor: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,6 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch.nn import functional
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
@@ -315,41 +314,19 @@ def test_a_failed_step_leaves_the_model_usable():
     assert "forward" not in vars(model.model)
 
 
-def rank_of_two(rank, store, results):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+def test_weights_that_are_released_after_each_evaluation_are_refused():
+    """A stand-in for ZeRO-3, whose real one is in tests/distributed/test_zero.py."""
     model = tiny("llama")
-    teacher = FrozenCopy(model)
-    rf.make_reversible(model, rf.Midpoint())
-    set_head_loss(model, HeadLoss(1.0, 1.0, teacher=teacher, chunk=7))
-    inputs = masked(model)
-    # On the second rank no token of the second step counts: it must take part all the same.
-    both, first = inputs["labels"], inputs["labels"].clone()
-    first[1] = -100
-    replica = DistributedDataParallel(model)
-    gradients = []
-    for labels in (both, first):
-        replica.zero_grad()
-        replica(input_ids=inputs["input_ids"][rank : rank + 1], labels=labels[rank : rank + 1]).loss.backward()
-        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
-    if rank == 0:
-        expected = []
-        for labels in (both, first):
-            model.zero_grad()
-            for sequence in range(2):
-                part = slice(sequence, sequence + 1)
-                (model(input_ids=inputs["input_ids"][part], labels=labels[part]).loss / 2).backward()
-            expected.append([parameter.grad.clone() for parameter in model.parameters()])
-        torch.save((gradients, expected), results)
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.slow
-def test_two_data_parallel_ranks_average_their_gradients(tmp_path):
-    torch.multiprocessing.spawn(rank_of_two, (tmp_path / "store", tmp_path / "results"), nprocs=2)
-    for gradients, expected in zip(*torch.load(tmp_path / "results"), strict=True):
-        assert all(torch.allclose(p, q, atol=1e-7) for p, q in zip(gradients, expected, strict=True))
-        assert any(gradient.any() for gradient in gradients)
+    inputs = batch(model)
+    expected = model(**inputs).loss
+    for parameter in model.parameters():
+        parameter.ds_tensor = parameter.detach()
+    set_head_loss(model, HeadLoss())
+    with pytest.raises(InseparableHeadError, match=r"ZeRO-3 releases the head of LlamaForCausalLM.*ZeRO-2 or FSDP2"):
+        model(**inputs)
+    apply_head(model, "auto")
+    with pytest.warns(UserWarning, match="takes the logits of all tokens at once. ZeRO-3"):
+        assert torch.equal(model(**inputs).loss, expected)
 
 
 @pytest.mark.parametrize(

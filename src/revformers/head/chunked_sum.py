@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from revformers.private_api import has_gradient_hooks, leaf_of_node
+from revformers.private_api import has_gradient_hooks, inner_tensors, leaf_of_node
 
 
 def chunked_sum(function: Callable[..., Tensor], rows: Tensor, *others: Tensor, chunk: int) -> Tensor:
@@ -41,7 +41,7 @@ def chunked_sum(function: Callable[..., Tensor], rows: Tensor, *others: Tensor, 
     """
     chunks = zip(*(argument.detach().split(chunk) for argument in (rows, *others)), strict=True)
     if not torch.is_grad_enabled():
-        return torch.stack([function(*arguments) for arguments in chunks]).sum()
+        return torch.stack([_whole(function(*arguments)) for arguments in chunks]).sum()
     totals: list[Tensor] = []
     of_rows = torch.empty_like(rows, requires_grad=False) if rows.requires_grad else None
     of_parameters: dict[Tensor, Tensor] = {}
@@ -68,9 +68,15 @@ def _evaluate(
     total = function(first, *further)
     leaves = _leaves(total)
     if not leaves:
-        return total, {}
+        return _whole(total), {}
     with _without_autocast(first.device.type):
-        return total.detach(), dict(zip(leaves, torch.autograd.grad(total, leaves), strict=True))
+        gradients = dict(zip(leaves, torch.autograd.grad(total, leaves), strict=True))
+    return _whole(total.detach()), gradients
+
+
+def _whole(total: Tensor) -> Tensor:
+    """Return a scalar on every process; it is a DTensor if the logits are sharded, as under `loss_parallel`."""
+    return total.full_tensor() if hasattr(total, "full_tensor") else total
 
 
 def _without_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
@@ -84,12 +90,19 @@ def _add(sums: dict[Tensor, Tensor], gradients: dict[Tensor, Tensor]) -> None:
     """Add the gradients of one chunk to the sums, freeing each at once, as they are as large as the parameters."""
     while gradients:
         parameter, gradient = gradients.popitem()
-        if parameter in sums:
+        if parameter not in sums:
+            # A copy, because autograd may return the same memory for two parameters, or an expanded scalar.
+            sums[parameter] = gradient.to(torch.promote_types(gradient.dtype, torch.float32), copy=True)
+        elif _has_views(gradient):
             for total, addend in zip(_parts(sums[parameter]), _parts(gradient), strict=True):
                 total.add_(addend)
         else:
-            # A copy, because autograd may return the same memory for two parameters, or an expanded scalar.
-            sums[parameter] = gradient.to(torch.promote_types(gradient.dtype, torch.float32), copy=True)
+            sums[parameter] = sums[parameter] + gradient
+
+
+def _has_views(tensor: Tensor) -> bool:
+    """Whether chunks of a tensor share its memory; those of a DTensor, for one, are computed by communication."""
+    return inner_tensors(tensor) is None
 
 
 def _parts(tensor: Tensor) -> tuple[Tensor, ...]:
@@ -138,6 +151,9 @@ class _WithGradients(torch.autograd.Function):
             )
         results = []
         for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True):
+            if not _has_views(gradient):
+                results.append((gradient * factor).to(dtype))
+                continue
             results.append(torch.empty_like(gradient, dtype=dtype))
             for part, scaled in zip(_parts(gradient), _parts(results[-1]), strict=True):
                 torch.mul(part, factor, out=scaled)

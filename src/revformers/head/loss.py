@@ -25,7 +25,7 @@ from revformers.head.teacher import Teacher
 from revformers.models.discovery import find_stack, unwrap
 from revformers.models.hidden import InseparableHeadError, LastHiddenState, own_forward
 from revformers.models.stand_in import StandIn, refuse_replaced
-from revformers.private_api import calls_loss_function
+from revformers.private_api import calls_loss_function, is_partitioned
 
 Head = Literal["auto", "chunked", "own"]
 """How a command computes the cross-entropy: "chunked", from the logits of a few tokens at a time; "own", by the model
@@ -175,6 +175,8 @@ def _forward(model: Any, loss: HeadLoss, inputs: dict[str, Any]) -> Any:
         raise ValueError("logits_to_keep cannot be combined with labels where the model has a head loss; leave it out.")
     if model.loss_function is not ForCausalLMLoss:
         raise _another_loss(model)
+    if any(map(is_partitioned, model.parameters())):
+        raise _without_weights(model)
     state = LastHiddenState(model)
     computed = False
 
@@ -259,6 +261,14 @@ def _replaced_loss(model: Any, loss_function: Callable[..., Tensor]) -> Iterator
         yield
     finally:
         model.loss_function = before
+
+
+def _without_weights(model: nn.Module) -> InseparableHeadError:
+    return InseparableHeadError(
+        f"ZeRO-3 releases the head of {type(model).__name__} after every evaluation, so its gradient cannot be summed "
+        f"over chunks; train with ZeRO-2 or FSDP2, or with the model's own loss: in Python "
+        f"revformers.set_head_loss(model, None), in a recipe loss.head own."
+    )
 
 
 def _another_loss(model: nn.Module) -> InseparableHeadError:

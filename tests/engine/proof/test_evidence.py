@@ -102,6 +102,27 @@ def test_a_weight_is_known_by_its_memory_and_its_version():
     assert leaf.equals(weight.T) is False
 
 
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_weight_that_is_gathered_for_every_evaluation_is_compared_by_its_bits(changed):
+    """A stand-in for a weight under ZeRO-3."""
+    weight = nn.Parameter(torch.randn(200, 300))
+    weight.ds_tensor = weight.detach().flatten()[:100].clone()
+    assert weight.numel() > SMALL_WEIGHT
+    hidden = torch.randn(3, 200, requires_grad=True) * 1
+    version, values = weight._version, weight.detach().clone()
+
+    def run(hidden):
+        return hidden @ weight
+
+    evidence = first(run, hidden)
+    weight.data = torch.empty(0)
+    values[7, 7] += changed
+    weight.data = values
+    assert weight._version == version
+    assert next(evidence.leaves()).is_unchanged()
+    assert equal(evidence, run, hidden) == (not changed)
+
+
 def test_a_weight_that_is_gone_equals_nothing():
     weight = nn.Parameter(torch.randn(8, 8))
     leaf = Leaf(weight, weight)

@@ -8,8 +8,9 @@ was saved. There are two kinds of saved tensors:
   tensor is written to. Autograd checks stored activations in the same way. If a later evaluation uses another tensor
   instead of a leaf, as `torch.func.functional_call` does, the bits of the two are compared.
 * All other tensors are read, in both evaluations, and one `checksum` is taken of them. Tensors that follow from others
-  (`Determined`) need not be read. Two kinds of weights are read as well: small ones, from which other tensors follow,
-  and frozen ones that belong to no module and may be gone by the time of the backward pass.
+  (`Determined`) need not be read. Three kinds of weights are read as well: small ones, from which other tensors follow,
+  frozen ones that belong to no module and may be gone by the time of the backward pass, and those of ZeRO-3, which are
+  gathered into other memory for every evaluation.
 
 The comparison does not rely on the output of the layer: an error that is multiplied by zero shows in a saved tensor.
 """
@@ -28,7 +29,7 @@ from revformers.engine.proof.situation import Situation
 from revformers.engine.proof.unwritten import may_be_unwritten
 from revformers.engine.tensors import parts_in_memory
 from revformers.engine.ticket import Packed
-from revformers.private_api import StorageWeakRef, base_of, storage_number, version_of
+from revformers.private_api import StorageWeakRef, base_of, is_partitioned, storage_number, version_of
 
 SMALL_WEIGHT = 2**14
 """Largest weight, in elements, that is also compared by its bits: those of norms, from which others follow."""
@@ -52,8 +53,9 @@ class Leaf:
         self.reference = weakref.ref(leaf)
         self.trains = leaf.requires_grad
         self._version = version_of(leaf)
+        parts = () if is_partitioned(leaf) else parts_in_memory(leaf)
         # A weak reference, like a strong one, keeps the number of a block from being given to another.
-        self._storages = [StorageWeakRef(part.untyped_storage()) for part in parts_in_memory(leaf)]
+        self._storages = [StorageWeakRef(part.untyped_storage()) for part in parts]
         self._place = _place_in_memory(tensor)
 
     def is_unchanged(self) -> bool:
@@ -61,8 +63,11 @@ class Leaf:
         leaf = self.reference()
         return leaf is None or (
             version_of(leaf) == self._version
-            and [storage_number(part.untyped_storage()) for part in parts_in_memory(leaf)]
-            == [known.cdata for known in self._storages]
+            and (
+                is_partitioned(leaf)
+                or [storage_number(part.untyped_storage()) for part in parts_in_memory(leaf)]
+                == [known.cdata for known in self._storages]
+            )
         )
 
     def equals(self, tensor: Tensor) -> bool | Tensor:
@@ -138,7 +143,8 @@ class Evidence:
         if leaf is not None and not leaf.requires_grad and not self._situation.owns(leaf):
             leaf = None
         derivation = self._derivation(tensor)
-        is_read = derivation is None and (leaf is None or leaf.numel() <= SMALL_WEIGHT)
+        by_memory = leaf is not None and leaf.numel() > SMALL_WEIGHT and not is_partitioned(leaf)
+        is_read = derivation is None and not by_memory
         saved = Saved(None if leaf is None else Leaf(tensor, leaf), derivation, is_read)
         number = len(self._saved)
         self._saved.append(saved)

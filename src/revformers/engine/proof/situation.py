@@ -22,12 +22,14 @@ from revformers.private_api import (
     ADAPTERS_ACTIVE,
     ADAPTERS_MERGED,
     ADAPTERS_OFF,
+    COUNTED_BY_ENGINES,
     attention_of,
     buffers_of,
     children_of,
     forward_hooks,
     forward_pre_hooks,
     has_accumulation_hooks,
+    is_partitioned,
     parameters_of,
     version_of,
 )
@@ -159,7 +161,11 @@ class _ModuleState:
             if tensor is not None and not is_lazy(tensor)
         }
         self._attributes = {name: (weakref.ref(value), version_of(value)) for name, value in tensor_attributes(module)}
-        self._numbers = {name: value for name, value in vars(module).items() if type(value) in (int, float)}
+        self._numbers = {
+            name: value
+            for name, value in vars(module).items()
+            if type(value) in (int, float) and name not in COUNTED_BY_ENGINES
+        }
 
     def now(self) -> "_ModuleState":
         """Return a new record of the same module; changes since this one are attributed to the layer itself."""
@@ -302,6 +308,8 @@ def _settings(module: nn.Module) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for name, value in vars(module).items():
+        if name in COUNTED_BY_ENGINES:
+            continue
         if type(value) in _PLAIN:
             found[name] = value
         elif type(value) in (list, tuple) and all(type(item) in _PLAIN for item in value):
@@ -322,7 +330,7 @@ def _settings(module: nn.Module) -> dict[str, Any]:
 
 
 def _address(tensor: Tensor) -> int:
-    return tensor.data_ptr() if is_plain(tensor) else 0
+    return tensor.data_ptr() if is_plain(tensor) and not is_partitioned(tensor) else 0
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:
