@@ -4,6 +4,7 @@ import warnings
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 import revformers as rf
 from tests.test_reversible import llama
@@ -32,6 +33,37 @@ def test_a_list_of_layers_that_has_changed_is_refused(model, batch, change):
         del model.model.layers[2]
     with pytest.raises(rf.NotReversibleError, match="The layers of LlamaModel are not the 4 that were made reversible"):
         model(**batch)
+
+
+def test_a_stage_of_a_pipeline_is_refused(model, batch):
+    cut = copy.deepcopy(model)
+    del cut.model.layers[2:]
+    with pytest.raises(rf.NotReversibleError, match="a stage of a pipeline"):
+        rf.make_reversible(cut, rf.Midpoint())
+    rf.make_reversible(model, rf.Midpoint())
+    with pytest.raises(RuntimeError, match="outside its decoder's forward, as a stage of a pipeline calls it"):
+        model.model.layers[0](torch.zeros(1, 4, model.config.hidden_size))
+    for number in (2, 3):
+        model.model.layers[number] = torch.nn.Identity()
+    with pytest.raises(rf.NotReversibleError, match=r"Stages of a pipeline .* cannot be reversible"):
+        model(**batch)
+
+
+@pytest.mark.parametrize("activations", ["store", "rebuild", "checkpoint"])
+def test_checkpointing_around_the_layers_is_right_or_refused(model, batch, activations):
+    rf.make_reversible(model, rf.Midpoint(), activations)
+    model(**batch).loss.backward()
+    expected = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    for number, layer in enumerate(model.model.layers):  # as accelerate does for fsdp_activation_checkpointing
+        model.model.layers[number] = checkpoint_wrapper(layer)
+    loss = model(**batch).loss
+    if activations == "store":
+        with pytest.raises(RuntimeError, match=r"(?s)Activation checkpointing around the layers.*switch it off"):
+            loss.backward()
+    else:
+        loss.backward()
+        assert all(map(torch.equal, expected, (parameter.grad for parameter in model.parameters())))
 
 
 def test_a_cache_under_gradients_is_switched_off_and_said_so(model, batch):

@@ -54,7 +54,10 @@ def find_stack(model: nn.Module) -> DecoderStack:
                         )
                     # get_decoder of Llama 4 returns the whole model, whose forward must stay as trainers inspect it.
                     return DecoderStack(module if root is inner else root, layers)
-    raise NotReversibleError(f"No list of {' or '.join(map(str, depths))} layers was found in the decoder of {name}.")
+    raise NotReversibleError(
+        f"No list of {' or '.join(map(str, depths))} layers was found in the decoder of {name}; a stage of a pipeline, "
+        f"which has only some of them, cannot be reversed."
+    )
 
 
 def _refuse(name: str, config: object) -> None:

@@ -27,7 +27,7 @@ from revformers.models.batch_hooks import batch_hooks, has_batch_hooks, with_bat
 from revformers.models.fields import Evaluate, LayerCall, LayerReturn, evaluate, holds_cache, layer_inputs, named_fields
 from revformers.models.identity import Identity
 from revformers.models.tracing import NEVER_COMPILED, refuse_export, warn_of_uncompiled_layers
-from revformers.private_api import version_of
+from revformers.private_api import current_backward_pass, version_of
 
 
 @dataclass(kw_only=True)
@@ -123,6 +123,7 @@ class Pass:
         self._decoder = decoder
         self._next = 0
         self._before: LayerCall | None = None
+        self._weights_before: list[tuple[nn.Parameter, torch.Size]] = []
         self._trajectory: Trajectory | None = None
         self._version = 0
         self._others: list[Tensor] = []
@@ -148,6 +149,9 @@ class Pass:
             )
         _refuse_cache(self.stack, inputs)
         self._refuse_other_devices(layer, hidden)
+        if self.stack.evaluates_mlps_twice:
+            self._refuse_resharded_weights()
+            self._weights_before = [(weight, weight.shape) for weight in layer.parameters()]
         if self._trajectory is None:
             self._refuse_early_exit()
             self._trajectory = Trajectory(self.stack.dynamics, self.stack.begin_pass, hidden)
@@ -205,6 +209,17 @@ class Pass:
                 f"it with FSDP."
             )
 
+    def _refuse_resharded_weights(self) -> None:
+        """Refuse to evaluate the layer before a second time if its weights were sharded again after the first."""
+        now = self._before.layer.parameters() if self._before else ()
+        for (weight, shape), held in zip(self._weights_before, now, strict=True):
+            if held is not weight or held.shape != shape:
+                raise ValueError(
+                    f"Layer {self._next} evaluates layer {self._next - 1} as well, whose weights were sharded again "
+                    f"after its own evaluation: give FSDP2 reshard_after_forward=False (in place of FSDP1; ZeRO: stage "
+                    f'2), or convert with the predictor "update" or dynamics that evaluate a layer once.'
+                )
+
     def _refuse_early_exit(self) -> None:
         """Refuse generation with assistant_early_exit, which lowers config.num_hidden_layers while it drafts."""
         depth, config = self.stack.number_of_layers, cast(Any, self._decoder.config)
@@ -233,7 +248,9 @@ class Pass:
         if not same or version_of(hidden) != self._version:
             raise NotReversibleError(
                 f"{type(self._decoder).__name__} changes the hidden state between layers {self._next - 1} and "
-                f"{self._next}; only decoders that hand a layer's output to the next layer as it is can be reversed."
+                f"{self._next}; only decoders that hand a layer's output to the next layer as it is can be reversed. "
+                f"If FSDP2 casts it, leave output_dtype out of the layers' MixedPrecisionPolicy; that of the whole "
+                f"model may have it."
             )
 
 
@@ -254,7 +271,9 @@ def _refuse_changed_list(decoder: nn.Module, stack: ReversibleStack) -> None:
         raise NotReversibleError(
             f"The layers of {type(decoder).__name__} are not the {stack.number_of_layers} that were made reversible: "
             f"some have been added, removed, replaced or copied (layer_replication of PEFT); change the list of "
-            f"layers before revformers.make_reversible or revformers.convert."
+            f"layers before revformers.make_reversible or revformers.convert. Stages of a pipeline "
+            f"(torch.distributed.pipelining) cannot be reversible, because they pass on one state, not two; shard the "
+            f"weights with FSDP2 instead."
         )
 
 
@@ -388,11 +407,16 @@ def _run_layer(
             f"another model's; change the list of layers (layer_replication of PEFT) before revformers.make_reversible "
             f"or revformers.convert."
         )
+    if current is None and current_backward_pass() is not None:
+        raise RuntimeError(
+            f"Activation checkpointing around the layers (FSDP's activation_checkpointing in accelerate, or "
+            f"torch.utils.checkpoint) evaluates {type(layer).__name__} again in the backward pass, outside its "
+            f"reversible decoder; switch it off, and call revformers.set_activations(model, revformers.Checkpoint())."
+        )
     if current is None:
         raise RuntimeError(
-            f"{type(layer).__name__} belongs to a reversible stack and was called outside its decoder's forward; call "
-            f"the model, or revformers.make_residual(model) first. If activation checkpointing around the layers "
-            f"called it, switch that off and call revformers.set_activations(model, revformers.Checkpoint())."
+            f"{type(layer).__name__} belongs to a reversible stack and was called outside its decoder's forward, as a "
+            f"stage of a pipeline calls it; call the model, or revformers.make_residual(model) first."
         )
     return current.layer(layer, hidden_states, layer_inputs(layer, arguments, keywords))
 
