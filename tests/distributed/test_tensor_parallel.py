@@ -1,0 +1,118 @@
+"""Tensor parallelism over two processes, by transformers' plans and by PyTorch's."""
+
+import pytest
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, loss_parallel, parallelize_module
+
+import revformers as rf
+from tests.distributed.comparing import BLENDED, compare, equal, gradients, made, micro_batches
+from tests.tiny_models import model_class, tiny
+
+pytestmark = [pytest.mark.thorough, pytest.mark.filterwarnings("ignore")]
+
+COLUMNS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj")
+ROWS = ("self_attn.o_proj", "mlp.down_proj")
+SHARES = (1.0, 1.5, 3.0, 8.0, 100.0)
+
+
+def cut(model, sharded_logits=False):
+    """A Llama whose projections and head are cut by PyTorch's plans."""
+    mesh = init_device_mesh("cpu", (2,))
+    for layer in model.model.layers:
+        columns = {name: ColwiseParallel() for name in COLUMNS}
+        parallelize_module(layer, mesh, columns | {name: RowwiseParallel() for name in ROWS})
+    head = (
+        ColwiseParallel(output_layouts=Shard(-1), use_local_output=False)
+        if sharded_logits
+        else ColwiseParallel(output_layouts=Replicate())
+    )
+    parallelize_module(model, mesh, {"lm_head": head})
+    assert any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    return model
+
+
+def cut_by_hand(rank, keywords):
+    compare(rank, cut, made(**keywords), head=True, split=False, number=2)
+    compare(rank, cut, made(**keywords), split=False)
+
+
+@pytest.mark.parametrize("keywords", [{}, {"dynamics": rf.TwoEvaluationMidpoint("1/4")}], ids=["llama", "twice"])
+def test_gradients_are_those_of_one_process(pair, keywords):
+    pair.run(cut_by_hand, keywords)
+
+
+def with_sharded_logits(rank):
+    with loss_parallel():
+        sharded = cut(made(), sharded_logits=True)
+        rf.set_head_loss(sharded, rf.HeadLoss(chunk=7))
+        alone, batches = made(), micro_batches(made(), 1)
+        losses, found = gradients(sharded, batches)
+    expected_losses, expected = gradients(alone, batches)
+    assert torch.allclose(losses[0], expected_losses[0], atol=1e-6)
+    assert all(torch.allclose(found[name], expected[name], atol=1e-6) for name in expected)
+
+
+def test_the_chunked_loss_of_sharded_logits(pair):
+    pair.run(with_sharded_logits)
+
+
+def under_budgets(rank):
+    sharded, alone = cut(made(num_hidden_layers=6)), made(num_hidden_layers=6)
+    batches = micro_batches(alone, 1)
+    rf.set_activations(sharded, "store")
+    stored = gradients(sharded, batches)
+    chosen = set()
+    for recompute in ("rebuild", "checkpoint"):
+        smallest = rf.smallest_budget(alone, *batches[0]["input_ids"].shape, recompute)
+        for share in SHARES:
+            rf.set_activations(sharded, rf.Budget(int(share * smallest), recompute))
+            gradients(sharded, batches)  # observes
+            assert equal(gradients(sharded, batches), stored)
+            report = rf.budget_report(sharded)
+            chosen.add((report.stored, report.attention_kept))
+    rf.set_activations(sharded, rf.Offload())
+    assert equal(gradients(sharded, batches), stored)
+    return sorted(chosen)
+
+
+def test_every_budget_gives_the_stored_gradients_to_the_bit(pair):
+    one, other = pair.run(under_budgets)
+    assert one == other
+    assert (6, 0) in one
+    assert any(0 < stored < 6 for stored, _ in one)
+
+
+def loaded(family, folder):
+    """The model in a folder, cut by the plan of its family, as a reversible one."""
+    model = model_class(family).from_pretrained(folder, tp_plan="auto").train()
+    return rf.make_reversible(model, BLENDED)
+
+
+def by_plan(rank, family, folder):
+    # The processes have loaded their parts before the model changes.
+    alone = made(family)
+    compare(rank, lambda _: loaded(family, folder / "ordinary"), alone, head=True, split=False)
+    sharded = loaded(family, folder / "ordinary")
+    assert any(isinstance(parameter, DTensor) for parameter in sharded.parameters())
+    ids = micro_batches(alone, 1)[0]["input_ids"][:, :8]
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    tokens = [model.eval().generate(ids, **options).tolist() for model in (alone, sharded)]
+    assert tokens[0] == tokens[1]
+    sharded.save_pretrained(folder / "reversible")
+
+
+OTHERS = ["qwen2", "qwen3", "phi3", "gpt_neox", "cohere", "olmo2", "mixtral", "qwen3_moe", "gpt_oss"]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", *(pytest.param(one, marks=pytest.mark.slow) for one in OTHERS)])
+def test_the_plans_of_families_train_generate_and_save(pair, family, tmp_path):
+    ordinary = tiny(family)
+    ordinary.save_pretrained(tmp_path / "ordinary")
+    pair.run(by_plan, family, tmp_path)
+    again = rf.from_pretrained(tmp_path / "reversible")
+    assert rf.describe(again).recurrence == rf.describe(made(family)).recurrence
+    weights = again.state_dict()
+    assert weights.keys() == ordinary.state_dict().keys()
+    assert all(torch.equal(value, weights[name]) for name, value in ordinary.state_dict().items())
