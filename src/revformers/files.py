@@ -1,11 +1,15 @@
 """Atomic writing of files and directories."""
 
 import json
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+PARTIAL = ".partial-"
+"""A part of the names of files and directories that are being written."""
 
 
 @contextmanager
@@ -22,7 +26,7 @@ def written_whole(target: Path, *, keep: bool = False) -> Iterator[Path]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(
-        prefix=f".{target.name}.partial-", dir=target.parent, ignore_cleanup_errors=True
+        prefix=f".{target.name}{PARTIAL}", dir=target.parent, ignore_cleanup_errors=True
     ) as folder:
         staging = Path(folder, target.name)
         yield staging
@@ -44,3 +48,10 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` in UTF-8, atomically."""
     with written_whole(path) as staging:
         staging.write_text(text, encoding="utf-8")
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what killed calls of `written_whole` left in `folder`; no other process may be writing there."""
+    for remains in folder.glob(f".*{PARTIAL}*"):
+        if remains.is_dir() and not remains.is_symlink():
+            shutil.rmtree(remains)

@@ -463,6 +463,11 @@ def warn_after_loading(trainer: Any, result: Any) -> None:
     trainer._issue_warnings_after_load(result)
 
 
+def load_best_model(trainer: Any) -> None:
+    """Load the weights of a trainer's best checkpoint. transformers: `Trainer._load_best_model`."""
+    trainer._load_best_model()
+
+
 # PEFT, TRL, datasets and bitsandbytes
 
 ADAPTERS_OFF = "_disable_adapters"

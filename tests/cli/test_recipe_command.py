@@ -1,4 +1,6 @@
 import io
+import shlex
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -6,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from revformers.cli.recipe_command import RecipeCommand, read_command
+from revformers.cli.recipe_command import RecipeCommand, main_console, read_command
 from revformers.errors import UserError
 
 
@@ -58,6 +60,58 @@ def test_a_stopped_run_says_the_words_that_resume_it(recipe):
     )
     unknown = SimpleNamespace(step=5, directory=Path("runs/one"), signal=None)
     assert RecipeCommand(None, False, False, "").stopped(unknown, Console(file=shown)) == 128
+
+
+LAUNCHED = ["train", "RECIPE", "--section.steps", "3"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        (
+            [sys.executable, __file__, "--nproc-per-node", "2", "-m", "revformers.cli.main", *LAUNCHED],
+            "test_recipe_command.py --nproc-per-node 2 -m revformers.cli.main train RECIPE --section.steps 3 --resume",
+        ),
+        (
+            ["srun", "-n", "2", "revformers", *LAUNCHED],
+            "srun -n 2 revformers train RECIPE --section.steps 3 --resume",
+        ),
+        (
+            ["a", "launcher", "of", "its", "own"],
+            "torchrun --nproc-per-node 2 -m revformers.cli.main train RECIPE --section.steps 3 --resume",
+        ),
+    ],
+)
+def test_a_run_of_several_processes_is_resumed_with_its_launcher(recipe, monkeypatch, typed, words):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    parent = SimpleNamespace(cmdline=lambda: [recipe if word == "RECIPE" else word for word in typed])
+    monkeypatch.setattr("psutil.Process", lambda process: parent)
+    command = read(recipe, "--section.steps", "3")
+    assert command.resume_words == words.replace("RECIPE", shlex.quote(recipe))
+
+
+def test_only_the_main_process_prints(monkeypatch):
+    assert not main_console().quiet
+    monkeypatch.setenv("RANK", "1")
+    assert main_console().quiet
+
+
+def test_an_interruption_says_what_was_saved(tmp_path):
+    def interrupt(recipe, *, resume, overwrite, console):
+        raise KeyboardInterrupt
+
+    shown = io.StringIO()
+    command = RecipeCommand(SimpleNamespace(output=tmp_path), False, False, "the words")
+    with pytest.raises(KeyboardInterrupt):  # nothing was
+        command.run(interrupt, Console(file=shown))
+    (tmp_path / "checkpoint-4").mkdir()
+    (tmp_path / "checkpoint-4" / "checksums.json").touch()
+    with pytest.raises(SystemExit) as ended:
+        command.run(interrupt, Console(file=shown, width=1000))
+    assert ended.value.code == 130
+    last = tmp_path / "checkpoint-4"
+    assert shown.getvalue() == f"\nInterrupted; {last} is the last checkpoint.\nTo continue:  the words\n"
 
 
 @pytest.mark.parametrize("arguments", [(), ("--section.steps", "3")])

@@ -329,6 +329,29 @@ def test_a_saved_reversible_model_keeps_its_dynamics(shared, tmp_path):
         run(recipe_in(shared, tmp_path, options))
 
 
+def test_a_resumed_run_needs_its_conversion_but_no_start_figures(shared, tmp_path):
+    recipe = recipe_in(shared, tmp_path, {"training.max_steps": 2})
+    first = run(recipe)
+    (first.directory / "start.json").unlink()
+    (first.directory / "metrics.json").unlink()
+    again = run(recipe, resume=True)
+    for figure in ("original_validation_loss", "initial_validation_loss", "validation_loss"):
+        assert again.metrics[figure] == first.metrics[figure]
+    (first.directory / "metrics.json").unlink()
+    file = first.directory / "conversion" / "update_predictors.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(
+        UserError, match=r"update_predictors\.safetensors is damaged .*; restore it from a copy, or give"
+    ):
+        run(recipe, resume=True)
+
+
+def test_a_run_does_not_replace_its_own_model(shared, tmp_path):
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    with pytest.raises(UserError, match="The run would replace its model"):
+        run(recipe_in(shared, tmp_path, {"model.name": str(tmp_path / "run" / "model")}), overwrite=True)
+
+
 def test_resuming_with_other_data_is_refused(shared, tmp_path):
     run(recipe_in(shared, tmp_path, {"training.max_steps": 1}))
     with pytest.raises(UserError, match=r"was started with data\.block_length 32, not 16"):

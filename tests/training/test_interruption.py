@@ -36,6 +36,23 @@ def test_the_second_signal_ends_at_once():
         signal.signal(signal.SIGINT, before)
 
 
+def test_a_launcher_that_passes_another_signal_on_asks_for_the_same(capfd):
+    """Ctrl-C reaches torchrun and its processes; torchrun then sends them SIGTERM."""
+    former = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with SaveOnSignal() as interruption:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert interruption.received == signal.SIGTERM
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+    assert "Stopping after this step, with a checkpoint; press Ctrl-C again" in capfd.readouterr().err
+
+
 def test_it_does_nothing_in_other_threads():
     failures = []
 

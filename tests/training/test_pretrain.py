@@ -3,11 +3,13 @@ import json
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
 
 import revformers
 from revformers.errors import UserError
@@ -116,6 +118,102 @@ def test_a_run_that_died_after_its_last_step_takes_none_more(tmp_path):
     assert next(known) == next(known)
     got = weights(resumed)
     assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+BEST = {
+    "training.save_steps": 1,
+    "training.eval_steps": 1,
+    "training.arguments.load_best_model_at_end": True,
+}
+
+
+def test_the_figures_are_those_of_the_best_model_where_that_is_saved(tmp_path, monkeypatch):
+    evaluate = pretrain_module.TextTrainer.evaluation_loop
+
+    def rising(trainer, *arguments, **keywords):
+        output = evaluate(trainer, *arguments, **keywords)
+        output.metrics["eval_loss"] = 1 / output.metrics["eval_loss"]  # which falls in so few steps
+        return output
+
+    monkeypatch.setattr(pretrain_module.TextTrainer, "evaluation_loop", rising)
+    recipe = tiny_recipe(tmp_path, BEST)
+    result = run(recipe)
+    history = json.loads((result.directory / "history.json").read_text())
+    losses = {entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry}
+    best = min(losses, key=losses.get)
+    assert best < 8, "otherwise the last loss is the best one"
+    assert (result.metrics["validation_loss"], result.metrics["best_step"]) == (losses[best], best)
+    expected = weights(result)
+    shutil.rmtree(result.directory / "model")
+    (result.directory / "metrics.json").unlink()
+    resumed = run(recipe, resume=True)
+    assert (resumed.metrics["validation_loss"], resumed.metrics["best_step"]) == (losses[best], best)
+    got = weights(resumed)
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+def rates(result):
+    history = json.loads((result.directory / "history.json").read_text())
+    return {entry["step"]: entry["learning_rate"] for entry in history if "learning_rate" in entry}
+
+
+def test_a_finished_run_that_is_extended_follows_the_longer_schedule(tmp_path):
+    """Of a cosine schedule that had ended, at the rate 0; against the rates of a run of that length."""
+    options = {"training.logging_steps": 1, "training.max_steps": 4}
+    run(tiny_recipe(tmp_path, options))
+    longer = run(tiny_recipe(tmp_path, options | {"training.max_steps": 8}), resume=True)
+    assert longer.metrics["steps"] == 8
+    through = run(tiny_recipe(tmp_path, {"training.logging_steps": 1, "output": str(tmp_path / "through")}))
+    assert [rates(longer)[step] for step in range(5, 9)] == [rates(through)[step] for step in range(5, 9)]
+    again = run(tiny_recipe(tmp_path, options | {"training.max_steps": 8}), resume=True)
+    assert again.metrics == longer.metrics
+
+
+def test_a_changed_learning_rate_is_followed_and_another_batch_refused(tmp_path, interrupted_at):
+    interrupted_at(3)
+    run(tiny_recipe(tmp_path))
+    interrupted_at(-1)
+    with pytest.raises(UserError, match=r"was started with training\.per_device_train_batch_size 2, not 4"):
+        run(tiny_recipe(tmp_path, {"training.per_device_train_batch_size": 4}), resume=True)
+    changed = {"training.learning_rate": 1e-3, "training.logging_steps": 1}
+    result = run(tiny_recipe(tmp_path, changed), resume=True)
+    assert rates(result)[1] == 1e-2
+    assert rates(result)[4] < 1e-3
+    assert "# Up to step 3: training.learning_rate 0.01\n" in (result.directory / "recipe.yaml").read_text()
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_word(tmp_path):
+    recipe = tiny_recipe(tmp_path)
+    first = run(recipe)
+    expected = weights(first)
+    file = first.directory / "checkpoint-8" / "optimizer.pt"
+    content = bytearray(file.read_bytes())
+    content[-3000] ^= 1
+    file.write_bytes(content)
+    shown = io.StringIO()
+    resumed = pretrain(recipe, resume=True, console=Console(file=shown, width=1000))
+    assert f"{file} is damaged" in shown.getvalue()
+    assert "the run continues from checkpoint-4" in shown.getvalue()
+    got = weights(resumed)
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+@pytest.mark.parametrize("place", ["checkpoint-8", "model"])
+def test_a_full_disk_leaves_the_last_checkpoint_and_a_sentence(tmp_path, monkeypatch, place):
+    recipe = tiny_recipe(tmp_path)
+    save = PreTrainedTokenizerBase.save_pretrained
+
+    def fail(tokenizer, directory, *arguments, **keywords):
+        if Path(directory).name == place:
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        save(tokenizer, directory, *arguments, **keywords)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PreTrainedTokenizerBase, "save_pretrained", fail)
+        last = "checkpoint-8" if place == "model" else "checkpoint-4"
+        with pytest.raises(UserError, match=rf"{place} failed, .*No space left .* which continues from {last}\.$"):
+            run(recipe)
+    assert run(recipe, resume=True).finished
 
 
 def test_resuming_a_finished_run_changes_nothing(tmp_path):

@@ -1,67 +1,184 @@
+import os
 from dataclasses import replace
 
 import pytest
+import yaml
 
 from revformers.errors import UserError
 from revformers.files import write_json
 from revformers.training.recipe import DynamicsSection, ModelSection, Recipe, TrainingSection
 from revformers.training.run_directory import RunDirectory
 
-RECIPE = Recipe(output="somewhere")
+RECIPE = Recipe(output="somewhere", training=TrainingSection(max_steps=1000))
 
 
 @pytest.fixture
 def run(tmp_path):
-    return RunDirectory(tmp_path / "run")
+    with RunDirectory(tmp_path / "run") as run:
+        yield run
 
 
-def add_checkpoint(run, step, state="{}"):
-    directory = run.path / f"checkpoint-{step}"
+def prepare(run, recipe=RECIPE, resume=False, overwrite=False, **options):
+    with RunDirectory(run.path) as again:  # another process, as the lock of a run is released at its end
+        return again.prepare(recipe, resume=resume, overwrite=overwrite, **options)
+
+
+def add_checkpoint(run, step, complete=True, processes=1):
+    directory = run.checkpoint(step)
     directory.mkdir(parents=True)
     (directory / "model.safetensors").write_text("weights")
-    if state is not None:
-        (directory / "trainer_state.json").write_text(state)
+    (directory / "trainer_state.json").write_text("{}")
+    if complete:
+        run.finish_checkpoint(step, {"processes": processes}, 100, None)
     return directory
 
 
+def started(run, *steps, **options):
+    prepare(run)
+    return [add_checkpoint(run, step, **options) for step in steps]
+
+
 def test_a_fresh_directory_can_be_started_in(run):
-    assert run.prepare(RECIPE, resume=False, overwrite=False) is None
+    assert prepare(run) is None
     assert run.recipe.is_file()
-    assert run.prepare(RECIPE, resume=False, overwrite=False) is None  # no checkpoint was reached
+    assert prepare(run) is None  # no checkpoint was reached
 
 
 def test_the_latest_complete_checkpoint_is_resumed(run):
-    run.prepare(RECIPE, resume=False, overwrite=False)
-    complete = [add_checkpoint(run, 90), add_checkpoint(run, 100)]
-    add_checkpoint(run, 110, state=None)  # the machine went away while these two were written
-    add_checkpoint(run, 120, state='{"global_st')
+    complete = started(run, 90, 100)
+    unfinished = add_checkpoint(run, 110, complete=False)  # the process was killed while this one was written
     assert run.checkpoints() == complete
-    assert run.prepare(RECIPE, resume=True, overwrite=False) == complete[-1]
+    assert prepare(run, resume=True) == complete[-1]
+    assert not unfinished.exists()
+
+
+def test_what_killed_runs_were_writing_is_removed_and_nothing_else(run):
+    started(run, 90)
+    for name in (".model.partial-abc", ".metrics.json.partial-x_1", ".mine"):
+        (run.path / name).mkdir()
+    prepare(run, resume=True)
+    left = {path.name for path in run.path.iterdir()}
+    assert ".mine" in left
+    assert not any("partial" in name for name in left)
+
+
+@pytest.mark.parametrize("harm", ["flip", "cut", "lose"])
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before_it(run, harm):
+    older, latest = started(run, 90, 100)
+    file = latest / "model.safetensors"
+    content = {"flip": b"weighus", "cut": b"weigh"}
+    file.unlink() if harm == "lose" else file.write_bytes(content[harm])
+    told = []
+    assert prepare(run, resume=True, tell=told.append) == older
+    (line,) = told
+    assert line.startswith(f"{file} is {'missing' if harm == 'lose' else 'damaged'}")
+    assert line.endswith(
+        "checkpoint-100 is set aside as damaged-checkpoint-100, and the run continues from checkpoint-90."
+    )
+    assert run.checkpoints() == [older]
+    (older / "trainer_state.json").unlink()
+    with pytest.raises(UserError, match=r"trainer_state\.json is missing, and no older checkpoint is whole; restore"):
+        prepare(run, resume=True)
+    assert older.is_dir()
+
+
+def test_older_checkpoints_go_only_when_a_newer_one_is_complete(run):
+    started(run, 10, 20, 30)
+    add_checkpoint(run, 40, complete=False)
+    assert len(run.checkpoints()) == 3
+    run.finish_checkpoint(40, {"processes": 1}, 2, str(run.checkpoint(10)))
+    assert [folder.name for folder in run.checkpoints()] == ["checkpoint-10", "checkpoint-40"]
 
 
 def test_a_run_is_not_destroyed_unasked(run):
-    add_checkpoint(run, 10)
+    started(run, 10)
     with pytest.raises(UserError, match=r"already holds a run; give --resume .* --output DIRECTORY .* --overwrite"):
-        run.prepare(RECIPE, resume=False, overwrite=False)
+        prepare(run)
     assert len(run.checkpoints()) == 1
 
 
 @pytest.mark.parametrize("result", ["model", "adapter"])
 def test_a_finished_run_is_not_destroyed_unasked(run, result):
-    (run.path / result).mkdir(parents=True)
+    prepare(run)
+    (run.path / result).mkdir()
     with pytest.raises(UserError, match="already holds a run"):
-        run.prepare(RECIPE, resume=False, overwrite=False)
+        prepare(run)
 
 
 def test_overwriting_removes_the_run_and_nothing_else(run):
-    add_checkpoint(run, 10)
-    for directory in (run.model, run.adapter, run.conversion):
+    started(run, 10)
+    for directory in (run.model, run.adapter, run.conversion, run.path / "checkpoint-mine"):
         directory.mkdir()
     for file in (run.metrics, run.start):
         write_json(file, {})
     (run.path / "notes.txt").write_text("mine")
-    assert run.prepare(RECIPE, resume=False, overwrite=True) is None
-    assert sorted(path.name for path in run.path.iterdir()) == ["notes.txt", "recipe.yaml"]
+    assert prepare(run, overwrite=True) is None
+    assert sorted(path.name for path in run.path.iterdir()) == [".lock", "checkpoint-mine", "notes.txt", "recipe.yaml"]
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+@pytest.mark.parametrize("name", ["model", "adapter", "conversion", "checkpoint-3", "metrics.json"])
+def test_what_no_run_wrote_is_neither_deleted_nor_replaced(run, name, overwrite):
+    (run.path / name).mkdir(parents=True)
+    with pytest.raises(UserError, match=rf"{name} is there, but no recipe\.yaml of a run that wrote it, so it stays"):
+        prepare(run, overwrite=overwrite)
+    assert (run.path / name).is_dir()
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_recipe_of_the_user_is_not_replaced(run, overwrite):
+    run.path.mkdir()
+    run.recipe.write_text("output: run\n")
+    with pytest.raises(UserError, match="was not written by a run of this version of revformers, and stays"):
+        prepare(run, overwrite=overwrite)
+    assert run.recipe.read_text() == "output: run\n"
+
+
+def test_a_symbolic_link_in_a_run_is_not_followed(run, tmp_path):
+    started(run, 10)
+    (tmp_path / "elsewhere").mkdir()
+    run.model.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="model is a symbolic link, which no run writes; remove it"):
+        prepare(run, overwrite=True)
+    assert (tmp_path / "elsewhere").is_dir()
+
+
+def test_the_directory_itself_may_be_a_symbolic_link(run, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    run.path.symlink_to(tmp_path / "elsewhere")
+    started(run, 10)
+    prepare(run, overwrite=True)
+    assert run.path.is_symlink()
+    assert not run.checkpoints()
+    (tmp_path / "elsewhere").rename(tmp_path / "away")
+    with pytest.raises(UserError, match=r"is a symbolic link to .*elsewhere, which does not exist"):
+        prepare(run)
+
+
+def test_a_place_that_cannot_be_written_is_named_at_once(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file is a file, so .* cannot be a run directory; change output"):
+        RunDirectory(tmp_path / "file").check_place()
+    monkeypatch.setattr(os, "access", lambda place, mode: place != tmp_path)  # root may write into any directory
+    with pytest.raises(UserError, match="is read-only, so the run cannot be written to"):
+        RunDirectory(tmp_path / "new" / "run").check_place()
+    RunDirectory("/").check_space(1)
+    with pytest.raises(UserError, match=r"The trained weights alone take 1,099,511,627,776 MiB, and / has"):
+        RunDirectory("/").check_space(2**60)
+
+
+def test_a_failed_save_says_where_the_run_goes_on(run):
+    started(run, 10)
+    unfinished = add_checkpoint(run, 20, complete=False)
+    with (
+        pytest.raises(UserError, match=r"checkpoint-20 failed, with .* left on its disk: No space; put that right and"),
+        run.saving(unfinished),
+    ):
+        raise RuntimeError("No space")
+    assert not unfinished.exists()
+    assert len(run.checkpoints()) == 1
+    with pytest.raises(UserError, match="give --resume, which continues from checkpoint-10"), run.saving(run.model):
+        raise OSError("No space")
 
 
 @pytest.mark.parametrize(
@@ -69,22 +186,87 @@ def test_overwriting_removes_the_run_and_nothing_else(run):
 )
 def test_what_cannot_be_resumed_is_named(run, resume, overwrite, message):
     with pytest.raises(UserError, match=message):
-        run.prepare(RECIPE, resume=resume, overwrite=overwrite)
+        prepare(run, resume=resume, overwrite=overwrite)
+
+
+def test_two_runs_do_not_share_a_directory(run):
+    with RunDirectory(run.path) as first:
+        first.prepare(RECIPE, resume=False, overwrite=False)
+        with pytest.raises(UserError, match=f"is in use by a run of process {os.getpid()} on"):
+            prepare(run, overwrite=True)
+    assert prepare(run) is None
+
+
+def test_another_number_of_processes_does_not_continue_a_run(run):
+    (checkpoint,) = started(run, 10, processes=2)
+    assert prepare(run, resume=True, processes=2) == checkpoint
+    with pytest.raises(UserError, match=r"started with 2 processes, not 1, .* with torchrun --nproc-per-node 2"):
+        prepare(run, resume=True)
+
+
+def changed(**values):
+    return replace(RECIPE, training=replace(RECIPE.training, **values))
 
 
 def test_a_run_of_another_model_is_not_resumed(run):
-    run.prepare(RECIPE, resume=False, overwrite=False)
-    add_checkpoint(run, 10)
+    started(run, 10)
     for other in (
         replace(RECIPE, model=ModelSection(architecture="gpt2")),
         replace(RECIPE, dynamics=DynamicsSection(name="midpoint")),
     ):
         with pytest.raises(UserError, match=r"was started with (model\.architecture|dynamics\.name)"):
-            run.prepare(other, resume=True, overwrite=False)
+            prepare(run, other, resume=True)
 
 
-def test_length_and_activations_may_change_on_the_way(run):
-    run.prepare(RECIPE, resume=False, overwrite=False)
-    add_checkpoint(run, 10)
-    longer = replace(RECIPE, training=TrainingSection(max_steps=5000), dynamics=DynamicsSection(activations="store"))
-    assert run.prepare(longer, resume=True, overwrite=False) is not None
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"per_device_train_batch_size": 16},
+        {"gradient_accumulation_steps": 2},
+        {"weight_decay": 0.2},
+        {"lr_scheduler_type": "constant"},
+        {"seed": 1},
+        {"precision": "bfloat16"},
+        {"arguments": {"optim": "sgd"}},
+    ],
+)
+def test_a_setting_that_a_checkpoint_fixes_is_refused(run, values):
+    started(run, 10)
+    before = run.recipe.read_text()
+    with pytest.raises(UserError, match=rf"was started with training\.{next(iter(values))}"):
+        prepare(run, changed(**values), resume=True)
+    assert run.recipe.read_text() == before
+
+
+def test_a_setting_that_is_followed_is_recorded_with_what_was_used_before(run):
+    started(run, 10)
+    longer = replace(changed(learning_rate=1e-6, max_steps=5000), dynamics=DynamicsSection(activations="store"))
+    assert prepare(run, longer, resume=True) is not None
+    add_checkpoint(run, 20)
+    prepare(run, changed(max_steps=5000, learning_rate=1e-4), resume=True)
+    notes = [line for line in run.recipe.read_text().splitlines() if line.startswith("# Up to")]
+    assert notes == [
+        "# Up to step 10: training.learning_rate 0.001",
+        "# Up to step 10: training.max_steps 1000",
+        "# Up to step 20: training.learning_rate 1e-06",
+    ]
+    assert yaml.safe_load(run.recipe.read_text())["training"]["learning_rate"] == 1e-4
+
+
+def test_a_change_that_comes_too_late_is_refused(run):
+    started(run, 1000)
+    assert prepare(run, changed(save_total_limit=7), resume=True) is not None
+    with pytest.raises(
+        UserError, match=r"has trained all its 1000 steps, so a change of training\.learning_rate has no effect"
+    ):
+        prepare(run, changed(save_total_limit=7, learning_rate=1.0), resume=True)
+    with pytest.raises(UserError, match=r"already trained 1000 steps, more than the 900 of training\.max_steps"):
+        prepare(run, changed(save_total_limit=7, max_steps=900), resume=True)
+
+
+def test_a_run_does_not_take_its_own_result_for_its_model(run):
+    assert run.writes_into(run.model)
+    assert run.writes_into(run.checkpoint(3) / "part")
+    assert not run.writes_into(run.path)
+    assert not run.writes_into(run.path / "models" / "one")
+    assert not run.writes_into(run.path.parent)

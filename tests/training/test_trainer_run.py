@@ -11,9 +11,9 @@ def test_a_step_counts_the_tokens_of_all_its_sequences(tmp_path):
     assert tokens_in_step(arguments, 32) == 8 * 32
 
 
-def test_only_a_run_with_its_figures_and_all_its_steps_is_finished(tmp_path):
+def test_only_a_run_with_the_figures_of_its_last_step_is_finished(tmp_path):
     run, checkpoint = RunDirectory(tmp_path), tmp_path / "checkpoint-4"
-    assert finished_result(run, checkpoint, 4) is None
+    assert finished_result(run, checkpoint) is None
     run.metrics.write_text('{"steps": 4}')
-    assert finished_result(run, checkpoint, 5) is None
-    assert finished_result(run, checkpoint, 4).metrics == {"steps": 4}
+    assert finished_result(run, tmp_path / "checkpoint-5") is None  # a finished run that was extended, and then died
+    assert finished_result(run, checkpoint).metrics == {"steps": 4}

@@ -20,6 +20,7 @@ from revformers.checkpoints.card import CARD_NAME, add_section, has_section, is_
 from revformers.checkpoints.hub import upload
 from revformers.checkpoints.model_config import identity_of
 from revformers.checkpoints.model_files import VARIANT, own_variant
+from revformers.files import PARTIAL
 from revformers.models.identity import warn_of_unregistered
 from revformers.models.parts import require_reversible, reversible_stack
 
@@ -60,7 +61,7 @@ def save_pretrained(
     target.mkdir(parents=True, exist_ok=True)
     # Not `written_whole`, which replaces the directory: other files in it must stay.
     with tempfile.TemporaryDirectory(
-        prefix=f".{target.name}-", dir=target.parent, ignore_cleanup_errors=True
+        prefix=f".{target.name}{PARTIAL}", dir=target.parent, ignore_cleanup_errors=True
     ) as folder:
         partial = Path(folder)
         original(partial, **saving | {"variant": own_variant(saving.get("variant"))})

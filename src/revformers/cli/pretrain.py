@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from revformers.cli.recipe_command import read_command
+from revformers.cli.recipe_command import main_console, read_command
 from revformers.training.recipe import Recipe
 
 DESCRIPTION = """\
@@ -22,7 +22,6 @@ def run(arguments: Sequence[str]) -> int:
     command = read_command("pretrain", arguments, Recipe(), DESCRIPTION, "recipes/quickstart.yaml")
 
     # imported here, so that a misspelt recipe is reported at once
-    from rich.console import Console
     from rich.rule import Rule
 
     from revformers.cli.quiet import quiet_libraries
@@ -30,8 +29,8 @@ def run(arguments: Sequence[str]) -> int:
     from revformers.training.pretrain import pretrain
 
     quiet_libraries()
-    console = Console()
-    result = pretrain(command.recipe, resume=command.resume, overwrite=command.overwrite, console=console)
+    console = main_console()
+    result = command.run(pretrain, console)
     if not result.finished:
         return command.stopped(result, console)
     metrics = result.metrics

@@ -1,8 +1,10 @@
 """Code shared by commands with a RECIPE: their help, reading RECIPE and its options, and a stopped run."""
 
+import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, NoReturn, TypeVar
 
 import tyro
@@ -53,6 +55,23 @@ class RecipeCommand(Generic[AnyRecipe]):
     overwrite: bool
     resume_words: str
 
+    def run(self, train: Callable[..., "RunResult"], console: "Console") -> "RunResult":
+        """Train, and return the result; after Ctrl-C end the process with words on what was saved."""
+        from revformers.cli.main import INTERRUPTED
+        from revformers.training.console import say
+        from revformers.training.run_directory import RunDirectory
+
+        try:
+            return train(self.recipe, resume=self.resume, overwrite=self.overwrite, console=console)
+        except KeyboardInterrupt:
+            recipe: Any = self.recipe
+            checkpoints = RunDirectory(recipe.output).checkpoints()
+            if not checkpoints:
+                raise
+            say(console, f"\nInterrupted; {checkpoints[-1]} is the last checkpoint.")
+            say(console, f"To continue:  {self.resume_words}")
+            raise SystemExit(INTERRUPTED) from None
+
     def stopped(self, result: "RunResult", console: "Console") -> int:
         """Print how to continue a run that a signal ended, and return the exit code."""
         from revformers.training.console import say
@@ -88,8 +107,30 @@ def read_command(
         raise UserError(f"Name a recipe first, as in: revformers {name} {example}.")
     overrides = [argument for argument in arguments[1:] if argument not in SWITCHES]
     resume, overwrite = (switch in arguments for switch in SWITCHES)
-    words = shlex.join(["revformers", name, path, *overrides, "--resume"])
+    words = shlex.join([*_program([name, *arguments]), name, path, *overrides, "--resume"])
     return RecipeCommand(read_recipe(default, path, overrides), resume, overwrite, words)
+
+
+def main_console() -> "Console":
+    """Return the console of a command; of several processes only the main one prints."""
+    from rich.console import Console
+
+    return Console(quiet=os.environ.get("RANK", "0") != "0")
+
+
+def _program(words: list[str]) -> list[str]:
+    """Return what the user typed before `words`: this program, or a launcher of several processes with its options."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return ["revformers"]
+    import psutil
+
+    typed = psutil.Process(os.getppid()).cmdline()
+    if typed[-len(words) :] != words:  # another launcher than torchrun and accelerate
+        return ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "1"), "-m", "revformers.cli.main"]
+    typed = typed[: -len(words)]
+    if Path(typed[1]).is_file():  # the interpreter precedes the launcher's script
+        typed = typed[1:]
+    return [Path(typed[0]).name, *typed[1:]]
 
 
 def show_help(command: str, kind: Any, options: Any, description: str | None = None) -> NoReturn:

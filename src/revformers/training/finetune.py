@@ -1,7 +1,6 @@
 """A fine-tuning run of a converted model with transformers' Trainer or TRL's SFTTrainer."""
 
 import dataclasses
-import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,7 +48,7 @@ from revformers.training.trainer_arguments import check_training, trainer_argume
 from revformers.training.trainer_run import (
     RunResult,
     finish,
-    finished_result,
+    prepare,
     run_metrics,
     tokens_in_step,
     train,
@@ -90,7 +89,12 @@ def finetune(
     console = console or Console()
     check_recipe(recipe)
     check_training(recipe.training, recipe.output, ACTIVATIONS)
-    run = RunDirectory(recipe.output)
+    with RunDirectory(recipe.output) as run:
+        return _finetune(recipe, run, console, resume, overwrite)
+
+
+def _finetune(recipe: FinetuneRecipe, run: RunDirectory, console: Console, resume: bool, overwrite: bool) -> RunResult:
+    run.check_place()
     section = recipe.model
     tokenizer = load_tokenizer(
         section.tokenizer or section.name, revision=None if section.tokenizer else section.revision
@@ -102,9 +106,8 @@ def finetune(
     arguments = finetune_arguments(recipe, data)
     if recipe.model.quantization != "nf4":  # nf4 weights are already on their device
         model.to(arguments.device)
-    with arguments.main_process_first(local=False):
-        checkpoint = run.prepare(recipe, resume=resume, overwrite=overwrite)
-    if checkpoint is not None and (finished := finished_result(run, checkpoint, recipe.training.max_steps)):
+    checkpoint, finished = prepare(run, recipe, arguments, console, resume=resume, overwrite=overwrite)
+    if finished is not None:
         return finished
 
     teacher: Teacher | None = FrozenCopy(model) if recipe.loss.distillation and lora is None else None
@@ -140,7 +143,7 @@ def finetune(
 
     state = trainer.state
     tokens = int(state.num_input_tokens_seen) if tokens_per_step is None else state.global_step * tokens_per_step
-    metrics = {**json.loads(run.start.read_text(encoding="utf-8")), **run_metrics(trainer, tokens)}
+    metrics = {**_losses_at_start(trainer), **run_metrics(trainer, tokens)}
     metrics |= _save(trainer, tokenizer, recipe, run, console)
     if trainer.is_world_process_zero() and recipe.deploy == "ordinary":
         _write_deployed_cards(run, metrics)
@@ -214,20 +217,24 @@ class MeasureStart(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Measure the loss of the model, and that of the ordinary network where it matters."""
-        losses = {}
         if self._with_original:
             # An adapter that was initialised from a part of the weights gives it back.
             model = unwrap(self._model) if adapters_hold_weights(self._model) else self._model
             with ordinary(model):
-                losses["original_validation_loss"] = self._loss("original")
-        losses["initial_validation_loss"] = self._loss("initial")
+                self._trainer.evaluate(metric_key_prefix="original")
+        self._trainer.evaluate(metric_key_prefix="initial")
+        losses = _losses_at_start(self._trainer)
         if state.is_world_process_zero:
             write_json(self._run.start, losses)
             shown = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in losses.items())
             say(self._console, f"before training: {shown}")
 
-    def _loss(self, name: str) -> float:
-        return self._trainer.evaluate(metric_key_prefix=name)[f"{name}_loss"]
+
+def _losses_at_start(trainer: Trainer) -> dict[str, float]:
+    """Return the losses that `MeasureStart` measured, from the log, which every checkpoint holds."""
+    entries = {name: value for entry in trainer.state.log_history for name, value in entry.items()}
+    names = [name for name in ("original", "initial") if f"{name}_loss" in entries]
+    return {f"{name}_validation_loss": entries[f"{name}_loss"] for name in names}
 
 
 def _save(
@@ -240,7 +247,7 @@ def _save(
         say(console, f"The adapter names no base model: it belongs to the one {recipe.model.name} was converted from.")
     if adapted and trainer.is_world_process_zero():
         # Before merging: PEFT saves the base embeddings together with adapted ones.
-        _save_to(run.adapter, model, tokenizer)
+        _save_to(run, run.adapter, model, tokenizer)
     if deployed:
         if recipe.adapter.merge:
             model.merge_adapter()  # rounds to the dtype of the weights, as saving the merged model will
@@ -249,7 +256,7 @@ def _save(
         if adapted:
             with warnings.catch_warnings(action="ignore", category=UserWarning):  # about an adapter merged above
                 model = model.merge_and_unload()
-        _save_to(run.model, model, tokenizer)
+        _save_to(run, run.model, model, tokenizer)
     return losses
 
 
@@ -261,7 +268,7 @@ def _write_deployed_cards(run: RunDirectory, metrics: Mapping[str, Any]) -> None
             save_deployed_card(directory, metrics, adapter=directory == run.adapter)
 
 
-def _save_to(target: Path, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    with written_whole(target) as directory:
+def _save_to(run: RunDirectory, target: Path, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    with run.saving(target), written_whole(target) as directory:
         model.save_pretrained(directory)
         tokenizer.save_pretrained(directory)

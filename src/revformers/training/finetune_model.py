@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from revformers.training.finetune_data import FinetuneData, training_blocks
 from revformers.training.finetune_recipe import AdapterSection, FinetuneRecipe
 from revformers.training.recipe_file import suggestion
 from revformers.training.run_directory import RunDirectory
+from revformers.training.seal import fault_of, seal
 
 CONVERSION_OPTIONS = ("allocation", "two_evaluations")
 """Keys of conversion.options; the other options of a conversion have recipe fields, or follow from the data."""
@@ -45,6 +47,8 @@ def check_recipe(recipe: FinetuneRecipe) -> None:
         raise UserError("The recipe names no model to fine-tune; set model.name.")
     if is_gguf(recipe.model.name) and recipe.model.quantization != "none":
         raise UserError("The weights of a GGUF file are dequantised; set model.quantization to none.")
+    if Path(recipe.model.name).is_dir() and RunDirectory(recipe.output).writes_into(Path(recipe.model.name)):
+        raise UserError(f"The run would replace its model {recipe.model.name} in {recipe.output}; change output.")
     if recipe.adapter.kind == "none":
         if recipe.model.quantization != "none":
             raise UserError("Quantised weights cannot be trained; set adapter.kind to lora or quantization to none.")
@@ -129,7 +133,10 @@ def prepare_dynamics(
             with written_whole(run.conversion) as directory:
                 directory.mkdir()
                 save_conversion(model, directory)
+                seal(directory)
         else:
+            if fault := fault_of(run.conversion):
+                raise UserError(f"{fault}; restore it from a copy, or give --overwrite to start again.")
             apply_conversion(model, run.conversion)
     with as_user_error():
         set_activations(model, section.activations)

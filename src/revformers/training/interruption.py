@@ -3,19 +3,26 @@
 The Trainer's own enable_jit_checkpoint does not handle Ctrl-C, waits for seconds, and does not report the signal.
 """
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """Ctrl-C, and the signal that job schedulers send before they end a job."""
 
+REQUESTED = b"\nStopping after this step, with a checkpoint; press Ctrl-C again to stop at once.\n"
+
 
 class SaveOnSignal(TrainerCallback):
-    """Saves a checkpoint and ends training after the first signal; a second signal has its usual effect.
+    """Saves a checkpoint and ends training after the first signal; the same signal again has its usual effect.
+
+    Launchers such as torchrun pass SIGTERM on after a Ctrl-C that reached the processes as well: it is the same
+    request. All processes of a run stop after the same step, whichever of them received a signal.
 
     Use it as a context manager around ``Trainer.train``, and give it to the Trainer as a callback. Outside the main
     thread, where Python delivers no signals, it has no effect.
@@ -28,6 +35,7 @@ class SaveOnSignal(TrainerCallback):
     def __init__(self) -> None:
         self.received: int | None = None
         self._former: dict[int, Any] = {}
+        self._group: Any = None
 
     def __enter__(self) -> "SaveOnSignal":
         if threading.current_thread() is threading.main_thread():
@@ -37,19 +45,31 @@ class SaveOnSignal(TrainerCallback):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._restore()
+        for number in [*self._former]:
+            self._restore(number)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received is None and number == signal.SIGINT:
+            os.write(2, REQUESTED)  # a handler may interrupt print
         self.received = number
-        self._restore()
+        self._restore(number)
 
-    def _restore(self) -> None:
-        while self._former:
-            number, handler = self._former.popitem()
-            signal.signal(number, handler)
+    def _restore(self, number: int) -> None:
+        signal.signal(number, self._former.pop(number))
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Open a way for the processes of the run to agree, without a device that would have to wait."""
+        if args.world_size > 1 and torch.distributed.is_initialized():
+            self._group = torch.distributed.new_group(backend="gloo")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Make the Trainer log, save and stop after a signal."""
+        if self._group is not None:
+            received = torch.tensor(self.received or 0)
+            torch.distributed.all_reduce(received, torch.distributed.ReduceOp.MAX, self._group)
+            self.received = int(received) or None
         if self.received is not None:
             control.should_log = True
             control.should_save = True

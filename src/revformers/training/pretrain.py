@@ -21,7 +21,7 @@ from revformers.training.trainer_arguments import trainer_arguments
 from revformers.training.trainer_run import (
     RunResult,
     finish,
-    finished_result,
+    prepare,
     run_metrics,
     tokens_in_step,
     train,
@@ -53,15 +53,20 @@ def pretrain(
     console = console or Console()
     if not recipe.output:
         raise UserError("The recipe names no run directory; set output.")
-    run = RunDirectory(recipe.output)
+    with RunDirectory(recipe.output) as run:
+        return _pretrain(recipe, run, console, resume, overwrite)
+
+
+def _pretrain(recipe: Recipe, run: RunDirectory, console: Console, resume: bool, overwrite: bool) -> RunResult:
+    run.check_place()
     arguments = training_arguments(recipe)
     model = build_model(recipe)
     with arguments.main_process_first():
         tokenizer, training_blocks, validation_blocks = build_datasets(recipe.data)
         _check_vocabulary(model, tokenizer)
         check_lengths(recipe.sample, tokenizer, getattr(model.config, "max_position_embeddings", None))
-        checkpoint = run.prepare(recipe, resume=resume, overwrite=overwrite)
-    if checkpoint is not None and (finished := finished_result(run, checkpoint, recipe.training.max_steps)):
+    checkpoint, finished = prepare(run, recipe, arguments, console, resume=resume, overwrite=overwrite)
+    if finished is not None:
         return finished
 
     with as_user_error():
@@ -83,7 +88,7 @@ def pretrain(
     if trainer.is_world_process_zero():
         if isinstance(build_dynamics(recipe.dynamics), Residual):
             make_residual(model)  # saved as an ordinary network, which any software can load
-        with written_whole(run.model) as directory:
+        with run.saving(run.model), written_whole(run.model) as directory:
             trainer.accelerator.unwrap_model(model).save_pretrained(directory)
             tokenizer.save_pretrained(directory)
         if recipe.sample.prompts:

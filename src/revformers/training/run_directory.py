@@ -1,15 +1,21 @@
 """The directory of a run: its files, and the checks before a run starts or resumes."""
 
-import json
+import os
 import re
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Protocol
 
 import yaml
+from safetensors import SafetensorError
 
 from revformers.errors import UserError
-from revformers.files import write_text
+from revformers.files import remove_partial, write_text
+from revformers.training.run_lock import RunLock
+from revformers.training.seal import facts_of, fault_of, is_sealed, seal
 
 
 class RunRecipe(Protocol):
@@ -23,12 +29,29 @@ class RunRecipe(Protocol):
         """Return the recipe as nested dicts of plain values."""
 
 
-TRAINER_STATE = "trainer_state.json"
-"""The last file that transformers' Trainer writes into a checkpoint."""
+HEADER = "# The recipe of the run in this directory, written by revformers.\n"
+
+FOLLOWED = ("max_steps", "learning_rate", "warmup_steps", "max_grad_norm", "logging_steps", "eval_steps", "save_steps")
+"""Fields of the training section that a resumed run may change, and then follows."""
+
+WITHOUT_EFFECT = (
+    "save_total_limit",
+    "per_device_eval_batch_size",
+    "dataloader_num_workers",
+    "optimizer_in_backward",
+    "mlp_tile",
+)
+"""Further fields of it that may change, because they do not change what is learnt."""
+
+ARGUMENTS_WITHOUT_EFFECT = ("report_to", "run_name", "logging_dir", "push_to_hub", "hub_model_id")
+"""The same in training.arguments."""
+
+DAMAGED = "damaged-"
+"""What precedes the name of a checkpoint that was set aside."""
 
 
 class RunDirectory:
-    """The paths of a run.
+    """The paths of a run, and the lock on its directory, which the end of a ``with`` block releases.
 
     Attributes:
         path: the directory.
@@ -45,79 +68,275 @@ class RunDirectory:
         self.history = self.path / "history.json"
         self.sample = self.path / "sample.txt"
         self.recipe = self.path / "recipe.yaml"
+        self._lock = RunLock(self.path)
+
+    def __enter__(self) -> "RunDirectory":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.release()
 
     def checkpoints(self) -> list[Path]:
-        """Return the complete checkpoints, the latest last."""
-        complete = [path.parent for path in self.path.glob(f"checkpoint-*/{TRAINER_STATE}") if _is_json(path)]
-        return sorted(complete, key=_step)
+        """Return the complete checkpoints, the latest last. One without a seal was not finished."""
+        return [folder for folder in self._checkpoint_folders() if is_sealed(folder)]
 
-    def prepare(self, recipe: RunRecipe, *, resume: bool, overwrite: bool) -> Path | None:
-        """Prepare the directory for `recipe` and return the checkpoint to start from, or None.
+    def checkpoint(self, step: int) -> Path:
+        """Return the folder of the checkpoint of a step."""
+        return self.path / f"checkpoint-{step}"
 
-        `overwrite` removes an existing run, and only the files that a run writes.
+    def finish_checkpoint(self, step: int, facts: dict[str, Any], limit: int, best: str | None) -> None:
+        """Seal a checkpoint that is complete, and only then delete older ones.
+
+        Args:
+            step: its step.
+            facts: facts about the run, among them the number of its `processes`.
+            limit: the number of checkpoints to keep.
+            best: another checkpoint to keep; it counts.
+
+        """
+        seal(self.checkpoint(step), **facts)
+        complete = self.checkpoints()
+        removable = [folder for folder in complete[:-1] if best is None or folder != Path(best)]
+        for folder in removable[: max(len(complete) - limit, 0)]:
+            shutil.rmtree(folder)
+
+    def writes_into(self, path: Path) -> bool:
+        """Whether a run replaces files in the directory `path`, or in one above it."""
+        if self.path.resolve() not in path.resolve().parents:
+            return False
+        first = path.resolve().relative_to(self.path.resolve()).parts[0]
+        return first in (self.model.name, self.adapter.name, self.conversion.name) or first.startswith("checkpoint-")
+
+    def check_place(self) -> None:
+        """Raise UserError at once if the run cannot write into its directory; nothing is written yet."""
+        if self.path.is_symlink() and not self.path.exists():
+            raise UserError(f"{self.path} is a symbolic link to {os.readlink(self.path)}, which does not exist.")
+        place = next(place for place in (self.path, *self.path.resolve().parents) if place.exists())
+        if not place.is_dir():
+            raise UserError(f"{place} is a file, so {self.path} cannot be a run directory; change output.")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise UserError(f"{place} is read-only, so the run cannot be written to {self.path}; change output.")
+
+    def check_space(self, size: int) -> None:
+        """Raise UserError if `size` bytes, which the run will certainly write, do not fit on the disk."""
+        free = shutil.disk_usage(self.path).free
+        if free < size:
+            raise UserError(
+                f"The trained weights alone take {size / 2**20:,.0f} MiB, and {self.path} has {free / 2**20:,.0f} MiB "
+                f"left; make room there, or change output."
+            )
+
+    def prepare(
+        self,
+        recipe: RunRecipe,
+        *,
+        resume: bool,
+        overwrite: bool,
+        processes: int = 1,
+        tell: Callable[[str], None] = lambda line: None,
+    ) -> Path | None:
+        """Lock and prepare the directory for `recipe`, and return the checkpoint to start from, or None.
+
+        `overwrite` removes an existing run, and only the files that a run writes. The remains of killed runs are
+        removed. If the latest checkpoint is damaged, the one before it is taken, and the damaged one is set aside.
+
+        Args:
+            recipe: the recipe.
+            resume: continue the run in the directory.
+            overwrite: discard it.
+            processes: the number of processes of this run.
+            tell: receives a line about a checkpoint that is damaged.
 
         Raises:
-            UserError: if the directory holds a run and neither option is given, if there is no checkpoint to resume
-                from, or if the run there has another model, other dynamics or other data.
+            UserError: if the directory holds a run and neither option is given, if another process uses it, if it holds
+                files that no run wrote, if there is no checkpoint to resume from, or if the run there cannot be resumed
+                with this recipe or this number of processes.
 
         """
         if resume and overwrite:
             raise UserError("A run is either resumed or overwritten: give one of --resume and --overwrite.")
-        checkpoints = self.checkpoints()
+        self.check_place()
+        if resume and not self.checkpoints():
+            raise UserError(f"{self.path} holds no checkpoint to resume from; leave out --resume to start there.")
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock.acquire()
+        self._check_ours()
+        self._remove_remains()
         if resume:
-            if not checkpoints:
-                raise UserError(f"{self.path} holds no checkpoint to resume from; leave out --resume to start there.")
-            self._check_same(recipe)
-        elif overwrite:
+            checkpoint = self._latest_whole(tell)
+            self._check_processes(checkpoint, processes)
+            self._follow(recipe, checkpoint)
+            return checkpoint
+        if overwrite:
             self._clear()
-        elif checkpoints or self.model.exists() or self.adapter.exists():
+        elif any(map(os.path.lexists, (*self._checkpoint_folders(), self.model, self.adapter))):
             raise UserError(
                 f"{self.path} already holds a run; give --resume to continue it, --output DIRECTORY to keep it and "
                 f"train elsewhere, or --overwrite to discard it."
             )
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_text(self.recipe, yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True))
-        return checkpoints[-1] if resume else None
+        self._write_recipe(recipe.to_dict(), [])
+        return None
 
-    def _check_same(self, recipe: RunRecipe) -> None:
-        """Raise UserError if the checkpoints belong to a recipe with another model, other dynamics or other data."""
-        if not self.recipe.is_file():
-            return
-        before = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
-        now = recipe.to_dict()
-        for name in recipe.identity:
-            then, wanted = (_fields(name, values.get(name)) for values in (before, now))
-            for field, value in wanted.items():
-                # Every activation policy computes the same gradients, so a resumed run may change it.
-                if not field.endswith(".activations") and then.get(field) != value:
-                    raise UserError(
-                        f"The run in {self.path} was started with {field} {then.get(field)!r}, not {value!r}; resume "
-                        f"it with its own recipe, or train elsewhere with --output DIRECTORY."
-                    )
+    @contextmanager
+    def saving(self, target: Path) -> Iterator[None]:
+        """Turn an error while `target` is saved into UserError, which says from where the run goes on."""
+        try:
+            yield
+        except (OSError, RuntimeError, SafetensorError) as error:
+            self.refuse_save(target, error)
+
+    def refuse_save(self, target: Path, error: Exception) -> None:
+        """Raise UserError for an error while `target` was saved; remove a checkpoint that is not complete."""
+        if target in self._checkpoint_folders():
+            shutil.rmtree(target, ignore_errors=True)
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        kept = self.checkpoints()
+        remedy = (
+            f"put that right and give --resume, which continues from {kept[-1].name}"
+            if kept
+            else "the run has no earlier checkpoint and must start again"
+        )
+        free = shutil.disk_usage(self.path).free / 2**20
+        raise UserError(
+            f"Saving {target} failed, with {free:,.0f} MiB left on its disk: {reason}; {remedy}."
+        ) from error
+
+    def _checkpoint_folders(self) -> list[Path]:
+        folders = (folder for folder in self.path.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", folder.name))
+        return sorted(folders, key=_step)
+
+    def _check_ours(self) -> None:
+        """Raise UserError if files that no run wrote stand where this run would write."""
+        places = (*self._checkpoint_folders(), self.model, self.adapter, self.conversion)
+        for place in places:
+            if place.is_symlink():
+                raise UserError(
+                    f"{place} is a symbolic link, which no run writes; remove it, or choose another directory with "
+                    f"--output DIRECTORY."
+                )
+        if self.recipe.exists():
+            if not self.recipe.read_text(encoding="utf-8").startswith(HEADER):
+                raise UserError(
+                    f"{self.recipe} was not written by a run of this version of revformers, and stays; choose another "
+                    f"directory with --output DIRECTORY."
+                )
+        elif found := [place for place in (*places, self.metrics, self.history, self.sample) if place.exists()]:
+            raise UserError(
+                f"{found[0]} is there, but no recipe.yaml of a run that wrote it, so it stays; choose another "
+                f"directory with --output DIRECTORY."
+            )
+
+    def _remove_remains(self) -> None:
+        """Remove what killed runs left: files that were being written, and checkpoints that were not finished."""
+        remove_partial(self.path)
+        for folder in self._checkpoint_folders():
+            if not is_sealed(folder):
+                shutil.rmtree(folder)
+
+    def _latest_whole(self, tell: Callable[[str], None]) -> Path:
+        """Return the latest checkpoint that is as it was saved, and set later ones aside."""
+        checkpoints = self.checkpoints()
+        faults = {}
+        for checkpoint in reversed(checkpoints):
+            fault = fault_of(checkpoint)
+            if fault is None:
+                break
+            faults[checkpoint] = fault
+        else:
+            raise UserError(
+                f"{faults[checkpoints[-1]]}, and no older checkpoint is whole; restore it from a copy, or give "
+                f"--overwrite to start again."
+            )
+        for damaged, fault in faults.items():
+            aside = damaged.with_name(DAMAGED + damaged.name)
+            if aside.exists():
+                shutil.rmtree(aside)
+            damaged.rename(aside)
+            tell(f"{fault}: {damaged.name} is set aside as {aside.name}, and the run continues from {checkpoint.name}.")
+        return checkpoint
+
+    def _check_processes(self, checkpoint: Path, processes: int) -> None:
+        """Raise UserError for another number of processes: each has a random state, and takes a part of each batch."""
+        before = facts_of(checkpoint)["processes"]
+        if before != processes:
+            command = (
+                f"torchrun --nproc-per-node {before}" if before > 1 else "one, without torchrun or accelerate launch"
+            )
+            raise UserError(
+                f"The run in {self.path} was started with {before} process{'es' if before > 1 else ''}, not "
+                f"{processes}, on which its batches and random numbers depend; resume it with {command}."
+            )
+
+    def _follow(self, recipe: RunRecipe, checkpoint: Path) -> None:
+        """Write the recipe of a resumed run; raise UserError if it cannot follow the changes in it."""
+        before = _flat(yaml.safe_load(self.recipe.read_text(encoding="utf-8")))
+        now, step = _flat(yaml.safe_load(yaml.safe_dump(recipe.to_dict()))), _step(checkpoint)
+        changed = [name for name in now if now[name] != before.get(name)]
+        changed += [name for name in before if name not in now and before[name] is not None]
+        for name in changed:
+            if not _may_change(name, recipe.identity):
+                raise UserError(
+                    f"The run in {self.path} was started with {name} {before.get(name)!r}, not {now.get(name)!r}; "
+                    f"resume it with its own recipe, or train elsewhere with --output DIRECTORY."
+                )
+        followed = [name for name in sorted(changed) if name.removeprefix("training.") in FOLLOWED]
+        last = now.get("training.max_steps", step)
+        if step > last:
+            raise UserError(
+                f"The run in {self.path} has already trained {step} steps, more than the {last} of training.max_steps; "
+                f"raise it, or leave it as it was."
+            )
+        if step == last and set(followed) - {"training.max_steps"}:
+            raise UserError(
+                f"The run in {self.path} has trained all its {step} steps, so a change of {followed[0]} has no effect; "
+                f"raise training.max_steps to train on."
+            )
+        if changed:
+            notes = [f"# Up to step {step}: {name} {before.get(name)!r}\n" for name in followed]
+            self._write_recipe(recipe.to_dict(), notes)
+
+    def _write_recipe(self, values: dict[str, Any], notes: list[str]) -> None:
+        """Write recipe.yaml; it keeps the notes on values that were used in earlier steps, and gets new ones."""
+        kept = []
+        if self.recipe.is_file():
+            lines = self.recipe.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.startswith("# Up to step ")]
+        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        write_text(self.recipe, "".join([HEADER, *kept, *notes, text]))
 
     def _clear(self) -> None:
-        for directory in (*self.path.glob("checkpoint-*"), self.model, self.adapter, self.conversion):
+        """Remove the run; the recipe last, as it marks the rest as ours."""
+        aside = self.path.glob(f"{DAMAGED}checkpoint-*")
+        for directory in (*self._checkpoint_folders(), *aside, self.model, self.adapter, self.conversion):
             if directory.is_dir():
                 shutil.rmtree(directory)
         for file in (self.metrics, self.start, self.history, self.sample, self.recipe):
             file.unlink(missing_ok=True)
 
 
-def _fields(name: str, value: Any) -> dict[str, Any]:
-    """Return a part of a recipe under dotted names: the fields of a section, or one value."""
-    if isinstance(value, dict):
-        return {f"{name}.{field}": item for field, item in value.items()}
-    return {name: value}
+def _may_change(name: str, identity: tuple[str, ...]) -> bool:
+    """Whether a resumed run may change the field of that dotted name."""
+    section, _, field = name.partition(".")
+    if name.startswith("training.arguments."):
+        return field.removeprefix("arguments.") in ARGUMENTS_WITHOUT_EFFECT
+    if section == "training":
+        return field in FOLLOWED + WITHOUT_EFFECT
+    # Every activation policy computes the same gradients.
+    return section not in identity or field == "activations"
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested dicts as one, under dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value or None if isinstance(value, dict) else value
+    return flat
 
 
 def _step(checkpoint: Path) -> int:
-    number = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
-    return int(number.group(1)) if number else -1
-
-
-def _is_json(path: Path) -> bool:
-    try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
+    return int(checkpoint.name.removeprefix("checkpoint-"))

@@ -10,14 +10,20 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate.utils import broadcast_object_list
 from rich.console import Console
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from safetensors import SafetensorError
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
+from revformers.errors import UserError
 from revformers.files import write_json
+from revformers.private_api import load_best_model
+from revformers.training.console import say
 from revformers.training.history import Clock, loss_curve
 from revformers.training.interruption import SaveOnSignal
 from revformers.training.progress import ShowProgress
 from revformers.training.recipe import TrainingSection
+from revformers.training.resuming import FollowRecipe, KeepCheckpoints, NothingToTrainError, StopAtLastStep
 from revformers.training.run_directory import RunDirectory
 from revformers.training.step_in_backward import StepInBackward
 
@@ -42,29 +48,52 @@ class RunResult:
     metrics: dict[str, Any]
 
 
-def finished_result(run: RunDirectory, checkpoint: Path, max_steps: int) -> RunResult | None:
-    """Return the result of the run in `run` if no step is left to train, otherwise None; so a run can resume twice."""
+def finished_result(run: RunDirectory, checkpoint: Path) -> RunResult | None:
+    """Return the result of the run in `run` if it has its figures after the step of its last checkpoint."""
     step = int(checkpoint.name.removeprefix("checkpoint-"))
-    if step < max_steps or not run.metrics.is_file():
+    if not run.metrics.is_file():
         return None
-    return RunResult(run.path, True, step, None, json.loads(run.metrics.read_text(encoding="utf-8")))
+    metrics = json.loads(run.metrics.read_text(encoding="utf-8"))
+    return RunResult(run.path, True, step, None, metrics) if metrics["steps"] == step else None
 
 
-class NothingToTrainError(Exception):
-    """Raised when the checkpoint to resume from is that of the last step."""
+def prepare(
+    run: RunDirectory,
+    recipe: Any,
+    arguments: TrainingArguments,
+    console: Console,
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> tuple[Path | None, RunResult | None]:
+    """Let the main process prepare the run directory; the others wait for it.
 
+    Returns:
+        The checkpoint to start from, and the result if the run there is finished.
 
-class StopAtLastStep(TrainerCallback):
-    """Raises NothingToTrainError before an epoch that begins after the last step.
+    Raises:
+        UserError: see `RunDirectory.prepare`.
+        SystemExit: with exit code 2 on the other processes, so that the error is printed once.
 
-    A run can die between its last checkpoint and its figures. The Trainer checks the number of steps only after a
-    step, so it would train one step too many.
     """
-
-    def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Raise if no step is left; at this point the weights and the log are those of the checkpoint."""
-        if state.global_step >= state.max_steps:
-            raise NothingToTrainError
+    outcome: list[Any] = [None, None, None]
+    if arguments.process_index == 0:
+        try:
+            checkpoint = run.prepare(
+                recipe,
+                resume=resume,
+                overwrite=overwrite,
+                processes=arguments.world_size,
+                tell=lambda line: say(console, line),
+            )
+            done = checkpoint == run.checkpoint(recipe.training.max_steps)
+            outcome = [checkpoint, finished_result(run, checkpoint) if checkpoint and done else None, None]
+        except (UserError, OSError) as error:
+            outcome[2] = error
+    checkpoint, finished, fault = broadcast_object_list(outcome)
+    if fault is not None:
+        raise fault if arguments.process_index == 0 else SystemExit(2)
+    return checkpoint, finished
 
 
 def train(
@@ -88,20 +117,35 @@ def train(
     Returns:
         The result if a signal ended the run before its last step, otherwise None.
 
+    Raises:
+        UserError: if the weights will not fit on the disk, or a checkpoint could not be written.
+
     """
+    trained = (one for one in trainer.model.parameters() if one.requires_grad)
+    run.check_space(sum(one.numel() * one.element_size() for one in trained))
     clock = Clock()
     progress = ShowProgress(console, clock, tokens_per_step)
     trainer.remove_callback(PrinterCallback)
+    trainer.args.save_total_limit = None  # KeepCheckpoints deletes them
     if section.optimizer_in_backward:
         trainer.add_callback(StepInBackward())
     with SaveOnSignal() as interruption:
-        for callback in (clock, progress, interruption):
+        for callback in (clock, progress, interruption, KeepCheckpoints(run, section.save_total_limit)):
             trainer.add_callback(callback)
+        if checkpoint is not None:
+            trainer.add_callback(FollowRecipe(run, checkpoint))
         trainer.add_callback(StopAtLastStep())
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except NothingToTrainError:
             trainer.is_in_train = False
+            if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
+                load_best_model(trainer)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            unfinished = run.checkpoint(trainer.state.global_step)
+            if unfinished.is_dir() and unfinished not in run.checkpoints():
+                run.refuse_save(unfinished, error)
+            raise
         finally:
             progress.close()
     step = trainer.state.global_step
@@ -127,6 +171,8 @@ def finish(trainer: Trainer, run: RunDirectory, metrics: dict[str, Any]) -> RunR
 def run_metrics(trainer: Trainer, tokens: int) -> dict[str, Any]:
     """Return the figures of a finished run; losses in nats per token, times in seconds.
 
+    The validation loss is that of the model that is saved: with load_best_model_at_end that of `best_step`.
+
     Args:
         trainer: the Trainer after its last step.
         tokens: the number of training tokens.
@@ -134,13 +180,17 @@ def run_metrics(trainer: Trainer, tokens: int) -> dict[str, Any]:
     """
     curve = loss_curve(trainer.state)
     training_loss = [entry["loss"] for entry in curve if "loss" in entry][-1]
-    validation_loss = [entry["eval_loss"] for entry in curve if "eval_loss" in entry][-1]
+    validation_losses = {entry["step"]: entry["eval_loss"] for entry in curve if "eval_loss" in entry}
+    state = trainer.state
+    best = trainer.args.load_best_model_at_end and state.best_model_checkpoint is not None
+    validation_loss = validation_losses[state.best_global_step if best else max(validation_losses)]
     seconds = curve[-1]["seconds"]
     return {
         "training_loss": training_loss,
         "validation_loss": validation_loss,
         "validation_perplexity": math.exp(validation_loss),
-        "steps": trainer.state.global_step,
+        "steps": state.global_step,
+        **({"best_step": state.best_global_step} if best else {}),
         "tokens": tokens,
         "seconds": seconds,
         "tokens_per_second": tokens / seconds,

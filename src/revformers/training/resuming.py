@@ -1,0 +1,101 @@
+"""The callbacks by which a run is stopped at any moment and goes on as if nothing had happened."""
+
+from pathlib import Path
+from typing import Any
+
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import TrainerCallback, TrainerState, TrainingArguments
+
+from revformers.errors import UserError
+from revformers.training.run_directory import RunDirectory
+from revformers.training.seal import facts_of
+
+
+class KeepCheckpoints(TrainerCallback):
+    """Seals a checkpoint when all processes have written their part of it, and deletes older ones after that.
+
+    The Trainer deletes older checkpoints first, and does not wait for other processes.
+
+    Args:
+        run: the run directory.
+        limit: the number of checkpoints to keep.
+
+    """
+
+    def __init__(self, run: RunDirectory, limit: int) -> None:
+        self._run = run
+        self._limit = limit
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Seal the checkpoint of this step."""
+        distributed: Any = args.distributed_state
+        distributed.wait_for_everyone()  # each of them has written its random state
+        if args.should_save:
+            facts = {"processes": args.world_size, "learning_rate": args.learning_rate}
+            self._run.finish_checkpoint(state.global_step, facts, self._limit, state.best_model_checkpoint)
+
+
+class FollowRecipe(TrainerCallback):
+    """Gives a resumed training the settings of the recipe where those of the checkpoint would replace them.
+
+    Args:
+        run: the run directory.
+        checkpoint: the checkpoint.
+
+    """
+
+    def __init__(self, run: RunDirectory, checkpoint: Path) -> None:
+        self._run = run
+        self._checkpoint = checkpoint
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Set the intervals of the log, the learning rates and the place of the best checkpoint.
+
+        Raises:
+            UserError: if the learning rate has changed under a schedule that cannot be computed for any step, or if
+                the best checkpoint is needed and missing.
+
+        """
+        state.compute_steps(args, state.max_steps)
+        scheduler = kwargs["lr_scheduler"]
+        if isinstance(scheduler, LambdaLR):
+            _set_learning_rate(scheduler, args.learning_rate)
+        elif facts_of(self._checkpoint)["learning_rate"] != args.learning_rate:
+            raise UserError(
+                f"training.learning_rate cannot change under the schedule {args.lr_scheduler_type}, which goes on from "
+                f"the last rate; leave it as it was, or train elsewhere with --output DIRECTORY."
+            )
+        if args.load_best_model_at_end and state.best_global_step:
+            best = self._run.checkpoint(state.best_global_step)
+            if best not in self._run.checkpoints():
+                raise UserError(
+                    f"{best}, the best checkpoint so far, is missing, and load_best_model_at_end needs it; restore it "
+                    f"from a copy, or give --overwrite to start again."
+                )
+            state.best_model_checkpoint = str(best)  # the directory may have been moved
+
+
+class NothingToTrainError(Exception):
+    """Raised when the checkpoint to resume from is that of the last step."""
+
+
+class StopAtLastStep(TrainerCallback):
+    """Raises NothingToTrainError before an epoch that begins after the last step.
+
+    A run can die between its last checkpoint and its figures. The Trainer checks the number of steps only after a
+    step, so it would train one step too many.
+    """
+
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Raise if no step is left; at this point the weights and the log are those of the checkpoint."""
+        if state.global_step >= state.max_steps:
+            raise NothingToTrainError
+
+
+def _set_learning_rate(scheduler: LambdaLR, peak: float) -> None:
+    """Let a schedule go on at its step with another peak; loading its state has restored the rates of the former."""
+    rates = [peak * factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
+    for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+        group |= {"initial_lr": peak, "lr": rate}
+    values = {"base_lrs": [peak] * len(rates), "_last_lr": rates}
+    scheduler.load_state_dict(scheduler.state_dict() | values)

@@ -1,0 +1,53 @@
+"""Seals of finished folders: a last file with the digests of all others, by which damage is found before a resume."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from revformers.files import write_json
+
+SEAL = "checksums.json"
+
+
+def seal(folder: Path, **facts: Any) -> None:
+    """Write the digests of all files of a finished folder into it, with further facts about it.
+
+    The digests find damage, such as a flipped bit or a file that is cut short; they are no protection against forgery.
+    """
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != SEAL)
+    digests = {file.relative_to(folder).as_posix(): _digest(file) for file in files}
+    write_json(folder / SEAL, {**facts, "sha256": digests})
+
+
+def is_sealed(folder: Path) -> bool:
+    """Whether the folder was finished: it has a seal, whole or damaged."""
+    return (folder / SEAL).is_file()
+
+
+def facts_of(folder: Path) -> dict[str, Any]:
+    """Return the facts in a seal without a fault."""
+    return json.loads((folder / SEAL).read_text(encoding="utf-8"))
+
+
+def fault_of(folder: Path) -> str | None:
+    """Return the first fault of a sealed folder, as a clause that names the file; None for a folder without a fault."""
+    try:
+        digests = dict(facts_of(folder)["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{folder / SEAL} is missing or damaged"
+    for name, digest in digests.items():
+        file = folder / name
+        try:
+            if not file.is_file():
+                return f"{file} is missing"
+            if _digest(file) != digest:
+                return f"{file} is damaged (its content has changed since it was saved)"
+        except OSError as error:
+            return f"{file} cannot be read ({error.strerror})"
+    return None
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

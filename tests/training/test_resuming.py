@@ -1,0 +1,111 @@
+import json
+
+import pytest
+import torch
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from revformers.errors import UserError
+from revformers.training.resuming import FollowRecipe, KeepCheckpoints, NothingToTrainError, StopAtLastStep
+from revformers.training.run_directory import RunDirectory
+from revformers.training.seal import SEAL, facts_of, fault_of
+
+
+def arguments(directory, **options):
+    return TrainingArguments(str(directory), use_cpu=True, report_to="none", **options)
+
+
+def add_checkpoint(run, step):
+    run.checkpoint(step).mkdir(parents=True)
+    (run.checkpoint(step) / "weights").write_text("weights")
+
+
+def keep(run, step, limit, best=None, **options):
+    add_checkpoint(run, step)
+    state = TrainerState(global_step=step, best_model_checkpoint=best and str(best))
+    KeepCheckpoints(run, limit).on_save(arguments(run.path, **options), state, TrainerControl())
+
+
+def test_a_saved_checkpoint_is_sealed_and_then_older_ones_go(tmp_path):
+    run = RunDirectory(tmp_path)
+    keep(run, 2, 2, learning_rate=0.5)
+    assert facts_of(run.checkpoint(2)) == {"processes": 1, "learning_rate": 0.5} | {
+        "sha256": json.loads((run.checkpoint(2) / SEAL).read_text())["sha256"]
+    }
+    keep(run, 4, 2)
+    keep(run, 6, 2, best=run.checkpoint(2))
+    assert run.checkpoints() == [run.checkpoint(2), run.checkpoint(6)]
+    assert fault_of(run.checkpoint(6)) is None
+
+
+def resumed(peak, steps, step):
+    """An optimizer and a schedule at a step, as a checkpoint restores them, and the factor of the schedule."""
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=peak)
+    schedule = LambdaLR(optimizer, lambda now: 1 - now / steps)
+    for _ in range(step):
+        optimizer.step()
+        schedule.step()
+    return optimizer, schedule
+
+
+def follow(tmp_path, optimizer, schedule, state=None, **options):
+    run = RunDirectory(tmp_path)
+    keep(run, 6, 2, learning_rate=1.0)
+    callback = FollowRecipe(run, run.checkpoint(6))
+    state = state or TrainerState(global_step=6, max_steps=12)
+    given = arguments(tmp_path, **options)
+    callback.on_train_begin(given, state, TrainerControl(), optimizer=optimizer, lr_scheduler=schedule)
+    return state
+
+
+@pytest.mark.parametrize("peak", [1.0, 0.1])
+def test_a_longer_training_follows_the_schedule_of_the_recipe(tmp_path, peak):
+    old, new = resumed(1.0, 6, 6), resumed(peak, 12, 6)
+    state = old[1].state_dict()
+    assert old[0].param_groups[0]["lr"] == 0  # a finished schedule
+    optimizer, schedule = resumed(peak, 12, 0)
+    optimizer.load_state_dict(old[0].state_dict())
+    schedule.load_state_dict(state)
+    follow(tmp_path, optimizer, schedule, learning_rate=peak)
+    for _ in range(3):
+        assert optimizer.param_groups[0]["lr"] == schedule.get_last_lr()[0] == new[0].param_groups[0]["lr"] > 0
+        for one in (optimizer, schedule, *new):
+            one.step()
+
+
+def test_an_unchanged_schedule_stays_as_it_was_to_the_bit(tmp_path):
+    optimizer, schedule = resumed(1e-3, 7, 3)
+    before = optimizer.param_groups[0]["lr"], schedule.state_dict()
+    follow(tmp_path, optimizer, schedule, learning_rate=1e-3)
+    assert (optimizer.param_groups[0]["lr"], schedule.state_dict()) == before
+
+
+def test_a_schedule_that_goes_on_from_its_last_rate_refuses_another_one(tmp_path):
+    optimizer, _ = resumed(1.0, 6, 0)
+    follow(tmp_path / "same", optimizer, ReduceLROnPlateau(optimizer), learning_rate=1.0)
+    with pytest.raises(UserError, match="learning_rate cannot change under the schedule"):
+        follow(tmp_path / "other", optimizer, ReduceLROnPlateau(optimizer), learning_rate=0.1)
+
+
+def test_intervals_are_those_of_the_recipe(tmp_path):
+    state = TrainerState(global_step=6, max_steps=12, logging_steps=1, save_steps=1, eval_steps=1)
+    follow(tmp_path, *resumed(1.0, 12, 6), state, logging_steps=3, save_steps=4, eval_steps=0.5, eval_strategy="steps")
+    assert (state.logging_steps, state.save_steps, state.eval_steps) == (3, 4, 6)
+
+
+def test_the_best_checkpoint_is_found_in_a_directory_that_was_moved(tmp_path):
+    options = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 6, "save_steps": 6}
+    state = TrainerState(global_step=6, max_steps=12, best_global_step=6, best_model_checkpoint="/elsewhere/run")
+    follow(tmp_path / "moved", *resumed(1.0, 12, 6), state, **options)
+    assert state.best_model_checkpoint == str(tmp_path / "moved" / "checkpoint-6")
+    state.best_global_step = 3
+    with pytest.raises(UserError, match="checkpoint-3, the best checkpoint so far, is missing"):
+        follow(tmp_path / "lost", *resumed(1.0, 12, 6), state, **options)
+
+
+def test_no_epoch_begins_after_the_last_step():
+    callback, state = StopAtLastStep(), TrainerState(global_step=5, max_steps=6)
+    callback.on_epoch_begin(None, state, None)
+    state.global_step = 6
+    with pytest.raises(NothingToTrainError):
+        callback.on_epoch_begin(None, state, None)
