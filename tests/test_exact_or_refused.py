@@ -501,7 +501,13 @@ class Assigns(nn.Module):
     def __init__(self, kind, share):
         super().__init__()
         self.kind, self.share = kind, share
-        self.mean = {"tensor": torch.zeros(64), "number": 0.0, "dictionary": {"all": torch.zeros(64)}}[kind]
+        self.mean = {
+            "tensor": torch.zeros(64),
+            "number": 0.0,
+            "dictionary": {"all": torch.zeros(64)},
+            "numbers in a list": [0, 0.0],
+            "numbers in a dictionary": {"all": 0.0},
+        }[kind]
 
     def forward(self, module, inputs, output):
         new = output.detach().mean((0, 1))
@@ -509,12 +515,15 @@ class Assigns(nn.Module):
             self.mean += self.share * (float(new.sum()) - self.mean)
         elif self.kind == "tensor":
             self.mean = self.mean.lerp(new, self.share)
+        elif self.kind.startswith("numbers"):
+            key = 1 if "list" in self.kind else "all"
+            self.mean[key] += self.share * (float(new.sum()) - self.mean[key])
         else:
             self.mean["all"] = self.mean["all"].lerp(new, self.share)
 
 
 @pytest.mark.parametrize("activations", POLICIES)
-@pytest.mark.parametrize("kind", ["tensor", "number", "dictionary"])
+@pytest.mark.parametrize("kind", ["tensor", "number", "dictionary", "numbers in a list", "numbers in a dictionary"])
 def test_statistics_that_are_assigned_anew_are_noticed(activations, kind):
     def run(policy, share):
         model = reversible(policy)

@@ -35,7 +35,11 @@ from revformers.private_api import (
 )
 
 _FUNCTIONS = (FunctionType, MethodType, BuiltinFunctionType, partial)
-_PLAIN = (bool, int, float, str, type(None))
+_NUMBERS = (int, float)
+_PLAIN = (bool, *_NUMBERS, str, type(None))
+_MANY = 2**10
+"""Length of a list or dictionary above which the numbers in it are not looked at, such as a table of ids."""
+
 _OF_MANY_MODULES: dict[str, Callable[[Any, Any], str]] = {
     "training": lambda before, after: f"modules were switched to {'train' if after else 'eval'}()",
     ADAPTERS_OFF: lambda before, after: f"adapters were {'disabled' if after else 'enabled'}",
@@ -161,11 +165,7 @@ class _ModuleState:
             if tensor is not None and not is_lazy(tensor)
         }
         self._attributes = {name: (weakref.ref(value), version_of(value)) for name, value in tensor_attributes(module)}
-        self._numbers = {
-            name: value
-            for name, value in vars(module).items()
-            if type(value) in (int, float) and name not in COUNTED_BY_ENGINES
-        }
+        self._numbers = dict(number_attributes(module))
 
     def now(self) -> "_ModuleState":
         """Return a new record of the same module; changes since this one are attributed to the layer itself."""
@@ -216,9 +216,10 @@ class _ModuleState:
 
         """
         settings = _settings(self.module)
+        own = {name.partition("[")[0] for name in self.own_writes}
         for name in {**self._settings, **settings}:
             before, after = self._settings.get(name), settings.get(name)
-            if before is after or before == after or name in self.own_writes:
+            if before is after or before == after or name in own:
                 continue
             what = "added" if before is None else "removed" if after is None else "replaced"
             if name in _OF_MANY_MODULES:
@@ -266,9 +267,9 @@ class _ModuleState:
         for name, tensor in tensor_attributes(self.module):
             if name not in self._attributes or self._attributes[name][0]() is not tensor:
                 yield name
-        attributes = vars(self.module)
+        numbers = dict(number_attributes(self.module))
         for name, value in self._numbers.items():
-            if attributes.get(name, value) != value:
+            if numbers.get(name, value) != value:
                 yield name
 
     def tensors_besides_weights(self) -> Iterator[tuple[str, Tensor, bool]]:
@@ -299,6 +300,18 @@ def tensor_attributes(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield from ((f"{name}[{key!r}]", item) for key, item in value.items() if isinstance(item, Tensor))
         elif isinstance(value, (list, tuple)):
             yield from ((f"{name}[{index}]", item) for index, item in enumerate(value) if isinstance(item, Tensor))
+
+
+def number_attributes(module: nn.Module) -> Iterator[tuple[str, int | float]]:
+    """Yield the numbers in plain attributes of a module, or in short lists and dictionaries there, with their names."""
+    for name, value in vars(module).items():
+        if name in COUNTED_BY_ENGINES:
+            continue
+        if type(value) in _NUMBERS:
+            yield name, value
+        elif name not in _OF_EVERY_MODULE and isinstance(value, (dict, list, tuple)) and len(value) <= _MANY:
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            yield from ((f"{name}[{key!r}]", item) for key, item in items if type(item) in _NUMBERS)
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from revformers.engine.proof.checksum import checksum_of_all
 from revformers.engine.proof.evidence import SMALL_WEIGHT
-from revformers.engine.proof.situation import Situation, tensor_attributes
+from revformers.engine.proof.situation import Situation, number_attributes, tensor_attributes
 from revformers.engine.tensors import is_plain, parts_in_memory
 
 
@@ -103,7 +103,7 @@ def _readable(find: Callable[[], Tensor | None]) -> Tensor | None:
 
 def _attribute(module: nn.Module, name: str) -> Tensor | None:
     """Return a tensor among the attributes of a module; for a number, a tensor of its hash."""
-    value = vars(module).get(name)
-    if type(value) in (int, float):
+    value = dict(number_attributes(module)).get(name)
+    if value is not None:
         return torch.tensor(hash(value), device="cpu")  # regardless of the default device
     return _readable(partial(dict(tensor_attributes(module)).get, name))
