@@ -1,8 +1,11 @@
 import json
+import os
+from pathlib import Path
 
 import pytest
 
-from revformers.files import write_json, write_text, written_whole
+from revformers.errors import UserError
+from revformers.files import check_place, write_json, write_text, written_whole
 
 
 def test_files_are_replaced_whole(tmp_path):
@@ -66,3 +69,44 @@ def test_the_first_of_two_processes_stays(tmp_path):
             (early / "file").write_text("early")
     assert (target / "file").read_text() == "early"
     assert [path.name for path in tmp_path.iterdir()] == ["name"]
+
+
+def test_a_directory_is_no_place_for_a_file_and_keeps_its_content(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "precious").touch()
+    with pytest.raises(IsADirectoryError):
+        write_text(tmp_path / "data", "text")
+    assert (tmp_path / "data" / "precious").exists()
+
+
+def test_a_device_is_written_to_and_not_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    check_place(pipe)
+    write_text(pipe, "text")
+    assert os.read(reader, 10) == b"text"
+    os.close(reader)
+    assert pipe.is_fifo()
+
+
+@pytest.mark.parametrize("directory", [False, True])
+def test_places_that_take_nothing_are_refused_before_the_work(tmp_path, directory, monkeypatch):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file" / "below", Path("/proc/nowhere"), tmp_path / ("long" * 99) / "name"):
+        with pytest.raises(UserError, match="Nothing can be written to"):
+            check_place(path, directory=directory)
+    with pytest.raises(UserError, match="is a"):
+        check_place(tmp_path / ("file" if directory else ""), directory=directory)
+    good = (tmp_path / "new", tmp_path / "a" / "b" / "c", tmp_path / ("" if directory else "file"))
+    for path in good:
+        check_place(path, directory=directory)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("revformers.files.tempfile.TemporaryFile", full)
+    for path in good:
+        with pytest.raises(UserError, match="No space left on device"):
+            check_place(path, directory=directory)

@@ -1,4 +1,4 @@
-"""Atomic writing of files and directories."""
+"""Atomic writing of files and directories, and the check of a place before the work that it is for."""
 
 import json
 import shutil
@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from revformers.errors import UserError
 
 PARTIAL = ".partial-"
 """A part of the names of files and directories that are being written."""
@@ -39,13 +41,55 @@ def written_whole(target: Path, *, keep: bool = False) -> Iterator[Path]:
                 raise
 
 
+def check_place(path: Path, *, directory: bool = False) -> None:
+    """Raise UserError unless a file, or else a directory, can be written at `path`.
+
+    A few bytes are written to the folder that will hold it, and removed, because neither the rights of a folder nor its
+    file system say whether it takes them. Call this before the work whose result is written there.
+
+    Args:
+        path: the file or directory, which need not exist, and neither need the folders above it.
+        directory: whether a directory is to be written.
+
+    """
+    try:
+        if path.is_dir() and not directory:
+            raise UserError(f"{path} is a directory; name a file in it.")
+        if path.exists() and not path.is_dir():
+            if directory:
+                raise UserError(f"{path} is a file; name a directory.")
+            if not path.is_file():
+                return  # a device, such as /dev/null, or a pipe
+        folder = path.absolute() if path.is_dir() else path.absolute().parent
+        while not folder.exists():
+            folder = folder.parent
+        if not folder.is_dir():
+            raise UserError(f"Nothing can be written to {path}, because {folder} is a file.")
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(PROBE))
+    except OSError as error:
+        raise UserError(f"Nothing can be written to {path}: {error.strerror or error}.") from error
+
+
+PROBE = 4096
+"""Bytes that show whether a file system has room at all."""
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` to `path` as JSON, atomically."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` in UTF-8, atomically."""
+    """Write `text` to `path` in UTF-8: atomically to a file, directly to a device or a pipe.
+
+    Raises:
+        IsADirectoryError: if `path` is a directory, which is kept.
+
+    """
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+        return
     with written_whole(path) as staging:
         staging.write_text(text, encoding="utf-8")
 
