@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,14 +20,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from lab.bench.environment import output_file
 from lab.tiny import perturb_, tiny_batch, tiny_model
 from revformers.dynamics import BlendedMidpoint, Hamiltonian, Midpoint, Residual
 from revformers.errors import NotReversibleError
+from revformers.files import write_text
 from revformers.models.discovery import find_stack
 from revformers.models.families import find_layout
 from revformers.models.fields import LayerCall, LayerReturn, layer_inputs, ordinary_field
 from revformers.models.verify import verify_gradients
 from revformers.reversible import make_residual, make_reversible
+from revformers.streams import readable_streams
 
 MEMORY_LIMIT = 8 * 2**30
 """Limit of the worker's address space in bytes: a model that is not tiny ends the worker, not the machine."""
@@ -307,9 +309,10 @@ how well a large one trains under other dynamics.
 def main() -> None:
     """Survey the architectures and write the page; exit with an error if one is neither exact nor refused."""
     parser = argparse.ArgumentParser(description="Survey which causal language models of transformers can be reversed.")
-    parser.add_argument("--output", type=Path, help="the file to write; without it the page is printed")
+    parser.add_argument("--output", type=output_file, help="the file to write; without it the page is printed")
     parser.add_argument("--only", nargs="+", help="architectures to examine, e.g. LlamaForCausalLM; default: all")
     options = parser.parse_args()
+    readable_streams()
     names = options.only or architectures()
     worker = Worker()
     findings = []
@@ -322,7 +325,7 @@ def main() -> None:
         sys.exit(f"Neither exact nor refused: {', '.join(failed)}. No page was written.")
     page = render(findings)
     if options.output:
-        options.output.write_text(page)
+        write_text(options.output, page)
     else:
         print(page)
 

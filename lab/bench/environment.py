@@ -1,5 +1,6 @@
 """Describes the machine, software and command of a measurement, and writes its result."""
 
+import argparse
 import importlib.metadata
 import os
 import platform
@@ -14,7 +15,8 @@ import psutil
 import torch
 
 from revformers.engine.ops import SWITCH
-from revformers.files import write_json
+from revformers.errors import UserError
+from revformers.files import check_place, write_json
 
 PACKAGES = ("revformers", "torch", "transformers")
 
@@ -55,6 +57,16 @@ def write_result(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"command": command_line(arguments, program), "environment": describe_environment(), **result})
+
+
+def output_file(text: str) -> Path:
+    """Return the path of a result, for `type` of an argument; refuse it, before any work, if it cannot be written."""
+    path = Path(text)
+    try:
+        check_place(path)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return path
 
 
 def without_machine(word: str) -> str:

@@ -67,6 +67,7 @@ def save_plot(result: Row, path: Path) -> None:
         handles = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
         figure.legend(handles=list(handles.values()), loc="outside lower center", ncols=2 * columns, frameon=False)
         figure.suptitle(network_in_words(result["recipe"]), fontsize="small", x=0.01, ha="left", wrap=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=160, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 

@@ -1,4 +1,4 @@
-"""A study as tables in the terminal; they fit 100 columns."""
+"""A study as tables in the terminal; in a narrow terminal every row is a block of lines."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,8 +8,8 @@ from rich.console import Group, RenderableType
 from lab.bench import numbers
 from lab.bench.arm_names import ORDINARY_CHECKPOINT, ORDINARY_STORE
 from lab.bench.study_axis import AXES
-from lab.bench.titled_table import TitledTable
 from revformers.byte_size import size_in_words
+from revformers.training.titled_table import TitledTable
 
 NOTHING = "-"
 
@@ -19,7 +19,7 @@ Row = Mapping[str, Any]
 def study_tables(result: Row) -> RenderableType:
     """Return the tables of the result of `Study.run`."""
     tables = [_at_values(result), _at_largest(result)]
-    return Group(*(table.renderable() for table in tables if table.table.row_count))
+    return Group(*(table for table in tables if table.rows))
 
 
 def network_in_words(recipe: Row) -> str:
@@ -47,7 +47,7 @@ def rate(result: Row, point: Row) -> float | None:
 def _at_values(result: Row) -> TitledTable:
     """Return one line per value and arm."""
     recipe = result["recipe"]
-    table = TitledTable.empty(
+    table = TitledTable(
         f"bench {result['study']}: one training step of every arm",
         f"{network_in_words(recipe)}\n"
         f"Peak: above weights, gradients and optimizer states. Times: median of {recipe['rounds']} rounds in turns; "
@@ -76,7 +76,7 @@ def _at_largest(result: Row) -> TitledTable:
     recipe, grows = result["recipe"], AXES[result["study"]].grows
     points = [point for point in result["points"] if point["memory"] is not None]
     by_value = any(point["value"] is not None for point in points)
-    table = TitledTable.empty(
+    table = TitledTable(
         f"bench {result['study']}: the largest {grows.replace('_', ' ')} that fits",
         f"{network_in_words(recipe)}\n"
         f"Weights, gradients and optimizer states count.\n{_beyond(recipe, grows)}\n"

@@ -1,4 +1,4 @@
-"""A comparison as tables in the terminal; they fit 90 columns."""
+"""A comparison as tables in the terminal; in a narrow terminal every row is a block of lines."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from lab.bench import numbers
-from lab.bench.titled_table import TitledTable
+from revformers.training.titled_table import TitledTable
 
 
 def comparison_tables(comparison: Mapping[str, Any]) -> RenderableType:
@@ -23,7 +23,7 @@ def comparison_tables(comparison: Mapping[str, Any]) -> RenderableType:
 
 def dynamics_table(rows: Sequence[Mapping[str, Any]], steps: int) -> RenderableType:
     """Return one line per dynamics."""
-    table = TitledTable.empty(
+    table = TitledTable(
         f"Every dynamics, {steps} steps each from the same weights on the same text",
         "Bits: kept per element and layer for the inverse. Loss: on held-out text. Exact: gradients to the bit.\n"
         "Time: forward and backward over that of the ordinary network storing activations, median of the steps.",
@@ -43,12 +43,12 @@ def dynamics_table(rows: Sequence[Mapping[str, Any]], steps: int) -> RenderableT
             numbers.yes_no(row.get("bit_exact")),
             f"{row['time_over_ordinary']['median']:.2f}",
         )
-    return table.renderable()
+    return table
 
 
 def arms_table(arms: Mapping[str, Any], steps: int) -> RenderableType:
     """Return one line per way to hold activations."""
-    table = TitledTable.empty(
+    table = TitledTable(
         f"The same network three ways, {steps} steps each in turns",
         f"Dynamics: {arms['recurrence']}. "
         "Peak: above weights and gradients, in one forward and backward pass. Times: median (quartiles).\n"
@@ -65,7 +65,7 @@ def arms_table(arms: Mapping[str, Any], steps: int) -> RenderableType:
             f"{row['losses'][-1]:.6f}",
             "-" if row["arm"] == "store" else "identical" if row["same_weights_as_store"] else "DIFFERENT",
         )
-    return table.renderable()
+    return table
 
 
 def depth_tables(depth: Mapping[str, Any]) -> RenderableType:
@@ -74,19 +74,19 @@ def depth_tables(depth: Mapping[str, Any]) -> RenderableType:
         return Text(f"Memory against depth was not measured: {depth['unavailable']}")
     names = list(dict.fromkeys(point["arm"] for point in depth["points"]))
     peaks = {(point["arm"], point["layers"]): point["peak"] for point in depth["points"]}
-    table = TitledTable.empty(
+    table = TitledTable(
         "Peak memory of one step above weights and gradients",
         f"Width {depth['width']}, {depth['batch_size']} x {depth['sequence_length']} tokens, {depth['recurrence']}",
         right=("layers", *names),
     )
     for layers in sorted({point["layers"] for point in depth["points"]}):
         table.add(str(layers), *(numbers.mebibytes(peaks[name, layers]) for name in names))
-    return Group(table.renderable(), growth_table(depth["growth"], depth["layer_input_bytes"]))
+    return Group(table, growth_table(depth["growth"], depth["layer_input_bytes"]))
 
 
 def growth_table(rows: Sequence[Mapping[str, Any]], layer_input_bytes: int) -> RenderableType:
     """Return the growth of the peak per added layer."""
-    table = TitledTable.empty(
+    table = TitledTable(
         "Growth of the peak per added layer",
         f"Shares are of one layer's input tensor, {layer_input_bytes:,} bytes.",
         left=("activations", "layers"),
@@ -102,4 +102,4 @@ def growth_table(rows: Sequence[Mapping[str, Any]], layer_input_bytes: int) -> R
             numbers.share(row["side_information_share"]) if rebuilt else "-",
             numbers.share(row["excess_share"]) if rebuilt else "-",
         )
-    return table.renderable()
+    return table

@@ -10,6 +10,7 @@ import tyro
 from lab.bench.recipe import BenchRecipe
 from revformers.cli.recipe_command import show_help
 from revformers.errors import UserError
+from revformers.files import check_place
 from revformers.training.recipe_file import read_recipe, split_options
 
 STUDIES = {
@@ -67,27 +68,29 @@ def run(arguments: Sequence[str]) -> int:
     overwrite = options.pop("overwrite", None) is not None
     out = Path(str(options.pop("out", None) or Path("lab/results", f"{study}-{Path(path).stem}.json")))
     plot = Path(str(options.pop("plot"))) if "plot" in options else None
+    check_place(out)
+    if plot is not None:
+        check_place(plot)
     if plot is not None and plot.suffix not in PLOTS:
         raise UserError(f"--plot takes a file that ends in {', '.join(PLOTS)}, not {str(plot)!r}.")
 
     # imported here, so that a misspelt option is reported without delay
-    from rich.console import Console
-
     from lab.bench.study import Study, settings
     from lab.bench.study_axis import AXES
     from lab.bench.study_file import StudyFile
     from lab.bench.study_plot import save_plot
     from lab.bench.study_tables import study_tables
-    from revformers.training.console import say
+    from revformers.training.console import command_console, say
 
-    console = Console()
+    console = command_console()
     recipe, axis = read_recipe(BenchRecipe(), path, options), AXES[study]
     file = StudyFile(out, settings(axis, recipe), ["bench", *arguments], overwrite=overwrite)
     result = Study(axis, recipe, file, lambda line: say(console, line)).run()
-    console.print(study_tables(result), highlight=False)
-    say(console, f"Written to {out}.")
     if plot is not None:
         save_plot(result, plot)
+    console.print(study_tables(result))
+    say(console, f"Written to {out}.")
+    if plot is not None:
         say(console, f"Plotted in {plot}.")
     return 0
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import tyro
 
+from revformers.files import check_place
+
 
 @dataclass(frozen=True)
 class CompareOptions:
@@ -43,15 +45,16 @@ def run(arguments: Sequence[str]) -> int:
     options = tyro.cli(CompareOptions, prog="python -m lab compare", args=list(arguments), use_underscores=True)
     # imported here, so that the help does not wait for PyTorch
     import datasets
-    from rich.console import Console
 
     from lab.bench.comparison import Comparison, ComparisonOptions
     from lab.bench.environment import write_result
     from lab.bench.terminal import comparison_tables
-    from revformers.training.console import say
+    from revformers.training.console import command_console, say
     from revformers.training.recipe import load_recipe
 
-    console = Console()
+    path = options.out / "comparison.json"
+    check_place(path)
+    console = command_console()
     if not console.is_terminal:
         datasets.disable_progress_bars()
     recipe = load_recipe(options.recipe)
@@ -62,10 +65,9 @@ def run(arguments: Sequence[str]) -> int:
         processes_at_once=1 if options.device.startswith("cuda") else 2,
         device=options.device,
     )
-    comparison = Comparison(recipe, settings, lambda line: console.print(f"{line} ...", highlight=False)).run()
-    path = options.out / "comparison.json"
+    comparison = Comparison(recipe, settings, lambda line: say(console, f"{line} ...")).run()
     write_result(path, {"recipe_file": Path(options.recipe).name, **comparison}, ["compare", *arguments])
-    console.print(comparison_tables(comparison), highlight=False)
+    console.print(comparison_tables(comparison))
     say(console, f"Written to {path}.")
     verified = [row["bit_exact"] for row in comparison["dynamics"] if "bit_exact" in row]
     return 0 if all(verified) and comparison["arms"]["verification"]["bit_exact"] else 1

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from revformers.errors import UserError
+from revformers.files import check_place
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from lab.evaluation import Comparison, Evaluation, MeanAccuracy, Score
+    from revformers.training.titled_table import TitledTable
 
 
 @dataclass(frozen=True)
@@ -62,17 +62,17 @@ def run(arguments: Sequence[str]) -> int:
     """
     options = tyro.cli(EvaluateOptions, prog="python -m lab evaluate", args=list(arguments), use_underscores=True)
     # imported here, so that the help does not wait for PyTorch
-    from rich.console import Console
-
     from lab.bench.environment import without_machine, write_result
     from lab.evaluation import compare
     from revformers.cli.quiet import quiet_libraries
-    from revformers.training.console import say
+    from revformers.training.console import command_console, say
 
     quiet_libraries()
-    console = Console()
+    console = command_console()
     if not options.tasks:
         raise UserError("Name a task to evaluate, as in --tasks piqa.")
+    if options.out is not None:
+        check_place(options.out)
     for name in (options.model, options.against):
         _check_model(name)
     evaluation = _evaluate(options.model, options)
@@ -96,12 +96,13 @@ def run(arguments: Sequence[str]) -> int:
             "* beyond two standard errors"
         )
         result |= {"against": against.to_dict(), **comparison.to_dict()}
-    console.print(table, highlight=False)
-    console.print(f"{caption}; higher (↑) or lower (↓) is better.", highlight=False)
-    for sentence in _mean_sentences(evaluation.means):
-        console.print(sentence, highlight=False)
     if options.out is not None:
         write_result(options.out, result, ["evaluate", *arguments])
+    console.print(table)
+    console.print(f"{caption}; higher (↑) or lower (↓) is better.")
+    for sentence in _mean_sentences(evaluation.means):
+        console.print(sentence)
+    if options.out is not None:
         say(console, f"Written to {options.out}.")
     return 0
 
@@ -136,13 +137,13 @@ def _evaluate(name: str, options: EvaluateOptions) -> "Evaluation":
     )
 
 
-def score_table(evaluation: "Evaluation") -> "Table":
+def score_table(evaluation: "Evaluation") -> "TitledTable":
     """Return one line per score, below the name of its task, and one per mean accuracy."""
     scores: list[Score | MeanAccuracy] = [*evaluation.scores, *evaluation.means]
     return _table(("value",), [(score, _value_cell(score.value, score.standard_error)) for score in scores])
 
 
-def difference_table(comparison: "Comparison") -> "Table":
+def difference_table(comparison: "Comparison") -> "TitledTable":
     """Return one line per score and per mean accuracy of two models, with their difference."""
     rows = []
     for difference in (*comparison.differences, *comparison.means):
@@ -156,23 +157,17 @@ def difference_table(comparison: "Comparison") -> "Table":
     return _table(("MODEL", "AGAINST", "difference"), rows)
 
 
-def _table(columns: Sequence[str], rows: "Sequence[tuple[Score | MeanAccuracy, *tuple[str, ...]]]") -> "Table":
-    """Return a table of scores and their cells; it fits 80 columns."""
-    from rich import box
-    from rich.table import Table
+def _table(columns: Sequence[str], rows: "Sequence[tuple[Score | MeanAccuracy, *tuple[str, ...]]]") -> "TitledTable":
+    """Return a table of scores and their cells, in a section for each task."""
+    from revformers.training.titled_table import TitledTable
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("")
-    for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
-    above = None
+    table, above = TitledTable(left=("metric",), right=columns), None
     for score, *cells in rows:
         heading = _heading(score)
         if heading != above:
             above = heading
-            name, size = heading
-            table.add_row(name, *[""] * (len(columns) - 1), size, style="bold")
-        table.add_row(f"  {_metric_cell(score)}", *cells)
+            table.add_section(*heading)
+        table.add(f"  {_metric_cell(score)}", *cells)
     return table
 
 

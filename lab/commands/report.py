@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from revformers.errors import as_user_error
+from revformers.files import check_place
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ def run(arguments: Sequence[str]) -> int:
     # imported here, so that the help does not wait for its libraries
     from lab.bench.report import write_report
 
+    check_place(options.out)
     with as_user_error():
         write_report(options.run, options.out, ["report", *arguments])
     print(f"Written to {options.out}.")

@@ -10,13 +10,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import tyro
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from lab.bench.environment import write_result
 from lab.fuzz.case import Case
 from lab.fuzz.run import Outcome, run_seed
+from revformers.errors import UserError
+from revformers.files import check_place
+from revformers.streams import readable_streams
+from revformers.training.console import SECONDS_BETWEEN_LINES, command_console, say
+from revformers.training.titled_table import TitledTable
 
 
 @dataclass(frozen=True)
@@ -59,12 +62,23 @@ def main(arguments: Arguments) -> int:
     """Return 1 if a set-up failed, and 0 otherwise."""
     if arguments.cases < 1 or arguments.workers < 1:
         raise SystemExit("There is nothing to run: --cases and --workers must be at least 1.")
+    if arguments.out is not None:
+        try:
+            check_place(arguments.out)
+        except UserError as error:
+            raise SystemExit(f"python -m lab.fuzz: {error}") from error
     kinds: collections.Counter[str] = collections.Counter()
     compared, distances, failures, start = 0, [], [], time.monotonic()
     seeds = range(arguments.seed, arguments.seed + arguments.cases)
     outcomes = _outcomes(seeds, arguments.workers)
-    progress = Console(stderr=True)
-    for case, outcome in track(outcomes, "set-ups", len(seeds), console=progress, disable=not progress.is_terminal):
+    progress = command_console(stderr=True)
+    told = start
+    for number, (case, outcome) in enumerate(
+        track(outcomes, "set-ups", len(seeds), console=progress, disable=not progress.is_terminal), start=1
+    ):
+        if not progress.is_terminal and time.monotonic() - told >= SECONDS_BETWEEN_LINES:
+            told = time.monotonic()
+            say(progress, f"set-up {number:,} of {arguments.cases:,}")
         kinds[outcome.kind] += 1
         compared += outcome.compared
         distances += [] if outcome.distance is None else [outcome.distance]
@@ -72,21 +86,22 @@ def main(arguments: Arguments) -> int:
             failures.append({"case": asdict(case), "note": outcome.note})
         if outcome.kind == "FAILED" or arguments.cases == 1:
             print(f"{outcome.kind}: {case}{outcome.note and ': '}{outcome.note}", flush=True)
-    table = Table(title=f"{arguments.cases} set-ups from seed {arguments.seed} in {time.monotonic() - start:.0f} s")
-    table.add_column("set-ups", justify="right")
-    table.add_column("outcome")
-    table.add_column("what it means")
-    for kind, meaning in MEANINGS.items():
-        table.add_row(f"{kinds[kind]:,}", kind, meaning)
-    console = Console()
-    console.print(table)
-    console.print(f"{compared:,} gradients are equal to the bit; {len(distances):,} set-ups agree with the recurrence.")
     if arguments.out is not None:
         result = {"set_ups": dict(kinds), "gradients_compared": compared, "failures": failures}
         far = {"compared_with_the_recurrence": len(distances), "farthest": max(distances, default=None)}
         write_result(arguments.out, result | far, sys.argv[1:], "python -m lab.fuzz")
+    table = TitledTable(
+        f"{arguments.cases} set-ups from seed {arguments.seed} in {time.monotonic() - start:.0f} s",
+        left=("outcome", "set-ups", "what it means"),
+    )
+    for kind, meaning in MEANINGS.items():
+        table.add(kind, f"{kinds[kind]:,}", meaning)
+    console = command_console()
+    console.print(table)
+    say(console, f"{compared:,} gradients are equal to the bit; {len(distances):,} set-ups agree with the recurrence.")
     return int(bool(failures))
 
 
 if __name__ == "__main__":
+    readable_streams()
     raise SystemExit(main(tyro.cli(Arguments, prog="python -m lab.fuzz")))

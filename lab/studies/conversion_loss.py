@@ -16,19 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 import revformers as rf
-from lab.bench.environment import write_result
+from lab.bench.environment import output_file, write_result
 from revformers.checkpoints.load import load_causal_lm, load_tokenizer
 from revformers.conversion.convert import Converter, Method
 from revformers.data.blocks import calibration_blocks
 from revformers.data.section import DataSection
 from revformers.models.update_predictor import predictor_form_of
+from revformers.training.console import command_console
 from revformers.training.finetune_data import FinetuneData, load_finetune_data, training_blocks
 from revformers.training.finetune_recipe import FinetuneDataSection
+from revformers.training.titled_table import TitledTable
 
 ALL = (6, 4, 3, 2, 1, 0)
 
@@ -93,14 +93,14 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=32)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--output", type=output_file, required=True)
     options = parser.parse_args()
 
     model = load_causal_lm(options.model).eval()
     tokenizer = load_tokenizer(options.model)
     most = max(ARMS[name].text * (max(options.seeds[: ARMS[name].seeds]) + 1) for name in options.arms)
     calibration, held_out = texts(options, tokenizer, most * options.sequences)
-    console, rows = Console(), []
+    console, rows = command_console(), []
     for name in options.arms:
         arm = ARMS[name]
         method = method_for(arm, model.config.get_text_config().hidden_size)
@@ -116,7 +116,7 @@ def main() -> None:
                 conversion = converter.convert(bits)
                 exact = rf.verify_gradients(model, {"input_ids": held_out[:2, :64]}).bit_exact
                 found[bits][seed] = (conversion, exact)
-                console.print(f"{name}, {bits:g} bits, seed {seed}: {conversion.loss_increase:+.3%}", highlight=False)
+                console.print(f"{name}, {bits:g} bits, seed {seed}: {conversion.loss_increase:+.3%}")
             rf.make_residual(model)
         rows += [row(name, number * options.length, bits, by_seed) for bits, by_seed in found.items()]
         write(rows, held_out.numel(), options)
@@ -176,14 +176,16 @@ def row(name: str, tokens: int, bits: float, by_seed: dict[int, Any]) -> dict[st
     }
 
 
-def table(rows: list[dict[str, Any]]) -> Table:
+def table(rows: list[dict[str, Any]]) -> TitledTable:
     """Return the table of all arms and budgets."""
-    result = Table(title=f"Held-out loss increase after conversion; original {rows[0]['original_loss']:.4f}")
-    for heading in ("arm", "bits", "mean", "lowest", "highest", "compute"):
-        result.add_column(heading, justify="left" if heading == "arm" else "right")
+    result = TitledTable(
+        f"Held-out loss increase after conversion; original {rows[0]['original_loss']:.4f}",
+        left=("arm",),
+        right=("bits", "mean", "lowest", "highest", "compute"),
+    )
     for entry in rows:
         increases = list(entry["increase_by_seed"].values())
-        result.add_row(
+        result.add(
             entry["arm"],
             f"{entry['bits']:g}",
             *(f"{figure:+.3%}" for figure in (statistics.mean(increases), min(increases), max(increases))),

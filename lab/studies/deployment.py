@@ -17,13 +17,14 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 import revformers as rf
-from lab.bench.environment import write_result
+from lab.bench.environment import output_file, write_result
 from revformers.checkpoints.load import load_causal_lm, load_tokenizer
+from revformers.training.console import command_console
 from revformers.training.finetune import finetune
 from revformers.training.finetune_recipe import load_finetune_recipe
+from revformers.training.titled_table import TitledTable
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "lora-instructions.yaml"
 REFERENCE = "ordinary"
@@ -96,14 +97,16 @@ def measure(arm: str, seed: int, options: argparse.Namespace, folder: Path) -> d
     }
 
 
-def table(rows: Sequence[dict[str, Any]]) -> Table:
+def table(rows: Sequence[dict[str, Any]]) -> TitledTable:
     """Return the table of all arms: deployed loss, relative to that of the ordinary network trained in the same way."""
-    result = Table("arm", "seed", "before", "converted", "trained", "deployed", "against ordinary training")
+    result = TitledTable(
+        left=("arm",), right=("seed", "before", "converted", "trained", "deployed", "against ordinary training")
+    )
     reference = {row["seed"]: row["deployed"] for row in rows if row["arm"] == REFERENCE}
     for row in rows:
         losses = (f"{row[name]:.4f}" for name in ("before", "converted", "trained", "deployed"))
         against = f"{row['deployed'] / reference[row['seed']] - 1:+.2%}" if row["seed"] in reference else "-"
-        result.add_row(row["arm"], str(row["seed"]), *losses, against)
+        result.add(row["arm"], str(row["seed"]), *losses, against)
     return result
 
 
@@ -122,18 +125,18 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=64, help="blocks to convert by")
     parser.add_argument("--held-out", type=int, default=96, help="records")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--output", type=output_file, required=True)
     options = parser.parse_args()
     if options.other_text is None and any(arm.endswith(OTHER_TEXT) for arm in options.arms):
         parser.error(f'An arm "{OTHER_TEXT}" needs --other-text.')
     names = ("dtype", "steps", "learning_rate", "length", "sequences", "held_out")
     settings = {"model": options.model.name, **{name: getattr(options, name) for name in names}}
-    console, rows = Console(), []
+    console, rows = command_console(), []
     with tempfile.TemporaryDirectory(prefix="revformers-") as folder:
         for seed in options.seeds:
             for arm in options.arms:
                 rows.append(row := measure(arm, seed, options, Path(folder)))
-                console.print(f"{arm}, seed {seed}: {row['deployed']:.4f}", highlight=False)
+                console.print(f"{arm}, seed {seed}: {row['deployed']:.4f}")
                 # An interrupted study keeps its finished runs.
                 result = settings | {"rows": rows}
                 write_result(options.output, result, sys.argv[1:], program="python -m lab.studies.deployment")

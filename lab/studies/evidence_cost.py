@@ -16,16 +16,12 @@ import dataclasses
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from rich.console import Console
-from rich.table import Table
-
 import revformers as rf
 from lab.bench.arm_names import ORDINARY_CHECKPOINT
-from lab.bench.environment import write_result
+from lab.bench.environment import output_file, write_result
 from lab.bench.step_time import Quartiles, measure_step_times
 from lab.bench.workload import MeasuredWorkload, llama_config
 from revformers.engine import step as step_module
@@ -34,6 +30,8 @@ from revformers.engine.proof.situation import Situation
 from revformers.engine.proof.statistics import SecondCount
 from revformers.engine.proof.verdicts import Verdicts
 from revformers.setup import CHECKPOINT
+from revformers.training.console import command_console
+from revformers.training.titled_table import TitledTable
 
 REFERENCE = "rebuild without evidence"
 ARMS = ("rebuild", REFERENCE, "checkpoint", ORDINARY_CHECKPOINT)
@@ -147,9 +145,11 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs="*", help="of the shapes, those with these widths")
     parser.add_argument("--precisions", nargs="*", default=["float32", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=9, help="timed steps of every arm")
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--output", type=output_file, required=True)
     options = parser.parse_args()
-    table = Table("width", "tokens", "precision", "inside", *(arm for arm in ARMS if arm != REFERENCE))
+    table = TitledTable(
+        left=("width",), right=("tokens", "precision", "inside", *(arm for arm in ARMS if arm != REFERENCE))
+    )
     rows: list[dict[str, Any]] = []
     for width, batch, tokens in SHAPES:
         if options.widths and width not in options.widths:
@@ -172,12 +172,12 @@ def main() -> None:
                 }
             )
             texts = [f"{ratio.median:.3f} ({ratio.lower:.3f} to {ratio.upper:.3f})" for ratio in ratios.values()]
-            table.add_row(str(width), f"{batch} x {tokens}", precision, f"{share.median:.1%}", *texts)
-    Console().print(table)
+            table.add(str(width), f"{batch} x {tokens}", precision, f"{share.median:.1%}", *texts)
     settings = {name: value for name, value in vars(options).items() if name != "output"}
     write_result(
         options.output, {**settings, "rows": rows}, sys.argv[1:], program="python -m lab.studies.evidence_cost"
     )
+    command_console().print(table)
 
 
 if __name__ == "__main__":

@@ -17,13 +17,13 @@ from typing import Any
 
 import torch
 import yaml
-from rich.console import Console
-from rich.table import Table
 from transformers import AutoTokenizer
 
 import revformers as rf
-from lab.bench.environment import write_result
+from lab.bench.environment import output_file, write_result
 from revformers.cli.main import main as revformers
+from revformers.training.console import command_console
+from revformers.training.titled_table import TitledTable
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3": {"intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 24},
@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=64, help="calibration sequences of 128 tokens")
     parser.add_argument("--data", type=Path, help="directory of the local tasks of python -m lab evaluate")
     parser.add_argument("--limit", type=int, default=100, help="documents to evaluate on")
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--output", type=output_file, required=True)
     options = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory(prefix="revformers-") as folder:
@@ -127,18 +127,20 @@ def main() -> None:
         for family in options.families:
             (Path(folder) / family).mkdir()
             rows.append(study(family, options, Path(folder) / family))
-    table = Table("family", "original", "2 bits", "1 bit", "0 bits", "gradients", "text with and without cache")
+    table = TitledTable(
+        left=("family",), right=("original", "2 bits", "1 bit", "0 bits", "gradients", "text with and without cache")
+    )
     for row in rows:
         losses = row["loss_by_bits"]
-        table.add_row(
+        table.add(
             row["family"],
             f"{row['original_loss']:.4f}",
             *(f"{losses[bits] / row['original_loss'] - 1:+.2%}" for bits in ("2", "1", "0")),
             "equal to the bit" if row["gradients_bit_exact"] else "DIFFER",
             "equal" if row["cached_and_uncached_text_equal"] else "DIFFERS",
         )
-    Console().print(table)
     write_result(options.output, {"rows": rows}, sys.argv[1:], program="python -m lab.studies.families_conversion")
+    command_console().print(table)
 
 
 if __name__ == "__main__":

@@ -12,20 +12,19 @@ import dataclasses
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lab.bench.environment import write_result
+from lab.bench.environment import output_file, write_result
 from lab.bench.meter import peak_allocated_bytes
 from lab.bench.step_time import measure_step_times
 from revformers.head.loss import apply_head
+from revformers.training.console import command_console
+from revformers.training.titled_table import TitledTable
 
 CASES = ("float32", "float32 frozen", "bfloat16", "bfloat16 frozen", "autocast")
 """Dtype of weights and hidden states, or float32 weights under bfloat16 autocast; "frozen" trains no weight."""
@@ -135,17 +134,19 @@ def main() -> None:
     parser.add_argument("--sequence-length", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=3, help="timed steps of every arm")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--output", type=output_file, required=True)
     options = parser.parse_args()
-    console = Console()
-    table = Table("case", "loss", "peak MiB", "of all logits", "seconds", "errors: loss", "hidden", "weight")
+    console = command_console()
+    table = TitledTable(
+        left=("case",), right=("loss", "peak MiB", "of all logits", "seconds", "errors: loss", "hidden", "weight")
+    )
     rows: list[dict[str, Any]] = []
     for case in options.cases:
         of_case = study(case, options)
         rows += of_case
         for row in of_case:
             of_weight = row["weight_gradient_error"]
-            table.add_row(
+            table.add(
                 case,
                 row["arm"],
                 f"{row['peak'] / 2**20:,.1f}",
@@ -155,10 +156,10 @@ def main() -> None:
                 f"{row['hidden_gradient_error']:.1e}",
                 "" if of_weight is None else f"{of_weight:.1e}",
             )
-        console.print(f"{case} done", highlight=False)
-    console.print(table)
+        console.print(f"{case} done")
     settings = {name: value for name, value in vars(options).items() if name != "output"}
     write_result(options.output, {**settings, "rows": rows}, sys.argv[1:], program="python -m lab.studies.head_memory")
+    console.print(table)
 
 
 if __name__ == "__main__":

@@ -20,11 +20,12 @@ from typing import Any
 import yaml
 from matplotlib.figure import Figure
 from rich.console import Console
-from rich.table import Table
 
-from lab.bench.environment import write_result
+from lab.bench.environment import output_file, write_result
+from revformers.training.console import command_console
 from revformers.training.finetune import finetune
 from revformers.training.finetune_recipe import load_finetune_recipe
+from revformers.training.titled_table import TitledTable
 
 ARMS: dict[str, dict[str, Any]] = {
     "original": {"conversion": {"bits": None}},
@@ -129,14 +130,14 @@ def reference(rows: Sequence[dict[str, Any]], row: dict[str, Any]) -> float:
     return trained[0] if trained else row["original"]
 
 
-def table(rows: Sequence[dict[str, Any]]) -> Table:
+def table(rows: Sequence[dict[str, Any]]) -> TitledTable:
     """Return the table of all arms, relative to the original."""
-    result = Table("arm", "seeds", "before", "after: mean", "lowest", "highest")
+    result = TitledTable(left=("arm",), right=("seeds", "before", "after: mean", "lowest", "highest"))
     for arm in dict.fromkeys(row["arm"] for row in rows):
         runs = [row for row in rows if row["arm"] == arm]
         before = statistics.mean(row["before"] / row["original"] - 1 for row in runs)
         after = [row["after"] / reference(rows, row) - 1 for row in runs]
-        result.add_row(
+        result.add(
             arm,
             str(len(runs)),
             f"{before:+.2%}",
@@ -160,6 +161,7 @@ def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
         axes.set_yscale("symlog", linthresh=1)
     axes.axhline(0, color="grey", linewidth=0.6)
     axes.legend(frameon=False)
+    file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file)
 
 
@@ -180,12 +182,12 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=64, help="calibration sequences")
     parser.add_argument("--held-out", type=int, default=32)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--output", type=output_file, required=True)
+    parser.add_argument("--plot", type=output_file)
     parser.add_argument("--keep", type=Path, help="directory for the healed models, in folders named by arm and seed")
     options = parser.parse_args()
     arms = [arm for arm in options.arms if arm != "original" or options.loss == "cross_entropy"]
-    console, rows = Console(), finished(options)
+    console, rows = command_console(), finished(options)
     with tempfile.TemporaryDirectory(prefix="revformers-") as folder:
         for seed in options.seeds:
             for arm in arms:
@@ -193,7 +195,7 @@ def main() -> None:
                     continue
                 rows.append(measure(arm, seed, options, Path(folder)))
                 row = rows[-1]
-                console.print(f"{arm}, seed {seed}: {row['before']:.4f} -> {row['after']:.4f}", highlight=False)
+                console.print(f"{arm}, seed {seed}: {row['before']:.4f} -> {row['after']:.4f}")
                 # An interrupted study keeps its finished runs.
                 write_result(
                     options.output,

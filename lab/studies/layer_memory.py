@@ -11,21 +11,20 @@ import dataclasses
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 import revformers as rf
-from lab.bench.environment import write_result
+from lab.bench.environment import output_file, write_result
 from lab.bench.meter import peak_allocated_bytes
 from lab.bench.step_time import measure_step_times
 from lab.bench.workload import MeasuredWorkload, llama_config
 from revformers.models.tiles import set_mlp_tiles
 from revformers.setup import CHECKPOINT, Setup
+from revformers.training.console import command_console
 from revformers.training.step_in_backward import step_in_backward
+from revformers.training.titled_table import TitledTable
 
 REFERENCE = "rebuild"
 
@@ -87,7 +86,7 @@ def main() -> None:
     parser.add_argument("--sequence-length", type=int, default=4096)
     parser.add_argument("--tile", type=int, default=512, help="tokens in a tile of an MLP")
     parser.add_argument("--rounds", type=int, default=7, help="timed steps of every variant")
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--output", type=output_file, required=True)
     options = parser.parse_args()
     config = llama_config(options.layers, options.width, options.vocabulary, options.sequence_length)
     workload = MeasuredWorkload(config, batch_size=1, sequence_length=options.sequence_length)
@@ -95,7 +94,7 @@ def main() -> None:
     losses = {name: step(0) for name, step in steps.items()}  # this also creates the optimizers' states
     peaks = {name: peak_allocated_bytes(partial(step, 0), torch.device("cpu")) for name, step in steps.items()}
     times = measure_step_times(steps, options.rounds, warm_up_rounds=0)
-    table = Table("way", "peak MiB", "of rebuild", "time over rebuild", "loss")
+    table = TitledTable(left=("way",), right=("peak MiB", "of rebuild", "time over rebuild", "loss"))
     rows: list[dict[str, Any]] = []
     for name in VARIANTS:
         ratio = times.ratio(name, REFERENCE)
@@ -108,16 +107,16 @@ def main() -> None:
                 "first_loss": losses[name],
             }
         )
-        table.add_row(
+        table.add(
             name,
             f"{peaks[name] / 2**20:,.1f}",
             f"{peaks[name] / peaks[REFERENCE]:.2f}",
             f"{ratio.median:.2f} ({ratio.lower:.2f} to {ratio.upper:.2f})",
             f"{losses[name]:.6f}",
         )
-    Console().print(table)
     settings = {name: value for name, value in vars(options).items() if name != "output"}
     write_result(options.output, {**settings, "rows": rows}, sys.argv[1:], program="python -m lab.studies.layer_memory")
+    command_console().print(table)
 
 
 if __name__ == "__main__":

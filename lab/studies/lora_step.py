@@ -18,18 +18,18 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from rich.console import Console
-from rich.table import Table
 
 import revformers as rf
 from lab.bench.arm_names import ORDINARY_ARMS, ORDINARY_CHECKPOINT
-from lab.bench.environment import write_result
+from lab.bench.environment import output_file, write_result
 from lab.bench.meter import peak_allocated_bytes
 from lab.bench.numbers import mebibytes
 from lab.bench.step_time import measure_step_times
 from revformers.checkpoints.load import load_causal_lm
 from revformers.head.loss import HeadLoss, set_head_loss
+from revformers.training.console import command_console
 from revformers.training.deployment import leave_out_predictors
+from revformers.training.titled_table import TitledTable
 
 LABELS = {
     "plain_store": "ordinary, store",
@@ -102,13 +102,13 @@ def measure(models: dict[bool, Any], arms: Sequence[str], options: argparse.Name
     ]
 
 
-def table(rows: Sequence[dict[str, Any]], tokens: int) -> Table:
+def table(rows: Sequence[dict[str, Any]], tokens: int) -> TitledTable:
     """Return the table of all arms."""
-    result = Table("arm", "peak", "time over checkpointing", title=f"A LoRA step on {tokens:,} tokens")
+    result = TitledTable(f"A LoRA step on {tokens:,} tokens", left=("arm",), right=("peak", "time over checkpointing"))
     for row in rows:
         ratio = row["time_over_checkpoint"]
         spread = f"{ratio['median']:.2f} ({ratio['lower']:.2f} to {ratio['upper']:.2f})"
-        result.add_row(row["way"], mebibytes(row["peak"]), spread)
+        result.add(row["way"], mebibytes(row["peak"]), spread)
     return result
 
 
@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--arms", nargs="+", default=list(LABELS), choices=LABELS)
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--output", type=output_file, required=True)
     options = parser.parse_args()
     if ORDINARY_CHECKPOINT not in options.arms:
         parser.error(f"--arms needs {ORDINARY_CHECKPOINT}, the reference of the times.")
@@ -141,7 +141,7 @@ def main() -> None:
         "rows": rows,
     }
     write_result(options.output, result, sys.argv[1:], program="python -m lab.studies.lora_step")
-    Console().print(table(rows, options.length), highlight=False)
+    command_console().print(table(rows, options.length))
 
 
 if __name__ == "__main__":

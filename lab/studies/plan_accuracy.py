@@ -11,12 +11,9 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from lab.bench.environment import write_result
+from lab.bench.environment import output_file, write_result
 from lab.bench.memory import PeakMemory, Task
 from lab.bench.process import measure_side_by_side
 from lab.bench.workload import MeasuredWorkload, llama_config
@@ -25,6 +22,7 @@ from revformers.planning.search import largest_within
 from revformers.planning.setups import budgeted, rebuild, title_of
 from revformers.planning.step import step_memory
 from revformers.setup import CHECKPOINT, STORE, Precision, Setup
+from revformers.training.console import command_console
 
 WIDTH, VOCABULARY = 128, 256
 SHAPES = ((4, 128), (1, 384))
@@ -123,7 +121,7 @@ def study(name: str, config: dict[str, Any]) -> Study:
 def main() -> None:
     """Measure every point, print the error of the plan, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--output", type=output_file, required=True)
     parser.add_argument("--processes", type=int, default=1, help="networks measured at once")
     options = parser.parse_args()
     studies = [study(name, config) for name, config in models()]
@@ -131,7 +129,7 @@ def main() -> None:
     for one, peaks in zip(studies, measured, strict=True):
         one.add_measured(peaks)
         errors = [row["planned"] / row["measured"] - 1 for row in one.rows]
-        Console().print(f"{one.rows[0]['model']}: {min(errors):+.2%} to {max(errors):+.2%}", highlight=False)
+        command_console().print(f"{one.rows[0]['model']}: {min(errors):+.2%} to {max(errors):+.2%}")
     rows, batches = ([row for one in studies for row in getattr(one, name)] for name in ("rows", "batches"))
     write_result(
         options.output,

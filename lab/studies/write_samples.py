@@ -4,11 +4,13 @@ python -m lab.studies.write_samples MODEL --sequences 1000 --seed 0 --output SAM
 """
 
 import argparse
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from lab.bench.environment import output_file
+from revformers.files import write_text
 
 
 def sampled_blocks(model: PreTrainedModel, sequences: int, length: int) -> Tensor:
@@ -34,14 +36,14 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=1000)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--output", type=output_file, required=True)
     options = parser.parse_args()
     model = AutoModelForCausalLM.from_pretrained(options.model).eval()
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     torch.manual_seed(options.seed)
     blocks = sampled_blocks(model, options.sequences, options.length)
     texts = tokenizer.batch_decode(blocks, skip_special_tokens=True)
-    options.output.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+    write_text(options.output, "".join(f"{text}\n" for text in texts))
 
 
 if __name__ == "__main__":

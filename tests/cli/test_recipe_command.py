@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from revformers.cli.recipe_command import RecipeCommand, main_console, read_command
+from revformers.cli.recipe_command import RecipeCommand, read_command
 from revformers.errors import UserError
+from revformers.training.console import command_console
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,9 @@ def test_a_run_of_several_processes_is_resumed_with_its_launcher(recipe, monkeyp
 
 
 def test_only_the_main_process_prints(monkeypatch):
-    assert not main_console().quiet
+    assert not command_console().quiet
     monkeypatch.setenv("RANK", "1")
-    assert main_console().quiet
+    assert command_console().quiet
 
 
 def test_an_interruption_says_what_was_saved(tmp_path):

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from revformers.errors import UserError, as_user_error, require_package
+from revformers.files import check_place
 
 if TYPE_CHECKING:
     from revformers.conversion.convert import Method
     from revformers.conversion.report import Conversion
+    from revformers.training.titled_table import TitledTable
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,6 @@ def run(arguments: Sequence[str]) -> int:
     options = tyro.cli(ConvertOptions, prog="revformers convert", args=list(arguments), use_underscores=True)
     _refuse(options)
     # imported here, so that the help does not wait for PyTorch
-    from rich.console import Console
-
     from revformers.checkpoints.load import load_causal_lm, load_tokenizer
     from revformers.cli.main import INTERRUPTED
     from revformers.cli.quiet import quiet_libraries
@@ -80,13 +80,14 @@ def run(arguments: Sequence[str]) -> int:
     from revformers.data.blocks import calibration_blocks
     from revformers.data.section import DataSection
     from revformers.files import write_json, written_whole
+    from revformers.models.discovery import find_stack
     from revformers.models.parts import record_provenance, reversible_stack
     from revformers.models.provenance import Provenance
-    from revformers.training.console import say
+    from revformers.training.console import command_console, say
     from revformers.training.conversion_progress import ConversionProgress
 
     quiet_libraries()
-    console = Console()
+    console = command_console()
     target = None if options.target_loss_increase is None else _share(options.target_loss_increase)
     method = _method(options)
     data = DataSection(source=options.calibration, text_column=options.text_column, block_length=options.length)
@@ -98,9 +99,9 @@ def run(arguments: Sequence[str]) -> int:
     if len(tokenizer) > vocabulary:
         raise UserError(f"The tokenizer has {len(tokenizer)} tokens and the model {vocabulary}: they do not match.")
     calibration, held_out = calibration_blocks(data, tokenizer, options.sequences, options.held_out)
-    unfinished = options.out.with_name(f"{options.out.name}.unfinished")
+    unfinished = _unfinished(options.out)
     converter: Converter | None = None
-    with ConversionProgress(console) as progress, as_user_error():
+    with as_user_error(), ConversionProgress(console, len(find_stack(model).layers)) as progress:
         try:
             converter = Converter(model, method, calibration, held_out, progress, unfinished.resolve())
             if converter.resumable:
@@ -114,12 +115,6 @@ def run(arguments: Sequence[str]) -> int:
                 raise
             say(console, f"Interrupted; the same command continues from {unfinished}.")
             return INTERRUPTED
-    chosen = conversions[-1]
-    console.print(_table(conversions))
-    console.print(str(chosen), highlight=False)
-    if options.curve is not None:
-        _draw(conversions, options.curve)
-        say(console, f"Curve in {options.curve}.")
     command = shlex.join(["revformers", "convert", *arguments])
     record_provenance(model, Provenance(made_by=command, source=options.calibration))
     _check_out(options.out)  # again: the directory may have been filled during the conversion
@@ -128,8 +123,19 @@ def run(arguments: Sequence[str]) -> int:
         tokenizer.save_pretrained(directory)
         write_json(directory / "conversion.json", [_row(conversion) for conversion in conversions])
     converter.finish()
+    if options.curve is not None:
+        _draw(conversions, options.curve)
+    console.print(_table(conversions))
+    console.print(str(conversions[-1]))
     say(console, f"Saved to {options.out}.")
+    if options.curve is not None:
+        say(console, f"Curve in {options.curve}.")
     return 0
+
+
+def _unfinished(out: Path) -> Path:
+    """Return the directory of what an interrupted conversion to `out` continues from."""
+    return out.with_name(f"{out.name}.unfinished")
 
 
 def _refuse(options: ConvertOptions) -> None:
@@ -143,6 +149,7 @@ def _refuse(options: ConvertOptions) -> None:
         if options.curve.suffix not in (".svg", ".png"):
             raise UserError(f"A curve is drawn as .svg or .png, not {options.curve.name}.")
         require_package("matplotlib", "plot", "--curve")
+        check_place(options.curve)
     for name in ("sequences", "held_out", "length"):
         if getattr(options, name) < (2 if name == "length" else 1):
             raise UserError(f"{name} must be at least {2 if name == 'length' else 1}.")
@@ -152,9 +159,9 @@ def _refuse(options: ConvertOptions) -> None:
 
 
 def _check_out(out: Path) -> None:
-    """Raise UserError if saving the model to `out` would replace other files."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file; choose a directory for the model.")
+    """Raise UserError if the model cannot be saved to `out`, or would replace other files there."""
+    for directory in (out, _unfinished(out.absolute())):
+        check_place(directory, directory=True)
     if out.exists() and any(out.iterdir()):
         raise UserError(f"The directory {out} is not empty; choose another one.")
     if out.resolve() == Path.cwd():
@@ -207,18 +214,17 @@ def _row(conversion: "Conversion") -> dict[str, Any]:
     }
 
 
-def _table(conversions: Sequence["Conversion"]) -> Any:
+def _table(conversions: Sequence["Conversion"]) -> "TitledTable":
     """Return the table of the costs of each budget."""
-    from rich.table import Table
+    from revformers.training.titled_table import TitledTable
 
-    table = Table(
+    table = TitledTable(
         caption="bits: per element, averaged over the layers and in total; loss: on held-out text; kept: bytes per "
-        "token, of side information and the two states, and their share of what checkpointing keeps"
+        "token, of side information and the two states, and their share of what checkpointing keeps",
+        right=("bits", "total", "loss", "increase", "weights", "compute", "kept", "share"),
     )
-    for heading in ("bits", "total", "loss", "increase", "weights", "compute", "kept", "share"):
-        table.add_column(heading, justify="right")
     for row in sorted(conversions, key=lambda conversion: conversion.bits):
-        table.add_row(
+        table.add(
             f"{row.bits:.3g}",
             f"{row.total_bits:g}",
             f"{row.loss:.4f}",

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from revformers.cli.recipe_command import main_console, read_command
+from revformers.cli.recipe_command import read_command
 from revformers.training.finetune_recipe import FinetuneRecipe
 
 DESCRIPTION = """\
@@ -22,13 +22,12 @@ def run(arguments: Sequence[str]) -> int:
     command = read_command("finetune", arguments, FinetuneRecipe(), DESCRIPTION, "recipes/heal-wikitext.yaml")
 
     # imported here, so that a misspelt recipe is reported at once
-
     from revformers.cli.quiet import quiet_libraries
-    from revformers.training.console import say
+    from revformers.training.console import command_console, say
     from revformers.training.finetune import finetune
 
     quiet_libraries()
-    console = main_console()
+    console = command_console()
     result = command.run(finetune, console)
     if not result.finished:
         return command.stopped(result, console)

@@ -15,6 +15,7 @@ from revformers.errors import (
     StateRangeError,
     UserError,
 )
+from revformers.streams import readable_streams
 
 COMMANDS = {
     "pretrain": ("revformers.cli.pretrain", "train a model from a recipe", "train"),
@@ -50,6 +51,7 @@ def run_command(
         argv: the words of the command line after the program's name; by default those of this process.
 
     """
+    readable_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_help(program, purpose, commands))

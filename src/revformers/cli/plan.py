@@ -14,7 +14,7 @@ import tyro
 
 from revformers.byte_size import parse_size
 from revformers.errors import UserError, require_package
-from revformers.files import write_text
+from revformers.files import check_place, write_text
 
 PLOT_FORMATS = ("svg", "png", "pdf")
 
@@ -80,15 +80,16 @@ def run(arguments: Sequence[str]) -> int:
         )
     if options.plot:
         require_package("matplotlib", "plot", "--plot")
+        check_place(options.plot)
+    if options.json and options.json != "-":
+        check_place(Path(options.json))
     # imported here, so that the help does not wait for PyTorch
-    from rich.console import Console
-
     from revformers.cli.plan_table import plan_table
     from revformers.cli.quiet import quiet_libraries
     from revformers.planning.devices import DEVICES
     from revformers.planning.plan import make_plan
     from revformers.setup import Workload
-    from revformers.training.console import say
+    from revformers.training.console import command_console, say
 
     quiet_libraries()
     gc.freeze()  # the objects of the libraries stay, and searching them for garbage takes long
@@ -111,20 +112,20 @@ def run(arguments: Sequence[str]) -> int:
         plan = make_plan(workload, memory, device, options.bits)
     except ValueError as error:
         raise UserError(f"No step of {options.model} can be planned: {error}") from error
-    if options.json == "-":
-        print(_json(plan), end="")
-    else:
-        console = Console()
-        console.print(plan_table(plan, named), highlight=False)
-        if plan.refusal:
-            say(console, f"Not rebuilt: {plan.refusal}")
-        say(console, plan.recommendation)
-        if options.json:
-            write_text(Path(options.json), _json(plan))
+    if options.json and options.json != "-":
+        write_text(Path(options.json), _json(plan))
     if options.plot:
         from revformers.cli.plan_plot import draw
 
         draw(workload, plan, options.plot_axis, options.plot)
+    if options.json == "-":
+        print(_json(plan), end="")
+        return 0
+    console = command_console()
+    console.print(plan_table(plan, named))
+    if plan.refusal:
+        say(console, f"Not rebuilt: {plan.refusal}")
+    say(console, plan.recommendation)
     return 0
 
 

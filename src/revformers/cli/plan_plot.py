@@ -63,6 +63,7 @@ def draw(workload: Workload, plan: Plan, axis: Axis, file: Path) -> None:
     axes.locator_params(axis="x", nbins=6)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     figure.legend(loc="outside right center", frameon=False, fontsize=9)
+    file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file)
 
 

@@ -1,15 +1,13 @@
 """The table of a plan."""
 
-from rich import box
-from rich.table import Table
-
 from revformers.byte_size import UNITS
 from revformers.planning.plan import Plan
+from revformers.training.titled_table import TitledTable
 
 HEADINGS = ("kept", "states", "layer", "head", "total", "host", "batch", "context", "time")
 
 
-def plan_table(plan: Plan, device: str) -> Table:
+def plan_table(plan: Plan, device: str) -> TitledTable:
     """Return a table with a row for each setup, for one sequence; `device` names the device of the predicted times.
 
     "layer" is the working set of one layer. Figures are in GiB, or in MiB if the device or every total is below 1 GiB.
@@ -21,21 +19,16 @@ def plan_table(plan: Plan, device: str) -> Table:
         number = count / UNITS[unit]
         return f"{number:.2f}" if number < 10 else f"{number:.1f}" if number < 100 else f"{number:,.0f}"
 
-    table = Table(
-        title=f"{size.parameters:,} parameters, {size.trained:,} trained\nweights {written(size.weights)}, gradients "
+    table = TitledTable(
+        f"{size.parameters:,} parameters, {size.trained:,} trained\nweights {written(size.weights)}, gradients "
         f"{written(size.gradients)}, optimizer {written(size.optimizer)} of {written(plan.memory)} {unit}",
-        # Narrow enough for ten columns within the 80 characters of a plain terminal.
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        caption=f"{unit}, one sequence of {plan.sequence_length:,} tokens; time as predicted for {device}, store = 1",
+        f"{unit}, one sequence of {plan.sequence_length:,} tokens; time as predicted for {device}, store = 1",
+        left=("activations",),
+        right=HEADINGS,
     )
-    table.add_column("activations", no_wrap=True)
-    for heading in HEADINGS:
-        table.add_column(heading, justify="right")
     for row in plan.setups:
         memory = row.memory
-        table.add_row(
+        table.add(
             row.title,
             written(memory.activations + memory.side_information),
             written(memory.states),

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from revformers.cli.recipe_command import main_console, read_command
+from revformers.cli.recipe_command import read_command
 from revformers.training.recipe import Recipe
 
 DESCRIPTION = """\
@@ -25,11 +25,11 @@ def run(arguments: Sequence[str]) -> int:
     from rich.rule import Rule
 
     from revformers.cli.quiet import quiet_libraries
-    from revformers.training.console import say
+    from revformers.training.console import command_console, say
     from revformers.training.pretrain import pretrain
 
     quiet_libraries()
-    console = main_console()
+    console = command_console()
     result = command.run(pretrain, console)
     if not result.finished:
         return command.stopped(result, console)
@@ -42,6 +42,6 @@ def run(arguments: Sequence[str]) -> int:
     )
     sample = result.directory / "sample.txt"
     if sample.is_file():
-        console.print(Rule(str(sample)), sample.read_text(encoding="utf-8"), highlight=False, markup=False)
+        console.print(Rule(str(sample)), sample.read_text(encoding="utf-8"))
     say(console, f'Model:  revformers.from_pretrained("{result.directory / "model"}")')
     return 0

@@ -111,13 +111,6 @@ def read_command(
     return RecipeCommand(read_recipe(default, path, overrides), resume, overwrite, words)
 
 
-def main_console() -> "Console":
-    """Return the console of a command; of several processes only the main one prints."""
-    from rich.console import Console
-
-    return Console(quiet=os.environ.get("RANK", "0") != "0")
-
-
 def _program(words: list[str]) -> list[str]:
     """Return what the user typed before `words`: this program, or a launcher of several processes with its options."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:

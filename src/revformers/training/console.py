@@ -1,12 +1,36 @@
 """Console output of commands: progress bars in a terminal, plain lines elsewhere."""
 
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from revformers.streams import readable_streams
+
+SECONDS_BETWEEN_LINES = 60.0
+"""Least time between two lines about the progress of the same work, where there is no terminal for a bar."""
+
+
+def command_console(*, stderr: bool = False) -> Console:
+    """Return the console of a command, on standard output or standard error.
+
+    Text is shown as it is: nothing in brackets, in a path or a message, is markup. No encoding of the terminal makes
+    printing fail; see `revformers.streams`. Of several processes only the main one prints.
+    """
+    readable_streams()
+    other = os.environ.get("RANK", "0") != "0"
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False, quiet=other)
 
 
 def say(console: Console, line: str) -> None:
     """Print a line without colours, markup or added line breaks."""
     console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.file.flush()  # a file or a pipe would show it only when its buffer is full
 
 
 def progress_bar(console: Console, unit: str, *, transient: bool = False) -> Progress:
@@ -18,6 +42,36 @@ def progress_bar(console: Console, unit: str, *, transient: bool = False) -> Pro
         transient: whether to remove the bar at the end.
 
     """
-    columns = (TextColumn(unit), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
+    text = TextColumn("{task.description}", markup=False)
+    columns = (TextColumn(unit), MofNCompleteColumn(), BarColumn(), text)
     left = (TimeRemainingColumn(), TextColumn("left"))
     return Progress(*columns, *left, console=console, transient=transient, disable=not console.is_terminal)
+
+
+@contextmanager
+def signs_of_life(console: Console, work: str) -> Iterator[None]:
+    """Say once a minute, outside a terminal, that the work in the block goes on.
+
+    For work of other libraries that reports no progress of its own to a file or a pipe.
+
+    Args:
+        console: where to say it.
+        work: the work, such as "evaluating".
+
+    """
+    if console.is_terminal:
+        yield
+        return
+    done, started = threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        while not done.wait(SECONDS_BETWEEN_LINES):
+            say(console, f"{work}: {timedelta(seconds=round(time.monotonic() - started))} so far")
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        done.set()
+        teller.join()

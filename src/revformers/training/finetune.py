@@ -29,7 +29,7 @@ from revformers.models.parts import reversible_stack, update_predictors
 from revformers.models.tiles import set_mlp_tiles
 from revformers.setup import Setup
 from revformers.training.annealing import Annealing
-from revformers.training.console import say
+from revformers.training.console import command_console, say
 from revformers.training.deployment import check_deployable, deploy_as_ordinary
 from revformers.training.evaluation import TextTrainer, TokenMean
 from revformers.training.finetune_data import FinetuneData, import_trl, load_finetune_data
@@ -86,7 +86,7 @@ def finetune(
         NotReversibleError: for an architecture that cannot be converted.
 
     """
-    console = console or Console()
+    console = console or command_console()
     check_recipe(recipe)
     check_training(recipe.training, recipe.output, ACTIVATIONS)
     with RunDirectory(recipe.output) as run:

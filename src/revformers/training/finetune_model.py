@@ -21,6 +21,7 @@ from revformers.files import written_whole
 from revformers.head.loss import HeadLoss, apply_head, set_head_loss
 from revformers.head.teacher import AdapterOff, Teacher
 from revformers.models.attach import set_activations
+from revformers.models.discovery import find_stack
 from revformers.models.parts import reversible_stack
 from revformers.models.quantization import keep_trainable, quantization_options
 from revformers.setup import Setup
@@ -150,7 +151,7 @@ def _convert(model: Any, recipe: FinetuneRecipe, blocks: torch.Tensor, console: 
     dtype = getattr(torch, precision) if mixed else None
     with (
         as_user_error(),
-        ConversionProgress(console) as progress,
+        ConversionProgress(console, len(find_stack(model).layers)) as progress,
         torch.autocast(model.device.type, dtype=dtype, enabled=mixed),
         warnings.catch_warnings(),
     ):

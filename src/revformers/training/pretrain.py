@@ -12,6 +12,7 @@ from revformers.files import write_text, written_whole
 from revformers.head.loss import apply_head
 from revformers.models.tiles import set_mlp_tiles
 from revformers.reversible import make_residual
+from revformers.training.console import command_console
 from revformers.training.evaluation import TextTrainer
 from revformers.training.model import build_dynamics, build_model
 from revformers.training.recipe import Recipe
@@ -50,7 +51,7 @@ def pretrain(
         NotReversibleError: for an architecture that does not support the recipe's dynamics.
 
     """
-    console = console or Console()
+    console = console or command_console()
     if not recipe.output:
         raise UserError("The recipe names no run directory; set output.")
     with RunDirectory(recipe.output) as run:

@@ -1,0 +1,45 @@
+import io
+import sys
+
+import pytest
+
+from revformers.streams import SUBSTITUTES, readable_streams
+
+
+def written(text, encoding, monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    readable_streams()
+    print(text, end="", flush=True)
+    return stream.buffer.getvalue().decode(encoding)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [
+        ("utf-8", "acc ↑ ± 0.5 ─│ é 漢"),
+        ("ascii", r"acc ^ +- 0.5 -| \xe9 \u6f22"),
+        ("latin-1", r"acc ^ ± 0.5 -| é \u6f22"),
+        ("cp1252", r"acc ^ ± 0.5 -| é \u6f22"),
+    ],
+)
+def test_what_an_encoding_lacks_is_written_in_other_signs(encoding, shown, monkeypatch):
+    assert written("acc ↑ ± 0.5 ─│ é 漢", encoding, monkeypatch) == shown
+
+
+def test_without_it_the_same_text_fails():
+    with pytest.raises(UnicodeEncodeError):
+        print("↑", file=io.TextIOWrapper(io.BytesIO(), encoding="cp1252"))
+
+
+def test_the_name_of_a_file_in_another_encoding_is_printed_too(monkeypatch):
+    assert written(b"caf\xe9".decode("utf-8", "surrogateescape"), "utf-8", monkeypatch) == r"caf\udce9"
+
+
+def test_substitutes_are_ascii():
+    assert "".join(SUBSTITUTES.values()).isascii()
+
+
+def test_streams_that_cannot_be_changed_stay(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    readable_streams()
