@@ -24,6 +24,9 @@ LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 _OWN = r"revformers( \w+)?: "
 """The beginning of a command's own message."""
 
+_STOPPED = "Stopped at step"
+"""The beginning of the line about a run that a signal ended."""
+
 _EXCEPTION = r"[\w.]*(Error|Exception|Interrupt)\b(?<!ChildFailedError)"
 """The beginning of the last line of a traceback."""
 
@@ -47,7 +50,7 @@ class Ended:
     def sentence(self) -> str:
         """The line that says what is wrong: the command's own, that of an exception, or else the last line."""
         lines = [re.sub(r"^\[?rank\d\]?:\s*", "", line.strip()) for line in self.output.splitlines() if line.strip()]
-        for pattern in (_OWN, _EXCEPTION, ""):
+        for pattern in (_OWN, _STOPPED, _EXCEPTION, ""):
             found = [line for line in lines if re.match(pattern, line)]
             if found:
                 return first_sentence(re.sub(_OWN, "", found[-1]), self.folder)

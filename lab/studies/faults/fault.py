@@ -51,10 +51,13 @@ class Fault:
 
 
 def first_sentence(message: str, folder: Path | None = None) -> str:
-    """Return the first sentence of a message, in one line and without the path of the folder."""
+    """Return the first sentence of a message, in one line, up to a semicolon and without the path of the folder."""
     if folder is not None:
         message = message.replace(f"{folder}/", "").replace(str(folder), ".")
-    return re.split(r"(?<=[.!?]) (?=[A-Z])|; ", " ".join(message.split()), maxsplit=1)[0].rstrip(".;:")
+    words = " ".join(message.split())
+    ends = (end.start() for end in re.finditer(r"(?<=[.!?]) (?=[A-Z])|; ", words))
+    end = next((end for end in ends if words.count("(", 0, end) == words.count(")", 0, end)), len(words))
+    return words[:end].rstrip(".;:")
 
 
 def seen_of(error: BaseException, folder: Path | None = None) -> Outcome:

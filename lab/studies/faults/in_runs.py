@@ -3,6 +3,7 @@
 import atexit
 import json
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from lab.studies.faults.command import Ended, command, send, send_to_one_rank, when_exists
-from lab.studies.faults.fault import Fault, Outcome, Scenario
+from lab.studies.faults.fault import Fault, Outcome, Scenario, first_sentence
 from revformers.checkpoints.marks import KEY
 
 STEPS = 12
@@ -32,11 +33,13 @@ training:
   logging_steps: 4
   eval_steps: 4
   save_steps: 4
+  save_total_limit: 3
   learning_rate: 1e-2
   arguments: {{use_cpu: true}}
 """
 TRAIN = ("pretrain", "tiny.yaml")
 RESUME = (*TRAIN, "--resume")
+SAME = "the weights of the undisturbed run"
 FIRST, SECOND, LAST = (f"run/checkpoint-{step}" for step in (4, 8, 12))
 
 
@@ -78,16 +81,15 @@ def compared(ended: Ended) -> Outcome:
     if ended.code != 0:
         return ended.outcome()
     found, expected = (
-        {
-            name: weight
-            for path in sorted((one / "run/model").glob("*.safetensors"))
-            for name, weight in load_file(path).items()
-        }
+        {name: weight for path in (one / "run/model").glob("*.safetensors") for name, weight in load_file(path).items()}
         for one in (ended.folder, undisturbed())
     )
-    if found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected):
-        return Outcome("right", "the weights of the undisturbed run")
-    return Outcome("wrong", "other weights than the undisturbed run, without an error")
+    if found.keys() != expected.keys() or not all(torch.equal(found[name], expected[name]) for name in expected):
+        return Outcome("wrong", "other weights than the undisturbed run, without an error")
+    said = [line for line in ended.output.splitlines() if re.search("damaged|missing", line)]
+    if said:
+        return Outcome("warned", SAME, first_sentence(said[0], ended.folder))
+    return Outcome("right", SAME)
 
 
 def _weights(checkpoint: Path) -> Path:
@@ -142,12 +144,12 @@ def _interrupted(folder: Path) -> Outcome:
     ended = command(folder, *TRAIN, meanwhile=when_exists(f"{FIRST}/trainer_state.json", send(signal.SIGINT)))
     if ended.code == 0:
         return Outcome("wrong", "exit code 0")
-    if "--resume" not in ended.sentence:
+    if "--resume" not in ended.output:
         return ended.outcome()
     resumed_run = compared(command(folder, *RESUME))
     if resumed_run.result != "right":
         return resumed_run
-    return Outcome("right", f"exit code {ended.code}; resumed, the weights of the undisturbed run", ended.sentence)
+    return Outcome("right", f"exit code {ended.code}; resumed, {SAME}", ended.sentence)
 
 
 def _one_rank(number: signal.Signals) -> Scenario:
@@ -167,14 +169,17 @@ def _one_rank(number: signal.Signals) -> Scenario:
 
 
 def _two_runs(folder: Path) -> Outcome:
+    """The first run stands still while the second one starts, which would discard it."""
     write_files(folder)
     other: list[Ended] = []
 
     def start_another(process: "subprocess.Popen[str]") -> None:
+        process.send_signal(signal.SIGSTOP)
         second = folder / "elsewhere"
         second.mkdir()
         write_files(second)
-        other.append(command(second, *TRAIN, "--output", str(folder / "run")))
+        other.append(command(second, *TRAIN, "--output", "../run", "--overwrite"))
+        process.send_signal(signal.SIGCONT)
 
     ended = command(folder, *TRAIN, meanwhile=when_exists("run/recipe.yaml", start_another))
     first = compared(ended)
@@ -249,7 +254,7 @@ def _endless_blend(folder: Path) -> Outcome:
 def faults() -> list[Fault]:
     """Return the rows of this section."""
     again = "Give `--resume` again."
-    older = "Resume from the checkpoint before: delete the damaged one."
+    older = "Nothing: the run goes on from the checkpoint before."
     return [
         Fault("The process is killed (SIGKILL) after a checkpoint; resumed", "Resume with `--resume`.", _killed),
         Fault("It is killed after the last checkpoint, before its figures; resumed", again, _killed_before_its_figures),
