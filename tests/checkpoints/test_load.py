@@ -6,6 +6,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 import revformers as rf
+from revformers.checkpoints.load import load_tokenizer
+from revformers.data.tokenizer import train_tokenizer
+from revformers.errors import ModelFilesError
 from revformers.models.parts import reversible_stack
 from tests.test_reversible import llama
 
@@ -105,3 +108,18 @@ def test_an_adapter_merged_into_a_reversible_model_stays_reversible(saved, tmp_p
     merged = adapted.merge_and_unload()
     merged.save_pretrained(tmp_path / "merged")
     assert torch.equal(rf.from_pretrained(tmp_path / "merged")(IDS).logits, merged(IDS).logits)
+
+
+@pytest.mark.parametrize("content", ["{}", "null", "[]", "", '{"added_tokens": []}'])
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_damaged_tokenizer_is_named(tmp_path, name, content):
+    train_tokenizer(["a text"], 270).save_pretrained(tmp_path)
+    (tmp_path / name).write_text(content)
+    if name == "tokenizer_config.json" and content.startswith("{"):
+        assert load_tokenizer(tmp_path)("a text")["input_ids"]
+        return
+    with pytest.raises(ModelFilesError) as caught:
+        load_tokenizer(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+    assert "can be loaded: " in str(caught.value)
+    assert "\n" not in str(caught.value)

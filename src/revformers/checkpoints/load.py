@@ -104,8 +104,12 @@ def load_tokenizer(name: str | os.PathLike, **keywords: Any) -> PreTrainedTokeni
     path = find_model(name)
     try:
         return AutoTokenizer.from_pretrained(path, **keywords)
-    except (OSError, ValueError) as error:
+    except ImportError:
+        raise  # a package that the tokenizer needs
+    except Exception as error:  # a damaged tokenizer.json raises KeyError, TypeError or the tokenizers' own Exception
         reason = " ".join(str(error).split())[:200].rstrip(".")
+        if not isinstance(error, OSError | ValueError):
+            reason = f"its tokenizer.json or tokenizer_config.json is damaged ({type(error).__name__}: {reason})"
         raise ModelFilesError(
             f"There is no tokenizer in {path!r} here or on the hub that can be loaded: {reason}."
         ) from error
