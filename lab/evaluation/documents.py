@@ -1,6 +1,5 @@
 """Reads the documents of the local tasks from files in a directory that the user names."""
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from string import ascii_uppercase
@@ -8,6 +7,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from revformers.data.local_files import placed_lines, placed_records
 from revformers.errors import UserError
 
 
@@ -176,17 +176,13 @@ def _choice_questions(data_directory: str, name: str, question: str) -> Dataset:
 def _rows(path: Path, texts: tuple[str, ...], others: tuple[str, ...] = ()) -> list[dict[str, Any]]:
     """Return the columns of every non-blank line of a JSON Lines file; those in `texts` hold text."""
     rows, columns = [], (*texts, *others)
-    for number, line in enumerate(_lines(path), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            row = {column: row[column] for column in columns}
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"Line {number} of {path} is not a JSON object with {', '.join(columns)}.") from error
+    for place, record in placed_records([path]):
+        if not record.keys() >= set(columns):
+            raise UserError(f"{place} is not a JSON object with {', '.join(columns)}.")
+        row = {column: record[column] for column in columns}
         for column in texts:
             if not isinstance(row[column], str) or not row[column].strip():
-                raise UserError(f"Line {number} of {path} has no text as {column}, but {row[column]!r}.")
+                raise UserError(f"{place} has no text as {column}, but {row[column]!r}.")
         rows.append(row)
     if not rows:
         raise UserError(f"{path} is empty.")
@@ -195,8 +191,4 @@ def _rows(path: Path, texts: tuple[str, ...], others: tuple[str, ...] = ()) -> l
 
 def _lines(path: Path) -> list[str]:
     """Return the lines of a text file, including their line ends."""
-    try:
-        with path.open(encoding="utf-8") as lines:
-            return list(lines)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not text in UTF-8; save it in that encoding.") from error
+    return [record["text"] for _, record in placed_lines(path)]

@@ -1,13 +1,16 @@
 """Whatever a user has as text reads as the tokens that a plain loop over the tokenizer gives."""
 
+import copy
+
 import datasets
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
 import revformers as rf
+from revformers.conversion.calibration import read_text
 from tests.test_reversible import llama
 
 WORDS = ["the", "a", "model", "layer", "state", "step", "gradient", "learns", "reads", "writes", "forgets", "never"]
@@ -61,6 +64,26 @@ def test_files_are_read_as_the_recipes_read_them_with_nothing_held_out(tokenizer
     assert same(converted(expected()), converted(str(records), tokenizer))
 
 
+def test_text_begins_as_the_tokenizer_begins_it(tokenizer, tmp_path):
+    starting = copy.deepcopy(tokenizer)
+    starting.bos_token = "the"  # 2
+    (tmp_path / "text.txt").write_text("\n".join(DOCUMENTS))
+
+    def read(text, choice="auto"):
+        return read_text(text, starting, "text", 1000, LENGTH, choice)
+
+    documents = expected([f"the {text}" for text in DOCUMENTS])
+    assert torch.equal(read(DOCUMENTS, "always"), documents)
+    assert torch.equal(read(DOCUMENTS), expected())
+    starting.backend_tokenizer.post_processor = processors.TemplateProcessing("the $A", special_tokens=[("the", 2)])
+    assert torch.equal(read(DOCUMENTS), documents)
+    assert torch.equal(read(datasets.Dataset.from_dict({"text": DOCUMENTS})), documents)
+    assert torch.equal(read(DOCUMENTS, "never"), expected())
+    assert torch.equal(read(tmp_path / "text.txt"), expected(["the", *DOCUMENTS], end=()))
+    conversion = rf.convert(llama(layers=3), 1, DOCUMENTS, tokenizer=starting, length=LENGTH, add_bos_token="never")
+    assert conversion.calibration_tokens == expected().numel() < documents.numel()
+
+
 @pytest.mark.thorough
 def test_the_number_of_sequences_is_limited(tokenizer):
     conversion, _ = converted(DOCUMENTS, tokenizer, held_out=DOCUMENTS[5:], sequences=7)
@@ -101,7 +124,10 @@ def test_held_out_text_takes_the_same_forms(tokenizer):
         (DOCUMENTS, "list of strings holds text.*pass the model's own as tokenizer="),
         (datasets.Dataset.from_dict({"text": DOCUMENTS}), "data set holds text.*tokenizer="),
         (datasets.Dataset.from_dict({"story": DOCUMENTS}), "no column 'text'; its columns are story.* Set text_column"),
-        (datasets.Dataset.from_dict({"text": [1, 2]}), "The data set holds int in its column 'text'.* plain text"),
+        (
+            datasets.Dataset.from_dict({"text": [1, 2]}),
+            "Record 1 of the data set holds a number in its column 'text', not text",
+        ),
         (datasets.Dataset.from_dict({"text": []}), "data set is empty"),
         (datasets.DatasetDict(train=datasets.Dataset.from_dict({"text": DOCUMENTS})), r"choose one.*\['train'\]"),
         (datasets.Dataset.from_dict({"input_ids": [[1, 2]], "attention_mask": [[1, 0]]}), "must not be padded"),
@@ -117,6 +143,22 @@ def test_what_is_missing_or_wrong_is_said_in_a_sentence(text, message):
     with pytest.raises(ValueError, match=message) as caught:
         converted(text)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ([*DOCUMENTS, None], "Item 31 of the list of strings is null, not text"),
+        (datasets.Dataset.from_dict({"text": [*DOCUMENTS, None]}), "Record 31 of the data set holds null"),
+        ('{"text": "the model"}\n{"text": null}\n', r"Line 2 of .*a\.jsonl holds null in its column 'text'"),
+    ],
+)
+def test_every_text_is_checked(tokenizer, tmp_path, text, message):
+    if isinstance(text, str):
+        (tmp_path / "a.jsonl").write_text(text)
+        text = tmp_path / "a.jsonl"
+    with pytest.raises(ValueError, match=message):
+        converted(text, tokenizer)
 
 
 def test_a_string_is_a_path_and_never_text(tokenizer):

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 
@@ -58,6 +60,24 @@ def test_a_given_tokenizer_is_used_and_a_stream_holds_the_same_text(tmp_path):
     assert torch.equal(tokens(stream), tokens(stored))
     assert torch.equal(tokens(stream), tokens(stream))
     assert torch.equal(next(iter(stream))["labels"], next(iter(stream))["input_ids"])
+
+
+def test_blocks_with_a_token_at_their_beginnings_are_stored_apart(tmp_path, cache):
+    tokenizer, _, _ = build_datasets(tiny_recipe(tmp_path).data)
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    start = tokenizer.bos_token_id
+    source = tmp_path / "documents.jsonl"
+    source.write_text("".join(json.dumps({"text": f"the model {n}"}) + "\n" for n in range(400)))
+    found = {}
+    for choice in ("auto", "always", "never"):
+        options = {"data.source": str(source), "data.add_bos_token": choice}
+        _, training, validation = build_datasets(tiny_recipe(tmp_path, options).data, tokenizer)
+        found[choice] = tokens(training)
+        assert (tokens(validation) == start).any() == (choice == "always")
+    assert torch.equal(found["auto"], found["never"])  # the tokenizer adds none
+    after_end = found["always"].roll(1) == tokenizer.eos_token_id
+    assert torch.equal(found["always"][1:] == start, after_end[1:])
+    assert len(list((cache / "blocks").iterdir())) == 3
 
 
 def test_too_little_text_is_named_and_leaves_nothing(tmp_path, cache):

@@ -1,12 +1,14 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
 
 from revformers.data import packing
-from revformers.data.packing import packed_blocks, with_labels
+from revformers.data.packing import first_blocks, packed_blocks, with_labels
 from revformers.data.tokenizer import train_tokenizer
 
-DOCUMENTS = ["one two three", None, "", "four", "five six seven eight nine"] * 5
+DOCUMENTS = ["one two three", "", "four", "five six seven eight nine"] * 5
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +29,26 @@ def test_the_lines_of_a_text_are_not_separated(tokenizer):
     lines = ["one two\n", "\n", "three\n"] * 4
     blocks = list(packed_blocks(lines, tokenizer, 5, separated=False))
     assert "".join(lines).startswith(tokenizer.decode(np.concatenate(blocks)))
+
+
+def test_a_token_begins_every_document_or_the_running_text(tokenizer):
+    beginning = copy.deepcopy(tokenizer)
+    beginning.add_special_tokens({"bos_token": "<s>"})
+    start = beginning.bos_token_id
+    kept = [text for text in DOCUMENTS if text]
+    with_token = [n for text in kept for n in [start, *tokenizer(text)["input_ids"], 0]]
+    running = [start, *(n for text in kept for n in tokenizer(text)["input_ids"])]
+    without = [n for text in kept for n in [*tokenizer(text)["input_ids"], 0]]
+    for separated, choice, expected in (
+        (True, "always", with_token),
+        (False, "always", running),
+        (True, "auto", without),  # this tokenizer has the token and does not add it
+        (True, "never", without),
+    ):
+        blocks = list(packed_blocks(DOCUMENTS, beginning, 7, separated, choice))
+        assert np.concatenate(blocks).tolist() == expected[: len(expected) // 7 * 7]
+        first = first_blocks("Text", DOCUMENTS, beginning, 2, 7, separated, choice)
+        assert first.tolist() == [block.tolist() for block in blocks[:2]]
 
 
 def test_too_little_text_gives_no_block(tokenizer):

@@ -7,7 +7,7 @@ import pytest
 
 from revformers.data import sources
 from revformers.data.section import DataSection
-from revformers.data.sources import open_source
+from revformers.data.sources import Rows, open_source
 from revformers.errors import UserError
 
 RECORDS = [f"document {number}" for number in range(20)]
@@ -113,10 +113,12 @@ def test_a_hub_data_set_has_a_fingerprint(monkeypatch):
     [
         ("a.txt", b"", "is empty"),
         ("a.jsonl", b"", "is empty"),
-        ("a.jsonl", b"\n\n", "cannot be read"),
-        ("a.jsonl", b'{"text": ', "cannot be read"),
-        ("a.jsonl", b'{"body": "x"}\n', "no column 'text'; its columns are body. Set data.text_column"),
-        ("a.txt", b"\xff\xfe\xfa", "cannot be read"),
+        ("a.jsonl", b"\n\n", "holds no records"),
+        ("a.jsonl", b'{"text": ', r"Line 1 of .*a\.jsonl is not valid JSON"),
+        ("a.jsonl", b'{"body": "x"}\n', "no column 'text'; its columns are body. Set text_column"),
+        ("a.json", b"[]", "holds no records"),
+        ("a.json", b'{"data": [{"text": "x"}]}', r"no column 'text'.* The records seem to lie in 'data'"),
+        ("a.txt", b"one\ncaf\xe9\n", r"Line 2 of .*a\.txt is not text in UTF-8"),
         ("a.parquet", b"PAR1", "cannot be read"),
         ("a.txt", b"one line\n", "holds 1 records, too few to hold 1 out"),
         ("a.md", b"x", "not a supported kind of text file"),
@@ -127,6 +129,105 @@ def test_files_that_cannot_be_used_are_named(tmp_path, name, content, message):
     with pytest.raises(UserError, match=message) as caught:
         open_source(DataSection(source=str(tmp_path / name))).split()
     assert "\n" not in str(caught.value)
+
+
+NO_TEXT = [(5, "a number"), (None, "null"), (["x", "y"], "a list"), ({"x": 1}, "an object"), (True, "true or false")]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(("value", "kind"), [*NO_TEXT, (..., "no column 'text'")])
+def test_every_record_of_every_file_is_checked(tmp_path, value, kind, streaming):
+    """In a second file, which `datasets` reads apart and casts to the types of the first."""
+    write = [{"text": "a", "id": 1}] * 3
+    wrong = [{"text": "a"}, {"id": 2} if value is ... else {"text": value}]
+    for name, records in (("a.jsonl", write), ("b.jsonl", wrong)):
+        (tmp_path / name).write_text("".join(json.dumps(record) + "\n" for record in records))
+    options = {"streaming": True, "tokenizer": "given", "validation_documents": 1} if streaming else {}
+    with pytest.raises(UserError) as caught:
+        list(open_source(DataSection(source=str(tmp_path), **options)).split().training)
+    assert f"Line 2 of {tmp_path / 'b.jsonl'} " in str(caught.value)
+    assert kind in str(caught.value)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("texts", "record", "kind"),
+    [
+        (["b", None, "c"], 2, "null"),
+        ([["b", "c"]], 1, "a list"),
+        ([1, 2], 1, "a number"),
+    ],
+)
+def test_records_of_columns_are_checked_and_counted_in_their_file(tmp_path, texts, record, kind, streaming):
+    pa.parquet.write_table(pa.table({"text": ["a"] * 3 if kind == "null" else texts}), tmp_path / "a.parquet")
+    pa.parquet.write_table(pa.table({"text": texts}), tmp_path / "b.parquet")
+    options = {"streaming": True, "tokenizer": "given", "validation_documents": 1} if streaming else {}
+    with pytest.raises(UserError) as caught:
+        list(open_source(DataSection(source=str(tmp_path), **options)).split().training)
+    file = tmp_path / ("b.parquet" if kind == "null" else "a.parquet")
+    # a stream is counted over all files, in the order of reading
+    place = f"Record {record + 3 * (kind == 'null')} of {tmp_path}" if streaming else f"Record {record} of {file}"
+    assert f"{place} holds {kind} in its column 'text', not text." in str(caught.value)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_record_of_a_hub_data_set_is_named(monkeypatch, streaming):
+    def load_dataset(*arguments, **options):
+        loaded = datasets.Dataset.from_dict({"text": ["a", "b", None]})
+        return loaded.to_iterable_dataset() if options["streaming"] else loaded
+
+    monkeypatch.setattr(sources.datasets, "load_dataset", load_dataset)
+    data = DataSection(source="owner/name", streaming=streaming, tokenizer="given", validation_documents=1)
+    with pytest.raises(UserError, match=r"Record 3 of owner/name \(train\) holds null in its column 'text'"):
+        list(open_source(data).split().training)
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "json", "parquet"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_characters_of_patterns_in_a_path_are_characters(files, kind, streaming):
+    folder = files / "run [1] *?{a,b}"
+    folder.mkdir()
+    path = (files / f"a.{kind}").rename(folder / f"[x] a!.{kind}")
+    options = {"streaming": True, "tokenizer": "given", "validation_documents": 1} if streaming else {}
+    for source in (path, folder):
+        assert len(list(open_source(DataSection(source=str(source), **options)).split().training)) == len(RECORDS) - 1
+
+
+def test_changed_files_are_read_again(files):
+    for text in ("first", "second"):
+        (files / "a.jsonl").write_text(json.dumps({"text": text}) + "\n" + json.dumps({"text": "other"}) + "\n")
+        assert list(open_source(DataSection(source=str(files / "a.jsonl"))).split().validation) == [text]
+
+
+def test_validation_text_must_not_lie_in_the_training_text(files):
+    (files / "all").mkdir()
+    for name in ("train.jsonl", "valid.jsonl"):
+        (files / "all" / name).write_bytes((files / "a.jsonl").read_bytes())
+    data = DataSection(source=str(files / "all"), validation_source=str(files / "all" / "valid.jsonl"))
+    with pytest.raises(UserError, match=r"valid\.jsonl is in data\.source and in data\.validation_source"):
+        open_source(data)
+    same = DataSection(source=str(files / "a.jsonl"), validation_source=str(files / "a.jsonl"))
+    assert len(list(open_source(same).split().validation)) == len(RECORDS)
+
+
+def test_rows_are_made_of_records_with_their_places(files):
+    def row(place, record):
+        return {"place": str(place), "text": record["text"].upper()}
+
+    rows = Rows(
+        row,
+        ("place", "text"),
+        "upper",
+        datasets.Features.from_dict({name: {"dtype": "string", "_type": "Value"} for name in ("place", "text")}),
+    )
+    for kind, unit in (("jsonl", "Line"), ("parquet", "Record")):
+        source = open_source(DataSection(source=str(files / f"a.{kind}"), validation_documents=2))
+        training, held_out = source.rows(rows)
+        assert held_out[1] == {"place": f"{unit} 2 of {files / f'a.{kind}'}", "text": "DOCUMENT 1"}
+        assert training[0]["place"].startswith(f"{unit} 3 of")
+        assert training.column_names == ["place", "text"]
+        assert source.first_records()[0]["text"] == "document 0"
+        assert len(list(source.documents())) == len(RECORDS)
 
 
 @pytest.mark.parametrize(

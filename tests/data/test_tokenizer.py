@@ -1,8 +1,9 @@
 import pytest
+from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from revformers.data import tokenizer as module
-from revformers.data.tokenizer import END_OF_TEXT, END_OF_TEXT_ID, load_tokenizer, train_tokenizer
+from revformers.data.tokenizer import END_OF_TEXT, END_OF_TEXT_ID, beginning_of_text, load_tokenizer, train_tokenizer
 from revformers.errors import UserError
 
 TEXT = ["def f(x):\n    return x\n" * 20, None, "", "class A:\n        pass\n" * 20]
@@ -39,3 +40,35 @@ def test_what_cannot_be_used_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(module.pretrained, "load_tokenizer", lambda name: without_end)
     with pytest.raises(UserError, match="no end-of-sequence token"):
         load_tokenizer("somewhere")
+
+
+def beginning_with(token, ending):
+    """A tokenizer that adds `token` before a text and `ending` after it."""
+    tokenizer = train_tokenizer(TEXT, 280)
+    tokenizer.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})
+    ids = [(name, tokenizer.convert_tokens_to_ids(name)) for name in (token, ending) if name]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{token} $A {ending}".strip(), special_tokens=ids
+    )
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("token", "ending", "added"), [("<s>", "", "<s>"), ("<s>", "</s>", "<s>"), ("", "</s>", ""), ("", "", "")]
+)
+def test_what_begins_a_text_is_what_the_tokenizer_adds(tmp_path, token, ending, added):
+    tokenizer = beginning_with(token, ending)
+    expected = [tokenizer.convert_tokens_to_ids(added)] if added else []
+    assert beginning_of_text(tokenizer, "auto") == expected
+    tokenizer.save_pretrained(tmp_path)
+    assert beginning_of_text(load_tokenizer(tmp_path), "auto") == expected
+    assert beginning_of_text(tokenizer, "always") == [tokenizer.bos_token_id]
+    assert beginning_of_text(tokenizer, "never") == []
+
+
+def test_a_tokenizer_trained_here_adds_nothing_and_one_without_the_token_cannot():
+    tokenizer = train_tokenizer(TEXT, 280)
+    assert beginning_of_text(tokenizer, "auto") == []
+    tokenizer.bos_token = None
+    with pytest.raises(UserError, match="no beginning-of-sequence token; set add_bos_token to never or auto"):
+        beginning_of_text(tokenizer, "always")

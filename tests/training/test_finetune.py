@@ -271,6 +271,25 @@ def test_the_loss_of_instructions_is_that_of_their_completions(shared, tmp_path)
     assert result.metrics["original_validation_loss"] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.thorough
+def test_records_without_a_token_to_train_on_are_counted_or_refused(shared, tmp_path):
+    """A prompt that fills the block leaves nothing of its completion."""
+    records = [{**row, "instruction": "long " * 40 * (n in (2, 5))} for n, row in enumerate(INSTRUCTIONS)]
+    overrides = {"data.columns": COLUMNS, "training.max_steps": 1, "data.validation_documents": 2}
+    source = {"data.source": str(write_records(tmp_path / "a.json", records))}
+    result = run(recipe_in(shared, tmp_path, {**overrides, **source}))
+    assert "2 of 38 training records have no trained token in their first 32 tokens" in " ".join(
+        result.metrics["shown"].split()
+    )
+    assert "validation records" not in result.metrics["shown"]
+    for part in ("training", "validation"):
+        kept = [0, 1] if part == "training" else range(2, 40)
+        records = [{**row, "instruction": "long " * 40 * (n not in kept)} for n, row in enumerate(INSTRUCTIONS)]
+        source = {"data.source": str(write_records(tmp_path / "a.json", records)), "output": str(tmp_path / part)}
+        with pytest.raises(UserError, match=rf"All of \d+ {part} records have no trained token"):
+            run(recipe_in(shared, tmp_path, {**overrides, **source}))
+
+
 def test_a_template_that_does_not_mark_the_assistant_trains_on_all_and_says_so(shared, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(shared / "model")
     tokenizer.chat_template = TEMPLATE.replace("{% generation %}", "").replace("{% endgeneration %}", "")

@@ -1,11 +1,13 @@
 import json
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 import torch
 from transformers import AutoTokenizer
 
 from revformers.errors import UserError
-from revformers.training.finetune_data import load_finetune_data, training_blocks
+from revformers.training.finetune_data import FinetuneData, dropped_records, load_finetune_data, training_blocks
 from revformers.training.finetune_recipe import FinetuneDataSection
 from tests.training.tiny_finetune import COLUMNS, CONVERSATIONS, INSTRUCTIONS, TEMPLATE, write_model, write_records
 
@@ -91,8 +93,9 @@ def test_a_template_that_does_not_mark_the_assistant_is_told_apart(tmp_path, tok
         ({"columns": {"prompt": "instruction"}, "form": "text"}, "does not apply to text"),
         ({"form": "messages"}, "has no column 'messages'"),
         ({"form": "text"}, r"has no column 'text'; its columns are instruction, input, output. Set data.text_column"),
-        ({}, "has no column 'text'"),
-        ({"columns": {"prompt": "number", "completion": "output"}}, "must hold text or messages"),
+        ({}, "or data.columns to those of prompts and completions, such as {prompt: "),
+        ({"columns": COLUMNS, "add_bos_token": "never"}, "data.add_bos_token applies to text"),
+        ({"columns": {"prompt": "number", "completion": "output"}}, "holds a number in its column 'number', not text"),
     ],
 )
 def test_columns_that_are_not_there_are_named_in_one_sentence(tmp_path, tokenizer, options, message):
@@ -102,6 +105,119 @@ def test_columns_that_are_not_there_are_named_in_one_sentence(tmp_path, tokenize
         load_finetune_data(section(path, **options), tokenizer)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+USER, ASSISTANT = CONVERSATIONS[0]["messages"]
+ROW = {"instruction": "a", "input": "b", "output": "c"}
+WRONG = {
+    "null in a template": ({**ROW, "input": None}, "holds null in its column 'input', not text"),
+    "a missing field": ({"instruction": "a", "output": "c"}, "has no column 'input'"),
+    "a list of two texts": ({**ROW, "output": ["a", "b"]}, "holds a list in its column 'output'"),
+    "a number": ({**ROW, "output": 3}, "holds a number in its column 'output'"),
+    "an object": ({**ROW, "instruction": {"a": 1}}, "holds an object in its column 'instruction'"),
+    "no messages": ({"messages": None}, "holds null in its column 'messages', not a list of messages"),
+    "a text": ({"messages": "count"}, "holds text in its column 'messages'"),
+    "an empty list": ({"messages": []}, "holds an empty list in its column 'messages'"),
+    "a list of texts": ({"messages": ["a", "b"]}, ", message 1, is text, not an object with role and content"),
+    "no role": ({"messages": [USER, {"content": "a"}]}, ", message 2, has no role"),
+    "no content": ({"messages": [USER, {"role": "assistant"}]}, ", message 2, holds null as its content"),
+    "a number as content": ({"messages": [{**USER, "content": 1}, ASSISTANT]}, ", message 1, holds a number as its"),
+    "no assistant": ({"messages": [USER]}, "has no turn of the assistant to train on"),
+    "a speaker": (
+        {"messages": [{"from": "bing", "value": "a"}, ASSISTANT]},
+        ", message 1, is from 'bing'; the speakers",
+    ),
+    "a template that refuses": (
+        {"messages": [ASSISTANT, {"role": "raise", "content": "a"}]},
+        "The chat template cannot",
+    ),
+}
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+@pytest.mark.parametrize("wrong", WRONG)
+def test_every_record_is_checked_and_named(tmp_path, tokenizer, wrong, suffix):
+    record, message = WRONG[wrong]
+    good, columns = (CONVERSATIONS[:3], {}) if "messages" in record else (INSTRUCTIONS[:3], COLUMNS)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'raise' %}{{ raise_exception('no such role') }}{% endif %}"
+        "{{ m['content'] }}{% endfor %}"
+    )
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in [*good, record]))
+    else:
+        try:
+            pa.parquet.write_table(pa.Table.from_pylist([*good, record]), path)
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            pytest.skip("a column of one type cannot hold this")
+        message = "null" if wrong in ("a missing field", "no role") else message
+        message = "has no role" if wrong == "no role" else message
+    with pytest.raises(UserError) as caught:
+        load_finetune_data(section(path, columns=columns), tokenizer)
+    assert message in str(caught.value)
+    assert f"{'Line' if suffix == 'jsonl' else 'Record'} 4 of {path}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_conversations_of_sharegpt_are_read_as_messages(tmp_path, tokenizer, suffix):
+    roles = {"user": "human", "assistant": "gpt"}
+    records = [
+        {
+            "id": n,
+            "conversations": [{"from": roles[turn["role"]], "value": turn["content"]} for turn in row["messages"]],
+        }
+        for n, row in enumerate(CONVERSATIONS)
+    ]
+    write_records(tmp_path / "a.json", CONVERSATIONS)
+    expected = load_finetune_data(section(tmp_path / "a.json"), tokenizer)
+    path = tmp_path / f"b.{suffix}"
+    if suffix == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in records))
+    else:
+        pa.parquet.write_table(pa.Table.from_pylist(records), path)
+    found = load_finetune_data(section(path), tokenizer)
+    assert found.form == "messages"
+    assert found.training[:] == expected.training[:]
+    assert found.validation[:] == expected.validation[:]
+
+
+def test_fields_that_only_some_messages_have_are_kept(tmp_path, tokenizer):
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {"x": 1}}}]}
+    records = [*CONVERSATIONS[:3], {"messages": [USER, call, {"role": "tool", "content": "3", "name": "f"}]}]
+    data = load_finetune_data(section(write_records(tmp_path / "a.json", records)), tokenizer)
+    assert data.training[0]["messages"] == CONVERSATIONS[1]["messages"]
+    assert data.training[2]["messages"] == records[3]["messages"]
+
+
+def test_whole_numbers_in_a_template_are_written_as_digits(tmp_path, tokenizer):
+    records = [{"question": f"{n} + 1", "answer": n + 1} for n in range(4)]
+    columns = {"prompt": "question", "completion": "= {answer}"}
+    data = load_finetune_data(section(write_records(tmp_path / "a.json", records), columns=columns), tokenizer)
+    assert data.training["completion"][:] == ["= 2", "= 3", "= 4"]
+
+
+def test_a_changed_chat_template_writes_the_records_again(tmp_path, tokenizer):
+    path = write_records(tmp_path / "a.json", CONVERSATIONS)
+    load_finetune_data(section(path), tokenizer)
+    tokenizer.chat_template = "{{ raise_exception('never') }}"
+    with pytest.raises(UserError, match=r"The chat template cannot write Record 1 of .*a\.json: never"):
+        load_finetune_data(section(path), tokenizer)
+
+
+def test_records_that_truncation_empties_are_counted_and_named():
+    data = FinetuneData("prompt_completion", [0] * 5, [0] * 2)
+    assert dropped_records(data, [0] * 5, [0] * 2, 32) == []
+    (sentence,) = dropped_records(data, [0] * 3, [0] * 2, 32)
+    assert sentence.startswith(
+        "2 of 5 training records have no trained token in their first 32 tokens, and are left out"
+    )
+    for part, left in (("5 training", ([], [0] * 2)), ("2 validation", ([0] * 5, []))):
+        with pytest.raises(
+            UserError, match=rf"All of {part} records have no trained token .* raise data\.block_length"
+        ):
+            dropped_records(data, *left, 32)
 
 
 def test_conversations_without_a_chat_template_are_refused(tmp_path, tokenizer):

@@ -38,6 +38,8 @@ class ConvertOptions:
         compare: Further budgets to convert at, for the table; the saved model is that of bits or target_loss_increase.
         curve: File (.svg or .png) for the curve of loss against memory over all budgets in the table.
         text_column: Column that holds the text in .jsonl, .json and .parquet files and hub data sets.
+        add_bos_token: Whether a beginning-of-sequence token precedes every document, and the running text of .txt
+            files: auto does what the tokenizer does with a text; always or never.
         sequences: Calibration sequences.
         length: Tokens in a sequence.
         held_out: Held-out sequences to measure the losses on.
@@ -56,6 +58,7 @@ class ConvertOptions:
     compare: tuple[float, ...] = ()
     curve: Path | None = None
     text_column: str = "text"
+    add_bos_token: Literal["auto", "always", "never"] = "auto"
     sequences: int = 128
     length: int = 256
     held_out: int = 32
@@ -90,7 +93,12 @@ def run(arguments: Sequence[str]) -> int:
     console = command_console()
     target = None if options.target_loss_increase is None else _share(options.target_loss_increase)
     method = _method(options)
-    data = DataSection(source=options.calibration, text_column=options.text_column, block_length=options.length)
+    data = DataSection(
+        source=options.calibration,
+        text_column=options.text_column,
+        block_length=options.length,
+        add_bos_token=options.add_bos_token,
+    )
     model = load_causal_lm(options.model).eval()
     if reversible_stack(model) is not None:
         raise UserError(f"{options.model} is already reversible; convert the ordinary model that it was made from.")

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from revformers.conversion.measure import Batch
+from revformers.data.local_files import named_kind, text_of
 from revformers.data.packing import first_blocks
-from revformers.data.section import DataSection
+from revformers.data.section import AddBosToken, DataSection
 from revformers.errors import require_package
 from revformers.models.discovery import unwrap
 
@@ -30,7 +31,12 @@ BATCH_SIZE = 8
 
 
 def read_text(
-    text: Text | None, tokenizer: PreTrainedTokenizerBase | None, text_column: str, sequences: int, length: int
+    text: Text | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    text_column: str,
+    sequences: int,
+    length: int,
+    add_bos_token: AddBosToken = "auto",
 ) -> Tensor | Sequence[Batch] | None:
     """Return tokens or batches of tokens; tokens and batches are returned unchanged.
 
@@ -40,6 +46,7 @@ def read_text(
         text_column: the column of a data set or a file of records that holds the text.
         sequences: largest number of sequences to read from a data set, strings or a file.
         length: tokens per sequence of strings, a file, or a column of text.
+        add_bos_token: see `revformers.convert`.
 
     Raises:
         FileNotFoundError: for a path that does not exist.
@@ -50,7 +57,7 @@ def read_text(
     """
     if text is None or isinstance(text, Tensor):
         return text
-    packer = _Packer(tokenizer, text_column, sequences, length)
+    packer = _Packer(tokenizer, text_column, sequences, length, add_bos_token)
     if isinstance(text, str | os.PathLike):
         # A string is always a path: a guess between text and file name could be wrong without an error.
         if not os.path.exists(text := os.path.expanduser(os.fspath(text))):
@@ -60,10 +67,10 @@ def read_text(
             )
         require_package("datasets", "train", "Reading text from files")
         # imported here: importing `datasets` takes a second, and most conversions do not need it
-        from revformers.data.sources import LocalFiles
+        from revformers.data.sources import open_files
 
-        files = LocalFiles(DataSection(source=text, text_column=text_column))
-        return packer.records(files.all_records(), text, files.separated)
+        files = open_files(DataSection(source=text, text_column=text_column))
+        return packer.documents(files.documents(), text, files.separated)
     if hasattr(text, "column_names"):  # a Dataset or an IterableDataset
         return _read_dataset(text, packer)
     if isinstance(text, Mapping):
@@ -74,7 +81,10 @@ def read_text(
             )
         return [text]
     items = list(text)
-    if items and all(isinstance(item, str) for item in items):
+    if items and isinstance(items[0], str):
+        for number, item in enumerate(items, start=1):
+            if not isinstance(item, str):
+                raise ValueError(f"Item {number} of the list of strings is {named_kind(item)}, not text.")
         return packer.documents(items, "The list of strings")
     return items
 
@@ -167,31 +177,27 @@ class _Packer:
     column: str
     sequences: int
     length: int
+    add_bos_token: AddBosToken
 
-    def records(self, records: Iterable[Mapping[str, Any]], name: str, separated: bool = True) -> Tensor:
-        """Pack the text column of `records`, which are documents if `separated` is set, else lines of one text."""
+    def records(self, records: Iterable[Mapping[str, Any]], name: str) -> Tensor:
+        """Pack the text column of `records`."""
         first = next(iter(records), None)
         if first is None:
             raise ValueError(f"{name} is empty.")
-        if self.column not in first:
-            raise ValueError(
-                f"{name} has no column {self.column!r}; its columns are {', '.join(first)}. Set text_column to the one "
-                f"that holds the text."
-            )
-        if not isinstance(first[self.column], str | None):
-            raise ValueError(
-                f"{name} holds {type(first[self.column]).__name__} in its column {self.column!r}, and calibration "
-                f"takes plain text; render conversations with tokenizer.apply_chat_template first."
-            )
-        return self.documents((record[self.column] for record in records), name, separated)
 
-    def documents(self, documents: Iterable[str | None], name: str, separated: bool = True) -> Tensor:
+        def text(number: int, record: Mapping[str, Any]) -> str:
+            return text_of(f"Record {number} of {name[0].lower()}{name[1:]}", record, self.column)
+
+        text(1, first)  # before the tokenizer is asked for
+        return self.documents((text(*numbered) for numbered in enumerate(records, start=1)), name)
+
+    def documents(self, documents: Iterable[str], name: str, separated: bool = True) -> Tensor:
         if not isinstance(self.tokenizer, PreTrainedTokenizerBase):
             raise ValueError(
                 f"{name} holds text and needs a tokenizer; pass the model's own as tokenizer=, such as "
                 f"transformers.AutoTokenizer.from_pretrained(...)."
             )
-        return first_blocks(name, documents, self.tokenizer, self.sequences, self.length, separated)
+        return first_blocks(name, documents, self.tokenizer, self.sequences, self.length, separated, self.add_bos_token)
 
 
 def number_of_tokens(batches: Sequence[Batch]) -> int:

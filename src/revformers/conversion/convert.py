@@ -23,6 +23,7 @@ from revformers.conversion.fit import LastUpdate, LayerFit, fit_last_updates, fi
 from revformers.conversion.measure import Batch, mean_loss
 from revformers.conversion.report import Conversion
 from revformers.conversion.unfinished import Unfinished, identity_of, stage_of
+from revformers.data.section import AddBosToken
 from revformers.dynamics.base import ONE
 from revformers.dynamics.blended_midpoint import BlendedMidpoint
 from revformers.dynamics.compensation import compensating_step_sizes, leads
@@ -82,6 +83,7 @@ def convert(
     text_column: str = "text",
     sequences: int = 128,
     length: int = 256,
+    add_bos_token: AddBosToken = "auto",
     allocation: Allocation = "calibrated",
     predictor: PredictorName | PredictorForm = "state",
     two_evaluations: bool = False,
@@ -104,6 +106,8 @@ def convert(
         text_column: the column that holds the text of a data set or a file of records.
         sequences: largest number of sequences to read from text or a data set, for `calibration` and for `held_out`.
         length: tokens per sequence of text; documents are concatenated and cut into blocks of this length.
+        add_bos_token: whether a beginning-of-sequence token precedes every document, and the running text of .txt
+            files: ``"auto"`` does what the tokenizer does with a text; ``"always"`` or ``"never"``.
         allocation: ``"calibrated"`` (blends by their measured costs) or ``"uniform"``; see `Method`.
         predictor: the input of the update predictors, by name or form; ``"none"`` converts with blends alone.
         two_evaluations: use `TwoEvaluationMidpoint` instead of `BlendedMidpoint`.
@@ -131,7 +135,7 @@ def convert(
         if value < least:
             raise ValueError(f"convert takes a {name} of at least {least}, not {value}.")
     tokens, held_out_tokens = (
-        read_text(text, tokenizer, text_column, sequences, length) for text in (calibration, held_out)
+        read_text(text, tokenizer, text_column, sequences, length, add_bos_token) for text in (calibration, held_out)
     )
     method = Method(allocation, form, two_evaluations)
     converter = Converter(

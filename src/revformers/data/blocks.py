@@ -16,7 +16,7 @@ from revformers.data.cache import cache_directory, digest
 from revformers.data.packing import first_blocks, packed_blocks, with_labels
 from revformers.data.section import DataSection
 from revformers.data.sources import Documents, Source, Split, open_source
-from revformers.data.tokenizer import load_tokenizer, train_tokenizer
+from revformers.data.tokenizer import beginning_of_text, load_tokenizer, train_tokenizer
 from revformers.errors import UserError
 from revformers.files import written_whole
 
@@ -50,7 +50,9 @@ def build_datasets(data: DataSection, given: PreTrainedTokenizerFast | None = No
         assert given is not None  # open_source refuses streaming without a tokenizer
         return _streamed(data, source, given)
     made_by = given.backend_tokenizer.to_str() if given else [data.vocabulary_size, tokenizers.__version__]
-    prepared = cache_directory() / "blocks" / digest(PREPARATION, source.fingerprint(), made_by, data.block_length)
+    beginning = beginning_of_text(given, data.add_bos_token) if given else data.add_bos_token
+    name = digest(PREPARATION, source.fingerprint(), made_by, data.block_length, beginning)
+    prepared = cache_directory() / "blocks" / name
     if not prepared.is_dir():
         with written_whole(prepared, keep=True) as directory:
             _prepare(data, source.split(), given, directory)
@@ -92,6 +94,7 @@ def calibration_blocks(
             sequences,
             data.block_length,
             split.separated,
+            data.add_bos_token,
         ),
         first_blocks(
             f"The held-out text in {data.source}",
@@ -100,6 +103,7 @@ def calibration_blocks(
             held_out,
             data.block_length,
             split.separated,
+            data.add_bos_token,
         ),
     )
 
@@ -109,7 +113,7 @@ def _prepare(data: DataSection, split: Split, given: PreTrainedTokenizerFast | N
     tokenizer = given or train_tokenizer(split.training, data.vocabulary_size)
     tokenizer.save_pretrained(directory / "tokenizer")
     for name, documents in (("training", split.training), ("validation", split.validation)):
-        blocks = _Blocks(documents, tokenizer, data.block_length, split.separated)
+        blocks = _Blocks(documents, tokenizer, data, split.separated)
         _require_a_block(blocks, name, data)
         scratch = directory / "scratch"
         dataset = datasets.Dataset.from_generator(
@@ -125,8 +129,8 @@ def _prepare(data: DataSection, split: Split, given: PreTrainedTokenizerFast | N
 
 def _streamed(data: DataSection, source: Source, tokenizer: PreTrainedTokenizerFast) -> Prepared:
     split = source.split()
-    training = _Blocks(split.training, tokenizer, data.block_length, split.separated)
-    held_out = _Blocks(split.validation, tokenizer, data.block_length, split.separated)
+    training = _Blocks(split.training, tokenizer, data, split.separated)
+    held_out = _Blocks(split.validation, tokenizer, data, split.separated)
     _require_a_block(training, "training", data)
     _require_a_block(held_out, "validation", data)
     validation = datasets.Dataset.from_dict({"input_ids": list(islice(held_out, data.validation_blocks))})
@@ -138,9 +142,9 @@ class _Blocks:
     """The blocks of a body of text; can be iterated over repeatedly."""
 
     def __init__(
-        self, documents: Documents, tokenizer: PreTrainedTokenizerBase, block_length: int, separated: bool
+        self, documents: Documents, tokenizer: PreTrainedTokenizerBase, data: DataSection, separated: bool
     ) -> None:
-        self._arguments = (documents, tokenizer, block_length, separated)
+        self._arguments = (documents, tokenizer, data.block_length, separated, data.add_bos_token)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return packed_blocks(*self._arguments)

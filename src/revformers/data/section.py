@@ -1,8 +1,12 @@
 """The section `data` of a recipe."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from revformers.errors import require
+
+AddBosToken = Literal["auto", "always", "never"]
+"""Whether to write a beginning-of-sequence token before a text; see `revformers.data.tokenizer.beginning_of_text`."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,8 @@ class SourceSection:
         validation_blocks: Largest number of blocks, or of unpacked records, that an evaluation reads; by default all of
             them.
         block_length: Tokens in a training sequence.
+        add_bos_token: Whether packing writes the beginning-of-sequence token before every document, and before the
+            running text of .txt files: auto does what the tokenizer does with a text; always or never.
 
     """
 
@@ -41,6 +47,7 @@ class SourceSection:
     validation_documents: int | None = None
     validation_blocks: int | None = None
     block_length: int = 256
+    add_bos_token: AddBosToken = "auto"
 
     def __post_init__(self) -> None:
         require(self.block_length >= 2, "data.block_length", "at least 2", self.block_length)

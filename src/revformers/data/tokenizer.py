@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from revformers.checkpoints import load as pretrained
+from revformers.data.section import AddBosToken
 from revformers.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -51,6 +52,28 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     if tokenizer.eos_token_id is None:
         raise UserError(f"The tokenizer {str(name)!r} has no end-of-sequence token to separate documents.")
     return tokenizer
+
+
+def beginning_of_text(tokenizer: PreTrainedTokenizerBase, add_bos_token: AddBosToken) -> list[int]:
+    """Return the tokens before a text.
+
+    Args:
+        tokenizer: the tokenizer.
+        add_bos_token: auto for those that the tokenizer itself adds, which an encoded text shows; always for its
+            beginning-of-sequence token; never for none.
+
+    Raises:
+        UserError: for always and a tokenizer without such a token.
+
+    """
+    if add_bos_token == "never":
+        return []
+    if add_bos_token == "always":
+        if tokenizer.bos_token_id is None:
+            raise UserError("The tokenizer has no beginning-of-sequence token; set add_bos_token to never or auto.")
+        return [tokenizer.bos_token_id]
+    whole, bare = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (True, False))
+    return whole[: next((n for n in range(len(whole)) if whole[n : n + len(bare)] == bare), 0)]
 
 
 def _texts(documents: Iterable[str | None]) -> Iterator[str]:

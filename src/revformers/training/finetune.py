@@ -32,7 +32,7 @@ from revformers.training.annealing import Annealing
 from revformers.training.console import command_console, say
 from revformers.training.deployment import check_deployable, deploy_as_ordinary
 from revformers.training.evaluation import TextTrainer, TokenMean
-from revformers.training.finetune_data import FinetuneData, import_trl, load_finetune_data
+from revformers.training.finetune_data import FinetuneData, dropped_records, import_trl, load_finetune_data
 from revformers.training.finetune_model import (
     check_model,
     check_recipe,
@@ -129,6 +129,8 @@ def _finetune(recipe: FinetuneRecipe, run: RunDirectory, console: Console, resum
         set_mlp_tiles(model, recipe.training.mlp_tile)
     set_loss(model, recipe, teacher)
     trainer = _trainer(model, arguments, data, tokenizer)
+    for dropped in dropped_records(data, trainer.train_dataset, trainer.eval_dataset, recipe.data.block_length):
+        say(console, dropped)
     if data.form == "messages" and not data.assistant_only:
         unmarked = "The chat template does not mark what the assistant says"
         say(console, f"{unmarked}: the loss covers whole conversations.")

@@ -3,21 +3,43 @@
 import string
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
+import datasets
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from revformers.data.blocks import build_datasets
+from revformers.data.local_files import Record, named_kind, text_of
 from revformers.data.packing import packed_blocks
-from revformers.data.sources import open_source
+from revformers.data.sources import Row, Rows, open_source
 from revformers.errors import UserError, require_package
 from revformers.training.finetune_recipe import FinetuneDataSection
 
 FORMS = {"prompt_completion": ("prompt", "completion"), "messages": ("messages",)}
 """The forms that TRL's SFTTrainer prepares, and their columns."""
+
+
+SHAREGPT = "conversations"
+"""The column of messages in ShareGPT's form, whose fields are from and value; such messages are read in any column."""
+
+SHAREGPT_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+    "tool": "tool",
+}
+
+EXAMPLE = '{prompt: "{instruction}\\n{input}\\n", completion: output}'
+
+
+JSON_COLUMNS = hasattr(datasets, "Json")
+"""Whether this version of `datasets` stores objects that differ in their fields."""
 
 
 @dataclass(frozen=True)
@@ -53,20 +75,41 @@ def load_finetune_data(data: FinetuneDataSection, tokenizer: PreTrainedTokenizer
     if unknown:
         raise UserError(f"data.columns takes prompt, completion and messages, not {unknown[0]!r}.")
     source = open_source(data.records())
-    records, held_out = source.records()
-    named = records.column_names
+    first = source.first_records()
+    named = list({name: None for record in first for name in record})
     form = data.form if data.form != "auto" else _form({*named, *data.columns})
     if form == "text":
         if data.columns:
             raise UserError("data.columns does not apply to text; set data.text_column.")
+        if data.text_column not in named:
+            raise UserError(
+                f"{data.source} has no column {data.text_column!r}; its columns are {', '.join(named)}. Set "
+                f"data.text_column to the column that holds the text, or data.columns to those of prompts and "
+                f"completions, such as {EXAMPLE}."
+            )
         _, training, validation = build_datasets(data.records(), tokenizer)
         return FinetuneData(form, training, validation)
-    for name in FORMS[form]:
-        _check_column(name, data.columns.get(name, name), named, data.source)
+    if data.add_bos_token != "auto":
+        raise UserError("data.add_bos_token applies to text; the tokenizer begins prompts and conversations as usual.")
+    origins = {name: data.columns.get(name, name) for name in FORMS[form]}
+    if form == "messages" and not data.columns and "messages" not in named and SHAREGPT in named:
+        origins = {"messages": SHAREGPT}
+    for name, origin in origins.items():
+        _check_column(name, origin, named, data.source)
+    conversational = form == "messages" or isinstance(first[0].get(origins["prompt"]), list)
+    _check_tokenizer(tokenizer, conversational)
+    row: Row = partial(_text_row, origins=origins)
+    if conversational:
+        row = partial(_conversation_row, origins=origins, tokenizer=tokenizer)
+    kept = Rows(
+        row,
+        FORMS[form],
+        [origins, conversational, tokenizer.chat_template],
+        _features(FORMS[form], conversational),
+    )
+    training, validation = source.rows(kept)
     if data.validation_blocks:
-        held_out = held_out.select(range(min(data.validation_blocks, len(held_out))))
-    training, validation = (_mapped(part, form, data.columns) for part in (records, held_out))
-    _check_tokenizer(training[0], tokenizer)
+        validation = validation.select(range(min(data.validation_blocks, len(validation))))
     return FinetuneData(form, training, validation, form == "messages" and _marks_the_assistant(tokenizer))
 
 
@@ -85,7 +128,9 @@ def training_blocks(
         blocks = [block["input_ids"] for block in islice(data.training, sequences)]
     else:
         texts = _written(data.training, tokenizer)
-        packed = packed_blocks(texts, tokenizer, block_length, separated=data.form == "prompt_completion")
+        # a chat template writes the tokens that begin and end a conversation
+        templated = not isinstance(data.training[0][FORMS[data.form][0]], str)
+        packed = packed_blocks(texts, tokenizer, block_length, not templated, "never" if templated else "auto")
         blocks = [torch.from_numpy(block) for block in islice(packed, sequences)]
     if not blocks:
         raise UserError(
@@ -95,9 +140,40 @@ def training_blocks(
     return torch.stack(blocks)
 
 
+def dropped_records(data: FinetuneData, training: Any, validation: Any, block_length: int) -> list[str]:
+    """Return a sentence for each part of the data in which truncation left records without a trained token.
+
+    Args:
+        data: the data before truncation.
+        training: the data that the SFTTrainer made of it; it drops such records.
+        validation: the same for the validation data.
+        block_length: the number of tokens that records are truncated to.
+
+    Raises:
+        UserError: if no record is left.
+
+    """
+    sentences = []
+    for name, before, after in (("training", data.training, training), ("validation", data.validation, validation)):
+        if dropped := len(before) - len(after):
+            what = f"of {len(before)} {name} records have no trained token in their first {block_length} tokens"
+            if not len(after):
+                raise UserError(f"All {what}; raise data.block_length, or shorten the prompts.")
+            sentences.append(f"{dropped} {what}, and are left out; a larger data.block_length keeps them.")
+    return sentences
+
+
 def _form(columns: set[str]) -> str:
     """Return the form that columns of these names suggest."""
-    return next((form for form, names in FORMS.items() if columns.issuperset(names)), "text")
+    found = next((form for form, names in FORMS.items() if columns.issuperset(names)), "text")
+    return "messages" if found == "text" and SHAREGPT in columns else found
+
+
+def _features(names: tuple[str, ...], conversational: bool) -> datasets.Features | None:
+    """Return the types of the columns, or None to infer them: what messages hold besides their text differs."""
+    if not conversational:
+        return datasets.Features({name: datasets.Value("string") for name in names})
+    return datasets.Features({name: datasets.List(datasets.Json()) for name in names}) if JSON_COLUMNS else None
 
 
 def _check_column(name: str, origin: Any, named: list[str], source: str) -> None:
@@ -121,31 +197,70 @@ def _fields(origin: str) -> list[str]:
     return [field for _, field, _, _ in string.Formatter().parse(origin) if field is not None]
 
 
-def _mapped(records: Any, form: str, columns: Mapping[str, str]) -> Any:
-    """Return the records with only the columns of `form`."""
-    names = FORMS[form]
-    origins = {name: columns.get(name, name) for name in names}
-
-    def row(record: dict[str, Any]) -> dict[str, Any]:
-        return {
-            name: origin.format_map(record) if _fields(origin) else record[origin] for name, origin in origins.items()
-        }
-
-    return records.map(row, remove_columns=[name for name in records.column_names if name not in names])
+def _text_row(place: object, record: Record, origins: Mapping[str, str]) -> Record:
+    """Return the prompt and the completion of a record."""
+    return {name: _text(place, record, origin, f"data.columns.{name}") for name, origin in origins.items()}
 
 
-def _check_tokenizer(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
+def _text(place: object, record: Record, origin: str, setting: str) -> str:
+    """Return the text in a column of a record, or a template with text or whole numbers from columns."""
+    fields = _fields(origin)
+    if not fields:
+        return text_of(place, record, origin, setting)
+    for field in fields:
+        if type(record.get(field)) is not int:
+            text_of(place, record, field, setting)
+    return origin.format_map(record)
+
+
+def _conversation_row(
+    place: object, record: Record, origins: Mapping[str, str], tokenizer: PreTrainedTokenizerBase
+) -> Record:
+    """Return the messages of a record, or its prompt and completion, which are messages too."""
+    row = {}
+    for name, origin in origins.items():
+        if not isinstance(turns := record.get(origin), list) or not turns:
+            found = "an empty list" if turns == [] else named_kind(turns)
+            raise UserError(f"{place} holds {found} in its column {origin!r}, not a list of messages.")
+        row[name] = [_message(f"{place}, message {number}", turn) for number, turn in enumerate(turns, start=1)]
+    *_, answers = row.values()
+    if not any(turn["role"] == "assistant" for turn in answers):
+        raise UserError(f"{place} has no turn of the assistant to train on; remove it.")
+    try:
+        tokenizer.apply_chat_template([turn for turns in row.values() for turn in turns], tokenize=False)
+    except Exception as error:  # a template can raise anything
+        raise UserError(f"The chat template cannot write {place}: {' '.join(str(error).split())[:200]}.") from error
+    return row
+
+
+def _message(place: str, turn: Any) -> Record:
+    """Return a turn as role, content and what else it holds; raise UserError if it has no role or no content."""
+    if not isinstance(turn, dict):
+        raise UserError(f"{place}, is {named_kind(turn)}, not an object with role and content.")
+    # columns of one type hold null for what a message lacks
+    message = {name: value for name, value in turn.items() if value is not None}
+    if "role" not in message and "from" in message:
+        speaker = message["from"]
+        if speaker not in SHAREGPT_ROLES:
+            raise UserError(f"{place}, is from {speaker!r}; the speakers are {', '.join(SHAREGPT_ROLES)}.")
+        message = {"role": SHAREGPT_ROLES[speaker], "content": message.get("value")}
+    if not isinstance(message.get("role"), str):
+        raise UserError(f"{place}, has no role; a message has role and content, or from and value.")
+    content = message.get("content")
+    if not isinstance(content, str | list) and not (content is None and message.get("tool_calls")):
+        raise UserError(f"{place}, holds {named_kind(content)} as its content, not text.")
+    return {**message, "content": content}
+
+
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, conversational: bool) -> None:
     """Raise UserError if the tokenizer cannot encode a record, or end it."""
     if tokenizer.eos_token is None:
         raise UserError("The tokenizer has no end-of-sequence token to end a completion with; set model.tokenizer.")
-    conversational = any(isinstance(value, list) for value in record.values())
     if conversational and not tokenizer.chat_template:
         raise UserError(
             "The data holds conversations, but the tokenizer has no chat template to render them; set model.tokenizer "
             "to one that has."
         )
-    if any(not isinstance(value, str | list) for value in record.values()):
-        raise UserError(f"{', '.join(record)} of a record must hold text or messages; this one does not: {record}.")
 
 
 def import_trl() -> Any:

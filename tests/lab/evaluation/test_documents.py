@@ -101,7 +101,7 @@ OTHER_ANSWER = WITHOUT_A_BLANK.replace("fits", "fits _").replace('"1"', '"3"')
         ("winogrande/validation.jsonl", WITHOUT_A_BLANK, winogrande, UserError, "Question 1 of .* blank"),
         ("winogrande/validation.jsonl", OTHER_ANSWER, winogrande, UserError, 'answer "1" or "2"'),
         ("wikitext-2/test.txt", " \n", wikitext, UserError, "is empty"),
-        ("wikitext-2/test.txt", b"caf\xe9", wikitext, UserError, "test.txt is not text in UTF-8; save"),
+        ("wikitext-2/test.txt", b"caf\xe9", wikitext, UserError, r"Line 1 of .*test.txt is not text in UTF-8 .*; save"),
         ("piqa/valid.jsonl", b"{\xff", piqa, UserError, "valid.jsonl is not text in UTF-8"),
         ("piqa/valid-labels.lst", b"\xff", piqa, UserError, "valid-labels.lst is not text in UTF-8"),
         (
