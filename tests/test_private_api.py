@@ -5,6 +5,8 @@ Where a test fails after an upgrade, its message names what is gone, and `privat
 
 import functools
 import inspect
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
@@ -630,6 +632,31 @@ def test_transformers_knows_which_reporters_are_installed():
     assert not {*private_api.missing_reporters(known)} & {*installed}
     with pytest.raises(ValueError, match="zig"):
         private_api.missing_reporters(["zig"])
+
+
+LOSE_A_PROCESS = """
+import os, sys, torch
+rank = 0 if os.fork() else 1
+torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=rank, world_size=2)
+torch.distributed.all_reduce(torch.zeros(1))
+if rank == 1:
+    os._exit(0)
+try:
+    while True:
+        torch.distributed.all_reduce(torch.zeros(1))
+except RuntimeError as error:
+    print(error, flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.thorough
+def test_the_error_of_an_exchange_with_a_process_that_ended_is_known(tmp_path):
+    words = [sys.executable, "-c", LOSE_A_PROCESS, tmp_path / "store"]
+    text = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    assert text
+    assert private_api.is_lost_process(RuntimeError(text))
+    assert not private_api.is_lost_process(RuntimeError("out of memory"))
 
 
 def test_trl_makes_and_names_references_by_known_functions():

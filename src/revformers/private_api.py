@@ -468,6 +468,11 @@ def load_best_model(trainer: Any) -> None:
     trainer._load_best_model()
 
 
+def is_lost_process(error: Exception) -> bool:
+    """Whether an exchange between processes failed because another one has ended. PyTorch: the text of gloo's error."""
+    return isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error)
+
+
 # PEFT, TRL, datasets and bitsandbytes
 
 ADAPTERS_OFF = "_disable_adapters"

@@ -3,8 +3,10 @@
 import contextlib
 import importlib.util
 import json
+import os
 import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -314,3 +316,27 @@ def test_evidence_cost(folder, monkeypatch):
             loss = model(**batch(model)).loss
             model.model.layers[0].mlp.up_proj.weight.data.mul_(2)
             loss.backward()
+
+
+@pytest.mark.thorough
+def test_kills(tmp_path):
+    """In a process of its own, which has not run autograd's threads: the study forks."""
+    words = ["--runs", "1", "--pairs", "0", "--kills", "1", "--seed", "1", "--output", str(tmp_path / "result.json")]
+    root = str(BENCHMARKS.parents[1])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([f"{root}/src", root]), "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-m", "lab.studies.kills", *words], check=True, cwd=tmp_path, env=environment)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["kills"] == sum(result["phases"].values()) == 2
+    assert [run["identical"] for run in result["runs"]] == [True, True]
+
+
+def test_weights_that_differ_or_are_missing_are_not_identical(tmp_path):
+    script = load("kills.py")
+    for name in ("one", "two", "none"):
+        (tmp_path / name / "model").mkdir(parents=True)
+    for name in ("one", "two"):
+        (tmp_path / name / "model" / "model.safetensors").write_text(name)
+    one, two, none = (script.weights_of(tmp_path / name) for name in ("one", "two", "none"))
+    assert one
+    assert one != two
+    assert none == {}

@@ -1,4 +1,4 @@
-"""Runs of two processes on this machine, which exchange gradients over gloo."""
+"""What a launcher gives each of several processes on this machine."""
 
 import os
 import socket
@@ -23,15 +23,3 @@ def be_rank(rank, count, port):
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-
-
-def _call(rank, function, arguments, port, count):
-    be_rank(rank, count, port)
-    function(rank, *arguments)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
-def on_two_processes(function, *arguments):
-    """Call a function of a module with the rank and the arguments on two new processes."""
-    torch.multiprocessing.spawn(_call, (function, arguments, free_port(), 2), nprocs=2)

@@ -20,8 +20,6 @@ from revformers.training import finetune as finetune_module
 from revformers.training import trainer_run
 from revformers.training.finetune import finetune
 from revformers.training.interruption import SaveOnSignal
-from revformers.training.trainer_run import RunResult
-from tests.training.processes import on_two_processes
 from tests.training.tiny_finetune import (
     COLUMNS,
     CONVERSATIONS,
@@ -439,22 +437,3 @@ def test_the_working_set_can_be_made_smaller_without_another_result(shared, tmp_
         }
         results[name] = weights(run(recipe_in(shared, tmp_path, overrides)))
     assert all(torch.equal(results["in"][name], results["after"][name]) for name in results["after"])
-
-
-def finetune_rank(rank, recipe):
-    finetune(recipe, console=Console(file=io.StringIO()))
-
-
-@pytest.mark.thorough
-def test_two_processes_train_as_one_with_the_same_global_batch(shared, tmp_path):
-    """One process takes all four sequences of a step; without an exchange of gradients, two would each take two."""
-    options = {"training.max_steps": 2}  # more would begin a second epoch, whose batches are others
-    alone = run(recipe_in(shared, tmp_path, {**options, "training.per_device_train_batch_size": 4}))
-    on_two_processes(finetune_rank, recipe_in(shared, tmp_path, {**options, "output": str(tmp_path / "two")}))
-    together = RunResult(tmp_path / "two", True, 2, None, json.loads((tmp_path / "two/metrics.json").read_text()))
-    for figure in ("grad_norm", "loss", "eval_loss"):
-        assert curve(together, figure) == pytest.approx(curve(alone, figure), rel=1e-4), figure
-    for figure in ("original_validation_loss", "initial_validation_loss", "tokens"):
-        assert together.metrics[figure] == pytest.approx(alone.metrics[figure], rel=1e-5)
-    expected, got = weights(alone), weights(together)
-    assert all(torch.allclose(expected[name], got[name], atol=1e-4) for name in expected)

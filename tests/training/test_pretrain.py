@@ -216,6 +216,17 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_a_sentence(tmp_path, monkeyp
     assert run(recipe, resume=True).finished
 
 
+def test_the_end_of_another_process_is_one_sentence(tmp_path, monkeypatch):
+    def fail(trainer, *arguments):
+        raise RuntimeError("[/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error: Connection reset by peer.")
+
+    monkeypatch.setattr(pretrain_module.TextTrainer, "training_step", fail)
+    with pytest.raises(
+        UserError, match=r"Another process of the run has ended .*; the run has no earlier checkpoint and"
+    ):
+        run(tiny_recipe(tmp_path))
+
+
 def test_resuming_a_finished_run_changes_nothing(tmp_path):
     recipe = tiny_recipe(tmp_path)
     first = run(recipe)

@@ -192,16 +192,17 @@ class RunDirectory:
         if target in self._checkpoint_folders():
             shutil.rmtree(target, ignore_errors=True)
         reason = " ".join(str(error).split())[:200].rstrip(".")
-        kept = self.checkpoints()
-        remedy = (
-            f"put that right and give --resume, which continues from {kept[-1].name}"
-            if kept
-            else "the run has no earlier checkpoint and must start again"
-        )
         free = shutil.disk_usage(self.path).free / 2**20
         raise UserError(
-            f"Saving {target} failed, with {free:,.0f} MiB left on its disk: {reason}; {remedy}."
+            f"Saving {target} failed, with {free:,.0f} MiB left on its disk: {reason}; {self.remedy()}."
         ) from error
+
+    def remedy(self) -> str:
+        """Return the words, for the end of a message, that say from where the run goes on."""
+        kept = self.checkpoints()
+        if not kept:
+            return "the run has no earlier checkpoint and must start again"
+        return f"put that right and give --resume, which continues from {kept[-1].name}"
 
     def _checkpoint_folders(self) -> list[Path]:
         folders = (folder for folder in self.path.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", folder.name))

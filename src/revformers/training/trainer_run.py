@@ -17,7 +17,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from revformers.errors import UserError
 from revformers.files import write_json
-from revformers.private_api import load_best_model
+from revformers.private_api import is_lost_process, load_best_model
 from revformers.training.console import say
 from revformers.training.history import Clock, loss_curve
 from revformers.training.interruption import SaveOnSignal
@@ -142,6 +142,9 @@ def train(
             if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
                 load_best_model(trainer)
         except (OSError, RuntimeError, SafetensorError) as error:
+            if is_lost_process(error):
+                reason = " ".join(str(error).split())[:120]
+                raise UserError(f"Another process of the run has ended ({reason}); {run.remedy()}.") from error
             unfinished = run.checkpoint(trainer.state.global_step)
             if unfinished.is_dir() and unfinished not in run.checkpoints():
                 run.refuse_save(unfinished, error)

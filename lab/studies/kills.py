@@ -1,0 +1,280 @@
+"""Kills runs of ``revformers pretrain`` and ``finetune`` at random moments, and compares what they end with.
+
+    python -m lab.studies.kills --output lab/results/kills.json
+
+Every run is killed with SIGKILL several times and resumed each time, until it is finished; its final weights are then
+compared with those of an undisturbed run, byte by byte. Half of the moments are drawn from the whole time of a run, the
+others lie while files are being written. Of two processes one is killed, and the other must end by itself.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import os
+import random
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+from rich.table import Table
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from lab.bench.environment import write_result
+from revformers.cli.main import main as revformers
+from revformers.data.tokenizer import train_tokenizer
+from revformers.files import PARTIAL
+from revformers.training import finetune, pretrain  # noqa: F401 - a forked process need not import them again
+from revformers.training.run_directory import RunDirectory
+from revformers.training.seal import is_sealed
+
+STEPS = 12
+TRAINING = {
+    "max_steps": STEPS,
+    "per_device_train_batch_size": 2,
+    "learning_rate": 1e-2,
+    "logging_steps": 2,
+    "eval_steps": 6,
+    "save_steps": 3,
+    "arguments": {"use_cpu": True},
+}
+RECIPES: dict[str, dict[str, Any]] = {
+    "pretrain": {
+        "model": {
+            "architecture": "gpt2",
+            "config": {"n_embd": 64, "n_layer": 4, "n_head": 2, "n_positions": 48, "resid_pdrop": 0.1},
+        },
+        "dynamics": {"name": "hamiltonian"},
+        "data": {"source": "text.txt", "vocabulary_size": 300, "block_length": 32, "validation_blocks": 4},
+        "sample": {"prompts": ["the"], "max_new_tokens": 8},
+        "training": TRAINING,
+    },
+    "finetune": {
+        "model": {"name": "model"},
+        "conversion": {"bits": 1, "sequences": 8},
+        "data": {"source": "text.txt", "block_length": 32, "validation_blocks": 4},
+        "annealing": {"steps": 7},
+        "training": TRAINING,
+    },
+}
+SECONDS_OF_WRITING = 0.02
+"""About how long the writing of a checkpoint takes."""
+
+SECONDS_TO_END = 60.0
+"""How long a process may take after another process of its run was killed."""
+
+
+@dataclass
+class Run:
+    """A run that was killed several times.
+
+    Attributes:
+        command: the command.
+        processes: the number of its processes.
+        seed: the seed of the moments.
+        kills: for each kill what was going on.
+        sentences: what the command said where it ended without a kill and without success.
+        identical: whether its final weights are those of the undisturbed run to the bit.
+
+    """
+
+    command: str
+    processes: int
+    seed: int
+    kills: list[str] = field(default_factory=list)
+    sentences: list[str] = field(default_factory=list)
+    identical: bool = False
+
+
+def write_inputs() -> None:
+    """Write a text, a small model and the recipes into the working directory."""
+    chance = random.Random(0)
+    words = ["the", "a", "model", "layer", "state", "step", "gradient", "learns", "reads", "writes", "forgets", "never"]
+    lines = [" ".join(chance.choices(words, k=8)) + ".\n" for _ in range(2000)]
+    Path("text.txt").write_text("".join(lines), encoding="utf-8")
+    tokenizer = train_tokenizer(lines, 300)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained("model")
+    tokenizer.save_pretrained("model")
+    for name, recipe in RECIPES.items():
+        Path(f"{name}.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+
+
+def start(command: str, output: Path, processes: int, resume: bool, log: Path) -> list[int]:
+    """Start the processes of a run, and return their ids; the parent of all has imported everything."""
+    words = [command, f"{command}.yaml", "--output", str(output), *(["--resume"] if resume else [])]
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+    started = []
+    for rank in range(processes):
+        child = os.fork()
+        if child:
+            started.append(child)
+            continue
+        code = 1
+        try:
+            with log.open("a") as file:
+                os.dup2(file.fileno(), 1)
+                os.dup2(file.fileno(), 2)
+            if processes > 1:
+                numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+                os.environ |= {name: str(number) for name, number in numbers.items()}
+                os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            code = revformers(words)
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    return started
+
+
+def is_running(process: int) -> bool:
+    """Whether a child has not ended yet."""
+    return os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
+
+def is_writing(output: Path) -> bool:
+    """Whether a checkpoint, a model or a result is being written in a run directory."""
+    with contextlib.suppress(OSError):  # files come and go
+        for path in output.iterdir():
+            if PARTIAL in path.name or (path.name.startswith("checkpoint-") and not is_sealed(path)):
+                return True
+    return False
+
+
+def phase(output: Path, writing: bool) -> str:
+    """Return what a killed run was doing."""
+    run = RunDirectory(output)
+    if writing:
+        return "writing files"
+    if not run.recipe.is_file():
+        return "preparing"
+    saved = run.checkpoint(STEPS)
+    return "finishing" if is_sealed(saved) else "training"
+
+
+def kill(processes: list[int], output: Path, chance: random.Random, seconds: float) -> str | None:
+    """Kill one of the processes at a random moment; return what the run was doing, or None if it ended before that."""
+    while_writing = chance.random() < 0.5
+    moment = time.monotonic() + chance.uniform(0, seconds * (0.7 if while_writing else 1))
+    victim = chance.choice(processes)
+    while time.monotonic() < moment and is_running(victim):
+        time.sleep(0.001)
+    if while_writing:
+        while is_running(victim) and not is_writing(output):
+            time.sleep(0.0005)
+        time.sleep(chance.uniform(0, SECONDS_OF_WRITING))
+    if not is_running(victim):
+        return None
+    writing = is_writing(output)
+    os.kill(victim, signal.SIGKILL)
+    return phase(output, writing)
+
+
+def end(processes: list[int]) -> list[int]:
+    """Wait for the end of all processes and return their exit codes; negative ones are signals."""
+    until = time.monotonic() + SECONDS_TO_END
+    while any(map(is_running, processes)) and time.monotonic() < until:
+        time.sleep(0.01)
+    for process in filter(is_running, processes):
+        os.kill(process, signal.SIGKILL)
+    return [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
+
+
+def weights_of(output: Path) -> dict[str, str]:
+    """Return the digests of the final weights."""
+    files = sorted((output / "model").glob("*.safetensors"))
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def killed_run(command: str, processes: int, seed: int, kills: int, seconds: float, expected: Mapping[str, str]) -> Run:
+    """Return a run that was killed `kills` times, resumed each time, and then left alone until its end."""
+    run, chance = Run(command, processes, seed), random.Random(seed)
+    output = Path(f"killed-{command}-{processes}-{seed}")
+    log = output.with_suffix(".log")
+    while not RunDirectory(output).metrics.is_file():
+        resume = bool(RunDirectory(output).checkpoints())
+        started = start(command, output, processes, resume, log)
+        done = None
+        if len(run.kills) < kills:
+            done = kill(started, output, chance, seconds)
+        codes = end(started)
+        if done is not None:
+            run.kills.append(done)
+        elif not run.kills:  # it ended before the moment came
+            shutil.rmtree(output)
+        elif any(codes):
+            run.sentences.append(log.read_text(encoding="utf-8").strip().splitlines()[-1])
+            break
+    run.identical = weights_of(output) == expected and bool(expected)
+    return run
+
+
+def table(runs: list[Run]) -> Table:
+    """Return the table of the outcomes."""
+    result = Table("command", "processes", "runs", "kills", "identical", "sentences", title="Killed runs")
+    for command, processes in sorted({(run.command, run.processes) for run in runs}):
+        group = [run for run in runs if (run.command, run.processes) == (command, processes)]
+        kills, sentences = (sum(len(getattr(run, name)) for run in group) for name in ("kills", "sentences"))
+        numbers = (processes, len(group), kills, sum(run.identical for run in group), sentences)
+        result.add_row(command, *map(str, numbers))
+    return result
+
+
+def main() -> None:
+    """Kill and resume all runs, print the table and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=6, help="runs of each command on one process")
+    parser.add_argument("--pairs", type=int, default=3, help="runs of each command on two processes")
+    parser.add_argument("--kills", type=int, default=4, help="kills of each run")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first run; the others follow it")
+    parser.add_argument("--output", type=Path, required=True)
+    options = parser.parse_args()
+    output = options.output.resolve()
+    # A forked process must not inherit threads.
+    torch.set_num_threads(1)
+    runs = []
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        os.environ["REVFORMERS_CACHE"] = str(Path(folder, "cache"))
+        write_inputs()
+        for command in RECIPES:
+            for processes, number in ((1, options.runs), (2, options.pairs)):
+                for name in ("first", "undisturbed"):  # the first one fills the cache
+                    whole, begun = Path(f"{name}-{command}-{processes}"), time.monotonic()
+                    codes = end(start(command, whole, processes, False, whole.with_suffix(".log")))
+                    seconds = time.monotonic() - begun
+                    assert not any(codes), whole.with_suffix(".log").read_text(encoding="utf-8")
+                expected = weights_of(whole)
+                for seed in range(options.seed, options.seed + number):
+                    run = killed_run(command, processes, seed, options.kills, seconds, expected)
+                    print(f"{command}, {processes} processes, seed {seed}: {run.kills} {run.sentences}", flush=True)
+                    runs.append(run)
+    result = {
+        "kills": sum(len(run.kills) for run in runs),
+        "phases": dict(Counter(one for run in runs for one in run.kills)),
+        "runs": [asdict(run) for run in runs],
+    }
+    write_result(output, result, sys.argv[1:], program="python -m lab.studies.kills")
+    Console().print(table(runs), highlight=False)
+
+
+if __name__ == "__main__":
+    main()
