@@ -49,7 +49,7 @@ def run(arguments: Sequence[str]) -> int:
     from lab.bench.comparison import Comparison, ComparisonOptions
     from lab.bench.environment import write_result
     from lab.bench.terminal import comparison_tables
-    from revformers.training.console import command_console, say
+    from revformers.training.console import command_console, say, signs_of_life
     from revformers.training.recipe import load_recipe
 
     path = options.out / "comparison.json"
@@ -65,7 +65,8 @@ def run(arguments: Sequence[str]) -> int:
         processes_at_once=1 if options.device.startswith("cuda") else 2,
         device=options.device,
     )
-    comparison = Comparison(recipe, settings, lambda line: say(console, f"{line} ...")).run()
+    with signs_of_life(console, "comparing"):
+        comparison = Comparison(recipe, settings, lambda line: say(console, f"{line} ...")).run()
     write_result(path, {"recipe_file": Path(options.recipe).name, **comparison}, ["compare", *arguments])
     console.print(comparison_tables(comparison))
     say(console, f"Written to {path}.")

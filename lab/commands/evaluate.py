@@ -119,22 +119,25 @@ def _check_model(name: str | None) -> None:
 def _evaluate(name: str, options: EvaluateOptions) -> "Evaluation":
     """Load one model and evaluate it."""
     from lab.evaluation import evaluate
-    from revformers.checkpoints.load import load_causal_lm, load_tokenizer
+    from revformers.checkpoints.adapter import load_model_or_adapter
+    from revformers.checkpoints.load import load_tokenizer
+    from revformers.training.console import command_console, signs_of_life
 
-    model, tokenizer = load_causal_lm(name), load_tokenizer(name)
+    model, tokenizer = load_model_or_adapter(name), load_tokenizer(name)
     try:
         model.to(options.device)
     except (AssertionError, RuntimeError) as error:
         raise UserError(f"PyTorch cannot use the device {options.device!r} here: {error}") from error
-    return evaluate(
-        model,
-        tokenizer,
-        options.tasks,
-        data=options.data,
-        limit=options.limit,
-        batch_size=options.batch_size,
-        progress=sys.stderr.isatty(),
-    )
+    with signs_of_life(command_console(stderr=True), f"evaluating {name}"):
+        return evaluate(
+            model,
+            tokenizer,
+            options.tasks,
+            data=options.data,
+            limit=options.limit,
+            batch_size=options.batch_size,
+            progress=sys.stderr.isatty(),
+        )
 
 
 def score_table(evaluation: "Evaluation") -> "TitledTable":

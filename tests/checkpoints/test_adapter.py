@@ -3,6 +3,7 @@ import torch
 from safetensors.torch import load_file
 
 import revformers as rf
+from revformers.checkpoints.adapter import load_model_or_adapter
 from tests.checkpoints.adapters import BASES, REFUSED, base, wrong_base
 from tests.tiny_trainers import (
     logits,
@@ -47,10 +48,34 @@ def test_a_base_that_is_gone_is_asked_for(folder, tmp_path):
     adapted = with_adapter(rf.from_pretrained(tmp_path / "base"))
     adapted.save_pretrained(tmp_path / "adapter")
     (tmp_path / "base").rename(tmp_path / "elsewhere")
-    with pytest.raises(FileNotFoundError, match=r"is no longer in .*base; pass it as revformers\.load_adapter"):
+    with pytest.raises(FileNotFoundError, match=r"is not in .*base; work in .*or pass .* as revformers\.load_adapter"):
         rf.load_adapter(tmp_path / "adapter")
-    loaded = rf.load_adapter(tmp_path / "adapter", rf.from_pretrained(tmp_path / "elsewhere"))
+    for there in (rf.from_pretrained(tmp_path / "elsewhere"), tmp_path / "elsewhere", str(tmp_path / "elsewhere")):
+        assert torch.equal(logits(rf.load_adapter(tmp_path / "adapter", there)), logits(adapted))
+    with pytest.raises(FileNotFoundError, match=r"is not in .*nowhere"):
+        rf.load_adapter(tmp_path / "adapter", tmp_path / "nowhere")
+
+
+def test_a_base_named_by_a_relative_path_is_asked_for_at_once_elsewhere(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make("memory", folder).save_pretrained("base")
+    adapted = with_adapter(rf.from_pretrained("base"))
+    adapted.save_pretrained("there/adapter")
+    assert torch.equal(logits(rf.load_adapter("there/adapter")), logits(adapted))
+    monkeypatch.chdir("there")
+    with pytest.raises(FileNotFoundError, match="is not in base; work in the directory of its training, or pass the"):
+        rf.load_adapter("adapter")
+    assert torch.equal(logits(rf.load_adapter("adapter", "../base")), logits(adapted))
+
+
+def test_a_command_loads_a_model_or_an_adapter(folder, tmp_path):
+    make("memory", folder).save_pretrained(tmp_path / "base")
+    adapted = with_adapter(rf.from_pretrained(tmp_path / "base"))
+    adapted.save_pretrained(tmp_path / "adapter")
+    loaded = load_model_or_adapter(tmp_path / "adapter", trainable=True)
     assert torch.equal(logits(loaded), logits(adapted))
+    assert any(parameter.requires_grad for parameter in loaded.parameters())
+    assert torch.equal(logits(load_model_or_adapter(tmp_path / "base")), logits(rf.from_pretrained(tmp_path / "base")))
 
 
 def test_one_call_refuses_an_adapter_of_an_ordinary_network(ordinary_adapter):

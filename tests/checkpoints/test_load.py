@@ -1,12 +1,16 @@
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import HfApi
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 import revformers as rf
-from revformers.checkpoints.load import load_tokenizer
+from revformers.checkpoints.load import load_causal_lm, load_config, load_tokenizer
+from revformers.checkpoints.marks import KEY
 from revformers.data.tokenizer import train_tokenizer
 from revformers.errors import ModelFilesError
 from revformers.models.parts import reversible_stack
@@ -123,3 +127,78 @@ def test_a_damaged_tokenizer_is_named(tmp_path, name, content):
     assert str(tmp_path) in str(caught.value)
     assert "can be loaded: " in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+LOADERS = [load_causal_lm, load_tokenizer, load_config]
+
+
+class Malicious:
+    def __reduce__(self):
+        return os.mkdir, ("ran",)
+
+
+def test_a_pickle_of_weights_alone_is_read_and_no_other(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = llama()
+    for name, weights in (("plain", model.state_dict()), ("evil", {"model.embed_tokens.weight": Malicious()})):
+        model.config.save_pretrained(name)
+        torch.save(weights, f"{name}/pytorch_model.bin")
+    assert torch.equal(load_causal_lm("plain")(IDS).logits, model.eval()(IDS).logits)
+    with pytest.raises(ModelFilesError, match=r"a pickle that holds more than tensors.*take the model in safetensors"):
+        load_causal_lm("evil")
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize("load", LOADERS)
+def test_code_beside_a_model_is_never_run_and_nobody_is_asked(load, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("own").mkdir()
+    names = {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own", "AutoTokenizer": ["own.Own", None]}
+    Path("own/config.json").write_text(json.dumps({"model_type": "own", "auto_map": names}))
+    Path("own/tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "Own", "auto_map": names}))
+    Path("own/model.safetensors").write_bytes(b"")
+    Path("own/own.py").write_text("import os; os.mkdir('/ran')")
+    monkeypatch.setattr("builtins.input", lambda *words: pytest.fail("a question"))
+    with pytest.raises(ModelFilesError):
+        load("own")
+    assert not Path("/ran").exists()
+    with pytest.raises(ModelFilesError, match="needs Python code of its own, which is not run"):
+        load_config("own")
+
+
+@pytest.mark.parametrize("load", LOADERS)
+def test_a_name_that_is_nowhere_is_one_sentence_at_once(load, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    Path("runs").mkdir()
+    with pytest.raises(FileNotFoundError, match="There is no directory 'runs/missing' to load a model from"):
+        load("runs/missing")
+    for name in ("missing", "owner/missing"):
+        monkeypatch.setattr(HfApi, "model_info", lambda *words, **options: raise_(ConnectionError("no route")))
+        with pytest.raises(FileNotFoundError, match=f"There is no directory '{name}', and the Hugging Face hub cannot"):
+            load(name)
+
+
+def raise_(error):
+    raise error
+
+
+@pytest.mark.parametrize("load", LOADERS)
+def test_a_run_directory_names_the_model_in_it(load, saved, tmp_path):
+    saved[1].rename(tmp_path / "moved")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "moved").rename(tmp_path / "run" / "model")
+    with pytest.raises(ModelFilesError, match=r"run is the directory of a run; name .*run/model in it"):
+        load(tmp_path / "run")
+
+
+def test_dynamics_that_are_not_registered_are_one_sentence(saved):
+    path = saved[1] / "config.json"
+    values = json.loads(path.read_text())
+    values[KEY]["dynamics"]["name"] = "mine"
+    path.write_text(json.dumps(values))
+    for load in (load_causal_lm, load_config):
+        with pytest.raises(ModelFilesError, match=r"^The config\.json of") as caught:
+            load(saved[1])
+        assert str(caught.value).count("The config.json of") == 1
+        assert "import the module that registers them" in str(caught.value)

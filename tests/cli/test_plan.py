@@ -1,10 +1,12 @@
 import json
 
 import pytest
-from transformers import LlamaConfig
+from transformers import BertConfig, BitsAndBytesConfig, GPT2Config, GPTNeoConfig, LlamaConfig, T5Config
 
+import revformers as rf
 from revformers.cli.main import main
 from revformers.cli.plan import parse_memory
+from tests.test_reversible import llama
 
 
 @pytest.fixture
@@ -90,3 +92,98 @@ def test_small_memories_are_in_mebibytes_and_no_number_is_cut(config, capsys):
     assert "of 900 MiB" in shown
     assert "MiB, one sequence of 64 tokens" in shown
     assert "…" not in shown
+
+
+SMALL = {"hidden_size": 32, "vocab_size": 61}
+GPT2 = GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=61, n_positions=40, bos_token_id=0, eos_token_id=0)
+NEO = GPTNeoConfig(
+    **SMALL,
+    num_layers=2,
+    num_heads=2,
+    attention_types=[[["global", "local"], 1]],
+    max_position_embeddings=300,
+    bos_token_id=0,
+    eos_token_id=0,
+)
+BERT = {
+    **SMALL,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 48,
+}
+
+
+def planned(config, directory, capsys, *words):
+    config.save_pretrained(directory)
+    assert main(["plan", str(directory), "--memory", "64MB", "--bits", "0", "--json", "-", *words]) == 0
+    shown = capsys.readouterr()
+    return json.loads(shown.out), shown.err
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    ("config", "longest"),
+    [(GPT2, 40), (NEO, 300), (BertConfig(**BERT, is_decoder=True), 48)],
+    ids=["gpt2", "neo", "bert"],
+)
+def test_learned_positions_end_the_longest_context(config, longest, tmp_path, capsys):
+    plan, _ = planned(config, tmp_path, capsys, "--plot", str(tmp_path / "plan.svg"))
+    assert plan["sequence_length"] == longest  # by default, as 2,048 tokens are too many
+    assert {row["longest_context"] for row in plan["setups"]} == {longest}
+    assert main(["plan", str(tmp_path), "--memory", "64MB", "--sequence_length", str(longest + 1)]) == 2
+    assert f"the model has positions for {longest} tokens only" in capsys.readouterr().err
+
+
+@pytest.mark.thorough
+def test_rotary_positions_do_not(config, capsys, tmp_path):
+    plan, _ = planned(LlamaConfig.from_pretrained(config, max_position_embeddings=64), tmp_path, capsys)
+    assert plan["sequence_length"] == 64
+    assert min(row["longest_context"] for row in plan["setups"]) > 64
+
+
+@pytest.mark.thorough
+def test_a_reversible_model_is_planned_as_its_ordinary_one(tmp_path, capsys):
+    model = llama()
+    expected, _ = planned(model.config, tmp_path / "ordinary", capsys, "--sequence_length", "16")
+    rf.make_reversible(model, rf.BlendedMidpoint(["1/2"] * 4)).save_pretrained(tmp_path / "reversible")
+    plan, _ = planned(GPT2, tmp_path / "other", capsys, "--sequence_length", "16")
+    words = ["--memory", "64MB", "--bits", "0", "--sequence_length", "16", "--json", "-"]
+    assert main(["plan", str(tmp_path / "reversible"), *words]) == 0
+    assert json.loads(capsys.readouterr().out) == expected != plan
+
+
+@pytest.mark.thorough
+def test_quantised_weights_are_planned_with_a_word(config, tmp_path, capsys):
+    quantised = LlamaConfig.from_pretrained(config)
+    quantised.quantization_config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    words = ["--sequence_length", "16"]
+    assert (
+        "the weights are in nf4, and are planned dequantised" in planned(quantised, tmp_path / "nf4", capsys, *words)[1]
+    )
+    assert not planned(quantised, tmp_path / "nf4", capsys, *words, "--train", "qlora")[1]
+    assert not planned(LlamaConfig.from_pretrained(config), tmp_path / "plain", capsys, *words)[1]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [(BertConfig(**BERT), "describes an encoder"), (T5Config(d_model=32), "does not describe a causal language model")],
+)
+def test_what_is_no_causal_language_model_is_refused(config, message, tmp_path, capsys):
+    config.save_pretrained(tmp_path)
+    assert main(["plan", str(tmp_path), "--memory", "64MB"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_adapter_names_its_model(tmp_path, capsys):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "the/base"}')
+    assert main(["plan", str(tmp_path), "--memory", "64MB"]) == 2
+    assert "name the model the/base that the adapter there belongs to" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--json", "--plot"])
+def test_a_place_that_takes_nothing_is_refused_before_the_plan(option, config, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for place in ("/proc/nowhere/plan.svg", str(tmp_path / "file" / "plan.svg")):
+        assert main(["plan", config, "--memory", "64MB", option, place]) == 2
+        assert "Nothing can be written to" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """Loading of adapters that were trained on a reversible network."""
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,8 +23,9 @@ from revformers.checkpoints.adapter_base import (
     read_description,
 )
 from revformers.checkpoints.gguf_file import find_gguf, is_gguf, load_gguf_model
+from revformers.checkpoints.load import load_causal_lm
 from revformers.checkpoints.model_class import become_ordinary, become_reversible, reversible_class
-from revformers.checkpoints.model_files import find_model, hub_keywords
+from revformers.checkpoints.model_files import find_model, hub_keywords, look_up
 from revformers.errors import ModelFilesError, require_package
 from revformers.models.attach import add_update_predictors
 from revformers.models.discovery import unwrap
@@ -53,15 +55,20 @@ def apply_conversion(model: nn.Module, directory: Path) -> None:
 
 
 def load_adapter(
-    directory: str | os.PathLike, model: nn.Module | None = None, *, trainable: bool = False, **keywords: Any
+    directory: str | os.PathLike,
+    model: nn.Module | str | os.PathLike | None = None,
+    *,
+    trainable: bool = False,
+    **keywords: Any,
 ) -> Any:
     """Load an adapter that was trained on a reversible model, together with that model.
 
     Args:
         directory: an adapter's directory or hub id, written by `save_pretrained` of a PEFT model around a reversible
             one, a trainer or `revformers finetune`.
-        model: the base, ordinary or reversible; an ordinary one is made reversible in place. None loads the base from
-            its location at training.
+        model: the base, ordinary or reversible, or its directory, hub id or GGUF file; an ordinary one is made
+            reversible in place. None loads the base from its location at training, of which a relative path is one
+            from the working directory.
         trainable: whether the adapter can be trained further.
         keywords: the location of the adapter (revision, subfolder, token, ...), and keywords of `from_pretrained` of
             transformers for the base, which override those at training (dtype, device_map, ...).
@@ -91,29 +98,45 @@ def load_adapter(
             f"{directory} holds an adapter of an ordinary model; load it with peft.PeftModel.from_pretrained."
         )
     base = AdapterBase.read(file)
-    if model is None:
-        model = _load_base(directory, base, keywords)
-        _resize_embeddings(model, find_file(directory, WEIGHTS, keywords))
+    if not isinstance(model, nn.Module):
+        if model is not None:
+            base = dataclasses.replace(base, name=str(model), revision=None)
+        network: Any = _load_base(directory, base, keywords)
+        _resize_embeddings(network, find_file(directory, WEIGHTS, keywords))
         # A saved reversible base may have been given other dynamics in memory, which the description records.
-        known = not base_differences(model, base)
+        known = not base_differences(network, base)
     else:
-        known = reversible_stack(model) is not None
-    was_ordinary = reversible_stack(model) is None
+        network = model
+        known = reversible_stack(network) is not None
+    was_ordinary = reversible_stack(network) is None
     try:
         if not known:
             if base.identity.predictor_form is not None:
                 find_file(directory, PREDICTORS, keywords)  # downloads the file into the directory of the description
-            apply_conversion(model, file.parent)
-        return peft.PeftModel.from_pretrained(model, directory, is_trainable=trainable, **hub_keywords(keywords))
+            apply_conversion(network, file.parent)
+        return peft.PeftModel.from_pretrained(network, directory, is_trainable=trainable, **hub_keywords(keywords))
     except Exception as error:
         if was_ordinary:
-            become_ordinary(model)
+            become_ordinary(network)
         if "size mismatch" not in str(error):
             raise
         raise ValueError(
-            f"The adapter {directory} does not fit this {type(unwrap(model)).__name__}, whose weights have other sizes "
-            f"than those of the base that it was trained on, {base.name or 'a model that was never saved'}."
+            f"The adapter {directory} does not fit this {type(unwrap(network)).__name__}, whose weights have other "
+            f"sizes than those of the base that it was trained on, {base.name or 'a model that was never saved'}."
         ) from error
+
+
+def load_model_or_adapter(name: str | os.PathLike, *, trainable: bool = False) -> Any:
+    """Load a causal language model as `load_causal_lm` does, or an adapter of a reversible one with its base.
+
+    Args:
+        name: a directory, a hub id or a GGUF file of a model, or the directory of an adapter.
+        trainable: whether the weights of an adapter can be trained.
+
+    """
+    if (Path(name) / ADAPTER_CONFIG).is_file() and find_description(name, {}) is not None:
+        return load_adapter(name, trainable=trainable)
+    return load_causal_lm(name)
 
 
 def _load_base(adapter: str | os.PathLike, base: AdapterBase, keywords: Mapping[str, Any]) -> Any:
@@ -124,10 +147,12 @@ def _load_base(adapter: str | os.PathLike, base: AdapterBase, keywords: Mapping[
         )
     try:
         name = str(find_gguf(base.name)) if is_gguf(base.name) else find_model(base.name)
+        if not is_gguf(name):
+            look_up(name, keywords)
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"The base of {adapter} is no longer in {base.name}; pass it as revformers.load_adapter"
-            f"({str(adapter)!r}, model)."
+            f"The base of {adapter} is not in {base.name}; work in the directory of its training, or pass the base, or "
+            f"its path, as revformers.load_adapter({str(adapter)!r}, base)."
         ) from error
     kind = getattr(transformers, base.architecture, None)
     if kind is None:

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import transformers
@@ -12,7 +13,14 @@ from revformers.checkpoints.gguf_file import is_gguf, load_gguf_config, load_ggu
 from revformers.checkpoints.marks import PREFIX
 from revformers.checkpoints.model_class import reversible_class
 from revformers.checkpoints.model_config import saved_config
-from revformers.checkpoints.model_files import clear_errors, find_model, refuse_weights
+from revformers.checkpoints.model_files import (
+    clear_errors,
+    find_model,
+    look_up,
+    missing_config,
+    refuse_own_code,
+    refuse_weights,
+)
 from revformers.errors import ModelFilesError, NotReversibleError
 from revformers.private_api import models_of_auto_class
 
@@ -72,12 +80,20 @@ def load_causal_lm(name: str | os.PathLike, **keywords: Any) -> Any:
         refuse_weights(str(name), "do not have", found["missing_keys"])
         return model
     path = find_model(name)
+    look_up(path, keywords)
+    keywords = {"trust_remote_code": False} | keywords
     try:
         with clear_errors(path, keywords, keywords.get("variant")):
             model, found = AutoModelForCausalLM.from_pretrained(path, **keywords, output_loading_info=True)
     except (ModelFilesError, NotReversibleError):
         raise
+    except UnpicklingError as error:
+        raise ModelFilesError(
+            f"The weights in {path} are a pickle that holds more than tensors, which may run code and is not loaded; "
+            f"take the model in safetensors."
+        ) from error
     except (OSError, ValueError, StrictDataclassError) as error:
+        refuse_own_code(path, error)
         message = " ".join(str(error).split())[:300].rstrip(".")
         place = f"{path} holds" if Path(path).is_dir() else f"There is no directory {path}, and the hub has"
         raise ModelFilesError(f"{place} no causal language model that can be loaded: {message}.") from error
@@ -102,11 +118,13 @@ def load_tokenizer(name: str | os.PathLike, **keywords: Any) -> PreTrainedTokeni
     if is_gguf(name):
         return load_gguf_tokenizer(name)
     path = find_model(name)
+    look_up(path, keywords)
     try:
-        return AutoTokenizer.from_pretrained(path, **keywords)
-    except ImportError:
-        raise  # a package that the tokenizer needs
+        return AutoTokenizer.from_pretrained(path, **{"trust_remote_code": False} | keywords)
+    except (ImportError, ModelFilesError, NotReversibleError):
+        raise  # a package that the tokenizer needs, or a sentence of ours
     except Exception as error:  # a damaged tokenizer.json raises KeyError, TypeError or the tokenizers' own Exception
+        refuse_own_code(path, error)
         reason = " ".join(str(error).split())[:200].rstrip(".")
         if not isinstance(error, OSError | ValueError):
             reason = f"its tokenizer.json or tokenizer_config.json is damaged ({type(error).__name__}: {reason})"
@@ -131,8 +149,15 @@ def load_config(name: str | os.PathLike) -> Any:
         return load_gguf_config(name)
     file = Path(name).expanduser()
     path = str(file) if file.is_file() else find_model(name)
+    if not file.is_file():
+        look_up(path, {})
+        if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+            raise ModelFilesError(missing_config(Path(path)))
     try:
-        return AutoConfig.from_pretrained(path)
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except (ModelFilesError, NotReversibleError):
+        raise
     except (OSError, ValueError) as error:
+        refuse_own_code(path, error)
         reason = " ".join(str(error).split())[:200].rstrip(".")
         raise ModelFilesError(f"No configuration of a model can be read from {str(name)!r}: {reason}.") from error

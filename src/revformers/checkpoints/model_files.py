@@ -1,5 +1,6 @@
 """The files of a saved model: their location, their names, and the search for a faulty one."""
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -7,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
 from revformers.errors import ModelFilesError, NotReversibleError
@@ -22,15 +23,71 @@ def find_model(name: str | os.PathLike) -> str:
     """Return a directory with ~ expanded, or a hub id, as text; raise FileNotFoundError if a path does not exist."""
     path = Path(name).expanduser()
     is_path = not isinstance(name, str) or name.startswith((".", "/", "~")) or name.count("/") > 1
-    if is_path and not path.is_dir():
+    beside = "/" in str(name) and Path(str(name).partition("/")[0]).is_dir()  # and no account of the hub
+    if (is_path or beside) and not path.is_dir():
         raise FileNotFoundError(f"There is no directory {str(name)!r} to load a model from.")
+    if path.is_dir() and not (path / "config.json").exists() and (inside := _models_of_run(path)):
+        raise ModelFilesError(f"{path} is the directory of a run; name {' or '.join(map(str, inside))} in it.")
     return str(path) if is_path else str(name)
+
+
+def _models_of_run(path: Path) -> list[Path]:
+    """Return the directories of the model and of the adapter in a run directory, if it is one."""
+    if (path / "adapter_config.json").exists():
+        return []
+    files = (path / "model" / "config.json", path / "adapter" / "adapter_config.json")
+    return [file.parent for file in files if file.is_file()]
+
+
+def look_up(name: str, keywords: Mapping[str, Any]) -> None:
+    """Raise FileNotFoundError at once if `name` is neither a directory, nor cached, nor can the hub be asked for it.
+
+    transformers asks a hub that cannot be reached for half a minute.
+    """
+    cached = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+    if Path(name).is_dir() or cached.is_dir() or keywords.get("cache_dir") or keywords.get("local_files_only"):
+        return
+    try:
+        HfApi().model_info(name, timeout=SECONDS_FOR_THE_HUB)
+    except HFValidationError as error:
+        raise FileNotFoundError(f"There is no directory {name!r}, and the hub has no names of this form.") from error
+    except HfHubHTTPError:
+        pass  # loading says whether it does not exist or is private
+    except Exception as error:  # the HTTP library's own, which depends on the version of huggingface_hub
+        raise FileNotFoundError(
+            f"There is no directory {name!r}, and the Hugging Face hub cannot be asked for a model of this name: "
+            f"{'offline mode is on' if constants.is_offline_mode() else 'it cannot be reached'}."
+        ) from error
+
+
+SECONDS_FOR_THE_HUB = 10
+
+
+def refuse_own_code(path: str, error: Exception) -> None:
+    """Raise ModelFilesError if `error` is that of a model whose Python code lies beside its weights."""
+    if "trust_remote_code" in str(error):
+        raise ModelFilesError(
+            f"{path} needs Python code of its own, which is not run; load it with transformers and "
+            f"trust_remote_code=True if you trust it, and pass the model to revformers in Python."
+        ) from error
 
 
 def hub_keywords(keywords: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keywords of `from_pretrained` that determine the location and the revision of a file."""
     names = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download")
     return {name: keywords[name] for name in names if keywords.get(name) is not None}
+
+
+def missing_config(folder: Path) -> str:
+    """Return one sentence about a folder without config.json, which names the base of an adapter in it."""
+    remedy, adapter = "name the directory of one", folder / "adapter_config.json"
+    if adapter.is_file():
+        base = None
+        with contextlib.suppress(ValueError, AttributeError):
+            base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        model = f"the model {base}" if base else "the model"
+        remedy = f"name {model} that the adapter there belongs to, or load both with revformers.load_adapter or PEFT"
+    return f"{folder} has no config.json, so it holds no whole model; {remedy}."
 
 
 def own_variant(variant: str | None) -> str:
@@ -107,7 +164,7 @@ def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
         return [single]
     if not index.is_file():
         return []
-    return sorted({folder / shard for shard in json.loads(index.read_text())["weight_map"].values()})
+    return sorted({folder / shard for shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
 
 
 def _single(variant: str | None) -> str:
@@ -129,13 +186,10 @@ def _fault_in_files(path: str, keywords: Mapping[str, Any], variant: str | None)
     again = "save or download the model again"
     config = folder / "config.json"
     if not config.is_file():
-        remedy = "load the adapter there with revformers.load_adapter or PEFT"
-        if not (folder / "adapter_config.json").is_file():
-            remedy = "name the directory of one"
-        return f"{folder} has no config.json, so it holds no whole model; {remedy}."
+        return missing_config(folder)
     for file in (config, _index(folder, variant)):
         try:
-            readable = not file.is_file() or isinstance(json.loads(file.read_text()), dict)
+            readable = not file.is_file() or isinstance(json.loads(file.read_text(encoding="utf-8")), dict)
         except ValueError:
             readable = False
         if not readable:

@@ -13,10 +13,11 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from revformers.byte_size import parse_size
-from revformers.errors import UserError, require_package
+from revformers.errors import UserError, as_user_error, require_package
 from revformers.files import check_place, write_text
 
 PLOT_FORMATS = ("svg", "png", "pdf")
+DEFAULT_LENGTH = 2048
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class PlanOptions:
     Attributes:
         model: A directory, a hub id, a config.json or a GGUF file.
         memory: Memory of the device, such as 24GiB.
-        sequence_length: Tokens in a sequence.
+        sequence_length: Tokens in a sequence; by default 2048, or the model's maximum if that is smaller.
         train: full trains all weights, lora a LoRA adapter of rank 16 on all linear layers except the head, qlora the
             same on frozen NF4 weights.
         optimizer: Optimizer, for the size of its states.
@@ -46,7 +47,7 @@ class PlanOptions:
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     memory: str
-    sequence_length: int = 2048
+    sequence_length: int | None = None
     train: Literal["full", "lora", "qlora"] = "full"
     optimizer: Literal["adamw", "adamw8bit", "adafactor", "lion", "sgd"] = "adamw"
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -68,7 +69,7 @@ def run(arguments: Sequence[str]) -> int:
     """
     options = tyro.cli(PlanOptions, prog="revformers plan", args=list(arguments), use_underscores=True)
     memory = parse_memory(options.memory)
-    if options.sequence_length < 2:
+    if options.sequence_length is not None and options.sequence_length < 2:
         raise UserError(f"A sequence has at least two tokens; raise --sequence_length {options.sequence_length}.")
     if not options.bits or not all(0 <= number <= 8 for number in options.bits):
         raise UserError("--bits takes numbers from 0 to 8.")
@@ -89,29 +90,34 @@ def run(arguments: Sequence[str]) -> int:
     from revformers.planning.devices import DEVICES
     from revformers.planning.plan import make_plan
     from revformers.setup import Workload
-    from revformers.training.console import command_console, say
+    from revformers.training.console import command_console, say, signs_of_life
 
     quiet_libraries()
     gc.freeze()  # the objects of the libraries stay, and searching them for garbage takes long
+    config = _config(options.model)
+    longest = getattr(config, "max_position_embeddings", None) or math.inf
+    length = options.sequence_length or int(min(DEFAULT_LENGTH, longest))
     workload = Workload(
-        _config(options.model),
-        sequence_length=options.sequence_length,
+        config,
+        sequence_length=length,
         precision=options.dtype,
         head=options.head,
         optimizer=options.optimizer,
         training=options.train,
     )
-    longest = workload.longest_sequence or math.inf
-    if options.sequence_length > longest:
-        print(f"The model reads at most {longest} tokens; {options.sequence_length} were asked for.", file=sys.stderr)
+    if length > longest:
+        print(f"The model reads at most {longest} tokens; {length} were asked for.", file=sys.stderr)
+    if (remark := _quantised(config, options.train)) is not None:
+        print(f"{options.model}: {remark}", file=sys.stderr)
     device, named = DEVICES[options.gpu], str(options.gpu)
     if options.operations_per_byte is not None:
         device = dataclasses.replace(device, memory=device.operations(workload.dtype) / options.operations_per_byte)
         named = f"{options.operations_per_byte:g} operations a byte"
-    try:
+    with (
+        as_user_error(f"No step of {options.model} can be planned"),
+        signs_of_life(command_console(stderr=True), "planning"),
+    ):
         plan = make_plan(workload, memory, device, options.bits)
-    except ValueError as error:
-        raise UserError(f"No step of {options.model} can be planned: {error}") from error
     if options.json and options.json != "-":
         write_text(Path(options.json), _json(plan))
     if options.plot:
@@ -144,11 +150,30 @@ def parse_memory(text: str) -> int:
 
 def _config(name: str) -> Any:
     """Return the configuration called `name`; raise UserError if it is not that of a causal language model."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
     from revformers.checkpoints.load import load_config
+    from revformers.checkpoints.model_config import unmark_config
 
     config = load_config(name)
+    unmark_config(config)  # a reversible model is planned as the network that it is made of
+    encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.is_encoder_decoder
+    if encoder and getattr(config, "is_decoder", None) is False:
+        raise UserError(f"{name!r} describes an encoder, which reads in both directions, and no causal language model.")
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or getattr(config, "num_hidden_layers", None) is None:
         raise UserError(f"{name!r} does not describe a causal language model whose layers can be counted.")
     return config
+
+
+def _quantised(config: Any, train: str) -> str | None:
+    """Return what the plan leaves out of account of quantised weights; None if it counts the weights as they are."""
+    given = getattr(config, "quantization_config", None)
+    if not given:
+        return None
+    values = given if isinstance(given, dict) else given.to_dict()
+    kind = values.get("bnb_4bit_quant_type") if values.get("load_in_4bit") else None
+    if kind == "nf4" and train == "qlora":
+        return None
+    named = kind or getattr(values.get("quant_method"), "value", values.get("quant_method")) or "a quantisation"
+    counted = "in NF4" if train == "qlora" else "dequantised"
+    return f"the weights are in {named}, and are planned {counted}; --train qlora plans NF4."

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from revformers.activations import Rebuild
 from revformers.planning.cost import SetupCost
+from revformers.planning.model_size import longest_readable, trained_model
 from revformers.planning.plan import Plan
 from revformers.planning.setups import title_of
 from revformers.planning.step import step_memory
@@ -32,7 +33,8 @@ def draw(workload: Workload, plan: Plan, axis: Axis, file: Path) -> None:
     rebuilt = [row.setup for row in plan.setups if row.setup.activations == Rebuild()]
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     axes = figure.subplots()
-    at = _places(plan.setups, axis, plan.sequence_length)
+    model = trained_model(workload, workload.layers)
+    at = _places(plan.setups, axis, plan.sequence_length, longest_readable(model, workload.longest_sequence))
     for colour, setup in enumerate([*ORDINARY_SETUPS, *rebuilt]):
         totals = []
         for place in at:
@@ -67,9 +69,14 @@ def draw(workload: Workload, plan: Plan, axis: Axis, file: Path) -> None:
     figure.savefig(file)
 
 
-def _places(rows: Sequence[SetupCost], axis: Axis, tokens: int) -> list[int]:
-    """Return the positions of the curves' points, from a small one to one that exceeds the device's memory."""
+def _places(rows: Sequence[SetupCost], axis: Axis, tokens: int, longest: int | None) -> list[int]:
+    """Return the positions of the curves' points, from a small one to one that exceeds the device's memory.
+
+    `longest` is the most tokens of a sequence that the model can read; None for no limit.
+    """
     least = min(256, tokens) if axis == "length" else 1
     limits = [row.longest_context if axis == "length" else row.largest_batch for row in rows if not row.host]
     most = max(1.2 * max(limits, default=0), 2 * (tokens if axis == "length" else 1))
+    if axis == "length" and longest is not None:
+        most = min(most, longest)
     return sorted({least, *(max(least, round(most * point / POINTS)) for point in range(1, POINTS + 1))})

@@ -87,7 +87,7 @@ def run(arguments: Sequence[str]) -> int:
 def _model(options: VerifyOptions) -> "PreTrainedModel":
     """Return the reversible model that the options name."""
     from revformers import dynamics, make_reversible
-    from revformers.checkpoints.load import load_causal_lm
+    from revformers.checkpoints.adapter import load_model_or_adapter
     from revformers.models.hint import without_hint
     from revformers.models.parts import reversible_stack
     from revformers.training.model import build_model
@@ -97,7 +97,7 @@ def _model(options: VerifyOptions) -> "PreTrainedModel":
         changes = {"dynamics.name": options.dynamics} if options.dynamics else {}
         model: Any = build_model(load_recipe(options.model, changes))
     else:
-        model = load_causal_lm(options.model)
+        model = load_model_or_adapter(options.model, trainable=True)
         if options.dynamics:
             with as_user_error(), without_hint():  # the hint is about the network's loss, which does not matter here
                 make_reversible(model, dynamics.create(options.dynamics))

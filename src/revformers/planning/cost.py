@@ -19,7 +19,8 @@ class SetupCost:
         host: host memory that the step holds, bytes.
         largest_batch: sequences that fit; 0 if not even one fits.
         host_of_largest_batch: host memory that a step on the largest batch holds, bytes.
-        longest_context: tokens of a single sequence that fit, a multiple of 256, accurate to one percent.
+        longest_context: tokens of a single sequence that fit, a multiple of 256, accurate to one percent; or all
+            that the model's table of positions allows.
         operations: floating-point operations of a step, relative to storing.
         time: predicted time of a step, relative to storing.
 

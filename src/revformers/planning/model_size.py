@@ -75,6 +75,26 @@ def meta_model(config: PreTrainedConfig, layers: int, dtype: torch.dtype) -> Any
         return AutoModelForCausalLM.from_config(values, dtype=dtype).train()
 
 
+def longest_readable(model: Any, longest: int | None) -> int | None:
+    """Return the most tokens that a model can read at all; None if its positions are computed for any length.
+
+    Args:
+        model: the model.
+        longest: the most tokens that it reads by its configuration. Rotary positions exist beyond it; an entry of a
+            table of learned positions, or of a mask that is a buffer, does not.
+
+    """
+    if longest is None:
+        return None
+    words = model.get_input_embeddings()
+    tables = [
+        module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding) and module is not words
+    ]
+    sizes = [size for buffer in model.buffers() if buffer.dim() >= 2 for size in buffer.shape]
+    # Some tables have one or two further entries for padding.
+    return longest if any(longest <= size <= longest + 2 for size in (*tables, *sizes)) else None
+
+
 def with_adapter(model: nn.Module, rank: int) -> Any:
     """Freeze a meta model and add a LoRA adapter to all its linear layers except the head.
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from revformers.errors import NotReversibleError
 from revformers.planning.cost import SetupCost
 from revformers.planning.devices import Device
-from revformers.planning.model_size import ModelSize, model_size, trained_model
+from revformers.planning.model_size import ModelSize, longest_readable, model_size, trained_model
 from revformers.planning.recommend import recommend
 from revformers.planning.search import largest_within
 from revformers.planning.setups import budgeted, rebuild, setups
@@ -60,14 +60,18 @@ def make_plan(workload: Workload, memory: int, device: Device, bits: Sequence[in
 
     Raises:
         MissingPackageError: if an adapter needs the package peft and it is not installed.
+        ValueError: for a sequence longer than the model's table of positions.
 
     """
     tokens = workload.sequence_length
-    size = model_size(trained_model(workload, workload.layers), workload.optimizer)
+    model = trained_model(workload, workload.layers)
+    size, limit = model_size(model, workload.optimizer), longest_readable(model, workload.longest_sequence)
+    if limit is not None and tokens > limit:
+        raise ValueError(f"the model has positions for {limit} tokens only, and a sequence of {tokens} was asked for.")
     choices, refusal = setups(bits), _refusal(workload, tokens)
     if refusal:
         choices = [setup for setup in choices if setup.ordinary]
-    rows = [_cost(workload, setup, size, memory, tokens, device) for setup in choices]
+    rows = [_cost(workload, setup, size, memory, tokens, device, limit) for setup in choices]
     if mixed := _budgeted_cost(workload, size, memory, tokens, device, rows):
         rows.append(mixed)
     recommendation = recommend(rows, size.total, memory, refusal)
@@ -88,14 +92,19 @@ def _refusal(workload: Workload, tokens: int) -> str | None:
     return None
 
 
-def _cost(workload: Workload, setup: Setup, size: ModelSize, memory: int, tokens: int, device: Device) -> SetupCost:
+def _cost(
+    workload: Workload, setup: Setup, size: ModelSize, memory: int, tokens: int, device: Device, limit: int | None
+) -> SetupCost:
+    def tokens_of(units: int) -> int:
+        return CONTEXT_UNIT * units if limit is None else min(CONTEXT_UNIT * units, limit)
+
     room = memory - size.total
     # A run that counts the operations of a step also counts its memory, but not the reverse.
     step_operations(workload, setup, tokens)
     one = step_memory(workload, setup, 1, tokens)
     batch = largest_within(lambda number: step_memory(workload, setup, number, tokens).device.total, room)
     units = largest_within(
-        lambda number: step_memory(workload, setup, 1, CONTEXT_UNIT * number).device.total,
+        lambda number: step_memory(workload, setup, 1, tokens_of(number)).device.total,
         room,
         start=max(1, tokens // CONTEXT_UNIT),
         tolerance=CONTEXT_TOLERANCE,
@@ -106,7 +115,7 @@ def _cost(workload: Workload, setup: Setup, size: ModelSize, memory: int, tokens
         one.host,
         batch,
         step_memory(workload, setup, batch, tokens).host if batch else 0,
-        CONTEXT_UNIT * units,
+        tokens_of(units),
         *_work_over_store(workload, setup, tokens, device, one.host),
     )
 

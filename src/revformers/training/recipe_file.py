@@ -204,7 +204,8 @@ def _converted(value: Any, annotation: Any) -> Any:
     """Return `value` in the annotated type of its field, or raise `_Unfit`."""
     if isinstance(annotation, types.UnionType):
         annotation, _ = get_args(annotation)  # fields are X or X | None
-        if value is None or (isinstance(value, Words) and str(value).lower() in ("none", "null")):
+        words = isinstance(value, Words) or (isinstance(value, str) and annotation is not str)  # YAML's word is null
+        if value is None or (words and str(value).lower() in ("none", "null")):
             return None
     if get_origin(annotation) is tuple:
         element = get_args(annotation)[0]
