@@ -62,6 +62,12 @@ def test_overrides_as_values_and_as_words_agree(written):
     assert by_value.sample == by_words.sample
 
 
+@pytest.mark.parametrize("word", ["none", "null", "None", "~"])
+def test_none_in_a_recipe_leaves_a_number_out(word, written):
+    """What a message tells to set, such as conversion.bits to none, can be set in the file too."""
+    assert load_recipe(written(f"loss: {{chunk: {word}}}")).loss.chunk is None
+
+
 @pytest.mark.parametrize("text", ["1e-3", "1E5", "-2.5e-1", ".5e2"])
 def test_exponents_are_numbers(text):
     assert parse_yaml(text) == float(text)
