@@ -4,6 +4,8 @@ from safetensors.torch import load_file
 
 import revformers as rf
 from revformers.checkpoints.adapter import load_model_or_adapter
+from revformers.checkpoints.adapter_base import PREDICTORS
+from revformers.errors import ModelFilesError
 from tests.checkpoints.adapters import BASES, REFUSED, base, wrong_base
 from tests.tiny_trainers import (
     logits,
@@ -98,3 +100,13 @@ def test_resized_embeddings_are_saved_with_the_adapter(kind, folder, tmp_path):
     right.resize_token_embeddings(70, mean_resizing=False)
     for loaded in (rf.load_adapter(tmp_path, right), rf.load_adapter(tmp_path)):
         assert torch.equal(logits(loaded), logits(adapted))
+
+
+def test_predictors_that_are_cut_short_are_named(folder, tmp_path):
+    with_adapter(make("converted", folder)).save_pretrained(tmp_path)
+    file = tmp_path / PREDICTORS
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(
+        ModelFilesError, match=rf"{PREDICTORS} is damaged or incomplete .*; save or download the adapter"
+    ):
+        rf.load_adapter(tmp_path)

@@ -346,6 +346,7 @@ def test_a_saved_reversible_model_keeps_its_dynamics(shared, tmp_path):
         run(recipe_in(shared, tmp_path, options))
 
 
+@pytest.mark.thorough
 def test_a_resumed_run_needs_its_conversion_but_no_start_figures(shared, tmp_path):
     recipe = recipe_in(shared, tmp_path, {"training.max_steps": 2})
     first = run(recipe)

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import yaml
+from torch import nn
 
 from revformers.errors import UserError
 from revformers.files import write_json
@@ -162,9 +163,13 @@ def test_a_place_that_cannot_be_written_is_named_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda place, mode: place != tmp_path)  # root may write into any directory
     with pytest.raises(UserError, match="is read-only, so the run cannot be written to"):
         RunDirectory(tmp_path / "new" / "run").check_place()
-    RunDirectory("/").check_space(1)
-    with pytest.raises(UserError, match=r"The trained weights alone take 1,099,511,627,776 MiB, and / has"):
-        RunDirectory("/").check_space(2**60)
+
+
+def test_weights_that_do_not_fit_are_named_before_the_training(tmp_path):
+    model = nn.Linear(2**30, 2**28, bias=False, device="meta")
+    with pytest.raises(UserError, match=r"The trained weights alone take 1,099,511,627,776 MiB, and .* MiB left; make"):
+        RunDirectory(tmp_path).check_space(model)
+    RunDirectory(tmp_path).check_space(model.requires_grad_(False))
 
 
 def test_a_failed_save_says_where_the_run_goes_on(run):

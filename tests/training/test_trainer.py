@@ -163,6 +163,17 @@ def test_a_damaged_checkpoint_is_named(folder, tmp_path):
         trainer_of(make("memory", folder), tmp_path, **STEPS).train(resume_from_checkpoint=str(checkpoint))
 
 
+@FILES
+def test_a_file_of_weights_that_is_cut_short_is_named(way, prepare, folder, tmp_path):
+    trainer_of(prepare(make(way, folder)), tmp_path, **STEPS | {"max_steps": 2}).train()
+    checkpoint = tmp_path / "run/checkpoint-2"
+    file = max(checkpoint.glob("*model*.safetensors"), key=lambda file: file.stat().st_size)
+    file.write_bytes(file.read_bytes()[:-1])
+    other = trainer_of(prepare(make(way, folder)), tmp_path, **STEPS)
+    with pytest.raises(ModelFilesError, match=rf"{file.name} is damaged or incomplete .*; resume from another"):
+        other.train(resume_from_checkpoint=str(checkpoint))
+
+
 def network(kind, folder):
     if kind == "converted":
         return converted(folder)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
@@ -49,7 +49,12 @@ def apply_conversion(model: nn.Module, directory: Path) -> None:
         return
     if not (directory / PREDICTORS).is_file():
         raise ModelFilesError(f"{directory} has no {PREDICTORS}; save the adapter again from the model it belongs to.")
-    weights = load_file(directory / PREDICTORS)
+    try:
+        weights = load_file(directory / PREDICTORS)
+    except SafetensorError as error:
+        raise ModelFilesError(
+            f"{directory / PREDICTORS} is damaged or incomplete ({error}); save or download the adapter again."
+        ) from error
     for layer, predictor in enumerate(add_update_predictors(model, identity.predictor_form)):
         predictor.load_state_dict({name: weights[f"{layer}.{name}"] for name in predictor.state_dict()})
 

@@ -109,6 +109,8 @@ def _finetune(recipe: FinetuneRecipe, run: RunDirectory, console: Console, resum
     checkpoint, finished = prepare(run, recipe, arguments, console, resume=resume, overwrite=overwrite)
     if finished is not None:
         return finished
+    if lora is None:
+        run.check_space(model)  # before the conversion, which takes minutes
 
     teacher: Teacher | None = FrozenCopy(model) if recipe.loss.distillation and lora is None else None
     if recipe.conversion.bits is not None or reversible_stack(model) is not None:

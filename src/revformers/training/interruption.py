@@ -49,7 +49,7 @@ class SaveOnSignal(TrainerCallback):
             self._restore(number)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.received is None and number == signal.SIGINT:
+        if self.received is None and number == signal.SIGINT and os.environ.get("RANK", "0") == "0":
             os.write(2, REQUESTED)  # a handler may interrupt print
         self.received = number
         self._restore(number)

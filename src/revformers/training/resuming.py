@@ -8,7 +8,7 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from revformers.errors import UserError
 from revformers.training.run_directory import RunDirectory
-from revformers.training.seal import facts_of
+from revformers.training.seal import facts_of, fault_of
 
 
 class KeepCheckpoints(TrainerCallback):
@@ -67,10 +67,10 @@ class FollowRecipe(TrainerCallback):
             )
         if args.load_best_model_at_end and state.best_global_step:
             best = self._run.checkpoint(state.best_global_step)
-            if best not in self._run.checkpoints():
+            if fault := fault_of(best):
                 raise UserError(
-                    f"{best}, the best checkpoint so far, is missing, and load_best_model_at_end needs it; restore it "
-                    f"from a copy, or give --overwrite to start again."
+                    f"{fault}; load_best_model_at_end needs {best.name}, the best checkpoint so far: restore it from a "
+                    f"copy, or give --overwrite to start again."
                 )
             state.best_model_checkpoint = str(best)  # the directory may have been moved
 

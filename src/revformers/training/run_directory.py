@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import yaml
 from safetensors import SafetensorError
+from torch import nn
 
 from revformers.errors import UserError
 from revformers.files import remove_partial, write_text
@@ -43,7 +44,7 @@ WITHOUT_EFFECT = (
 )
 """Further fields of it that may change, because they do not change what is learnt."""
 
-ARGUMENTS_WITHOUT_EFFECT = ("report_to", "run_name", "logging_dir", "push_to_hub", "hub_model_id")
+ARGUMENTS_WITHOUT_EFFECT = ("report_to", "run_name")
 """The same in training.arguments."""
 
 DAMAGED = "damaged-"
@@ -119,8 +120,9 @@ class RunDirectory:
         if not os.access(place, os.W_OK | os.X_OK):
             raise UserError(f"{place} is read-only, so the run cannot be written to {self.path}; change output.")
 
-    def check_space(self, size: int) -> None:
-        """Raise UserError if `size` bytes, which the run will certainly write, do not fit on the disk."""
+    def check_space(self, model: nn.Module) -> None:
+        """Raise UserError if the trained weights of `model`, which the run will certainly write, do not fit."""
+        size = sum(one.numel() * one.element_size() for one in model.parameters() if one.requires_grad)
         free = shutil.disk_usage(self.path).free
         if free < size:
             raise UserError(

@@ -4,11 +4,13 @@ import functools
 import os
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback, TrainerState
 
@@ -16,7 +18,7 @@ from revformers.checkpoints.adapter_base import DESCRIPTION, PREDICTORS, read_de
 from revformers.checkpoints.card import CARD_NAME, add_section
 from revformers.checkpoints.marks import KEY
 from revformers.checkpoints.model_files import VARIANT, weight_files
-from revformers.errors import RebuildMismatchError, StateRangeError
+from revformers.errors import ModelFilesError, RebuildMismatchError, StateRangeError
 from revformers.head.loss import head_loss, watch_training
 from revformers.models.discovery import unwrap
 from revformers.models.identity import in_words, read_identity
@@ -153,16 +155,35 @@ def load_from_checkpoint(original: Function, trainer: Any, resume_from_checkpoin
     """Refuse the checkpoint of another network, and read the weights of a reversible one."""
     model = trainer.model if model is None else model
     check_checkpoint(model, resume_from_checkpoint)
-    if not _load_weights(trainer, model, resume_from_checkpoint):
-        original(trainer, resume_from_checkpoint, model)
+    with _damage_named(resume_from_checkpoint):
+        if not _load_weights(trainer, model, resume_from_checkpoint):
+            original(trainer, resume_from_checkpoint, model)
 
 
 def load_best_model(original: Function, trainer: Any) -> None:
     """Do the same as `load_from_checkpoint`, for the best checkpoint."""
     directory = trainer.state.best_model_checkpoint
     check_checkpoint(trainer.model, directory)
-    if trainer.is_deepspeed_enabled or not _load_weights(trainer, trainer.model, directory):
-        original(trainer)
+    with _damage_named(directory):
+        if trainer.is_deepspeed_enabled or not _load_weights(trainer, trainer.model, directory):
+            original(trainer)
+
+
+@contextmanager
+def _damage_named(directory: str | os.PathLike) -> Iterator[None]:
+    """Raise ModelFilesError, which names the file, where weights of a checkpoint are damaged or cut short."""
+    try:
+        yield
+    except SafetensorError as error:
+        for file in sorted(Path(directory).glob("*.safetensors")):
+            try:
+                with safe_open(file, framework="pt"):
+                    pass
+            except SafetensorError as fault:
+                raise ModelFilesError(
+                    f"{file} is damaged or incomplete ({fault}); resume from another checkpoint."
+                ) from error
+        raise
 
 
 def _load_weights(trainer: Any, model: Any, directory: str) -> bool:

@@ -121,8 +121,7 @@ def train(
         UserError: if the weights will not fit on the disk, or a checkpoint could not be written.
 
     """
-    trained = (one for one in trainer.model.parameters() if one.requires_grad)
-    run.check_space(sum(one.numel() * one.element_size() for one in trained))
+    run.check_space(trainer.model)
     clock = Clock()
     progress = ShowProgress(console, clock, tokens_per_step)
     trainer.remove_callback(PrinterCallback)
