@@ -1,6 +1,7 @@
 """A fault, the scenario that causes it, and what is seen of it."""
 
 import re
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,11 +51,21 @@ class Fault:
     scenario: Scenario
 
 
+_OF_THIS_RUN = {
+    r"\bprocess \d+": "process NUMBER",
+    rf"\bon {re.escape(socket.gethostname())}\b": "on HOST",
+    r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d": "TIME",
+}
+"""What differs from run to run in a message, and what is written instead."""
+
+
 def first_sentence(message: str, folder: Path | None = None) -> str:
     """Return the first sentence of a message, in one line, up to a semicolon and without the path of the folder."""
     if folder is not None:
         message = message.replace(f"{folder}/", "").replace(str(folder), ".")
     words = " ".join(message.split())
+    for pattern, instead in _OF_THIS_RUN.items():
+        words = re.sub(pattern, instead, words)
     ends = (end.start() for end in re.finditer(r"(?<=[.!?]) (?=[A-Z])|; ", words))
     end = next((end for end in ends if words.count("(", 0, end) == words.count(")", 0, end)), len(words))
     return words[:end].rstrip(".;:")
