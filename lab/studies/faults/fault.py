@@ -54,6 +54,7 @@ class Fault:
 _OF_THIS_RUN = {
     r"\bprocess \d+": "process NUMBER",
     rf"\bon {re.escape(socket.gethostname())}\b": "on HOST",
+    r"\[127\.0\.0\.1\]:\d+": "ADDRESS",
     r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d": "TIME",
 }
 """What differs from run to run in a message, and what is written instead."""

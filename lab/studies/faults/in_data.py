@@ -1,16 +1,14 @@
 """Faults of the files that a training reads: what the command says before it trains."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lab.studies.faults.command import command
+from lab.studies.faults.command import Ended, command
 from lab.studies.faults.fault import Fault, Outcome, Scenario
-from lab.studies.faults.in_runs import TRAIN, a_finished_run, compared, write_files
+from lab.studies.faults.in_runs import TRAIN, a_finished_run, compared, same_weights, write_files
 
 RECIPE = """
-output: tuned
 model: {name: run/model}
 conversion: {bits: null}
 data: {source: records.jsonl, block_length: 32, validation_blocks: 4}
@@ -28,8 +26,6 @@ TEMPLATE = (
 )
 TEXT = "the layer learns the state\n"
 RECORDS = 100
-FAULTY = 60
-"""The record with the fault, counted from 1."""
 
 
 def _lines(records: list[Any]) -> bytes:
@@ -59,15 +55,24 @@ def trained_on(name: str, content: bytes, *options: str) -> Scenario:
     return scenario
 
 
-def tuned_on(records: list[Any], *options: str) -> Scenario:
-    """Return a scenario that fine-tunes a small model on records."""
+def tuned_on(records: list[Any], alike: list[Any] | None = None) -> Scenario:
+    """Return a scenario that fine-tunes a small model on records; the weights are compared with those of others."""
+
+    def tune(folder: Path, records: list[Any], output: str) -> Ended:
+        (folder / "records.jsonl").write_bytes(_lines(records))
+        return command(folder, "finetune", "tuned.yaml", "--output", output)
 
     def scenario(folder: Path) -> Outcome:
         a_finished_run(folder)
         (folder / "run/model/chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
-        (folder / "records.jsonl").write_bytes(_lines(records))
         (folder / "tuned.yaml").write_text(RECIPE, encoding="utf-8")
-        return command(folder, "finetune", "tuned.yaml", *options).outcome()
+        ended = tune(folder, records, "tuned")
+        if ended.code != 0 or alike is None:
+            return ended.outcome()
+        tune(folder, alike, "alike")
+        if same_weights(folder / "tuned/model", folder / "alike/model"):
+            return Outcome("right", "the weights that the same turns give in messages")
+        return Outcome("wrong", "other weights than the same turns give in messages")
 
     return scenario
 
@@ -100,9 +105,7 @@ def faults() -> list[Fault]:
     """Return the rows of this section."""
     correct = "Correct the record."
     utf8 = "Save the file as UTF-8."
-    prompts: Callable[[int], list[Any]] = lambda length: [  # noqa: E731
-        {"prompt": "the layer " * length, "completion": "learns"} for _ in range(RECORDS)
-    ]
+    long_prompts = [{"prompt": "the layer " * 200, "completion": "learns"}] * RECORDS
     return [
         Fault("A record's text is null", correct, trained_on("a.jsonl", texts({"text": None}))),
         Fault("A record has no text", correct, trained_on("a.jsonl", texts({"title": "layers"}))),
@@ -125,8 +128,11 @@ def faults() -> list[Fault]:
         ),
         Fault(
             "Records of conversations with ShareGPT's columns",
-            "Map the columns as the message says.",
-            tuned_on([{"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]}] * RECORDS),
+            "Nothing.",
+            tuned_on(
+                [{"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]}] * RECORDS,
+                [{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}] * RECORDS,
+            ),
         ),
-        Fault("Every completion is cut off by the block length", "Raise `data.block_length`.", tuned_on(prompts(200))),
+        Fault("Every completion is cut off by the block length", "Raise `data.block_length`.", tuned_on(long_prompts)),
     ]

@@ -79,16 +79,21 @@ def compared(ended: Ended) -> Outcome:
     """Return whether a run that ended well has the weights of the undisturbed one, or what a user sees of it."""
     if ended.code != 0:
         return ended.outcome()
-    found, expected = (
-        {name: weight for path in (one / "run/model").glob("*.safetensors") for name, weight in load_file(path).items()}
-        for one in (ended.folder, undisturbed())
-    )
-    if found.keys() != expected.keys() or not all(torch.equal(found[name], expected[name]) for name in expected):
+    if not same_weights(ended.folder / "run/model", undisturbed() / "run/model"):
         return Outcome("wrong", "other weights than the undisturbed run, without an error")
     said = [line for line in ended.output.splitlines() if "set aside" in line]
     if said:
         return Outcome("warned", SAME, first_sentence(said[0], ended.folder))
     return Outcome("right", SAME)
+
+
+def same_weights(*folders: Path) -> bool:
+    """Whether the saved models in two folders have the same weights, to the bit."""
+    found, expected = (
+        {name: weight for path in folder.glob("*.safetensors") for name, weight in load_file(path).items()}
+        for folder in folders
+    )
+    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def _weights(checkpoint: Path) -> Path:
