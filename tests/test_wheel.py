@@ -49,7 +49,7 @@ def test_a_plain_install_asks_for_pytorch_and_what_transformers_brings(metadata)
 
 def test_an_extra_asks_for_what_a_user_does(metadata):
     cli, plot = {"rich", "tyro"}, {"matplotlib"}
-    train = cli | {"accelerate", "datasets", "psutil"}
+    train = cli | {"accelerate", "datasets", "filelock", "psutil"}
     assert {extra: required(metadata, extra) for extra in metadata.get_all("Provides-Extra")} == {
         "cli": cli,
         "train": train,

@@ -15,5 +15,7 @@ def test_only_a_run_with_the_figures_of_its_last_step_is_finished(tmp_path):
     run, checkpoint = RunDirectory(tmp_path), tmp_path / "checkpoint-4"
     assert finished_result(run, checkpoint) is None
     run.metrics.write_text('{"steps": 4}')
+    assert finished_result(run, checkpoint) is None  # the model is gone
+    run.model.mkdir()
     assert finished_result(run, tmp_path / "checkpoint-5") is None  # a finished run that was extended, and then died
     assert finished_result(run, checkpoint).metrics == {"steps": 4}

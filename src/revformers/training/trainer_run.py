@@ -49,9 +49,9 @@ class RunResult:
 
 
 def finished_result(run: RunDirectory, checkpoint: Path) -> RunResult | None:
-    """Return the result of the run in `run` if it has its figures after the step of its last checkpoint."""
+    """Return the result of the run in `run` if it has its model and the figures after its last checkpoint's step."""
     step = int(checkpoint.name.removeprefix("checkpoint-"))
-    if not run.metrics.is_file():
+    if not (run.metrics.is_file() and (run.model.is_dir() or run.adapter.is_dir())):
         return None
     metrics = json.loads(run.metrics.read_text(encoding="utf-8"))
     return RunResult(run.path, True, step, None, metrics) if metrics["steps"] == step else None
