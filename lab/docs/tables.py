@@ -217,6 +217,24 @@ def fuzz() -> None:
     )
 
 
+def kills() -> None:
+    """Print the outcomes of the committed study of killed runs."""
+    study = result("kills")
+    groups: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
+    for run in study["runs"]:
+        groups[run["command"], run["processes"]].append(run)
+    rows = [
+        (command, processes, len(runs), sum(len(run["kills"]) for run in runs), sum(run["identical"] for run in runs))
+        for (command, processes), runs in groups.items()
+    ]
+    show("command | processes | runs | kills | runs with identical weights", rows)
+    phases = study["phases"]
+    print(f"Of the {study['kills']} kills, {phases['writing files']} came while files were being written.")
+    if sentences := [sentence for run in study["runs"] for sentence in run["sentences"]]:
+        print("The other runs ended with a sentence:\n")
+        print("\n".join(f"* {sentence}" for sentence in sentences))
+
+
 def _increase(study: Mapping[str, Any], arm: str, bits: int) -> str:
     (row,) = (row for row in study["rows"] if row["arm"] == arm and row["bits"] == bits)
     return spread(list(row["increase_by_seed"].values()))

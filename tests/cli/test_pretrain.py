@@ -8,6 +8,7 @@ import time
 import pytest
 
 from revformers.cli.main import main
+from revformers.training import pretrain as module
 from tests.training.tiny import write_recipe
 
 
@@ -62,6 +63,23 @@ def test_help_documents_every_field_with_the_values_of_the_recipe(recipe, capsys
     assert "(default: 8)" in shown
     assert "--model.config.n_embd INT" in shown
     assert "--overwrite" in shown
+
+
+def test_control_c_while_the_sample_is_written_leaves_a_run_that_only_has_to_finish(recipe, capsys, monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    words = ["pretrain", recipe, "--sample.prompts", "the", "--sample.max_new_tokens", "4", "--training.max_steps", "2"]
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "write_samples", interrupt)
+        assert main(words) == 130
+    captured = capsys.readouterr()
+    assert "Interrupted; runs/tiny/checkpoint-2 is the last checkpoint." in captured.out
+    (resume,) = (line.removeprefix("To continue:  ") for line in captured.out.splitlines() if "To continue:" in line)
+    assert shlex.split(resume) == ["revformers", *words, "--resume"]
+    assert "anything to save" not in captured.err
+    assert main(shlex.split(resume)[1:]) == 0
+    assert "Finished 2 steps" in capsys.readouterr().out
 
 
 @pytest.mark.thorough
