@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -37,6 +37,8 @@ class EvaluateOptions:
             answer, "1" or "2"); gsm8k/train.jsonl, gsm8k/test.jsonl; wikitext-2/test.txt.
         limit: Use only the first LIMIT documents of every task.
         batch_size: Sequences in a forward pass.
+        add_bos_token: Whether a beginning-of-sequence token precedes a context: auto does what the tokenizer does with
+            a text; always or never.
         device: Device to evaluate on, such as cuda.
         out: JSON file for the result.
 
@@ -48,6 +50,7 @@ class EvaluateOptions:
     data: Path | None = None
     limit: int | None = None
     batch_size: int = 8
+    add_bos_token: Literal["auto", "always", "never"] = "auto"
     device: str = "cpu"
     out: Path | None = None
 
@@ -136,6 +139,7 @@ def _evaluate(name: str, options: EvaluateOptions) -> "Evaluation":
             data=options.data,
             limit=options.limit,
             batch_size=options.batch_size,
+            add_bos_token=options.add_bos_token,
             progress=sys.stderr.isatty(),
         )
 

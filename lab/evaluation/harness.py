@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lab.evaluation.scores import Evaluation, read_scores
 from lab.private_api import quiet_harness
+from revformers.data.section import AddBosToken
 from revformers.errors import UserError
 
 LOCAL_TASKS = {
@@ -30,6 +31,7 @@ def evaluate(
     data: str | os.PathLike | None = None,
     limit: int | None = None,
     batch_size: int = 8,
+    add_bos_token: AddBosToken = "auto",
     progress: bool = False,
 ) -> Evaluation:
     """Evaluate a model on tasks of lm-evaluation-harness; needs `pip install "revformers[lab]"`.
@@ -54,6 +56,8 @@ def evaluate(
             `wikitext-2/test.txt`.
         limit: use only this many documents of every task, the first ones.
         batch_size: sequences in a forward pass.
+        add_bos_token: whether a beginning-of-sequence token precedes a context: auto for what the tokenizer does with a
+            text, always or never. A text without a context always follows a first token.
         progress: draw the harness's progress bars.
 
     Raises:
@@ -79,7 +83,7 @@ def evaluate(
     try:
         with quiet_harness():
             loaded = _load(tasks, data)
-            language_model = LoadedLanguageModel(model, tokenizer, batch_size, progress)
+            language_model = LoadedLanguageModel(model, tokenizer, batch_size, progress, add_bos_token)
             output = lm_eval.evaluator.evaluate(
                 language_model,
                 loaded,

@@ -4,9 +4,12 @@ import copy
 from typing import Any
 
 from lm_eval.models.huggingface import HFLM
+from tokenizers import processors
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lab.private_api import tokens_to_write
+from revformers.data.section import AddBosToken
+from revformers.data.tokenizer import beginning_of_text
 from revformers.errors import UserError
 
 
@@ -17,14 +20,26 @@ class LoadedLanguageModel(HFLM):
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int, progress: bool
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        batch_size: int,
+        progress: bool,
+        add_bos_token: AddBosToken = "auto",
     ) -> None:
         self.truncated: set[tuple[str, str] | str] = set()
         self._progress = progress
+        copied = copy.deepcopy(tokenizer)  # the harness adds a padding token
+        if add_bos_token == "always" and not beginning_of_text(tokenizer, "auto"):
+            (token,) = beginning_of_text(tokenizer, "always")
+            copied.backend_tokenizer.post_processor = processors.TemplateProcessing(
+                single=f"{tokenizer.bos_token} $A", special_tokens=[(tokenizer.bos_token, token)]
+            )
         super().__init__(
             pretrained=model,
             backend="causal",
-            tokenizer=copy.deepcopy(tokenizer),  # the harness adds a padding token
+            tokenizer=copied,
+            add_bos_token=False if add_bos_token == "never" else None,  # None for what the tokenizer does
             batch_size=batch_size,
             prefix_token_id=first_token(model, tokenizer),
         )

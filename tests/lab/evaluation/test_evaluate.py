@@ -10,6 +10,7 @@ import lm_eval.tasks
 import pytest
 import torch
 from lm_eval.api.metrics import mean_stderr
+from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import revformers as rf
@@ -175,6 +176,26 @@ def test_an_answer_longer_than_the_model_reads_is_refused(data):
     (data / "piqa/valid-labels.lst").write_text("0\n")
     with pytest.raises(UserError, match="An answer of 301 tokens is longer than the 48"):
         evaluate(tiny_model(), tiny_tokenizer(), ["local_piqa"], data=data)
+
+
+def test_contexts_begin_as_the_tokenizer_begins_a_text():
+    """Or as the option says; a beginning shifts every context by a token."""
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+
+    def begins(**options):
+        language_model = LoadedLanguageModel(model, tokenizer, 1, False, **options)
+        contexts = language_model.tok_encode("water"), language_model.tok_batch_encode(["water"])[0][0].tolist()
+        assert contexts[0] == contexts[1]
+        assert contexts[0][-1] == tokenizer("water")["input_ids"][-1]
+        return contexts[0][0] == tokenizer.bos_token_id
+
+    assert [begins(add_bos_token=choice) for choice in ("auto", "always", "never")] == [False, True, False]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        "<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
+    )
+    assert [begins(add_bos_token=choice) for choice in ("auto", "always", "never")] == [True, True, False]
 
 
 def test_tokenizers_that_name_no_first_token_take_that_of_the_configuration(data):
