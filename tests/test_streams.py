@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from revformers.streams import SUBSTITUTES, readable_streams
+from revformers.streams import SUBSTITUTES, readable_streams, without_controls
 
 
 def written(text, encoding, monkeypatch):
@@ -43,3 +43,7 @@ def test_substitutes_are_ascii():
 def test_streams_that_cannot_be_changed_stay(monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     readable_streams()
+
+
+def test_what_a_model_wrote_controls_no_terminal():
+    assert without_controls("a\x1b[2Jb\r\x15\n\tç漢") == "a\\x1b[2Jb\\r\\x15\n\tç漢"

@@ -54,6 +54,7 @@ def _at_values(result: Row) -> TitledTable:
         f"over {ORDINARY_STORE} and {ORDINARY_CHECKPOINT} (quartiles) within a round.",
         left=(AXES[result["study"]].heading, "arm"),
         right=("peak", "step", rate_heading(result), "over store", "over checkpoint"),
+        wraps="over checkpoint",
     )
     last = None
     for point in (point for point in result["points"] if point["memory"] is None):

@@ -93,6 +93,7 @@ def main(arguments: Arguments) -> int:
     table = TitledTable(
         f"{arguments.cases} set-ups from seed {arguments.seed} in {time.monotonic() - start:.0f} s",
         left=("outcome", "set-ups", "what it means"),
+        wraps="what it means",
     )
     for kind, meaning in MEANINGS.items():
         table.add(kind, f"{kinds[kind]:,}", meaning)

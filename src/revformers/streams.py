@@ -6,6 +6,7 @@ which would end a command, after hours of work, at its last line.
 
 import codecs
 import sys
+import unicodedata
 
 HANDLER = "revformers.readable"
 
@@ -34,6 +35,17 @@ def readable_streams() -> None:
             reconfigure(errors=HANDLER)
 
 
+def readable(text: str, encoding: str) -> str:
+    """Return a text as `readable_streams` writes it in an encoding."""
+    codecs.register_error(HANDLER, _readable)
+    return text.encode(encoding, HANDLER).decode(encoding)
+
+
+def without_controls(text: str) -> str:
+    """Return a text that a model wrote with its control characters escaped, which could change a terminal."""
+    return "".join(one if one in "\n\t" or unicodedata.category(one) != "Cc" else _escaped(one) for one in text)
+
+
 def _readable(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
@@ -42,4 +54,4 @@ def _readable(error: UnicodeError) -> tuple[str, int]:
 
 
 def _escaped(character: str) -> str:
-    return character.encode("ascii", "backslashreplace").decode("ascii")
+    return character.encode("unicode_escape").decode("ascii")

@@ -54,4 +54,17 @@ def test_a_row_is_a_line_where_it_fits_and_a_block_elsewhere():
 
 
 def test_a_terminal_without_lines_gets_a_table_in_ascii():
-    assert shown(example(), 80, "ascii").isascii()
+    table = TitledTable(left=("metric",), right=("value", "other"))
+    table.add("acc ↑", "0.5000 ± 0.2500", "1")
+    table.add("loss", "0.5", "1")
+    text = shown(table, 80, "ascii")
+    assert text.isascii()
+    assert "0.5000 +- 0.2500" in text
+    assert len({len(line.rstrip()) for line in text.splitlines()}) == 1
+
+
+@pytest.mark.parametrize("width", range(26, 60, 3))
+def test_a_figure_with_its_error_is_never_wrapped_where_nothing_wraps(width):
+    table = TitledTable(left=("metric",), right=("one", "other"))
+    table.add("acc", "0.5000 ± 0.2500", "0.7500 ± 0.1250")
+    assert all(figure in shown(table, width) for figure in ("0.5000 ± 0.2500", "0.7500 ± 0.1250"))

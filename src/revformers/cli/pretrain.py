@@ -25,6 +25,7 @@ def run(arguments: Sequence[str]) -> int:
     from rich.rule import Rule
 
     from revformers.cli.quiet import quiet_libraries
+    from revformers.streams import without_controls
     from revformers.training.console import command_console, say
     from revformers.training.pretrain import pretrain
 
@@ -42,6 +43,6 @@ def run(arguments: Sequence[str]) -> int:
     )
     sample = result.directory / "sample.txt"
     if sample.is_file():
-        console.print(Rule(str(sample)), sample.read_text(encoding="utf-8"))
+        console.print(Rule(str(sample)), without_controls(sample.read_text(encoding="utf-8")))
     say(console, f'Model:  revformers.from_pretrained("{result.directory / "model"}")')
     return 0

@@ -9,6 +9,8 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from revformers.streams import readable
+
 GAP = 2
 """Blanks between two columns, and around a table."""
 
@@ -25,7 +27,7 @@ class TitledTable:
         caption: text below it; may be empty.
         left: headings of the columns of words, which are aligned left.
         right: headings of the columns after them, of numbers, which are aligned right.
-        wraps: the column whose cells may be wrapped between words; by default the last one.
+        wraps: the column whose cells may be wrapped between words; by default none.
         rows: the cells of every row.
         sections: the indices of the rows that begin a section.
 
@@ -52,10 +54,13 @@ class TitledTable:
         """Yield the parts for a console of the width that the options name."""
         if self.title:
             yield Text(f"\n{self.title}", style="bold")
-        if self._least_width() <= options.max_width:
-            yield self._table()
+        # What stands for a sign that the encoding lacks may be wider than the sign.
+        rows = [tuple(readable(cell, options.encoding) for cell in row) for row in self.rows]
+        if self._least_width(rows) <= options.max_width:
+            yield self._table(rows)
         else:
-            yield from self._blocks()
+            yield from self._blocks(rows)
+            yield Text()
         if self.caption:
             yield Text(self.caption, style="dim")
 
@@ -64,18 +69,18 @@ class TitledTable:
         return [*self.left, *self.right]
 
     def _is_wrapped(self, column: int) -> bool:
-        return column == (self._headings.index(self.wraps) if self.wraps else len(self._headings) - 1)
+        return self._headings[column] == self.wraps
 
-    def _least_width(self) -> int:
+    def _least_width(self, rows: Sequence[tuple[str, ...]]) -> int:
         """Return the number of characters that the table needs."""
         width = 0
         for column, heading in enumerate(self._headings):
-            texts = [heading, *(row[column] for row in self.rows)]
+            texts = [heading, *(row[column] for row in rows)]
             words = [word for text in texts for word in text.split()]
             width += GAP + max(map(cell_len, words if self._is_wrapped(column) else texts))
         return width
 
-    def _table(self) -> Table:
+    def _table(self, rows: Sequence[tuple[str, ...]]) -> Table:
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         for column, heading in enumerate(self._headings):
             table.add_column(
@@ -83,12 +88,12 @@ class TitledTable:
                 justify="left" if column < len(self.left) else "right",
                 no_wrap=not self._is_wrapped(column),
             )
-        for number, row in enumerate(self.rows):
+        for number, row in enumerate(rows):
             table.add_row(*map(Text, row), style="bold" if number in self.sections else None)
         return table
 
-    def _blocks(self) -> Iterator[Table | Text]:
-        for number, row in enumerate(self.rows):
+    def _blocks(self, rows: Sequence[tuple[str, ...]]) -> Iterator[Table | Text]:
+        for number, row in enumerate(rows):
             if number in self.sections:
                 yield Text(f"\n{', '.join(filter(None, row))}", style="bold")
                 continue
