@@ -20,6 +20,7 @@ from revformers.models.verify import GradientReport, gradients_set_aside, verify
 from revformers.planning.meter import peak_by_category
 from revformers.planning.timeline import MemoryByCategory
 from revformers.private_api import has_accumulation_hooks
+from revformers.training.rounded_updates import rounded_updates
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +54,9 @@ class ReversibleCallback(TrainerCallback):
       pass of the first batch with the model's own activation policy; see `revformers.planning.meter`.
     * `reversible/cuda_peak`: on CUDA, bytes, the allocator's peak so far.
 
-    A `RebuildMismatchError` or a `StateRangeError` that ends the training gets a note with the step, its meaning and a
-    remedy.
+    At the start it warns if weights in a type of 16 bits will not move, because updates as small as the learning rate
+    round to nothing. A `RebuildMismatchError` or a `StateRangeError` that ends the training gets a note with the step,
+    its meaning and a remedy.
 
     Args:
         verify: whether to verify gradients.
@@ -87,6 +89,9 @@ class ReversibleCallback(TrainerCallback):
         self._pending = {}
         self._step = state.global_step
         self._stop_waiting()
+        remedy = "keep the weights in float32 and set bf16=True in the arguments, or raise the learning rate"
+        if kwargs.get("optimizer") is not None and (warning := rounded_updates(kwargs["optimizer"], remedy)):
+            warnings.warn(warning, stacklevel=2)
         if self._verifies or self._counts:
             self._handle = model.register_forward_pre_hook(self._note_inputs, with_kwargs=True)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ from revformers.training.finetune_model import (
     with_adapter,
 )
 from revformers.training.finetune_recipe import FinetuneRecipe
+from revformers.training.rounded_updates import WarnOfRoundedUpdates
 from revformers.training.run_directory import RunDirectory
 from revformers.training.trainer_arguments import check_training, trainer_arguments
 from revformers.training.trainer_run import (
@@ -131,6 +133,7 @@ def _finetune(recipe: FinetuneRecipe, run: RunDirectory, console: Console, resum
         set_mlp_tiles(model, recipe.training.mlp_tile)
     set_loss(model, recipe, teacher)
     trainer = _trainer(model, arguments, data, tokenizer)
+    trainer.add_callback(WarnOfRoundedUpdates(partial(say, console)))
     for dropped in dropped_records(data, trainer.train_dataset, trainer.eval_dataset, recipe.data.block_length):
         say(console, dropped)
     if data.form == "messages" and not data.assistant_only:

@@ -1,5 +1,6 @@
 """A pretraining run with transformers' Trainer."""
 
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -12,10 +13,11 @@ from revformers.files import write_text, written_whole
 from revformers.head.loss import apply_head
 from revformers.models.tiles import set_mlp_tiles
 from revformers.reversible import make_residual
-from revformers.training.console import command_console
+from revformers.training.console import command_console, say
 from revformers.training.evaluation import TextTrainer
 from revformers.training.model import build_dynamics, build_model
 from revformers.training.recipe import Recipe
+from revformers.training.rounded_updates import WarnOfRoundedUpdates
 from revformers.training.run_directory import RunDirectory
 from revformers.training.sample import check_lengths, write_samples
 from revformers.training.trainer_arguments import trainer_arguments
@@ -81,6 +83,7 @@ def _pretrain(recipe: Recipe, run: RunDirectory, console: Console, resume: bool,
         eval_dataset=validation_blocks,
         processing_class=tokenizer,
     )
+    trainer.add_callback(WarnOfRoundedUpdates(partial(say, console)))
     tokens_per_step = tokens_in_step(arguments, recipe.data.block_length)
     if stopped := train(trainer, run, checkpoint, console, tokens_per_step, recipe.training):
         return stopped
