@@ -256,3 +256,9 @@ def test_noise_on_the_embeddings_leaves_rebuilt_gradients_exact(tmp_path):
         recipe = tiny_recipe(tmp_path, options | as_options({"neftune_noise_alpha": 5.0}))
         trained.append(weights(pretrain(recipe, console=Console(file=io.StringIO()))))
     assert equal(*trained)
+
+
+def test_mistakes_are_named_before_a_model_is_loaded(tmp_path):
+    options = {"model.name": str(tmp_path / "nowhere"), "training.arguments.report_to": "neptune"}
+    with pytest.raises(UserError, match="report_to names neptune, which is not installed"):
+        finetune(tiny_finetune_recipe(tmp_path, options))
