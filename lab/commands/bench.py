@@ -80,12 +80,13 @@ def run(arguments: Sequence[str]) -> int:
     from lab.bench.study_file import StudyFile
     from lab.bench.study_plot import save_plot
     from lab.bench.study_tables import study_tables
-    from revformers.training.console import command_console, say
+    from revformers.training.console import command_console, say, signs_of_life
 
     console = command_console()
     recipe, axis = read_recipe(BenchRecipe(), path, options), AXES[study]
     file = StudyFile(out, settings(axis, recipe), ["bench", *arguments], overwrite=overwrite)
-    result = Study(axis, recipe, file, lambda line: say(console, line)).run()
+    with signs_of_life(console, "measuring"):
+        result = Study(axis, recipe, file, lambda line: say(console, line)).run()
     if plot is not None:
         save_plot(result, plot)
     console.print(study_tables(result))

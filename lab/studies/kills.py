@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lab.bench.environment import write_result
+from lab.bench.environment import output_file, write_result
 from revformers.cli.main import main as revformers
 from revformers.data.tokenizer import train_tokenizer
 from revformers.files import PARTIAL
@@ -246,7 +246,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3, help="runs of each command on two processes")
     parser.add_argument("--kills", type=int, default=4, help="kills of each run")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first run; the others follow it")
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--output", type=output_file, required=True)
     options = parser.parse_args()
     output = options.output.resolve()
     # A forked process must not inherit threads.

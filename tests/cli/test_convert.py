@@ -74,16 +74,21 @@ def test_without_predictors(workspace):
         (["--calibration", "nowhere.txt"], "no text file 'nowhere.txt'"),
         (["--calibration", "empty.txt"], "empty.txt is empty"),
         (["--length", "30000"], "does not fill one block of 30000 tokens"),
+        (["--calibration", "records.jsonl", "--text_column", "words"], "Set --text_column to"),
         (["--out", "ordinary"], "is not empty"),
         (["--bits", "1", "--target_loss_increase", "1%"], "only one of bits and target_loss_increase"),
         (["--target_loss_increase", "much"], "written 0.5% or 0.005, not 'much'"),
         (["--two_evaluations"], "two_evaluations replaces predictors; give predictor"),
         (["--rank", "0"], "whole number from 1"),
         (["--curve", "curve.doc"], "as .svg or .png"),
+        (["--curve", "text.txt/curve.svg"], "Nothing can be written to text.txt/curve.svg"),
+        (["--out", "text.txt"], "text.txt is a file; name a directory"),
+        (["--out", "/proc/nowhere"], "Nothing can be written to /proc/nowhere"),
     ],
 )
 def test_mistakes_are_one_sentence_and_exit_code_2(workspace, arguments, message, capsys):
     (workspace / "empty.txt").touch()
+    (workspace / "records.jsonl").write_text('{"text": "a text"}\n' * 9)
     assert convert(*arguments) == 2
     shown = capsys.readouterr().err
     assert message in shown

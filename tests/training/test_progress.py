@@ -66,3 +66,16 @@ def test_other_processes_are_silent(tmp_path, terminal):
     progress.on_step_end(arguments, state, control)
     progress.on_log(arguments, state, control, logs={"loss": 3.25})
     assert output.getvalue() == ""
+
+
+@pytest.mark.parametrize(("logs", "expected"), [(False, [1, 3, 5]), (True, [])])
+def test_a_file_gets_a_line_a_minute_between_logs_that_are_far_apart(logs, expected, tmp_path):
+    output, clock = io.StringIO(), Ticking()
+    progress = ShowProgress(Console(file=output, width=120), clock, 64)
+    arguments, control = TrainingArguments(str(tmp_path), use_cpu=True), TrainerControl(should_log=logs)
+    state = TrainerState(global_step=0, max_steps=9, is_world_process_zero=True)
+    progress.on_train_begin(arguments, state, control)
+    for step, seconds in enumerate((61, 90, 122, 170, 190), start=1):
+        state.global_step, clock.seconds = step, seconds
+        progress.on_step_end(arguments, state, control)
+    assert [int(line.split()[1].partition("/")[0]) for line in output.getvalue().splitlines()] == expected

@@ -1,7 +1,9 @@
 """``revformers convert MODEL --calibration FILE --out DIR``."""
 
+import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -86,7 +88,7 @@ def run(arguments: Sequence[str]) -> int:
     from revformers.models.discovery import find_stack
     from revformers.models.parts import record_provenance, reversible_stack
     from revformers.models.provenance import Provenance
-    from revformers.training.console import command_console, say
+    from revformers.training.console import command_console, say, signs_of_life
     from revformers.training.conversion_progress import ConversionProgress
 
     quiet_libraries()
@@ -106,7 +108,8 @@ def run(arguments: Sequence[str]) -> int:
     vocabulary = model.config.get_text_config().vocab_size
     if len(tokenizer) > vocabulary:
         raise UserError(f"The tokenizer has {len(tokenizer)} tokens and the model {vocabulary}: they do not match.")
-    calibration, held_out = calibration_blocks(data, tokenizer, options.sequences, options.held_out)
+    with _own_names(), signs_of_life(console, "preparing the text"):
+        calibration, held_out = calibration_blocks(data, tokenizer, options.sequences, options.held_out)
     unfinished = _unfinished(options.out)
     converter: Converter | None = None
     with as_user_error(), ConversionProgress(console, len(find_stack(model).layers)) as progress:
@@ -174,6 +177,21 @@ def _check_out(out: Path) -> None:
         raise UserError(f"The directory {out} is not empty; choose another one.")
     if out.resolve() == Path.cwd():
         raise UserError("The model cannot replace the current directory; choose a directory below it.")
+
+
+@contextmanager
+def _own_names() -> Iterator[None]:
+    """Name in errors about the data section of a recipe the options of this command."""
+    try:
+        yield
+    except UserError as error:
+        message = str(error)
+        for name, option in OPTIONS_OF_DATA.items():
+            message = re.sub(rf"(?<![\w.-])(data\.)?{name}\b", option, message)
+        raise UserError(message) from error
+
+
+OPTIONS_OF_DATA = {"block_length": "--length", "text_column": "--text_column"}
 
 
 def _bits(options: ConvertOptions) -> float:

@@ -57,6 +57,7 @@ def run(arguments: Sequence[str]) -> int:
 
     from revformers import verify_gradients
     from revformers.cli.quiet import quiet_libraries
+    from revformers.training.console import command_console, signs_of_life
 
     quiet_libraries()
     model = _model(options).train()
@@ -77,7 +78,7 @@ def run(arguments: Sequence[str]) -> int:
     torch.manual_seed(options.seed)
     shape = (options.batch_size, length)
     input_ids = torch.randint(model.config.get_text_config().vocab_size, shape).to(options.device)
-    with as_user_error():
+    with as_user_error(), signs_of_life(command_console(), "comparing"):
         report = verify_gradients(model, {"input_ids": input_ids, "labels": input_ids})
     print(report)
     print(f"  batch               {options.batch_size} x {length} random tokens")

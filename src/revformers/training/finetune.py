@@ -30,7 +30,7 @@ from revformers.models.parts import reversible_stack, update_predictors
 from revformers.models.tiles import set_mlp_tiles
 from revformers.setup import Setup
 from revformers.training.annealing import Annealing
-from revformers.training.console import command_console, say
+from revformers.training.console import command_console, say, signs_of_life
 from revformers.training.deployment import check_deployable, deploy_as_ordinary
 from revformers.training.evaluation import TextTrainer, TokenMean
 from revformers.training.finetune_data import FinetuneData, dropped_records, import_trl, load_finetune_data
@@ -104,7 +104,8 @@ def _finetune(recipe: FinetuneRecipe, run: RunDirectory, console: Console, resum
     lora = lora_config(recipe.adapter) if recipe.adapter.kind == "lora" else None
     model = load_model(recipe)
     check_model(recipe, model, tokenizer)
-    data = load_finetune_data(recipe.data, tokenizer)
+    with signs_of_life(console, "preparing the text"):
+        data = load_finetune_data(recipe.data, tokenizer)
     arguments = finetune_arguments(recipe, data)
     if recipe.model.quantization != "nf4":  # nf4 weights are already on their device
         model.to(arguments.device)

@@ -13,7 +13,7 @@ from revformers.files import write_text, written_whole
 from revformers.head.loss import apply_head
 from revformers.models.tiles import set_mlp_tiles
 from revformers.reversible import make_residual
-from revformers.training.console import command_console, say
+from revformers.training.console import command_console, say, signs_of_life
 from revformers.training.evaluation import TextTrainer
 from revformers.training.model import build_dynamics, build_model
 from revformers.training.recipe import Recipe
@@ -65,7 +65,8 @@ def _pretrain(recipe: Recipe, run: RunDirectory, console: Console, resume: bool,
     arguments = training_arguments(recipe)
     model = build_model(recipe)
     with arguments.main_process_first():
-        tokenizer, training_blocks, validation_blocks = build_datasets(recipe.data)
+        with signs_of_life(console, "preparing the text"):
+            tokenizer, training_blocks, validation_blocks = build_datasets(recipe.data)
         _check_vocabulary(model, tokenizer)
         check_lengths(recipe.sample, tokenizer, getattr(model.config, "max_position_embeddings", None))
     checkpoint, finished = prepare(run, recipe, arguments, console, resume=resume, overwrite=overwrite)

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from transformers import TrainerCallback, TrainerState
 
-from revformers.training.console import progress_bar, say
+from revformers.training.console import SECONDS_BETWEEN_LINES, progress_bar, say
 from revformers.training.history import Clock
 
 
@@ -31,12 +31,14 @@ class ShowProgress(TrainerCallback):
         self._tokens_per_step = tokens_per_step
         self._loss = ""
         self._first = (0, 0, 0.0)
+        self._told = 0.0
         self._bar = progress_bar(console, "step")
         self._task = self._bar.add_task("")
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Start counting at the first step of this process."""
         self._first = (state.global_step, self._tokens(state), self._clock.seconds)
+        self._told = self._clock.seconds
         self._bar.reset(self._task, total=state.max_steps, completed=state.global_step)
         if state.is_world_process_zero:
             self._bar.start()
@@ -45,6 +47,9 @@ class ShowProgress(TrainerCallback):
         """Move the bar."""
         description = f"{self._loss}{self._speed(state):,.0f} tokens/s"
         self._bar.update(self._task, completed=state.global_step, description=description)
+        late = self._clock.seconds - self._told >= SECONDS_BETWEEN_LINES
+        if state.is_world_process_zero and late and not control.should_log:
+            self._tell(state)  # between two logs that are far apart
 
     def on_log(
         self, args: Any, state: TrainerState, control: Any, logs: dict[str, float] | None = None, **kwargs: Any
@@ -56,10 +61,7 @@ class ShowProgress(TrainerCallback):
             say(self._console, f"step {state.global_step}: validation loss {logs['eval_loss']:.4f}")
         elif "loss" in logs:
             self._loss = f"loss {logs['loss']:.4f}  "
-            if not self._console.is_terminal:
-                step = f"step {state.global_step}/{state.max_steps}"
-                left = timedelta(seconds=round(self._seconds_left(state)))
-                say(self._console, f"{step}  {self._loss}{self._speed(state):,.0f} tokens/s  {left} left")
+            self._tell(state)
 
     def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Stop the bar."""
@@ -68,6 +70,14 @@ class ShowProgress(TrainerCallback):
     def close(self) -> None:
         """Restore the terminal, after an exception too."""
         self._bar.stop()
+
+    def _tell(self, state: TrainerState) -> None:
+        """Print a line about the progress, outside a terminal."""
+        if not self._console.is_terminal:
+            self._told = self._clock.seconds
+            step = f"step {state.global_step}/{state.max_steps}"
+            left = timedelta(seconds=round(self._seconds_left(state)))
+            say(self._console, f"{step}  {self._loss}{self._speed(state):,.0f} tokens/s  {left} left")
 
     def _tokens(self, state: TrainerState) -> int:
         if self._tokens_per_step is None:
