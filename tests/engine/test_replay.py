@@ -18,8 +18,10 @@ def test_random_numbers_are_drawn_again_inside_the_block_and_go_on_after_it():
 def test_states_are_equal_until_a_number_is_drawn():
     state = RandomState.of(CPU)
     assert state.equals(RandomState.of(torch.device("meta")))
+    assert state.digest == RandomState.of(CPU).digest
     torch.rand(1)
     assert not state.equals(RandomState.of(CPU))
+    assert state.digest != RandomState.of(CPU).digest
 
 
 @pytest.mark.gpu

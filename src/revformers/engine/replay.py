@@ -32,6 +32,11 @@ class RandomState:
         mine, theirs = [self.cpu, *self.device], [other.cpu, *other.device]
         return len(mine) == len(theirs) and all(map(torch.equal, mine, theirs))
 
+    @property
+    def digest(self) -> int:
+        """A number that differs for states from which other numbers would be drawn."""
+        return hash(tuple(state.numpy().tobytes() for state in (self.cpu, *self.device)))
+
     @contextlib.contextmanager
     def restored(self) -> Iterator[None]:
         """Set this state for the duration of the block, and restore the outer one after it."""

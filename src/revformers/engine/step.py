@@ -53,7 +53,8 @@ class Step:
         self.dtype = hidden.dtype
         self._requires_grad = hidden.requires_grad
         self._autocast = AutocastState.of(hidden.device)
-        self._random_states: tuple[RandomState, RandomState] | None = None
+        self._random_state: RandomState | None = None
+        self._after_draws = 0
         self._drew_otherwise = False
         self.situation = Situation(field, settings=False)
         self._evidence = Evidence(hidden, self.situation)
@@ -86,7 +87,7 @@ class Step:
             update = self._field(hidden)
         after = RandomState.of(hidden.device)
         if not before.equals(after):
-            self._random_states = before, after
+            self._random_state, self._after_draws = before, after.digest
         evidence.finish(written_parts(update, hidden, evidence.evaluation), self._gone_tickets)
         return update
 
@@ -133,14 +134,14 @@ class Step:
             saved.append((tensor.detach(), version_of(tensor)))
             return evidence.add(tensor)
 
-        before, after = self._random_states or (None, None)
-        replay = before.restored() if before else contextlib.nullcontext()
+        replay = self._random_state.restored() if self._random_state else contextlib.nullcontext()
         second_count = SecondCount(self._statistics)
         # Gradients stay enabled in all cases, because without them kernels may choose another algorithm.
         try:
             with torch.enable_grad(), self._autocast.restored(), replay, saved_tensors_hooks(pack, self._refuse_unpack):
                 update = self._field(hidden)
-                self._drew_otherwise = after is not None and not after.equals(RandomState.of(hidden.device))
+                if self._random_state:
+                    self._drew_otherwise = RandomState.of(hidden.device).digest != self._after_draws
         except (torch.OutOfMemoryError, NotReversibleError, RebuildMismatchError):
             raise
         except OtherEvaluationError as error:
