@@ -5,6 +5,7 @@ output of the function. ``make lint`` fails if a page differs from the results.
 """
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import log2
@@ -458,3 +459,20 @@ def prompt_arguments() -> None:
 def own_trainer_arguments() -> None:
     """Print what the arguments do to a reversible model in a Trainer of one's own, where that is special."""
     show("argument | in your own Trainer", _rows({name: one.own for name, one in ARGUMENTS.items() if one.own}))
+
+
+_IN_WORDS = {"refused": "", "right": "Right: ", "warned": "Warns: ", "not run": "Not tried: "}
+"""The beginnings of what happens, by result; any other is in bold."""
+
+
+def faults(section: str) -> None:
+    """Print the faults of a section, what a user sees of each, and what to do."""
+    rows = [row for row in result("faults")["faults"] if row["section"] == section]
+    show("fault | what happens | what to do", ((row["fault"], _happens(row), row["remedy"]) for row in rows))
+
+
+def _happens(row: Mapping[str, str]) -> str:
+    seen = f"`{row['seen']}`" if re.fullmatch(r"\w+(Error|Interrupt)", row["seen"]) else row["seen"]
+    beginning = _IN_WORDS.get(row["result"], f"**{row['result']}**: ")
+    words = f"{beginning}{seen}: {row['sentence']}" if row["sentence"] else f"{beginning}{seen}"
+    return f"{words}.".replace("|", "\\|").replace("<", "&lt;")

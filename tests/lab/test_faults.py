@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lab.docs import tables
 from lab.studies.faults import in_data, in_runs, in_shards, in_training
 from lab.studies.faults.__main__ import SECTIONS, main
 from lab.studies.faults.command import Ended, command
@@ -35,6 +36,14 @@ def test_every_fault_has_words_of_its_own_and_a_remedy():
     assert all(fault.remedy.endswith(".") and not fault.words.endswith(".") for fault in found)
     assert in_runs.faults()[0].scenario is in_runs._killed
     assert len(in_data.faults()) > len(in_shards.faults())
+
+
+def test_the_committed_table_has_every_fault_and_none_is_wrong():
+    rows = tables.result("faults")["faults"]
+    assert [(row["section"], row["fault"], row["remedy"]) for row in rows] == [
+        (section, fault.words, fault.remedy) for section, faults in SECTIONS.items() for fault in faults()
+    ]
+    assert {row["result"] for row in rows} <= set(ACCEPTABLE)
 
 
 def test_the_first_sentence_of_a_message_names_no_folder(tmp_path):
