@@ -48,7 +48,7 @@ report compared --out compared.html
 bench depth bench.yaml --out bench.json --plot bench.svg
 lab.fuzz --help
 lab.fuzz --cases 2 --out fuzz.json
-lab.survey --only LlamaForCausalLM --output families.md
+lab.survey --help
 lab.studies.conversion_loss --help
 """.strip().splitlines()
 
