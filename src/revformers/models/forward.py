@@ -216,8 +216,8 @@ class Pass:
             if held is not weight or held.shape != shape:
                 raise ValueError(
                     f"Layer {self._next} evaluates layer {self._next - 1} as well, whose weights were sharded again "
-                    f"after its own evaluation: give FSDP2 reshard_after_forward=False (in place of FSDP1; ZeRO: stage "
-                    f'2), or convert with the predictor "update" or dynamics that evaluate a layer once.'
+                    f"after its own evaluation: give FSDP2 (not FSDP1) reshard_after_forward=False, or "
+                    f'convert with the predictor "update", or dynamics that evaluate a layer once.'
                 )
 
     def _refuse_early_exit(self) -> None:
