@@ -63,6 +63,26 @@ def test_two_processes_fine_tune_as_one_with_the_same_global_batch(pair, tmp_pat
     assert all(expected[name].allclose(got[name], atol=1e-4) for name in expected)
 
 
+def test_two_processes_pretrain_as_one_with_the_same_global_batch(pair, tmp_path):
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 48}
+    without_dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    options = {"training.max_steps": 2, "model.config": sizes | without_dropout}
+
+    def recipe(name, size):
+        own = {"training.per_device_train_batch_size": size, "output": str(tmp_path / name)}
+        return tiny_recipe(tmp_path, options | own)
+
+    run(0, pretrain, recipe("alone", 4))
+    pair.run(run, pretrain, recipe("together", 2))
+    run(0, pretrain, recipe("half", 2))
+    expected, got, half = (weights(tmp_path / name) for name in ("alone", "together", "half"))
+
+    def distance(found):
+        return max((value - found[name]).abs().max().item() for name, value in expected.items())
+
+    assert distance(got) < 1e-2 * distance(half)
+
+
 def test_a_signal_to_one_process_stops_both_and_both_go_on(pair, tmp_path):
     through, stopped = (tiny_recipe(tmp_path, {"output": str(tmp_path / name)}) for name in ("through", "stopped"))
     pair.run(run, pretrain, through)

@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, loss_parallel, parallelize_module
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    SequenceParallel,
+    loss_parallel,
+    parallelize_module,
+)
 
 import revformers as rf
 from tests.distributed.comparing import BLENDED, compare, equal, gradients, made, micro_batches
@@ -56,6 +62,19 @@ def with_sharded_logits(rank):
 
 def test_the_chunked_loss_of_sharded_logits(pair):
     pair.run(with_sharded_logits)
+
+
+def with_a_sharded_sequence(rank):
+    model = cut(made())
+    mesh = init_device_mesh("cpu", (2,))
+    parallelize_module(model.model.norm, mesh, SequenceParallel())
+    rf.set_head_loss(model, rf.HeadLoss())
+    with pytest.raises(ValueError, match="cannot be applied to a few tokens at a time"):
+        gradients(model, micro_batches(model, 1))
+
+
+def test_the_chunked_loss_of_a_part_of_the_sequence_is_refused(pair):
+    pair.run(with_a_sharded_sequence)
 
 
 def under_budgets(rank):

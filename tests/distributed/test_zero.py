@@ -80,6 +80,16 @@ def test_training_is_that_of_one_process(pair, stage):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", [{"lora": True}, {"family": "gpt2", "dynamics": rf.Hamiltonian()}], ids=str)
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"lora": True},
+        {"family": "gpt2", "dynamics": rf.Hamiltonian()},
+        {"dynamics": rf.TwoEvaluationMidpoint("1/4")},
+        {"predictor": "previous_mlp"},
+        {"family": "mixtral"},
+    ],
+    ids=str,
+)
 def test_adapters_and_branches_under_stage_3(pair, model):
     pair.run(over_stage, 3, model, False)
