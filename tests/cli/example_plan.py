@@ -10,7 +10,7 @@ from revformers.setup import OFFLOAD, STORE
 MIB = 2**20
 
 
-def example_plan(memory=64 * MIB, unit=MIB):
+def example_plan(memory=64 * MIB, unit=MIB, longest=None):
     size = ModelSize(
         parameters=5_000_000, trained=4_000_000, weights=20 * unit, gradients=8 * unit, optimizer=16 * unit
     )
@@ -22,4 +22,4 @@ def example_plan(memory=64 * MIB, unit=MIB):
         SetupCost(OFFLOAD, taken, 7 * unit, 1234, 70 * unit, 999_936, 1.25, 1.3),
         SetupCost(rebuild(2), taken, 0, 12, 0, 4096, 1.3, 1.456),
     ]
-    return Plan(memory, 512, size, rows, None, "Store activations.")
+    return Plan(memory, 512, size, rows, None, "Store activations.", longest)

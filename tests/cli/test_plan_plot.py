@@ -46,3 +46,8 @@ def test_every_way_has_a_curve_from_little_to_beyond_what_fits(drawn, axis, labe
 def test_the_model_is_a_band_where_it_fits(drawn, memory, bands):
     axes, _ = drawn("batch", example_plan(memory))
     assert len(axes.patches) == bands
+
+
+def test_no_curve_exceeds_the_positions_of_the_model(drawn):
+    _, curves = drawn("length", example_plan(longest=1024))
+    assert max(curves["store"].get_xdata()) == 1024

@@ -8,7 +8,6 @@ from matplotlib.figure import Figure
 
 from revformers.activations import Rebuild
 from revformers.planning.cost import SetupCost
-from revformers.planning.model_size import longest_readable, trained_model
 from revformers.planning.plan import Plan
 from revformers.planning.setups import title_of
 from revformers.planning.step import step_memory
@@ -33,8 +32,7 @@ def draw(workload: Workload, plan: Plan, axis: Axis, file: Path) -> None:
     rebuilt = [row.setup for row in plan.setups if row.setup.activations == Rebuild()]
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     axes = figure.subplots()
-    model = trained_model(workload, workload.layers)
-    at = _places(plan.setups, axis, plan.sequence_length, longest_readable(model, workload.longest_sequence))
+    at = _places(plan.setups, axis, plan.sequence_length, plan.longest_readable)
     for colour, setup in enumerate([*ORDINARY_SETUPS, *rebuilt]):
         totals = []
         for place in at:

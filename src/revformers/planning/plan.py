@@ -38,6 +38,7 @@ class Plan:
         setups: what every setup costs, in the order of the table.
         refusal: the reason that the model cannot be reversed, or None.
         recommendation: one sentence.
+        longest_readable: tokens that the model's table of positions allows; None if any number is allowed.
 
     """
 
@@ -47,6 +48,7 @@ class Plan:
     setups: list[SetupCost]
     refusal: str | None
     recommendation: str
+    longest_readable: int | None
 
 
 def make_plan(workload: Workload, memory: int, device: Device, bits: Sequence[int] = (0, 2, 4)) -> Plan:
@@ -75,7 +77,7 @@ def make_plan(workload: Workload, memory: int, device: Device, bits: Sequence[in
     if mixed := _budgeted_cost(workload, size, memory, tokens, device, rows):
         rows.append(mixed)
     recommendation = recommend(rows, size.total, memory, refusal)
-    return Plan(memory, tokens, size, rows, refusal, recommendation)
+    return Plan(memory, tokens, size, rows, refusal, recommendation, limit)
 
 
 def with_model(size: ModelSize, step: MemoryByCategory) -> MemoryByCategory:
