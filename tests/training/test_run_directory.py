@@ -156,13 +156,12 @@ def test_the_directory_itself_may_be_a_symbolic_link(run, tmp_path):
         prepare(run)
 
 
-def test_a_place_that_cannot_be_written_is_named_at_once(tmp_path, monkeypatch):
+def test_a_place_that_cannot_be_written_is_named_at_once(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"file is a file, so .* cannot be a run directory; change output"):
+    with pytest.raises(UserError, match="file is a file; name a directory"):
         RunDirectory(tmp_path / "file").check_place()
-    monkeypatch.setattr(os, "access", lambda place, mode: place != tmp_path)  # root may write into any directory
-    with pytest.raises(UserError, match="is read-only, so the run cannot be written to"):
-        RunDirectory(tmp_path / "new" / "run").check_place()
+    RunDirectory(tmp_path / "new" / "run").check_place()
+    assert not (tmp_path / "new").exists()
 
 
 def test_weights_that_do_not_fit_are_named_before_the_training(tmp_path):

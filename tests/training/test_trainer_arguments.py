@@ -14,7 +14,7 @@ from revformers.training.argument_table import ARGUMENTS, OPTIMIZERS
 from revformers.training.finetune import finetune
 from revformers.training.pretrain import pretrain
 from revformers.training.recipe import TrainerSection, TrainingSection
-from revformers.training.trainer_arguments import check_training, trainer_arguments
+from revformers.training.trainer_arguments import _check_devices, check_training, trainer_arguments
 from tests.training.tiny import tiny_recipe
 from tests.training.tiny_finetune import COLUMNS, INSTRUCTIONS, tiny_finetune_recipe, write_records
 
@@ -118,6 +118,16 @@ def test_several_gpus_in_one_process_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(TrainingArguments, "n_gpu", 2)
     with pytest.raises(UserError, match=r"all 2 GPUs .* torchrun"):
         arguments_of(tmp_path, TrainingSection())
+
+
+def test_processes_without_gpus_find_each_other_or_are_refused(tmp_path, monkeypatch):
+    """Without `use_cpu` accelerate lets every launched process train on its own."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    arguments = trainer_arguments(TrainingSection(), str(tmp_path), "dynamics.activations", TrainingArguments)
+    assert arguments.use_cpu
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="2 processes were launched, but each would train without the others"):
+        _check_devices(arguments)
 
 
 def test_a_rehearsal_changes_no_random_numbers(tmp_path):

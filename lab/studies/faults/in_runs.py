@@ -275,10 +275,6 @@ def faults() -> list[Fault]:
         Fault("The folder holds a finished run", "`--resume`, `--overwrite`, or another `--output`.", _there_already),
         Fault("`--overwrite` where `model` is another's", "Give another `--output`.", _overwrites_another_model),
         Fault("The output is a file", "Give another `--output`.", _output_is_a_file),
-        Fault(
-            "A resumed run is given another learning rate",
-            "Leave the option out, or begin a new run.",
-            _another_learning_rate,
-        ),
+        Fault("A resumed run is given another learning rate", "Nothing.", _another_learning_rate),
         Fault('A saved model names a blend of "1e99999999"', "Load a model from a source you trust.", _endless_blend),
     ]

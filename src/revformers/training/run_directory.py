@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from revformers.errors import UserError
-from revformers.files import remove_partial, write_text
+from revformers.files import check_place, remove_partial, write_text
 from revformers.training.run_lock import RunLock
 from revformers.training.seal import facts_of, fault_of, is_sealed, seal
 
@@ -111,14 +111,10 @@ class RunDirectory:
         return first in (self.model.name, self.adapter.name, self.conversion.name) or first.startswith("checkpoint-")
 
     def check_place(self) -> None:
-        """Raise UserError at once if the run cannot write into its directory; nothing is written yet."""
+        """Raise UserError at once if the run cannot write into its directory; nothing stays there yet."""
         if self.path.is_symlink() and not self.path.exists():
             raise UserError(f"{self.path} is a symbolic link to {os.readlink(self.path)}, which does not exist.")
-        place = next(place for place in (self.path, *self.path.resolve().parents) if place.exists())
-        if not place.is_dir():
-            raise UserError(f"{place} is a file, so {self.path} cannot be a run directory; change output.")
-        if not os.access(place, os.W_OK | os.X_OK):
-            raise UserError(f"{place} is read-only, so the run cannot be written to {self.path}; change output.")
+        check_place(self.path, directory=True)
 
     def check_space(self, model: nn.Module) -> None:
         """Raise UserError if the trained weights of `model`, which the run will certainly write, do not fit."""

@@ -1,6 +1,7 @@
 """The Trainer's arguments for the training section of a recipe."""
 
 import dataclasses
+import os
 import types
 import warnings
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -65,6 +66,8 @@ def trainer_arguments(
         "dataloader_pin_memory": torch.accelerator.is_available(),
         "disable_tqdm": True,  # ShowProgress replaces it
         "report_to": "none",
+        # Unless told so, accelerate does not let processes without a GPU find each other, and each trains on its own.
+        "use_cpu": not torch.accelerator.is_available(),
         **{field.name: getattr(section, field.name) for field in dataclasses.fields(TrainerSection)},
         **section.arguments,
         **fixed,
@@ -165,6 +168,12 @@ def _check_devices(arguments: TrainingArguments) -> None:
         raise UserError(
             "training.precision float16 needs a GPU: on a CPU the Trainer would compute in float32 without a word; set "
             "it to float32 or bfloat16."
+        )
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if launched != arguments.world_size:
+        raise UserError(
+            f"{launched} processes were launched, but each would train without the others, because they have no GPU and "
+            f"training.arguments.use_cpu is false; leave it out."
         )
     if arguments.n_gpu > 1:
         raise UserError(
