@@ -7,7 +7,7 @@ from torch import nn
 
 from revformers.errors import UserError
 from revformers.files import write_json
-from revformers.training.recipe import DynamicsSection, ModelSection, Recipe, TrainingSection
+from revformers.training.recipe import DynamicsSection, Recipe, TrainingSection
 from revformers.training.run_directory import RunDirectory
 
 RECIPE = Recipe(output="somewhere", training=TrainingSection(max_steps=1000))
@@ -212,33 +212,11 @@ def changed(**values):
     return replace(RECIPE, training=replace(RECIPE.training, **values))
 
 
-def test_a_run_of_another_model_is_not_resumed(run):
-    started(run, 10)
-    for other in (
-        replace(RECIPE, model=ModelSection(architecture="gpt2")),
-        replace(RECIPE, dynamics=DynamicsSection(name="midpoint")),
-    ):
-        with pytest.raises(UserError, match=r"was started with (model\.architecture|dynamics\.name)"):
-            prepare(run, other, resume=True)
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"per_device_train_batch_size": 16},
-        {"gradient_accumulation_steps": 2},
-        {"weight_decay": 0.2},
-        {"lr_scheduler_type": "constant"},
-        {"seed": 1},
-        {"precision": "bfloat16"},
-        {"arguments": {"optim": "sgd"}},
-    ],
-)
-def test_a_setting_that_a_checkpoint_fixes_is_refused(run, values):
+def test_a_setting_that_cannot_be_followed_is_refused_and_the_recipe_stays(run):
     started(run, 10)
     before = run.recipe.read_text()
-    with pytest.raises(UserError, match=rf"was started with training\.{next(iter(values))}"):
-        prepare(run, changed(**values), resume=True)
+    with pytest.raises(UserError, match=r"was started with training\.seed"):
+        prepare(run, changed(seed=1), resume=True)
     assert run.recipe.read_text() == before
 
 
@@ -255,17 +233,6 @@ def test_a_setting_that_is_followed_is_recorded_with_what_was_used_before(run):
         "# Up to step 20: training.learning_rate 1e-06",
     ]
     assert yaml.safe_load(run.recipe.read_text())["training"]["learning_rate"] == 1e-4
-
-
-def test_a_change_that_comes_too_late_is_refused(run):
-    started(run, 1000)
-    assert prepare(run, changed(save_total_limit=7), resume=True) is not None
-    with pytest.raises(
-        UserError, match=r"has trained all its 1000 steps, so a change of training\.learning_rate has no effect"
-    ):
-        prepare(run, changed(save_total_limit=7, learning_rate=1.0), resume=True)
-    with pytest.raises(UserError, match=r"already trained 1000 steps, more than the 900 of training\.max_steps"):
-        prepare(run, changed(save_total_limit=7, max_steps=900), resume=True)
 
 
 def test_a_run_does_not_take_its_own_result_for_its_model(run):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import yaml
 from safetensors import SafetensorError
@@ -15,37 +15,11 @@ from torch import nn
 
 from revformers.errors import UserError
 from revformers.files import check_place, remove_partial, write_text
+from revformers.training.changed_settings import NOTE, RunRecipe, compare_recipes
 from revformers.training.run_lock import RunLock
 from revformers.training.seal import facts_of, fault_of, is_sealed, seal
 
-
-class RunRecipe(Protocol):
-    """The interface of a recipe that a run directory needs."""
-
-    @property
-    def identity(self) -> tuple[str, ...]:
-        """The sections and values that a resumed run must not change."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the recipe as nested dicts of plain values."""
-
-
 HEADER = "# The recipe of the run in this directory, written by revformers.\n"
-
-FOLLOWED = ("max_steps", "learning_rate", "warmup_steps", "max_grad_norm", "logging_steps", "eval_steps", "save_steps")
-"""Fields of the training section that a resumed run may change, and then follows."""
-
-WITHOUT_EFFECT = (
-    "save_total_limit",
-    "per_device_eval_batch_size",
-    "dataloader_num_workers",
-    "optimizer_in_backward",
-    "mlp_tile",
-)
-"""Further fields of it that may change, because they do not change what is learnt."""
-
-ARGUMENTS_WITHOUT_EFFECT = ("report_to", "run_name")
-"""The same in training.arguments."""
 
 DAMAGED = "damaged-"
 """What precedes the name of a checkpoint that was set aside."""
@@ -270,30 +244,9 @@ class RunDirectory:
 
     def _follow(self, recipe: RunRecipe, checkpoint: Path) -> None:
         """Write the recipe of a resumed run; raise UserError if it cannot follow the changes in it."""
-        before = _flat(yaml.safe_load(self.recipe.read_text(encoding="utf-8")))
-        now, step = _flat(yaml.safe_load(yaml.safe_dump(recipe.to_dict()))), _step(checkpoint)
-        changed = [name for name in now if now[name] != before.get(name)]
-        changed += [name for name in before if name not in now and before[name] is not None]
-        for name in changed:
-            if not _may_change(name, recipe.identity):
-                raise UserError(
-                    f"The run in {self.path} was started with {name} {before.get(name)!r}, not {now.get(name)!r}; "
-                    f"resume it with its own recipe, or train elsewhere with --output DIRECTORY."
-                )
-        followed = [name for name in sorted(changed) if name.removeprefix("training.") in FOLLOWED]
-        last = now.get("training.max_steps", step)
-        if step > last:
-            raise UserError(
-                f"The run in {self.path} has already trained {step} steps, more than the {last} of training.max_steps; "
-                f"raise it, or leave it as it was."
-            )
-        if step == last and set(followed) - {"training.max_steps"}:
-            raise UserError(
-                f"The run in {self.path} has trained all its {step} steps, so a change of {followed[0]} has no effect; "
-                f"raise training.max_steps to train on."
-            )
+        before = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
+        changed, notes = compare_recipes(self.path, before, recipe, _step(checkpoint))
         if changed:
-            notes = [f"# Up to step {step}: {name} {before.get(name)!r}\n" for name in followed]
             self._write_recipe(recipe.to_dict(), notes)
 
     def _write_recipe(self, values: dict[str, Any], notes: list[str]) -> None:
@@ -301,7 +254,7 @@ class RunDirectory:
         kept = []
         if self.recipe.is_file():
             lines = self.recipe.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.startswith("# Up to step ")]
+            kept = [line for line in lines if line.startswith(NOTE)]
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         write_text(self.recipe, "".join([HEADER, *kept, *notes, text]))
 
@@ -313,28 +266,6 @@ class RunDirectory:
                 shutil.rmtree(directory)
         for file in (self.metrics, self.start, self.history, self.sample, self.recipe):
             file.unlink(missing_ok=True)
-
-
-def _may_change(name: str, identity: tuple[str, ...]) -> bool:
-    """Whether a resumed run may change the field of that dotted name."""
-    section, _, field = name.partition(".")
-    if name.startswith("training.arguments."):
-        return field.removeprefix("arguments.") in ARGUMENTS_WITHOUT_EFFECT
-    if section == "training":
-        return field in FOLLOWED + WITHOUT_EFFECT
-    # Every activation policy computes the same gradients.
-    return section not in identity or field == "activations"
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested dicts as one, under dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value or None if isinstance(value, dict) else value
-    return flat
 
 
 def _step(checkpoint: Path) -> int:

@@ -172,8 +172,8 @@ def _check_devices(arguments: TrainingArguments) -> None:
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if launched != arguments.world_size:
         raise UserError(
-            f"{launched} processes were launched, but each would train without the others, because they have no GPU and "
-            f"training.arguments.use_cpu is false; leave it out."
+            f"{launched} processes were launched, but each would train without the others, because they have no GPUs "
+            f"and training.arguments.use_cpu is false; leave it out."
         )
     if arguments.n_gpu > 1:
         raise UserError(
