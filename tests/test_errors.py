@@ -1,10 +1,10 @@
 import pytest
 
-from revformers.errors import NotReversibleError, UserError, as_user_error
+from revformers.errors import NotReversibleError, UserError, as_user_error, reason_of
 
 
 def test_a_refused_value_is_one_line_for_the_user():
-    with pytest.raises(UserError, match=r"^PEFT refuses it: first second$"), as_user_error("PEFT refuses it"):
+    with pytest.raises(UserError, match=r"^PEFT refuses it: first second\.$"), as_user_error("PEFT refuses it"):
         raise ValueError("first\n  second")
 
 
@@ -14,3 +14,10 @@ def test_other_errors_stay_what_they_are(kind):
     with pytest.raises(kind) as caught, as_user_error("Beginning"):
         raise error
     assert caught.value is error
+
+
+def test_the_message_of_another_library_becomes_a_clause():
+    assert reason_of(RuntimeError("one\n  two words.\n")) == "one two words"
+    long = reason_of(RuntimeError("word " * 100))
+    assert len(long) <= 300
+    assert long.endswith("word [...]")

@@ -1,6 +1,7 @@
 """Errors and warnings of this library. Invalid arguments raise Python's ``ValueError`` and ``TypeError``."""
 
 import importlib
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -40,6 +41,11 @@ def require(condition: bool, name: str, expected: str, value: Any) -> None:
         raise UserError(f"{name} must be {expected}, not {value}.")
 
 
+def reason_of(error: BaseException) -> str:
+    """Return the message of another library's error as a clause: one line of at most 300 characters, without a stop."""
+    return textwrap.shorten(str(error).rstrip(" .\n"), 300)
+
+
 @contextmanager
 def as_user_error(beginning: str = "", kinds: tuple[type[Exception], ...] = (ValueError,)) -> Iterator[None]:
     """Convert errors about a value from the user into UserError; UserError and NotReversibleError pass unchanged.
@@ -54,8 +60,7 @@ def as_user_error(beginning: str = "", kinds: tuple[type[Exception], ...] = (Val
     except (UserError, NotReversibleError):
         raise
     except kinds as error:
-        message = " ".join(str(error).split())
-        raise UserError(f"{beginning}: {message[:300]}" if beginning else message) from error
+        raise UserError(f"{beginning}: {reason_of(error)}." if beginning else " ".join(str(error).split())) from error
 
 
 def require_package(name: str, extra: str, purpose: str) -> Any:

@@ -7,6 +7,7 @@ from torch import nn
 
 from revformers.errors import UserError
 from revformers.files import write_json
+from revformers.training import run_directory
 from revformers.training.recipe import DynamicsSection, Recipe, TrainingSection
 from revformers.training.run_directory import RunDirectory
 
@@ -171,11 +172,11 @@ def test_weights_that_do_not_fit_are_named_before_the_training(tmp_path):
     RunDirectory(tmp_path).check_space(model.requires_grad_(False))
 
 
-def test_a_failed_save_says_where_the_run_goes_on(run):
+def test_a_failed_save_says_where_the_run_goes_on(run, monkeypatch):
     started(run, 10)
     unfinished = add_checkpoint(run, 20, complete=False)
     with (
-        pytest.raises(UserError, match=r"checkpoint-20 failed, with .* left on its disk: No space; put that right and"),
+        pytest.raises(UserError, match=r"checkpoint-20 failed: No space; put that right and"),
         run.saving(unfinished),
     ):
         raise RuntimeError("No space")
@@ -183,6 +184,9 @@ def test_a_failed_save_says_where_the_run_goes_on(run):
     assert len(run.checkpoints()) == 1
     with pytest.raises(UserError, match="give --resume, which continues from checkpoint-10"), run.saving(run.model):
         raise OSError("No space")
+    monkeypatch.setattr(run_directory, "FULL", 2**70)
+    with pytest.raises(UserError, match="model failed: its disk is full; put"), run.saving(run.model):
+        raise RuntimeError("unexpected pos 64 vs 0")
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from revformers.checkpoints.model_files import (
     refuse_own_code,
     refuse_weights,
 )
-from revformers.errors import ModelFilesError, NotReversibleError
+from revformers.errors import ModelFilesError, NotReversibleError, reason_of
 from revformers.private_api import models_of_auto_class
 
 
@@ -94,9 +94,8 @@ def load_causal_lm(name: str | os.PathLike, **keywords: Any) -> Any:
         ) from error
     except (OSError, ValueError, StrictDataclassError) as error:
         refuse_own_code(path, error)
-        message = " ".join(str(error).split())[:300].rstrip(".")
         place = f"{path} holds" if Path(path).is_dir() else f"There is no directory {path}, and the hub has"
-        raise ModelFilesError(f"{place} no causal language model that can be loaded: {message}.") from error
+        raise ModelFilesError(f"{place} no causal language model that can be loaded: {reason_of(error)}.") from error
     # transformers would initialise them at random.
     refuse_weights(path, "do not have", found["missing_keys"])
     return model
@@ -125,7 +124,7 @@ def load_tokenizer(name: str | os.PathLike, **keywords: Any) -> PreTrainedTokeni
         raise  # a package that the tokenizer needs, or a sentence of ours
     except Exception as error:  # a damaged tokenizer.json raises KeyError, TypeError or the tokenizers' own Exception
         refuse_own_code(path, error)
-        reason = " ".join(str(error).split())[:200].rstrip(".")
+        reason = reason_of(error)
         if not isinstance(error, OSError | ValueError):
             reason = f"its tokenizer.json or tokenizer_config.json is damaged ({type(error).__name__}: {reason})"
         raise ModelFilesError(
@@ -159,5 +158,6 @@ def load_config(name: str | os.PathLike) -> Any:
         raise
     except (OSError, ValueError) as error:
         refuse_own_code(path, error)
-        reason = " ".join(str(error).split())[:200].rstrip(".")
-        raise ModelFilesError(f"No configuration of a model can be read from {str(name)!r}: {reason}.") from error
+        raise ModelFilesError(
+            f"No configuration of a model can be read from {str(name)!r}: {reason_of(error)}."
+        ) from error

@@ -17,7 +17,7 @@ from revformers.data import standard_library
 from revformers.data.cache import cache_directory, digest, file_digest
 from revformers.data.local_files import KINDS, Record, find_files, kind_of, placed_records, text_of
 from revformers.data.section import DataSection
-from revformers.errors import UserError
+from revformers.errors import UserError, reason_of
 from revformers.private_api import fingerprint_of
 
 READING = 1
@@ -436,8 +436,7 @@ def _readable(what: str) -> Iterator[None]:
     except (datasets.exceptions.DatasetsError, OSError, RuntimeError, StopIteration, TypeError, ValueError) as error:
         if isinstance(cause := error.__cause__ or error, UserError):
             raise cause from None
-        message = " ".join(str(cause).split())[:300] or "it holds no records"
-        raise UserError(f"{what} cannot be read: {message}") from error
+        raise UserError(f"{what} cannot be read: {reason_of(cause) or 'it holds no records'}.") from error
 
 
 def _hold_out(training: Any, held_out: Any, data: DataSection) -> tuple[Any, Any]:

@@ -16,7 +16,7 @@ from revformers.data.blocks import build_datasets
 from revformers.data.local_files import Record, named_kind, text_of
 from revformers.data.packing import packed_blocks
 from revformers.data.sources import Row, Rows, open_source
-from revformers.errors import UserError, require_package
+from revformers.errors import UserError, reason_of, require_package
 from revformers.training.finetune_recipe import FinetuneDataSection
 
 FORMS = {"prompt_completion": ("prompt", "completion"), "messages": ("messages",)}
@@ -229,7 +229,7 @@ def _conversation_row(
     try:
         tokenizer.apply_chat_template([turn for turns in row.values() for turn in turns], tokenize=False)
     except Exception as error:  # a template can raise anything
-        raise UserError(f"The chat template cannot write {place}: {' '.join(str(error).split())[:200]}.") from error
+        raise UserError(f"The chat template cannot write {place}: {reason_of(error)}.") from error
     return row
 
 

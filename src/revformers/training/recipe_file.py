@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
-from revformers.errors import UserError
+from revformers.errors import UserError, reason_of
 
 Section = TypeVar("Section")
 
@@ -67,7 +67,7 @@ def read_recipe(
     try:
         values = parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
+        raise UserError(f"{path} is not YAML: {reason_of(error)}.") from error
     if not isinstance(values, Mapping):
         raise UserError(f"{path} does not hold the sections of a recipe, such as model, data and training.")
     run_directory = {"output": str(Path("runs") / path.stem)} if hasattr(default, "output") else {}

@@ -13,13 +13,16 @@ import yaml
 from safetensors import SafetensorError
 from torch import nn
 
-from revformers.errors import UserError
+from revformers.errors import UserError, reason_of
 from revformers.files import check_place, remove_partial, write_text
 from revformers.training.changed_settings import NOTE, RunRecipe, compare_recipes
 from revformers.training.run_lock import RunLock
 from revformers.training.seal import facts_of, fault_of, is_sealed, seal
 
 HEADER = "# The recipe of the run in this directory, written by revformers.\n"
+
+FULL = 2**20
+"""Bytes left on a disk below which it is full; PyTorch's error for a file that it could not write does not say so."""
 
 DAMAGED = "damaged-"
 """What precedes the name of a checkpoint that was set aside."""
@@ -161,13 +164,11 @@ class RunDirectory:
 
     def refuse_save(self, target: Path, error: Exception) -> None:
         """Raise UserError for an error while `target` was saved; remove a checkpoint that is not complete."""
+        free = shutil.disk_usage(self.path).free
         if target in self._checkpoint_folders():
             shutil.rmtree(target, ignore_errors=True)
-        reason = " ".join(str(error).split())[:200].rstrip(".")
-        free = shutil.disk_usage(self.path).free / 2**20
-        raise UserError(
-            f"Saving {target} failed, with {free:,.0f} MiB left on its disk: {reason}; {self.remedy()}."
-        ) from error
+        reason = "its disk is full" if free < FULL else reason_of(error)
+        raise UserError(f"Saving {target} failed: {reason}; {self.remedy()}.") from error
 
     def remedy(self) -> str:
         """Return the words, for the end of a message, that say from where the run goes on."""

@@ -142,8 +142,7 @@ def train(
                 load_best_model(trainer)
         except (OSError, RuntimeError, SafetensorError) as error:
             if is_lost_process(error):
-                reason = " ".join(str(error).split())[:120]
-                raise UserError(f"Another process of the run has ended ({reason}); {run.remedy()}.") from error
+                raise UserError(f"Another process of the run has ended; {run.remedy()}.") from error
             unfinished = run.checkpoint(trainer.state.global_step)
             if unfinished.is_dir() and unfinished not in run.checkpoints():
                 run.refuse_save(unfinished, error)
