@@ -35,7 +35,7 @@ def test_a_model_is_converted_and_saved_with_its_tokenizer(workspace, capsys):
     assert "loss on held-out text" in shown
     # 6 layers of width 32: half a bit an element, against float32 checkpoints.
     assert "12 bytes per token beside the two states' 512; checkpointing keeps 768" in " ".join(shown.split())
-    assert "layer 1/12  about" in shown
+    assert "pass 1 of 2, fits to the original network: layer 1/6  about" in shown
     model = rf.from_pretrained("converted")
     assert len(update_predictors(model)) == 6
     assert reversible_stack(model).dynamics.side_information_bits(0) in (0, 1)

@@ -15,12 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from rich.console import Console
-
-from lab.bench.environment import write_result
+from lab.bench.environment import output_file, write_result
 from lab.studies.faults import in_data, in_runs, in_shards, in_training
 from lab.studies.faults.fault import ACCEPTABLE, Fault, Outcome
 from revformers.cli.quiet import quiet_libraries
+from revformers.training.console import command_console, say
 
 SECTIONS = {
     "Training": in_training.faults,
@@ -39,16 +38,16 @@ def main(arguments: Sequence[str]) -> int:
     """Run the study and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m lab.studies.faults", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--only", default="", metavar="PATTERN", help="run the faults whose words match this")
-    parser.add_argument("--output", type=Path, help="file to write, JSON")
+    parser.add_argument("--output", type=output_file, help="file to write, JSON")
     options = parser.parse_args(arguments)
     quiet_libraries()
-    console, rows = Console(highlight=False, markup=False), []
+    console, rows = command_console(), []
     for section, faults in SECTIONS.items():
         for fault in faults():
             if not re.search(options.only, fault.words):
                 continue
             outcome = _seen(fault)
-            console.print(f"{outcome.result:>9}  {fault.words}: {outcome.seen} {outcome.sentence}", soft_wrap=True)
+            say(console, f"{outcome.result:>9}  {fault.words}: {outcome.seen} {outcome.sentence}")
             rows.append(
                 {"section": section, "fault": fault.words, **dataclasses.asdict(outcome), "remedy": fault.remedy}
             )
