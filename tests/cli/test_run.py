@@ -10,6 +10,7 @@ import yaml
 
 import lab
 import revformers as rf
+from lab.__main__ import main as lab_main
 from revformers.cli import run as module
 from revformers.cli.main import main
 from tests.lab.evaluation.tiny import tiny_model, tiny_tokenizer, write_data, write_rows
@@ -159,7 +160,7 @@ def test_lm_eval_evaluates_a_saved_model(saved):
     assert done.returncode == 0, done.stderr
     (written,) = Path().glob("result*.json")
     score = json.loads(written.read_text())["results"]["local_piqa"]["acc,none"]
-    assert main(["evaluate", "model", "--tasks", "local_piqa", "--data", "data", "--out", "ours.json"]) == 0
+    assert lab_main(["evaluate", "model", "--tasks", "local_piqa", "--data", "data", "--out", "ours.json"]) == 0
     assert score == json.loads(Path("ours.json").read_text())["model"]["scores"][0]["value"]
     alone = process_of("-m", "lm_eval", *LM_EVAL)
     assert alone.returncode != 0
