@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import datasets
@@ -268,3 +269,18 @@ def test_a_hub_that_cannot_be_reached_is_named(monkeypatch):
     monkeypatch.setattr(sources.datasets, "load_dataset", load_dataset)
     with pytest.raises(UserError, match="owner/name cannot be read: Dataset 'owner/name' doesn't exist on the Hub"):
         open_source(DataSection(source="owner/name"))
+
+
+def test_a_stream_is_not_read_to_be_named(tmp_path, monkeypatch):
+    """Its files may be far larger than what a run reads of them."""
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "one"}\n' * 20)
+    data = DataSection(source=str(file), tokenizer="gpt2", validation_documents=2)
+    name = sources.content_of(data)
+    monkeypatch.setattr(sources, "file_digest", lambda file: pytest.fail("it was read"))
+    stream = dataclasses.replace(data, streaming=True)
+    assert sources.content_of(stream) is None
+    next(iter(open_source(stream).split().training))
+    monkeypatch.undo()
+    file.write_text('{"text": "other"}\n' * 20)
+    assert sources.content_of(data) != name

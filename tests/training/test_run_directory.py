@@ -212,6 +212,17 @@ def test_another_number_of_processes_does_not_continue_a_run(run):
         prepare(run, resume=True)
 
 
+def test_changed_data_do_not_continue_a_run(run):
+    with RunDirectory(run.path) as first:
+        first.prepare(RECIPE, resume=False, overwrite=False, data="one")
+        checkpoint = run.checkpoint(10)
+        checkpoint.mkdir()
+        first.finish_checkpoint(10, {}, 100, None)
+    assert prepare(run, resume=True, data="one") == checkpoint
+    with pytest.raises(UserError, match=r"The data of the run in .* have changed since checkpoint-10 was saved"):
+        prepare(run, resume=True, data="other")
+
+
 def changed(**values):
     return replace(RECIPE, training=replace(RECIPE.training, **values))
 

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -149,6 +149,15 @@ def open_source(data: DataSection) -> Source:
     return HubDataset(data)
 
 
+def content_of(data: DataSection) -> str | None:
+    """Return a name for the content of local data, by which a resumed run knows it again; None where there is none.
+
+    A stream is not read before it is trained on, and the fingerprint of a hub data set depends on its download.
+    """
+    source = open_source(data)
+    return None if data.streaming or isinstance(source, HubDataset) else source.fingerprint()
+
+
 def open_files(data: DataSection) -> Source:
     """Return the source in the local file or directory that `data.source` names.
 
@@ -173,7 +182,11 @@ class LocalFiles(Source):
     def __init__(self, data: DataSection, files: list[Path], held_out: list[Path]) -> None:
         super().__init__(data)
         self._parts = (files, held_out)
-        self._digests = [[(kind_of(file), file_digest(file)) for file in part] for part in self._parts]
+
+    @cached_property
+    def _digests(self) -> list[list[tuple[str, str]]]:
+        """The kinds and the digests of the files, which take a reading of all of them."""
+        return [[(kind_of(file), file_digest(file)) for file in part] for part in self._parts]
 
     def fingerprint(self) -> str:
         """Return the hash of the content of all files and of the settings that select text in them."""
@@ -194,12 +207,13 @@ class TextFiles(LocalFiles):
 
     def _load(self, rows: Rows | None) -> tuple[Any, Any]:
         training, held_out = (
-            self._read(files, digests, rows or _text_rows(self._data.text_column)) if files else None
-            for files, digests in zip(self._parts, self._digests, strict=True)
+            self._read(number, rows or _text_rows(self._data.text_column)) if files else None
+            for number, files in enumerate(self._parts)
         )
         return training, held_out
 
-    def _read(self, files: list[Path], digests: Any, rows: Rows) -> Any:
+    def _read(self, number: int, rows: Rows) -> Any:
+        files = self._parts[number]
         if next(placed_records(files), None) is None:
             raise UserError(f"{', '.join(map(str, files))} holds no records.")
         if self._data.streaming:
@@ -214,7 +228,7 @@ class TextFiles(LocalFiles):
                 features=rows.features,
                 cache_dir=str(cache_directory() / "datasets"),
                 gen_kwargs={"files": files, "row": rows.row},
-                fingerprint=digest(READING, datasets.__version__, digests, rows.name),
+                fingerprint=digest(READING, datasets.__version__, self._digests[number], rows.name),
             )
 
     def _read_lines(self, files: list[Path]) -> Any:

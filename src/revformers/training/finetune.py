@@ -109,7 +109,9 @@ def _finetune(recipe: FinetuneRecipe, run: RunDirectory, console: Console, resum
     arguments = finetune_arguments(recipe, data)
     if recipe.model.quantization != "nf4":  # nf4 weights are already on their device
         model.to(arguments.device)
-    checkpoint, finished = prepare(run, recipe, arguments, console, resume=resume, overwrite=overwrite)
+    checkpoint, finished = prepare(
+        run, recipe, recipe.data.records(), arguments, console, resume=resume, overwrite=overwrite
+    )
     if finished is not None:
         return finished
     if lora is None:

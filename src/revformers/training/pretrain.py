@@ -69,7 +69,7 @@ def _pretrain(recipe: Recipe, run: RunDirectory, console: Console, resume: bool,
             tokenizer, training_blocks, validation_blocks = build_datasets(recipe.data)
         _check_vocabulary(model, tokenizer)
         check_lengths(recipe.sample, tokenizer, getattr(model.config, "max_position_embeddings", None))
-    checkpoint, finished = prepare(run, recipe, arguments, console, resume=resume, overwrite=overwrite)
+    checkpoint, finished = prepare(run, recipe, recipe.data, arguments, console, resume=resume, overwrite=overwrite)
     if finished is not None:
         return finished
 

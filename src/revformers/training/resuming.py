@@ -31,7 +31,7 @@ class KeepCheckpoints(TrainerCallback):
         distributed: Any = args.distributed_state
         distributed.wait_for_everyone()  # each of them has written its random state
         if args.should_save:
-            facts = {"processes": args.world_size, "learning_rate": args.learning_rate}
+            facts = {"learning_rate": args.learning_rate}
             self._run.finish_checkpoint(state.global_step, facts, self._limit, state.best_model_checkpoint)
 
 

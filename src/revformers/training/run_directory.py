@@ -47,6 +47,7 @@ class RunDirectory:
         self.sample = self.path / "sample.txt"
         self.recipe = self.path / "recipe.yaml"
         self._lock = RunLock(self.path)
+        self._facts: dict[str, Any] = {}
 
     def __enter__(self) -> "RunDirectory":
         return self
@@ -69,12 +70,12 @@ class RunDirectory:
 
         Args:
             step: its step.
-            facts: facts about the run, among them the number of its `processes`.
+            facts: facts about the run, besides those that `prepare` was given.
             limit: the number of checkpoints to keep.
             best: another checkpoint to keep; it counts.
 
         """
-        seal(self.checkpoint(step), **facts)
+        seal(self.checkpoint(step), **self._facts | facts)
         complete = self.checkpoints()
         removable = [folder for folder in complete[:-1] if best is None or folder != Path(best)]
         for folder in removable[: max(len(complete) - limit, 0)]:
@@ -110,6 +111,7 @@ class RunDirectory:
         resume: bool,
         overwrite: bool,
         processes: int = 1,
+        data: str | None = None,
         tell: Callable[[str], None] = lambda line: None,
     ) -> Path | None:
         """Lock and prepare the directory for `recipe`, and return the checkpoint to start from, or None.
@@ -122,12 +124,13 @@ class RunDirectory:
             resume: continue the run in the directory.
             overwrite: discard it.
             processes: the number of processes of this run.
+            data: a name for the content of its data; None if it has none.
             tell: receives a line about a checkpoint that is damaged.
 
         Raises:
             UserError: if the directory holds a run and neither option is given, if another process uses it, if it holds
                 files that no run wrote, if there is no checkpoint to resume from, or if the run there cannot be resumed
-                with this recipe or this number of processes.
+                with this recipe, this number of processes or these data.
 
         """
         if resume and overwrite:
@@ -137,11 +140,13 @@ class RunDirectory:
             raise UserError(f"{self.path} holds no checkpoint to resume from; leave out --resume to start there.")
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock.acquire()
+        self._facts = {"processes": processes, "data": data}
         self._check_ours()
         self._remove_remains()
         if resume:
             checkpoint = self._latest_whole(tell)
             self._check_processes(checkpoint, processes)
+            self._check_data(checkpoint, data)
             self._follow(recipe, checkpoint)
             return checkpoint
         if overwrite:
@@ -241,6 +246,14 @@ class RunDirectory:
             raise UserError(
                 f"The run in {self.path} was started with {before} process{'es' if before > 1 else ''}, not "
                 f"{processes}, on which its batches and random numbers depend; resume it with {command}."
+            )
+
+    def _check_data(self, checkpoint: Path, data: str | None) -> None:
+        """Raise UserError for data whose content has changed: the run would go on at another place in other text."""
+        if facts_of(checkpoint).get("data", data) != data:
+            raise UserError(
+                f"The data of the run in {self.path} have changed since {checkpoint.name} was saved, under the same "
+                f"name; restore them, or train elsewhere with --output DIRECTORY."
             )
 
     def _follow(self, recipe: RunRecipe, checkpoint: Path) -> None:

@@ -15,6 +15,8 @@ from rich.console import Console
 from safetensors import SafetensorError
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
+from revformers.data.section import DataSection
+from revformers.data.sources import content_of
 from revformers.errors import UserError
 from revformers.files import write_json
 from revformers.private_api import is_lost_process, load_best_model
@@ -60,6 +62,7 @@ def finished_result(run: RunDirectory, checkpoint: Path) -> RunResult | None:
 def prepare(
     run: RunDirectory,
     recipe: Any,
+    data: DataSection,
     arguments: TrainingArguments,
     console: Console,
     *,
@@ -84,6 +87,7 @@ def prepare(
                 resume=resume,
                 overwrite=overwrite,
                 processes=arguments.world_size,
+                data=content_of(data),
                 tell=lambda line: say(console, line),
             )
             done = checkpoint == run.checkpoint(recipe.training.max_steps)
