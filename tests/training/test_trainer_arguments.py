@@ -43,7 +43,7 @@ def test_every_field_reaches_the_trainer(tmp_path):
         ({"gradient_checkpointing": True}, "set dynamics.activations to checkpoint instead"),
         (
             {"label_smoothing_factor": 0.1},
-            "leave it out: the Trainer would compute that loss itself, without the teacher",
+            "leave it out: the Trainer would compute that loss itself, without a teacher",
         ),
         ({"learning_rate": 1e-3}, "set training.learning_rate instead"),
         ({"evaluation_strategy": "no"}, "has no 'evaluation_strategy'; set training.eval_steps"),

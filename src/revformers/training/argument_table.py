@@ -110,7 +110,7 @@ TRAINING_ARGUMENTS: Mapping[str, Argument] = {
     "adam_epsilon": AS_USUAL,
     "lr_scheduler_kwargs": AS_USUAL,
     "label_smoothing_factor": without(
-        "the Trainer would compute that loss itself, without the teacher, and report it as the validation loss too",
+        "the Trainer would compute that loss itself, without a teacher, and report it as the validation loss too",
         own="computes the loss from all logits; refused if it would drop a teacher or weights of `set_head_loss`",
     ),
     "average_tokens_across_devices": Argument(note="validation losses do not depend on it"),
@@ -154,7 +154,7 @@ TRAINING_ARGUMENTS: Mapping[str, Argument] = {
     "debug": AS_USUAL,
     # the evaluation
     "eval_strategy": instead("training.eval_steps"),
-    "eval_delay": instead("training.eval_steps"),
+    "eval_delay": without("evaluations come every training.eval_steps steps from the beginning"),
     "eval_on_start": AS_USUAL,
     "eval_accumulation_steps": NO_METRICS,
     "eval_do_concat_batches": NO_METRICS,
