@@ -1,5 +1,6 @@
 """The data of a fine-tuning run: text in blocks, prompts with completions, or conversations."""
 
+import math
 import string
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -241,15 +242,34 @@ def _message(place: str, turn: Any) -> Record:
     message = {name: value for name, value in turn.items() if value is not None}
     if "role" not in message and "from" in message:
         speaker = message["from"]
-        if speaker not in SHAREGPT_ROLES:
+        if not isinstance(speaker, str) or speaker not in SHAREGPT_ROLES:
             raise UserError(f"{place}, is from {speaker!r}; the speakers are {', '.join(SHAREGPT_ROLES)}.")
         message = {"role": SHAREGPT_ROLES[speaker], "content": message.get("value")}
     if not isinstance(message.get("role"), str):
         raise UserError(f"{place}, has no role; a message has role and content, or from and value.")
+    _check_numbers(place, message)
     content = message.get("content")
-    if not isinstance(content, str | list) and not (content is None and message.get("tool_calls")):
+    if isinstance(content, list):  # a template of text alone would write it as Python does
+        content = "".join(_text_of_part(place, part) for part in content)
+    if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
         raise UserError(f"{place}, holds {named_kind(content)} as its content, not text.")
     return {**message, "content": content}
+
+
+def _text_of_part(place: str, part: Any) -> str:
+    """Return the text of a part of a message's content; raise UserError if it is none."""
+    if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+        raise UserError(f'{place}, has a part that is no text; a part is {{"type": "text", "text": ...}}.')
+    return part["text"]
+
+
+def _check_numbers(place: str, value: Any) -> None:
+    """Raise UserError for a number in a message that `datasets` would store as null or as text."""
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_numbers(place, item)
+    elif (isinstance(value, float) and not math.isfinite(value)) or (isinstance(value, int) and abs(value) >= 2**63):
+        raise UserError(f"{place}, holds a number that is not finite or has more than 64 bits.")
 
 
 def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, conversational: bool) -> None:
