@@ -88,6 +88,10 @@ def test_a_template_that_does_not_mark_the_assistant_is_told_apart(tmp_path, tok
         ),
         ({"columns": {"prompt": "{question}", "completion": "output"}}, "has no column 'question'"),
         ({"columns": {"prompt": "{instruction", "completion": "output"}}, "data.columns.prompt is not a template"),
+        *(
+            ({"columns": {"prompt": template, "completion": "output"}}, "a column stands in it as {name} alone")
+            for template in ("{input:>9}", "{input!r}", "{input.real}", "{input[0]}", "{}", "{0}", "{input:{output}}")
+        ),
         ({"columns": {"prompt": ["a"], "completion": "output"}}, "takes the name of a column or a template"),
         ({"columns": {"prompts": "instruction"}}, "data.columns takes prompt, completion and messages, not 'prompts'"),
         ({"columns": {"prompt": "instruction"}, "form": "text"}, "does not apply to text"),

@@ -194,8 +194,19 @@ def _check_column(name: str, origin: Any, named: list[str], source: str) -> None
 
 
 def _fields(origin: str) -> list[str]:
-    """Return the columns that a template names; an empty list for the name of a column."""
-    return [field for _, field, _, _ in string.Formatter().parse(origin) if field is not None]
+    """Return the columns that a template names; an empty list for the name of a column.
+
+    Raises:
+        ValueError: for what is no template, and for formats, conversions, attributes and items, which change a text.
+
+    """
+    fields = []
+    for _, field, form, conversion in string.Formatter().parse(origin):
+        if field is not None:
+            if form or conversion or not field or field.isdecimal() or any(sign in field for sign in ".["):
+                raise ValueError(f"a column stands in it as {{name}} alone, and {origin!r} has more")
+            fields.append(field)
+    return fields
 
 
 def _text_row(place: object, record: Record, origins: Mapping[str, str]) -> Record:
