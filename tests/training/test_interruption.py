@@ -3,6 +3,7 @@ import signal
 import threading
 
 import pytest
+import torch
 from transformers import TrainerControl
 
 from revformers.training.interruption import SaveOnSignal
@@ -21,6 +22,24 @@ def test_the_first_signal_asks_for_a_checkpoint_and_the_end(number):
     assert control.should_save
     assert control.should_training_stop
     assert signal.getsignal(number) is before
+
+
+def test_a_signal_while_the_processes_agree_is_shared_after_the_next_step(monkeypatch):
+    control = TrainerControl()
+    signals = [signal.SIGTERM]
+
+    def all_reduce(shared, operator, group):
+        if signals:
+            os.kill(os.getpid(), signals.pop())
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    with SaveOnSignal() as interruption:
+        interruption._group = object()
+        interruption.on_step_end(None, None, control)
+        assert not control.should_training_stop  # the other processes do not know of it
+        interruption.on_step_end(None, None, control)
+    assert control.should_training_stop
+    assert interruption.received == signal.SIGTERM
 
 
 def test_the_second_signal_ends_at_once():

@@ -223,6 +223,27 @@ def test_changed_data_do_not_continue_a_run(run):
         prepare(run, resume=True, data="other")
 
 
+def test_a_home_is_that_of_the_trainer(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert RunDirectory("~/run").path == tmp_path / "run"
+
+
+@pytest.mark.parametrize("rest", ["", "training: {"])
+def test_a_damaged_recipe_is_named(run, rest):
+    started(run, 10)
+    run.recipe.write_text(run.recipe.read_text().splitlines()[0] + "\n" + rest)
+    with pytest.raises(UserError, match=r"recipe\.yaml is damaged"):
+        prepare(run, resume=True)
+
+
+def test_a_refused_command_removes_nothing(run):
+    started(run, 10)
+    unfinished = add_checkpoint(run, 20, complete=False)
+    with pytest.raises(UserError, match="already holds a run"):
+        prepare(run)
+    assert unfinished.is_dir()
+
+
 def changed(**values):
     return replace(RECIPE, training=replace(RECIPE.training, **values))
 

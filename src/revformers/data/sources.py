@@ -154,8 +154,9 @@ def content_of(data: DataSection) -> str | None:
 
     A stream is not read before it is trained on, and the fingerprint of a hub data set depends on its download.
     """
-    source = open_source(data)
-    return None if data.streaming or isinstance(source, HubDataset) else source.fingerprint()
+    if data.streaming or not (data.source == "stdlib" or _is_local(data.source)):
+        return None
+    return open_source(data).fingerprint()
 
 
 def open_files(data: DataSection) -> Source:

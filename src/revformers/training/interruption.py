@@ -66,11 +66,14 @@ class SaveOnSignal(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Make the Trainer log, save and stop after a signal."""
+        received = self.received
         if self._group is not None:
-            received = torch.tensor(self.received or 0)
-            torch.distributed.all_reduce(received, torch.distributed.ReduceOp.MAX, self._group)
-            self.received = int(received) or None
-        if self.received is not None:
+            shared = torch.tensor(received or 0)
+            torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX, self._group)
+            received = int(shared) or None
+        # Not `self.received`: a signal that arrives while the processes agree is shared after the next step.
+        if received is not None:
+            self.received = received
             control.should_log = True
             control.should_save = True
             control.should_training_stop = True

@@ -13,11 +13,11 @@ import yaml
 from safetensors import SafetensorError
 from torch import nn
 
-from revformers.errors import UserError, reason_of
+from revformers.errors import UserError, as_user_error, reason_of
 from revformers.files import check_place, remove_partial, write_text
 from revformers.training.changed_settings import NOTE, RunRecipe, compare_recipes
 from revformers.training.run_lock import RunLock
-from revformers.training.seal import facts_of, fault_of, is_sealed, seal
+from revformers.training.seal import SEAL, facts_of, fault_of, is_sealed, seal
 
 HEADER = "# The recipe of the run in this directory, written by revformers.\n"
 
@@ -37,7 +37,7 @@ class RunDirectory:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = Path(path).expanduser()  # as the Trainer does
         self.model = self.path / "model"
         self.adapter = self.path / "adapter"
         self.conversion = self.path / "conversion"
@@ -79,6 +79,7 @@ class RunDirectory:
         complete = self.checkpoints()
         removable = [folder for folder in complete[:-1] if best is None or folder != Path(best)]
         for folder in removable[: max(len(complete) - limit, 0)]:
+            (folder / SEAL).unlink()  # a kill while the rest goes must not leave what looks complete
             shutil.rmtree(folder)
 
     def writes_into(self, path: Path) -> bool:
@@ -142,20 +143,20 @@ class RunDirectory:
         self._lock.acquire()
         self._facts = {"processes": processes, "data": data}
         self._check_ours()
-        self._remove_remains()
         if resume:
+            self._remove_remains()
             checkpoint = self._latest_whole(tell)
             self._check_processes(checkpoint, processes)
-            self._check_data(checkpoint, data)
-            self._follow(recipe, checkpoint)
+            self._follow(recipe, checkpoint, data)
             return checkpoint
         if overwrite:
             self._clear()
-        elif any(map(os.path.lexists, (*self._checkpoint_folders(), self.model, self.adapter))):
+        elif any(map(os.path.lexists, (*self.checkpoints(), self.model, self.adapter))):
             raise UserError(
                 f"{self.path} already holds a run; give --resume to continue it, --output DIRECTORY to keep it and "
                 f"train elsewhere, or --overwrite to discard it."
             )
+        self._remove_remains()
         self._write_recipe(recipe.to_dict(), [])
         return None
 
@@ -256,10 +257,14 @@ class RunDirectory:
                 f"name; restore them, or train elsewhere with --output DIRECTORY."
             )
 
-    def _follow(self, recipe: RunRecipe, checkpoint: Path) -> None:
-        """Write the recipe of a resumed run; raise UserError if it cannot follow the changes in it."""
-        before = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
+    def _follow(self, recipe: RunRecipe, checkpoint: Path, data: str | None) -> None:
+        """Write the recipe of a resumed run; raise UserError if it cannot follow the changes in it or in its data."""
+        with as_user_error(f"{self.recipe} is damaged", (yaml.YAMLError, ValueError)):
+            before = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
+        if not isinstance(before, dict):
+            raise UserError(f"{self.recipe} is damaged: it holds no recipe; restore it, or give --overwrite.")
         changed, notes = compare_recipes(self.path, before, recipe, _step(checkpoint))
+        self._check_data(checkpoint, data)
         if changed:
             self._write_recipe(recipe.to_dict(), notes)
 
