@@ -1,10 +1,10 @@
 """Seals of finished folders: a last file with the digests of all others, by which damage is found before a resume."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+from revformers.data.cache import file_digest
 from revformers.files import write_json
 
 SEAL = "checksums.json"
@@ -16,7 +16,7 @@ def seal(folder: Path, **facts: Any) -> None:
     The digests find damage, such as a flipped bit or a file that is cut short; they are no protection against forgery.
     """
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != SEAL)
-    digests = {file.relative_to(folder).as_posix(): _digest(file) for file in files}
+    digests = {file.relative_to(folder).as_posix(): file_digest(file) for file in files}
     write_json(folder / SEAL, {**facts, "sha256": digests})
 
 
@@ -41,13 +41,8 @@ def fault_of(folder: Path) -> str | None:
         try:
             if not file.is_file():
                 return f"{file} is missing"
-            if _digest(file) != digest:
+            if file_digest(file) != digest:
                 return f"{file} is damaged (its content has changed since it was saved)"
         except OSError as error:
             return f"{file} cannot be read ({error.strerror})"
     return None
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()

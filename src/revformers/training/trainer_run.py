@@ -55,8 +55,11 @@ def finished_result(run: RunDirectory, checkpoint: Path) -> RunResult | None:
     step = int(checkpoint.name.removeprefix("checkpoint-"))
     if not (run.metrics.is_file() and (run.model.is_dir() or run.adapter.is_dir())):
         return None
-    metrics = json.loads(run.metrics.read_text(encoding="utf-8"))
-    return RunResult(run.path, True, step, None, metrics) if metrics["steps"] == step else None
+    try:
+        metrics = json.loads(run.metrics.read_text(encoding="utf-8"))
+        return RunResult(run.path, True, step, None, metrics) if metrics["steps"] == step else None
+    except (ValueError, KeyError, TypeError):
+        return None  # damaged; the run is finished again from its checkpoint
 
 
 def prepare(
