@@ -7,7 +7,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from revformers.data.local_files import placed_lines, placed_records
+from revformers.data.placed_records import placed_lines, placed_records
 from revformers.errors import UserError
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from revformers.conversion.measure import Batch
-from revformers.data.local_files import named_kind, text_of
+from revformers.data.columns import named_kind, text_of
 from revformers.data.packing import first_blocks
 from revformers.data.section import AddBosToken, DataSection
 from revformers.errors import require_package

@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from revformers.data.cache import cache_directory, digest
 from revformers.data.packing import first_blocks, packed_blocks, with_labels
 from revformers.data.section import DataSection
-from revformers.data.sources import Documents, Source, Split, open_source
+from revformers.data.source import Documents, Source, Split
+from revformers.data.sources import open_source
 from revformers.data.tokenizer import beginning_of_text, load_tokenizer, train_tokenizer
 from revformers.errors import UserError
 from revformers.files import written_whole

@@ -14,9 +14,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from revformers.data.blocks import build_datasets
-from revformers.data.local_files import Record, named_kind, text_of
+from revformers.data.columns import named_kind, text_of
 from revformers.data.packing import packed_blocks
-from revformers.data.sources import Row, Rows, open_source
+from revformers.data.placed_records import Record
+from revformers.data.source import Row, Rows
+from revformers.data.sources import open_source
 from revformers.errors import UserError, reason_of, require_package
 from revformers.training.finetune_recipe import FinetuneDataSection
 

@@ -1,0 +1,148 @@
+"""A source of text: its records, as rows or as documents to train on and to hold out."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import datasets
+
+from revformers.data.columns import text_of
+from revformers.data.placed_records import Record
+from revformers.data.section import DataSection
+from revformers.errors import UserError
+
+Documents = Iterable[str]
+
+Row = Callable[[object, Record], Record]
+"""Makes a row from a place, whose str() is such as "Line 3 of a.jsonl", and the record there, or raises UserError."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Training and validation documents; both can be iterated over repeatedly.
+
+    Attributes:
+        training: texts to train on.
+        validation: held-out texts.
+        separated: whether each text is a document of its own; False for lines of a running text.
+
+    """
+
+    training: Documents
+    validation: Documents
+    separated: bool
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What to make of the records of a source.
+
+    Attributes:
+        row: makes a row from a record.
+        columns: the columns of a row.
+        name: a name for `row` and all that it depends on, serialisable as JSON.
+        features: the types of the columns; None to infer them.
+
+    """
+
+    row: Row
+    columns: tuple[str, ...]
+    name: Any
+    features: datasets.Features | None = None
+
+
+class Source(ABC):
+    """A body of text that can identify its content without loading all of it into memory.
+
+    Attributes:
+        separated: whether each record is a document of its own; False for lines of .txt files.
+
+    """
+
+    separated = True
+
+    def __init__(self, data: DataSection) -> None:
+        self._data = data
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Return a name for the content; other text, or another split of the same text, has another name."""
+
+    @abstractmethod
+    def first_records(self) -> list[Record]:
+        """Return one record or a few, which show the columns."""
+
+    @abstractmethod
+    def _load(self, rows: Rows | None) -> tuple[Any, Any]:
+        """Return data sets of rows, and those held out, or None for the latter if they are to be split off.
+
+        Args:
+            rows: what to make of the records; None for the text in their column of text, which is checked.
+
+        """
+
+    def rows(self, rows: Rows) -> tuple[Any, Any]:
+        """Return the data sets of the training and the validation rows.
+
+        Raises:
+            UserError: if a record cannot be used, or if there are too few records to hold some out.
+
+        """
+        return hold_out(*self._load(rows), self._data)
+
+    def documents(self) -> Documents:
+        """Return all texts of the training part, without holding any out.
+
+        Raises:
+            UserError: if a record has no text.
+
+        """
+        return self._load(None)[0][self._data.text_column]
+
+    def split(self) -> Split:
+        """Return the documents, split into training and validation.
+
+        Raises:
+            UserError: if a record has no text, or there is too little text. Of a streamed source, records are checked
+                while they are read.
+
+        """
+        training, held_out = hold_out(*self._load(None), self._data)
+        column = self._data.text_column
+        return Split(training[column], held_out[column], self.separated)
+
+
+def text_rows(column: str) -> Rows:
+    """Return rows of the text in a column, which is checked."""
+    features = datasets.Features({column: datasets.Value("string")})
+    return Rows(partial(_text_row, column=column), (column,), ["text", column], features)
+
+
+def _text_row(place: object, record: Record, column: str) -> Record:
+    return {column: text_of(place, record, column)}
+
+
+def hold_out(training: Any, held_out: Any, data: DataSection) -> tuple[Any, Any]:
+    """Return training and validation records: hold out the first records if there is no separate validation set."""
+    if data.streaming:
+        if held_out is None:
+            if data.validation_documents is None:
+                raise UserError(
+                    "The length of a streamed source is unknown, so no fraction of it can be held out; set "
+                    "data.validation_documents."
+                )
+            held_out = training.take(data.validation_documents)
+            training = training.skip(data.validation_documents)
+        training = training.shuffle(seed=0, buffer_size=data.shuffle_buffer)
+    elif held_out is None:
+        number = data.validation_documents or max(1, round(data.validation_fraction * len(training)))
+        if number >= len(training):
+            raise UserError(
+                f"{data.source} holds {len(training)} records, too few to hold "
+                f"{number} out for validation; add text, or name other text in data.validation_source."
+            )
+        held_out = training.select(range(number))
+        training = training.select(range(number, len(training)))
+    return training, held_out

@@ -1,0 +1,88 @@
+"""Sources whose records are rows of a data set."""
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from revformers.data.section import DataSection
+from revformers.data.sources import open_source
+from revformers.errors import UserError
+from tests.data.conftest import RECORDS
+
+
+@pytest.mark.thorough
+def test_the_standard_library_has_a_fingerprint_of_its_split():
+    first, again = open_source(DataSection()), open_source(DataSection(validation_fraction=0.1))
+    assert first.fingerprint() == open_source(DataSection()).fingerprint() != again.fingerprint()
+    assert len(list(first.split().validation)) < len(list(again.split().validation))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_hub_data_sets_are_asked_for_by_name_configuration_and_split(monkeypatch, streaming):
+    calls = []
+
+    def load_dataset(*arguments, **options):
+        calls.append((*arguments, options["split"], options["revision"], options["streaming"]))
+        loaded = datasets.Dataset.from_dict({"content": RECORDS})
+        return loaded.to_iterable_dataset() if options["streaming"] else loaded
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    data = DataSection(
+        source="owner/name",
+        subset="english",
+        split="train[:1%]",
+        revision="a1b2c3",
+        validation_split="test",
+        text_column="content",
+        streaming=streaming,
+        tokenizer="given",
+    )
+    split = open_source(data).split()
+    assert calls == [
+        ("owner/name", "english", "train[:1%]", "a1b2c3", streaming),
+        ("owner/name", "english", "test", "a1b2c3", streaming),
+    ]
+    assert sorted(split.training) == sorted(split.validation) == sorted(RECORDS)
+    assert split.separated
+
+
+def test_a_hub_data_set_has_a_fingerprint(monkeypatch):
+    loaded = datasets.Dataset.from_dict({"text": RECORDS})
+    monkeypatch.setattr(datasets, "load_dataset", lambda *arguments, **options: loaded)
+    first = open_source(DataSection(source="owner/name"))
+    other = open_source(DataSection(source="owner/name", validation_fraction=0.5))
+    assert first.fingerprint() != other.fingerprint()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("texts", "record", "kind"),
+    [
+        (["b", None, "c"], 2, "null"),
+        ([["b", "c"]], 1, "a list"),
+        ([1, 2], 1, "a number"),
+    ],
+)
+def test_records_of_columns_are_checked_and_counted_in_their_file(tmp_path, texts, record, kind, streaming):
+    pa.parquet.write_table(pa.table({"text": ["a"] * 3 if kind == "null" else texts}), tmp_path / "a.parquet")
+    pa.parquet.write_table(pa.table({"text": texts}), tmp_path / "b.parquet")
+    options = {"streaming": True, "tokenizer": "given", "validation_documents": 1} if streaming else {}
+    with pytest.raises(UserError) as caught:
+        list(open_source(DataSection(source=str(tmp_path), **options)).split().training)
+    file = tmp_path / ("b.parquet" if kind == "null" else "a.parquet")
+    # a stream is counted over all files, in the order of reading
+    place = f"Record {record + 3 * (kind == 'null')} of {tmp_path}" if streaming else f"Record {record} of {file}"
+    assert f"{place} holds {kind} in its column 'text', not text." in str(caught.value)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_record_of_a_hub_data_set_is_named(monkeypatch, streaming):
+    def load_dataset(*arguments, **options):
+        loaded = datasets.Dataset.from_dict({"text": ["a", "b", None]})
+        return loaded.to_iterable_dataset() if options["streaming"] else loaded
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    data = DataSection(source="owner/name", streaming=streaming, tokenizer="given", validation_documents=1)
+    with pytest.raises(UserError, match=r"Record 3 of owner/name \(train\) holds null in its column 'text'"):
+        list(open_source(data).split().training)
