@@ -106,6 +106,12 @@ def test_places_that_take_nothing_are_refused_before_the_work(tmp_path, director
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
+    (tmp_path / "link").symlink_to(tmp_path / "away")
+    with pytest.raises(UserError, match=r"link is a symbolic link to .*away, which does not exist"):
+        check_place(tmp_path / "link", directory=directory)
+    (tmp_path / "away").symlink_to(tmp_path / ("" if directory else "file"))
+    check_place(tmp_path / "link", directory=directory)
+
     monkeypatch.setattr("revformers.files.tempfile.TemporaryFile", full)
     for path in good:
         with pytest.raises(UserError, match="No space left on device"):

@@ -1,6 +1,7 @@
 """Atomic writing of files and directories, and the check of a place before the work that it is for."""
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -53,6 +54,8 @@ def check_place(path: Path, *, directory: bool = False) -> None:
 
     """
     try:
+        if path.is_symlink() and not path.exists():
+            raise UserError(f"{path} is a symbolic link to {os.readlink(path)}, which does not exist.")
         if path.is_dir() and not directory:
             raise UserError(f"{path} is a directory; name a file in it.")
         if path.exists() and not path.is_dir():
@@ -66,12 +69,12 @@ def check_place(path: Path, *, directory: bool = False) -> None:
         if not folder.is_dir():
             raise UserError(f"Nothing can be written to {path}, because {folder} is a file.")
         with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(PROBE))
+            file.write(bytes(PROBE_SIZE))
     except OSError as error:
         raise UserError(f"Nothing can be written to {path}: {error.strerror or error}.") from error
 
 
-PROBE = 4096
+PROBE_SIZE = 4096
 """Bytes that show whether a file system has room at all."""
 
 

@@ -157,14 +157,6 @@ def test_the_directory_itself_may_be_a_symbolic_link(run, tmp_path):
         prepare(run)
 
 
-def test_a_place_that_cannot_be_written_is_named_at_once(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="file is a file; name a directory"):
-        RunDirectory(tmp_path / "file").check_place()
-    RunDirectory(tmp_path / "new" / "run").check_place()
-    assert not (tmp_path / "new").exists()
-
-
 def test_weights_that_do_not_fit_are_named_before_the_training(tmp_path):
     model = nn.Linear(2**30, 2**28, bias=False, device="meta")
     with pytest.raises(UserError, match=r"The trained weights alone take 1,099,511,627,776 MiB, and .* MiB left; make"):

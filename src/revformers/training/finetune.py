@@ -22,7 +22,7 @@ from revformers.activations import Checkpoint, Offload, parse_policy
 from revformers.checkpoints.card import CARD_NAME, save_deployed_card
 from revformers.checkpoints.load import load_tokenizer
 from revformers.errors import as_user_error
-from revformers.files import write_json, written_whole
+from revformers.files import check_place, write_json, written_whole
 from revformers.head.teacher import FrozenCopy, Teacher
 from revformers.models.discovery import unwrap
 from revformers.models.ordinary import adapters_hold_weights, ordinary
@@ -96,7 +96,7 @@ def finetune(
 
 
 def _finetune(recipe: FinetuneRecipe, run: RunDirectory, console: Console, resume: bool, overwrite: bool) -> RunResult:
-    run.check_place()
+    check_place(run.path, directory=True)
     section = recipe.model
     tokenizer = load_tokenizer(
         section.tokenizer or section.name, revision=None if section.tokenizer else section.revision

@@ -9,7 +9,7 @@ from transformers import TrainingArguments, default_data_collator
 from revformers.data.blocks import build_datasets
 from revformers.dynamics import Residual
 from revformers.errors import UserError, as_user_error
-from revformers.files import write_text, written_whole
+from revformers.files import check_place, write_text, written_whole
 from revformers.head.loss import apply_head
 from revformers.models.tiles import set_mlp_tiles
 from revformers.reversible import make_residual
@@ -61,7 +61,7 @@ def pretrain(
 
 
 def _pretrain(recipe: Recipe, run: RunDirectory, console: Console, resume: bool, overwrite: bool) -> RunResult:
-    run.check_place()
+    check_place(run.path, directory=True)
     arguments = training_arguments(recipe)
     model = build_model(recipe)
     with arguments.main_process_first():

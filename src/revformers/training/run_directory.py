@@ -89,12 +89,6 @@ class RunDirectory:
         first = path.resolve().relative_to(self.path.resolve()).parts[0]
         return first in (self.model.name, self.adapter.name, self.conversion.name) or first.startswith("checkpoint-")
 
-    def check_place(self) -> None:
-        """Raise UserError at once if the run cannot write into its directory; nothing stays there yet."""
-        if self.path.is_symlink() and not self.path.exists():
-            raise UserError(f"{self.path} is a symbolic link to {os.readlink(self.path)}, which does not exist.")
-        check_place(self.path, directory=True)
-
     def check_space(self, model: nn.Module) -> None:
         """Raise UserError if the trained weights of `model`, which the run will certainly write, do not fit."""
         size = sum(one.numel() * one.element_size() for one in model.parameters() if one.requires_grad)
@@ -136,7 +130,7 @@ class RunDirectory:
         """
         if resume and overwrite:
             raise UserError("A run is either resumed or overwritten: give one of --resume and --overwrite.")
-        self.check_place()
+        check_place(self.path, directory=True)
         if resume and not self.checkpoints():
             raise UserError(f"{self.path} holds no checkpoint to resume from; leave out --resume to start there.")
         self.path.mkdir(parents=True, exist_ok=True)
