@@ -231,6 +231,11 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path):
     before = (first.directory / "model" / "model.reversible.safetensors").stat().st_mtime_ns
     assert run(recipe, resume=True) == first
     assert (first.directory / "model" / "model.reversible.safetensors").stat().st_mtime_ns == before
+    (first.directory / "metrics.json").write_text('{"steps": 8')  # cut short
+    again = run(recipe, resume=True)
+    assert json.loads((first.directory / "metrics.json").read_text()) == again.metrics
+    for figure in ("training_loss", "validation_loss", "steps"):
+        assert again.metrics[figure] == first.metrics[figure]
 
 
 @pytest.mark.thorough

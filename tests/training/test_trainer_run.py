@@ -1,3 +1,4 @@
+import pytest
 from transformers import TrainingArguments
 
 from revformers.training.run_directory import RunDirectory
@@ -19,3 +20,11 @@ def test_only_a_run_with_the_figures_of_its_last_step_is_finished(tmp_path):
     run.model.mkdir()
     assert finished_result(run, tmp_path / "checkpoint-5") is None  # a finished run that was extended, and then died
     assert finished_result(run, checkpoint).metrics == {"steps": 4}
+
+
+@pytest.mark.parametrize("content", ["", '{"steps": 4', "[4]", "4", "null", "{}", '{"steps": 3}'])
+def test_a_run_whose_figures_are_damaged_is_not_finished(tmp_path, content):
+    run = RunDirectory(tmp_path)
+    run.model.mkdir()
+    run.metrics.write_text(content)
+    assert finished_result(run, tmp_path / "checkpoint-4") is None
