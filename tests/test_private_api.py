@@ -623,6 +623,26 @@ def test_peft_tells_its_layers_about_a_batch_by_hooks():
     assert not private_api.is_hook_of_peft(lambda *_: None)
 
 
+def test_the_trainer_goes_on_with_the_losses_since_the_last_log(tmp_path):
+    class Constant(nn.Linear):
+        def forward(self, **inputs):
+            return {"loss": self.weight.sum() * 0 + 2}
+
+    class Restore(transformers.TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            private_api.restore_unlogged_loss(trainer, 10.0, -1)
+
+    options = {"max_steps": 3, "logging_steps": 2, "save_strategy": "no", "remove_unused_columns": False}
+    arguments = transformers.TrainingArguments(str(tmp_path), use_cpu=True, report_to="none", **options)
+    data = [{"labels": 0}] * 24
+    trainer = transformers.Trainer(Constant(1, 1), arguments, train_dataset=data, callbacks=[Restore()])
+    trainer.remove_callback(transformers.PrinterCallback)
+    result = trainer.train()
+    assert trainer.state.log_history[0]["loss"] == (10 + 2 + 2) / 3
+    assert private_api.unlogged_loss(trainer) == (2.0, 2)
+    assert result.training_loss == 2.0
+
+
 def test_transformers_knows_which_reporters_are_installed():
     from transformers.integrations import integration_utils
 

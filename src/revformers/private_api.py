@@ -468,6 +468,25 @@ def load_best_model(trainer: Any) -> None:
     trainer._load_best_model()
 
 
+def unlogged_loss(trainer: Any) -> tuple[float, int]:
+    """Return the sum of this process's training losses since the last log, and the step of that log.
+
+    transformers: `Trainer._tr_loss` and `Trainer._globalstep_last_logged`, which its checkpoints leave out.
+    """
+    return trainer._tr_loss.item(), trainer._globalstep_last_logged
+
+
+def restore_unlogged_loss(trainer: Any, loss: float, logged: int) -> None:
+    """Let the next log begin where that of another process would have begun; call it when the training has begun.
+
+    transformers: the same attributes, and `Trainer._total_loss_scalar`, the sum of the losses of this training alone,
+    to which `_tr_loss` will be added.
+    """
+    trainer._tr_loss.fill_(loss)
+    trainer._globalstep_last_logged = logged
+    trainer._total_loss_scalar -= loss
+
+
 def is_lost_process(error: Exception) -> bool:
     """Whether an exchange between processes failed because another one has ended. PyTorch: the text of gloo's error."""
     return isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error)

@@ -93,6 +93,8 @@ def test_a_signal_to_one_process_stops_both_and_both_go_on(pair, tmp_path):
     assert all(result.finished for result in pair.run(resumed, stopped))
     expected, got = weights(tmp_path / "through"), weights(tmp_path / "stopped")
     assert all(expected[name].equal(got[name]) for name in expected)
+    for figure in ("loss", "eval_loss"):
+        assert curve(tmp_path / "stopped", figure) == curve(tmp_path / "through", figure)
 
 
 def resumed(rank, recipe):

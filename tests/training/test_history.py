@@ -6,9 +6,12 @@ from transformers import TrainerState
 from revformers.training.history import Clock, loss_curve
 
 
-def test_the_clock_goes_on_where_the_resumed_log_ends():
+def test_the_clock_goes_on_where_the_checkpoint_was_saved():
+    saved = Clock().state()
+    assert saved["attributes"]["seconds"] == 0
+    saved["attributes"]["seconds"] = 100.0
     clock = Clock()
-    state = TrainerState(log_history=[{"step": 5, "loss": 2.0, "seconds": 100.0}, {"step": 5, "eval_loss": 2.0}])
+    state = TrainerState(log_history=[{"step": 5, "loss": 2.0, "seconds": 90.0}], stateful_callbacks={"Clock": saved})
     clock.on_train_begin(None, state, None)
     time.sleep(0.01)
     state.log_history.append({"step": 10, "loss": 1.0})

@@ -26,6 +26,12 @@ def run(recipe, **options):
     return pretrain(recipe, console=Console(file=io.StringIO()), **options)
 
 
+def curve(result):
+    """The loss curve without its times."""
+    history = json.loads((result.directory / "history.json").read_text())
+    return [{name: value for name, value in entry.items() if name != "seconds"} for entry in history]
+
+
 def weights(result):
     return revformers.from_pretrained(result.directory / "model").state_dict()
 
@@ -93,10 +99,23 @@ def test_an_interrupted_run_ends_as_one_that_went_through(tmp_path, interrupted_
     assert resumed.finished
     expected, got = weights(through), weights(resumed)
     assert all(torch.equal(expected[name], got[name]) for name in expected)
-    curves = [json.loads((result.directory / "history.json").read_text()) for result in (through, resumed)]
-    assert [entry["eval_loss"] for entry in curves[0] if "eval_loss" in entry] == [
-        entry["eval_loss"] for entry in curves[1] if "eval_loss" in entry
-    ]
+    assert curve(resumed) == curve(through)
+    assert resumed.metrics["training_loss"] == through.metrics["training_loss"]
+
+
+def test_the_loss_curve_does_not_depend_on_where_a_run_was_stopped(tmp_path, interrupted_at):
+    """Inside a logging interval, which ends in the middle of another run, and once more inside it."""
+    options = {"training.logging_steps": 4, "training.max_steps": 5}
+    through = run(tiny_recipe(tmp_path, {**options, "output": str(tmp_path / "through")}))
+    assert [entry["step"] for entry in curve(through) if "loss" in entry] == [1, 4]
+    recipe = tiny_recipe(tmp_path, {**options, "output": str(tmp_path / "stopped")})
+    for step in (2, 3):
+        interrupted_at(step)
+        assert run(recipe, resume=step > 2).step == step
+    interrupted_at(-1)
+    resumed = run(recipe, resume=True)
+    assert curve(resumed) == curve(through)
+    assert resumed.metrics["training_loss"] == through.metrics["training_loss"]
 
 
 def test_a_signal_in_the_last_step_does_not_keep_a_run_from_finishing(tmp_path, interrupted_at):

@@ -1,4 +1,5 @@
 import hashlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -6,6 +7,7 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from revformers.errors import UserError
+from revformers.private_api import unlogged_loss
 from revformers.training.resuming import FollowRecipe, KeepCheckpoints, NothingToTrainError, StopAtLastStep
 from revformers.training.run_directory import RunDirectory
 from revformers.training.seal import facts_of, fault_of
@@ -20,17 +22,29 @@ def add_checkpoint(run, step):
     (run.checkpoint(step) / "weights").write_text("weights")
 
 
-def keep(run, step, limit, best=None, **options):
+def trainer_with_losses(loss=0.0, logged=0):
+    """What a Trainer knows of its losses."""
+    return SimpleNamespace(_tr_loss=torch.tensor(loss), _globalstep_last_logged=logged, _total_loss_scalar=0.0)
+
+
+def keep(run, step, limit, best=None, trainer=None, **options):
     add_checkpoint(run, step)
     state = TrainerState(global_step=step, best_model_checkpoint=best and str(best))
-    KeepCheckpoints(run, limit).on_save(arguments(run.path, **options), state, TrainerControl())
+    KeepCheckpoints(run, limit, trainer or trainer_with_losses()).on_save(
+        arguments(run.path, **options), state, TrainerControl()
+    )
 
 
 def test_a_saved_checkpoint_is_sealed_and_then_older_ones_go(tmp_path):
     run = RunDirectory(tmp_path)
-    keep(run, 2, 2, learning_rate=0.5)
+    keep(run, 2, 2, trainer=trainer_with_losses(1 / 3, 1), learning_rate=0.5)
     digest = hashlib.sha256(b"weights").hexdigest()
-    assert facts_of(run.checkpoint(2)) == {"learning_rate": 0.5, "sha256": {"weights": digest}}
+    assert facts_of(run.checkpoint(2)) == {
+        "learning_rate": 0.5,
+        "unlogged_losses": [torch.tensor(1 / 3).item()],
+        "last_logged_step": 1,
+        "sha256": {"weights": digest},
+    }
     keep(run, 4, 2)
     keep(run, 6, 2, best=run.checkpoint(2))
     assert run.checkpoints() == [run.checkpoint(2), run.checkpoint(6)]
@@ -49,11 +63,13 @@ def resumed(peak, steps, step):
 
 def follow(tmp_path, optimizer, schedule, state=None, **options):
     run = RunDirectory(tmp_path)
-    keep(run, 6, 2, learning_rate=1.0)
-    callback = FollowRecipe(run, run.checkpoint(6))
+    before, trainer = trainer_with_losses(1 / 3, 4), trainer_with_losses(0.0, 6)
+    keep(run, 6, 2, trainer=before, learning_rate=1.0)
+    callback = FollowRecipe(run, run.checkpoint(6), trainer)
     state = state or TrainerState(global_step=6, max_steps=12)
     given = arguments(tmp_path, **options)
     callback.on_train_begin(given, state, TrainerControl(), optimizer=optimizer, lr_scheduler=schedule)
+    assert unlogged_loss(trainer) == unlogged_loss(before)
     return state
 
 

@@ -4,32 +4,38 @@ import time
 from typing import Any
 
 from transformers import TrainerCallback, TrainerState
+from transformers.trainer_callback import ExportableState
 
 KEPT = ("step", "seconds", "loss", "eval_loss", "learning_rate", "grad_norm")
 
 
-class Clock(TrainerCallback):
+class Clock(TrainerCallback, ExportableState):
     """Adds the seconds of training to every entry of the Trainer's log, across interruptions and resumptions.
 
-    The Trainer stores its log in every checkpoint, and the clock continues from the last entry.
+    The Trainer stores the state of the clock in every checkpoint, and the clock continues from there.
     """
 
     def __init__(self) -> None:
-        self._started = time.perf_counter()
+        self._started: float | None = None
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Set the clock to the seconds of a resumed log, otherwise to 0."""
-        spent = max((entry.get("seconds", 0.0) for entry in state.log_history), default=0.0)
-        self._started = time.perf_counter() - spent
+        """Set the clock to the seconds of a resumed training, otherwise to 0."""
+        callbacks: Any = state.stateful_callbacks
+        saved = callbacks.get(type(self).__name__, self.state())
+        self._started = time.perf_counter() - saved["attributes"]["seconds"]
 
     def on_log(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Add the time to the newest entry."""
         state.log_history[-1]["seconds"] = round(self.seconds, 3)
 
+    def state(self) -> dict[str, Any]:
+        """Return the seconds, in the form in which the Trainer stores states of callbacks."""
+        return {"args": {}, "attributes": {"seconds": self.seconds}}
+
     @property
     def seconds(self) -> float:
         """Seconds of training so far."""
-        return time.perf_counter() - self._started
+        return 0.0 if self._started is None else time.perf_counter() - self._started
 
 
 def loss_curve(state: TrainerState) -> list[dict[str, float]]:

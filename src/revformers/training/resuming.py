@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import gather_object
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import TrainerCallback, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from revformers.errors import UserError
+from revformers.private_api import restore_unlogged_loss, unlogged_loss
 from revformers.training.run_directory import RunDirectory
 from revformers.training.seal import facts_of, fault_of
 
@@ -14,53 +16,60 @@ from revformers.training.seal import facts_of, fault_of
 class KeepCheckpoints(TrainerCallback):
     """Seals a checkpoint when all processes have written their part of it, and deletes older ones after that.
 
-    The Trainer deletes older checkpoints first, and does not wait for other processes.
+    The Trainer deletes older checkpoints first, does not wait for other processes, and leaves out the losses since its
+    last log.
 
     Args:
         run: the run directory.
         limit: the number of checkpoints to keep.
+        trainer: the Trainer.
 
     """
 
-    def __init__(self, run: RunDirectory, limit: int) -> None:
+    def __init__(self, run: RunDirectory, limit: int, trainer: Trainer) -> None:
         self._run = run
         self._limit = limit
+        self._trainer = trainer
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Seal the checkpoint of this step."""
-        distributed: Any = args.distributed_state
-        distributed.wait_for_everyone()  # each of them has written its random state
+        loss, logged = unlogged_loss(self._trainer)
+        losses = gather_object([loss])  # when it has all of them, each process has written its random state
         if args.should_save:
-            facts = {"learning_rate": args.learning_rate}
+            facts = {"learning_rate": args.learning_rate, "unlogged_losses": losses, "last_logged_step": logged}
             self._run.finish_checkpoint(state.global_step, facts, self._limit, state.best_model_checkpoint)
 
 
 class FollowRecipe(TrainerCallback):
-    """Gives a resumed training the settings of the recipe where those of the checkpoint would replace them.
+    """Gives a resumed training what the checkpoint of the Trainer lacks: the settings of the recipe, and its losses.
 
     Args:
         run: the run directory.
         checkpoint: the checkpoint.
+        trainer: the Trainer.
 
     """
 
-    def __init__(self, run: RunDirectory, checkpoint: Path) -> None:
+    def __init__(self, run: RunDirectory, checkpoint: Path, trainer: Trainer) -> None:
         self._run = run
         self._checkpoint = checkpoint
+        self._trainer = trainer
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Set the intervals of the log, the learning rates and the place of the best checkpoint.
+        """Set the intervals and the beginning of the log, the learning rates and the place of the best checkpoint.
 
         Raises:
             UserError: if the learning rate has changed under a schedule that cannot be computed for any step, or if
                 the best checkpoint is needed and missing.
 
         """
+        facts = facts_of(self._checkpoint)
+        restore_unlogged_loss(self._trainer, facts["unlogged_losses"][args.process_index], facts["last_logged_step"])
         state.compute_steps(args, state.max_steps)
         scheduler = kwargs["lr_scheduler"]
         if isinstance(scheduler, LambdaLR):
             _set_learning_rate(scheduler, args.learning_rate)
-        elif facts_of(self._checkpoint)["learning_rate"] != args.learning_rate:
+        elif facts["learning_rate"] != args.learning_rate:
             raise UserError(
                 f"training.learning_rate cannot change under the schedule {args.lr_scheduler_type}, which goes on from "
                 f"the last rate; leave it as it was, or train elsewhere with --output DIRECTORY."

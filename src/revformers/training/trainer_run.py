@@ -136,10 +136,10 @@ def train(
     if section.optimizer_in_backward:
         trainer.add_callback(StepInBackward())
     with SaveOnSignal() as interruption:
-        for callback in (clock, progress, interruption, KeepCheckpoints(run, section.save_total_limit)):
+        for callback in (clock, progress, interruption, KeepCheckpoints(run, section.save_total_limit, trainer)):
             trainer.add_callback(callback)
         if checkpoint is not None:
-            trainer.add_callback(FollowRecipe(run, checkpoint))
+            trainer.add_callback(FollowRecipe(run, checkpoint, trainer))
         trainer.add_callback(StopAtLastStep())
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
