@@ -1,6 +1,6 @@
 import pytest
 
-from revformers.errors import NotReversibleError, UserError, as_user_error, reason_of
+from revformers.errors import NotReversibleError, UserError, as_user_error, counted, reason_of
 
 
 def test_a_refused_value_is_one_line_for_the_user():
@@ -21,3 +21,7 @@ def test_the_message_of_another_library_becomes_a_clause():
     long = reason_of(RuntimeError("word " * 100))
     assert len(long) <= 300
     assert long.endswith("word [...]")
+
+
+def test_a_number_has_its_noun_in_the_singular_or_the_plural():
+    assert [counted(number, "record") for number in (0, 1, 2)] == ["0 records", "1 record", "2 records"]

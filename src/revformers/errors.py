@@ -41,6 +41,11 @@ def require(condition: bool, name: str, expected: str, value: Any) -> None:
         raise UserError(f"{name} must be {expected}, not {value}.")
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with a regular noun in the singular or the plural, such as "1 record" or "2 records"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def reason_of(error: BaseException) -> str:
     """Return the message of another library's error as a clause: one line of at most 300 characters, without a stop."""
     return textwrap.shorten(str(error).rstrip(" .\n"), 300)

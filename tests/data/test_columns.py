@@ -1,5 +1,8 @@
 """The text in a column, or one sentence that says what is there."""
 
+import datetime
+import decimal
+
 import pytest
 
 from revformers.data.columns import named_kind, text_of
@@ -25,6 +28,12 @@ def test_text_of_a_record():
         (0.5, "a number"),
         (["a", "b"], "a list"),
         ({}, "an object"),
+        (b"a", "binary data"),
+        (datetime.datetime(2020, 1, 1), "a time"),
+        (datetime.date(2020, 1, 1), "a date"),
+        (datetime.timedelta(1), "a duration"),
+        (decimal.Decimal("1.5"), "a decimal number"),
+        (1j, "a value of the type complex"),
     ],
 )
 def test_what_is_no_text_is_said_in_words(value, kind):

@@ -1,5 +1,6 @@
 """Files of text and JSON: every record is checked, and the content is known again."""
 
+import gzip
 import json
 import time
 
@@ -36,7 +37,9 @@ def test_the_fingerprint_is_that_of_the_content_and_the_split(files):
         ("a.json", b'{"data": [{"text": "x"}]}', r"no column 'text'.* The records seem to lie in 'data'"),
         ("a.txt", b"one\ncaf\xe9\n", r"Line 2 of .*a\.txt is not text in UTF-8"),
         ("a.parquet", b"PAR1", "cannot be read"),
-        ("a.txt", b"one line\n", "holds 1 records, too few to hold 1 out"),
+        ("a.txt", b"one line\n", "holds 1 record, too few to hold 1 out"),
+        ("a.txt", b"one line\n" * 2000 + b"a\0b\n", r"Line 2001 of .*a\.txt holds a NUL character"),
+        ("a.txt.gz", gzip.compress(b"one line\n" * 2000 + b"a\0b\n"), r"Line 2001 of .* holds a NUL character"),
         ("a.md", b"x", "not a supported kind of text file"),
     ],
 )
@@ -92,3 +95,10 @@ def test_a_file_is_read_once_to_be_named_unless_it_changes(tmp_path, monkeypatch
     time.sleep(0.02)
     write("two")
     assert fingerprint() != fresh[0]
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.json", "[]"), ("a.jsonl", "\n \n"), ("a.json", "\n")])
+def test_files_without_records_have_none_to_show(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=rf"{name} holds no records\."):
+        open_source(DataSection(source=str(tmp_path / name))).first_records()

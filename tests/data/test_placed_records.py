@@ -38,6 +38,9 @@ def read(tmp_path, name, content):
         ("a.json", BOM + b"\n " + json.dumps(THREE, indent=1).encode(), "Record"),
         ("a.json", json.dumps([record["text"] for record in THREE]).encode(), "Record"),
         ("a.json.gz", gzip.compress(json.dumps(THREE).encode()), "Record"),
+        ("a.json", b" \n" * 5000 + json.dumps(THREE).encode(), "Record"),
+        ("a.json", BOM + b" " * 70_000 + json.dumps(THREE).encode(), "Record"),
+        ("a.jsonl", LINES.replace(b"\n", b"\r"), "Line"),
     ],
 )
 def test_records_come_with_their_places(tmp_path, name, content, unit):
@@ -68,6 +71,11 @@ def test_blank_lines_of_json_are_counted_and_skipped_and_values_keep_their_types
         ("a.jsonl", LINES + b'{"text": "caf\xe9"}\n', "Line 4 of FILE is not text in UTF-8 (byte 14 is 0xe9)"),
         ("a.json", b'["caf\xe9"]', "FILE is not text in UTF-8"),
         ("a.txt", b"one\ncaf\xe9\n", "Line 2 of FILE is not text in UTF-8 (byte 4 is 0xe9); save the file in UTF-8."),
+        ("a.txt", b"one\rtwo\rcaf\xe9\r", "Line 3 of FILE is not text in UTF-8 (byte 4 is 0xe9)"),
+        ("a.jsonl", LINES.replace(b"\n", b"\r") + b"caf\xe9", "Line 4 of FILE is not text in UTF-8 (byte 4 is 0xe9)"),
+        ("a.txt", "zwei €".encode() + b"\xe9\n", "Line 1 of FILE is not text in UTF-8 (byte 9 is 0xe9)"),
+        ("a.txt", b"one\n" * 5000 + b"a\0b\n", "Line 5001 of FILE holds a NUL character, so it is not text in UTF-8"),
+        ("a.jsonl", LINES * 500 + b"a\0b\n", "Line 1501 of FILE holds a NUL character, so it is not text in UTF-8"),
         ("a.txt", "one\n".encode("utf-16"), "FILE is not text in UTF-8, but in UTF-16 or binary"),
         ("a.txt", "one\n".encode("utf-16-le"), "FILE is not text in UTF-8, but in UTF-16 or binary"),
         ("a.jsonl", LINES.decode().encode("utf-16"), "FILE is not text in UTF-8, but in UTF-16 or binary"),

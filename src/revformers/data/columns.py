@@ -1,9 +1,27 @@
 """The text in a column of a record, or a sentence about what is there."""
 
-from collections.abc import Mapping
+import datetime
+import decimal
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from revformers.errors import UserError
+
+KINDS = {
+    type(None): "null",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    str: "text",
+    list: "a list",
+    dict: "an object",
+    bytes: "binary data",
+    datetime.datetime: "a time",
+    datetime.date: "a date",
+    datetime.timedelta: "a duration",
+    decimal.Decimal: "a decimal number",
+}
+"""What the values of a column are, in words."""
 
 
 def text_of(place: object, record: Mapping[str, Any], column: str, setting: str = "text_column") -> str:
@@ -20,19 +38,25 @@ def text_of(place: object, record: Mapping[str, Any], column: str, setting: str 
 
     """
     if column not in record:
-        inner = [name for name, value in record.items() if isinstance(value, list) and value and type(value[0]) is dict]
-        nested = f" The records seem to lie in {inner[0]!r}: write them to a file of their own." if inner else ""
-        raise UserError(
-            f"{place} has no column {column!r}; its columns are {', '.join(record)}. Set {setting} to the one "
-            f"that holds the text in every record.{nested}"
-        )
+        remedy = f"Set {setting} to the one that holds the text in every record."
+        raise UserError(f"{place} {missing_column(column, record)} {remedy}{nested_records(record)}")
     text = record[column]
     if not isinstance(text, str):
         raise UserError(f"{place} holds {named_kind(text)} in its column {column!r}, not text.")
     return text
 
 
+def missing_column(column: str, columns: Iterable[str]) -> str:
+    """Return the end of a sentence whose subject has only other columns."""
+    return f"has no column {column!r}; its columns are {', '.join(columns)}."
+
+
+def nested_records(record: Mapping[str, Any]) -> str:
+    """Return a sentence, after a space, about the records that lie in a column of a record, or an empty text."""
+    inner = [name for name, value in record.items() if isinstance(value, list) and value and type(value[0]) is dict]
+    return f" The records seem to lie in {inner[0]!r}: write them to a file of their own." if inner else ""
+
+
 def named_kind(value: Any) -> str:
-    """Return what a value of JSON is, in words."""
-    names = {type(None): "null", bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list"}
-    return "an object" if isinstance(value, dict) else names.get(type(value), f"a {type(value).__name__}")
+    """Return what a value of a column is, in words."""
+    return KINDS.get(type(value), f"a value of the type {type(value).__name__}")

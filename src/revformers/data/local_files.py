@@ -1,5 +1,7 @@
 """Local files of text: which ones a path names."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from revformers.errors import UserError
@@ -18,22 +20,19 @@ def kind_of(path: str | Path) -> str:
 def find_files(source: str) -> list[Path]:
     """Return the file `source`, or the files of text in the directory `source`, ordered by path.
 
-    Hidden files and directories, whose names begin with a dot, are left out.
+    Hidden files and directories, whose names begin with a dot, are left out. Links to directories are followed, and a
+    directory with several names is read under one of them.
 
     Raises:
         FileNotFoundError: for a missing file.
-        UserError: for another kind of file, a directory without files or with several kinds of them, and files that
-            are all empty.
+        UserError: for another kind of file, a directory without files or with several kinds of them, a link to
+            nothing, and files that are all empty.
 
     """
     path = Path(source).expanduser()
     files = [path]
     if path.is_dir():
-        files = sorted(
-            file
-            for file in path.rglob("*")
-            if kind_of(file) in KINDS and not _hidden(file.relative_to(path)) and file.is_file()
-        )
+        files = sorted(_files_in(path))
         if not files:
             raise UserError(f"The directory {source!r} holds no {', '.join(KINDS)} file.")
         if len({kind_of(file) for file in files}) > 1:
@@ -47,5 +46,21 @@ def find_files(source: str) -> list[Path]:
     return files
 
 
-def _hidden(relative: Path) -> bool:
-    return any(part.startswith(".") for part in relative.parts)
+def _files_in(directory: Path) -> Iterator[Path]:
+    """Yield the files of text in a directory and those below it; links are followed, but no directory is read twice."""
+    seen = set()
+    for folder, below, names in os.walk(directory, followlinks=True, onerror=_refuse):
+        if (real := os.path.realpath(folder)) in seen:
+            below.clear()
+            continue
+        seen.add(real)
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        for file in (Path(folder, name) for name in names if kind_of(name) in KINDS and not name.startswith(".")):
+            if not file.exists():
+                raise UserError(f"{file} is a link to a file that does not exist; remove it.")
+            if file.is_file():
+                yield file
+
+
+def _refuse(error: OSError) -> None:
+    raise UserError(f"{error.filename} cannot be read: {error.strerror}.") from error

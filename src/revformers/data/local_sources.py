@@ -12,7 +12,7 @@ import datasets
 from revformers.data.cache import cache_directory, digest, file_digest
 from revformers.data.loading import as_patterns, load_dataset, readable
 from revformers.data.local_files import kind_of
-from revformers.data.placed_records import Record, placed_records
+from revformers.data.placed_records import Record, check_no_nul, placed_records
 from revformers.data.section import DataSection
 from revformers.data.source import Row, Rows, Source, text_rows
 from revformers.errors import UserError
@@ -72,9 +72,20 @@ class TextFiles(LocalFiles):
 
     def first_records(self) -> list[Record]:
         """Return the first records, which may differ in their columns."""
-        return [record for _, record in islice(placed_records(self._parts[0]), SHOWN)]
+        return self._first[0]
+
+    @cached_property
+    def _first(self) -> list[list[Record]]:
+        """The first records of the training files and of the validation files."""
+        sources = (self._data.source, self._data.validation_source)
+        first = [[record for _, record in islice(placed_records(files), SHOWN)] for files in self._parts]
+        for source, files, records in zip(sources, self._parts, first, strict=True):
+            if files and not records:
+                raise UserError(f"{source} holds no records.")
+        return first
 
     def _load(self, rows: Rows | None) -> tuple[Any, Any]:
+        self.first_records()  # refuses files without records
         training, held_out = (
             self._read(number, rows or text_rows(self._data.text_column)) if files else None
             for number, files in enumerate(self._parts)
@@ -83,8 +94,6 @@ class TextFiles(LocalFiles):
 
     def _read(self, number: int, rows: Rows) -> Any:
         files = self._parts[number]
-        if next(placed_records(files), None) is None:
-            raise UserError(f"{', '.join(map(str, files))} holds no records.")
         if self._data.streaming:
             return datasets.IterableDataset.from_generator(
                 _rows_of, features=rows.features, gen_kwargs={"files": files, "row": rows.row}
@@ -103,7 +112,7 @@ class TextFiles(LocalFiles):
     def _read_lines(self, files: list[Path]) -> Any:
         """Return the lines of .txt files; `datasets` reads them ten times as fast as line by line."""
         for file in files:
-            next(placed_records([file]), None)  # the beginning shows another encoding
+            check_no_nul(file)
         try:
             return load_dataset(
                 self._data,

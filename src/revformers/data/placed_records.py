@@ -10,8 +10,9 @@ import io
 import json
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from revformers.data.columns import named_kind
 from revformers.data.local_files import kind_of
@@ -39,13 +40,10 @@ def placed_records(files: Iterable[Path]) -> Iterator[Placed]:
     for file in files:
         if kind_of(file) == ".txt":
             yield from placed_lines(file)
-            continue
-        with _opened(file) as content:
-            _check_encoding(file, content)
-            if kind_of(file) == ".json" and _first_byte(content) == b"[":
-                yield from _array(file, content)
-            else:
-                yield from _json_lines(file, content)
+        elif kind_of(file) == ".json" and _is_array(file):
+            yield from _array(file)
+        else:
+            yield from _json_lines(file)
 
 
 def placed_lines(file: Path) -> Iterator[Placed]:
@@ -55,77 +53,86 @@ def placed_lines(file: Path) -> Iterator[Placed]:
         UserError: for a file that is not encoded in UTF-8.
 
     """
+    for place, line in _lines(file):
+        yield place, {"text": line}
+
+
+def check_no_nul(file: Path) -> None:
+    """Raise UserError for a file in which a NUL character shows that it is not text.
+
+    The bytes are searched many times as fast as lines are read.
+    """
     with _opened(file) as content:
-        _check_encoding(file, content)
-        try:
-            for number, line in enumerate(io.TextIOWrapper(content, encoding="utf-8"), start=1):
-                yield f"Line {number} of {file}", {"text": line}
-        except UnicodeDecodeError:
-            # It is raised for a part of the file, whose lines are not known.
-            with _opened(file) as again:
-                for number, undecoded in enumerate(again, start=1):
-                    _decoded(undecoded, f"Line {number} of {file}")
-            raise
-        except _DAMAGED as error:
-            raise UserError(f"{file} cannot be read: {error}.") from error
+        found = any(b"\0" in part for part in iter(lambda: content.read(2**20), b""))
+    if found:
+        for _ in _lines(file):
+            pass  # names the line
 
 
-def _opened(file: Path) -> BinaryIO:
-    """Open a file, compressed or not, to read its bytes."""
-    opened = file.open("rb")
-    if opened.peek(2)[:2] != b"\x1f\x8b":
-        return opened
-    opened.close()
-    return gzip.open(file)  # type: ignore[return-value]
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """Open a file, compressed or not, to read its bytes after a byte order mark.
 
+    Raises:
+        UserError: if it cannot be read to its end, or its first bytes are not those of UTF-8.
 
-def _check_encoding(file: Path, content: Any) -> None:
-    """Raise UserError for a file whose first bytes are not those of UTF-8, and skip a byte order mark."""
+    """
     try:
-        start = content.peek(4096)[:4096]
+        with file.open("rb") as opened:
+            content: Any = gzip.GzipFile(fileobj=opened) if opened.peek(2)[:2] == b"\x1f\x8b" else opened
+            start = content.peek(4096)[:4096]
+            if start.startswith(_OTHER_ENCODINGS) or b"\0" in start:
+                raise UserError(f"{file} is not text in UTF-8, but in UTF-16 or binary; save it in UTF-8.")
+            if start.startswith(codecs.BOM_UTF8):
+                content.read(len(codecs.BOM_UTF8))
+            yield content
     except _DAMAGED as error:
         raise UserError(f"{file} cannot be read: {error}.") from error
-    if start.startswith(_OTHER_ENCODINGS) or b"\0" in start:
-        raise UserError(f"{file} is not text in UTF-8, but in UTF-16 or binary; save it in UTF-8.")
-    if start.startswith(codecs.BOM_UTF8):
-        content.read(len(codecs.BOM_UTF8))
 
 
-def _first_byte(content: Any) -> bytes:
-    return content.peek(4096).lstrip()[:1]
-
-
-def _json_lines(file: Path, content: Any) -> Iterator[Placed]:
-    for number, line in enumerate(_bytes(file, content), start=1):
-        if not line.isspace():
+def _lines(file: Path) -> Iterator[tuple[str, str]]:
+    """Yield the lines of a file after their places, with line feeds as their ends."""
+    with _opened(file) as content:
+        # bytes that are no text become halves of surrogate pairs here, whose line is then known
+        text = io.TextIOWrapper(content, encoding="utf-8", errors="surrogateescape")
+        for number, line in enumerate(text, start=1):
             place = f"Line {number} of {file}"
-            hint = " A .json file holds an array of records, or one record a line." if kind_of(file) == ".json" else ""
-            yield place, _record(place, _parsed(_decoded(line, place), place, hint))
+            if "\0" in line:
+                raise UserError(f"{place} holds a NUL character, so it is not text in UTF-8; correct or remove it.")
+            yield place, line if line.isascii() else _checked(line, place)
 
 
-def _array(file: Path, content: Any) -> Iterator[Placed]:
-    whole = b"".join(_bytes(file, content))
-    for number, value in enumerate(_parsed(_decoded(whole, str(file)), str(file)), start=1):
+def _checked(text: str, place: str) -> str:
+    """Return text that was decoded with "surrogateescape"; raise UserError if it was not in UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        byte, before = ord(text[error.start]) - 0xDC00, len(text[: error.start].encode())
+        raise UserError(
+            f"{place} is not text in UTF-8 (byte {before + 1} is {byte:#x}); save the file in UTF-8."
+        ) from error
+    return text
+
+
+def _is_array(file: Path) -> bool:
+    """Return whether a file of JSON begins with a bracket."""
+    with _opened(file) as content:
+        return next((line.lstrip()[:1] for line in content if not line.isspace()), b"") == b"["
+
+
+def _json_lines(file: Path) -> Iterator[Placed]:
+    hint = " A .json file holds an array of records, or one record a line." if kind_of(file) == ".json" else ""
+    for place, line in _lines(file):
+        if not line.isspace():
+            yield place, _record(place, _parsed(line, place, hint))
+
+
+def _array(file: Path) -> Iterator[Placed]:
+    with _opened(file) as content:
+        whole = content.read().decode(errors="surrogateescape")
+    for number, value in enumerate(_parsed(_checked(whole, str(file)), str(file)), start=1):
         place = f"Record {number} of {file}"
         yield place, _record(place, value)
-
-
-def _bytes(file: Path, content: Any) -> Iterator[bytes]:
-    """Yield the lines of a file; raise UserError if it cannot be read to its end."""
-    try:
-        yield from content
-    except _DAMAGED as error:
-        raise UserError(f"{file} cannot be read: {error}.") from error
-
-
-def _decoded(content: bytes, place: str) -> str:
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{place} is not text in UTF-8 (byte {error.start + 1} is {error.object[error.start]:#x}); save the file "
-            f"in UTF-8."
-        ) from error
 
 
 def _parsed(text: str, place: str, hint: str = "") -> Any:

@@ -11,7 +11,7 @@ import datasets
 from revformers.data.columns import text_of
 from revformers.data.placed_records import Record
 from revformers.data.section import DataSection
-from revformers.errors import UserError
+from revformers.errors import UserError, counted
 
 Documents = Iterable[str]
 
@@ -140,8 +140,8 @@ def hold_out(training: Any, held_out: Any, data: DataSection) -> tuple[Any, Any]
         number = data.validation_documents or max(1, round(data.validation_fraction * len(training)))
         if number >= len(training):
             raise UserError(
-                f"{data.source} holds {len(training)} records, too few to hold "
-                f"{number} out for validation; add text, or name other text in data.validation_source."
+                f"{data.source} holds {counted(len(training), 'record')}, too few to hold {number} out for validation; "
+                f"add text, or name other text in data.validation_source."
             )
         held_out = training.select(range(number))
         training = training.select(range(number, len(training)))
