@@ -8,7 +8,8 @@ from typing import Annotated
 import tyro
 
 from lab.bench.recipe import BenchRecipe
-from revformers.cli.recipe_command import show_help
+from revformers.cli.help_text import listing
+from revformers.cli.options import show_help
 from revformers.errors import UserError
 from revformers.files import check_place
 from revformers.training.recipe_file import read_recipe, split_options
@@ -97,12 +98,11 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _usage() -> str:
-    lines = [f"  {name:<8} {purpose}" for name, purpose in STUDIES.items()]
     return "\n".join(
         [
             "usage: python -m lab bench STUDY RECIPE ...",
             "",
-            *lines,
+            listing(STUDIES),
             "",
             "python -m lab bench STUDY --help shows the options.",
         ]

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from revformers.cli.options import read_options
 from revformers.files import check_place
 
 
@@ -42,7 +43,7 @@ def run(arguments: Sequence[str]) -> int:
         UserError: for any other mistake that the user can correct.
 
     """
-    options = tyro.cli(CompareOptions, prog="python -m lab compare", args=list(arguments), use_underscores=True)
+    options = read_options(CompareOptions, "python -m lab compare", arguments)
     # imported here, so that the help does not wait for PyTorch
     import datasets
 

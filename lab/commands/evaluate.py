@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from revformers.cli.options import read_options
 from revformers.errors import UserError
 from revformers.files import check_place
 
@@ -63,7 +64,7 @@ def run(arguments: Sequence[str]) -> int:
         UserError: for any other mistake that the user can correct.
 
     """
-    options = tyro.cli(EvaluateOptions, prog="python -m lab evaluate", args=list(arguments), use_underscores=True)
+    options = read_options(EvaluateOptions, "python -m lab evaluate", arguments)
     # imported here, so that the help does not wait for PyTorch
     from lab.bench.environment import without_machine, write_result
     from lab.evaluation import compare

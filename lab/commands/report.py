@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from revformers.cli.options import read_options
 from revformers.errors import as_user_error
 from revformers.files import check_place
 
@@ -35,7 +36,7 @@ def run(arguments: Sequence[str]) -> int:
         UserError: if one of its files cannot be read.
 
     """
-    options = tyro.cli(ReportOptions, prog="python -m lab report", args=list(arguments), use_underscores=True)
+    options = read_options(ReportOptions, "python -m lab report", arguments)
     # imported here, so that the help does not wait for its libraries
     from lab.bench.report import write_report
 

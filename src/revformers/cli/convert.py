@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from revformers.cli.options import read_options
 from revformers.errors import UserError, as_user_error, require_package
 from revformers.files import check_place
 
@@ -75,7 +76,7 @@ def run(arguments: Sequence[str]) -> int:
         NotReversibleError: for a model that is not a plain fold over its layers.
 
     """
-    options = tyro.cli(ConvertOptions, prog="revformers convert", args=list(arguments), use_underscores=True)
+    options = read_options(ConvertOptions, "revformers convert", arguments)
     _refuse(options)
     # imported here, so that the help does not wait for PyTorch
     from revformers.checkpoints.load import load_causal_lm, load_tokenizer

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from revformers.byte_size import parse_size
+from revformers.cli.options import read_options
 from revformers.errors import UserError, as_user_error, require_package
 from revformers.files import check_place, write_text
 
@@ -67,7 +68,7 @@ def run(arguments: Sequence[str]) -> int:
         UserError: for options or a model that cannot be planned.
 
     """
-    options = tyro.cli(PlanOptions, prog="revformers plan", args=list(arguments), use_underscores=True)
+    options = read_options(PlanOptions, "revformers plan", arguments)
     memory = parse_memory(options.memory)
     if options.sequence_length is not None and options.sequence_length < 2:
         raise UserError(f"A sequence has at least two tokens; raise --sequence_length {options.sequence_length}.")

@@ -5,10 +5,11 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 import tyro
 
+from revformers.cli.options import show_help
 from revformers.errors import UserError
 from revformers.training.recipe_file import read_recipe
 
@@ -124,17 +125,3 @@ def _program(words: list[str]) -> list[str]:
     if Path(typed[1]).is_file():  # the interpreter precedes the launcher's script
         typed = typed[1:]
     return [Path(typed[0]).name, *typed[1:]]
-
-
-def show_help(command: str, kind: Any, options: Any, description: str | None = None) -> NoReturn:
-    """Print the help of `command`, whose `options` are an instance of `kind`, and end the process."""
-    tyro.cli(
-        kind,
-        prog=command,
-        description=description,
-        default=options,
-        args=["--help"],
-        use_underscores=True,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
-    raise AssertionError("--help ends the process")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from revformers.cli.options import read_options
 from revformers.errors import UserError, as_user_error
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def run(arguments: Sequence[str]) -> int:
         NotReversibleError: for a model that cannot be given reversible dynamics.
 
     """
-    options = tyro.cli(VerifyOptions, prog="revformers verify", args=list(arguments), use_underscores=True)
+    options = read_options(VerifyOptions, "revformers verify", arguments)
     # imported here, so that the help does not wait for PyTorch
     import torch
 
