@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from revformers.streams import SUBSTITUTES, readable_streams, without_controls
+from revformers.streams import SUBSTITUTES, WatchedStream, readable_streams, watched_output, without_controls
 
 
 def written(text, encoding, monkeypatch):
@@ -47,3 +47,35 @@ def test_streams_that_cannot_be_changed_stay(monkeypatch):
 
 def test_what_a_model_wrote_controls_no_terminal():
     assert without_controls("a\x1b[2Jb\r\x15\n\tç漢") == "a\\x1b[2Jb\\r\\x15\n\tç漢"
+
+
+class Failing(io.StringIO):
+    def write(self, text):
+        raise OSError(28, text)
+
+
+def test_a_watched_stream_remembers_its_first_error():
+    watched = WatchedStream(Failing())
+    for text in ("one", "another"):
+        with pytest.raises(OSError, match=text):
+            watched.write(text)
+    assert watched.error.strerror == "one"
+    working = WatchedStream(io.StringIO())
+    print("text", file=working, flush=True)
+    assert (working.error, working.getvalue()) == (None, "text\n")
+
+
+def printed_and_mistaken():
+    with watched_output():
+        try:
+            print("no room")
+        except OSError as error:
+            raise KeyError from error
+
+
+def test_an_output_that_failed_is_the_error_of_its_block(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", Failing())
+    with pytest.raises(OSError, match=r"^Standard output cannot be written: no room\.$"):
+        printed_and_mistaken()
+    with pytest.raises(KeyError), watched_output():
+        raise KeyError

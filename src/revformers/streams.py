@@ -1,12 +1,16 @@
-"""Standard output and standard error that take any text, whatever their encoding.
+"""Standard output and standard error that take any text, whatever their encoding, and an end for one that takes none.
 
 A terminal in the locale C, Latin-1 or cp1252 has no arrows or lines, and Python raises UnicodeEncodeError for them,
 which would end a command, after hours of work, at its last line.
 """
 
 import codecs
+import contextlib
+import os
 import sys
 import unicodedata
+from collections.abc import Iterator
+from typing import Any, TextIO
 
 HANDLER = "revformers.readable"
 
@@ -33,6 +37,75 @@ def readable_streams() -> None:
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None and getattr(stream, "errors", None) != HANDLER:
             reconfigure(errors=HANDLER)
+
+
+CLOSED_PIPE = 141
+"""The exit code of a program whose reader has gone: 128 plus the number of SIGPIPE."""
+
+
+class WatchedStream:
+    """A text stream that remembers the first error of a write, which may be handled before it reaches the caller.
+
+    Attributes:
+        error: that error, or None.
+
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        """Watch a stream."""
+        self._stream = stream
+        self.error: OSError | None = None
+
+    def write(self, text: str) -> int:
+        """Write a text."""
+        with self._remembering():
+            return self._stream.write(text)
+
+    def flush(self) -> None:
+        """Write what is in the buffer."""
+        with self._remembering():
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        """Return any other attribute of the stream."""
+        return getattr(self._stream, name)
+
+    @contextlib.contextmanager
+    def _remembering(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+
+@contextlib.contextmanager
+def watched_output() -> Iterator[None]:
+    """End the block in one way if standard output took not all that was printed in it.
+
+    Whatever the block made of the error, another library's or our own, is dropped. So is what else is printed, because
+    Python would complain about it at its end.
+
+    Raises:
+        SystemExit: with `CLOSED_PIPE`, if the reader of the output has gone.
+        OSError: with a sentence, for any other reason, such as a full disk.
+
+    """
+    watched = WatchedStream(sys.stdout)
+    try:
+        with contextlib.redirect_stdout(watched):
+            yield
+            watched.flush()
+    except BaseException:
+        if watched.error is None:
+            raise
+    if watched.error is None:
+        return
+    with contextlib.suppress(OSError):  # a stream of a test or a notebook has no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(watched.error, BrokenPipeError):
+        raise SystemExit(CLOSED_PIPE)
+    raise OSError(f"Standard output cannot be written: {watched.error.strerror}.")
 
 
 def readable(text: str, encoding: str) -> str:

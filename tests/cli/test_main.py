@@ -1,12 +1,15 @@
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from revformers.cli import main as module
 from revformers.cli.main import main
 from revformers.errors import NotReversibleError, RebuildMismatchError, StateRangeError, UserError
+from revformers.training.console import command_console, say
 
 
 @pytest.fixture
@@ -115,3 +118,111 @@ def test_the_commands_are_imported_when_they_are_called():
     code = "import sys, revformers.cli.main; print('transformers.trainer' in sys.modules or 'datasets' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "False"
+
+
+@pytest.fixture
+def closed_pipe():
+    """The writing end of a pipe whose reader has gone."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    yield writer
+    os.close(writer)
+
+
+FULL = Path("/dev/full")
+needs_full = pytest.mark.skipif(not FULL.exists(), reason="this system has no full device")
+
+
+def program(*words, output, **environment):
+    """Run a command in a process whose standard output is `output`."""
+    line = [sys.executable, "-m", "revformers.cli.main", *words]
+    return subprocess.run(line, stdout=output, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment})
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["run", "--help"], []])
+def test_a_reader_that_goes_away_ends_a_command_in_silence(words, closed_pipe):
+    done = program(*words, output=closed_pipe)
+    assert (done.returncode, done.stderr) == (141, "")
+    assert program(*words, output=subprocess.PIPE).returncode == (0 if words else 2)
+
+
+@needs_full
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(("words", "name"), [(["--help"], "revformers"), (["run", "--help"], "revformers run")])
+def test_a_full_output_is_one_sentence(words, name, unbuffered):
+    with FULL.open("w") as full:
+        done = program(*words, output=full, PYTHONUNBUFFERED=unbuffered)
+    sentence = "Standard output cannot be written: No space left on device."
+    assert (done.returncode, done.stderr) == (2, f"{name}: {sentence}\n")
+
+
+def printing(how):
+    """A command that writes a result, and prints by one of the ways of commands."""
+
+    def run(arguments):
+        Path("result").write_text("kept")
+        how()
+        return 0
+
+    return run
+
+
+def swallowed():
+    try:
+        print("x", flush=True)
+    except OSError as error:
+        raise UserError("Something else.") from error
+
+
+WAYS = {
+    "print": lambda: print("x"),
+    "at length": lambda: print("x" * 100_000),
+    "table": lambda: command_console().print("x"),
+    "line": lambda: say(command_console(), "x"),
+    "as another error": swallowed,
+}
+
+
+@pytest.fixture(params=WAYS)
+def writes(request, tmp_path, monkeypatch):
+    """Return a function that runs such a command with the given standard output, and returns its exit code."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(module.COMMANDS, "write", ("somewhere", "writes", "train"))
+    command = type("Module", (), {"run": printing(WAYS[request.param])})
+    monkeypatch.setattr(module.importlib, "import_module", lambda name: command)
+
+    def run(output):
+        monkeypatch.setattr(sys, "stdout", output)
+        return main(["write"])
+
+    return run
+
+
+def test_every_way_to_print_ends_quietly_with_its_reader(writes, closed_pipe, capsys):
+    with open(closed_pipe, "w", closefd=False) as output:
+        assert writes(output) == 141
+    assert capsys.readouterr().err == ""
+    assert Path("result").read_text() == "kept"
+
+
+@needs_full
+def test_every_way_to_print_names_a_full_output(writes, capsys):
+    with FULL.open("w") as output:
+        assert writes(output) == 2
+    assert capsys.readouterr().err == "revformers write: Standard output cannot be written: No space left on device.\n"
+
+
+def test_a_pipe_of_its_own_that_breaks_is_no_end_of_the_output(failing, capsys):
+    failing(BrokenPipeError(32, "Broken pipe"))
+    assert main(["fail"]) == 2
+    assert "Broken pipe" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"]])
+def test_help_fits_the_terminal(words, columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    examples = ("  revformers ", "  accelerate ", "  torchrun ")  # to copy, in one line
+    assert [line for line in lines if len(line) > columns and not line.startswith(examples)] == []

@@ -28,6 +28,17 @@ def test_a_run_from_the_command_line(recipe, tmp_path, capsys):
     assert (tmp_path / "runs" / "tiny" / "sample.txt").read_text().startswith("the")
 
 
+def test_a_run_ends_in_silence_when_its_reader_has_gone(recipe, tmp_path, capsys, monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as output, monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", output)
+        assert main(["pretrain", recipe, "--training.max_steps", "2"]) == 141
+    assert capsys.readouterr().err == ""
+    assert not (tmp_path / "runs/tiny/metrics.json").exists()
+    assert main(["pretrain", recipe, "--training.max_steps", "2", "--overwrite"]) == 0
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -1,6 +1,7 @@
 import io
 import time
 
+import pytest
 from rich.console import Console
 from rich.rule import Rule
 
@@ -57,3 +58,19 @@ def test_lines_reach_a_file_at_once(tmp_path):
     with (tmp_path / "log").open("w") as file:
         say(Console(file=file), "a line")
         assert (tmp_path / "log").read_text() == "a line\n"
+
+
+def test_signs_of_life_leave_a_failing_output_to_the_work(monkeypatch, capsys):
+    monkeypatch.setattr(module, "SECONDS_BETWEEN_LINES", 0.01)
+
+    class Broken(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("sys.stdout", Broken())
+    console = command_console()
+    with signs_of_life(console, "evaluating"):
+        time.sleep(0.1)
+    with pytest.raises(BrokenPipeError):
+        say(console, "the result")
+    assert capsys.readouterr().err == ""

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 
+from revformers.cli.help_text import listing, paragraphs
 from revformers.cli.quiet import quiet_imports
 from revformers.errors import (
     MissingPackageError,
@@ -15,7 +16,7 @@ from revformers.errors import (
     StateRangeError,
     UserError,
 )
-from revformers.streams import readable_streams
+from revformers.streams import readable_streams, watched_output
 
 COMMANDS = {
     "pretrain": ("revformers.cli.pretrain", "train a model from a recipe", "train"),
@@ -27,6 +28,12 @@ COMMANDS = {
 }
 """For each command its module, which has ``run(arguments) -> exit code``, its purpose, and the package's extra that it
 needs. A module is imported when its command is called, so that the help does not wait for PyTorch."""
+
+VARIABLES = {
+    "REVFORMERS_TRACEBACK=1": "show the traceback of an error",
+    "REVFORMERS_CACHE=DIRECTORY": "store prepared data there instead of in ~/.cache/revformers",
+}
+"""Variables of the environment that all commands follow, and what they are for."""
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -42,7 +49,8 @@ def run_command(
 ) -> int:
     """Run the command that `argv` names and return the exit code of the process.
 
-    0 is success, 1 a failed check, 2 a mistake that the user can correct, 130 an interruption with Ctrl-C.
+    0 is success, 1 a failed check, 2 a mistake that the user can correct, 130 an interruption with Ctrl-C, and 141 an
+    output whose reader has gone.
 
     Args:
         program: the name of the program.
@@ -53,38 +61,40 @@ def run_command(
     """
     readable_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(_help(program, purpose, commands))
-        return 0 if arguments else USER_ERROR
-    if arguments == ["--version"]:
-        print(f"revformers {version('revformers')}")
-        return 0
-    command, *rest = arguments
-    if command not in commands:
-        close = difflib.get_close_matches(command, commands, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(commands)}."
-        print(f"{program} has no command {command!r}; {hint}", file=sys.stderr)
-        return USER_ERROR
-    name, _, extra = commands[command]
-    quiet_imports()
+    command = arguments[0] if arguments else "--help"
+    called = f"{program} {command}" if command in commands else program
     try:
-        return importlib.import_module(name).run(rest)
-    except SystemExit as stop:  # raised by tyro after --help, or after an option that it cannot read
+        with watched_output():
+            if command in ("-h", "--help"):
+                print(_help(program, purpose, commands))
+                return 0 if arguments else USER_ERROR
+            if command == "--version" and len(arguments) == 1:
+                print(f"revformers {version('revformers')}")
+                return 0
+            if command not in commands:
+                close = difflib.get_close_matches(command, commands, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(commands)}."
+                print(f"{program} has no command {command!r}; {hint}", file=sys.stderr)
+                return USER_ERROR
+            quiet_imports()
+            return importlib.import_module(commands[command][0]).run(arguments[1:])
+    except SystemExit as stop:  # raised by tyro after --help or a wrong option, and where the output's reader has gone
         return stop.code if isinstance(stop.code, int) else USER_ERROR
     except KeyboardInterrupt:
         print(f"\nInterrupted: {command} was stopped before it had anything to save.", file=sys.stderr)
         return INTERRUPTED
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
+        *_, extra = commands.get(command, ("",))
         if not extra or package in ("", *(name.partition(".")[0] for name, _, _ in commands.values())):
             raise
         sentence = f'the package {package} is not installed; run: pip install "revformers[{extra}]".'
-        print(f"{program} {command}: {sentence}", file=sys.stderr)
+        print(f"{called}: {sentence}", file=sys.stderr)
         return USER_ERROR
     except Exception as error:
         if not _can_be_put_right(error) or os.environ.get("REVFORMERS_TRACEBACK"):
             raise
-        print(f"{program} {command}: {_sentence(error)}", file=sys.stderr)
+        print(f"{called}: {_sentence(error)}", file=sys.stderr)
         return USER_ERROR
 
 
@@ -103,18 +113,19 @@ def _sentence(error: Exception) -> str:
 
 
 def _help(program: str, purpose: str, commands: Mapping[str, tuple[str, str, str]]) -> str:
-    lines = [f"  {name:<10} {what_for}" for name, (_, what_for, _) in commands.items()]
     return "\n".join(
         [
             f"usage: {program} COMMAND ...",
             "",
-            purpose,
+            paragraphs(purpose),
             "",
-            *lines,
+            listing({name: what_for for name, (_, what_for, _) in commands.items()}),
             "",
-            f"{program} COMMAND --help shows the options of a command.",
-            "REVFORMERS_TRACEBACK=1 shows the traceback of an error; REVFORMERS_CACHE=DIRECTORY stores prepared data",
-            "there instead of in ~/.cache/revformers.",
+            paragraphs(f"{program} COMMAND --help shows the options of a command."),
+            "",
+            "Environment variables:",
+            "",
+            listing(VARIABLES),
         ]
     )
 

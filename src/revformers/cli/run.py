@@ -15,15 +15,21 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from revformers.cli.help_text import listing, paragraphs
 from revformers.cli.main import INTERRUPTED, USER_ERROR, main
 from revformers.errors import UserError
 
+TOOLS = {
+    "run TOOL ...": "a command that a package installed, such as lm_eval",
+    "run -m MODULE ...": "a module, as python -m runs it",
+    "run SCRIPT.py ...": "a script",
+}
 HELP = """\
-usage: revformers run TOOL ...          a command that a package installed, such as lm_eval
-       revformers run -m MODULE ...     a module, as python -m runs it
-       revformers run SCRIPT.py ...     a script
+usage: revformers run TOOL ...
 
-Import revformers, then run another library's command line in this process, so that it loads saved reversible models:
+Import revformers, then run another library's command line in this process, so that it loads saved reversible models.
+
+{tools}
 
   revformers run lm_eval --model hf --model_args pretrained=DIRECTORY --tasks piqa
   revformers run -m trl.scripts.sft --config sft.yaml
@@ -59,7 +65,7 @@ def run(arguments: Sequence[str]) -> int:
 
     """
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(HELP)
+        print(paragraphs(HELP.format(tools=listing(TOOLS))))
         return 0 if arguments else USER_ERROR
     words = list(arguments)
     _refuse_launchers(words)

@@ -1,10 +1,11 @@
 """Console output of commands: progress bars in a terminal, plain lines elsewhere."""
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 from rich.console import Console
@@ -16,6 +17,16 @@ SECONDS_BETWEEN_LINES = 60.0
 """Least time between two lines about the progress of the same work, where there is no terminal for a bar."""
 
 
+class CommandConsole(Console):
+    """A console that leaves a pipe without a reader to the caller, where rich would end the process with code 1."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise the error that is being handled."""
+        error = sys.exception()
+        assert error is not None
+        raise error
+
+
 def command_console(*, stderr: bool = False) -> Console:
     """Return the console of a command, on standard output or standard error.
 
@@ -24,7 +35,7 @@ def command_console(*, stderr: bool = False) -> Console:
     """
     readable_streams()
     other = os.environ.get("RANK", "0") != "0"
-    return Console(stderr=stderr, markup=False, emoji=False, highlight=False, quiet=other)
+    return CommandConsole(stderr=stderr, markup=False, emoji=False, highlight=False, quiet=other)
 
 
 def say(console: Console, line: str) -> None:
@@ -66,7 +77,8 @@ def signs_of_life(console: Console, work: str) -> Iterator[None]:
 
     def tell() -> None:
         while not done.wait(SECONDS_BETWEEN_LINES):
-            say(console, f"{work}: {timedelta(seconds=round(time.monotonic() - started))} so far")
+            with suppress(OSError):  # the work meets the error when it prints
+                say(console, f"{work}: {timedelta(seconds=round(time.monotonic() - started))} so far")
 
     teller = threading.Thread(target=tell, daemon=True)
     teller.start()
