@@ -110,3 +110,12 @@ def test_predictors_that_are_cut_short_are_named(folder, tmp_path):
         ModelFilesError, match=rf"{PREDICTORS} is damaged or incomplete .*; save or download the adapter"
     ):
         rf.load_adapter(tmp_path)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_weights_that_are_cut_short_are_named(given, folder, tmp_path):
+    with_adapter(make("converted", folder)).save_pretrained(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ModelFilesError, match=r"weights in .* are damaged or incomplete .*; save or download the"):
+        rf.load_adapter(tmp_path, make("converted", folder) if given else None)

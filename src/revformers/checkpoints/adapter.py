@@ -2,7 +2,8 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from revformers.checkpoints.adapter_base import (
 from revformers.checkpoints.gguf_file import find_gguf, is_gguf, load_gguf_model
 from revformers.checkpoints.load import load_causal_lm
 from revformers.checkpoints.model_class import become_ordinary, become_reversible, reversible_class
-from revformers.checkpoints.model_files import find_model, hub_keywords, look_up
+from revformers.checkpoints.model_files import find_model, hub_keywords, look_up, refuse_pickle
 from revformers.errors import ModelFilesError, require_package
 from revformers.models.attach import add_update_predictors
 from revformers.models.discovery import unwrap
@@ -107,7 +108,8 @@ def load_adapter(
         if model is not None:
             base = dataclasses.replace(base, name=str(model), revision=None)
         network: Any = _load_base(directory, base, keywords)
-        _resize_embeddings(network, find_file(directory, WEIGHTS, keywords))
+        with _clear_errors(directory):
+            _resize_embeddings(network, find_file(directory, WEIGHTS, keywords))
         # A saved reversible base may have been given other dynamics in memory, which the description records.
         known = not base_differences(network, base)
     else:
@@ -119,7 +121,8 @@ def load_adapter(
             if base.identity.predictor_form is not None:
                 find_file(directory, PREDICTORS, keywords)  # downloads the file into the directory of the description
             apply_conversion(network, file.parent)
-        return peft.PeftModel.from_pretrained(network, directory, is_trainable=trainable, **hub_keywords(keywords))
+        with _clear_errors(directory):
+            return peft.PeftModel.from_pretrained(network, directory, is_trainable=trainable, **hub_keywords(keywords))
     except Exception as error:
         if was_ordinary:
             become_ordinary(network)
@@ -128,6 +131,18 @@ def load_adapter(
         raise ValueError(
             f"The adapter {directory} does not fit this {type(unwrap(network)).__name__}, whose weights have other "
             f"sizes than those of the base that it was trained on, {base.name or 'a model that was never saved'}."
+        ) from error
+
+
+@contextmanager
+def _clear_errors(directory: str | os.PathLike) -> Iterator[None]:
+    """Convert errors about the weights of an adapter to ModelFilesError."""
+    try:
+        with refuse_pickle(directory, "adapter"):
+            yield
+    except SafetensorError as error:
+        raise ModelFilesError(
+            f"The weights in {directory} are damaged or incomplete ({error}); save or download the adapter again."
         ) from error
 
 

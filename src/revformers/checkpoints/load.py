@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import transformers
@@ -19,6 +18,7 @@ from revformers.checkpoints.model_files import (
     look_up,
     missing_config,
     refuse_own_code,
+    refuse_pickle,
     refuse_weights,
 )
 from revformers.errors import ModelFilesError, NotReversibleError, reason_of
@@ -83,15 +83,10 @@ def load_causal_lm(name: str | os.PathLike, **keywords: Any) -> Any:
     look_up(path, keywords)
     keywords = {"trust_remote_code": False} | keywords
     try:
-        with clear_errors(path, keywords, keywords.get("variant")):
+        with refuse_pickle(path, "model"), clear_errors(path, keywords, keywords.get("variant")):
             model, found = AutoModelForCausalLM.from_pretrained(path, **keywords, output_loading_info=True)
     except (ModelFilesError, NotReversibleError):
         raise
-    except UnpicklingError as error:
-        raise ModelFilesError(
-            f"The weights in {path} are a pickle that holds more than tensors, which may run code and is not loaded; "
-            f"take the model in safetensors."
-        ) from error
     except (OSError, ValueError, StrictDataclassError) as error:
         refuse_own_code(path, error)
         place = f"{path} holds" if Path(path).is_dir() else f"There is no directory {path}, and the hub has"

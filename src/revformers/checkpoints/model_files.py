@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from huggingface_hub import HfApi, constants, snapshot_download
@@ -108,6 +109,24 @@ def refuse_weights(path: str, verb: str, names: Iterable[str]) -> None:
             f"they do not fit its config.json, or what was given in its place (num_hidden_layers, num_labels, ...); "
             f"leave that out, or save or download the model again."
         )
+
+
+@contextmanager
+def refuse_pickle(path: str | os.PathLike, kind: str) -> Iterator[None]:
+    """Convert PyTorch's refusal of a pickle with code, which says how to run the code, to ModelFilesError.
+
+    Args:
+        path: the directory or hub id that is loaded in the block.
+        kind: what it holds, a model or an adapter.
+
+    """
+    try:
+        yield
+    except UnpicklingError as error:
+        raise ModelFilesError(
+            f"The weights in {path} are a pickle that holds more than tensors, which may run code and is not loaded; "
+            f"take the {kind} in safetensors."
+        ) from error
 
 
 @contextmanager
