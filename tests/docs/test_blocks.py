@@ -164,3 +164,15 @@ def test_files_that_a_page_names_exist():
     for page, text in PAGES.items():
         for path in re.findall(r"`((?:src|lab|tests|recipes|docs)/[\w./-]+)`", text):
             assert (ROOT / path).exists(), f"{page}: {path}"
+
+
+def test_the_readme_installs_every_extra_for_users():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    install = next(block for block in blocks("README.md", "bash") if "pip install" in block)
+    for_users = extras.keys() - {"test", "docs", "lint", "cli", "plot"}  # cli and plot are parts of train and lab
+    assert [extra for extra in sorted(for_users) if not re.search(rf"\b{extra}\b", install)] == []
+
+
+def test_the_readme_shows_the_command_line():
+    shown = {words[1] for words in commands("README.md") if words[0] == "revformers"}
+    assert shown == {"plan", "convert", "verify", "finetune"}
