@@ -16,3 +16,9 @@ def files(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps([{"text": record, "id": 1} for record in RECORDS]))
     pa.parquet.write_table(pa.table({"text": RECORDS}), tmp_path / "a.parquet")
     return tmp_path
+
+
+def undecodable(values):
+    """Return a column of text with the given bytes, which need not be UTF-8."""
+    array = pa.array(values, pa.binary())
+    return pa.Array.from_buffers(pa.string(), len(array), array.buffers())

@@ -6,9 +6,10 @@ import pyarrow.parquet
 import pytest
 
 from revformers.data.section import DataSection
+from revformers.data.source import Rows
 from revformers.data.sources import open_source
 from revformers.errors import UserError
-from tests.data.conftest import RECORDS
+from tests.data.conftest import RECORDS, undecodable
 
 
 @pytest.mark.thorough
@@ -56,27 +57,6 @@ def test_a_hub_data_set_has_a_fingerprint(monkeypatch):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize(
-    ("texts", "record", "kind"),
-    [
-        (["b", None, "c"], 2, "null"),
-        ([["b", "c"]], 1, "a list"),
-        ([1, 2], 1, "a number"),
-    ],
-)
-def test_records_of_columns_are_checked_and_counted_in_their_file(tmp_path, texts, record, kind, streaming):
-    pa.parquet.write_table(pa.table({"text": ["a"] * 3 if kind == "null" else texts}), tmp_path / "a.parquet")
-    pa.parquet.write_table(pa.table({"text": texts}), tmp_path / "b.parquet")
-    options = {"streaming": True, "tokenizer": "given", "validation_documents": 1} if streaming else {}
-    with pytest.raises(UserError) as caught:
-        list(open_source(DataSection(source=str(tmp_path), **options)).split().training)
-    file = tmp_path / ("b.parquet" if kind == "null" else "a.parquet")
-    # a stream is counted over all files, in the order of reading
-    place = f"Record {record + 3 * (kind == 'null')} of {tmp_path}" if streaming else f"Record {record} of {file}"
-    assert f"{place} holds {kind} in its column 'text', not text." in str(caught.value)
-
-
-@pytest.mark.parametrize("streaming", [False, True])
 def test_a_record_of_a_hub_data_set_is_named(monkeypatch, streaming):
     def load_dataset(*arguments, **options):
         loaded = datasets.Dataset.from_dict({"text": ["a", "b", None]})
@@ -86,3 +66,11 @@ def test_a_record_of_a_hub_data_set_is_named(monkeypatch, streaming):
     data = DataSection(source="owner/name", streaming=streaming, tokenizer="given", validation_documents=1)
     with pytest.raises(UserError, match=r"Record 3 of owner/name \(train\) holds null in its column 'text'"):
         list(open_source(data).split().training)
+
+
+def test_bytes_of_a_hub_data_set_that_are_no_text_are_named(monkeypatch):
+    loaded = datasets.Dataset(pa.table({"text": ["a", "b"]}).append_column("title", undecodable([b"x", b"caf\xe9"])))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *arguments, **options: loaded)
+    rows = Rows(lambda place, record: {"title": record["title"]}, ("title",), "title")
+    with pytest.raises(UserError, match=r"Record 2 of owner/name \(train\) holds bytes in its column 'title' that are"):
+        open_source(DataSection(source="owner/name")).rows(rows)

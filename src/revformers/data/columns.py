@@ -60,3 +60,8 @@ def nested_records(record: Mapping[str, Any]) -> str:
 def named_kind(value: Any) -> str:
     """Return what a value of a column is, in words."""
     return KINDS.get(type(value), f"a value of the type {type(value).__name__}")
+
+
+def wrong_byte(error: UnicodeDecodeError) -> str:
+    """Return a clause about the first byte that is not UTF-8."""
+    return f"byte {error.start + 1} is {error.object[error.start]:#x}"

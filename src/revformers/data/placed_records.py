@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from revformers.data.columns import named_kind
+from revformers.data.columns import named_kind, wrong_byte
 from revformers.data.local_files import kind_of
 from revformers.errors import UserError
 
@@ -105,12 +105,9 @@ def _lines(file: Path) -> Iterator[tuple[str, str]]:
 def _checked(text: str, place: str) -> str:
     """Return text that was decoded with "surrogateescape"; raise UserError if it was not in UTF-8."""
     try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        byte, before = ord(text[error.start]) - 0xDC00, len(text[: error.start].encode())
-        raise UserError(
-            f"{place} is not text in UTF-8 (byte {before + 1} is {byte:#x}); save the file in UTF-8."
-        ) from error
+        text.encode("utf-8", "surrogateescape").decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{place} is not text in UTF-8 ({wrong_byte(error)}); save the file in UTF-8.") from error
     return text
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import datasets
 
 from revformers.data.columns import text_of
+from revformers.data.loading import ReadableDocuments
 from revformers.data.placed_records import Record
 from revformers.data.section import DataSection
 from revformers.errors import UserError, counted
@@ -99,7 +100,7 @@ class Source(ABC):
             UserError: if a record has no text.
 
         """
-        return self._load(None)[0][self._data.text_column]
+        return self._documents(self._load(None)[0])
 
     def split(self) -> Split:
         """Return the documents, split into training and validation.
@@ -110,8 +111,10 @@ class Source(ABC):
 
         """
         training, held_out = hold_out(*self._load(None), self._data)
-        column = self._data.text_column
-        return Split(training[column], held_out[column], self.separated)
+        return Split(self._documents(training), self._documents(held_out), self.separated)
+
+    def _documents(self, part: Any) -> Documents:
+        return ReadableDocuments(part[self._data.text_column], self._data.source)
 
 
 def text_rows(column: str) -> Rows:

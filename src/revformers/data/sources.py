@@ -4,9 +4,10 @@ from pathlib import Path
 
 from revformers.data.local_files import KINDS, find_files, kind_of
 from revformers.data.local_sources import TextFiles
+from revformers.data.parquet_files import ParquetFiles
 from revformers.data.section import DataSection
 from revformers.data.source import Source
-from revformers.data.table_sources import HubDataset, ParquetFiles, StandardLibrary
+from revformers.data.table_sources import HubDataset, StandardLibrary
 from revformers.errors import UserError
 
 

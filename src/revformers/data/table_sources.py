@@ -1,22 +1,23 @@
-"""Sources of text that are data sets: the standard library, Parquet files, or a data set on the hub."""
+"""Sources of text that are data sets: the standard library, or a data set on the hub."""
 
 from abc import abstractmethod
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property, partial
 from itertools import islice
 from typing import Any
 
 import datasets
-import pyarrow.parquet
+import pyarrow as pa
 
 from revformers.data import standard_library
 from revformers.data.cache import digest
-from revformers.data.columns import text_of
-from revformers.data.loading import as_patterns, load_dataset
-from revformers.data.local_sources import LocalFiles
+from revformers.data.columns import text_of, wrong_byte
+from revformers.data.loading import load_dataset
 from revformers.data.placed_records import Record
 from revformers.data.section import DataSection
 from revformers.data.source import Row, Rows, Source, text_rows
+from revformers.errors import UserError
 from revformers.private_api import fingerprint_of
 
 
@@ -31,32 +32,40 @@ class Tables(Source):
         """Return the place of a record, counted from 0 in its data set, or of a stream in the order of reading."""
         return f"Record {number + 1} of {self._data.source}"
 
+    @cached_property
+    def _parts_loaded(self) -> tuple[Any, Any]:
+        return self._tables()
+
     def first_records(self) -> list[Record]:
         """Return the first record, which has all columns."""
-        return list(islice(self._tables()[0], 1))
+        training, _ = self._parts_loaded
+        with _naming_undecodable(training, partial(self._place, False)):
+            return list(islice(training, 1))
 
     def _load(self, rows: Rows | None) -> tuple[Any, Any]:
         training, held_out = (
             None if part is None else self._checked(part, partial(self._place, number == 1), rows)
-            for number, part in enumerate(self._tables())
+            for number, part in enumerate(self._parts_loaded)
         )
         return training, held_out
 
     def _checked(self, part: Any, place: Callable[[int], str], rows: Rows | None) -> Any:
         if rows is not None:
             others = [name for name in part.column_names if name not in rows.columns]
-            return part.map(
-                partial(_row_at, row=rows.row, place=place),
-                with_indices=True,
-                remove_columns=others,
-                features=rows.features,
-                # not derived from the function, which holds this source
-                new_fingerprint=digest(fingerprint_of(part), rows.name),
-            )
+            with _naming_undecodable(part, place):
+                return part.map(
+                    partial(_row_at, row=rows.row, place=place),
+                    with_indices=True,
+                    remove_columns=others,
+                    features=rows.features,
+                    # not derived from the function, which holds this source
+                    new_fingerprint=digest(fingerprint_of(part), rows.name),
+                )
         text = text_rows(self._data.text_column)
         if isinstance(part, datasets.IterableDataset):
             return part.map(partial(_row_at, row=text.row, place=place), with_indices=True)
-        _check_texts(part, self._data.text_column, place)
+        with _naming_undecodable(part, place):
+            _check_texts(part, self._data.text_column, place)
         return part
 
 
@@ -77,35 +86,6 @@ class StandardLibrary(Tables):
             for files in standard_library.split_by_file(self._files, self._data.validation_fraction)
         )
         return training, validation
-
-
-class ParquetFiles(Tables, LocalFiles):
-    """Local .parquet files."""
-
-    def _tables(self) -> tuple[Any, Any]:
-        training, held_out = (
-            load_dataset(
-                self._data,
-                ", ".join(map(str, files)),
-                "parquet",
-                data_files=as_patterns(files),
-                split="train",
-            )
-            if files
-            else None
-            for files in self._parts
-        )
-        return training, held_out
-
-    def _place(self, held_out: bool, number: int) -> str:
-        if self._data.streaming:
-            return super()._place(held_out, number)
-        for file in self._parts[held_out]:
-            records = pyarrow.parquet.read_metadata(file).num_rows
-            if number < records:
-                return f"Record {number + 1} of {file}"
-            number -= records
-        raise IndexError(number)
 
 
 class HubDataset(Tables):
@@ -142,6 +122,24 @@ def _row_at(record: Record, number: int, row: Row, place: Callable[[int], str]) 
     return row(_LazyPlace(place, number), record)
 
 
+@contextmanager
+def _naming_undecodable(dataset: Any, place: Callable[[int], str]) -> Iterator[None]:
+    """Convert the UnicodeDecodeError of a stored data set, whose columns of text may hold any bytes, into UserError."""
+    try:
+        yield
+    except UnicodeDecodeError:
+        for number, record in enumerate(dataset.with_format("arrow")):
+            for column in record.column_names:
+                try:
+                    record.column(column).to_pylist()
+                except UnicodeDecodeError as error:
+                    raise UserError(
+                        f"{place(number)} holds bytes in its column {column!r} that are not text in UTF-8 "
+                        f"({wrong_byte(error)}); write the text in UTF-8."
+                    ) from error
+        raise
+
+
 class _LazyPlace:
     """The place of a record, which is looked up only for a message."""
 
@@ -159,10 +157,14 @@ def _check_texts(dataset: Any, column: str, place: Callable[[int], str]) -> None
         for number, record in enumerate(dataset):
             text_of(place(number), record, column)
         return
-    # A column of text can still hold nulls.
+    # A column of text can still hold nulls, and bytes that are no text.
     number = 0
     for batch in dataset.select_columns(column).with_format("arrow").iter(10_000):
         texts = batch.column(column)
+        try:
+            texts.validate(full=True)
+        except pa.ArrowInvalid:
+            texts.to_pylist()  # raises UnicodeDecodeError
         if texts.null_count:
             text_of(place(number + texts.to_pylist().index(None)), {column: None}, column)
         number += len(texts)
