@@ -10,10 +10,10 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
 import revformers as rf
+from lab.text import WORDS
 from revformers.conversion.calibration import read_text
 from tests.test_reversible import llama
 
-WORDS = ["the", "a", "model", "layer", "state", "step", "gradient", "learns", "reads", "writes", "forgets", "never"]
 DOCUMENTS = [" ".join(WORDS[(3 * start + k * k) % len(WORDS)] for k in range(11)) for start in range(30)]
 LENGTH = 9
 

@@ -7,7 +7,7 @@ import traceback
 
 import torch
 
-from tests.training.processes import be_rank, free_port
+from lab.processes import be_rank, free_port
 
 TIMEOUT = 60
 """Seconds after which a process gives up waiting for the other."""

@@ -12,7 +12,8 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-WORDS = ["the", "a", "model", "layer", "state", "step", "gradient", "learns", "reads", "writes", "forgets", "never"]
+from lab.text import WORDS, sentences
+
 TRAINING = {"per_device_train_batch_size": 2, "logging_steps": 2, "eval_steps": 4, "save_steps": 4}
 TRAINING |= {"max_steps": 4, "arguments": {"use_cpu": True}}
 GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 48, "resid_pdrop": 0.1}
@@ -49,7 +50,7 @@ RECIPES = {
 def write_workspace(directory: Path) -> Path:
     """Write everything into `directory`, the same each time, and return it."""
     chance = random.Random(0)
-    text = "".join(" ".join(chance.choices(WORDS, k=8)) + ".\n" for _ in range(400))
+    text = "".join(sentences(400, chance))
     (directory / "text.txt").write_text(text)
     for name, recipe in RECIPES.items():
         (directory / name).write_text(yaml.safe_dump(recipe))

@@ -1,7 +1,6 @@
 """A run of seconds: a two-layer GPT-2 with dropout, so that the random state matters, on a page of text."""
 
-import random
-
+from lab.text import sentences
 from revformers.training.recipe import load_recipe
 
 RECIPE = """
@@ -22,9 +21,7 @@ training:
 
 
 def write_text(path, lines=400):
-    words = ["the", "a", "model", "layer", "state", "step", "gradient", "learns", "reads", "writes", "forgets", "never"]
-    chance = random.Random(0)
-    path.write_text("".join(" ".join(chance.choices(words, k=8)) + ".\n" for _ in range(lines)))
+    path.write_text("".join(sentences(lines)))
     return path
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from lab.studies.faults.command import Ended, command
 from lab.studies.faults.fault import Fault, Outcome, Scenario
-from lab.studies.faults.in_runs import TRAIN, a_finished_run, compared, same_weights, write_files
+from lab.studies.faults.in_runs import TRAIN, a_finished_run, compared, write_files
+from lab.weights import same_weights
 
 RECIPE = """
 model: {name: run/model}

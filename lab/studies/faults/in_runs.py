@@ -2,7 +2,6 @@
 
 import atexit
 import json
-import random
 import shutil
 import signal
 import subprocess
@@ -12,10 +11,11 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 import torch
-from safetensors.torch import load_file
 
 from lab.studies.faults.command import Ended, command, send, send_to_one_rank, when_exists
 from lab.studies.faults.fault import Fault, Outcome, Scenario, first_sentence
+from lab.text import sentences
+from lab.weights import same_weights
 from revformers.checkpoints.marks import KEY
 
 STEPS = 12
@@ -44,10 +44,7 @@ FIRST, SECOND, LAST = (f"run/checkpoint-{step}" for step in (4, 8, 12))
 
 def write_files(folder: Path) -> None:
     """Write the recipe and its text."""
-    words = ["the", "a", "model", "layer", "state", "step", "gradient", "learns", "reads", "writes", "forgets", "never"]
-    chance = random.Random(0)
-    lines = (" ".join(chance.choices(words, k=8)) + ".\n" for _ in range(400))
-    (folder / "text.txt").write_text("".join(lines), encoding="utf-8")
+    (folder / "text.txt").write_text("".join(sentences(400)), encoding="utf-8")
     (folder / "tiny.yaml").write_text(RECIPE, encoding="utf-8")
 
 
@@ -85,15 +82,6 @@ def compared(ended: Ended) -> Outcome:
     if said:
         return Outcome("warned", SAME, first_sentence(said[0], ended.folder))
     return Outcome("right", SAME)
-
-
-def same_weights(*folders: Path) -> bool:
-    """Whether the saved models in two folders have the same weights, to the bit."""
-    found, expected = (
-        {name: weight for path in folder.glob("*.safetensors") for name, weight in load_file(path).items()}
-        for folder in folders
-    )
-    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def _weights(checkpoint: Path) -> Path:
