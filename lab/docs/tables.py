@@ -231,6 +231,8 @@ def kills() -> None:
     show("command | processes | runs | kills | runs with identical weights", rows)
     phases = study["phases"]
     print(f"Of the {study['kills']} kills, {phases['writing files']} came while files were being written.")
+    if "hung" in study:
+        print(f"{study['hung'] or 'None'} of the processes had to be stopped by the study.")
     if sentences := [sentence for run in study["runs"] for sentence in run["sentences"]]:
         print("The other runs ended with a sentence:\n")
         print("\n".join(f"* {sentence}" for sentence in sentences))

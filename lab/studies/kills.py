@@ -4,22 +4,20 @@
 
 Every run is killed with SIGKILL several times and resumed each time, until it is finished; its final weights are then
 compared with those of an undisturbed run, byte by byte. Half of the moments are drawn from the whole time of a run, the
-others lie while files are being written. Of two processes one is killed, and the other must end by itself.
+others lie while files are being written. Of two processes one is killed, and the other must end by itself. The exit
+code is 1 if one did not, or if a run has not the weights of the undisturbed one.
 """
 
 import argparse
 import contextlib
-import hashlib
 import os
 import random
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +29,9 @@ from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lab.bench.environment import output_file, write_result
+from lab.processes import be_rank, free_port
+from lab.text import sentences
+from lab.weights import same_weights
 from revformers.cli.main import main as revformers
 from revformers.data.tokenizer import train_tokenizer
 from revformers.files import PARTIAL
@@ -84,6 +85,7 @@ class Run:
         seed: the seed of the moments.
         kills: for each kill what was going on.
         sentences: what the command said where it ended without a kill and without success.
+        hung: the number of processes that did not end by themselves, after a kill or otherwise.
         identical: whether its final weights are those of the undisturbed run to the bit.
 
     """
@@ -93,14 +95,18 @@ class Run:
     seed: int
     kills: list[str] = field(default_factory=list)
     sentences: list[str] = field(default_factory=list)
+    hung: int = 0
     identical: bool = False
+
+    @property
+    def passed(self) -> bool:
+        """Whether every process ended by itself, and the final weights are those of the undisturbed run."""
+        return self.identical and not self.hung
 
 
 def write_inputs() -> None:
     """Write a text, a small model and the recipes into the working directory."""
-    chance = random.Random(0)
-    words = ["the", "a", "model", "layer", "state", "step", "gradient", "learns", "reads", "writes", "forgets", "never"]
-    lines = [" ".join(chance.choices(words, k=8)) + ".\n" for _ in range(2000)]
+    lines = sentences(2000)
     Path("text.txt").write_text("".join(lines), encoding="utf-8")
     tokenizer = train_tokenizer(lines, 300)
     torch.manual_seed(0)
@@ -121,10 +127,7 @@ def write_inputs() -> None:
 def start(command: str, output: Path, processes: int, resume: bool, log: Path) -> list[int]:
     """Start the processes of a run, and return their ids; the parent of all has imported everything."""
     words = [command, f"{command}.yaml", "--output", str(output), *(["--resume"] if resume else [])]
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = server.getsockname()[1]
-    started = []
+    port, started = free_port(), []
     for rank in range(processes):
         child = os.fork()
         if child:
@@ -136,9 +139,7 @@ def start(command: str, output: Path, processes: int, resume: bool, log: Path) -
                 os.dup2(file.fileno(), 1)
                 os.dup2(file.fileno(), 2)
             if processes > 1:
-                numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
-                os.environ |= {name: str(number) for name, number in numbers.items()}
-                os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+                be_rank(rank, processes, port)
             code = revformers(words)
         finally:
             sys.stdout.flush()
@@ -189,58 +190,67 @@ def kill(processes: list[int], output: Path, chance: random.Random, seconds: flo
     return phase(output, writing)
 
 
-def end(processes: list[int]) -> list[int]:
-    """Wait for the end of all processes and return their exit codes; negative ones are signals."""
+def end(processes: list[int]) -> tuple[list[int], int]:
+    """Return the exit codes of all processes, negative for signals, and how many did not end and were killed."""
     until = time.monotonic() + SECONDS_TO_END
     while any(map(is_running, processes)) and time.monotonic() < until:
         time.sleep(0.01)
-    for process in filter(is_running, processes):
+    hung = list(filter(is_running, processes))
+    for process in hung:
         os.kill(process, signal.SIGKILL)
-    return [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
+    return [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes], len(hung)
 
 
-def weights_of(output: Path) -> dict[str, str]:
-    """Return the digests of the final weights."""
-    files = sorted((output / "model").glob("*.safetensors"))
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+def killed_run(command: str, processes: int, seed: int, kills: int, seconds: float, undisturbed: Path) -> Run:
+    """Return a run that was killed `kills` times, resumed each time, and then left alone until its end.
 
+    Args:
+        command: the command.
+        processes: the number of its processes.
+        seed: of the moments.
+        kills: how often it is killed; less often if it finishes before.
+        seconds: how long the undisturbed run took.
+        undisturbed: the run directory of that run.
 
-def killed_run(command: str, processes: int, seed: int, kills: int, seconds: float, expected: Mapping[str, str]) -> Run:
-    """Return a run that was killed `kills` times, resumed each time, and then left alone until its end."""
+    """
     run, chance = Run(command, processes, seed), random.Random(seed)
     output = Path(f"killed-{command}-{processes}-{seed}")
     log = output.with_suffix(".log")
-    while not RunDirectory(output).metrics.is_file():
+    while True:
         resume = bool(RunDirectory(output).checkpoints())
         started = start(command, output, processes, resume, log)
-        done = None
-        if len(run.kills) < kills:
-            done = kill(started, output, chance, seconds)
-        codes = end(started)
-        if done is not None:
-            run.kills.append(done)
-        elif not run.kills:  # it ended before the moment came
+        killed = kill(started, output, chance, seconds) if len(run.kills) < kills else None
+        codes, hung = end(started)
+        run.hung += hung
+        finished = RunDirectory(output).metrics.is_file()
+        if killed is not None:
+            run.kills.append(killed)
+        elif any(codes) or not finished:
+            said = log.read_text(encoding="utf-8").splitlines() if any(codes) else []
+            run.sentences.append(next(filter(None, reversed(said)), f"exit codes {codes}, without figures"))
+            return run
+        elif kills and not run.kills:  # it ended before the moment came
             shutil.rmtree(output)
-        elif any(codes):
-            run.sentences.append(log.read_text(encoding="utf-8").strip().splitlines()[-1])
-            break
-    run.identical = weights_of(output) == expected and bool(expected)
-    return run
+            continue
+        if finished:
+            run.identical = same_weights(output / "model", undisturbed / "model")
+            return run
 
 
 def table(runs: list[Run]) -> Table:
     """Return the table of the outcomes."""
-    result = Table("command", "processes", "runs", "kills", "identical", "sentences", title="Killed runs")
+    result = Table("command", "processes", "runs", "kills", "identical", "sentences", "hung", title="Killed runs")
     for command, processes in sorted({(run.command, run.processes) for run in runs}):
         group = [run for run in runs if (run.command, run.processes) == (command, processes)]
-        kills, sentences = (sum(len(getattr(run, name)) for run in group) for name in ("kills", "sentences"))
-        numbers = (processes, len(group), kills, sum(run.identical for run in group), sentences)
+        kills, said = (sum(len(getattr(run, name)) for run in group) for name in ("kills", "sentences"))
+        identical, hung = (sum(getattr(run, name) for run in group) for name in ("identical", "hung"))
+        numbers = (processes, len(group), kills, identical, said, hung)
         result.add_row(command, *map(str, numbers))
     return result
 
 
-def main() -> None:
-    """Kill and resume all runs, print the table and write the result."""
+def main() -> int:
+    """Kill and resume all runs, print the table, write the result, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=6, help="runs of each command on one process")
     parser.add_argument("--pairs", type=int, default=3, help="runs of each command on two processes")
@@ -259,22 +269,26 @@ def main() -> None:
             for processes, number in ((1, options.runs), (2, options.pairs)):
                 for name in ("first", "undisturbed"):  # the first one fills the cache
                     whole, begun = Path(f"{name}-{command}-{processes}"), time.monotonic()
-                    codes = end(start(command, whole, processes, False, whole.with_suffix(".log")))
+                    codes, _ = end(start(command, whole, processes, False, whole.with_suffix(".log")))
                     seconds = time.monotonic() - begun
                     assert not any(codes), whole.with_suffix(".log").read_text(encoding="utf-8")
-                expected = weights_of(whole)
                 for seed in range(options.seed, options.seed + number):
-                    run = killed_run(command, processes, seed, options.kills, seconds, expected)
-                    print(f"{command}, {processes} processes, seed {seed}: {run.kills} {run.sentences}", flush=True)
+                    run = killed_run(command, processes, seed, options.kills, seconds, whole)
+                    print(
+                        f"{command}, {processes} processes, seed {seed}: {run.kills} {run.sentences} {run.hung} hung",
+                        flush=True,
+                    )
                     runs.append(run)
     result = {
         "kills": sum(len(run.kills) for run in runs),
+        "hung": sum(run.hung for run in runs),
         "phases": dict(Counter(one for run in runs for one in run.kills)),
         "runs": [asdict(run) for run in runs],
     }
     write_result(output, result, sys.argv[1:], program="python -m lab.studies.kills")
     Console().print(table(runs), highlight=False)
+    return int(not all(run.passed for run in runs))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""The study of killed runs, with other programs in the place of the runs."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from lab.studies import kills
+
+SLEEP = "exec sleep 60"
+FINISH = "mkdir -p {output}; echo > {output}/metrics.json"
+FAIL = "echo The recipe is wrong. >> {log}; exit 2"
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """A function that returns a killed run and the starts left over; a start is two lines of a shell."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(kills, "is_writing", lambda output: True)
+    monkeypatch.setattr(kills, "same_weights", lambda found, expected: True)
+
+    def run(number, *starts):
+        left = list(starts)
+
+        def start(command, output, processes, resume, log):
+            log.touch()
+            lines = [line.format(output=output, log=log) for line in left.pop(0)]
+            return [os.posix_spawn("/bin/sh", ["sh", "-c", line], os.environ) for line in lines]
+
+        monkeypatch.setattr(kills, "start", start)
+        return kills.killed_run("pretrain", 2, 0, number, 0, Path("undisturbed")), left
+
+    return run
+
+
+def test_a_process_that_does_not_end_after_the_kill_of_another_fails_the_run(study, monkeypatch):
+    monkeypatch.setattr(kills, "SECONDS_TO_END", 0.5)
+    run, left = study(1, (SLEEP, SLEEP), (FINISH, "exit 0"))
+    assert (len(run.kills), run.hung, run.identical, run.passed, left) == (1, 1, True, False, [])
+
+
+def test_a_process_that_ends_after_the_kill_of_another_passes(study):
+    ending = "exec sleep 0.5"
+    run, left = study(1, (ending, ending), (FINISH, "exit 0"))
+    assert (len(run.kills), run.hung, run.passed, left) == (1, 0, True, [])
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_start_that_fails_before_a_kill_ends_the_run_with_its_sentence(study, number, monkeypatch):
+    monkeypatch.setattr(kills, "kill", lambda *_: None)
+    run, left = study(number, (FAIL, FAIL), (FINISH, FINISH))
+    assert (run.kills, run.sentences, run.identical, len(left)) == ([], ["The recipe is wrong."], False, 1)
+
+
+def test_a_run_that_ends_before_its_kill_is_repeated(study, monkeypatch):
+    outcomes = [None, "training"]
+    monkeypatch.setattr(kills, "kill", lambda *_: outcomes.pop(0))
+    run, left = study(1, (FINISH, FINISH), ("exit 1", "exit 1"), (FINISH, FINISH))
+    assert (run.kills, run.passed, left) == (["training"], True, [])
+
+
+def test_a_run_that_is_not_to_be_killed_is_started_once(study):
+    run, left = study(0, (FINISH, FINISH), (FINISH, FINISH))
+    assert (run.passed, len(left)) == (True, 1)
+    run, left = study(0, ("rm {output}/metrics.json", "exit 0"), (FINISH, FINISH))
+    assert (run.sentences, run.passed, len(left)) == (["exit codes [0, 0], without figures"], False, 1)
