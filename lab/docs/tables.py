@@ -463,7 +463,7 @@ def own_trainer_arguments() -> None:
     show("argument | in your own Trainer", _rows({name: one.own for name, one in ARGUMENTS.items() if one.own}))
 
 
-_IN_WORDS = {"refused": "", "right": "Right: ", "warned": "Warns: ", "not run": "Not tried: "}
+_IN_WORDS = {"refused": "", "right": "No harm: ", "warned": "Warns, and ends with ", "not run": "Not tried: "}
 """The beginnings of what happens, by result; any other is in bold."""
 
 

@@ -112,7 +112,7 @@ def faults() -> list[Fault]:
         Fault("A record has no text", correct, trained_on("a.jsonl", texts({"title": "layers"}))),
         Fault("A record's text is a number", correct, trained_on("a.jsonl", texts({"text": 5}))),
         Fault("A record's text is a list", correct, trained_on("a.jsonl", texts({"text": ["the", "layer"]}))),
-        Fault("A line is no JSON", correct, trained_on("a.jsonl", texts() + b'{"text": \n')),
+        Fault("A line is not JSON", correct, trained_on("a.jsonl", texts() + b'{"text": \n')),
         Fault("A .jsonl file in Latin-1", utf8, trained_on("a.jsonl", texts() + b'{"text": "\xe9t\xe9"}\n')),
         Fault("A .txt file in UTF-16", utf8, trained_on("a.txt", (TEXT * 100).encode("utf-16"))),
         Fault("An empty file", "Name another file.", trained_on("a.txt", b"")),
@@ -128,7 +128,7 @@ def faults() -> list[Fault]:
             tuned_on([*([conversation(["user", "assistant"])] * (RECORDS - 1)), conversation(["user"])]),
         ),
         Fault(
-            "Records of conversations with ShareGPT's columns",
+            "Conversations with ShareGPT's columns",
             "Nothing.",
             tuned_on(
                 [{"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]}] * RECORDS,

@@ -155,7 +155,7 @@ def _one_rank(number: signal.Signals) -> Scenario:
         after = command(folder, *RESUME, processes=2)
         if after.code != 0:
             return after.outcome()
-        return Outcome(said.result, f"{said.seen}; resumes", said.sentence)
+        return Outcome(said.result, f"{said.seen}; the run can be resumed", said.sentence)
 
     return scenario
 
@@ -246,22 +246,30 @@ def _endless_blend(folder: Path) -> Outcome:
 def faults() -> list[Fault]:
     """Return the rows of this section."""
     again = "Give `--resume` again."
-    older = "Nothing: the run goes on from the checkpoint before."
+    older = "Nothing: the run continues from the checkpoint before."
     return [
         Fault("The process is killed (SIGKILL) after a checkpoint; resumed", "Resume with `--resume`.", _killed),
-        Fault("It is killed after the last checkpoint, before its figures; resumed", again, _killed_before_its_figures),
-        Fault("Ctrl-C", "Run the line that is printed.", _interrupted),
+        Fault(
+            "It is killed after the last checkpoint, before it writes its figures; resumed",
+            again,
+            _killed_before_its_figures,
+        ),
+        Fault("Ctrl-C", "Run the command that is printed.", _interrupted),
         Fault("One of two processes dies (SIGKILL)", "Resume under torchrun.", _one_rank(signal.SIGKILL)),
-        Fault("One of two processes gets SIGTERM", "Run the line that is printed.", _one_rank(signal.SIGTERM)),
-        Fault("The disk is full at a checkpoint", "Make room, and resume.", _full_disk),
+        Fault("One of two processes gets SIGTERM", "Run the command that is printed.", _one_rank(signal.SIGTERM)),
+        Fault("The disk is full at a checkpoint", "Free some space, and resume.", _full_disk),
         Fault("A checkpoint's weights are cut short", older, resumed(_cut)),
-        Fault("A byte of a checkpoint's weights is another", older, resumed(_flip)),
+        Fault("A byte of a checkpoint's weights has changed", older, resumed(_flip)),
         Fault("`optimizer.pt` is missing in a checkpoint", older, resumed(_lose("optimizer.pt"))),
         Fault("`scheduler.pt` is missing in a checkpoint", older, resumed(_lose("scheduler.pt"))),
         Fault("`optimizer.pt` is a pickle with code", older, _code_in_a_checkpoint),
         Fault("A second run starts in the same folder", "Give it another `--output`.", _two_runs),
         Fault("The folder holds a finished run", "`--resume`, `--overwrite`, or another `--output`.", _there_already),
-        Fault("`--overwrite` where `model` is another's", "Give another `--output`.", _overwrites_another_model),
+        Fault(
+            "`--overwrite` where `model` was not written by a run",
+            "Give another `--output`.",
+            _overwrites_another_model,
+        ),
         Fault("The output is a file", "Give another `--output`.", _output_is_a_file),
         Fault("A resumed run is given another learning rate", "Nothing.", _another_learning_rate),
         Fault('A saved model names a blend of "1e99999999"', "Load a model from a source you trust.", _endless_blend),

@@ -39,7 +39,7 @@ def faults() -> list[Fault]:
             _pair("fsdp2-output-dtype"),
         ),
         Fault(
-            "A stage of a pipeline, which has some of the layers",
+            "A stage of a pipeline, which holds some of the layers",
             "Shard the weights with FSDP2.",
             _pair("stage-of-a-pipeline"),
         ),

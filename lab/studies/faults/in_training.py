@@ -241,17 +241,17 @@ def _small_budget(model: Any) -> Gradients:
 
 
 _BEFORE = "Call backward before the change, or repeat the forward pass."
-_FIND = "Mend the part that `rf.nondeterministic_modules(model, batch)` names, or train with `rf.Store()`."
+_FIND = "Repair the part that `rf.nondeterministic_modules(model, batch)` names, or train with `rf.Store()`."
 _RANGE = "Lower the learning rate, or go back to a checkpoint before the values grew."
 _NOTHING = "Nothing."
 
 _FAULTS: list[tuple[str, str, Run]] = [
-    ("A weight is stepped between the forward and the backward pass", _BEFORE, _stepped_weight),
+    ("A weight is changed in place between the forward and the backward pass", _BEFORE, _stepped_weight),
     ("A weight is replaced there (`weight.data = ...`)", _BEFORE, _replaced_weight),
-    ("A scale per channel changes there, one of 64 numbers", _BEFORE, _scale_per_channel),
+    ("A scale of 64 numbers, one per channel, changes there", _BEFORE, _scale_per_channel),
     ("`model.eval()` is called there, with dropout", _BEFORE, _switched_to_eval),
     ("Stochastic depth draws its mask, one number per sequence, from a generator of its own", _FIND, _stochastic_depth),
-    ("A kernel is not deterministic, by one part in a million", _FIND, _nondeterministic_layer),
+    ("A kernel varies from call to call, by one part in a million", _FIND, _nondeterministic_layer),
     (
         "Another thread draws random numbers while a layer with dropout is evaluated",
         "Train one model per process, without dropout, or with `rf.Store()`.",
@@ -259,13 +259,13 @@ _FAULTS: list[tuple[str, str, Run]] = [
     ),
     ("Two threads train one model, without dropout", _NOTHING, _two_threads),
     (
-        "Batch normalisation counts in training mode",
+        "Batch normalisation updates its statistics in training mode",
         "Switch that module to `eval()`, or train with `rf.Store()`.",
         _batch_normalisation,
     ),
     (
         "A module keeps a running mean in an attribute",
-        "Keep it outside of the layers, or train with `rf.Store()`.",
+        "Keep it outside the layers, or train with `rf.Store()`.",
         _running_mean,
     ),
     ("A weight is NaN", "Go back to a checkpoint.", _weight(float("nan"))),
