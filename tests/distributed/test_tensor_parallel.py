@@ -1,9 +1,11 @@
 """Tensor parallelism over two processes, by transformers' plans and by PyTorch's."""
 
+import itertools
+
 import pytest
 import torch
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     RowwiseParallel,
@@ -13,7 +15,8 @@ from torch.distributed.tensor.parallel import (
 )
 
 import revformers as rf
-from tests.distributed.comparing import BLENDED, compare, equal, gradients, made, micro_batches
+from revformers.head.chunked_sum import chunked_sum
+from tests.distributed.comparing import BLENDED, compare, equal, gradients, made, micro_batches, whole
 from tests.tiny_models import model_class, tiny
 
 pytestmark = [pytest.mark.thorough, pytest.mark.filterwarnings("ignore")]
@@ -75,6 +78,28 @@ def with_a_sharded_sequence(rank):
 
 def test_the_chunked_loss_of_a_part_of_the_sequence_is_refused(pair):
     pair.run(with_a_sharded_sequence)
+
+
+def of_spread_rows(rank, chunk):
+    """The sum of squares of a product, of rows and weights that are spread over the processes in every way."""
+    mesh = init_device_mesh("cpu", (2,))
+    rows, weight = torch.randn(9, 6), torch.randn(6, 4)
+    alone = [one.clone().requires_grad_() for one in (rows, weight)]
+    expected = (alone[0] @ alone[1]).square().sum()
+    (3 * expected).backward()
+    for of_rows, of_weight in itertools.product((Replicate(), Shard(0), Shard(1)), repeat=2):
+        first = distribute_tensor(rows, mesh, [of_rows]).requires_grad_()
+        second = distribute_tensor(weight, mesh, [of_weight]).requires_grad_()
+        total = chunked_sum(lambda some, second=second: (some @ second).square().sum(), first, chunk=chunk)
+        (3 * total).backward()
+        assert torch.allclose(whole(total), expected), (of_rows, of_weight)
+        for one, plain in zip((first, second), alone, strict=True):
+            assert torch.allclose(whole(one.grad), plain.grad, atol=1e-5), (of_rows, of_weight)
+
+
+@pytest.mark.parametrize("chunk", [4, 100])
+def test_a_chunked_sum_of_spread_rows_has_the_gradients_of_one_process(pair, chunk):
+    pair.run(of_spread_rows, chunk)
 
 
 def under_budgets(rank):

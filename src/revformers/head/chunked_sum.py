@@ -43,20 +43,23 @@ def chunked_sum(function: Callable[..., Tensor], rows: Tensor, *others: Tensor, 
     if not torch.is_grad_enabled():
         return torch.stack([_whole(function(*arguments)) for arguments in chunks]).sum()
     totals: list[Tensor] = []
-    of_rows = torch.empty_like(rows, requires_grad=False) if rows.requires_grad else None
+    of_rows = torch.empty_like(rows, requires_grad=False) if rows.requires_grad and _has_views(rows) else None
+    of_chunks: list[Tensor] = []
     of_parameters: dict[Tensor, Tensor] = {}
     for number, (first, *further) in enumerate(chunks):
         total, gradients = _evaluate(function, first.requires_grad_(rows.requires_grad), further)
         totals.append(total)
-        of_chunk = gradients.pop(first, None)
-        if of_rows is not None:
-            place = of_rows[number * chunk :][: len(first)]
-            place.zero_() if of_chunk is None else place.copy_(of_chunk)
+        if rows.requires_grad:
+            of_chunk = gradients.pop(first) if first in gradients else torch.zeros_like(first, requires_grad=False)
+            if of_rows is None:
+                of_chunks.append(of_chunk)
+            else:
+                of_rows[number * chunk :][: len(first)].copy_(of_chunk)
         _add(of_parameters, gradients)
     total = torch.stack(totals).sum()
     inputs, found = [*of_parameters], [*of_parameters.values()]
-    if of_rows is not None:
-        inputs, found = [rows, *inputs], [of_rows, *found]
+    if rows.requires_grad:
+        inputs, found = [rows, *inputs], [torch.cat(of_chunks) if of_rows is None else of_rows, *found]
     result: Tensor = _WithGradients.apply(total, found, *inputs)
     return result
 
