@@ -676,7 +676,13 @@ def test_the_error_of_an_exchange_with_a_process_that_ended_is_known(tmp_path):
     text = subprocess.run(words, capture_output=True, text=True, check=True).stdout
     assert text
     assert private_api.is_lost_process(RuntimeError(text))
-    assert not private_api.is_lost_process(RuntimeError("out of memory"))
+
+
+def test_other_faults_of_an_exchange_are_not_lost_processes():
+    closed = torch.distributed.DistNetworkError
+    assert private_api.is_lost_process(closed("Connection was likely closed. Did the remote server shutdown?"))
+    for kind in (RuntimeError, OSError, torch.distributed.DistBackendError, torch.distributed.DistStoreError):
+        assert not private_api.is_lost_process(kind("NCCL error: unhandled cuda error, out of memory"))
 
 
 def test_trl_makes_and_names_references_by_known_functions():

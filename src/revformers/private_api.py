@@ -488,8 +488,12 @@ def restore_unlogged_loss(trainer: Any, loss: float, logged: int) -> None:
 
 
 def is_lost_process(error: Exception) -> bool:
-    """Whether an exchange between processes failed because another one has ended. PyTorch: the text of gloo's error."""
-    return isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error)
+    """Whether an exchange between processes failed because another one has ended.
+
+    PyTorch: the error of a closed connection, which its reference does not name, and the text of gloo's own error. The
+    errors of other backends have one type for every fault, such as missing memory, so they are not recognised.
+    """
+    return isinstance(error, getattr(torch.distributed, "DistNetworkError", ())) or "/gloo/" in str(error)
 
 
 # PEFT, TRL, datasets and bitsandbytes

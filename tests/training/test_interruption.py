@@ -1,3 +1,4 @@
+import contextlib
 import os
 import signal
 import threading
@@ -70,6 +71,50 @@ def test_a_launcher_that_passes_another_signal_on_asks_for_the_same(capfd):
         for number, handler in former.items():
             signal.signal(number, handler)
     assert "Stopping after this step, with a checkpoint; press Ctrl-C again" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_handlers_are_set_is_a_request(number, monkeypatch):
+    """In any moment of the beginning and of the end; the usual effect must not come before the block, nor stay out."""
+    former = {one: signal.signal(one, signal.default_int_handler) for one in (signal.SIGINT, signal.SIGTERM)}
+    set_handler, count = signal.signal, []
+
+    def signal_after(which):
+        def replaced(one, handler):
+            before = set_handler(one, handler)
+            count.append(one)
+            if len(count) == which:
+                os.kill(os.getpid(), number)
+            return before
+
+        return replaced
+
+    try:
+        for which in range(1, 5):
+            count.clear()
+            monkeypatch.setattr(signal, "signal", signal_after(which))
+            interruption = SaveOnSignal()
+            with contextlib.suppress(KeyboardInterrupt), interruption:
+                pass
+            restored = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+            assert restored == [signal.default_int_handler] * 2, which
+    finally:
+        monkeypatch.undo()
+        for one, handler in former.items():
+            signal.signal(one, handler)
+
+
+def test_a_handler_that_python_did_not_set_is_replaced_by_the_default(monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(signal, "getsignal", lambda number: None)
+    try:
+        with SaveOnSignal():
+            pass
+        monkeypatch.undo()
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def test_it_does_nothing_in_other_threads():

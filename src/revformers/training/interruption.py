@@ -6,6 +6,7 @@ The Trainer's own enable_jit_checkpoint does not handle Ctrl-C, waits for second
 import os
 import signal
 import threading
+from contextlib import ExitStack
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -35,18 +36,23 @@ class SaveOnSignal(TrainerCallback):
     def __init__(self) -> None:
         self.received: int | None = None
         self._former: dict[int, Any] = {}
+        self._exit = ExitStack()
         self._group: Any = None
 
     def __enter__(self) -> "SaveOnSignal":
         if threading.current_thread() is threading.main_thread():
-            self._former = {number: signal.signal(number, self._receive) for number in SIGNALS}
+            with ExitStack() as stack:  # a signal may come, and raise, between any two of these lines
+                for number in SIGNALS:
+                    self._former[number] = signal.getsignal(number) or signal.SIG_DFL  # None if Python did not set it
+                    stack.callback(self._restore, number)
+                    signal.signal(number, self._receive)
+                self._exit = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for number in [*self._former]:
-            self._restore(number)
+        self._exit.close()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received is None and number == signal.SIGINT and os.environ.get("RANK", "0") == "0":
@@ -55,7 +61,9 @@ class SaveOnSignal(TrainerCallback):
         self._restore(number)
 
     def _restore(self, number: int) -> None:
-        signal.signal(number, self._former.pop(number))
+        former = self._former.pop(number, None)
+        if former is not None:  # otherwise a signal restored it
+            signal.signal(number, former)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
