@@ -84,8 +84,8 @@ LAUNCHED = ["train", "RECIPE", "--section.steps", "3"]
     ],
 )
 def test_a_run_of_several_processes_is_resumed_with_its_launcher(recipe, monkeypatch, typed, words):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    for name, value in {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "host0"}.items():
+        monkeypatch.setenv(name, value)
     parent = SimpleNamespace(cmdline=lambda: [recipe if word == "RECIPE" else word for word in typed])
     monkeypatch.setattr("psutil.Process", lambda process: parent)
     command = read(recipe, "--section.steps", "3")

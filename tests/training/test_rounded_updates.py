@@ -1,6 +1,7 @@
 import io
 import itertools
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torchao.optim import AdamW8bit
 from transformers import Trainer
 
 import revformers as rf
+from revformers.training import rounded_updates as module
 from revformers.training.finetune import finetune
 from revformers.training.rounded_updates import lost_share, rounded_updates
 from tests.tiny_models import tiny
@@ -72,6 +74,31 @@ def test_the_rate_is_the_peak_of_a_schedule():
     assert optimizer.param_groups[0]["lr"] == 0
     assert rounded_updates(optimizer, "raise it") is None
     assert rounded_updates(AdamW([weights()], lr=1e-6), "raise it").endswith("; raise it.")
+
+
+def test_of_weights_on_several_processes_the_own_ones_count():
+    """As under FSDP2, whose parameters have the size of the whole and the memory of a part."""
+
+    class Spread(nn.Parameter):
+        def detach(self):
+            return self
+
+        def numel(self):
+            return 2 * super().numel()
+
+        def to_local(self):
+            return self.data
+
+    assert lost_share(AdamW([Spread(weights().data)], lr=1e-7)) == pytest.approx(1.0, abs=0.01)
+
+
+def test_one_process_counts_and_says_it(monkeypatch):
+    said = []
+    monkeypatch.setattr(module, "lost_share", lambda optimizer: said.append("counted") or 1.0)
+    for main in (False, True):
+        state = SimpleNamespace(is_world_process_zero=main)
+        module.WarnOfRoundedUpdates(said.append).on_train_begin(None, state, None, optimizer=AdamW([weights()]))
+        assert len(said) == 2 * main
 
 
 @pytest.mark.thorough

@@ -126,6 +126,10 @@ def test_processes_without_gpus_find_each_other_or_are_refused(tmp_path, monkeyp
     arguments = trainer_arguments(TrainingSection(), str(tmp_path), "dynamics.activations", TrainingArguments)
     assert arguments.use_cpu
     monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="but RANK and MASTER_ADDR are not set"):  # a scheduler set it; nobody answers
+        trainer_arguments(TrainingSection(), str(tmp_path), "dynamics.activations", TrainingArguments)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     with pytest.raises(UserError, match="2 processes were launched, but each would train without the others"):
         _check_devices(arguments)
 

@@ -11,6 +11,7 @@ import tyro
 
 from revformers.cli.options import show_help
 from revformers.errors import UserError
+from revformers.training.launched import launched_processes
 from revformers.training.recipe_file import read_recipe
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def read_command(
 
 def _program(words: list[str]) -> list[str]:
     """Return what the user typed before `words`: this program, or a launcher of several processes with its options."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if launched_processes() == 1:
         return ["revformers"]
     import psutil
 

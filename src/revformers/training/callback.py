@@ -90,7 +90,8 @@ class ReversibleCallback(TrainerCallback):
         self._step = state.global_step
         self._stop_waiting()
         remedy = "keep the weights in float32 and set bf16=True in the arguments, or raise the learning rate"
-        if kwargs.get("optimizer") is not None and (warning := rounded_updates(kwargs["optimizer"], remedy)):
+        optimizer = kwargs.get("optimizer") if state.is_world_process_zero else None
+        if optimizer is not None and (warning := rounded_updates(optimizer, remedy)):
             warnings.warn(warning, stacklevel=2)
         if self._verifies or self._counts:
             self._handle = model.register_forward_pre_hook(self._note_inputs, with_kwargs=True)

@@ -27,6 +27,7 @@ def lost_share(optimizer: Optimizer) -> float:
     Args:
         optimizer: the optimizer; a wrapper of accelerate is removed. After a schedule was made for it, the peak is the
             schedule's. For optimizers whose updates have another size, or that round stochastically, the result is 0.
+            Of weights that are spread over processes, those of this process are counted.
 
     """
     inner = getattr(optimizer, "optimizer", optimizer)
@@ -35,20 +36,25 @@ def lost_share(optimizer: Optimizer) -> float:
         return 0.0
     lost = weights = 0
     for group in inner.param_groups:
-        rate = float(group.get("initial_lr", group["lr"]))
+        rate = _peak_rate(group)
         for parameter in group["params"]:
-            weights += parameter.numel()
-            if rate > 0 and parameter.is_floating_point() and parameter.dtype.itemsize < 4:
-                lost += _stay(parameter, rate)
+            local = parameter.detach()
+            local = local.to_local() if hasattr(local, "to_local") else local
+            weights += local.numel()
+            if rate > 0 and local.is_floating_point() and local.dtype.itemsize < 4:
+                lost += _stay(local, rate)
     return lost / max(weights, 1)
 
 
-def _stay(parameter: Tensor, rate: float) -> int:
+def _peak_rate(group: dict[str, Any]) -> float:
+    """Return the largest learning rate of a group of parameters under its schedule."""
+    return float(group.get("initial_lr", group["lr"]))
+
+
+def _stay(weights: Tensor, rate: float) -> int:
     """Return how many weights have half a unit in the last place that is larger than `rate`."""
-    exponent = math.floor(math.log2(2 * rate / torch.finfo(parameter.dtype).eps)) + 1
-    local = parameter.detach()
-    local = local.to_local() if hasattr(local, "to_local") else local
-    return int((local.abs() >= 2.0**exponent).sum())
+    exponent = math.floor(math.log2(2 * rate / torch.finfo(weights.dtype).eps)) + 1
+    return int((weights.abs() >= 2.0**exponent).sum())
 
 
 def rounded_updates(optimizer: Optimizer, remedy: str) -> str | None:
@@ -57,7 +63,7 @@ def rounded_updates(optimizer: Optimizer, remedy: str) -> str | None:
     if share <= TOLERATED:
         return None
     inner = getattr(optimizer, "optimizer", optimizer)
-    rate = max(float(group.get("initial_lr", group["lr"])) for group in inner.param_groups)
+    rate = max(map(_peak_rate, inner.param_groups))
     return (
         f"{share:.0%} of the trained weights will not move: they are in a type of 16 bits, and an update of "
         f"{type(inner).__name__}, about the learning rate ({rate:g}), is below half a unit in their last place, so it "
@@ -79,6 +85,5 @@ class WarnOfRoundedUpdates(TrainerCallback):
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Say it, in one process."""
         remedy = "set model.dtype to float32 and training.precision to bfloat16, or raise training.learning_rate"
-        warning = rounded_updates(kwargs["optimizer"], remedy)
-        if warning and state.is_world_process_zero:
+        if state.is_world_process_zero and (warning := rounded_updates(kwargs["optimizer"], remedy)):
             self._say(f"Warning: {warning}")

@@ -1,7 +1,6 @@
 """The Trainer's arguments for the training section of a recipe."""
 
 import dataclasses
-import os
 import types
 import warnings
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -14,6 +13,7 @@ from transformers import Trainer, TrainingArguments, get_scheduler
 from revformers.errors import UserError, as_user_error
 from revformers.private_api import missing_reporters
 from revformers.training.argument_table import ARGUMENTS, FORMER, PROMPT_ARGUMENTS
+from revformers.training.launched import launched_processes
 from revformers.training.recipe import TrainerSection, TrainingSection
 from revformers.training.recipe_file import suggestion
 from revformers.training.step_in_backward import check_step_in_backward
@@ -52,6 +52,7 @@ def trainer_arguments(
             package that is not installed, or hardware that the section does not fit.
 
     """
+    launched_processes()  # before the arguments, which wait for processes that nobody started
     known = _fields(kind)
     _check_names(section.arguments, activations, known)
     _check_values(section.arguments, kind)
@@ -169,7 +170,7 @@ def _check_devices(arguments: TrainingArguments) -> None:
             "training.precision float16 needs a GPU: on a CPU the Trainer would compute in float32 without a word; set "
             "it to float32 or bfloat16."
         )
-    launched = int(os.environ.get("WORLD_SIZE", 1))
+    launched = launched_processes()
     if launched != arguments.world_size:
         raise UserError(
             f"{launched} processes were launched, but each would train without the others, because they have no GPUs "
