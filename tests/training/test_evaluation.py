@@ -1,5 +1,5 @@
 import io
-import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,14 +10,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArgumen
 
 import revformers as rf
 from revformers.training import finetune as finetune_module
-from revformers.training.evaluation import MASKED, TextTrainer
+from revformers.training.evaluation import MASKED, TextTrainer, TokenMean
 from tests.training.tiny_finetune import COLUMNS, INSTRUCTIONS, tiny_finetune_recipe, write_records
 
 RECORDS = 11
 SIZES = (1, 4, 7, 16)
 
 
-def model_and_data(head):
+def model_and_data(head, records=RECORDS):
     """A reversible model, and sequences of which the first covers one token, the second two, and so on."""
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -26,7 +26,7 @@ def model_and_data(head):
     model = rf.make_reversible(LlamaForCausalLM(config), rf.Midpoint())
     if head == "chunked":
         rf.set_head_loss(model, rf.HeadLoss())
-    ids = torch.randint(64, (RECORDS, 16))
+    ids = torch.randint(64, (records, 16))
     labels = ids.clone()
     for covered, row in enumerate(labels, start=1):
         row[: len(row) - covered] = MASKED
@@ -70,6 +70,34 @@ def test_a_batch_without_labels_counts_nothing(tmp_path):
     assert loss_at(1, model, masked, tmp_path) == pytest.approx(expected, rel=1e-6)
 
 
+class Reported:
+    """A base class in the place of the Trainer, whose losses are given."""
+
+    def __init__(self, batches):
+        self._given = iter(batches)
+        state = SimpleNamespace(end_of_dataloader=False, remainder=-1)
+        self.accelerator = SimpleNamespace(gradient_state=state, gather=lambda tensors: tensors)
+
+    def prediction_step(self, model, inputs):
+        return next(self._given), None, None
+
+    def evaluation_loop(self, lengths, metric_key_prefix):
+        for length in lengths:
+            self.prediction_step(None, {"labels": torch.zeros(1, 1).expand(1, length + 1)})
+        return SimpleNamespace(metrics={})
+
+
+@pytest.mark.parametrize(
+    ("dtype", "lengths"),
+    [(torch.bfloat16, (257, 255)), (torch.float16, (70_000, 30_000)), (torch.float32, (2**24 + 1, 2**24 - 1))],
+)
+def test_tokens_are_counted_exactly_whatever_the_type_of_the_loss(dtype, lengths):
+    """257 is 256 in bfloat16, 70000 is infinite in float16, and 2**24 + 1 is 2**24 in float32."""
+    trainer = type("Counted", (TokenMean, Reported), {})([torch.tensor(one, dtype=dtype) for one in (1.0, 0.0)])
+    metrics = trainer.evaluation_loop(lengths, metric_key_prefix="eval").metrics
+    assert metrics["eval_loss"] == lengths[0] / sum(lengths)
+
+
 def test_prompts_of_different_lengths_weigh_as_many_tokens_as_they_have(tmp_path, monkeypatch):
     monkeypatch.setattr(finetune_module, "train", lambda trainer, *_: trainer)
     source = write_records(tmp_path / "records.json", INSTRUCTIONS)
@@ -82,23 +110,3 @@ def test_prompts_of_different_lengths_weigh_as_many_tokens_as_they_have(tmp_path
         losses.append(trainer.evaluate()["eval_loss"])
     expected = loss_by_record(trainer.model, trainer.eval_dataset)
     assert losses == pytest.approx([expected] * len(SIZES), rel=1e-5)
-
-
-def rank_of_two(rank, directory, port):
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    model, data = model_and_data("chunked")
-    losses = [loss_at(size, model, data, directory) for size in SIZES]
-    torch.save([losses, loss_at(4, model, data, directory, Trainer)], directory / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.thorough
-def test_two_processes_find_the_loss_of_one(tmp_path):
-    torch.multiprocessing.spawn(rank_of_two, (tmp_path, 29571 + os.getpid() % 400), nprocs=2)
-    expected = loss_by_record(*model_and_data("chunked"))
-    for rank in range(2):
-        losses, of_the_trainer = torch.load(tmp_path / f"{rank}.pt")
-        assert losses == pytest.approx([expected] * len(SIZES), rel=1e-6)
-        assert of_the_trainer != pytest.approx(expected, rel=1e-3)

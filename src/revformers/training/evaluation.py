@@ -29,17 +29,19 @@ class TokenMean(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
         """Evaluate a batch as the Trainer does, without repeated sequences, and note its loss and its tokens."""
         labels = self._labels(inputs)
         loss, *others = super().prediction_step(model, {**inputs, "labels": labels}, *arguments, **keywords)
-        tokens = (labels[..., 1:] != MASKED).sum().to(loss)
-        # transformers' own loss of no tokens is NaN.
-        self._batches.append(torch.stack([torch.where(tokens > 0, loss * tokens, 0), tokens]))
+        self._losses.append(loss)
+        self._tokens.append((labels[..., 1:] != MASKED).sum())
         return loss, *others
 
     def evaluation_loop(self, *arguments: Any, metric_key_prefix: str = "eval", **keywords: Any) -> Any:
         """Evaluate as the Trainer does, and put the mean over tokens in the place of its loss."""
-        self._batches: list[Tensor] = []
+        self._losses: list[Tensor] = []
+        self._tokens: list[Tensor] = []
         output = super().evaluation_loop(*arguments, metric_key_prefix=metric_key_prefix, **keywords)
-        total, tokens = self.accelerator.gather(torch.stack(self._batches)).reshape(-1, 2).cpu().double().sum(0)
-        output.metrics[f"{metric_key_prefix}_loss"] = (total / tokens).item()
+        gathered = self.accelerator.gather((torch.stack(self._losses), torch.stack(self._tokens)))
+        losses, tokens = (one.cpu().double() for one in gathered)  # exact counts; not every device has this type
+        total = torch.where(tokens > 0, losses * tokens, 0).sum()  # transformers' own loss of no tokens is NaN
+        output.metrics[f"{metric_key_prefix}_loss"] = (total / tokens.sum()).item()
         return output
 
     def _labels(self, inputs: Mapping[str, Tensor]) -> Tensor:
