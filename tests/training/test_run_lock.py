@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ def test_a_locked_directory_names_the_process_that_uses_it(tmp_path):
     first.acquire()
     with pytest.raises(UserError, match=rf"is in use by a run of process {os.getpid()} on .* since \d{{4}}-"):
         RunLock(tmp_path).acquire()
+    first.acquire()
     first.release()
     first.release()
     RunLock(tmp_path).acquire()
@@ -38,3 +40,39 @@ def test_a_lock_ends_with_the_process_that_was_killed(tmp_path, monkeypatch):
             RunLock(tmp_path).acquire()
         other.send_signal(signal.SIGKILL)
     RunLock(tmp_path).acquire()
+
+
+def test_a_process_on_another_host_may_be_gone(tmp_path):
+    first = RunLock(tmp_path)
+    first.acquire()
+    (tmp_path / ".running.json").write_text(json.dumps({"process": 7, "host": "another", "since": "now"}))
+    with pytest.raises(
+        UserError, match=r"process 7 on another since now; .*; if that process is gone, remove .*\.lock"
+    ):
+        RunLock(tmp_path).acquire()
+    first.release()
+
+
+@pytest.mark.parametrize("error", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_used_with_a_warning(tmp_path, monkeypatch, error):
+    """Of these filelock takes ENOSYS for itself in later versions, and marks the directory by a file."""
+
+    def without_locks(*arguments):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr("fcntl.flock", without_locks)
+    lock = RunLock(tmp_path)
+    with pytest.warns(UserWarning, match="lock"):
+        lock.acquire()
+    assert lock.owner()["process"] == os.getpid()
+    lock.release()
+    assert lock.owner() is None
+
+
+def test_another_error_of_a_lock_is_not_taken_for_a_file_system_without_locks(tmp_path, monkeypatch):
+    def broken(*arguments):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("fcntl.flock", broken)
+    with pytest.raises(OSError, match="Input/output"):
+        RunLock(tmp_path).acquire()
