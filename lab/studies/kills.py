@@ -36,6 +36,7 @@ from revformers.cli.main import main as revformers
 from revformers.data.tokenizer import train_tokenizer
 from revformers.files import PARTIAL
 from revformers.training import finetune, pretrain  # noqa: F401 - a forked process need not import them again
+from revformers.training.checkpoint_folders import PREFIX
 from revformers.training.run_directory import RunDirectory
 from revformers.training.seal import is_sealed
 
@@ -156,7 +157,7 @@ def is_writing(output: Path) -> bool:
     """Whether a checkpoint, a model or a result is being written in a run directory."""
     with contextlib.suppress(OSError):  # files come and go
         for path in output.iterdir():
-            if PARTIAL in path.name or (path.name.startswith("checkpoint-") and not is_sealed(path)):
+            if PARTIAL in path.name or (path.name.startswith(PREFIX) and not is_sealed(path)):
                 return True
     return False
 
@@ -168,7 +169,7 @@ def phase(output: Path, writing: bool) -> str:
         return "writing files"
     if not run.recipe.is_file():
         return "preparing"
-    saved = run.checkpoint(STEPS)
+    saved = run.checkpoints.of_step(STEPS)
     return "finishing" if is_sealed(saved) else "training"
 
 
@@ -217,7 +218,7 @@ def killed_run(command: str, processes: int, seed: int, kills: int, seconds: flo
     output = Path(f"killed-{command}-{processes}-{seed}")
     log = output.with_suffix(".log")
     while True:
-        resume = bool(RunDirectory(output).checkpoints())
+        resume = bool(RunDirectory(output).checkpoints.complete())
         started = start(command, output, processes, resume, log)
         killed = kill(started, output, chance, seconds) if len(run.kills) < kills else None
         codes, hung = end(started)

@@ -3,7 +3,9 @@
 import io
 import json
 import os
+import re
 import signal
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -114,4 +116,16 @@ def test_a_refusal_is_printed_once_and_ends_both(pair, tmp_path):
     pair.run(run, pretrain, recipe)
     main, other = pair.run(refused, recipe)
     assert "already holds a run; give --resume" in main
+    assert other == "2"
+
+
+def refused_apart(rank, recipe):
+    """Give each process an output of its own, as on two hosts that share no files."""
+    trainer_run.SECONDS_TO_APPEAR = 0.1
+    return refused(rank, replace(recipe, output=f"{recipe.output}-{rank}"))
+
+
+def test_hosts_that_share_no_directory_are_refused_on_all(pair, tmp_path):
+    main, other = pair.run(refused_apart, tiny_recipe(tmp_path, {"training.max_steps": 1}))
+    assert re.search(r"run-0 on .* is not the directory of that name on .*; choose one that all its hosts share", main)
     assert other == "2"

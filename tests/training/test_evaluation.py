@@ -99,7 +99,7 @@ def test_tokens_are_counted_exactly_whatever_the_type_of_the_loss(dtype, lengths
 
 
 def test_prompts_of_different_lengths_weigh_as_many_tokens_as_they_have(tmp_path, monkeypatch):
-    monkeypatch.setattr(finetune_module, "train", lambda trainer, *_: trainer)
+    monkeypatch.setattr(finetune_module, "train_to_end", lambda trainer, *_: trainer)
     source = write_records(tmp_path / "records.json", INSTRUCTIONS)
     options = {"data.source": str(source), "data.columns": COLUMNS, "data.validation_documents": RECORDS}
     recipe = tiny_finetune_recipe(tmp_path, {**options, "data.validation_blocks": None})

@@ -20,6 +20,8 @@ from revformers.training import finetune as finetune_module
 from revformers.training import trainer_run
 from revformers.training.finetune import finetune
 from revformers.training.interruption import SaveOnSignal
+from revformers.training.run_directory import RunDirectory
+from revformers.training.trainer_run import begin_in_directory
 from tests.training.tiny_finetune import (
     COLUMNS,
     CONVERSATIONS,
@@ -327,7 +329,7 @@ def test_an_ordinary_network_is_trained_as_it_is(shared, tmp_path):
 def test_an_ordinary_network_evaluates_layers_again_if_the_recipe_says_so(
     shared, tmp_path, activations, evaluations, monkeypatch
 ):
-    monkeypatch.setattr(finetune_module, "train", lambda trainer, *_: trainer)
+    monkeypatch.setattr(finetune_module, "train_to_end", lambda trainer, *_: trainer)
     options = {"conversion.bits": None, "conversion.activations": activations, **LORA}
     trainer = finetune(recipe_in(shared, tmp_path, options), console=Console(file=io.StringIO()))
     calls = []
@@ -343,7 +345,8 @@ def test_a_saved_reversible_model_keeps_its_dynamics(shared, tmp_path):
     result = run(recipe_in(shared, tmp_path, {**options, "conversion.bits": None, "training.max_steps": 1}))
     assert reversible_stack(rf.from_pretrained(result.directory / "model")).dynamics == rf.Leapfrog(step_size=0.5)
     with pytest.raises(UserError, match=r"is already reversible; set conversion\.bits to none"):
-        run(recipe_in(shared, tmp_path, options))
+        run(recipe_in(shared, tmp_path, options), overwrite=True)
+    assert (result.directory / "model").is_dir(), "a refused run discards nothing"
 
 
 @pytest.mark.thorough
@@ -368,6 +371,24 @@ def test_a_run_does_not_replace_its_own_model(shared, tmp_path):
     (tmp_path / "run" / "model").mkdir(parents=True)
     with pytest.raises(UserError, match="The run would replace its model"):
         run(recipe_in(shared, tmp_path, {"model.name": str(tmp_path / "run" / "model")}), overwrite=True)
+
+
+def test_a_run_directory_is_refused_before_the_model_is_loaded_and_discarded_after(shared, tmp_path, monkeypatch):
+    run_directory = RunDirectory(tmp_path / "run")
+    recipe = recipe_in(shared, tmp_path)
+    with run_directory as earlier:
+        begin_in_directory(earlier, recipe, None, overwrite=False)
+        earlier.model.mkdir()
+
+    def fail(recipe):
+        raise ValueError("cannot be loaded")
+
+    monkeypatch.setattr(finetune_module, "load_model", fail)
+    with pytest.raises(UserError, match="already holds a run"):
+        run(recipe)
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        run(recipe, overwrite=True)
+    assert run_directory.model.is_dir()
 
 
 def test_resuming_with_other_data_is_refused(shared, tmp_path):

@@ -4,9 +4,17 @@ import pytest
 
 from revformers.errors import UserError
 from revformers.training.finetune_model import check_recipe, lora_config
-from revformers.training.finetune_recipe import AdapterSection, ConversionSection, FinetuneRecipe, PretrainedSection
+from revformers.training.finetune_recipe import (
+    AdapterSection,
+    ConversionSection,
+    FinetuneDataSection,
+    FinetuneRecipe,
+    PretrainedSection,
+)
 
-RECIPE = FinetuneRecipe(output="run", model=PretrainedSection(name="model"))
+RECIPE = FinetuneRecipe(
+    output="run", model=PretrainedSection(name="model"), data=FinetuneDataSection(source="text.txt")
+)
 INT8 = PretrainedSection(name="model", quantization="int8")
 
 
@@ -15,6 +23,7 @@ INT8 = PretrainedSection(name="model", quantization="int8")
     [
         ({"output": ""}, "names no run directory; set output"),
         ({"model": PretrainedSection()}, "names no model to fine-tune; set model.name"),
+        ({"data": FinetuneDataSection()}, "names no data to train on; set data.source"),
         ({"model": INT8}, "Quantised weights cannot be trained; set adapter.kind"),
         ({"model": replace(INT8, name="a.gguf")}, "GGUF file are dequantised; set model.quantization to none"),
         ({"adapter": AdapterSection(merge=True)}, "adapter.merge needs an adapter"),

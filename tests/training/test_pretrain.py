@@ -337,7 +337,7 @@ def test_the_head_is_chunked_unless_that_is_switched_off(head, chunked, tmp_path
         logits.append(trainer.model(**batch).logits)
         return "stopped"
 
-    monkeypatch.setattr(pretrain_module, "train", train)
+    monkeypatch.setattr(pretrain_module, "train_to_end", train)
     assert run(tiny_recipe(tmp_path, {"loss.head": head})) == "stopped"
     assert (logits[0] is None) == chunked
 
@@ -366,7 +366,7 @@ def test_mlps_are_evaluated_in_tiles_where_asked_for(tmp_path, monkeypatch):
         trainer.model(**next(iter(trainer.get_train_dataloader())))
         return "stopped"
 
-    monkeypatch.setattr(pretrain_module, "train", train)
+    monkeypatch.setattr(pretrain_module, "train_to_end", train)
     run(tiny_recipe(tmp_path, {"training.mlp_tile": 24}))
     assert tokens == [24, 24, 16]
     monkeypatch.setattr(pretrain_module, "build_model", lambda recipe: tiny("mixtral", vocab_size=300))

@@ -2,13 +2,12 @@ import os
 from dataclasses import replace
 
 import pytest
-import yaml
 from torch import nn
 
 from revformers.errors import UserError
 from revformers.files import write_json
 from revformers.training import run_directory
-from revformers.training.recipe import DynamicsSection, Recipe, TrainingSection
+from revformers.training.recipe import Recipe, TrainingSection
 from revformers.training.run_directory import RunDirectory
 
 RECIPE = Recipe(output="somewhere", training=TrainingSection(max_steps=1000))
@@ -20,18 +19,25 @@ def run(tmp_path):
         yield run
 
 
-def prepare(run, recipe=RECIPE, resume=False, overwrite=False, **options):
+def claim(run, recipe=RECIPE, overwrite=False, data=None, **options):
+    defaults = {"resume": False, "needs_best": False, "processes": 1, "tell": lambda line: None}
+    return run.claim(recipe, overwrite=overwrite, data=lambda: data, **defaults | options)
+
+
+def prepare(run, recipe=RECIPE, overwrite=False, **options):
     with RunDirectory(run.path) as again:  # another process, as the lock of a run is released at its end
-        return again.prepare(recipe, resume=resume, overwrite=overwrite, **options)
+        checkpoint = claim(again, recipe, overwrite, **options)
+        again.begin(recipe, checkpoint, overwrite=overwrite)
+        return checkpoint
 
 
 def add_checkpoint(run, step, complete=True, processes=1):
-    directory = run.checkpoint(step)
+    directory = run.checkpoints.of_step(step)
     directory.mkdir(parents=True)
     (directory / "model.safetensors").write_text("weights")
     (directory / "trainer_state.json").write_text("{}")
     if complete:
-        run.finish_checkpoint(step, {"processes": processes}, 100, None)
+        run.finish_checkpoint(step, {"processes": processes, "data": None}, 100, None)
     return directory
 
 
@@ -49,7 +55,7 @@ def test_a_fresh_directory_can_be_started_in(run):
 def test_the_latest_complete_checkpoint_is_resumed(run):
     complete = started(run, 90, 100)
     unfinished = add_checkpoint(run, 110, complete=False)  # the process was killed while this one was written
-    assert run.checkpoints() == complete
+    assert run.checkpoints.complete() == complete
     assert prepare(run, resume=True) == complete[-1]
     assert not unfinished.exists()
 
@@ -64,39 +70,11 @@ def test_what_killed_runs_were_writing_is_removed_and_nothing_else(run):
     assert not any("partial" in name for name in left)
 
 
-@pytest.mark.parametrize("harm", ["flip", "cut", "lose"])
-def test_a_damaged_checkpoint_is_set_aside_for_the_one_before_it(run, harm):
-    older, latest = started(run, 90, 100)
-    file = latest / "model.safetensors"
-    content = {"flip": b"weighus", "cut": b"weigh"}
-    file.unlink() if harm == "lose" else file.write_bytes(content[harm])
-    told = []
-    assert prepare(run, resume=True, tell=told.append) == older
-    (line,) = told
-    assert line.startswith(f"{file} is {'missing' if harm == 'lose' else 'damaged'}")
-    assert line.endswith(
-        "checkpoint-100 is set aside as damaged-checkpoint-100, and the run continues from checkpoint-90."
-    )
-    assert run.checkpoints() == [older]
-    (older / "trainer_state.json").unlink()
-    with pytest.raises(UserError, match=r"trainer_state\.json is missing, and no older checkpoint is whole; restore"):
-        prepare(run, resume=True)
-    assert older.is_dir()
-
-
-def test_older_checkpoints_go_only_when_a_newer_one_is_complete(run):
-    started(run, 10, 20, 30)
-    add_checkpoint(run, 40, complete=False)
-    assert len(run.checkpoints()) == 3
-    run.finish_checkpoint(40, {"processes": 1}, 2, str(run.checkpoint(10)))
-    assert [folder.name for folder in run.checkpoints()] == ["checkpoint-10", "checkpoint-40"]
-
-
 def test_a_run_is_not_destroyed_unasked(run):
     started(run, 10)
     with pytest.raises(UserError, match=r"already holds a run; give --resume .* --output DIRECTORY .* --overwrite"):
         prepare(run)
-    assert len(run.checkpoints()) == 1
+    assert len(run.checkpoints.complete()) == 1
 
 
 @pytest.mark.parametrize("result", ["model", "adapter"])
@@ -151,7 +129,7 @@ def test_the_directory_itself_may_be_a_symbolic_link(run, tmp_path):
     started(run, 10)
     prepare(run, overwrite=True)
     assert run.path.is_symlink()
-    assert not run.checkpoints()
+    assert not run.checkpoints.complete()
     (tmp_path / "elsewhere").rename(tmp_path / "away")
     with pytest.raises(UserError, match=r"is a symbolic link to .*elsewhere, which does not exist"):
         prepare(run)
@@ -173,10 +151,10 @@ def test_a_failed_save_says_where_the_run_goes_on(run, monkeypatch):
     ):
         raise RuntimeError("No space")
     assert not unfinished.exists()
-    assert len(run.checkpoints()) == 1
+    assert len(run.checkpoints.complete()) == 1
     with pytest.raises(UserError, match="give --resume, which continues from checkpoint-10"), run.saving(run.model):
         raise OSError("No space")
-    monkeypatch.setattr(run_directory, "FULL", 2**70)
+    monkeypatch.setattr(run_directory, "LEFT_ON_A_FULL_DISK", 2**70)
     with pytest.raises(UserError, match="model failed: its disk is full; put"), run.saving(run.model):
         raise RuntimeError("unexpected pos 64 vs 0")
 
@@ -191,7 +169,7 @@ def test_what_cannot_be_resumed_is_named(run, resume, overwrite, message):
 
 def test_two_runs_do_not_share_a_directory(run):
     with RunDirectory(run.path) as first:
-        first.prepare(RECIPE, resume=False, overwrite=False)
+        first.begin(RECIPE, claim(first), overwrite=False)
         with pytest.raises(UserError, match=f"is in use by a run of process {os.getpid()} on"):
             prepare(run, overwrite=True)
     assert prepare(run) is None
@@ -206,8 +184,8 @@ def test_another_number_of_processes_does_not_continue_a_run(run):
 
 def test_changed_data_do_not_continue_a_run(run):
     with RunDirectory(run.path) as first:
-        first.prepare(RECIPE, resume=False, overwrite=False, data="one")
-        checkpoint = run.checkpoint(10)
+        first.begin(RECIPE, claim(first, data="one"), overwrite=False)
+        checkpoint = run.checkpoints.of_step(10)
         checkpoint.mkdir()
         first.finish_checkpoint(10, {}, 100, None)
     assert prepare(run, resume=True, data="one") == checkpoint
@@ -215,17 +193,53 @@ def test_changed_data_do_not_continue_a_run(run):
         prepare(run, resume=True, data="other")
 
 
+def test_a_claim_changes_nothing_before_the_run_begins(run):
+    """A recipe may still be refused, such as one whose model cannot be loaded."""
+    claim(run)
+    assert not run.path.exists()
+    started(run, 10, 20)
+    unfinished = add_checkpoint(run, 30, complete=False)
+    before = run.recipe.read_text()
+    longer = replace(RECIPE, training=replace(RECIPE.training, max_steps=2000))
+    for options in ({"overwrite": True}, {"resume": True}):
+        with RunDirectory(run.path) as again:
+            claim(again, longer, **options)
+    assert (run.recipe.read_text(), len(run.checkpoints.complete()), unfinished.exists()) == (before, 2, True)
+
+
+def test_a_run_that_begins_after_the_claim_of_another_stays(run):
+    claim(run)
+    started(run, 10)
+    with pytest.raises(UserError, match="already holds a run"):
+        run.begin(RECIPE, None, overwrite=False)
+    assert len(run.checkpoints.complete()) == 1
+
+
+def test_the_content_of_the_data_is_read_last(run):
+    def reading():
+        raise AssertionError
+
+    started(run, 10)
+    with RunDirectory(run.path) as again, pytest.raises(UserError, match="already holds a run"):
+        again.claim(
+            RECIPE, resume=False, overwrite=False, needs_best=False, processes=1, data=reading, tell=lambda line: None
+        )
+
+
+def test_the_best_checkpoint_is_checked_where_it_is_needed(run):
+    _, latest = started(run, 10, 20)
+    (latest / "trainer_state.json").write_text('{"best_global_step": 10}')
+    run.finish_checkpoint(20, {"processes": 1, "data": None}, 100, None)
+    assert prepare(run, resume=True, needs_best=True) == latest
+    (run.checkpoints.of_step(10) / "model.safetensors").unlink()
+    assert prepare(run, resume=True) == latest
+    with pytest.raises(UserError, match=r"is missing; load_best_model_at_end needs checkpoint-10"):
+        prepare(run, resume=True, needs_best=True)
+
+
 def test_a_home_is_that_of_the_trainer(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert RunDirectory("~/run").path == tmp_path / "run"
-
-
-@pytest.mark.parametrize("rest", ["", "training: {"])
-def test_a_damaged_recipe_is_named(run, rest):
-    started(run, 10)
-    run.recipe.write_text(run.recipe.read_text().splitlines()[0] + "\n" + rest)
-    with pytest.raises(UserError, match=r"recipe\.yaml is damaged"):
-        prepare(run, resume=True)
 
 
 def test_a_refused_command_removes_nothing(run):
@@ -236,36 +250,9 @@ def test_a_refused_command_removes_nothing(run):
     assert unfinished.is_dir()
 
 
-def changed(**values):
-    return replace(RECIPE, training=replace(RECIPE.training, **values))
-
-
-def test_a_setting_that_cannot_be_followed_is_refused_and_the_recipe_stays(run):
-    started(run, 10)
-    before = run.recipe.read_text()
-    with pytest.raises(UserError, match=r"was started with training\.seed"):
-        prepare(run, changed(seed=1), resume=True)
-    assert run.recipe.read_text() == before
-
-
-def test_a_setting_that_is_followed_is_recorded_with_what_was_used_before(run):
-    started(run, 10)
-    longer = replace(changed(learning_rate=1e-6, max_steps=5000), dynamics=DynamicsSection(activations="store"))
-    assert prepare(run, longer, resume=True) is not None
-    add_checkpoint(run, 20)
-    prepare(run, changed(max_steps=5000, learning_rate=1e-4), resume=True)
-    notes = [line for line in run.recipe.read_text().splitlines() if line.startswith("# Up to")]
-    assert notes == [
-        "# Up to step 10: training.learning_rate 0.001",
-        "# Up to step 10: training.max_steps 1000",
-        "# Up to step 20: training.learning_rate 1e-06",
-    ]
-    assert yaml.safe_load(run.recipe.read_text())["training"]["learning_rate"] == 1e-4
-
-
 def test_a_run_does_not_take_its_own_result_for_its_model(run):
     assert run.writes_into(run.model)
-    assert run.writes_into(run.checkpoint(3) / "part")
+    assert run.writes_into(run.checkpoints.of_step(3) / "part")
     assert not run.writes_into(run.path)
     assert not run.writes_into(run.path / "models" / "one")
     assert not run.writes_into(run.path.parent)

@@ -1,6 +1,6 @@
 import pytest
 
-from revformers.training.seal import SEAL, facts_of, fault_of, is_sealed, seal
+from revformers.training.seal import SEAL_NAME, facts_of, fault_of, is_sealed, seal
 
 
 @pytest.fixture
@@ -32,9 +32,9 @@ def test_a_whole_folder_has_no_fault(folder):
         (flip_a_bit, "weights", "is damaged"),
         (lambda file: file.write_bytes(file.read_bytes()[:-1]), "weights", "is damaged"),
         (lambda file: file.unlink(), "part/state", "is missing"),
-        (lambda file: file.write_text("{}"), SEAL, "is missing or damaged"),
-        (lambda file: file.write_text('{"sha'), SEAL, "is missing or damaged"),
-        (lambda file: file.write_text("[1]"), SEAL, "is missing or damaged"),
+        (lambda file: file.write_text("{}"), SEAL_NAME, "is missing or damaged"),
+        (lambda file: file.write_text('{"sha'), SEAL_NAME, "is missing or damaged"),
+        (lambda file: file.write_text("[1]"), SEAL_NAME, "is missing or damaged"),
     ],
 )
 def test_damage_is_found_and_the_file_named(folder, harm, file, fault):

@@ -67,7 +67,7 @@ class RecipeCommand(Generic[AnyRecipe]):
             return train(self.recipe, resume=self.resume, overwrite=self.overwrite, console=console)
         except KeyboardInterrupt:
             recipe: Any = self.recipe
-            checkpoints = RunDirectory(recipe.output).checkpoints()
+            checkpoints = RunDirectory(recipe.output).checkpoints.complete()
             if not checkpoints:
                 raise
             say(console, f"\nInterrupted; {checkpoints[-1]} is the last checkpoint.")

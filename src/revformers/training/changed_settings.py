@@ -34,7 +34,7 @@ WITHOUT_EFFECT = (
 ARGUMENTS_WITHOUT_EFFECT = ("report_to", "run_name")
 """The same in training.arguments."""
 
-NOTE = "# Up to step "
+FORMER_VALUE_NOTE = "# Up to step "
 """How a line begins that notes a value in earlier steps."""
 
 
@@ -72,7 +72,7 @@ def compare_recipes(run: Path, values: dict[str, Any], recipe: RunRecipe, step: 
             f"The run in {run} has trained all its {step} steps, so a change of {followed[0]} has no effect; raise "
             f"training.max_steps to train on."
         )
-    return changed, [f"{NOTE}{step}: {name} {before.get(name)!r}\n" for name in followed]
+    return changed, [f"{FORMER_VALUE_NOTE}{step}: {name} {before.get(name)!r}\n" for name in followed]
 
 
 def _may_change(name: str, identity: tuple[str, ...]) -> bool:

@@ -22,7 +22,7 @@ from revformers.activations import Checkpoint, Offload, parse_policy
 from revformers.checkpoints.card import CARD_NAME, save_deployed_card
 from revformers.checkpoints.load import load_tokenizer
 from revformers.errors import as_user_error
-from revformers.files import check_place, write_json, written_whole
+from revformers.files import write_json, written_whole
 from revformers.head.teacher import FrozenCopy, Teacher
 from revformers.models.discovery import unwrap
 from revformers.models.ordinary import adapters_hold_weights, ordinary
@@ -49,11 +49,13 @@ from revformers.training.run_directory import RunDirectory
 from revformers.training.trainer_arguments import check_training, trainer_arguments
 from revformers.training.trainer_run import (
     RunResult,
+    begin_in_directory,
+    claim_directory,
     finish,
-    prepare,
+    on_main_process,
     run_metrics,
     tokens_in_step,
-    train,
+    train_to_end,
 )
 
 ACTIVATIONS = "conversion.activations"
@@ -96,7 +98,10 @@ def finetune(
 
 
 def _finetune(recipe: FinetuneRecipe, run: RunDirectory, console: Console, resume: bool, overwrite: bool) -> RunResult:
-    check_place(run.path, directory=True)
+    records = recipe.data.records()
+    checkpoint, finished = claim_directory(run, recipe, records, console, resume=resume, overwrite=overwrite)
+    if finished is not None:
+        return finished
     section = recipe.model
     tokenizer = load_tokenizer(
         section.tokenizer or section.name, revision=None if section.tokenizer else section.revision
@@ -109,13 +114,9 @@ def _finetune(recipe: FinetuneRecipe, run: RunDirectory, console: Console, resum
     arguments = finetune_arguments(recipe, data)
     if recipe.model.quantization != "nf4":  # nf4 weights are already on their device
         model.to(arguments.device)
-    checkpoint, finished = prepare(
-        run, recipe, recipe.data.records(), arguments, console, resume=resume, overwrite=overwrite
-    )
-    if finished is not None:
-        return finished
+    begin_in_directory(run, recipe, checkpoint, overwrite=overwrite)
     if lora is None:
-        run.check_space(model)  # before the conversion, which takes minutes
+        on_main_process(lambda: run.check_space(model))  # before the conversion, which takes minutes
 
     teacher: Teacher | None = FrozenCopy(model) if recipe.loss.distillation and lora is None else None
     if recipe.conversion.bits is not None or reversible_stack(model) is not None:
@@ -148,7 +149,7 @@ def _finetune(recipe: FinetuneRecipe, run: RunDirectory, console: Console, resum
         trainer.add_callback(Annealing(model, recipe.annealing.steps, recipe.annealing.start))
 
     tokens_per_step = tokens_in_step(arguments, recipe.data.block_length) if data.form == "text" else None
-    if stopped := train(trainer, run, checkpoint, console, tokens_per_step, recipe.training):
+    if stopped := train_to_end(trainer, run, checkpoint, console, tokens_per_step, recipe.training):
         return stopped
 
     state = trainer.state

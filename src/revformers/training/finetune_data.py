@@ -72,8 +72,6 @@ def load_finetune_data(data: FinetuneDataSection, tokenizer: PreTrainedTokenizer
         UserError: for a source that cannot be read, a missing column, or a tokenizer that cannot encode the records.
 
     """
-    if not data.source:
-        raise UserError("The recipe names no data to train on; set data.source.")
     unknown = [name for name in data.columns if not any(name in names for names in FORMS.values())]
     if unknown:
         raise UserError(f"data.columns takes prompt, completion and messages, not {unknown[0]!r}.")

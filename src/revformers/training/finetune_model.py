@@ -46,6 +46,8 @@ def check_recipe(recipe: FinetuneRecipe) -> None:
         raise UserError("The recipe names no run directory; set output.")
     if not recipe.model.name:
         raise UserError("The recipe names no model to fine-tune; set model.name.")
+    if not recipe.data.source:
+        raise UserError("The recipe names no data to train on; set data.source.")
     if is_gguf(recipe.model.name) and recipe.model.quantization != "none":
         raise UserError("The weights of a GGUF file are dequantised; set model.quantization to none.")
     if Path(recipe.model.name).is_dir() and RunDirectory(recipe.output).writes_into(Path(recipe.model.name)):

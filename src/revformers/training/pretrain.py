@@ -9,7 +9,7 @@ from transformers import TrainingArguments, default_data_collator
 from revformers.data.blocks import build_datasets
 from revformers.dynamics import Residual
 from revformers.errors import UserError, as_user_error
-from revformers.files import check_place, write_text, written_whole
+from revformers.files import write_text, written_whole
 from revformers.head.loss import apply_head
 from revformers.models.tiles import set_mlp_tiles
 from revformers.reversible import make_residual
@@ -23,11 +23,12 @@ from revformers.training.sample import check_lengths, write_samples
 from revformers.training.trainer_arguments import trainer_arguments
 from revformers.training.trainer_run import (
     RunResult,
+    begin_in_directory,
+    claim_directory,
     finish,
-    prepare,
     run_metrics,
     tokens_in_step,
-    train,
+    train_to_end,
 )
 
 
@@ -61,17 +62,17 @@ def pretrain(
 
 
 def _pretrain(recipe: Recipe, run: RunDirectory, console: Console, resume: bool, overwrite: bool) -> RunResult:
-    check_place(run.path, directory=True)
     arguments = training_arguments(recipe)
+    checkpoint, finished = claim_directory(run, recipe, recipe.data, console, resume=resume, overwrite=overwrite)
+    if finished is not None:
+        return finished
     model = build_model(recipe)
     with arguments.main_process_first():
         with signs_of_life(console, "preparing the text"):
             tokenizer, training_blocks, validation_blocks = build_datasets(recipe.data)
         _check_vocabulary(model, tokenizer)
         check_lengths(recipe.sample, tokenizer, getattr(model.config, "max_position_embeddings", None))
-    checkpoint, finished = prepare(run, recipe, recipe.data, arguments, console, resume=resume, overwrite=overwrite)
-    if finished is not None:
-        return finished
+    begin_in_directory(run, recipe, checkpoint, overwrite=overwrite)
 
     with as_user_error():
         apply_head(model, recipe.loss.head, recipe.loss.chunk)
@@ -86,7 +87,7 @@ def _pretrain(recipe: Recipe, run: RunDirectory, console: Console, resume: bool,
     )
     trainer.add_callback(WarnOfRoundedUpdates(partial(say, console)))
     tokens_per_step = tokens_in_step(arguments, recipe.data.block_length)
-    if stopped := train(trainer, run, checkpoint, console, tokens_per_step, recipe.training):
+    if stopped := train_to_end(trainer, run, checkpoint, console, tokens_per_step, recipe.training):
         return stopped
 
     metrics = run_metrics(trainer, trainer.state.global_step * tokens_per_step)

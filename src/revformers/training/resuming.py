@@ -10,7 +10,7 @@ from transformers import Trainer, TrainerCallback, TrainerState, TrainingArgumen
 from revformers.errors import UserError
 from revformers.private_api import restore_unlogged_loss, unlogged_loss
 from revformers.training.run_directory import RunDirectory
-from revformers.training.seal import facts_of, fault_of
+from revformers.training.seal import facts_of
 
 
 class KeepCheckpoints(TrainerCallback):
@@ -59,8 +59,7 @@ class FollowRecipe(TrainerCallback):
         """Set the intervals and the beginning of the log, the learning rates and the place of the best checkpoint.
 
         Raises:
-            UserError: if the learning rate has changed under a schedule that cannot be computed for any step, or if
-                the best checkpoint is needed and missing.
+            UserError: if the learning rate has changed under a schedule that cannot be computed for any step.
 
         """
         facts = facts_of(self._checkpoint)
@@ -74,14 +73,8 @@ class FollowRecipe(TrainerCallback):
                 f"training.learning_rate cannot change under the schedule {args.lr_scheduler_type}, which goes on from "
                 f"the last rate; leave it as it was, or train elsewhere with --output DIRECTORY."
             )
-        if args.load_best_model_at_end and state.best_global_step:
-            best = self._run.checkpoint(state.best_global_step)
-            if fault := fault_of(best):
-                raise UserError(
-                    f"{fault}; load_best_model_at_end needs {best.name}, the best checkpoint so far: restore it from a "
-                    f"copy, or give --overwrite to start again."
-                )
-            state.best_model_checkpoint = str(best)  # the directory may have been moved
+        if args.load_best_model_at_end and state.best_global_step:  # the directory may have been moved
+            state.best_model_checkpoint = str(self._run.checkpoints.of_step(state.best_global_step))
 
 
 class NothingToTrainError(Exception):

@@ -7,7 +7,8 @@ from typing import Any
 from revformers.data.cache import file_digest
 from revformers.files import write_json
 
-SEAL = "checksums.json"
+SEAL_NAME = "checksums.json"
+"""The last file that is written into a folder."""
 
 
 def seal(folder: Path, **facts: Any) -> None:
@@ -15,19 +16,19 @@ def seal(folder: Path, **facts: Any) -> None:
 
     The digests find damage, such as a flipped bit or a file that is cut short; they are no protection against forgery.
     """
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != SEAL)
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != SEAL_NAME)
     digests = {file.relative_to(folder).as_posix(): file_digest(file) for file in files}
-    write_json(folder / SEAL, {**facts, "sha256": digests})
+    write_json(folder / SEAL_NAME, {**facts, "sha256": digests})
 
 
 def is_sealed(folder: Path) -> bool:
     """Whether the folder was finished: it has a seal, whole or damaged."""
-    return (folder / SEAL).is_file()
+    return (folder / SEAL_NAME).is_file()
 
 
 def facts_of(folder: Path) -> dict[str, Any]:
     """Return the facts in a seal without a fault."""
-    return json.loads((folder / SEAL).read_text(encoding="utf-8"))
+    return json.loads((folder / SEAL_NAME).read_text(encoding="utf-8"))
 
 
 def fault_of(folder: Path) -> str | None:
@@ -35,7 +36,7 @@ def fault_of(folder: Path) -> str | None:
     try:
         digests = dict(facts_of(folder)["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
-        return f"{folder / SEAL} is missing or damaged"
+        return f"{folder / SEAL_NAME} is missing or damaged"
     for name, digest in digests.items():
         file = folder / name
         try:

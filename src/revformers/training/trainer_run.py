@@ -3,14 +3,18 @@
 import json
 import math
 import platform
+import socket
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers
-from accelerate.utils import broadcast_object_list
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
 from rich.console import Console
 from safetensors import SafetensorError
 from transformers import PrinterCallback, Trainer, TrainingArguments
@@ -20,7 +24,8 @@ from revformers.data.sources import content_of
 from revformers.errors import UserError
 from revformers.files import write_json
 from revformers.private_api import is_lost_process, load_best_model
-from revformers.training.console import say
+from revformers.training.checkpoint_folders import step_of
+from revformers.training.console import say, signs_of_life
 from revformers.training.history import Clock, loss_curve
 from revformers.training.interruption import SaveOnSignal
 from revformers.training.progress import ShowProgress
@@ -28,6 +33,11 @@ from revformers.training.recipe import TrainingSection
 from revformers.training.resuming import FollowRecipe, KeepCheckpoints, NothingToTrainError, StopAtLastStep
 from revformers.training.run_directory import RunDirectory
 from revformers.training.step_in_backward import StepInBackward
+
+Result = TypeVar("Result")
+
+SECONDS_TO_APPEAR = 60.0
+"""How long a network file system may hide from one host what another has written; the habit of NFS for directories."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +62,7 @@ class RunResult:
 
 def finished_result(run: RunDirectory, checkpoint: Path) -> RunResult | None:
     """Return the result of the run in `run` if it has its model and the figures after its last checkpoint's step."""
-    step = int(checkpoint.name.removeprefix("checkpoint-"))
+    step = step_of(checkpoint)
     if not (run.metrics.is_file() and (run.model.is_dir() or run.adapter.is_dir())):
         return None
     try:
@@ -62,48 +72,86 @@ def finished_result(run: RunDirectory, checkpoint: Path) -> RunResult | None:
         return None  # damaged; the run is finished again from its checkpoint
 
 
-def prepare(
-    run: RunDirectory,
-    recipe: Any,
-    data: DataSection,
-    arguments: TrainingArguments,
-    console: Console,
-    *,
-    resume: bool,
-    overwrite: bool,
+def on_main_process(work: Callable[[], Result]) -> Result:
+    """Let the main process do some work while the others wait, and return its result on all.
+
+    Raises:
+        UserError, OSError: on the main process, the error of the work.
+        SystemExit: with exit code 2 on the other processes, so that the error is printed once.
+
+    """
+    outcome: list[Any] = [None, None]
+    if PartialState().is_main_process:
+        try:
+            outcome[0] = work()
+        except (UserError, OSError) as error:
+            outcome[1] = error
+    result, fault = broadcast_object_list(outcome)
+    if fault is not None:
+        raise fault if PartialState().is_main_process else SystemExit(2)
+    return result
+
+
+def claim_directory(
+    run: RunDirectory, recipe: Any, data: DataSection, console: Console, *, resume: bool, overwrite: bool
 ) -> tuple[Path | None, RunResult | None]:
-    """Let the main process prepare the run directory; the others wait for it.
+    """Let the main process claim the run directory; call it before long work.
 
     Returns:
         The checkpoint to start from, and the result if the run there is finished.
 
     Raises:
-        UserError: see `RunDirectory.prepare`.
-        SystemExit: with exit code 2 on the other processes, so that the error is printed once.
+        UserError: see `RunDirectory.claim` and `on_main_process`.
 
     """
-    outcome: list[Any] = [None, None, None]
-    if arguments.process_index == 0:
-        try:
-            checkpoint = run.prepare(
-                recipe,
-                resume=resume,
-                overwrite=overwrite,
-                processes=arguments.world_size,
-                data=content_of(data),
-                tell=lambda line: say(console, line),
-            )
-            done = checkpoint == run.checkpoint(recipe.training.max_steps)
-            outcome = [checkpoint, finished_result(run, checkpoint) if checkpoint and done else None, None]
-        except (UserError, OSError) as error:
-            outcome[2] = error
-    checkpoint, finished, fault = broadcast_object_list(outcome)
-    if fault is not None:
-        raise fault if arguments.process_index == 0 else SystemExit(2)
-    return checkpoint, finished
+
+    def claim() -> tuple[Path | None, RunResult | None]:
+        checkpoint = run.claim(
+            recipe,
+            resume=resume,
+            overwrite=overwrite,
+            needs_best=bool(recipe.training.arguments.get("load_best_model_at_end")),
+            processes=PartialState().num_processes,
+            data=lambda: content_of(data),
+            tell=lambda line: say(console, line),
+        )
+        done = checkpoint is not None and step_of(checkpoint) == recipe.training.max_steps
+        return checkpoint, finished_result(run, checkpoint) if checkpoint and done else None
+
+    with signs_of_life(console, "checking the run directory and the data"):
+        return on_main_process(claim)
 
 
-def train(
+def begin_in_directory(run: RunDirectory, recipe: Any, checkpoint: Path | None, *, overwrite: bool) -> None:
+    """Let the main process begin the run in the directory that it has claimed, and the others look for it there.
+
+    Raises:
+        UserError: see `RunDirectory.begin` and `on_main_process`; also if a process does not see the directory.
+
+    """
+
+    def begin() -> dict[str, object] | None:
+        run.begin(recipe, checkpoint, overwrite=overwrite)
+        return run.lock.owner()
+
+    owner = on_main_process(begin)
+    until = time.monotonic() + SECONDS_TO_APPEAR
+    while run.lock.owner() != owner and time.monotonic() < until:
+        time.sleep(0.1)
+    blind = gather_object([None if run.lock.owner() == owner else socket.gethostname()])
+    hosts = sorted({host for host in blind if host is not None})
+
+    def refuse() -> None:
+        raise UserError(
+            f"{run.path} on {', '.join(hosts)} is not the directory of that name on {socket.gethostname()}, where the "
+            f"run has begun; choose one that all its hosts share, with --output DIRECTORY."
+        )
+
+    if hosts:
+        on_main_process(refuse)
+
+
+def train_to_end(
     trainer: Trainer,
     run: RunDirectory,
     checkpoint: Path | None,
@@ -128,7 +176,7 @@ def train(
         UserError: if the weights will not fit on the disk, or a checkpoint could not be written.
 
     """
-    run.check_space(trainer.model)
+    on_main_process(lambda: run.check_space(trainer.model))
     clock = Clock()
     progress = ShowProgress(console, clock, tokens_per_step)
     trainer.remove_callback(PrinterCallback)
@@ -150,8 +198,8 @@ def train(
         except (OSError, RuntimeError, SafetensorError) as error:
             if is_lost_process(error):
                 raise UserError(f"Another process of the run has ended; {run.remedy()}.") from error
-            unfinished = run.checkpoint(trainer.state.global_step)
-            if unfinished.is_dir() and unfinished not in run.checkpoints():
+            unfinished = run.checkpoints.of_step(trainer.state.global_step)
+            if unfinished.is_dir() and unfinished not in run.checkpoints.complete():
                 run.refuse_save(unfinished, error)
             raise
         finally:
