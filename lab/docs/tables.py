@@ -470,7 +470,10 @@ _IN_WORDS = {"refused": "", "right": "No harm: ", "warned": "Warns, and ends wit
 def faults(section: str) -> None:
     """Print the faults of a section, what a user sees of each, and what to do."""
     rows = [row for row in result("faults")["faults"] if row["section"] == section]
-    show("fault | what happens | what to do", ((row["fault"], _happens(row), row["remedy"]) for row in rows))
+    show(
+        "fault | what happens | what to do",
+        ((row["fault"], _happens(row) + _elsewhere(row), row["remedy"]) for row in rows),
+    )
 
 
 def _happens(row: Mapping[str, str]) -> str:
@@ -478,3 +481,12 @@ def _happens(row: Mapping[str, str]) -> str:
     beginning = _IN_WORDS.get(row["result"], f"**{row['result']}**: ")
     words = f"{beginning}{seen}: {row['sentence']}" if row["sentence"] else f"{beginning}{seen}"
     return f"{words}.".replace("|", "\\|").replace("<", "&lt;")
+
+
+def _elsewhere(row: Mapping[str, Any]) -> str:
+    """Return what happens under the policies whose result is another."""
+    others: dict[str, list[str]] = defaultdict(list)
+    for policy, outcome in row.get("policies", {}).items():
+        if any(outcome[name] != row[name] for name in ("result", "seen")):
+            others[_happens(outcome)].append(f"`{policy}`")
+    return "".join(f" Under {', '.join(policies)}: {happens}" for happens, policies in others.items())

@@ -1,13 +1,18 @@
 """The study of faults, without those that start other processes."""
 
+import json
+import signal
+
 import pytest
 import torch
 
+import revformers as rf
 from lab.docs import tables
+from lab.studies.faults import command as command_module
 from lab.studies.faults import in_data, in_runs, in_shards, in_training
 from lab.studies.faults.__main__ import SECTIONS, main
 from lab.studies.faults.command import Ended, command
-from lab.studies.faults.fault import ACCEPTABLE, first_sentence
+from lab.studies.faults.fault import ACCEPTABLE, Outcome, first_sentence
 
 
 @pytest.mark.thorough
@@ -16,6 +21,8 @@ def test_a_fault_in_training_is_refused_or_right(fault, tmp_path):
     outcome = fault.scenario(tmp_path)
     assert outcome.result in ACCEPTABLE
     assert bool(outcome.sentence) == (outcome.result == "refused")
+    assert list(outcome.policies) == list(in_training.POLICIES)
+    assert {one.result for one in outcome.policies.values()} <= set(ACCEPTABLE)
 
 
 def test_other_gradients_than_stored_ones_are_wrong(tmp_path):
@@ -64,13 +71,73 @@ def test_the_first_sentence_of_a_message_names_no_folder(tmp_path):
             "refused",
             "Stopped",
         ),
-        (-9, "step 5\n", "refused", "step 5"),
+        (-11, "revformers pretrain: run is a file.\nSegmentation fault\n", "wrong", "run is a file"),
+        (-9, "step 5\n", "wrong", "step 5"),
+        (1, "step 5\n", "wrong", "step 5"),
+        (130, "Stopped at step 5.\nResume with: revformers\n", "refused", "Stopped at step 5"),
+        (130, "\nInterrupted: plan was stopped before it had anything to save.\n", "refused", None),
     ],
 )
 def test_what_a_user_sees_of_a_command(code, output, result, sentence, tmp_path):
     outcome = Ended(code, output, tmp_path).outcome()
-    assert (outcome.result, outcome.sentence) == (result, sentence)
+    assert (outcome.result, outcome.sentence) == (result, outcome.sentence if sentence is None else sentence)
     assert outcome.seen.startswith(f"exit code {code}")
+
+
+def test_a_command_that_does_not_end_is_wrong(tmp_path, monkeypatch):
+    monkeypatch.setattr(command_module, "TIME_LIMIT", 0.5)
+    (tmp_path / "sleep.py").write_text("import time\ntime.sleep(60)")
+    ended = command(tmp_path, "sleep.py")
+    assert ended.code is None
+    assert ended.outcome() == Outcome("wrong", "no end in 0.5 seconds")
+
+
+def by_torch(model):
+    return torch.ones(2) @ torch.ones(3)
+
+
+def by_revformers(model):
+    return rf.BlendedMidpoint("1/0")
+
+
+@pytest.mark.parametrize(("fail", "result"), [(by_torch, "wrong"), (by_revformers, "refused")])
+def test_an_error_is_a_refusal_if_revformers_raised_it(fail, result):
+    assert in_training._outcome(fail, "rebuild", None).result == result
+
+
+@pytest.mark.parametrize(
+    ("code", "output", "result", "seen"),
+    [
+        (1, "Refused: ValueError: Layer 1 is sharded. Then more.\nRefused: ValueError: Layer 1 is", "refused", None),
+        (1, "Traceback (most recent call last):\nRuntimeError: [gloo] Connection closed by peer", "wrong", None),
+        (1, "gradients that differ by 0.1", "wrong", "exit code 1"),
+        (-11, "", "wrong", "exit code -11"),
+    ],
+)
+def test_what_a_user_sees_of_two_processes(code, output, result, seen, tmp_path):
+    outcome = in_shards._outcome(Ended(code, output, tmp_path))
+    assert outcome.result == result
+    assert seen in (None, outcome.seen)
+
+
+def test_a_resumed_run_of_two_processes_is_compared_with_an_undisturbed_one(tmp_path, monkeypatch):
+    """A stand-in for the commands writes other weights when it resumes."""
+
+    def stand_in(folder, *words, processes=1, meanwhile=None):
+        assert processes == 2
+        model = folder / "run/model/model.safetensors"
+        model.parent.mkdir(parents=True, exist_ok=True)
+        model.write_bytes(weights.pop(0))
+        stopped = meanwhile is not None
+        return Ended(int(stopped), "revformers pretrain: Another process has ended.\n" if stopped else "", folder)
+
+    monkeypatch.setattr(in_runs, "command", stand_in)
+    for resumed, result in ((b"same", "refused"), (b"other", "wrong")):
+        weights = [b"", resumed, b"same"]
+        in_runs.undisturbed.cache_clear()
+        (tmp_path / result).mkdir()
+        assert in_runs._one_rank(signal.SIGKILL)(tmp_path / result).result == result
+    in_runs.undisturbed.cache_clear()
 
 
 @pytest.mark.thorough
@@ -83,5 +150,7 @@ def test_a_command_runs_in_the_folder(tmp_path):
 def test_the_study_writes_what_it_saw(tmp_path, capsys):
     path = tmp_path / "faults.json"
     assert main(["--only", "A budget is too small", "--output", str(path)]) == 0
-    assert '"section": "Training"' in path.read_text()
+    (row,) = json.loads(path.read_text())["faults"]
+    assert row["section"] == "Training"
+    assert row["policies"]["offload"] == {name: row[name] for name in ("result", "seen", "sentence")}
     assert "refused  A budget is too small for the batch: UserError" in capsys.readouterr().out

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from lab.bench.environment import output_file, write_result
 from lab.studies.faults import in_data, in_runs, in_shards, in_training
@@ -34,6 +35,12 @@ def _seen(fault: Fault) -> Outcome:
         return fault.scenario(Path(folder).resolve())
 
 
+def _row(section: str, fault: Fault, outcome: Outcome) -> dict[str, Any]:
+    """Return what the result has of a fault; the policies only where there are several."""
+    seen = dataclasses.asdict(outcome, dict_factory=lambda items: {k: v for k, v in items if k != "policies" or v})
+    return {"section": section, "fault": fault.words, **seen, "remedy": fault.remedy}
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run the study and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m lab.studies.faults", description=(__doc__ or "").split("\n")[0])
@@ -48,9 +55,7 @@ def main(arguments: Sequence[str]) -> int:
                 continue
             outcome = _seen(fault)
             say(console, f"{outcome.result:>9}  {fault.words}: {outcome.seen} {outcome.sentence}")
-            rows.append(
-                {"section": section, "fault": fault.words, **dataclasses.asdict(outcome), "remedy": fault.remedy}
-            )
+            rows.append(_row(section, fault, outcome))
     wrong = sum(row["result"] not in ACCEPTABLE for row in rows)
     console.print(f"{len(rows)} faults, {wrong} of them wrong or in a traceback.")
     if options.output:

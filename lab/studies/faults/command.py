@@ -24,8 +24,8 @@ LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 _OWN = r"revformers( \w+)?: "
 """The beginning of a command's own message."""
 
-_STOPPED = "Stopped at step"
-"""The beginning of the line about a run that a signal ended."""
+_STOPPED = r"Stopped at step|Interrupted: "
+"""The beginning of the line about a command that a signal ended."""
 
 _EXCEPTION = r"[\w.]*(Error|Exception|Interrupt)\b(?<!ChildFailedError)"
 """The beginning of the last line of a traceback."""
@@ -36,25 +36,30 @@ class Ended:
     """A command that has ended.
 
     Attributes:
-        code: its exit code; negative for a signal.
+        code: its exit code; negative for a signal; none if it did not end in `TIME_LIMIT` seconds and was killed.
         output: what it wrote, to both streams.
         folder: the working directory.
 
     """
 
-    code: int
+    code: int | None
     output: str
     folder: Path
 
     @property
+    def own_sentence(self) -> str:
+        """The last line that revformers itself says about its end; empty if there is none."""
+        return self._last_line(_OWN) or self._last_line(_STOPPED)
+
+    @property
     def sentence(self) -> str:
         """The line that says what is wrong: the command's own, that of an exception, or else the last line."""
+        return self.own_sentence or self._last_line(_EXCEPTION) or self._last_line("")
+
+    def _last_line(self, pattern: str) -> str:
         lines = [re.sub(r"^\[?rank\d\]?:\s*", "", line.strip()) for line in self.output.splitlines() if line.strip()]
-        for pattern in (_OWN, _STOPPED, _EXCEPTION, ""):
-            found = [line for line in lines if re.match(pattern, line)]
-            if found:
-                return first_sentence(re.sub(_OWN, "", found[-1]), self.folder)
-        return ""
+        found = [line for line in lines if re.match(pattern, line)]
+        return first_sentence(re.sub(_OWN, "", found[-1]), self.folder) if found else ""
 
     @property
     def ends_in_a_traceback(self) -> bool:
@@ -65,9 +70,14 @@ class Ended:
     def outcome(self) -> Outcome:
         """Return what a user sees."""
         seen = f"exit code {self.code}"
+        if self.code is None:
+            return Outcome("wrong", f"no end in {TIME_LIMIT} seconds", self.sentence)
         if self.code == 0:
             return Outcome("wrong", f"{seen}, as if nothing had happened")
-        return Outcome("traceback" if self.ends_in_a_traceback else "refused", seen, self.sentence)
+        if self.ends_in_a_traceback:
+            return Outcome("traceback", seen, self.sentence)
+        refused = self.code > 0 and self.own_sentence
+        return Outcome("refused" if refused else "wrong", seen, self.sentence)
 
 
 def command(
@@ -115,7 +125,9 @@ def command(
         try:
             if meanwhile is not None:
                 meanwhile(process)
-            code = process.wait(timeout=TIME_LIMIT)
+            code: int | None = process.wait(timeout=TIME_LIMIT)
+        except subprocess.TimeoutExpired:
+            code = None
         finally:
             for child in [*psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []:
                 child.kill()

@@ -2,15 +2,19 @@
 
 import re
 import socket
-from collections.abc import Callable
-from dataclasses import dataclass
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import revformers
+
 Result = Literal["refused", "right", "warned", "wrong", "traceback", "not run"]
-"""Refused: an error in a sentence. Right: the same numbers as without the fault, or as with stored activations. Warned:
-right as far as it goes, with a sentence on the rest. Wrong: other numbers, or a failure without a sentence. Traceback:
-a command ended in one. Not run: this machine cannot cause the fault."""
+"""Refused: an error of revformers, in a sentence. Right: the same numbers as without the fault, or as with stored
+activations. Warned: right as far as it goes, with a sentence on the rest. Wrong: other numbers, no end, or an end
+without a sentence of revformers. Traceback: a command ended in one. Not run: this machine or this policy cannot have
+the fault."""
 
 ACCEPTABLE: tuple[Result, ...] = ("refused", "right", "warned", "not run")
 
@@ -23,12 +27,14 @@ class Outcome:
         result: whether it is right or refused.
         seen: the type of the exception or the exit code of the command; what was compared if it is right.
         sentence: the first sentence of the message; empty if there is none.
+        policies: what is seen under each activation policy, where there are several.
 
     """
 
     result: Result
     seen: str
     sentence: str = ""
+    policies: Mapping[str, "Outcome"] = field(default_factory=dict)
 
 
 Scenario = Callable[[Path], Outcome]
@@ -72,6 +78,16 @@ def first_sentence(message: str, folder: Path | None = None) -> str:
     return words[:end].rstrip(".;:")
 
 
-def seen_of(error: BaseException, folder: Path | None = None) -> Outcome:
-    """Return the outcome of a fault that an exception refused."""
-    return Outcome("refused", type(error).__name__, first_sentence(str(error), folder))
+def raised_by_revformers(error: BaseException) -> bool:
+    """Whether an exception is of a class of revformers, or was raised by its code rather than by a library's."""
+    package = Path(revformers.__file__).parent
+    frames = traceback.extract_tb(error.__traceback__)
+    return type(error).__module__.startswith("revformers.") or (
+        bool(frames) and Path(frames[-1].filename).is_relative_to(package)
+    )
+
+
+def seen_of(error: BaseException) -> Outcome:
+    """Return the outcome of a fault that ended in an exception: refused if revformers raised it."""
+    result: Result = "refused" if raised_by_revformers(error) else "wrong"
+    return Outcome(result, type(error).__name__, first_sentence(str(error)))

@@ -72,8 +72,8 @@ def tuned_on(records: list[Any], alike: list[Any] | None = None) -> Scenario:
             return ended.outcome()
         tune(folder, alike, "alike")
         if same_weights(folder / "tuned/model", folder / "alike/model"):
-            return Outcome("right", "the weights that the same turns give in messages")
-        return Outcome("wrong", "other weights than the same turns give in messages")
+            return Outcome("right", "the weights that the same turns give as `messages`")
+        return Outcome("wrong", "other weights than the same turns give as `messages`")
 
     return scenario
 

@@ -13,7 +13,7 @@ from tempfile import mkdtemp
 import torch
 
 from lab.studies.faults.command import Ended, command, send, send_to_one_rank, when_exists
-from lab.studies.faults.fault import Fault, Outcome, Scenario, first_sentence
+from lab.studies.faults.fault import ACCEPTABLE, Fault, Outcome, Scenario, first_sentence
 from lab.text import sentences
 from lab.weights import same_weights
 from revformers.checkpoints.marks import KEY
@@ -49,12 +49,12 @@ def write_files(folder: Path) -> None:
 
 
 @cache
-def undisturbed() -> Path:
+def undisturbed(processes: int = 1) -> Path:
     """Return the folder of a run that nothing disturbed; it is made once, and removed when this process ends."""
     folder = Path(mkdtemp(prefix="faults-"))
     atexit.register(shutil.rmtree, folder)
     write_files(folder)
-    ended = command(folder, *TRAIN)
+    ended = command(folder, *TRAIN, processes=processes)
     assert ended.code == 0, ended.output
     return folder
 
@@ -72,11 +72,17 @@ def a_run_to_resume(folder: Path) -> None:
     (folder / "run/metrics.json").unlink()
 
 
-def compared(ended: Ended) -> Outcome:
-    """Return whether a run that ended well has the weights of the undisturbed one, or what a user sees of it."""
+def compared(ended: Ended, processes: int = 1) -> Outcome:
+    """Return whether a run that ended well has the weights of the undisturbed one, or what a user sees of it.
+
+    Args:
+        ended: the run.
+        processes: the number of its processes.
+
+    """
     if ended.code != 0:
         return ended.outcome()
-    if not same_weights(ended.folder / "run/model", undisturbed() / "run/model"):
+    if not same_weights(ended.folder / "run/model", undisturbed(processes) / "run/model"):
         return Outcome("wrong", "other weights than the undisturbed run, without an error")
     said = [line for line in ended.output.splitlines() if "set aside" in line]
     if said:
@@ -88,19 +94,15 @@ def _weights(checkpoint: Path) -> Path:
     return max(checkpoint.glob("*.safetensors"), key=lambda path: path.stat().st_size)
 
 
-def resumed(damage: Callable[[Path], object], *options: str) -> Scenario:
+def resumed(damage: Callable[[Path], object]) -> Scenario:
     """Return a scenario that resumes a killed run after some damage, and compares the weights at its end."""
 
     def scenario(folder: Path) -> Outcome:
         a_run_to_resume(folder)
         damage(folder)
-        return compared(command(folder, *RESUME, *options))
+        return compared(command(folder, *RESUME))
 
     return scenario
-
-
-def _nothing(folder: Path) -> None:
-    pass
 
 
 def _cut(folder: Path) -> None:
@@ -145,17 +147,19 @@ def _interrupted(folder: Path) -> Outcome:
 
 
 def _one_rank(number: signal.Signals) -> Scenario:
-    """Return a scenario in which one of two processes gets a signal; the run is resumed if it asks for that."""
+    """Return a scenario in which one of two processes gets a signal, and the run is resumed."""
 
     def scenario(folder: Path) -> Outcome:
         write_files(folder)
         act = when_exists(f"{FIRST}/trainer_state.json", send_to_one_rank(number))
         ended = command(folder, *TRAIN, processes=2, meanwhile=act)
         said = ended.outcome()
-        after = command(folder, *RESUME, processes=2)
-        if after.code != 0:
-            return after.outcome()
-        return Outcome(said.result, f"{said.seen}; the run can be resumed", said.sentence)
+        if said.result not in ACCEPTABLE:
+            return said
+        after = compared(command(folder, *RESUME, processes=2), processes=2)
+        if after.result not in ("right", "warned"):
+            return after
+        return Outcome(said.result, f"{said.seen}; resumed, {SAME}", said.sentence)
 
     return scenario
 
@@ -228,10 +232,13 @@ def _code_in_a_checkpoint(folder: Path) -> Outcome:
 
 def _another_learning_rate(folder: Path) -> Outcome:
     """Followed or refused; the weights of the undisturbed run would mean that the option was ignored."""
-    outcome = resumed(_nothing, "--training.learning_rate", "1e-6")(folder)
-    if outcome.result == "right":
+    a_run_to_resume(folder)
+    ended = command(folder, *RESUME, "--training.learning_rate", "1e-6")
+    if ended.code != 0:
+        return ended.outcome()
+    if same_weights(folder / "run/model", undisturbed() / "run/model"):
         return Outcome("wrong", "the option is ignored")
-    return Outcome("right", "the option is followed") if outcome.result == "wrong" else outcome
+    return Outcome("right", "the option is followed")
 
 
 def _endless_blend(folder: Path) -> Outcome:

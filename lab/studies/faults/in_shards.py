@@ -1,26 +1,31 @@
 """Faults of a training that several processes share, on two processes of a CPU; the scenarios are in `pair`."""
 
+import dataclasses
+import re
 from pathlib import Path
 
-from lab.studies.faults.command import command
-from lab.studies.faults.fault import Fault, Outcome, Scenario
-from lab.studies.faults.pair import EQUAL
+from lab.studies.faults.command import Ended, command
+from lab.studies.faults.fault import Fault, Outcome, Scenario, first_sentence
+from lab.studies.faults.pair import EQUAL, REFUSED
 
 
 def _pair(name: str) -> Scenario:
-    """Return a scenario that runs the one of this name in `pair`; its error has a traceback, as in a user's script."""
+    """Return a scenario that runs the one of this name in `pair`."""
 
     def scenario(folder: Path) -> Outcome:
-        ended = command(folder, "-m", "lab.studies.faults.pair", name, processes=2)
-        if ended.code == 0:
-            return Outcome("right", EQUAL)
-        kind, _, message = ended.sentence.partition(": ")
-        kind = kind.rpartition(".")[2]
-        if kind in ("ValueError", "RuntimeError", "NotReversibleError", "RebuildMismatchError"):
-            return Outcome("refused", kind, message)
-        return Outcome("wrong", ended.sentence)
+        return _outcome(command(folder, "-m", "lab.studies.faults.pair", name, processes=2))
 
     return scenario
+
+
+def _outcome(ended: Ended) -> Outcome:
+    if ended.code == 0:
+        return Outcome("right", EQUAL)
+    refused = re.findall(rf"{REFUSED}(\w+): (.*)", ended.output)
+    if refused and not ended.ends_in_a_traceback:
+        kind, message = refused[-1]
+        return Outcome("refused", kind, first_sentence(message))
+    return dataclasses.replace(ended.outcome(), result="wrong")
 
 
 def faults() -> list[Fault]:

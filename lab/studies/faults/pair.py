@@ -1,6 +1,7 @@
 """One of two processes with a shard of a small model: ``torchrun --nproc-per-node 2 -m lab.studies.faults.pair NAME``.
 
-A scenario compares its gradients with those of one process, and its error, if any, ends the process.
+A scenario compares its gradients with those of one process. What revformers refuses is a line of `REFUSED`; any other
+error ends the process with a traceback.
 """
 
 import sys
@@ -16,10 +17,14 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from transformers import LlamaForCausalLM
 
 import revformers as rf
+from lab.studies.faults.fault import raised_by_revformers
 from lab.tiny import tiny_batch, tiny_model
 
 ROUNDING = 1e-5
 """Largest difference of a gradient from that of one process, which adds up in another order."""
+
+REFUSED = "Refused: "
+"""The beginning of a line about an exception of revformers."""
 
 EQUAL = "the gradients of one process, to rounding"
 
@@ -93,8 +98,15 @@ def main(name: str) -> int:
     shard, dynamics = SCENARIOS[name]
     distributed.init_process_group("gloo")
     expected = _gradients(_made(dynamics))
-    found = _gradients(shard(_made(dynamics)), steps=2)  # a budget observes the first
-    distributed.destroy_process_group()
+    try:
+        found = _gradients(shard(_made(dynamics)), steps=2)  # a budget observes the first
+    except Exception as error:
+        if not raised_by_revformers(error):
+            raise
+        print(f"{REFUSED}{type(error).__name__}: {' '.join(str(error).split())}", flush=True)
+        return 2
+    finally:
+        distributed.destroy_process_group()
     worst = max((found[name] - expected[name]).abs().max().item() for name in expected)
     print(EQUAL if worst <= ROUNDING else f"gradients that differ by {worst:.3g}")
     return int(not worst <= ROUNDING)

@@ -43,3 +43,11 @@ def test_a_table_has_a_row_for_every_result(capsys):
 def test_shares_have_their_spread():
     assert tables.spread([0.01]) == "+1.00%"
     assert tables.spread([0.01, 0.03]) == "+2.00% (+1.00% to +3.00%)"
+
+
+def test_a_fault_shows_the_policies_under_which_something_else_happens():
+    right = {"result": "right", "seen": "equal", "sentence": ""}
+    row = {"result": "refused", "seen": "UserError", "sentence": "Why"}
+    assert tables._elsewhere({**row, "policies": {"rebuild": row, "offload": {**row, "sentence": "Why not"}}}) == ""
+    policies = {"rebuild": row, "offload": right, "checkpoint": right}
+    assert tables._elsewhere({**row, "policies": policies}) == " Under `offload`, `checkpoint`: No harm: equal."
