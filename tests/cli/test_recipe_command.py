@@ -1,5 +1,7 @@
 import io
+import os
 import shlex
+import signal
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,6 +115,36 @@ def test_an_interruption_says_what_was_saved(tmp_path):
     assert ended.value.code == 130
     last = tmp_path / "checkpoint-4"
     assert shown.getvalue() == f"\nInterrupted; {last} is the last checkpoint.\nTo continue:  the words\n"
+
+
+def test_a_termination_says_how_to_go_on(tmp_path):
+    """One before or after the training; `SaveOnSignal` takes those in its steps."""
+    exit_codes_of_children = []
+
+    def terminate(recipe, *, resume, overwrite, console):
+        child = os.fork()
+        os.kill(child or os.getpid(), signal.SIGTERM)  # a child ends as ever
+        if not child:
+            os._exit(0)
+        exit_codes_of_children.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    shown = io.StringIO()
+    command = RecipeCommand(SimpleNamespace(output=tmp_path), False, False, "the words")
+    last = tmp_path / "checkpoint-4"
+    for _ in range(2):
+        with pytest.raises(SystemExit) as ended:
+            command.run(terminate, Console(file=shown, width=1000))
+        assert ended.value.code == 143
+        last.mkdir(exist_ok=True)
+        (last / "checksums.json").touch()
+    assert shown.getvalue() == (
+        "\nTerminated before there was a checkpoint; give the same command again.\n"
+        f"\nTerminated; {last} is the last checkpoint.\nTo continue:  the words\n"
+    )
+    assert exit_codes_of_children == [-signal.SIGTERM] * 2
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.parametrize("arguments", [(), ("--section.steps", "3")])

@@ -2,9 +2,13 @@
 
 import os
 import shlex
-from collections.abc import Callable, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 import tyro
@@ -58,21 +62,30 @@ class RecipeCommand(Generic[AnyRecipe]):
     resume_words: str
 
     def run(self, train: Callable[..., "RunResult"], console: "Console") -> "RunResult":
-        """Train, and return the result; after Ctrl-C end the process with words on what was saved."""
+        """Train, and return the result; after Ctrl-C or SIGTERM end the process with words on what was saved.
+
+        Those in the steps of the training end it with a checkpoint; these come before and after them.
+        """
         from revformers.cli.main import INTERRUPTED
         from revformers.training.console import say
         from revformers.training.run_directory import RunDirectory
 
         try:
-            return train(self.recipe, resume=self.resume, overwrite=self.overwrite, console=console)
-        except KeyboardInterrupt:
+            with raised_on_termination():
+                return train(self.recipe, resume=self.resume, overwrite=self.overwrite, console=console)
+        except (KeyboardInterrupt, Terminated) as stop:
             recipe: Any = self.recipe
             checkpoints = RunDirectory(recipe.output).checkpoints.complete()
-            if not checkpoints:
+            terminated = isinstance(stop, Terminated)
+            if checkpoints:
+                word = "Terminated" if terminated else "Interrupted"
+                say(console, f"\n{word}; {checkpoints[-1]} is the last checkpoint.")
+                say(console, f"To continue:  {self.resume_words}")
+            elif terminated:
+                say(console, "\nTerminated before there was a checkpoint; give the same command again.")
+            else:
                 raise
-            say(console, f"\nInterrupted; {checkpoints[-1]} is the last checkpoint.")
-            say(console, f"To continue:  {self.resume_words}")
-            raise SystemExit(INTERRUPTED) from None
+            raise SystemExit(128 + signal.SIGTERM if terminated else INTERRUPTED) from None
 
     def stopped(self, result: "RunResult", console: "Console") -> int:
         """Print how to continue a run that a signal ended, and return the exit code."""
@@ -81,6 +94,31 @@ class RecipeCommand(Generic[AnyRecipe]):
         say(console, f"Stopped at step {result.step} with a checkpoint in {result.directory}.")
         say(console, f"To continue:  {self.resume_words}")
         return 128 + (result.signal or 0)
+
+
+class Terminated(BaseException):
+    """Raised where SIGTERM arrives."""
+
+
+@contextmanager
+def raised_on_termination() -> Iterator[None]:
+    """Raise Terminated in this block at SIGTERM, which ends a process without a word; the main thread alone can."""
+    process = os.getpid()
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        if os.getpid() == process:
+            raise Terminated
+        signal.signal(number, signal.SIG_DFL)  # in a child, such as one that reads data
+        os.kill(os.getpid(), number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = signal.signal(signal.SIGTERM, receive)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
 
 def read_command(
