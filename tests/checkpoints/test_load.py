@@ -1,5 +1,6 @@
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -125,7 +126,7 @@ def test_a_damaged_tokenizer_is_named(tmp_path, name, content):
     with pytest.raises(ModelFilesError) as caught:
         load_tokenizer(tmp_path)
     assert str(tmp_path) in str(caught.value)
-    assert "can be loaded: " in str(caught.value)
+    assert re.match(r"The tokenizer in .* is damaged: |No tokenizer can be loaded from ", str(caught.value))
     assert "\n" not in str(caught.value)
 
 

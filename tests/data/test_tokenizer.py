@@ -34,7 +34,7 @@ def test_a_tokenizer_beside_a_model_is_loaded_as_itself(tmp_path):
 
 
 def test_what_cannot_be_used_is_named(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="There is no tokenizer"):
+    with pytest.raises(UserError, match="No tokenizer can be loaded from"):
         load_tokenizer(tmp_path)
     without_end = PreTrainedTokenizerFast(tokenizer_object=train_tokenizer(TEXT, 280).backend_tokenizer)
     monkeypatch.setattr(module.pretrained, "load_tokenizer", lambda name: without_end)

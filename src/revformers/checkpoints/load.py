@@ -36,13 +36,14 @@ def from_pretrained(path: str | os.PathLike, **keywords: Any) -> Any:
             attn_implementation, revision, subfolder, fields of the configuration, ...), with the same meaning.
 
     Raises:
-        FileNotFoundError: if a local path does not exist.
+        FileNotFoundError: if a local path does not exist, or the hub cannot be asked for the model.
         ModelFilesError: if files are missing, damaged or inconsistent; an OSError and a ValueError.
         ValueError: if the model is ordinary, or its class is neither in transformers nor registered with
             `AutoModelForCausalLM.register`.
 
     """
     path = find_model(path)
+    look_up(path, keywords)
     with clear_errors(path, keywords):
         config = saved_config(path, keywords)
     name = (config.architectures or [""])[0].removeprefix(PREFIX)
@@ -120,10 +121,11 @@ def load_tokenizer(name: str | os.PathLike, **keywords: Any) -> PreTrainedTokeni
     except Exception as error:  # a damaged tokenizer.json raises KeyError, TypeError or the tokenizers' own Exception
         refuse_own_code(path, error)
         reason = reason_of(error)
-        if not isinstance(error, OSError | ValueError):
-            reason = f"its tokenizer.json or tokenizer_config.json is damaged ({type(error).__name__}: {reason})"
+        if isinstance(error, OSError | ValueError):
+            raise ModelFilesError(f"No tokenizer can be loaded from {path}: {reason}.") from error
         raise ModelFilesError(
-            f"There is no tokenizer in {path!r} here or on the hub that can be loaded: {reason}."
+            f"The tokenizer in {path} is damaged: its tokenizer.json or tokenizer_config.json cannot be read "
+            f"({type(error).__name__}: {reason}); save or download it again."
         ) from error
 
 

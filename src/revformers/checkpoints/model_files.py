@@ -19,6 +19,12 @@ from revformers.private_api import is_size_mismatch
 INDEX = "model.safetensors.index.json"
 VARIANT = "reversible"
 
+SECONDS_FOR_THE_HUB = 10
+"""How long to wait for an answer of the hub about a model."""
+
+UNREACHABLE: Any = HfHubHTTPError.__bases__
+"""OSError and the error of the HTTP library, which depends on the version of huggingface_hub."""
+
 
 def find_model(name: str | os.PathLike) -> str:
     """Return a directory with ~ expanded, or a hub id, as text; raise FileNotFoundError if a path does not exist."""
@@ -46,7 +52,9 @@ def look_up(name: str, keywords: Mapping[str, Any]) -> None:
     transformers asks a hub that cannot be reached for half a minute.
     """
     cached = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
-    if Path(name).is_dir() or cached.is_dir() or keywords.get("cache_dir") or keywords.get("local_files_only"):
+    # a download that failed leaves a folder without files
+    is_cached = next(cached.glob("snapshots/*/*"), None) is not None
+    if Path(name).is_dir() or is_cached or keywords.get("cache_dir") or keywords.get("local_files_only"):
         return
     try:
         HfApi().model_info(name, timeout=SECONDS_FOR_THE_HUB)
@@ -54,14 +62,11 @@ def look_up(name: str, keywords: Mapping[str, Any]) -> None:
         raise FileNotFoundError(f"There is no directory {name!r}, and the hub has no names of this form.") from error
     except HfHubHTTPError:
         pass  # loading says whether it does not exist or is private
-    except Exception as error:  # the HTTP library's own, which depends on the version of huggingface_hub
+    except UNREACHABLE as error:
         raise FileNotFoundError(
             f"There is no directory {name!r}, and the Hugging Face hub cannot be asked for a model of this name: "
             f"{'offline mode is on' if constants.is_offline_mode() else 'it cannot be reached'}."
         ) from error
-
-
-SECONDS_FOR_THE_HUB = 10
 
 
 def refuse_own_code(path: str, error: Exception) -> None:
