@@ -1,3 +1,4 @@
+import datetime
 import json
 
 import pyarrow as pa
@@ -25,7 +26,7 @@ def tokenizer(shared):
 
 
 def section(path, **options):
-    return FinetuneDataSection(source=str(path), block_length=32, **options)
+    return FinetuneDataSection(**{"source": str(path), "block_length": 32} | options)
 
 
 def test_text_is_packed_with_the_tokenizer_of_the_model(shared, tokenizer):
@@ -96,6 +97,8 @@ def test_a_template_that_does_not_mark_the_assistant_is_told_apart(tmp_path, tok
         ({"columns": {"prompts": "instruction"}}, "data.columns takes prompt, completion and messages, not 'prompts'"),
         ({"columns": {"prompt": "instruction"}, "form": "text"}, "does not apply to text"),
         ({"form": "messages"}, "has no column 'messages'"),
+        ({"form": "messages", "source": "nested"}, "The records seem to lie in 'data': write them to a file of their"),
+        ({"source": "nested"}, "The records seem to lie in 'data': write them to a file of their own."),
         ({"form": "text"}, r"has no column 'text'; its columns are instruction, input, output. Set data.text_column"),
         ({}, "or data.columns to those of prompts and completions, such as {prompt: "),
         ({"columns": COLUMNS, "add_bos_token": "never"}, "data.add_bos_token applies to text"),
@@ -104,9 +107,9 @@ def test_a_template_that_does_not_mark_the_assistant_is_told_apart(tmp_path, tok
 )
 def test_columns_that_are_not_there_are_named_in_one_sentence(tmp_path, tokenizer, options, message):
     records = [{**row, "number": 3} if "number" in str(options) else row for row in INSTRUCTIONS]
-    path = write_records(tmp_path / "a.json", records)
+    path = write_records(tmp_path / "a.json", [{"data": records}] if "nested" in str(options) else records)
     with pytest.raises(UserError) as caught:
-        load_finetune_data(section(path, **options), tokenizer)
+        load_finetune_data(section(path, **{**options, "source": str(path)}), tokenizer)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -197,6 +200,7 @@ def test_conversations_of_sharegpt_are_read_as_messages(tmp_path, tokenizer, suf
 def test_fields_that_only_some_messages_have_are_kept(tmp_path, tokenizer):
     call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {"x": 1}}}]}
     records = [*CONVERSATIONS[:3], {"messages": [USER, call, {"role": "tool", "content": "3", "name": "f"}]}]
+    tokenizer.chat_template = TEMPLATE.replace("{% generation %}", "{% generation %}{{ message['tool_calls'] }}")
     data = load_finetune_data(section(write_records(tmp_path / "a.json", records)), tokenizer)
     assert data.training[0]["messages"] == CONVERSATIONS[1]["messages"]
     assert data.training[2]["messages"] == records[3]["messages"]
@@ -224,9 +228,14 @@ def test_records_that_truncation_empties_are_counted_and_named():
     assert sentence.startswith(
         "2 of 5 training records have no trained token in their first 32 tokens, and are left out"
     )
+    (one,) = dropped_records(data, [0] * 4, [0] * 2, 32)
+    assert one == (
+        "1 of 5 training records has no trained token in its first 32 tokens, and is left out; a larger "
+        "data.block_length keeps it."
+    )
     for part, left in (("5 training", ([], [0] * 2)), ("2 validation", ([0] * 5, []))):
         with pytest.raises(
-            UserError, match=rf"All of {part} records have no trained token .* raise data\.block_length"
+            UserError, match=rf"None of the {part} records has a trained token .* raise data\.block_length"
         ):
             dropped_records(data, *left, 32)
 
@@ -258,3 +267,25 @@ def test_parts_of_text_are_one_text(tmp_path, tokenizer):
     records = [{"messages": [USER, {"role": "assistant", "content": parts}]} for _ in range(4)]
     data = load_finetune_data(section(write_records(tmp_path / "a.json", records)), tokenizer)
     assert data.training[0]["messages"][1] == {"role": "assistant", "content": "one, two"}
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_tools_are_written_into_training_and_calibration_text(tmp_path, tokenizer, suffix):
+    tokenizer.chat_template = "{% for tool in tools or [] %}<{{ tool['name'] }}>{% endfor %}" + TEMPLATE
+    tools = [{"name": "add"}, {"name": "mul"}]
+    records = [{**row, "id": n, "tools": tools if n % 2 else None} for n, row in enumerate(CONVERSATIONS)]
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in records))
+    else:
+        pa.parquet.write_table(pa.Table.from_pylist(records), path)
+    data = load_finetune_data(section(path, validation_documents=1), tokenizer)
+    assert [json.loads(row["tools"]) for row in data.training][:2] == [tools, None]
+    assert "<add><mul>user: count to 1" in tokenizer.decode(training_blocks(data, tokenizer, 2, 32).flatten())
+
+
+def test_times_in_messages_are_refused(tmp_path, tokenizer):
+    record = {"messages": [{**USER, "at": datetime.datetime(2020, 1, 1)}, ASSISTANT]}
+    pa.parquet.write_table(pa.Table.from_pylist([record] * 3), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"Record 1 of .*, message 1, holds a time; write it as text\."):
+        load_finetune_data(section(tmp_path / "a.parquet"), tokenizer)

@@ -1,6 +1,6 @@
 """The data of a fine-tuning run: text in blocks, prompts with completions, or conversations."""
 
-import math
+import json
 import string
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,12 +14,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from revformers.data.blocks import build_datasets
-from revformers.data.columns import named_kind, text_of
+from revformers.data.columns import missing_column, nested_records, text_of
 from revformers.data.packing import packed_blocks
 from revformers.data.placed_records import Record
 from revformers.data.source import Row, Rows
 from revformers.data.sources import open_source
-from revformers.errors import UserError, reason_of, require_package
+from revformers.errors import UserError, counted, require_package
+from revformers.training.conversations import TOOLS, ChatTemplate, conversation_row
 from revformers.training.finetune_recipe import FinetuneDataSection
 
 FORMS = {"prompt_completion": ("prompt", "completion"), "messages": ("messages",)}
@@ -29,14 +30,8 @@ FORMS = {"prompt_completion": ("prompt", "completion"), "messages": ("messages",
 SHAREGPT = "conversations"
 """The column of messages in ShareGPT's form, whose fields are from and value; such messages are read in any column."""
 
-SHAREGPT_ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "system": "system",
-    "tool": "tool",
-}
+ROWS = 2
+"""Version of the making of rows; raised when its results change, so that older cached ones are not used."""
 
 EXAMPLE = '{prompt: "{instruction}\\n{input}\\n", completion: output}'
 
@@ -84,9 +79,9 @@ def load_finetune_data(data: FinetuneDataSection, tokenizer: PreTrainedTokenizer
             raise UserError("data.columns does not apply to text; set data.text_column.")
         if data.text_column not in named:
             raise UserError(
-                f"{data.source} has no column {data.text_column!r}; its columns are {', '.join(named)}. Set "
-                f"data.text_column to the column that holds the text, or data.columns to those of prompts and "
-                f"completions, such as {EXAMPLE}."
+                f"{data.source} {missing_column(data.text_column, named)} Set data.text_column to the column that "
+                f"holds the text, or data.columns to those of prompts and completions, such as {EXAMPLE}."
+                f"{nested_records(first[0])}"
             )
         _, training, validation = build_datasets(data.records(), tokenizer)
         return FinetuneData(form, training, validation)
@@ -96,16 +91,18 @@ def load_finetune_data(data: FinetuneDataSection, tokenizer: PreTrainedTokenizer
     if form == "messages" and not data.columns and "messages" not in named and SHAREGPT in named:
         origins = {"messages": SHAREGPT}
     for name, origin in origins.items():
-        _check_column(name, origin, named, data.source)
+        _check_column(name, origin, named, data.source, first[0])
     conversational = form == "messages" or isinstance(first[0].get(origins["prompt"]), list)
     _check_tokenizer(tokenizer, conversational)
     row: Row = partial(_text_row, origins=origins)
+    columns = FORMS[form]
     if conversational:
-        row = partial(_conversation_row, origins=origins, tokenizer=tokenizer)
+        row = partial(conversation_row, origins=origins, template=ChatTemplate(tokenizer))
+        columns = (*columns, TOOLS)
     kept = Rows(
         row,
-        FORMS[form],
-        [origins, conversational, tokenizer.chat_template],
+        columns,
+        [ROWS, origins, conversational, tokenizer.chat_template],
         _features(FORMS[form], conversational),
     )
     training, validation = source.rows(kept)
@@ -157,10 +154,16 @@ def dropped_records(data: FinetuneData, training: Any, validation: Any, block_le
     sentences = []
     for name, before, after in (("training", data.training, training), ("validation", data.validation, validation)):
         if dropped := len(before) - len(after):
-            what = f"of {len(before)} {name} records have no trained token in their first {block_length} tokens"
+            have, their, are, them = ("has", "its", "is", "it") if dropped == 1 else ("have", "their", "are", "them")
             if not len(after):
-                raise UserError(f"All {what}; raise data.block_length, or shorten the prompts.")
-            sentences.append(f"{dropped} {what}, and are left out; a larger data.block_length keeps them.")
+                raise UserError(
+                    f"None of the {counted(len(before), f'{name} record')} has a trained token in its first "
+                    f"{block_length} tokens; raise data.block_length, or shorten the prompts."
+                )
+            sentences.append(
+                f"{dropped} of {counted(len(before), f'{name} record')} {have} no trained token in {their} first "
+                f"{block_length} tokens, and {are} left out; a larger data.block_length keeps {them}."
+            )
     return sentences
 
 
@@ -174,10 +177,13 @@ def _features(names: tuple[str, ...], conversational: bool) -> datasets.Features
     """Return the types of the columns, or None to infer them: what messages hold besides their text differs."""
     if not conversational:
         return datasets.Features({name: datasets.Value("string") for name in names})
-    return datasets.Features({name: datasets.List(datasets.Json()) for name in names}) if JSON_COLUMNS else None
+    if not JSON_COLUMNS:
+        return None
+    messages = {name: datasets.List(datasets.Json()) for name in names}
+    return datasets.Features({**messages, TOOLS: datasets.Value("string")})
 
 
-def _check_column(name: str, origin: Any, named: list[str], source: str) -> None:
+def _check_column(name: str, origin: Any, named: list[str], source: str, first: Record) -> None:
     """Raise UserError if the column `name` cannot be made from the columns of the source."""
     if not isinstance(origin, str):
         raise UserError(f"data.columns.{name} takes the name of a column or a template of columns, not {origin!r}.")
@@ -188,8 +194,8 @@ def _check_column(name: str, origin: Any, named: list[str], source: str) -> None
     for column in wanted:
         if column not in named:
             raise UserError(
-                f"{source} has no column {column!r}; its columns are {', '.join(named)}. Set data.columns.{name} to "
-                f"the column that holds the {name}."
+                f"{source} {missing_column(column, named)} Set data.columns.{name} to the column that holds the "
+                f"{name}.{nested_records(first)}"
             )
 
 
@@ -223,64 +229,6 @@ def _text(place: object, record: Record, origin: str, setting: str) -> str:
         if type(record.get(field)) is not int:
             text_of(place, record, field, setting)
     return origin.format_map(record)
-
-
-def _conversation_row(
-    place: object, record: Record, origins: Mapping[str, str], tokenizer: PreTrainedTokenizerBase
-) -> Record:
-    """Return the messages of a record, or its prompt and completion, which are messages too."""
-    row = {}
-    for name, origin in origins.items():
-        if not isinstance(turns := record.get(origin), list) or not turns:
-            found = "an empty list" if turns == [] else named_kind(turns)
-            raise UserError(f"{place} holds {found} in its column {origin!r}, not a list of messages.")
-        row[name] = [_message(f"{place}, message {number}", turn) for number, turn in enumerate(turns, start=1)]
-    *_, answers = row.values()
-    if not any(turn["role"] == "assistant" for turn in answers):
-        raise UserError(f"{place} has no turn of the assistant to train on; remove it.")
-    try:
-        tokenizer.apply_chat_template([turn for turns in row.values() for turn in turns], tokenize=False)
-    except Exception as error:  # a template can raise anything
-        raise UserError(f"The chat template cannot write {place}: {reason_of(error)}.") from error
-    return row
-
-
-def _message(place: str, turn: Any) -> Record:
-    """Return a turn as role, content and what else it holds; raise UserError if it has no role or no content."""
-    if not isinstance(turn, dict):
-        raise UserError(f"{place}, is {named_kind(turn)}, not an object with role and content.")
-    # columns of one type hold null for what a message lacks
-    message = {name: value for name, value in turn.items() if value is not None}
-    if "role" not in message and "from" in message:
-        speaker = message["from"]
-        if not isinstance(speaker, str) or speaker not in SHAREGPT_ROLES:
-            raise UserError(f"{place}, is from {speaker!r}; the speakers are {', '.join(SHAREGPT_ROLES)}.")
-        message = {"role": SHAREGPT_ROLES[speaker], "content": message.get("value")}
-    if not isinstance(message.get("role"), str):
-        raise UserError(f"{place}, has no role; a message has role and content, or from and value.")
-    _check_numbers(place, message)
-    content = message.get("content")
-    if isinstance(content, list):  # a template of text alone would write it as Python does
-        content = "".join(_text_of_part(place, part) for part in content)
-    if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
-        raise UserError(f"{place}, holds {named_kind(content)} as its content, not text.")
-    return {**message, "content": content}
-
-
-def _text_of_part(place: str, part: Any) -> str:
-    """Return the text of a part of a message's content; raise UserError if it is none."""
-    if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-        raise UserError(f'{place}, has a part that is no text; a part is {{"type": "text", "text": ...}}.')
-    return part["text"]
-
-
-def _check_numbers(place: str, value: Any) -> None:
-    """Raise UserError for a number in a message that `datasets` would store as null or as text."""
-    if isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
-            _check_numbers(place, item)
-    elif (isinstance(value, float) and not math.isfinite(value)) or (isinstance(value, int) and abs(value) >= 2**63):
-        raise UserError(f"{place}, holds a number that is not finite or has more than 64 bits.")
 
 
 def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, conversational: bool) -> None:
@@ -320,4 +268,4 @@ def _written(records: Any, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
         if isinstance(parts[0], str):
             yield "".join(parts)
         else:
-            yield str(tokenizer.apply_chat_template([turn for part in parts for turn in part], tokenize=False))
+            yield ChatTemplate(tokenizer).write([turn for part in parts for turn in part], json.loads(record[TOOLS]))

@@ -1,0 +1,201 @@
+"""Records of conversations: messages that the chat template writes whole, or one sentence about what it would not."""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from textwrap import shorten
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from revformers.data.columns import named_kind
+from revformers.data.placed_records import Record
+from revformers.errors import UserError, reason_of
+
+TOOLS = "tools"
+"""The column of the tools that a conversation may call, which TRL passes to the chat template; rows hold it as JSON."""
+
+SHAREGPT_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+    "tool": "tool",
+}
+
+UNUSED_COLUMNS = {
+    "system": "write it as a first message with the role system",
+    "functions": "write them as tools, in a column of that name",
+    "chat_template_kwargs": "write the values into the chat template",
+}
+"""Columns beside messages that would change the text of a conversation, and what to do instead."""
+
+METADATA = ("id", "name", "tool_call_id", "timestamp")
+"""Fields of messages that many chat templates do not write, for they are not what somebody says."""
+
+WITHOUT_EFFECT = {"weight": 1, "train": True}
+"""Fields of messages in other tools' data, with values that ask for what is done anyway."""
+
+
+class ChatTemplate:
+    """The chat template of a tokenizer, and what it writes."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._source = str(tokenizer.chat_template)
+        self._written_roles: dict[str, bool] = {}
+
+    def write(self, messages: list[Record], tools: list[Any] | None = None) -> str:
+        """Return the text of a conversation; a template can raise anything."""
+        return str(self._tokenizer.apply_chat_template(messages, tools=tools, tokenize=False))
+
+    def names(self, field: str) -> bool:
+        """Whether the template deals with a field, whose name is then in it."""
+        return re.search(rf"\b{re.escape(field)}\b", self._source) is not None
+
+    def writes_role(self, role: str) -> bool:
+        """Whether the template writes what this role says at some place in a conversation, or refuses the role."""
+        if role not in self._written_roles:
+            self._written_roles[role] = self._try_role(role)
+        return self._written_roles[role]
+
+    def _try_role(self, role: str) -> bool:
+        said = "revformers"
+        others = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        texts = []
+        for place in range(3):
+            try:
+                texts.append(self.write([*others[:place], {"role": role, "content": said}, *others[place:]]))
+            except Exception:  # a template can raise anything; it will, where a record has the role at this place
+                continue
+        return not texts or any(said in text for text in texts)
+
+
+def conversation_row(place: object, record: Record, origins: Mapping[str, str], template: ChatTemplate) -> Record:
+    """Return the messages of a record, or its prompt and completion, which are messages too, and its tools.
+
+    Args:
+        place: its str() names the record in messages.
+        record: the record.
+        origins: the columns that hold the messages.
+        template: the chat template that will write them.
+
+    Raises:
+        UserError: for what is no message, and for what the template would leave out.
+
+    """
+    row: dict[str, Any] = {}
+    for name, origin in origins.items():
+        if not isinstance(turns := record.get(origin), list) or not turns:
+            found = "an empty list" if turns == [] else named_kind(turns)
+            raise UserError(f"{place} holds {found} in its column {origin!r}, not a list of messages.")
+        row[name] = [_message(f"{place}, message {number}", turn) for number, turn in enumerate(turns, start=1)]
+    *_, answers = row.values()
+    if not any(turn["role"] == "assistant" for turn in answers):
+        raise UserError(f"{place} has no turn of the assistant to train on; remove it.")
+    for column, remedy in UNUSED_COLUMNS.items():
+        if record.get(column) and column not in origins.values():
+            raise UserError(f"{place} has a column {column!r}, which is not written into conversations; {remedy}.")
+    messages, tools = [turn for turns in row.values() for turn in turns], _tools(place, record.get(TOOLS))
+    try:
+        text = template.write(messages, tools)
+    except Exception as error:  # a template can raise anything
+        raise UserError(f"The chat template cannot write {place}: {reason_of(error)}.") from error
+    if tools and not template.names(TOOLS) and template.write(messages) == text:
+        raise UserError(
+            f"{place} has tools, which the chat template does not write; remove the column {TOOLS!r}, or set "
+            f"model.tokenizer to one whose template writes them."
+        )
+    for name, turns in row.items():
+        beginning = f"{place}, message" if len(row) == 1 else f"{place}, {name}, message"
+        for number, turn in enumerate(turns, start=1):
+            _check_written(f"{beginning} {number}", turn, messages, tools, text, template)
+    return {**row, TOOLS: json.dumps(tools)}
+
+
+def _check_written(
+    place: str, turn: Record, messages: list[Record], tools: list[Any] | None, text: str, template: ChatTemplate
+) -> None:
+    """Raise UserError if the template, which makes `text` of `messages`, leaves a turn or a field of it out."""
+    if not template.writes_role(turn["role"]):
+        raise UserError(
+            f"{place}, has the role {turn['role']!r}, which the chat template does not write; correct the role, or set "
+            f"model.tokenizer to one whose template writes it."
+        )
+    for field, value in turn.items():
+        if field in ("role", "content", *METADATA) or WITHOUT_EFFECT.get(field) == value or template.names(field):
+            continue
+        if template.write([{name: turn[name] for name in turn if name != field} for turn in messages], tools) == text:
+            raise UserError(
+                f"{place}, has the field {field!r} ({shorten(repr(value), 40)}), which neither the chat template nor "
+                f"the loss follows; remove it."
+            )
+
+
+def _message(place: str, turn: Any) -> Record:
+    """Return a turn as role, content and what else it holds; raise UserError if it has no role or no content."""
+    if not isinstance(turn, dict):
+        raise UserError(f"{place}, is {named_kind(turn)}, not an object with role and content.")
+    # columns of one type hold null for what a message lacks
+    message = {name: value for name, value in turn.items() if value is not None}
+    if "role" not in message and "from" in message:
+        speaker = message.pop("from")
+        if not isinstance(speaker, str) or speaker not in SHAREGPT_ROLES:
+            raise UserError(f"{place}, is from {speaker!r}; the speakers are {', '.join(SHAREGPT_ROLES)}.")
+        message = {"role": SHAREGPT_ROLES[speaker], "content": message.pop("value", None), **message}
+    if not isinstance(message.get("role"), str):
+        raise UserError(f"{place}, has no role; a message has role and content, or from and value.")
+    _check_storable(f"{place},", message)
+    content = message.get("content")
+    if isinstance(content, list):  # a template of text alone would write it as Python does
+        content = "".join(_text_of_part(place, part) for part in content)
+    if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
+        raise UserError(f"{place}, holds {named_kind(content)} as its content, not text.")
+    return {**message, "content": content}
+
+
+def _text_of_part(place: str, part: Any) -> str:
+    """Return the text of a part of a message's content; raise UserError if it is none."""
+    if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+        raise UserError(f'{place}, has a part that is no text; a part is {{"type": "text", "text": ...}}.')
+    return part["text"]
+
+
+def _tools(place: object, value: Any) -> list[Any] | None:
+    """Return the tools in a column, a list of objects or its JSON; None for none."""
+    tools = value
+    if isinstance(value, str) and value.strip():
+        try:
+            tools = json.loads(value)
+        except ValueError as error:
+            raise UserError(f"{place} holds text in its column {TOOLS!r} that is not JSON ({error}).") from error
+    if not tools:
+        return None
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise UserError(f"{place} holds {named_kind(tools)} in its column {TOOLS!r}, not a list of objects.")
+    _check_storable(place, tools)
+    if tools is value and _holds_null(tools):
+        raise UserError(
+            f"{place} holds null in its column {TOOLS!r}, as columns of one type do for what a tool lacks; write the "
+            f"tools as text in JSON."
+        )
+    return tools
+
+
+def _holds_null(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        return any(map(_holds_null, value.values() if isinstance(value, dict) else value))
+    return value is None
+
+
+def _check_storable(place: object, value: Any) -> None:
+    """Raise UserError for a value that `datasets` would store as another: as null, as a number or as text."""
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_storable(place, item)
+    elif not isinstance(value, str | int | float | None):
+        raise UserError(f"{place} holds {named_kind(value)}; write it as text.")
+    elif (isinstance(value, float) and not math.isfinite(value)) or (isinstance(value, int) and abs(value) >= 2**63):
+        raise UserError(f"{place} holds a number that is not finite or has more than 64 bits.")
