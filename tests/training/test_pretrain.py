@@ -123,7 +123,9 @@ def test_a_signal_in_the_last_step_does_not_keep_a_run_from_finishing(tmp_path, 
     assert run(tiny_recipe(tmp_path)).finished
 
 
-def test_a_run_that_died_after_its_last_step_takes_none_more(tmp_path):
+def test_a_run_that_died_after_its_last_step_takes_none_more(tmp_path, monkeypatch):
+    ended = []
+    monkeypatch.setattr(module.ShowProgress, "on_train_end", lambda *_, **__: ended.append(True))
     recipe = tiny_recipe(tmp_path, {"training.lr_scheduler_type": "constant"})
     through = run(recipe)
     expected = weights(through)
@@ -132,6 +134,7 @@ def test_a_run_that_died_after_its_last_step_takes_none_more(tmp_path):
     shutil.rmtree(through.directory / "model")
     resumed = run(recipe, resume=True)
     assert resumed.step == recipe.training.max_steps
+    assert len(ended) == 2, "callbacks are told of every end"
     timed = ("seconds", "tokens_per_second")
     known = ({name: value for name, value in run.metrics.items() if name not in timed} for run in (through, resumed))
     assert next(known) == next(known)

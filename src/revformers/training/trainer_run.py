@@ -192,9 +192,7 @@ def train_to_end(
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except NothingToTrainError:
-            trainer.is_in_train = False
-            if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
-                load_best_model(trainer)
+            _end_training(trainer)
         except (OSError, RuntimeError, SafetensorError) as error:
             if is_lost_process(error):
                 raise UserError(f"Another process of the run has ended; {run.remedy()}.") from error
@@ -208,6 +206,14 @@ def train_to_end(
     if step < trainer.state.max_steps:
         return RunResult(run.path, False, step, interruption.received, {})
     return None
+
+
+def _end_training(trainer: Trainer) -> None:
+    """Do what the Trainer does after its last step, which `NothingToTrainError` has skipped."""
+    if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
+        load_best_model(trainer)
+    trainer.control = trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
+    trainer.is_in_train = False  # otherwise an evaluation takes itself for one within the training
 
 
 def tokens_in_step(arguments: TrainingArguments, block_length: int) -> int:
