@@ -6,13 +6,19 @@ output of the function. ``make lint`` fails if a page differs from the results.
 
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import log2
 from typing import Any
 
 from lab import REPOSITORY
-from revformers.training.argument_table import ARGUMENTS, PROMPT_ARGUMENTS, TRAINING_ARGUMENTS, Argument
+from revformers.training.argument_table import (
+    ARGUMENTS,
+    AS_USUAL,
+    PROMPT_ARGUMENTS,
+    TRAINING_ARGUMENTS,
+    Argument,
+)
 
 RESULTS = REPOSITORY / "lab" / "results"
 ARMS = ("store", "checkpoint", "rebuild")
@@ -448,14 +454,31 @@ def _in_a_recipe(argument: Argument) -> str:
     return "; ".join(filter(None, ["passed on", values, argument.note]))
 
 
+def _show_arguments(arguments: Mapping[str, Argument]) -> None:
+    """Print a table of arguments, and those that are only passed on as a list, one line for each first word."""
+    show(
+        "argument | in a recipe", _rows({name: _in_a_recipe(one) for name, one in arguments.items() if one != AS_USUAL})
+    )
+    passed = [name for name, one in arguments.items() if one == AS_USUAL]
+    words = Counter(name.partition("_")[0] for name in passed)
+    lines: dict[str, list[str]] = defaultdict(list)
+    for name in passed:
+        word = name.partition("_")[0]
+        lines[f"{word}_" if words[word] > 1 else ""].append(f"`{name}`")
+    print("All others are passed on, and do what the documentation of their library says:\n")
+    for word in sorted(lines, key=lambda word: (word == "", word)):
+        print(f"* {', '.join(lines[word])}")
+    print()
+
+
 def trainer_arguments() -> None:
     """Print what the arguments of a Trainer do in a recipe."""
-    show("argument | in a recipe", _rows({name: _in_a_recipe(one) for name, one in TRAINING_ARGUMENTS.items()}))
+    _show_arguments(TRAINING_ARGUMENTS)
 
 
 def prompt_arguments() -> None:
     """Print what the further arguments of TRL's SFTTrainer do in a recipe."""
-    show("argument | in a recipe", _rows({name: _in_a_recipe(one) for name, one in PROMPT_ARGUMENTS.items()}))
+    _show_arguments(PROMPT_ARGUMENTS)
 
 
 def own_trainer_arguments() -> None:

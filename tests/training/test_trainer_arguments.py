@@ -39,7 +39,7 @@ def test_every_field_reaches_the_trainer(tmp_path):
         ({"adam_epsilo": 1}, "has no 'adam_epsilo'; did you mean 'adam_epsilon'"),
         ({"output_dir": "x"}, "cannot set 'output_dir'; set output instead"),
         ({"fp16": True}, "set training.precision instead"),
-        ({"num_train_epochs": 2}, "set training.max_steps instead"),
+        ({"num_train_epochs": 2}, "set training.max_steps instead: the epochs times the training sequences"),
         ({"gradient_checkpointing": True}, "set dynamics.activations to checkpoint instead"),
         (
             {"label_smoothing_factor": 0.1},

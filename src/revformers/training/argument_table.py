@@ -93,7 +93,11 @@ TRAINING_ARGUMENTS: Mapping[str, Argument] = {
     # what a run is
     "output_dir": instead("output"),
     **{field.name: instead(f"training.{field.name}") for field in dataclasses.fields(TrainerSection)},
-    "num_train_epochs": instead("training.max_steps"),
+    "num_train_epochs": Argument(
+        "set training.max_steps instead: the epochs times the training sequences (records, or blocks of a text), "
+        "divided by the sequences of a step, which are training.per_device_train_batch_size times "
+        "training.gradient_accumulation_steps times the number of processes"
+    ),
     "auto_find_batch_size": without(
         "a run would take other batches than the recipe says; revformers plan predicts the largest one"
     ),
