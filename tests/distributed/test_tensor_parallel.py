@@ -160,3 +160,17 @@ def test_the_plans_of_families_train_generate_and_save(pair, family, tmp_path):
     weights = again.state_dict()
     assert weights.keys() == ordinary.state_dict().keys()
     assert all(torch.equal(value, weights[name]) for name, value in ordinary.state_dict().items())
+
+
+def with_tied_embeddings(rank, folder, head):
+    alone = rf.make_reversible(model_class("llama").from_pretrained(folder).train(), BLENDED)
+    compare(rank, lambda _: loaded("llama", folder), alone, head=head, split=False)
+    sharded = loaded("llama", folder)
+    assert sharded.lm_head.weight is sharded.model.embed_tokens.weight
+    return any(isinstance(parameter, DTensor) for parameter in sharded.parameters())
+
+
+@pytest.mark.parametrize("head", [True, False], ids=["chunked", "own"])
+def test_embeddings_that_are_tied_to_the_head_get_both_gradients(pair, head, tmp_path):
+    tiny("llama", tie_word_embeddings=True).save_pretrained(tmp_path)
+    assert pair.run(with_tied_embeddings, tmp_path, head) == [True, True]
