@@ -103,6 +103,7 @@ def test_an_interrupted_run_ends_as_one_that_went_through(tmp_path, interrupted_
     assert resumed.metrics["training_loss"] == through.metrics["training_loss"]
 
 
+@pytest.mark.thorough
 def test_the_loss_curve_does_not_depend_on_where_a_run_was_stopped(tmp_path, interrupted_at):
     """Inside a logging interval, which ends in the middle of another run, and once more inside it."""
     options = {"training.logging_steps": 4, "training.max_steps": 5}
