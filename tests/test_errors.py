@@ -25,3 +25,5 @@ def test_the_message_of_another_library_becomes_a_clause():
 
 def test_a_number_has_its_noun_in_the_singular_or_the_plural():
     assert [counted(number, "record") for number in (0, 1, 2)] == ["0 records", "1 record", "2 records"]
+    assert [counted(number, "bit") for number in (0.5, 1.0, 2.0)] == ["0.5 bits", "1 bit", "2 bits"]
+    assert counted(2000, "record") == "2,000 records"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from revformers.cli.options import read_options
-from revformers.errors import UserError
+from revformers.errors import UserError, counted
 from revformers.files import check_place
 
 if TYPE_CHECKING:
@@ -184,8 +184,8 @@ def _heading(score: "Score | MeanAccuracy") -> tuple[str, str]:
     from lab.evaluation import MeanAccuracy
 
     if isinstance(score, MeanAccuracy):
-        return "mean", f"{len(score.scores)} tasks"
-    return score.task, f"{len(score.documents):,} documents"
+        return "mean", counted(len(score.scores), "task")
+    return score.task, counted(len(score.documents), "document")
 
 
 def _metric_cell(score: "Score | MeanAccuracy") -> str:

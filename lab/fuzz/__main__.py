@@ -15,7 +15,7 @@ from rich.progress import track
 from lab.bench.environment import write_result
 from lab.fuzz.case import Case
 from lab.fuzz.run import Outcome, run_seed
-from revformers.errors import UserError
+from revformers.errors import UserError, counted
 from revformers.files import check_place
 from revformers.streams import readable_streams
 from revformers.training.console import SECONDS_BETWEEN_LINES, command_console, say
@@ -91,7 +91,7 @@ def main(arguments: Arguments) -> int:
         far = {"compared_with_the_recurrence": len(distances), "farthest": max(distances, default=None)}
         write_result(arguments.out, result | far, sys.argv[1:], "python -m lab.fuzz")
     table = TitledTable(
-        f"{arguments.cases} set-ups from seed {arguments.seed} in {time.monotonic() - start:.0f} s",
+        f"{counted(arguments.cases, 'set-up')} from seed {arguments.seed} in {time.monotonic() - start:.0f} s",
         left=("outcome", "set-ups", "what it means"),
         wraps="what it means",
     )

@@ -41,9 +41,10 @@ def require(condition: bool, name: str, expected: str, value: Any) -> None:
         raise UserError(f"{name} must be {expected}, not {value}.")
 
 
-def counted(number: int, noun: str) -> str:
-    """Return a number with a regular noun in the singular or the plural, such as "1 record" or "2 records"."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+def counted(number: float, noun: str) -> str:
+    """Return a number with a regular noun in the singular or the plural, such as "1 record" or "2,000 records"."""
+    written = f"{number:,}" if isinstance(number, int) else f"{number:g}"
+    return f"{written} {noun}{'' if number == 1 else 's'}"
 
 
 def reason_of(error: BaseException) -> str:

@@ -22,3 +22,7 @@ def test_a_budget_is_one_of_the_midpoint_rule():
     setup = budgeted(2**20)
     assert (setup.dynamics, setup.activations) == (rf.Midpoint(), rf.Budget(2**20))
     assert title_of(setup) == "budget, 0 bits"
+
+
+def test_one_bit_is_singular():
+    assert [title_of(rebuild(bits)) for bits in (0, 1, 2)] == ["rebuild, 0 bits", "rebuild, 1 bit", "rebuild, 2 bits"]

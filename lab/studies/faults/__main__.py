@@ -20,6 +20,7 @@ from lab.bench.environment import output_file, write_result
 from lab.studies.faults import in_data, in_runs, in_shards, in_training
 from lab.studies.faults.fault import ACCEPTABLE, Fault, Outcome
 from revformers.cli.quiet import quiet_libraries
+from revformers.errors import counted
 from revformers.training.console import command_console, say
 
 SECTIONS = {
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
             say(console, f"{outcome.result:>9}  {fault.words}: {outcome.seen} {outcome.sentence}")
             rows.append(_row(section, fault, outcome))
     wrong = sum(row["result"] not in ACCEPTABLE for row in rows)
-    console.print(f"{len(rows)} faults, {wrong} of them wrong or in a traceback.")
+    console.print(f"{counted(len(rows), 'fault')}, {wrong} of them wrong or in a traceback.")
     if options.output:
         write_result(options.output, {"faults": rows}, arguments, "python -m lab.studies.faults")
     return int(wrong > 0)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from revformers.cli.options import read_options
-from revformers.errors import UserError, as_user_error, require_package
+from revformers.errors import UserError, as_user_error, counted, require_package
 from revformers.files import check_place
 
 if TYPE_CHECKING:
@@ -275,8 +275,7 @@ def _draw(conversions: Sequence["Conversion"], file: Path) -> None:
     memory = [row.kept / row.checkpoints for row in rows]
     axes.plot(memory, [row.loss_increase for row in rows], marker="o")
     for row, x in zip(rows, memory, strict=True):
-        label = "1 bit" if row.bits == 1 else f"{row.bits:g} bits"
-        axes.annotate(label, (x, row.loss_increase), textcoords="offset points", xytext=(6, 6))
+        axes.annotate(counted(row.bits, "bit"), (x, row.loss_increase), textcoords="offset points", xytext=(6, 6))
     axes.set(
         xlabel="kept for the backward pass, share of what checkpointing keeps",
         ylabel="held-out loss increase, before any training",

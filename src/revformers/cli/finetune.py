@@ -23,6 +23,7 @@ def run(arguments: Sequence[str]) -> int:
 
     # imported here, so that a misspelt recipe is reported at once
     from revformers.cli.quiet import quiet_libraries
+    from revformers.errors import counted
     from revformers.training.console import command_console, say
     from revformers.training.finetune import finetune
 
@@ -35,7 +36,7 @@ def run(arguments: Sequence[str]) -> int:
     original, deployed = (metrics.get(f"{name}_validation_loss") for name in ("original", "deployed"))
     say(
         console,
-        f"Finished {metrics['steps']} steps in {metrics['seconds']:,.1f} s: validation loss "
+        f"Finished {counted(metrics['steps'], 'step')} in {metrics['seconds']:,.1f} s: validation loss "
         f"{metrics['validation_loss']:.4f} after {metrics['initial_validation_loss']:.4f} before training"
         f"{f' and {original:.4f} of the ordinary network' if original is not None else ''}, "
         f"{f'{deployed:.4f} deployed as the ordinary network, ' if deployed is not None else ''}"

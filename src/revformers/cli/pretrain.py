@@ -25,6 +25,7 @@ def run(arguments: Sequence[str]) -> int:
     from rich.rule import Rule
 
     from revformers.cli.quiet import quiet_libraries
+    from revformers.errors import counted
     from revformers.streams import without_controls
     from revformers.training.console import command_console, say
     from revformers.training.pretrain import pretrain
@@ -37,7 +38,7 @@ def run(arguments: Sequence[str]) -> int:
     metrics = result.metrics
     say(
         console,
-        f"Finished {metrics['steps']} steps in {metrics['seconds']:,.1f} s: validation loss "
+        f"Finished {counted(metrics['steps'], 'step')} in {metrics['seconds']:,.1f} s: validation loss "
         f"{metrics['validation_loss']:.4f} (perplexity {metrics['validation_perplexity']:.1f}), "
         f"{metrics['tokens_per_second']:,.0f} tokens/s.",
     )

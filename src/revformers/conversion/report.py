@@ -7,6 +7,7 @@ from torch import nn
 
 from revformers.conversion.fit import LayerFit
 from revformers.dynamics.blended_midpoint import BlendedMidpoint
+from revformers.errors import counted
 from revformers.models.discovery import unwrap
 from revformers.models.provenance import Provenance, hub_id
 
@@ -136,8 +137,7 @@ class Conversion:
         """Return the costs of the conversion in a few lines."""
         text = "held-out text   " if self.held_out_tokens else "calibration text"
         lines = [
-            f"converted at {self.bits:g} {'bit' if self.bits == 1 else 'bits'} per element and layer, "
-            f"{self.total_bits:g} in total",
+            f"converted at {counted(self.bits, 'bit')} per element and layer, {self.total_bits:g} in total",
             f"  loss on {text}      {self.loss:.4f}, {self.loss_increase:+.2%} on {self.original_loss:.4f}",
         ]
         if self.predicted_loss is not None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from revformers.activations import Rebuild
+from revformers.errors import counted
 from revformers.planning.cost import SetupCost
 from revformers.planning.setups import bits_of
 from revformers.setup import CHECKPOINT, OFFLOAD, STORE
@@ -58,9 +59,10 @@ def recommend(rows: Sequence[SetupCost], fixed: int, memory: int, refusal: str |
         )
         advice = f"Use checkpointing, up to {_sequences(checkpoint)}: {reason}."
         return advice + _spending(rows, checkpoint) + _offloading(rows, checkpoint)
+    bits = counted(bits_of(best.setup) or 0, "bit")
     return (
-        f"Rebuild with {bits_of(best.setup)} bits: up to {_sequences(best)} or {best.longest_context:,} tokens fit, "
-        f"where checkpointing fits {checkpoint.largest_batch:,} and {checkpoint.longest_context:,}, in "
+        f"Rebuild with {bits}: up to {_sequences(best)} or {best.longest_context:,} "
+        f"tokens fit, where checkpointing fits {checkpoint.largest_batch:,} and {checkpoint.longest_context:,}, in "
         f"{best.time / checkpoint.time:.2f} of its predicted time."
         + _spending(rows, checkpoint)
         + _offloading(rows, best)
@@ -91,4 +93,4 @@ def _offloading(rows: Sequence[SetupCost], recommended: SetupCost) -> str:
 
 
 def _sequences(row: SetupCost) -> str:
-    return "1 sequence" if row.largest_batch == 1 else f"{row.largest_batch:,} sequences"
+    return counted(row.largest_batch, "sequence")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from revformers.activations import Budget, Rebuild
 from revformers.dynamics import BlendedMidpoint, Midpoint
+from revformers.errors import counted
 from revformers.setup import ORDINARY_SETUPS, Setup
 
 
@@ -30,4 +31,4 @@ def bits_of(setup: Setup) -> int | None:
 def title_of(setup: Setup) -> str:
     """Return the name of a setup in tables and plots: that of its activation policy, followed by the bits."""
     bits = bits_of(setup)
-    return setup.activations.name if bits is None else f"{setup.activations.name}, {bits} bits"
+    return setup.activations.name if bits is None else f"{setup.activations.name}, {counted(bits, 'bit')}"

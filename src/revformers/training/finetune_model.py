@@ -16,7 +16,7 @@ from revformers.checkpoints.adapter_base import save_conversion
 from revformers.checkpoints.gguf_file import is_gguf
 from revformers.checkpoints.load import load_causal_lm
 from revformers.conversion.convert import convert
-from revformers.errors import UserError, as_user_error, require_package
+from revformers.errors import UserError, as_user_error, counted, require_package
 from revformers.files import written_whole
 from revformers.head.loss import HeadLoss, apply_head, set_head_loss
 from revformers.head.teacher import AdapterOff, Teacher
@@ -148,7 +148,8 @@ def prepare_dynamics(
 def _convert(model: Any, recipe: FinetuneRecipe, blocks: torch.Tensor, console: Console) -> None:
     """Convert the model in the precision of the training, and print the remarks of the conversion."""
     section, precision = recipe.conversion, recipe.training.precision
-    say(console, f"converting at {section.bits:g} bits")
+    assert section.bits is not None, "the caller converts where there are bits"
+    say(console, f"converting at {counted(section.bits, 'bit')}")
     mixed = precision != "float32"
     dtype = getattr(torch, precision) if mixed else None
     with (
@@ -159,7 +160,7 @@ def _convert(model: Any, recipe: FinetuneRecipe, blocks: torch.Tensor, console: 
     ):
         warnings.filterwarnings("ignore", "The loss rises by", UserWarning)  # the remarks say it
         options = {"predictor": section.predictor, "progress": progress, **section.options}
-        conversion = convert(model, section.bits, blocks, **options)  # type: ignore[arg-type]
+        conversion = convert(model, section.bits, blocks, **options)
     for remark in conversion.remarks:
         say(console, remark)
 
