@@ -1,10 +1,16 @@
 """Rows, and what is held out of them."""
 
+import json
+
 import datasets
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
 
 from revformers.data.section import DataSection
-from revformers.data.source import Rows
+from revformers.data.source import Rows, text_rows
 from revformers.data.sources import open_source
+from revformers.errors import UserError
 from tests.data.conftest import RECORDS
 
 
@@ -26,3 +32,39 @@ def test_rows_are_made_of_records_with_their_places(files):
         assert training.column_names == ["place", "text"]
         assert source.first_records()[0]["text"] == "document 0"
         assert len(list(source.documents())) == len(RECORDS)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize(
+    ("wrong", "rest"),
+    [
+        ([2], None),
+        ([2, 5], " 1 other record cannot be used either: PLACE 5."),
+        ([2, 5, 7], " 2 other records cannot be used either: PLACE 5 and PLACE 7."),
+        ([2, 5, 7, 9], " 3 other records cannot be used either: PLACE 5 and PLACE 7 among them."),
+    ],
+)
+def test_several_records_that_cannot_be_used_are_counted(tmp_path, kind, wrong, rest):
+    records = [{"text": None if number in wrong else "a", "id": number} for number in range(1, 11)]
+    path = tmp_path / f"a.{kind}"
+    if kind == "jsonl":
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    else:
+        pa.parquet.write_table(pa.Table.from_pylist(records), path)
+    unit = "Line" if kind == "jsonl" else "Record"
+    source = open_source(DataSection(source=str(path)))
+    for read in (source.split, lambda: source.rows(text_rows("text"))):
+        with pytest.raises(UserError) as caught:
+            read()
+        first = f"{unit} 2 of {path} holds null in its column 'text', not text."
+        assert str(caught.value).startswith(first)
+        assert str(caught.value).replace(f" of {path}", "") == (first + (rest or "")).replace("PLACE", unit).replace(
+            f" of {path}", ""
+        )
+
+
+def test_a_line_that_cannot_be_read_does_not_hide_the_first_fault(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a"}\n' * 200 + '{"text": null}\n{"text": \n')
+    with pytest.raises(UserError, match=r"^Line 201 of .* holds null in its column 'text', not text\.$"):
+        open_source(DataSection(source=str(path))).split()

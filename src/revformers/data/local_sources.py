@@ -14,7 +14,7 @@ from revformers.data.loading import as_patterns, load_dataset, readable
 from revformers.data.local_files import kind_of
 from revformers.data.placed_records import Record, check_no_nul, placed_records
 from revformers.data.section import DataSection
-from revformers.data.source import Row, Rows, Source, text_rows
+from revformers.data.source import Row, Rows, Source, text_rows, with_others
 from revformers.errors import UserError
 
 READING = 2
@@ -100,14 +100,17 @@ class TextFiles(LocalFiles):
             )
         if not self.separated and rows.columns == ("text",):
             return self._read_lines(files)
-        with readable(self._data.source):
-            return datasets.Dataset.from_generator(
-                _rows_of,
-                features=rows.features,
-                cache_dir=str(cache_directory() / "datasets"),
-                gen_kwargs={"files": files, "row": rows.row},
-                fingerprint=digest(datasets.__version__, self._contents[number], rows.name),
-            )
+        try:
+            with readable(self._data.source):
+                return datasets.Dataset.from_generator(
+                    _rows_of,
+                    features=rows.features,
+                    cache_dir=str(cache_directory() / "datasets"),
+                    gen_kwargs={"files": files, "row": rows.row},
+                    fingerprint=digest(datasets.__version__, self._contents[number], rows.name),
+                )
+        except UserError as error:
+            raise with_others(error, placed_records(files), rows.row) from error
 
     def _read_lines(self, files: list[Path]) -> Any:
         """Return the lines of .txt files; `datasets` reads them ten times as fast as line by line."""

@@ -20,6 +20,10 @@ Row = Callable[[object, Record], Record]
 """Makes a row from a place, whose str() is such as "Line 3 of a.jsonl", and the record there, or raises UserError."""
 
 
+SHOWN_FAULTS = 2
+"""Number of records whose places are given besides the first that cannot be used."""
+
+
 @dataclass(frozen=True)
 class Split:
     """Training and validation documents; both can be iterated over repeatedly.
@@ -125,6 +129,34 @@ def text_rows(column: str) -> Rows:
 
 def _text_row(place: object, record: Record, column: str) -> Record:
     return {column: text_of(place, record, column)}
+
+
+def with_others(first: UserError, records: Iterable[tuple[object, Record]], row: Row) -> UserError:
+    """Return the fault of the first record that makes no row, with the number and the places of the others.
+
+    Args:
+        first: the fault.
+        records: all records after their places.
+        row: what raised the fault.
+
+    """
+    others = -1
+    places: list[str] = []
+    try:
+        for place, record in records:
+            try:
+                row(place, record)
+            except UserError:
+                others += 1
+                if 0 < others <= SHOWN_FAULTS:
+                    places.append(str(place))
+    except UserError:  # the rest of a file cannot be read; the fault that is known comes first
+        return first
+    if others < 1:
+        return first
+    number, named = counted(others, "other record"), " and ".join(places)
+    which = named if others <= SHOWN_FAULTS else f"{named} among them"
+    return UserError(f"{first} {number} cannot be used either: {which}.")
 
 
 def hold_out(training: Any, held_out: Any, data: DataSection) -> tuple[Any, Any]:

@@ -16,7 +16,7 @@ from revformers.data.columns import text_of, wrong_byte
 from revformers.data.loading import load_dataset
 from revformers.data.placed_records import Record
 from revformers.data.section import DataSection
-from revformers.data.source import Row, Rows, Source, text_rows
+from revformers.data.source import Row, Rows, Source, text_rows, with_others
 from revformers.errors import UserError
 from revformers.private_api import fingerprint_of
 
@@ -50,22 +50,28 @@ class Tables(Source):
         return training, held_out
 
     def _checked(self, part: Any, place: Callable[[int], str], rows: Rows | None) -> Any:
+        row = rows.row if rows else text_rows(self._data.text_column).row
+        if isinstance(part, datasets.IterableDataset):
+            return part.map(partial(_row_at, row=row, place=place), with_indices=True)
+        with _naming_undecodable(part, place):
+            try:
+                return self._stored(part, place, rows)
+            except UserError as error:
+                records = ((_LazyPlace(place, number), record) for number, record in enumerate(part))
+                raise with_others(error, records, row) from error
+
+    def _stored(self, part: Any, place: Callable[[int], str], rows: Rows | None) -> Any:
         if rows is not None:
             others = [name for name in part.column_names if name not in rows.columns]
-            with _naming_undecodable(part, place):
-                return part.map(
-                    partial(_row_at, row=rows.row, place=place),
-                    with_indices=True,
-                    remove_columns=others,
-                    features=rows.features,
-                    # not derived from the function, which holds this source
-                    new_fingerprint=digest(fingerprint_of(part), rows.name),
-                )
-        text = text_rows(self._data.text_column)
-        if isinstance(part, datasets.IterableDataset):
-            return part.map(partial(_row_at, row=text.row, place=place), with_indices=True)
-        with _naming_undecodable(part, place):
-            _check_texts(part, self._data.text_column, place)
+            return part.map(
+                partial(_row_at, row=rows.row, place=place),
+                with_indices=True,
+                remove_columns=others,
+                features=rows.features,
+                # not derived from the function, which holds this source
+                new_fingerprint=digest(fingerprint_of(part), rows.name),
+            )
+        _check_texts(part, self._data.text_column, place)
         return part
 
 
