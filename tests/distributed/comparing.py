@@ -1,18 +1,22 @@
 """Comparison of a model on two processes under each activation policy, and with one process."""
 
+import contextlib
 import copy
 import functools
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
+from transformers.pytorch_utils import Conv1D
 
 import revformers as rf
+from lab import sharding
 from revformers.models.attach import add_update_predictors
 from revformers.models.update_predictor import predictor_form_of
 from tests.tiny_models import batch, tiny
 
 BLENDED = rf.BlendedMidpoint("1/4")
+SHARES = (1.0, 1.5, 3.0, 8.0, 100.0)
+"""Budgets as multiples of the smallest one; the first stores nothing, the last everything."""
 
 
 def made(family="llama", dynamics=BLENDED, predictor="none", **options):
@@ -44,7 +48,7 @@ def of_rank(batches, rank):
 
 
 def whole(tensor):
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
+    return sharding.whole(tensor).detach().clone()
 
 
 def gradients(model, batches, *, last_only=False):
@@ -83,8 +87,28 @@ def largest_difference(left, right):
     return max((gradient - right[name]).abs().max().item() for name, gradient in left.items())
 
 
+@contextlib.contextmanager
+def evaluations(model):
+    """A list that has an entry for every evaluation of the first layer, of its first projection to be exact."""
+    found = []
+    projection = next(one for one in layers_of(model)[0].modules() if isinstance(one, nn.Linear | Conv1D))
+    handle = projection.register_forward_hook(lambda *_: found.append(None))
+    yield found
+    handle.remove()
+
+
+def budgets(model, inputs):
+    """Budgets of both kinds for a batch."""
+    for recompute in ("rebuild", "checkpoint"):
+        smallest = rf.smallest_budget(model, *inputs["input_ids"].shape, recompute)
+        for share in SHARES:
+            yield rf.Budget(int(share * smallest), recompute)
+
+
 def compare(rank, shard, model, *, head=False, number=1, split=True, find=gradients, seeded=False, atol=1e-6):
     """Assert that rebuilding gives the stored gradients to the bit, and that they are those of one process.
+
+    Layers must have been evaluated again to rebuild them: a policy without effect gives the stored gradients as well.
 
     Args:
         rank: of this process.
@@ -102,11 +126,14 @@ def compare(rank, shard, model, *, head=False, number=1, split=True, find=gradie
     for one in (alone, unwrapped(sharded)):
         rf.set_head_loss(one, rf.HeadLoss(chunk=7) if head else None)
     batches = micro_batches(alone, number)
-    results = []
+    results, counts = [], []
     for policy in ("store", "rebuild"):
         rf.set_activations(unwrapped(sharded), policy)
         torch.manual_seed(rank)
-        results.append(find(sharded, of_rank(batches, rank) if split else batches))
+        with evaluations(sharded) as counted:
+            results.append(find(sharded, of_rank(batches, rank) if split else batches))
+        counts.append(len(counted))
+    assert counts[1] == 2 * counts[0] > 0, f"a layer was evaluated {counts[0]} times stored, and {counts[1]} rebuilt"
     assert equal(*results), "rebuilt gradients are not the stored ones"
     if not seeded:
         difference = largest_difference(results[0][1], gradients(alone, batches)[1])

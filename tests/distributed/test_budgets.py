@@ -3,9 +3,7 @@
 import pytest
 
 import revformers as rf
-from tests.distributed.comparing import equal, gradients, made, micro_batches, of_rank, sharded_layers
-
-SHARES = (1.0, 1.5, 3.0, 8.0, 100.0)
+from tests.distributed.comparing import budgets, equal, gradients, made, micro_batches, of_rank, sharded_layers
 
 
 def under_budgets(rank, family, dynamics):
@@ -13,17 +11,14 @@ def under_budgets(rank, family, dynamics):
     own = of_rank(micro_batches(alone, 1), rank)
     rf.set_activations(sharded_layers(sharded), "store")
     stored = gradients(sharded, own)
-    for recompute in ("rebuild", "checkpoint"):
-        smallest = rf.smallest_budget(alone, *own[0]["input_ids"].shape, recompute)
-        for share in SHARES:
-            budget = rf.Budget(int(share * smallest), recompute)
-            for model in (sharded, alone):
-                rf.set_activations(model, budget)
-                gradients(model, own)  # a budget stores layers from the second pass of a batch shape on
-            assert equal(gradients(sharded, own), stored), str(budget)
-            gradients(alone, own)
-            reports = rf.budget_report(sharded), rf.budget_report(alone)
-            assert reports[0] == reports[1], "sharding leaves activations as they are: " + "; ".join(map(str, reports))
+    for budget in budgets(alone, own[0]):
+        for model in (sharded, alone):
+            rf.set_activations(model, budget)
+            gradients(model, own)  # a budget stores layers from the second pass of a batch shape on
+        assert equal(gradients(sharded, own), stored), str(budget)
+        gradients(alone, own)
+        reports = rf.budget_report(sharded), rf.budget_report(alone)
+        assert reports[0] == reports[1], "sharding leaves activations as they are: " + "; ".join(map(str, reports))
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from torch.distributed import run
 
 import revformers as rf
 from revformers.data.tokenizer import train_tokenizer
+from tests.distributed.comparing import largest_difference
 from tests.docs.pages import PAGES, ROOT, commands
 from tests.tiny_models import tiny
 
@@ -129,11 +130,6 @@ def alone(folder):
         give(patch, words_of(folder, "store", "alone"), per_device_train_batch_size=2, use_cpu=True)
         runpy.run_path(str(SCRIPT), run_name="__main__")
     return weights(folder / "alone")
-
-
-def largest_difference(one, other):
-    assert one.keys() == other.keys()
-    return max((value - other[name]).abs().max().item() for name, value in one.items())
 
 
 NEEDS_DEEPSPEED = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")

@@ -8,36 +8,23 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
-    RowwiseParallel,
     SequenceParallel,
     loss_parallel,
     parallelize_module,
 )
 
 import revformers as rf
+from lab.sharding import tensor_parallel
 from revformers.head.chunked_sum import chunked_sum
-from tests.distributed.comparing import BLENDED, compare, equal, gradients, made, micro_batches, whole
+from tests.distributed.comparing import BLENDED, budgets, compare, equal, gradients, made, micro_batches, whole
 from tests.tiny_models import model_class, tiny
 
 pytestmark = [pytest.mark.thorough, pytest.mark.filterwarnings("ignore")]
 
-COLUMNS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj")
-ROWS = ("self_attn.o_proj", "mlp.down_proj")
-SHARES = (1.0, 1.5, 3.0, 8.0, 100.0)
 
-
-def cut(model, sharded_logits=False):
+def cut(model, head=None):
     """A Llama whose projections and head are cut by PyTorch's plans."""
-    mesh = init_device_mesh("cpu", (2,))
-    for layer in model.model.layers:
-        columns = {name: ColwiseParallel() for name in COLUMNS}
-        parallelize_module(layer, mesh, columns | {name: RowwiseParallel() for name in ROWS})
-    head = (
-        ColwiseParallel(output_layouts=Shard(-1), use_local_output=False)
-        if sharded_logits
-        else ColwiseParallel(output_layouts=Replicate())
-    )
-    parallelize_module(model, mesh, {"lm_head": head})
+    tensor_parallel(model, head)
     assert any(isinstance(parameter, DTensor) for parameter in model.parameters())
     return model
 
@@ -54,7 +41,7 @@ def test_gradients_are_those_of_one_process(pair, keywords):
 
 def with_sharded_logits(rank):
     with loss_parallel():
-        sharded = cut(made(), sharded_logits=True)
+        sharded = cut(made(), ColwiseParallel(output_layouts=Shard(-1), use_local_output=False))
         rf.set_head_loss(sharded, rf.HeadLoss(chunk=7))
         alone, batches = made(), micro_batches(made(), 1)
         losses, found = gradients(sharded, batches)
@@ -108,14 +95,12 @@ def under_budgets(rank):
     rf.set_activations(sharded, "store")
     stored = gradients(sharded, batches)
     chosen = set()
-    for recompute in ("rebuild", "checkpoint"):
-        smallest = rf.smallest_budget(alone, *batches[0]["input_ids"].shape, recompute)
-        for share in SHARES:
-            rf.set_activations(sharded, rf.Budget(int(share * smallest), recompute))
-            gradients(sharded, batches)  # observes
-            assert equal(gradients(sharded, batches), stored)
-            report = rf.budget_report(sharded)
-            chosen.add((report.stored, report.attention_kept))
+    for budget in budgets(alone, batches[0]):
+        rf.set_activations(sharded, budget)
+        gradients(sharded, batches)  # observes
+        assert equal(gradients(sharded, batches), stored)
+        report = rf.budget_report(sharded)
+        chosen.add((report.stored, report.attention_kept))
     rf.set_activations(sharded, rf.Offload())
     assert equal(gradients(sharded, batches), stored)
     return sorted(chosen)

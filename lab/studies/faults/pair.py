@@ -10,13 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Replicate
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from transformers import LlamaForCausalLM
 
 import revformers as rf
+from lab.sharding import tensor_parallel, whole
 from lab.studies.faults.fault import raised_by_revformers
 from lab.tiny import tiny_batch, tiny_model
 
@@ -28,42 +26,27 @@ REFUSED = "Refused: "
 
 EQUAL = "the gradients of one process, to rounding"
 
-COLUMNS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj")
-ROWS = ("self_attn.o_proj", "mlp.down_proj")
-
 
 def _made(dynamics: rf.Dynamics | None = None) -> Any:
     torch.manual_seed(0)
     return rf.make_reversible(tiny_model(LlamaForCausalLM), dynamics or rf.BlendedMidpoint("1/4"))
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
 def _gradients(model: Any, steps: int = 1) -> dict[str, Tensor]:
     for _ in range(steps):
         model.zero_grad()
         model(**tiny_batch(model)).loss.backward()
-    return {name: _whole(one.grad).clone() for name, one in model.named_parameters()}
-
-
-def _tensor_parallel(model: Any) -> Any:
-    mesh = init_device_mesh("cpu", (2,))
-    for layer in model.model.layers:
-        columns = {name: ColwiseParallel() for name in COLUMNS}
-        parallelize_module(layer, mesh, columns | {name: RowwiseParallel() for name in ROWS})
-    return parallelize_module(model, mesh, {"lm_head": ColwiseParallel(output_layouts=Replicate())})
+    return {name: whole(one.grad).clone() for name, one in model.named_parameters()}
 
 
 def _tensor_parallel_chunked_head(model: Any) -> Any:
     rf.set_head_loss(model, rf.HeadLoss(chunk=7))
-    return _tensor_parallel(model)
+    return tensor_parallel(model)
 
 
 def _tensor_parallel_budget(model: Any) -> Any:
     rf.set_activations(model, rf.Budget(2 * rf.smallest_budget(model, 2, 16)))
-    return _tensor_parallel(model)
+    return tensor_parallel(model)
 
 
 def _fully_sharded(model: Any, **options: Any) -> Any:
