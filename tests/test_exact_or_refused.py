@@ -538,6 +538,25 @@ def test_statistics_that_are_assigned_anew_are_noticed(activations, kind):
     assert all(torch.equal(one[name], two[name]) for one, two in zip(found, expected, strict=True) for name in two)
 
 
+NEW_NUMBERS = {
+    "log": lambda mlp: mlp.log.append(1.0),
+    "seen": lambda mlp: mlp.seen.update(short=mlp.seen.get("short", 0) + 1),
+    "first": lambda mlp: setattr(mlp, "first", getattr(mlp, "first", 0) + 1),
+    "left": lambda mlp: setattr(mlp, "left", mlp.left - 1),  # from -1 to -2, which have one hash
+}
+
+
+@pytest.mark.parametrize("name", NEW_NUMBERS)
+def test_numbers_that_are_new_or_fall_below_zero_are_noticed(name):
+    model = reversible("rebuild")
+    mlp = layers_of(model)[1].mlp
+    mlp.log, mlp.seen, mlp.left = [], {}, 0
+    mlp.register_forward_hook(lambda module, inputs, output: NEW_NUMBERS[name](module))
+    loss = loss_of(model)
+    with pytest.raises(rf.NotReversibleError, match=rf"Layer 1 writes to its mlp\.{name} when it is evaluated"):
+        loss.backward()
+
+
 @pytest.mark.parametrize("activations", POLICIES)
 @pytest.mark.parametrize("part", ["up_proj", "down_proj"])
 def test_what_fills_a_tensor_may_be_another_batch_or_the_user(activations, part):

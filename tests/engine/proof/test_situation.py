@@ -148,7 +148,23 @@ def test_what_a_layer_writes_to_and_assigns_itself_is_told_apart_from_changes():
     assert written[:1] == [("seen", True)]
     assert ("weight", True) in written
     assert ("running_mean", False) in written
-    assert [name for _, name in before.reassigned()] == ["note", "number"]
+    assert [name for _, name in before.reassigned_tensors()] == ["note"]
+    assert [name for _, name in before.reassigned_numbers()] == ["number"]
     after = before.now()
     assert sorted(after.own_writes()) == ["0.weight", "number", "seen"]
     assert after.setting_changes() + after.tensor_changes() == []
+
+
+def test_a_number_that_a_layer_assigns_first_or_in_a_list_is_its_own_write_and_one_that_stays_is_none():
+    module = layer()
+    module.unknown, module.log = float("nan"), []
+    before = Situation(module, settings=False)
+    module.unknown = float("nan")
+    assert before.now().own_writes() == []
+    module.log.append(1.0)
+    module.first = 1
+    after = before.now()
+    assert sorted(after.own_writes()) == ["first", "log"]
+    module.log.append(1.0)
+    module.first += 1
+    assert after.setting_changes() == []

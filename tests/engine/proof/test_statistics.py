@@ -12,6 +12,7 @@ class Counting(nn.Module):
         super().__init__()
         self.linear = nn.Linear(4, 4)
         self.seen, self.number, self.note = torch.zeros(1), 0, torch.ones(2)
+        self.log, self.by_key = [], {}
         self.count = count
 
     def forward(self, hidden):
@@ -27,11 +28,29 @@ def add_to_number(module):
     module.number += 1
 
 
+def subtract_from_number(module):
+    """In the second evaluation from -1 to -2, which have the same hash in Python."""
+    module.number -= 1
+
+
+def first_assigned(module):
+    module.new = getattr(module, "new", 0) + 1
+
+
+def by_key(module):
+    module.by_key["short"] = module.by_key.get("short", 0) + 1
+
+
 COUNTS = {
     "in place": ("seen", lambda module: module.seen.add_(1)),
     "through its data": ("seen", lambda module: module.seen.data.add_(1)),
     "to another tensor": ("seen", assign),
     "in a number": ("number", add_to_number),
+    "downwards": ("number", subtract_from_number),
+    "in a number that is new": ("new", first_assigned),
+    "in a list that grows by numbers": ("log", lambda module: module.log.append(1.0)),
+    "in a list that grows by tensors": ("log", lambda module: module.log.append(torch.ones(1))),
+    "in an entry that is new": ("by_key", by_key),
     "in a frozen weight": ("bias", lambda module: module.linear.bias.data.add_(1)),
 }
 
@@ -54,6 +73,38 @@ def test_a_second_evaluation_that_goes_on_counting_is_found(kind):
     verdicts = second.verdicts()
     assert (~verdicts).sum() == 1
     assert second.first_of(verdicts).name == name
+
+
+KEPT = []
+
+
+def nan():
+    """Return a NaN that is another object than those before it; the hash of a NaN is that of the object."""
+    KEPT.append(float("nan"))
+    return KEPT[-1]
+
+
+@pytest.mark.parametrize(
+    "fill",
+    [
+        lambda module: setattr(module, "number", nan()),
+        lambda module: setattr(module, "new", nan()),
+        lambda module: module.by_key.update(short=nan(), long=2),
+        lambda module: setattr(module, "log", [-1, nan(), torch.ones(1)]),
+        lambda module: setattr(module, "number", 1 << 20_000),  # more digits than Python writes in decimal
+    ],
+)
+def test_numbers_that_are_assigned_alike_each_time_count_nothing(fill):
+    module, statistics = after_a_forward_pass(fill)
+    module.number, module.log, module.by_key = 7, [], {}  # by someone else, between the passes
+    second = SecondCount(statistics)
+    module(torch.ones(4))
+    assert second.verdicts().all()
+
+
+def test_each_attribute_is_read_once_however_many_numbers_it_holds():
+    _, statistics = after_a_forward_pass(lambda module: module.log.extend(range(1000)))
+    assert [statistic.name for statistic in statistics if statistic.name.startswith("log")] == ["log"]
 
 
 def test_what_is_filled_alike_each_time_counts_nothing():

@@ -37,7 +37,7 @@ from revformers.private_api import (
 _FUNCTIONS = (FunctionType, MethodType, BuiltinFunctionType, partial)
 _NUMBERS = (int, float)
 _PLAIN = (bool, *_NUMBERS, str, type(None))
-_MANY = 2**10
+_LONGEST_LOOKED_AT = 2**10
 """Length of a list or dictionary above which the numbers in it are not looked at, such as a table of ids."""
 
 _OF_MANY_MODULES: dict[str, Callable[[Any, Any], str]] = {
@@ -99,9 +99,13 @@ class Situation:
                 return f"{self.path(state.module)}{name}"
         return None
 
-    def reassigned(self) -> Iterator[tuple[nn.Module, str]]:
-        """Yield the modules and names of attributes (tensors and numbers) that were replaced since this was made."""
-        return ((state.module, name) for state in self._modules for name in state.reassigned())
+    def reassigned_tensors(self) -> Iterator[tuple[nn.Module, str]]:
+        """Yield the modules and names of tensors among the attributes that were assigned since this was made."""
+        return ((state.module, name) for state in self._modules for name in state.reassigned_tensors())
+
+    def reassigned_numbers(self) -> Iterator[tuple[nn.Module, str]]:
+        """Yield the modules and names of attributes whose numbers have changed since this was made."""
+        return ((state.module, name) for state in self._modules for name in state.reassigned_numbers())
 
     def tensors_besides_weights(self) -> Iterator[tuple[nn.Module, str, Tensor, bool]]:
         """Yield buffers, frozen parameters, tensors among the attributes, and weights that were written to.
@@ -165,7 +169,7 @@ class _ModuleState:
             if tensor is not None and not is_lazy(tensor)
         }
         self._attributes = {name: (weakref.ref(value), version_of(value)) for name, value in tensor_attributes(module)}
-        self._numbers = dict(number_attributes(module))
+        self._numbers = _numbers_of(module)
 
     def now(self) -> "_ModuleState":
         """Return a new record of the same module; changes since this one are attributed to the layer itself."""
@@ -180,9 +184,7 @@ class _ModuleState:
             for name, state in result._attributes.items()
             if name in self._attributes and not self._has(name, state)
         ]
-        result.own_writes += [
-            name for name, value in result._numbers.items() if self._numbers.get(name, value) != value
-        ]
+        result.own_writes += _differing(self._numbers, result._numbers)
         # Attributes that the layer changed are dropped, because the next evaluation changes them again.
         result._attributes = {name: state for name, state in result._attributes.items() if self._has(name, state)}
         return result
@@ -216,7 +218,7 @@ class _ModuleState:
 
         """
         settings = _settings(self.module)
-        own = {name.partition("[")[0] for name in self.own_writes}
+        own = set(self.own_writes)
         for name in {**self._settings, **settings}:
             before, after = self._settings.get(name), settings.get(name)
             if before is after or before == after or name in own:
@@ -262,15 +264,15 @@ class _ModuleState:
                 if written and _shape(buffer) == before.shape:
                     yield name
 
-    def reassigned(self) -> Iterator[str]:
-        """Yield the names of attributes (tensors and numbers) that were replaced."""
+    def reassigned_tensors(self) -> Iterator[str]:
+        """Yield the names of tensors among the attributes that were assigned."""
         for name, tensor in tensor_attributes(self.module):
             if name not in self._attributes or self._attributes[name][0]() is not tensor:
                 yield name
-        numbers = dict(number_attributes(self.module))
-        for name, value in self._numbers.items():
-            if numbers.get(name, value) != value:
-                yield name
+
+    def reassigned_numbers(self) -> list[str]:
+        """Return the names of attributes whose numbers have changed."""
+        return _differing(self._numbers, _numbers_of(self.module))
 
     def tensors_besides_weights(self) -> Iterator[tuple[str, Tensor, bool]]:
         """Yield name, tensor and whether it was written to, as `Situation.tensors_besides_weights`."""
@@ -287,6 +289,7 @@ class _ModuleState:
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 """Attributes in which PyTorch stores parameters, buffers, modules and hooks."""
+_NOT_COUNTED = _OF_EVERY_MODULE | COUNTED_BY_ENGINES
 
 
 def tensor_attributes(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -302,16 +305,37 @@ def tensor_attributes(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield from ((f"{name}[{index}]", item) for index, item in enumerate(value) if isinstance(item, Tensor))
 
 
-def number_attributes(module: nn.Module) -> Iterator[tuple[str, int | float]]:
-    """Yield the numbers in plain attributes of a module, or in short lists and dictionaries there, with their names."""
-    for name, value in vars(module).items():
-        if name in COUNTED_BY_ENGINES:
-            continue
-        if type(value) in _NUMBERS:
-            yield name, value
-        elif name not in _OF_EVERY_MODULE and isinstance(value, (dict, list, tuple)) and len(value) <= _MANY:
-            items = value.items() if isinstance(value, dict) else enumerate(value)
-            yield from ((f"{name}[{key!r}]", item) for key, item in items if type(item) in _NUMBERS)
+def numbers_in(value: object) -> str:
+    """Return a number among the attributes of a module, or those in a short list or dictionary, as text; "" if none.
+
+    Equal texts mean equal numbers at equal places. The places of tensors are included, so that a list to which a layer
+    appends tensors differs after each evaluation.
+    """
+    if type(value) is int:
+        return hex(value)  # a decimal number may have too many digits
+    if type(value) is float:
+        return value.hex()
+    if not isinstance(value, (dict, list, tuple)) or len(value) > _LONGEST_LOOKED_AT:
+        return ""
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    return "".join(
+        f"[{key!r}] = {'a tensor' if isinstance(item, Tensor) else numbers_in(item)}; "
+        for key, item in items
+        if type(item) in _NUMBERS or isinstance(item, Tensor)
+    )
+
+
+def _numbers_of(module: nn.Module) -> dict[str, str]:
+    """Return what `numbers_in` returns for each attribute of a module that has numbers."""
+    return {
+        name: numbers
+        for name, value in vars(module).items()
+        if name not in _NOT_COUNTED and (numbers := numbers_in(value))
+    }
+
+
+def _differing(before: dict[str, str], after: dict[str, str]) -> list[str]:
+    return [name for name in {**before, **after} if before.get(name) != after.get(name)]
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:

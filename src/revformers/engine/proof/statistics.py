@@ -15,17 +15,17 @@ from torch import Tensor, nn
 
 from revformers.engine.proof.checksum import checksum_of_all
 from revformers.engine.proof.evidence import SMALL_WEIGHT
-from revformers.engine.proof.situation import Situation, number_attributes, tensor_attributes
+from revformers.engine.proof.situation import Situation, numbers_in, tensor_attributes
 from revformers.engine.tensors import is_plain, parts_in_memory
 
 
 class Statistic(NamedTuple):
-    """A tensor, or a number, in which a layer may have counted.
+    """A tensor, or an attribute with numbers, in which a layer may have counted.
 
     Attributes:
         module: the module that holds it.
         name: its name in the module.
-        read: returns the tensor, or one made of the number; None if it no longer exists or cannot be read.
+        read: returns the tensor, or one made of the numbers; None if it no longer exists or cannot be read.
         counted: its checksum at the end of the forward pass.
 
     """
@@ -48,7 +48,8 @@ def statistics_of(before: Situation) -> list[Statistic]:
         for module, name, tensor, is_written in before.tensors_besides_weights()
         if is_written or _is_small(tensor)
     ]
-    found += [(module, name, partial(_attribute, module, name)) for module, name in before.reassigned()]
+    found += [(module, name, partial(_attribute, module, name)) for module, name in before.reassigned_tensors()]
+    found += [(module, name, partial(_numbers, module, name)) for module, name in before.reassigned_numbers()]
     return [
         Statistic(module, name, read, checksum_of_all(tensor))
         for module, name, read in found
@@ -102,8 +103,11 @@ def _readable(find: Callable[[], Tensor | None]) -> Tensor | None:
 
 
 def _attribute(module: nn.Module, name: str) -> Tensor | None:
-    """Return a tensor among the attributes of a module; for a number, a tensor of its hash."""
-    value = dict(number_attributes(module)).get(name)
-    if value is not None:
-        return torch.tensor(hash(value), device="cpu")  # regardless of the default device
+    """Return a tensor among the attributes of a module."""
     return _readable(partial(dict(tensor_attributes(module)).get, name))
+
+
+def _numbers(module: nn.Module, name: str) -> Tensor:
+    """Return a tensor that identifies the numbers in an attribute of a module."""
+    # The hash of a text, because those of -1 and -2 are equal, and on the CPU regardless of the default device.
+    return torch.tensor(hash(numbers_in(vars(module).get(name))), device="cpu")
