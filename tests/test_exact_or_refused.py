@@ -1037,8 +1037,26 @@ def test_dropout_while_another_thread_draws_is_said_not_to_be_supported(activati
     if activations == "store":
         run(activations)
         return
-    with pytest.raises(rf.RebuildMismatchError, match=r"^Layer 2 drew other .* in several threads is not supported"):
+    with pytest.raises(rf.RebuildMismatchError, match=r"^Layer 2 drew other .* in several threads is not supported.*Store\(\)"):
         run(activations)
+
+
+def test_a_layer_that_takes_another_path_is_not_put_down_to_threads_alone():
+    model, calls = reversible("rebuild"), []
+
+    def skip(module, inputs, output):
+        calls.append(None)
+        return nn.functional.dropout(output, 0.2) if len(calls) == 1 else output
+
+    layers_of(model)[2].mlp.register_forward_hook(skip)
+    loss = loss_of(model)
+    words = (
+        r"^Evaluating layer 2 again saved (\d+) tensors where the forward pass saved \d+, and it drew other random "
+        r"numbers, so the gradients would be wrong\. Another thread may have drawn .*\. If that is not why: Look at what "
+        r"the modules do not show: .* random numbers of a generator that PyTorch does not know.*Store\(\)"
+    )
+    with pytest.raises(rf.RebuildMismatchError, match=words):
+        loss.backward()
 
 
 @pytest.mark.parametrize("activations", ["rebuild", "checkpoint", "budget:rebuild"])

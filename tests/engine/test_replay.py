@@ -1,7 +1,9 @@
+import contextlib
+
 import pytest
 import torch
 
-from revformers.engine.replay import AutocastState, RandomState
+from revformers.engine.replay import AutocastState, Draws, RandomState
 
 CPU = torch.device("cpu")
 
@@ -18,10 +20,24 @@ def test_random_numbers_are_drawn_again_inside_the_block_and_go_on_after_it():
 def test_states_are_equal_until_a_number_is_drawn():
     state = RandomState.of(CPU)
     assert state.equals(RandomState.of(torch.device("meta")))
-    assert state.digest == RandomState.of(CPU).digest
     torch.rand(1)
     assert not state.equals(RandomState.of(CPU))
-    assert state.digest != RandomState.of(CPU).digest
+
+
+def test_a_replay_draws_the_same_numbers_and_knows_whether_it_drew_others():
+    before = RandomState.of(CPU)
+    first = torch.rand(3)
+    draws, outer = Draws(before, RandomState.of(CPU)), torch.get_rng_state()
+    for number, repeated in ((3, True), (2, False), (4, False), (3, True)):
+        with draws.replayed(CPU):
+            assert torch.equal(torch.rand(number)[:2], first[:2])
+        assert draws.were_repeated() == repeated
+        assert torch.equal(torch.get_rng_state(), outer)
+    with draws.replayed(CPU):
+        torch.rand(1)
+    with contextlib.suppress(KeyError), draws.replayed(CPU):
+        raise KeyError
+    assert draws.were_repeated(), "what the replay before it drew says nothing of one that was cut short"
 
 
 @pytest.mark.gpu

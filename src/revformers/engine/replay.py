@@ -28,14 +28,9 @@ class RandomState:
         return cls(device.type, torch.get_rng_state(), device_ids, states)
 
     def equals(self, other: "RandomState") -> bool:
-        """Whether no random number was drawn between the two captures."""
+        """Whether the same random numbers would be drawn from both."""
         mine, theirs = [self.cpu, *self.device], [other.cpu, *other.device]
         return len(mine) == len(theirs) and all(map(torch.equal, mine, theirs))
-
-    @property
-    def digest(self) -> int:
-        """A number that differs for states from which other numbers would be drawn."""
-        return hash(tuple(state.numpy().tobytes() for state in (self.cpu, *self.device)))
 
     @contextlib.contextmanager
     def restored(self) -> Iterator[None]:
@@ -46,6 +41,33 @@ class RandomState:
             if self.device_ids:
                 set_device_states(self.device_ids, self.device, device_type=self.device_type)
             yield
+
+
+class Draws:
+    """The random numbers that a computation drew, which a replay draws again.
+
+    Args:
+        before: the state before the computation.
+        after: the state after it.
+
+    """
+
+    def __init__(self, before: RandomState, after: RandomState) -> None:
+        self._before = before
+        self._after = after
+        self._were_repeated = True
+
+    @contextlib.contextmanager
+    def replayed(self, device: torch.device) -> Iterator[None]:
+        """Draw the same numbers on `device` in the block, and restore the outer state after it."""
+        self._were_repeated = True
+        with self._before.restored():
+            yield
+            self._were_repeated = self._after.equals(RandomState.of(device))
+
+    def were_repeated(self) -> bool:
+        """Whether the last replay drew as many numbers as the computation; True if it raised an error."""
+        return self._were_repeated
 
 
 @dataclass(frozen=True)

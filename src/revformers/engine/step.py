@@ -21,7 +21,7 @@ from revformers.engine.proof.situation import Situation
 from revformers.engine.proof.statistics import SecondCount, Statistic, statistics_of
 from revformers.engine.proof.unwritten import written_parts
 from revformers.engine.proof.verdicts import Verdicts, mismatch
-from revformers.engine.replay import AutocastState, RandomState
+from revformers.engine.replay import AutocastState, Draws, RandomState
 from revformers.engine.ticket import Packed, SavedTensor
 from revformers.errors import NotReversibleError, RebuildMismatchError
 from revformers.private_api import version_of
@@ -53,9 +53,7 @@ class Step:
         self.dtype = hidden.dtype
         self._requires_grad = hidden.requires_grad
         self._autocast = AutocastState.of(hidden.device)
-        self._random_state: RandomState | None = None
-        self._after_draws = 0
-        self._drew_otherwise = False
+        self._draws: Draws | None = None
         self.situation = Situation(field, settings=False)
         self._evidence = Evidence(hidden, self.situation)
         self._tickets: list[weakref.ref[SavedTensor]] = []
@@ -87,7 +85,7 @@ class Step:
             update = self._field(hidden)
         after = RandomState.of(hidden.device)
         if not before.equals(after):
-            self._random_state, self._after_draws = before, after.digest
+            self._draws = Draws(before, after)
         evidence.finish(written_parts(update, hidden, evidence.evaluation), self._gone_tickets)
         return update
 
@@ -134,14 +132,12 @@ class Step:
             saved.append((tensor.detach(), version_of(tensor)))
             return evidence.add(tensor)
 
-        replay = self._random_state.restored() if self._random_state else contextlib.nullcontext()
+        replay = self._draws.replayed(hidden.device) if self._draws else contextlib.nullcontext()
         second_count = SecondCount(self._statistics)
         # Gradients stay enabled in all cases, because without them kernels may choose another algorithm.
         try:
             with torch.enable_grad(), self._autocast.restored(), replay, saved_tensors_hooks(pack, self._refuse_unpack):
                 update = self._field(hidden)
-                if self._random_state:
-                    self._drew_otherwise = RandomState.of(hidden.device).digest != self._after_draws
         except (torch.OutOfMemoryError, NotReversibleError, RebuildMismatchError):
             raise
         except OtherEvaluationError as error:
@@ -181,17 +177,22 @@ class Step:
 
     def mismatch(self, what: str, *, says_why: bool = False, before_all: bool = False) -> RebuildMismatchError:
         """Return the error for a second evaluation that differs from the first; see `verdicts.mismatch`."""
+        if self._drew_otherwise():
+            what = f"{what}, and it drew other random numbers"
         return mismatch(
-            what, self.situation, says_why=says_why, before_all=before_all, drew_otherwise=self._drew_otherwise
+            what, self.situation, says_why=says_why, before_all=before_all, drew_otherwise=self._drew_otherwise()
         )
 
     def other_values(self, verdicts: Verdicts) -> Callable[[], RebuildMismatchError]:
         """Return a function that creates the error for a second evaluation whose results have other bits."""
         what = f"{self.name} was evaluated again to other values than those of the forward pass, or at another input"
-        late, drew_otherwise = not verdicts.at_once, self._drew_otherwise
+        late, drew_otherwise = not verdicts.at_once, self._drew_otherwise()
         if drew_otherwise:
             what = f"{self.name} drew other random numbers when it was evaluated again than in the forward pass"
         return partial(mismatch, what, self.situation, late=late, drew_otherwise=drew_otherwise)
+
+    def _drew_otherwise(self) -> bool:
+        return self._draws is not None and not self._draws.were_repeated()
 
     def _compare(self, saved: int, evidence: LaterEvidence, update: Tensor, verdicts: Verdicts) -> None:
         """Raise RebuildMismatchError if an evaluation, which saved `saved` tensors, differs from the first."""

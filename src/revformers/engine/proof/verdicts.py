@@ -26,11 +26,10 @@ UNSEEN = (
 """The remedy where the second evaluation of a layer differs and no change of the layer is visible."""
 
 _DREW_OTHERWISE = (
-    "Dropout does so if another thread draws at the same time: all threads of a process share PyTorch's generator, so "
-    "dropout in several threads is not supported. Train one model per process, without dropout, or with "
-    "revformers.set_activations(model, revformers.Store())."
+    "Another thread may have drawn at the same time: all threads of a process share PyTorch's generator, so dropout in "
+    "several threads is not supported. Train one model per process, or without dropout."
 )
-"""The remedy where the random generator was left in another state than in the forward pass."""
+"""The remedy, before `UNSEEN`, where the random generator was left in another state than in the forward pass."""
 
 _OWN_WRITES = (
     "The layer itself writes to {} when it is evaluated: if that is why, do it outside of the layers, such as after "
@@ -81,7 +80,7 @@ def mismatch(
     # Weights that the optimizer stepped in this pass are not a cause.
     tensors = [] if late and trains_in_backward else situation.tensor_changes()
     changes = _in_words(situation.setting_changes() + tensors)
-    unseen = _DREW_OTHERWISE if drew_otherwise else UNSEEN
+    unseen = f"{_DREW_OTHERWISE} If that is not why: {UNSEEN}" if drew_otherwise else UNSEEN
     remedy = unseen
     if tensors or says_why:
         remedy = CHANGED
