@@ -1037,7 +1037,9 @@ def test_dropout_while_another_thread_draws_is_said_not_to_be_supported(activati
     if activations == "store":
         run(activations)
         return
-    with pytest.raises(rf.RebuildMismatchError, match=r"^Layer 2 drew other .* in several threads is not supported.*Store\(\)"):
+    with pytest.raises(
+        rf.RebuildMismatchError, match=r"^Layer 2 drew other .* in several threads is not supported.*Store\(\)"
+    ):
         run(activations)
 
 
@@ -1052,8 +1054,8 @@ def test_a_layer_that_takes_another_path_is_not_put_down_to_threads_alone():
     loss = loss_of(model)
     words = (
         r"^Evaluating layer 2 again saved (\d+) tensors where the forward pass saved \d+, and it drew other random "
-        r"numbers, so the gradients would be wrong\. Another thread may have drawn .*\. If that is not why: Look at what "
-        r"the modules do not show: .* random numbers of a generator that PyTorch does not know.*Store\(\)"
+        r"numbers, so the gradients would be wrong\. Another thread may have drawn .*\. If that is not why: Look at "
+        r"what the modules do not show: .* random numbers of a generator that PyTorch does not know.*Store\(\)"
     )
     with pytest.raises(rf.RebuildMismatchError, match=words):
         loss.backward()

@@ -159,7 +159,6 @@ def test_a_number_that_a_layer_assigns_first_or_in_a_list_is_its_own_write_and_o
     module = layer()
     module.unknown, module.log = float("nan"), []
     before = Situation(module, settings=False)
-    module.unknown = float("nan")
     assert before.now().own_writes() == []
     module.log.append(1.0)
     module.first = 1

@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import BuiltinFunctionType, FunctionType, MethodType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -305,27 +305,28 @@ def tensor_attributes(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield from ((f"{name}[{index}]", item) for index, item in enumerate(value) if isinstance(item, Tensor))
 
 
-def numbers_in(value: object) -> str:
-    """Return a number among the attributes of a module, or those in a short list or dictionary, as text; "" if none.
+Numbers = tuple[tuple[Any, int | float | None], ...]
+"""The numbers in an attribute of a module with their keys, and None for tensors."""
 
-    Equal texts mean equal numbers at equal places. The places of tensors are included, so that a list to which a layer
-    appends tensors differs after each evaluation.
+
+def numbers_in(value: object) -> Numbers:
+    """Return a number, with None as its key, or the numbers in a short list or dictionary; empty for anything else.
+
+    The keys of tensors are included, so that a list to which a layer appends tensors differs after each evaluation.
     """
-    if type(value) is int:
-        return hex(value)  # a decimal number may have too many digits
-    if type(value) is float:
-        return value.hex()
+    if type(value) in _NUMBERS:
+        return ((None, cast(float, value)),)
     if not isinstance(value, (dict, list, tuple)) or len(value) > _LONGEST_LOOKED_AT:
-        return ""
+        return ()
     items = value.items() if isinstance(value, dict) else enumerate(value)
-    return "".join(
-        f"[{key!r}] = {'a tensor' if isinstance(item, Tensor) else numbers_in(item)}; "
+    return tuple(
+        (key, item if type(item) in _NUMBERS else None)
         for key, item in items
         if type(item) in _NUMBERS or isinstance(item, Tensor)
     )
 
 
-def _numbers_of(module: nn.Module) -> dict[str, str]:
+def _numbers_of(module: nn.Module) -> dict[str, Numbers]:
     """Return what `numbers_in` returns for each attribute of a module that has numbers."""
     return {
         name: numbers
@@ -334,7 +335,7 @@ def _numbers_of(module: nn.Module) -> dict[str, str]:
     }
 
 
-def _differing(before: dict[str, str], after: dict[str, str]) -> list[str]:
+def _differing(before: dict[str, Numbers], after: dict[str, Numbers]) -> list[str]:
     return [name for name in {**before, **after} if before.get(name) != after.get(name)]
 
 

@@ -109,5 +109,13 @@ def _attribute(module: nn.Module, name: str) -> Tensor | None:
 
 def _numbers(module: nn.Module, name: str) -> Tensor:
     """Return a tensor that identifies the numbers in an attribute of a module."""
-    # The hash of a text, because those of -1 and -2 are equal, and on the CPU regardless of the default device.
-    return torch.tensor(hash(numbers_in(vars(module).get(name))), device="cpu")
+    # The hash of a text, because -1 and -2 have the same one, and each NaN another.
+    numbers = repr([(key, _in_hexadecimal(number)) for key, number in numbers_in(vars(module).get(name))])
+    return torch.tensor(hash(numbers), device="cpu")  # regardless of the default device
+
+
+def _in_hexadecimal(number: float | None) -> str:
+    """Return a number as text; Python refuses to write one of very many digits in decimal."""
+    if number is None:
+        return ""
+    return number.hex() if isinstance(number, float) else hex(number)
