@@ -1,10 +1,11 @@
+import contextlib
 import inspect
 
 import pytest
 import torch
 
 import revformers as rf
-from revformers.models.attach import add_update_predictors, attach, check, detach
+from revformers.models.attach import activations_set_to, add_update_predictors, attach, check, detach
 from revformers.models.discovery import find_stack
 from revformers.models.identity import Identity
 from revformers.models.update_predictor import PredictorForm
@@ -43,6 +44,18 @@ def test_the_first_layer_has_no_layer_before_it_to_predict_from(model):
     predictors = add_update_predictors(model.to(torch.bfloat16), PredictorForm(("state", "previous_update")))
     assert [predictor.form.features for predictor in predictors] == [("state",), *[("state", "previous_update")] * 3]
     assert {parameter.dtype for predictor in predictors for parameter in predictor.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("policy", [rf.Checkpoint(), "no policy"])
+def test_a_policy_for_a_block_leaves_nothing_behind(model, policy):
+    stack = attach(model, Identity(dynamics=rf.Midpoint(), activations=rf.Store()))
+    report = object()
+    stack.budget_report, stack.largest_magnitude = report, 3.0
+    with contextlib.suppress(ValueError, KeyError), activations_set_to(model, policy):
+        assert stack.activations == policy
+        stack.largest_magnitude = 4.0
+        raise KeyError
+    assert (stack.activations, stack.budget_report, stack.largest_magnitude) == (rf.Store(), report, 3.0)
 
 
 @pytest.mark.parametrize("attached", [False, True])

@@ -6,6 +6,7 @@ import torch
 import revformers as rf
 from revformers.engine.forward_pass import ForwardPass
 from revformers.engine.states import StatePair
+from revformers.models.parts import require_reversible
 from tests.test_reversible import llama
 from tests.tiny_models import batch, tiny
 
@@ -95,6 +96,16 @@ def test_a_policy_of_ones_own_is_compared_itself():
     assert rf.describe(model).activations == "detached"
     rf.set_activations(model, rf.Checkpoint())
     assert rf.verify_gradients(model, batch(model)).bit_exact
+
+
+def test_the_report_of_a_budget_and_the_largest_magnitude_are_kept():
+    model = rf.make_reversible(tiny("llama"), rf.Midpoint(), "budget:64MB")
+    model(**batch(model)).loss.backward()
+    stack, report = require_reversible(model), rf.budget_report(model)
+    stack.largest_magnitude = 0.0
+    assert rf.verify_gradients(model, batch(model)).bit_exact
+    assert rf.budget_report(model) is report
+    assert stack.largest_magnitude == 0.0
 
 
 def test_a_batch_is_a_mapping():

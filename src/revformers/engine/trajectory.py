@@ -32,6 +32,9 @@ class Trajectory:
         begin: begins the pass of an activation policy with its states; ignored while gradients are disabled.
         embedding: p[0], (batch, tokens, width) in the compute dtype.
 
+    Attributes:
+        states: the last two states, in fixed point.
+
     Raises:
         RuntimeError: inside a transform of `torch.func`.
 
@@ -50,8 +53,8 @@ class Trajectory:
         self._range.observe("embedding", embedding)
         current = quantise(embedding.detach().contiguous())
         previous = current.clone() if dynamics.start == "repeat" else torch.zeros_like(current)
-        self._states = StatePair(previous, current)
-        self._pass = begin(self._states) if torch.is_grad_enabled() else ForwardPass(self._states)
+        self.states = StatePair(previous, current)
+        self._pass = begin(self.states) if torch.is_grad_enabled() else ForwardPass(self.states)
         self._current: Tensor = _Begin.apply(embedding)
         self._previous: Tensor = self._current if dynamics.start == "repeat" else _stand_in(embedding)
         self.hidden, self._remainder = self._read(self._current)
@@ -96,7 +99,7 @@ class Trajectory:
         self._range.raise_if_exceeded()
         if self._dynamics.readout == "last":
             return self.hidden
-        return _Mean.apply(self._previous, self._current, self._states, self._dtype)
+        return _Mean.apply(self._previous, self._current, self.states, self._dtype)
 
     @property
     def report(self) -> Any:
@@ -109,7 +112,7 @@ class Trajectory:
         return self._range.largest
 
     def _read(self, current: Tensor) -> tuple[Tensor, Tensor | None]:
-        return _Read.apply(current, self._states, self._dtype)
+        return _Read.apply(current, self.states, self._dtype)
 
 
 def _stand_in(like: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
 """Attaching a reversible recurrence to the decoder and the layers of a model, and detaching it."""
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 
 from torch import nn
@@ -110,6 +112,26 @@ def set_activations(model: nn.Module, activations: ActivationPolicy | str) -> No
     policy.check(reversible.dynamics)
     reversible.activations = policy
     reversible.budget_report = None
+
+
+@contextlib.contextmanager
+def activations_set_to(model: nn.Module, activations: ActivationPolicy | str) -> Iterator[None]:
+    """Set the activation policy of a reversible model for the duration of a block that measures.
+
+    The policy is restored after it, and so are what passes have recorded: the report of a budget and the largest
+    magnitude.
+
+    Raises:
+        TypeError, ValueError: as `set_activations`.
+
+    """
+    reversible = require_reversible(model)
+    before = reversible.activations, reversible.budget_report, reversible.largest_magnitude
+    try:
+        set_activations(model, activations)
+        yield
+    finally:
+        reversible.activations, reversible.budget_report, reversible.largest_magnitude = before
 
 
 def add_update_predictors(model: nn.Module, form: PredictorForm) -> list[UpdatePredictor]:

@@ -130,6 +130,11 @@ class Pass:
         _refuse_changed_list(decoder, stack)
         self._keeps_batch_hooks = _recomputes(stack) and has_batch_hooks(decoder)
 
+    @property
+    def states(self) -> StatePair | None:
+        """The two states that the next layer steps from, whose argument is one of them, rounded; None at first."""
+        return None if self._trajectory is None else self._trajectory.states
+
     def layer(self, layer: Any, hidden: Tensor, inputs: dict[str, Any]) -> Any:
         """Take the steps of `layer` and return p[l+1], or the readout after the last layer.
 

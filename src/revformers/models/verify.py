@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from revformers.activations import Rebuild, Store
 from revformers.engine.replay import RandomState
-from revformers.models.attach import set_activations
+from revformers.models.attach import activations_set_to
 from revformers.models.parts import require_reversible
 
 
@@ -69,8 +69,9 @@ def verify_gradients(
     """Compare the gradient with rebuilt activations against the one with stored activations.
 
     Runs the model twice on the same batch from the same random state (so dropout draws the same masks), in its current
-    mode. The model's gradients, its policy and the random state are restored. A model whose policy is not one of this
-    library runs with that policy instead of `Rebuild`.
+    mode. The model's gradients, its policy, the report of a budget and the random state are restored. Buffers are not:
+    a module outside of the layers that keeps running statistics counts both passes. A model whose policy is not one of
+    this library runs with that policy instead of `Rebuild`.
 
     Args:
         model: a reversible model.
@@ -86,30 +87,21 @@ def verify_gradients(
 
     """
     reversible = require_reversible(model)
-    if not isinstance(batch, Mapping):
-        raise TypeError(
-            f'A batch is a mapping of the model\'s arguments, such as {{"input_ids": tokens}}, not '
-            f"{type(batch).__name__}."
-        )
     trainable = _trainable(model)
     if not trainable:
         raise ValueError("No parameter of the model requires a gradient; there is nothing to verify.")
     first = next(iter(trainable.values()))
-    inputs = {key: value.to(first.device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+    inputs = inputs_of(batch, first.device)
     if loss is None:
         inputs.setdefault("labels", inputs.get("input_ids"))
         loss = attrgetter("loss")
     activations = reversible.activations
     is_of_this_library = type(activations).__module__.startswith("revformers.")
-    compared = Rebuild() if is_of_this_library else activations
     with gradients_set_aside(model) as random_state:
-        try:
-            set_activations(model, compared)
+        with activations_set_to(model, Rebuild() if is_of_this_library else activations):
             rebuilt_loss, rebuilt = _gradients(model, trainable, inputs, loss, random_state)
-            set_activations(model, Store())
+        with activations_set_to(model, Store()):
             stored_loss, stored = _gradients(model, trainable, inputs, loss, random_state)
-        finally:
-            reversible.activations = activations
     if not torch.isfinite(stored_loss):
         raise ValueError(
             f"The loss is {stored_loss.item()} with stored activations, so there are no gradients to compare; verify "
@@ -137,6 +129,16 @@ def verify_gradients(
         dtype=str(first.dtype).removeprefix("torch."),
         device=str(first.device),
     )
+
+
+def inputs_of(batch: Any, device: torch.device) -> dict[str, Any]:
+    """Return the arguments of a model in a batch, tensors on `device`; raise TypeError if the batch is no mapping."""
+    if not isinstance(batch, Mapping):
+        raise TypeError(
+            f'A batch is a mapping of the model\'s arguments, such as {{"input_ids": tokens}}, not '
+            f"{type(batch).__name__}."
+        )
+    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
 
 
 @contextlib.contextmanager
