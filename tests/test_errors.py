@@ -27,3 +27,31 @@ def test_a_number_has_its_noun_in_the_singular_or_the_plural():
     assert [counted(number, "record") for number in (0, 1, 2)] == ["0 records", "1 record", "2 records"]
     assert [counted(number, "bit") for number in (0.5, 1.0, 2.0)] == ["0.5 bits", "1 bit", "2 bits"]
     assert counted(2000, "record") == "2,000 records"
+
+
+def test_a_reason_is_cut_within_a_word_that_is_too_long():
+    long = reason_of(ValueError("bad: " + "x" * 400))
+    assert long == "bad: " + "x" * 289 + " [...]"
+    assert len(long) == 300
+    exact = "x" * 300
+    assert reason_of(ValueError(exact + ".")) == exact
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ValueError(), "ValueError"),
+        (OSError(" .\n"), "OSError"),
+        (KeyError("a"), "KeyError: 'a'"),
+        (KeyError(), "KeyError"),
+    ],
+)
+def test_an_error_that_says_nothing_or_a_key_alone_is_named_by_its_type(error, reason):
+    assert reason_of(error) == reason
+    with (
+        pytest.raises(UserError, match=f"^The Trainer refuses it: {reason}\\.$"),
+        as_user_error("The Trainer refuses it", (Exception,)),
+    ):
+        raise error
+    with pytest.raises(UserError, match=f"^{reason}$"), as_user_error(kinds=(Exception,)):
+        raise error

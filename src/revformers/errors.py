@@ -1,10 +1,12 @@
 """Errors and warnings of this library. Invalid arguments raise Python's ``ValueError`` and ``TypeError``."""
 
 import importlib
-import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+_LONGEST_REASON = 300
+_CUT = " [...]"
 
 
 class UserError(ValueError):
@@ -48,8 +50,20 @@ def counted(number: float, noun: str) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the message of another library's error as a clause: one line of at most 300 characters, without a stop."""
-    return textwrap.shorten(str(error).rstrip(" .\n"), 300)
+    """Return the message of another library's error as a clause: one line of at most 300 characters, without a stop.
+
+    An error without a message, or with a mere key as its message, is named by its type.
+    """
+    reason = _line_of(error).rstrip(" .")
+    return reason if len(reason) <= _LONGEST_REASON else f"{reason[: _LONGEST_REASON - len(_CUT)]}{_CUT}"
+
+
+def _line_of(error: BaseException) -> str:
+    """Return the message of an error on one line; the name of its type is added to a key, and stands for no message."""
+    line, kind = " ".join(str(error).split()), type(error).__name__
+    if not line.strip(" ."):
+        return kind
+    return f"{kind}: {line}" if isinstance(error, KeyError) else line
 
 
 @contextmanager
@@ -66,7 +80,7 @@ def as_user_error(beginning: str = "", kinds: tuple[type[Exception], ...] = (Val
     except (UserError, NotReversibleError):
         raise
     except kinds as error:
-        raise UserError(f"{beginning}: {reason_of(error)}." if beginning else " ".join(str(error).split())) from error
+        raise UserError(f"{beginning}: {reason_of(error)}." if beginning else _line_of(error)) from error
 
 
 def require_package(name: str, extra: str, purpose: str) -> Any:
