@@ -9,8 +9,9 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments, default_data_collator
 
 import revformers as rf
+from revformers.head.losses import MASKED
 from revformers.training import finetune as finetune_module
-from revformers.training.evaluation import MASKED, TextTrainer, TokenMean
+from revformers.training.evaluation import TextTrainer, TokenMean
 from tests.training.tiny_finetune import COLUMNS, INSTRUCTIONS, tiny_finetune_recipe, write_records
 
 RECORDS = 11

@@ -43,7 +43,8 @@ def chunked_sum(function: Callable[..., Tensor], rows: Tensor, *others: Tensor, 
     if not torch.is_grad_enabled():
         return torch.stack([_whole(function(*arguments)) for arguments in chunks]).sum()
     totals: list[Tensor] = []
-    of_rows = torch.empty_like(rows, requires_grad=False) if rows.requires_grad and _has_views(rows) else None
+    in_place = rows.requires_grad and inner_tensors(rows) is None  # a DTensor, for one, has no views
+    of_rows = torch.empty_like(rows, requires_grad=False) if in_place else None
     of_chunks: list[Tensor] = []
     of_parameters: dict[Tensor, Tensor] = {}
     for number, (first, *further) in enumerate(chunks):
@@ -96,20 +97,18 @@ def _add(sums: dict[Tensor, Tensor], gradients: dict[Tensor, Tensor]) -> None:
         if parameter not in sums:
             # A copy, because autograd may return the same memory for two parameters, or an expanded scalar.
             sums[parameter] = gradient.to(torch.promote_types(gradient.dtype, torch.float32), copy=True)
-        elif _has_views(gradient):
+        elif inner_tensors(gradient) is None:
             for total, addend in zip(_parts(sums[parameter]), _parts(gradient), strict=True):
                 total.add_(addend)
         else:
             sums[parameter] = sums[parameter] + gradient
 
 
-def _has_views(tensor: Tensor) -> bool:
-    """Whether chunks of a tensor share its memory; those of a DTensor, for one, are computed by communication."""
-    return inner_tensors(tensor) is None
-
-
 def _parts(tensor: Tensor) -> tuple[Tensor, ...]:
-    """Return views of a tensor, to limit memory: on the CPU an operation on two dtypes copies its operand."""
+    """Return views of a tensor that is no wrapper, to limit memory: operations of a CPU on two dtypes copy an operand.
+
+    Those of a DTensor, for one, would be computed by communication.
+    """
     return torch.atleast_1d(tensor).chunk(16)
 
 
@@ -154,7 +153,7 @@ class _WithGradients(torch.autograd.Function):
             )
         results = []
         for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True):
-            if not _has_views(gradient):
+            if inner_tensors(gradient) is not None:
                 results.append((gradient * factor).to(dtype))
                 continue
             results.append(torch.empty_like(gradient, dtype=dtype))

@@ -20,7 +20,7 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 
 from revformers.errors import NotReversibleError
 from revformers.head.chunked_sum import chunked_sum
-from revformers.head.losses import cross_entropy_sum, divergence_sum
+from revformers.head.losses import MASKED, cross_entropy_sum, divergence_sum
 from revformers.head.teacher import Teacher
 from revformers.models.discovery import find_stack, unwrap
 from revformers.models.hidden import InseparableHeadError, LastHiddenState, own_forward
@@ -186,7 +186,7 @@ def _forward(model: Any, loss: HeadLoss, inputs: dict[str, Any]) -> Any:
         targets = _targets(labels, **options)
         if targets.shape != state.value.shape[:2]:
             raise InseparableHeadError.of(model)
-        counted = targets.flatten() != options.get("ignore_index", -100)
+        counted = targets.flatten() != options.get("ignore_index", MASKED)
         positions = counted.nonzero()[:, 0].to(state.value.device)
         if not len(positions):
             # An empty sum that has a graph, because every rank of a distributed run must run the backward pass.
@@ -206,7 +206,7 @@ def _forward(model: Any, loss: HeadLoss, inputs: dict[str, Any]) -> Any:
     return type(output)(**{name: value for name, value in output.items() if name != "logits"})
 
 
-def _targets(labels: Tensor, shift_labels: Tensor | None = None, ignore_index: int = -100, **_: Any) -> Tensor:
+def _targets(labels: Tensor, shift_labels: Tensor | None = None, ignore_index: int = MASKED, **_: Any) -> Tensor:
     """Return the token that each position predicts, or ignore_index: int64[batch, tokens]."""
     if shift_labels is not None:
         return shift_labels

@@ -4,6 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+MASKED = -100
+"""The label of a token that no loss covers, in transformers."""
+
 
 def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the sum over tokens of -log softmax(logits)[target], nats.

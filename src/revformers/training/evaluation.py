@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from transformers import Trainer
 
-MASKED = -100
-"""The label of a token that no loss covers, in transformers."""
+from revformers.head.losses import MASKED
 
 
 class TokenMean(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
