@@ -262,12 +262,15 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path):
 
 
 @pytest.mark.thorough
-def test_a_streamed_run_resumes(tmp_path, interrupted_at):
+@pytest.mark.parametrize(("batch", "stop"), [(2, 3), (48, 6)])
+def test_a_streamed_run_resumes(tmp_path, interrupted_at, batch, stop):
+    """Also one whose stream, of 196 blocks, has begun again in the middle of a batch."""
     tokenizer = tmp_path / "through" / "model"
     run(tiny_recipe(tmp_path, {"output": str(tmp_path / "through"), "training.max_steps": 1}))
     options = {"data.tokenizer": str(tokenizer), "data.streaming": True, "data.validation_documents": 20}
+    options["training.per_device_train_batch_size"] = batch
     streamed = run(tiny_recipe(tmp_path, {**options, "output": str(tmp_path / "a")}))
-    interrupted_at(3)
+    interrupted_at(stop)
     recipe = tiny_recipe(tmp_path, {**options, "output": str(tmp_path / "b")})
     run(recipe)
     interrupted_at(-1)

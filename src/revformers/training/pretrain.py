@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any
 
+import datasets
 from rich.console import Console
 from transformers import TrainingArguments, default_data_collator
 
@@ -70,6 +71,9 @@ def _pretrain(recipe: Recipe, run: RunDirectory, console: Console, resume: bool,
     with arguments.main_process_first():
         with signs_of_life(console, "preparing the text"):
             tokenizer, training_blocks, validation_blocks = build_datasets(recipe.data)
+        if isinstance(training_blocks, datasets.IterableDataset):
+            # A resumed Trainer skips batches of one epoch, and takes a stream for longer than the training.
+            training_blocks = training_blocks.repeat(None)
         _check_vocabulary(model, tokenizer)
         check_lengths(recipe.sample, tokenizer, getattr(model.config, "max_position_embeddings", None))
     begin_in_directory(run, recipe, checkpoint, overwrite=overwrite)
