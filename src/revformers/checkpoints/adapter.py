@@ -30,7 +30,7 @@ from revformers.checkpoints.model_files import find_model, hub_keywords, look_up
 from revformers.errors import ModelFilesError, require_package
 from revformers.models.attach import add_update_predictors
 from revformers.models.discovery import unwrap
-from revformers.models.identity import Identity, read_identity
+from revformers.models.identity import read_identity
 from revformers.models.parts import reversible_stack
 
 WEIGHTS = "adapter_model.safetensors"
@@ -45,7 +45,7 @@ def apply_conversion(model: nn.Module, directory: Path) -> None:
     """
     description = read_description(directory / DESCRIPTION)
     identity = read_identity(description, directory / DESCRIPTION)
-    become_reversible(model, Identity(dynamics=identity.dynamics, activations=identity.activations))
+    become_reversible(model, dataclasses.replace(identity, predictor_form=None))
     if identity.predictor_form is None:
         return
     if not (directory / PREDICTORS).is_file():
