@@ -1,12 +1,14 @@
 """transformers' Trainer: checkpoints belong to the network that wrote them, and cards say what it is."""
 
 import json
+import logging
 import shutil
 
 import pytest
 import torch
 from datasets import Dataset
 from huggingface_hub import HfApi, ModelCard
+from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM, Trainer, TrainingArguments
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.trainer import PushInProgress
@@ -114,6 +116,24 @@ def test_weights_that_a_family_saves_under_other_names_come_back_too(kind, tmp_p
     resumed.train(resume_from_checkpoint=str(tmp_path / "run/checkpoint-2"))
     for (name, own), other in zip(through.model.named_parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(own, other), name
+
+
+def test_only_weights_that_are_missing_are_reported(tmp_path, caplog, monkeypatch):
+    """A tied weight is in the file under another name."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    trainer = trainer_of(
+        rf.make_reversible(tiny("LlamaForCausalLM", tie_word_embeddings=True), DYNAMICS), tmp_path, **STEPS
+    )
+    trainer.train()
+    checkpoint = tmp_path / "run/checkpoint-2"
+    trainer._load_from_checkpoint(str(checkpoint))
+    assert "missing keys" not in caplog.text
+    (file,) = checkpoint.glob("*.safetensors")
+    weights = load_file(file)
+    del weights["model.norm.weight"]
+    save_file(weights, file)
+    trainer._load_from_checkpoint(str(checkpoint))
+    assert "missing keys in the checkpoint model loaded: ['model.norm.weight']" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["LlamaForCausalLM", "qwen3_moe"])

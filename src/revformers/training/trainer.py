@@ -199,7 +199,12 @@ def _load_weights(trainer: Any, model: Any, directory: str) -> bool:
         dtypes = {one.dtype for one in weights.values() if one.is_floating_point()}
         dtype = functools.reduce(torch.promote_types, dtypes)
         weights = type(model).from_pretrained(directory, dtype=dtype).state_dict()
-    warn_after_loading(trainer, model.load_state_dict(weights, strict=False))
+    result = model.load_state_dict(weights, strict=False)
+    own = model.state_dict(keep_vars=True)
+    loaded = {id(own[name]) for name in weights if name in own}
+    # a tied weight is in the file under another name
+    result.missing_keys[:] = [name for name in result.missing_keys if id(own[name]) not in loaded]
+    warn_after_loading(trainer, result)
     return True
 
 
