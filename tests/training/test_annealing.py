@@ -2,7 +2,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 import revformers as rf
 from revformers.errors import UserError
@@ -56,6 +56,17 @@ def test_step_sizes_that_were_fitted_begin_at_one():
     assert steps == pytest.approx([1 - 0.5 / 128, 1 - 0.2 / 128, 1 + 0.5 / 128])
     annealing.set(4)
     assert reversible_stack(model).dynamics == target
+
+
+def test_a_model_that_was_evaluated_before_the_target_is_not_the_best():
+    annealing = Annealing(rf.make_reversible(llama(), rf.BlendedMidpoint("1/2")), steps=2, start=1 / 256)
+    state = TrainerState(best_metric=1.0, best_global_step=3, best_model_checkpoint="checkpoint-3")
+    state.global_step = 3  # evaluated after the step of index 2
+    annealing.on_step_begin(None, state, None)
+    assert (state.best_metric, state.best_global_step, state.best_model_checkpoint) == (1.0, 3, "checkpoint-3")
+    state.global_step = 2
+    annealing.on_step_begin(None, state, None)
+    assert (state.best_metric, state.best_global_step, state.best_model_checkpoint) == (None, None, None)
 
 
 def test_the_predictors_are_scaled_with_their_blend_and_gradients_stay_exact():

@@ -16,7 +16,9 @@ def add(folders, step, complete=True, best=None):
     folder = folders.of_step(step)
     folder.mkdir()
     (folder / "model.safetensors").write_text("weights")
-    (folder / "trainer_state.json").write_text(json.dumps({"best_global_step": best}))
+    (folder / "trainer_state.json").write_text(
+        json.dumps({"best_model_checkpoint": best and f"/elsewhere/checkpoint-{best}"})
+    )
     if complete:
         seal(folder)
     return folder
@@ -59,6 +61,11 @@ def test_older_checkpoints_go_only_when_a_newer_one_is_complete(folders):
     assert len(folders.complete()) == 3
     folders.finish(40, {}, 2, str(best))
     assert [folder.name for folder in folders.complete()] == ["checkpoint-10", "checkpoint-40"]
+
+
+def test_the_best_checkpoint_is_found_where_the_directory_is_now(folders):
+    assert folders.best_of(add(folders, 2)) is None
+    assert folders.best_of(add(folders, 4, best=2)) == folders.of_step(2)
 
 
 def test_the_best_checkpoint_is_needed_whole(folders):

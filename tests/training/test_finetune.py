@@ -180,6 +180,24 @@ def test_an_interrupted_run_in_the_middle_of_annealing_ends_as_one_that_went_thr
 
 
 @pytest.mark.thorough
+def test_the_best_model_of_an_annealed_run_is_the_one_that_was_evaluated(shared, tmp_path):
+    """The losses of steps before, of nearly the ordinary network, are lower."""
+    best = {"training.arguments": {"use_cpu": True, "load_best_model_at_end": True}, "annealing.steps": 3}
+    steps = {
+        "training.eval_steps": 1,
+        "training.save_steps": 1,
+        "training.max_steps": 5,
+        "training.learning_rate": 1e-6,
+    }
+    result = run(recipe_in(shared, tmp_path, {**best, **steps, "conversion.bits": 0}))
+    assert min(curve(result, "eval_loss")) < result.metrics["validation_loss"]
+    assert result.metrics["best_step"] > 3
+    again = {"model.name": str(result.directory / "model"), "conversion.bits": None, "output": str(tmp_path / "again")}
+    loss = run(recipe_in(shared, tmp_path, again)).metrics["initial_validation_loss"]
+    assert loss == pytest.approx(result.metrics["validation_loss"], abs=1e-6)
+
+
+@pytest.mark.thorough
 def test_an_adapter_that_holds_a_part_of_the_weights_does_not_change_what_the_original_is(shared, tmp_path):
     names = ("gaussian", "pissa")
     options = {**LORA, "conversion.bits": 6, "training.max_steps": 1}

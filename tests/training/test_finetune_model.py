@@ -6,15 +6,18 @@ from revformers.errors import UserError
 from revformers.training.finetune_model import check_recipe, lora_config
 from revformers.training.finetune_recipe import (
     AdapterSection,
+    AnnealingSection,
     ConversionSection,
     FinetuneDataSection,
     FinetuneRecipe,
     PretrainedSection,
 )
+from revformers.training.recipe import TrainingSection
 
 RECIPE = FinetuneRecipe(
     output="run", model=PretrainedSection(name="model"), data=FinetuneDataSection(source="text.txt")
 )
+PLATEAU = TrainingSection(lr_scheduler_type="reduce_lr_on_plateau")
 INT8 = PretrainedSection(name="model", quantization="int8")
 
 
@@ -28,6 +31,10 @@ INT8 = PretrainedSection(name="model", quantization="int8")
         ({"model": replace(INT8, name="a.gguf")}, "GGUF file are dequantised; set model.quantization to none"),
         ({"adapter": AdapterSection(merge=True)}, "adapter.merge needs an adapter"),
         ({"adapter": AdapterSection(kind="lora", merge=True), "model": INT8}, "would round the adapter"),
+        (
+            {"annealing": AnnealingSection(4), "training": PLATEAU},
+            "compares validation losses, which rise by themselves",
+        ),
         ({"conversion": ConversionSection(options={"predictr": 3})}, "conversion.options has no 'predictr'"),
     ],
 )

@@ -67,6 +67,7 @@ def follow(tmp_path, optimizer, schedule, state=None, **options):
     keep(run, 6, 2, trainer=before, learning_rate=1.0)
     callback = FollowRecipe(run, run.checkpoints.of_step(6), trainer)
     state = state or TrainerState(global_step=6, max_steps=12)
+    state.save_to_json(str(run.checkpoints.of_step(6) / "trainer_state.json"))
     given = arguments(tmp_path, **options)
     callback.on_train_begin(given, state, TrainerControl(), optimizer=optimizer, lr_scheduler=schedule)
     assert unlogged_loss(trainer) == unlogged_loss(before)
@@ -109,10 +110,11 @@ def test_intervals_are_those_of_the_recipe(tmp_path):
 
 
 def test_the_best_checkpoint_is_found_in_a_directory_that_was_moved(tmp_path):
-    options = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 6, "save_steps": 6}
-    state = TrainerState(global_step=6, max_steps=12, best_global_step=6, best_model_checkpoint="/elsewhere/run")
-    follow(tmp_path / "moved", *resumed(1.0, 12, 6), state, **options)
-    assert state.best_model_checkpoint == str(tmp_path / "moved" / "checkpoint-6")
+    """The best step may be one without a checkpoint; the path of the checkpoint counts."""
+    best = "/elsewhere/run/checkpoint-4"
+    state = TrainerState(global_step=6, max_steps=12, best_global_step=5, best_model_checkpoint=best)
+    follow(tmp_path / "moved", *resumed(1.0, 12, 6), state)
+    assert state.best_model_checkpoint == str(tmp_path / "moved" / "checkpoint-4")
 
 
 def test_no_epoch_begins_after_the_last_step():

@@ -228,7 +228,7 @@ def test_the_content_of_the_data_is_read_last(run):
 
 def test_the_best_checkpoint_is_checked_where_it_is_needed(run):
     _, latest = started(run, 10, 20)
-    (latest / "trainer_state.json").write_text('{"best_global_step": 10}')
+    (latest / "trainer_state.json").write_text('{"best_model_checkpoint": "/elsewhere/checkpoint-10"}')
     run.finish_checkpoint(20, {"processes": 1, "data": None}, 100, None)
     assert prepare(run, resume=True, needs_best=True) == latest
     (run.checkpoints.of_step(10) / "model.safetensors").unlink()

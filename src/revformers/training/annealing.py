@@ -27,7 +27,7 @@ class Annealing(TrainerCallback):
     correction of an update predictor is proportional to the blend, and the predictor was fitted to the target: its
     `scale` is therefore the blend divided by the target. A step size that the conversion fitted moves from 1 to its
     target in the same way. An evaluation uses the blends of the step before it. Checkpoints, which hold no scale, and
-    the finished model use the target.
+    the finished model use the target: the best model is one whose evaluation used it too.
 
     Args:
         model: a reversible model, whose dynamics are the target.
@@ -84,8 +84,10 @@ class Annealing(TrainerCallback):
             predictor.scale = share
 
     def on_step_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Set the blends of the step that begins."""
+        """Set the blends of the step that begins, and forget a best model that was evaluated before the target."""
         self.set(state.global_step)
+        if state.global_step <= self._steps:
+            state.best_metric = state.best_global_step = state.best_model_checkpoint = None
 
     def on_save(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Write the target into the checkpoint's description, because the saved predictors are not scaled."""

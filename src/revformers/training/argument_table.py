@@ -177,7 +177,9 @@ TRAINING_ARGUMENTS: Mapping[str, Argument] = {
     ),
     "save_on_each_node": without("all nodes share the run directory"),
     "enable_jit_checkpoint": without("Ctrl-C and SIGTERM leave a checkpoint in any case"),
-    "load_best_model_at_end": Argument(note="training.save_steps must be a multiple of training.eval_steps"),
+    "load_best_model_at_end": Argument(
+        note="training.save_steps must equal training.eval_steps; evaluations up to annealing.steps do not count"
+    ),
     "metric_for_best_model": without("the validation loss decides"),
     "greater_is_better": without("the validation loss decides"),
     "ignore_data_skip": without("a resumed run reads the data that an uninterrupted one would read"),

@@ -105,11 +105,15 @@ class CheckpointFolders:
             tell(f"{fault}: {damaged.name} is set aside as {aside.name}, and the run continues from {checkpoint.name}.")
         return checkpoint
 
+    def best_of(self, checkpoint: Path) -> Path | None:
+        """Return the best checkpoint up to a whole one, which names it by the path of its run at that time, if any."""
+        named = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["best_model_checkpoint"]
+        return self._directory / Path(named).name if named else None
+
     def check_best(self, checkpoint: Path) -> None:
         """Raise UserError if the best checkpoint, which a whole one names, is missing or damaged."""
-        best_step = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["best_global_step"]
-        best = self.of_step(best_step) if best_step else checkpoint
-        if best != checkpoint and (fault := fault_of(best)):
+        best = self.best_of(checkpoint)
+        if best not in (None, checkpoint) and (fault := fault_of(best)):
             raise UserError(
                 f"{fault}; load_best_model_at_end needs {best.name}, the best checkpoint so far: restore it from a "
                 f"copy, or give --overwrite to start again."

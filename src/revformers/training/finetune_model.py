@@ -59,6 +59,11 @@ def check_recipe(recipe: FinetuneRecipe) -> None:
             raise UserError("adapter.merge needs an adapter; set adapter.kind to lora.")
     elif recipe.adapter.merge and recipe.model.quantization != "none":
         raise UserError("adapter.merge would round the adapter to the quantised weights; leave one of them out.")
+    if recipe.annealing.steps and recipe.training.lr_scheduler_type == "reduce_lr_on_plateau":
+        raise UserError(
+            "training.lr_scheduler_type reduce_lr_on_plateau compares validation losses, which rise by themselves "
+            "while annealing.steps moves the blends; choose another schedule, or set annealing.steps to 0."
+        )
     for name in recipe.conversion.options:
         if name not in CONVERSION_OPTIONS:
             raise UserError(f"conversion.options has no {name!r}{suggestion(name, CONVERSION_OPTIONS)}")

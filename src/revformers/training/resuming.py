@@ -73,8 +73,8 @@ class FollowRecipe(TrainerCallback):
                 f"training.learning_rate cannot change under the schedule {args.lr_scheduler_type}, which goes on from "
                 f"the last rate; leave it as it was, or train elsewhere with --output DIRECTORY."
             )
-        if args.load_best_model_at_end and state.best_global_step:  # the directory may have been moved
-            state.best_model_checkpoint = str(self._run.checkpoints.of_step(state.best_global_step))
+        best = self._run.checkpoints.best_of(self._checkpoint)
+        state.best_model_checkpoint = best and str(best)  # the directory may have been moved
 
 
 class NothingToTrainError(Exception):

@@ -56,6 +56,7 @@ def trainer_arguments(
     known = _fields(kind)
     _check_names(section.arguments, activations, known)
     _check_values(section.arguments, kind)
+    _check_best(section)
     values = {
         "output_dir": output,
         "bf16": section.precision == "bfloat16",
@@ -117,6 +118,16 @@ def _check_values(given: dict[str, Any], kind: type[TrainingArguments]) -> None:
         if not _fits(value, hints[name]):
             wanted = " or ".join(str(getattr(one, "__name__", one)) for one in _alternatives(hints[name]))
             raise UserError(f"training.arguments.{name} takes {wanted}, not {value!r}.")
+
+
+def _check_best(section: TrainingSection) -> None:
+    """Raise UserError if the best model may be one that was not saved."""
+    if section.arguments.get("load_best_model_at_end") and section.save_steps != section.eval_steps:
+        raise UserError(
+            f"training.arguments.load_best_model_at_end needs a checkpoint of every evaluation; set "
+            f"training.save_steps and training.eval_steps to one value instead of {section.save_steps} and "
+            f"{section.eval_steps}."
+        )
 
 
 def _alternatives(annotation: Any) -> tuple[Any, ...]:

@@ -244,15 +244,16 @@ def run_metrics(trainer: Trainer, tokens: int) -> dict[str, Any]:
     training_loss = [entry["loss"] for entry in curve if "loss" in entry][-1]
     validation_losses = {entry["step"]: entry["eval_loss"] for entry in curve if "eval_loss" in entry}
     state = trainer.state
-    best = trainer.args.load_best_model_at_end and state.best_model_checkpoint is not None
-    validation_loss = validation_losses[state.best_global_step if best else max(validation_losses)]
+    best = trainer.args.load_best_model_at_end and state.best_model_checkpoint
+    best_step = step_of(Path(best)) if best else None
+    validation_loss = validation_losses[best_step or max(validation_losses)]
     seconds = curve[-1]["seconds"]
     return {
         "training_loss": training_loss,
         "validation_loss": validation_loss,
         "validation_perplexity": math.exp(validation_loss),
         "steps": state.global_step,
-        **({"best_step": state.best_global_step} if best else {}),
+        **({"best_step": best_step} if best_step else {}),
         "tokens": tokens,
         "seconds": seconds,
         "tokens_per_second": tokens / seconds,
