@@ -1,5 +1,6 @@
 """Files that hold code are never run: pickles in place of weights and of the state of a run, and modules of a model."""
 
+import io
 import json
 import pickle
 import shutil
@@ -8,12 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from rich.console import Console
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import revformers as rf
 from revformers.checkpoints.load import load_causal_lm
-from revformers.errors import ModelFilesError
+from revformers.errors import ModelFilesError, UserError
+from revformers.training.pretrain import pretrain
+from revformers.training.seal import facts_of, seal
 from tests.tiny_models import tiny
+from tests.training.tiny import tiny_recipe
 
 
 class Code:
@@ -47,7 +53,7 @@ def folder(saved, tmp_path):
 
 
 def pickled(trace, path):
-    """Write a pickle of code, as a whole file and in the form of torch.save."""
+    """Write a pickle of code in the form of torch.save."""
     torch.save({"weight": Code(trace)}, path)
     assert not trace.exists()
 
@@ -57,7 +63,9 @@ def test_the_pickle_of_this_test_does_run_code(trace):
     assert trace.exists()
 
 
-NO_WEIGHTS = r"has a config\.json but no weights \(model\.reversible\.safetensors\)"
+PICKLES = {"reversible": "pytorch_model.reversible.bin", "ordinary": "pytorch_model.bin"}
+"""What transformers reads where there are no weights in safetensors."""
+
 REFUSED = r"are a pickle that holds more than tensors, which may run code and is not loaded; take the {} in safetensors"
 LOADS = [
     ("reversible", rf.from_pretrained),
@@ -69,12 +77,13 @@ LOADS = [
 
 @pytest.mark.parametrize(("name", "load"), LOADS)
 def test_a_pickle_in_place_of_weights(folder, trace, name, load):
-    for path in [*(folder / name).glob("*.safetensors")]:
-        pickled(trace, path.with_suffix(".bin"))
-        path.unlink()
-    pickled(trace, folder / name / "pytorch_model.bin")
-    # A reversible model has no weights but in safetensors.
-    with pytest.raises(ModelFilesError, match=NO_WEIGHTS if name == "reversible" else REFUSED.format("model")):
+    (weights,) = (folder / name).glob("*.safetensors")
+    path = folder / name / PICKLES[name]
+    torch.save(load_file(weights), path)
+    weights.unlink()
+    load(folder / name)  # tensors alone are read from a pickle, so that code would be as well
+    pickled(trace, path)
+    with pytest.raises(ModelFilesError, match=REFUSED.format("model")):
         load(folder / name)
     assert not trace.exists()
 
@@ -85,6 +94,39 @@ def test_a_pickle_in_place_of_an_adapter(folder, trace):
     with pytest.raises(ModelFilesError, match=REFUSED.format("adapter")):
         rf.load_adapter(folder / "adapter", tiny("llama"))
     assert not trace.exists()
+
+
+def train(folder, **options):
+    steps = {f"training.{name}": 1 for name in ("save_steps", "eval_steps")} | {"training.max_steps": 2}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REVFORMERS_CACHE", str(folder / "cache"))
+        return pretrain(tiny_recipe(folder, steps), console=Console(file=io.StringIO()), **options)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A folder with a run of two steps, and a checkpoint after each."""
+    folder = tmp_path_factory.mktemp("finished")
+    train(folder)
+    return folder
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_pickle_in_place_of_the_state_of_a_run(finished, trace, name):
+    """Its seal is forged too, or the checkpoint would be set aside as a damaged one."""
+    shutil.rmtree(finished / "run/checkpoint-2", ignore_errors=True)
+    shutil.rmtree(finished / "run/model", ignore_errors=True)
+    (finished / "run/metrics.json").unlink(missing_ok=True)
+    checkpoint = finished / "run/checkpoint-1"
+    facts = {key: value for key, value in facts_of(checkpoint).items() if key != "sha256"}
+    kept = (checkpoint / name).read_bytes()
+    pickled(trace, checkpoint / name)
+    seal(checkpoint, **facts)
+    with pytest.raises(UserError, match=r"checkpoint-1 holds a pickle with more than tensors, which may run code"):
+        train(finished, resume=True)
+    assert not trace.exists()
+    (checkpoint / name).write_bytes(kept)
 
 
 @pytest.mark.parametrize(("name", "load"), LOADS)

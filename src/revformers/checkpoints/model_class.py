@@ -28,7 +28,14 @@ from revformers.checkpoints.model_config import (
     unmark_config,
     with_identity,
 )
-from revformers.checkpoints.model_files import clear_errors, find_model, hub_keywords, own_variant, refuse_weights
+from revformers.checkpoints.model_files import (
+    clear_errors,
+    find_model,
+    hub_keywords,
+    own_variant,
+    refuse_pickle,
+    refuse_weights,
+)
 from revformers.errors import ModelFilesError
 from revformers.models.attach import attach, check, detach, warn_of_gradient_checkpointing
 from revformers.models.discovery import find_stack, unwrap
@@ -80,7 +87,7 @@ class ReversibleModel(PreTrainedModel):
             loading = {"config": config, "variant": variant, "output_loading_info": output_loading_info}
             return super().from_pretrained(None, *arguments, **loading, **keywords)
         path, variant = find_model(pretrained_model_name_or_path), own_variant(variant)
-        with clear_errors(path, keywords, variant):
+        with refuse_pickle(path, "model"), clear_errors(path, keywords, variant):
             saved = saved_config(path, keywords)
             if config is not None:
                 config, keywords = _own_config(cls, config, keywords, saved)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, TypeVar
 
 import torch
@@ -173,7 +174,8 @@ def train_to_end(
         The result if a signal ended the run before its last step, otherwise None.
 
     Raises:
-        UserError: if the weights will not fit on the disk, or a checkpoint could not be written.
+        UserError: if the weights will not fit on the disk, a checkpoint could not be written, or that to resume from
+            holds code.
 
     """
     on_main_process(lambda: run.check_space(trainer.model))
@@ -193,6 +195,13 @@ def train_to_end(
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except NothingToTrainError:
             _end_training(trainer)
+        except UnpicklingError as error:
+            if checkpoint is None:
+                raise
+            raise UserError(
+                f"{checkpoint} holds a pickle with more than tensors, which may run code and is not loaded; move it "
+                f"out of the run to continue from an earlier checkpoint."
+            ) from error
         except (OSError, RuntimeError, SafetensorError) as error:
             if is_lost_process(error):
                 raise UserError(f"Another process of the run has ended; {run.remedy()}.") from error
