@@ -1,4 +1,4 @@
-"""Runs the command lines of standard input one after the other in this process, each below a line of its own.
+"""Runs the command lines of standard input in turn in this process, and ends the output of each with a line.
 
 The environment of a process decides on its encoding, its width and its home: one process in each is cheaper than one
 for every command.
@@ -14,7 +14,8 @@ from lab.__main__ import COMMANDS
 from lab.__main__ import main as laboratory
 from revformers.cli.main import main
 
-BEGINNING = "=== "
+MARK = "=== "
+"""The beginning of the line that follows the output of a command; its number and its exit code are the rest."""
 
 
 def run(words: list[str]) -> int | str:
@@ -37,7 +38,7 @@ if __name__ == "__main__":
     for number, line in enumerate(sys.stdin.read().splitlines()):
         code = run(shlex.split(line))
         sys.stdout.flush()
-        print(f"{BEGINNING}{number} {code}", flush=True)
-        print(f"{BEGINNING}{number} {code}", flush=True, file=sys.stderr)
+        print(f"{MARK}{number} {code}", flush=True)
+        print(f"{MARK}{number} {code}", flush=True, file=sys.stderr)
         with Path("codes.txt").open("a", encoding="utf-8") as codes:
             codes.write(f"{code}\n")

@@ -8,6 +8,10 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+from rich import box
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
 
 from tests.cli import in_one_process
 from tests.golden.workspace import write_workspace
@@ -60,6 +64,12 @@ ENVIRONMENTS = {
 }
 
 
+def too_wide(shown, columns):
+    """The lines of tables and boxes that do not fit the terminal; it wraps sentences and paths by itself."""
+    laid_out = re.compile(r"\s*([\u2500-\u257f|]|\+--)|.*\S {2,}\S.*\S {2,}\S")
+    return [line for line in shown.splitlines() if cell_len(line) > columns and laid_out.match(line)]
+
+
 def outputs(name, lines, directory):
     """What every command line printed, in characters, after a check of what holds for all."""
     write_workspace(directory)
@@ -80,7 +90,8 @@ def outputs(name, lines, directory):
     assert len(codes) == len(lines) + 1
     assert [sign for sign in shown + errors if unicodedata.category(sign) == "Cc" and sign not in "\n\t"] == []
     assert "…" not in shown
-    return dict(zip(lines, re.split(rf"(?m)^{in_one_process.BEGINNING}.*\n", shown), strict=False))
+    assert too_wide(shown, int(environment["COLUMNS"])) == []
+    return dict(zip(lines, re.split(rf"(?m)^{in_one_process.MARK}.*\n", shown), strict=False))
 
 
 def check(shown, lines):
@@ -96,6 +107,16 @@ def check(shown, lines):
     assert "page[lora].html" in shown[next(line for line in lines if line.startswith("report 'runs"))]
     conversion = " ".join(shown[next(line for line in lines if line.startswith("convert model"))].split())
     assert all(word in conversion for word in ("increase", "compute", "share", "pass 1 of 2", "Saved to converted."))
+
+
+@pytest.mark.parametrize("frame", [box.HEAVY_HEAD, box.ASCII, None])
+def test_a_table_that_does_not_fit_is_noticed(frame, capsys):
+    table = Table(*("first", "second", "third"), box=frame, padding=(0, 2))
+    table.add_row(*("x" * 16,) * 3)
+    Console(width=80, file=sys.stdout).print(table)
+    shown = f"{capsys.readouterr().out}A sentence, which is much longer than it may be.\n"
+    assert too_wide(shown, 80) == []
+    assert len(too_wide(shown, 40)) >= 2
 
 
 @pytest.mark.thorough
