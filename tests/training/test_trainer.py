@@ -1,5 +1,6 @@
 """transformers' Trainer: checkpoints belong to the network that wrote them, and cards say what it is."""
 
+import functools
 import json
 import logging
 import shutil
@@ -9,7 +10,7 @@ import torch
 from datasets import Dataset
 from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load_file, save_file
-from transformers import LlamaForCausalLM, Trainer, TrainingArguments
+from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.trainer import PushInProgress
 from trl import SFTConfig, SFTTrainer
@@ -326,7 +327,7 @@ def test_a_card_that_a_user_wrote_stays(prepare, folder, tmp_path):
     assert json.loads((tmp_path / "run/config.json").read_text())["revformers"]
 
 
-TEACHER = "would drop its teacher and its weights"
+TEACHER = "gave the model, so its teacher would have no effect; use transformers' Trainer without"
 
 
 def distilled(folder):
@@ -352,7 +353,7 @@ def test_a_loss_that_would_drop_the_teacher_is_refused(folder, tmp_path, cause, 
     model, function = distilled(folder), options.pop("compute_loss_func", None)
     before = model.lm_head.weight.clone()
     trainer = Trainer(model, arguments(tmp_path, **options), train_dataset=token_rows(), compute_loss_func=function)
-    with pytest.raises(ValueError, match=f"The loss of {cause} takes the place .* {TEACHER}") as caught:
+    with pytest.raises(ValueError, match=f"^{cause} replaces the loss that .* {TEACHER}") as caught:
         trainer.train()
     assert "\n" not in str(caught.value)
     assert torch.equal(model.lm_head.weight, before)
@@ -369,7 +370,7 @@ def test_trl_would_drop_the_teacher_with_a_head_of_its_own(folder, tmp_path, cal
         processing_class=tokenizer(),
         callbacks=[one() for one in callbacks],
     )
-    with pytest.raises(ValueError, match=f"The loss of the SFTTrainer takes the place .* {TEACHER}"):
+    with pytest.raises(ValueError, match=f"^The loss of the SFTTrainer replaces the loss that .* {TEACHER}"):
         trainer.train()
 
 
@@ -377,6 +378,50 @@ def test_a_teacher_is_used_where_the_model_computes_the_loss(folder, tmp_path):
     model = distilled(folder)
     assert rf.verify_gradients(rf.make_reversible(model, DYNAMICS), {"input_ids": IDS, "labels": IDS}).bit_exact
     assert trainer_of(model, tmp_path).train().global_step == 1
+
+
+def test_a_weight_of_the_cross_entropy_that_would_have_no_effect_is_refused(folder, tmp_path):
+    model = network("ordinary", folder)
+    rf.set_head_loss(model, rf.HeadLoss(0.5))
+    with pytest.raises(ValueError, match="so its weight of the cross-entropy would have no effect; "):
+        trainer_of(model, tmp_path, label_smoothing_factor=0.1).train()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_model_that_model_init_makes_when_training_begins_is_watched(folder, tmp_path, smoothing):
+    trainer = Trainer(
+        args=arguments(tmp_path, label_smoothing_factor=smoothing),
+        train_dataset=token_rows(),
+        model_init=lambda: distilled(folder),
+    )
+    before = trainer.model
+    if smoothing:
+        with pytest.raises(ValueError, match=f"^label_smoothing_factor replaces the loss that .* {TEACHER}"):
+            trainer.train()
+    else:
+        assert trainer.train().global_step == 1
+    assert trainer.model is not before
+
+
+@pytest.mark.parametrize(
+    ("make_model", "watched"), [(distilled, True), (functools.partial(network, "ordinary"), False)]
+)
+def test_only_a_loss_that_can_be_dropped_is_watched_and_nothing_stays_on_the_model(
+    folder, tmp_path, make_model, watched
+):
+    class See(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            seen.extend([*vars(kwargs["model"]), *trainer.callback_handler.callbacks])
+
+    seen = []
+    trainer = trainer_of(make_model(folder), tmp_path)
+    attributes = set(vars(trainer.model))
+    trainer.add_callback(See())
+    trainer.train()
+    assert ("_head_loss_observer" in seen) == watched
+    assert any(isinstance(one, WatchHeadLoss) for one in seen) == watched
+    assert not [name for name in vars(trainer.model).keys() - attributes if "head_loss" in name]
+    assert not any(isinstance(one, WatchHeadLoss) for one in trainer.callback_handler.callbacks)
 
 
 def test_a_plain_head_loss_only_saves_memory_so_other_losses_take_its_place(folder, tmp_path):

@@ -66,11 +66,11 @@ class HeadLoss:
             raise ValueError(f"The temperature of a HeadLoss is above 0, not {self.temperature}.")
         if self.chunk is not None and self.chunk < 1:
             raise ValueError(f"The chunk of a HeadLoss is at least 1 token, not {self.chunk}.")
-        if not self.required and self.weighted:
+        if not self.required and self.differs_in_training:
             raise ValueError("Only the plain cross-entropy can be left to the model; set required=True.")
 
     @property
-    def weighted(self) -> bool:
+    def differs_in_training(self) -> bool:
         """Whether it is another loss in training than the plain cross-entropy."""
         return bool(self.distillation or self.cross_entropy != 1)
 
@@ -122,11 +122,12 @@ def head_loss(model: nn.Module) -> HeadLoss | None:
     return vars(unwrap(model)).get("_head_loss")
 
 
-def watch_training(model: nn.Module) -> Callable[[], bool]:
-    """Return a function that says whether a forward pass in training mode has computed the head loss since."""
+def observe_head_loss(model: nn.Module, observer: Callable[[], None] | None) -> None:
+    """Call `observer` after every forward pass in training mode that computes the head loss, until it is None."""
     inner = unwrap(model)
-    inner._head_loss_trained = False
-    return lambda: inner._head_loss_trained
+    vars(inner).pop("_head_loss_observer", None)
+    if observer is not None:
+        inner._head_loss_observer = observer
 
 
 def apply_head(model: nn.Module, head: Head, chunk: int | None = None) -> None:
@@ -201,8 +202,9 @@ def _forward(model: Any, loss: HeadLoss, inputs: dict[str, Any]) -> Any:
         output = own_forward(model, inputs | {"logits_to_keep": 1})
     if not computed:
         raise _another_loss(model)
-    if model.training:
-        model._head_loss_trained = True
+    observer = vars(model).get("_head_loss_observer")
+    if observer is not None and model.training:
+        observer()
     return type(output)(**{name: value for name, value in output.items() if name != "logits"})
 
 

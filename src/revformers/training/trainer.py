@@ -19,7 +19,7 @@ from revformers.checkpoints.card import CARD_NAME, add_section
 from revformers.checkpoints.marks import KEY
 from revformers.checkpoints.model_files import VARIANT, weight_files
 from revformers.errors import ModelFilesError, RebuildMismatchError, StateRangeError
-from revformers.head.loss import head_loss, watch_training
+from revformers.head.loss import HeadLoss, head_loss, observe_head_loss
 from revformers.models.discovery import unwrap
 from revformers.models.identity import in_words, read_identity
 from revformers.models.parts import reversible_stack
@@ -56,7 +56,7 @@ def check_checkpoint(model: Any, directory: str | os.PathLike) -> None:
 
 
 def train(original: Function, trainer: Any, *arguments: Any, **keywords: Any) -> Any:
-    """Train; refuse what would drop the model's loss, warn of another reference, and add callbacks' notes to errors."""
+    """Train; refuse what would replace a teacher, warn of another reference, and add callbacks' notes to errors."""
     _check_trainer(trainer)
     reference, own = getattr(trainer, "ref_model", None), reversible_stack(trainer.model)
     if reference is not None and own is not None:
@@ -68,37 +68,62 @@ def train(original: Function, trainer: Any, *arguments: Any, **keywords: Any) ->
                 stacklevel=3,
             )
     callbacks = [one for one in trainer.callback_handler.callbacks if isinstance(one, ReversibleCallback)]
-    watch = WatchHeadLoss(trainer)
-    trainer.callback_handler.callbacks.insert(0, watch)  # before ReversibleCallback, which computes the head loss too
     try:
-        return original(trainer, *arguments, **keywords)
+        with _head_loss_watched(trainer):
+            return original(trainer, *arguments, **keywords)
     except (RebuildMismatchError, StateRangeError) as error:
         for callback in callbacks:
             error.add_note(callback.explain(error))
         raise
     finally:
-        trainer.remove_callback(watch)
         for callback in callbacks:
             callback.close()
+
+
+def _differs_in_training(model: Any) -> bool:
+    """Whether the model has a head loss that another loss must not replace."""
+    loss = head_loss(model)
+    return loss is not None and loss.differs_in_training
+
+
+@contextmanager
+def _head_loss_watched(trainer: Any) -> Iterator[None]:
+    """Watch in this block that the head loss of the trainer's model is used, if it has one to watch."""
+    if trainer.model_init is None and not _differs_in_training(trainer.model):
+        yield
+        return
+    watch = WatchHeadLoss(trainer)
+    trainer.callback_handler.callbacks.insert(0, watch)  # before ReversibleCallback, which computes the head loss too
+    try:
+        yield
+    finally:
+        trainer.remove_callback(watch)
+        watch.close()
 
 
 class WatchHeadLoss(TrainerCallback):
     """Raises ValueError before the first optimizer step if the trainer's own loss drops a teacher or weights.
 
-    Trainers compute their losses in many ways, some of which never call the model's forward.
+    Trainers compute their losses in many ways, some of which never call the model's forward. The model is the one that
+    the training begins with, which `model_init` may have made after `Trainer.train` was called.
     """
 
     def __init__(self, trainer: Any) -> None:
-        loss = head_loss(trainer.model)
-        self._watches = loss is not None and loss.weighted
-        self._computed = watch_training(trainer.model)
+        self._model: Any = None
+        self._computed = False
         self._cause = (
             "label_smoothing_factor"
             if trainer.label_smoother is not None
             else "compute_loss_func"
             if trainer.compute_loss_func is not None
-            else f"the {type(trainer).__name__}"
+            else f"The loss of the {type(trainer).__name__}"
         )
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Wait for the model's head loss, if it differs from the plain cross-entropy."""
+        if _differs_in_training(kwargs["model"]):
+            self._model = kwargs["model"]
+            observe_head_loss(self._model, self._note)
 
     def on_substep_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Check after the first of several accumulated batches."""
@@ -108,14 +133,28 @@ class WatchHeadLoss(TrainerCallback):
         """Check before the first optimizer step."""
         self._check()
 
+    def close(self) -> None:
+        """Wait no longer."""
+        if self._model is not None:
+            observe_head_loss(self._model, None)
+            self._model = None
+
+    def _note(self) -> None:
+        self._computed = True
+
     def _check(self) -> None:
-        if self._watches and not self._computed():
+        loss = None if self._model is None else head_loss(self._model)
+        self.close()
+        if loss is not None and not self._computed:
             raise ValueError(
-                f"The loss of {self._cause} takes the place of the one that set_head_loss gave to the model, and would "
-                f"drop its teacher and its weights; use transformers' Trainer without that loss, or call "
-                f"revformers.set_head_loss(model, None)."
+                f"{self._cause} replaces the loss that set_head_loss gave the model, so {_lost(loss)} would have no "
+                f"effect; use transformers' Trainer without that loss, or call revformers.set_head_loss(model, None)."
             )
-        self._watches = False
+
+
+def _lost(loss: HeadLoss) -> str:
+    """Return in words what a head loss has that the plain cross-entropy has not."""
+    return "its teacher" if loss.distillation else "its weight of the cross-entropy"
 
 
 def prediction_step(
