@@ -483,7 +483,10 @@ def prompt_arguments() -> None:
 
 def own_trainer_arguments() -> None:
     """Print what the arguments do to a reversible model in a Trainer of one's own, where that is special."""
-    show("argument | in your own Trainer", _rows({name: one.own for name, one in ARGUMENTS.items() if one.own}))
+    show(
+        "argument | in your own Trainer",
+        _rows({name: one.in_your_trainer for name, one in ARGUMENTS.items() if one.in_your_trainer}),
+    )
 
 
 _IN_WORDS = {"refused": "", "right": "No harm: ", "warned": "Warns, and ends with ", "not run": "Not tried: "}

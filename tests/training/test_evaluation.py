@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArgumen
 import revformers as rf
 from revformers.head.losses import MASKED
 from revformers.training import finetune as finetune_module
-from revformers.training.evaluation import TextTrainer, TokenMean
+from revformers.training.evaluation import TextTrainer, TokenMeanEvaluation
 from tests.training.tiny_finetune import COLUMNS, INSTRUCTIONS, tiny_finetune_recipe, write_records
 
 RECORDS = 11
@@ -94,7 +94,9 @@ class Reported:
 )
 def test_tokens_are_counted_exactly_whatever_the_type_of_the_loss(dtype, lengths):
     """257 is 256 in bfloat16, 70000 is infinite in float16, and 2**24 + 1 is 2**24 in float32."""
-    trainer = type("Counted", (TokenMean, Reported), {})([torch.tensor(one, dtype=dtype) for one in (1.0, 0.0)])
+    trainer = type("Counted", (TokenMeanEvaluation, Reported), {})(
+        [torch.tensor(one, dtype=dtype) for one in (1.0, 0.0)]
+    )
     metrics = trainer.evaluation_loop(lengths, metric_key_prefix="eval").metrics
     assert metrics["eval_loss"] == lengths[0] / sum(lengths)
 

@@ -20,24 +20,25 @@ class Argument:
         remedy: for an argument that a recipe refuses, what to do instead, and why; empty if it is passed on.
         values: the values that a recipe accepts; empty for all values of its type.
         note: what it does in a recipe, if that is not all that its documentation says.
-        own: what it does to a reversible model in a Trainer of one's own, if that is not what it does to others.
+        in_your_trainer: what it does to a reversible model in a Trainer of your own, if that is not what it does to
+            others.
 
     """
 
     remedy: str = ""
     values: tuple[str, ...] = ()
     note: str = ""
-    own: str = ""
+    in_your_trainer: str = ""
 
 
-def instead(field: str, own: str = "") -> Argument:
+def set_by(field: str, in_your_trainer: str = "") -> Argument:
     """Return an argument that another field of a recipe decides."""
-    return Argument(f"set {field} instead", own=own)
+    return Argument(f"set {field} instead", in_your_trainer=in_your_trainer)
 
 
-def without(reason: str, own: str = "") -> Argument:
+def refused(reason: str, in_your_trainer: str = "") -> Argument:
     """Return an argument that a recipe refuses for this reason."""
-    return Argument(f"leave it out: {reason}", own=own)
+    return Argument(f"leave it out: {reason}", in_your_trainer=in_your_trainer)
 
 
 AS_USUAL = Argument()
@@ -73,32 +74,34 @@ OPTIMIZERS = (
 )
 """The optimizers with which recipes are tested; those of bitsandbytes and torchao need the extra "quantize"."""
 
-CHECKPOINTING = instead("{activations} to checkpoint", own="ignored with a warning: the activation policy decides")
-COMPILING = without(
+CHECKPOINTING = set_by(
+    "{activations} to checkpoint", in_your_trainer="ignored with a warning: the activation policy decides"
+)
+COMPILING = refused(
     "it compiles no layer of a reversible network; revformers.compile_layers does, in a script of your own",
-    own="compiles no layer, with a warning; call `revformers.compile_layers(model)` first",
+    in_your_trainer="compiles no layer, with a warning; call `revformers.compile_layers(model)` first",
 )
-LIGER = without(
+LIGER = refused(
     "it replaces the forward pass that loss.head reads, and the chunked head already saves the memory of the logits",
-    own="bypasses `set_head_loss` and `ReversibleCallback`, which warns",
+    in_your_trainer="bypasses `set_head_loss` and `ReversibleCallback`, which warns",
 )
-ROUNDS_WEIGHTS = without(
+ROUNDS_WEIGHTS = refused(
     "an evaluation outside of training would round the weights themselves; training.precision holds for evaluations",
-    own="rounds the weights themselves in an `evaluate` outside of `train`, as for every model",
+    in_your_trainer="rounds the weights themselves in an `evaluate` outside of `train`, as for every model",
 )
-SHARDING = without("a command holds the whole model in every process; shard it in a script of your own")
-UPLOADING = without("upload the model in the run directory when it is finished, as in: hf upload NAME RUN/model")
+SHARDING = refused("a command holds the whole model in every process; shard it in a script of your own")
+UPLOADING = refused("upload the model in the run directory when it is finished, as in: hf upload NAME RUN/model")
 
 TRAINING_ARGUMENTS: Mapping[str, Argument] = {
     # what a run is
-    "output_dir": instead("output"),
-    **{field.name: instead(f"training.{field.name}") for field in dataclasses.fields(TrainerSection)},
+    "output_dir": set_by("output"),
+    **{field.name: set_by(f"training.{field.name}") for field in dataclasses.fields(TrainerSection)},
     "num_train_epochs": Argument(
         "set training.max_steps instead: the epochs times the training sequences (records, or blocks of a text), "
         "divided by the sequences of a step, which are training.per_device_train_batch_size times "
         "training.gradient_accumulation_steps times the number of processes"
     ),
-    "auto_find_batch_size": without(
+    "auto_find_batch_size": refused(
         "a run would take other batches than the recipe says; revformers plan predicts the largest one"
     ),
     "resume_from_checkpoint": Argument("give --resume instead"),
@@ -110,18 +113,18 @@ TRAINING_ARGUMENTS: Mapping[str, Argument] = {
     # the optimizer and the loss
     "optim": Argument(values=OPTIMIZERS),
     "optim_args": AS_USUAL,
-    "optim_target_modules": without("no optimizer that a recipe accepts reads it"),
+    "optim_target_modules": refused("no optimizer that a recipe accepts reads it"),
     "adam_epsilon": AS_USUAL,
     "lr_scheduler_kwargs": AS_USUAL,
-    "label_smoothing_factor": without(
+    "label_smoothing_factor": refused(
         "the Trainer would compute that loss itself, without a teacher, and report it as the validation loss too",
-        own="computes the loss from all logits; refused if it would drop a teacher or weights of `set_head_loss`",
+        in_your_trainer="computes the loss from all logits; refused if `set_head_loss` gave a teacher or weights",
     ),
     "average_tokens_across_devices": Argument(note="validation losses do not depend on it"),
     "neftune_noise_alpha": Argument(note="the noise enters before the first layer, and a teacher reads none"),
     # precision and memory
-    "bf16": instead("training.precision"),
-    "fp16": instead("training.precision"),
+    "bf16": set_by("training.precision"),
+    "fp16": set_by("training.precision"),
     "bf16_full_eval": ROUNDS_WEIGHTS,
     "fp16_full_eval": ROUNDS_WEIGHTS,
     "tf32": AS_USUAL,
@@ -134,31 +137,31 @@ TRAINING_ARGUMENTS: Mapping[str, Argument] = {
     "torch_compile_mode": COMPILING,
     "use_liger_kernel": LIGER,
     "liger_kernel_config": LIGER,
-    "use_cache": without(
+    "use_cache": refused(
         "training reads no key-value cache",
-        own="set to False, with a warning, in passes whose layers are evaluated again",
+        in_your_trainer="set to False, with a warning, in passes whose layers are evaluated again",
     ),
     "torch_empty_cache_steps": AS_USUAL,
     # the log
-    "logging_strategy": instead("training.logging_steps"),
+    "logging_strategy": set_by("training.logging_steps"),
     "logging_first_step": AS_USUAL,
     "logging_nan_inf_filter": AS_USUAL,
     "log_on_each_node": AS_USUAL,
     "log_level": Argument(values=LEVELS),
     "log_level_replica": Argument(values=LEVELS),
-    "disable_tqdm": without("a command shows its own progress"),
+    "disable_tqdm": refused("a command shows its own progress"),
     "report_to": Argument(note="the package must be installed, which is checked before the model is loaded"),
     "run_name": AS_USUAL,
     "project": AS_USUAL,
     "trackio_space_id": AS_USUAL,
     "trackio_bucket_id": AS_USUAL,
     "trackio_static_space_id": AS_USUAL,
-    "include_num_input_tokens_seen": without("metrics.json counts the tokens"),
+    "include_num_input_tokens_seen": refused("metrics.json counts the tokens"),
     "skip_memory_metrics": AS_USUAL,
     "debug": AS_USUAL,
     # the evaluation
-    "eval_strategy": instead("training.eval_steps"),
-    "eval_delay": without("evaluations come every training.eval_steps steps from the beginning"),
+    "eval_strategy": set_by("training.eval_steps"),
+    "eval_delay": refused("evaluations come every training.eval_steps steps from the beginning"),
     "eval_on_start": AS_USUAL,
     "eval_accumulation_steps": NO_METRICS,
     "eval_do_concat_batches": NO_METRICS,
@@ -166,26 +169,26 @@ TRAINING_ARGUMENTS: Mapping[str, Argument] = {
     "prediction_loss_only": NO_METRICS,
     "include_for_metrics": NO_METRICS,
     "batch_eval_metrics": NO_METRICS,
-    "label_names": without("the labels of every recipe's data are called labels"),
+    "label_names": refused("the labels of every recipe's data are called labels"),
     # checkpoints
     "save_strategy": Argument(
         values=("steps", "no"), note="no: only Ctrl-C and SIGTERM leave a checkpoint to resume from"
     ),
-    "save_only_model": without(
+    "save_only_model": refused(
         "a resumed run would begin with a new optimizer and the first data",
-        own="a resumed run begins with a new optimizer, as for every model",
+        in_your_trainer="a resumed run begins with a new optimizer, as for every model",
     ),
-    "save_on_each_node": without("all nodes share the run directory"),
-    "enable_jit_checkpoint": without("Ctrl-C and SIGTERM leave a checkpoint in any case"),
+    "save_on_each_node": refused("all nodes share the run directory"),
+    "enable_jit_checkpoint": refused("Ctrl-C and SIGTERM leave a checkpoint in any case"),
     "load_best_model_at_end": Argument(
         note="training.save_steps must equal training.eval_steps; evaluations up to annealing.steps do not count"
     ),
-    "metric_for_best_model": without("the validation loss decides"),
-    "greater_is_better": without("the validation loss decides"),
-    "ignore_data_skip": without("a resumed run reads the data that an uninterrupted one would read"),
-    "restore_callback_states_from_checkpoint": without("--resume restores the whole state of a run"),
+    "metric_for_best_model": refused("the validation loss decides"),
+    "greater_is_better": refused("the validation loss decides"),
+    "ignore_data_skip": refused("a resumed run reads the data that an uninterrupted one would read"),
+    "restore_callback_states_from_checkpoint": refused("--resume restores the whole state of a run"),
     # the hub
-    "push_to_hub": Argument(UPLOADING.remedy, own="uploads what loads again"),
+    "push_to_hub": Argument(UPLOADING.remedy, in_your_trainer="uploads what loads again"),
     "hub_model_id": UPLOADING,
     "hub_strategy": UPLOADING,
     "hub_token": UPLOADING,
@@ -193,8 +196,8 @@ TRAINING_ARGUMENTS: Mapping[str, Argument] = {
     "hub_always_push": UPLOADING,
     "hub_revision": UPLOADING,
     # the data loader
-    "dataloader_drop_last": without("it would drop validation data too"),
-    "dataloader_in_order": without("batches would come in an order that no other run repeats"),
+    "dataloader_drop_last": refused("it would drop validation data too"),
+    "dataloader_in_order": refused("batches would come in an order that no other run repeats"),
     "dataloader_pin_memory": AS_USUAL,
     "dataloader_persistent_workers": AS_USUAL,
     "dataloader_prefetch_factor": AS_USUAL,
@@ -204,10 +207,10 @@ TRAINING_ARGUMENTS: Mapping[str, Argument] = {
         values=("random", "sequential"),
         note="group_by_length is refused: a resumed run would read the data in another order",
     ),
-    "length_column_name": without("no data of a recipe have such a column"),
+    "length_column_name": refused("no data of a recipe have such a column"),
     # devices and processes
     "use_cpu": AS_USUAL,
-    "accelerator_config": without("it changes which sequences a step and an evaluation read"),
+    "accelerator_config": refused("it changes which sequences a step and an evaluation read"),
     "parallelism_config": SHARDING,
     "fsdp": SHARDING,
     "fsdp_config": SHARDING,
@@ -218,24 +221,24 @@ TRAINING_ARGUMENTS: Mapping[str, Argument] = {
     "ddp_static_graph": AS_USUAL,
     "ddp_backend": AS_USUAL,
     "ddp_timeout": AS_USUAL,
-    "local_rank": without("torchrun sets it"),
+    "local_rank": refused("torchrun sets it"),
 }
 """The fields of transformers.TrainingArguments."""
 
-OTHER_MODEL = without("the model section names the model, and no remote code runs")
-NOT_PACKED = without("prompts and conversations are not packed")
+OTHER_MODEL = refused("the model section names the model, and no remote code runs")
+NOT_PACKED = refused("prompts and conversations are not packed")
 
 PROMPT_ARGUMENTS: Mapping[str, Argument] = {
     "model_init_kwargs": OTHER_MODEL,
     "trust_remote_code": OTHER_MODEL,
-    "router_aux_loss_coef": without("the weight of the auxiliary loss is that of the model's own config.json"),
-    "chat_template_path": instead("model.tokenizer to a tokenizer with that template"),
-    "eos_token": instead("model.tokenizer to a tokenizer with that token"),
-    "pad_token": without("padding reaches neither the loss nor the other tokens"),
-    "dataset_text_field": instead("data.columns"),
-    "dataset_kwargs": instead("the data section"),
+    "router_aux_loss_coef": refused("the weight of the auxiliary loss is that of the model's own config.json"),
+    "chat_template_path": set_by("model.tokenizer to a tokenizer with that template"),
+    "eos_token": set_by("model.tokenizer to a tokenizer with that token"),
+    "pad_token": refused("padding reaches neither the loss nor the other tokens"),
+    "dataset_text_field": set_by("data.columns"),
+    "dataset_kwargs": set_by("the data section"),
     "dataset_num_proc": AS_USUAL,
-    "max_length": instead("data.block_length"),
+    "max_length": set_by("data.block_length"),
     "truncation_mode": Argument(values=("keep_start", "keep_end")),
     "shuffle_dataset": AS_USUAL,
     "packing": NOT_PACKED,
@@ -243,10 +246,10 @@ PROMPT_ARGUMENTS: Mapping[str, Argument] = {
     "eval_packing": NOT_PACKED,
     "padding_free": NOT_PACKED,
     "pad_to_multiple_of": AS_USUAL,
-    "completion_only_loss": instead("data.form"),
-    "assistant_only_loss": instead("data.form"),
-    "loss_type": instead("the loss section"),
-    "activation_offloading": instead("{activations} to offload"),
+    "completion_only_loss": set_by("data.form"),
+    "assistant_only_loss": set_by("data.form"),
+    "loss_type": set_by("the loss section"),
+    "activation_offloading": set_by("{activations} to offload"),
 }
 """The further fields of trl.SFTConfig, for prompts and conversations; a recipe of text has none of them."""
 

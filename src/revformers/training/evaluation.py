@@ -14,7 +14,7 @@ from transformers import Trainer
 from revformers.head.losses import MASKED
 
 
-class TokenMean(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
+class TokenMeanEvaluation(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
     """A base class before a Trainer, for models whose loss is the mean over their unmasked labels, shifted by one."""
 
     def compute_loss(
@@ -53,5 +53,5 @@ class TokenMean(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
         return labels.masked_fill(position[:, None] >= own, MASKED)
 
 
-class TextTrainer(TokenMean, Trainer):
+class TextTrainer(TokenMeanEvaluation, Trainer):
     """The Trainer of text in blocks."""

@@ -32,7 +32,7 @@ from revformers.setup import Setup
 from revformers.training.annealing import Annealing
 from revformers.training.console import command_console, say, signs_of_life
 from revformers.training.deployment import check_deployable, deploy_as_ordinary
-from revformers.training.evaluation import TextTrainer, TokenMean
+from revformers.training.evaluation import TextTrainer, TokenMeanEvaluation
 from revformers.training.finetune_data import FinetuneData, dropped_records, import_trl, load_finetune_data
 from revformers.training.finetune_model import (
     check_model,
@@ -210,7 +210,7 @@ def _sft_trainer() -> Any:
         def compute_loss(self, *arguments: Any, **keywords: Any) -> Any:
             return Trainer.compute_loss(self, *arguments, **keywords)
 
-    return type("PromptTrainer", (TokenMean, ModelLoss), {})
+    return type("PromptTrainer", (TokenMeanEvaluation, ModelLoss), {})
 
 
 class MeasureStart(TrainerCallback):

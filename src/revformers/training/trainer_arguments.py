@@ -178,8 +178,8 @@ def _check_devices(arguments: TrainingArguments) -> None:
     """Raise UserError for devices on which the Trainer would not do what the section says."""
     if arguments.fp16 and arguments.device.type == "cpu":
         raise UserError(
-            "training.precision float16 needs a GPU: on a CPU the Trainer would compute in float32 without a word; set "
-            "it to float32 or bfloat16."
+            "training.precision float16 needs a GPU: on a CPU the Trainer would silently compute in float32; set it "
+            "to float32 or bfloat16."
         )
     launched = launched_processes()
     if launched != arguments.world_size:
