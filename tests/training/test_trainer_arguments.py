@@ -14,6 +14,7 @@ from revformers.training.argument_table import ARGUMENTS, OPTIMIZERS
 from revformers.training.finetune import finetune
 from revformers.training.pretrain import pretrain
 from revformers.training.recipe import TrainerSection, TrainingSection
+from revformers.training.recipe_file import parse_yaml
 from revformers.training.trainer_arguments import _check_devices, check_training, trainer_arguments
 from tests.training.tiny import tiny_recipe
 from tests.training.tiny_finetune import COLUMNS, INSTRUCTIONS, tiny_finetune_recipe, write_records
@@ -75,6 +76,22 @@ def test_what_a_run_cannot_take_is_one_sentence(tmp_path, section, message):
     with pytest.raises(UserError, match=message) as caught:
         arguments_of(tmp_path, section)
     assert "\n" not in str(caught.value)
+
+
+NO = [name for name, one in ARGUMENTS.items() if "no" in one.values]
+
+
+@pytest.mark.parametrize("name", NO)
+@pytest.mark.parametrize("word", ["no", "No", "'no'", "off", "false"])
+def test_the_word_no_without_quotes_is_false_in_yaml_and_means_no(tmp_path, name, word):
+    given = parse_yaml(f"{name}: {word}")
+    assert getattr(arguments_of(tmp_path, TrainingSection(arguments=given)), name) == "no"
+
+
+@pytest.mark.parametrize("word", ["yes", "true", "0"])
+def test_only_false_means_no(tmp_path, word):
+    with pytest.raises(UserError, match=r"save_strategy takes steps, no, not '(True|0)'"):
+        arguments_of(tmp_path, TrainingSection(arguments=parse_yaml(f"save_strategy: {word}")))
 
 
 @pytest.mark.parametrize("name", [name for name, one in ARGUMENTS.items() if one.remedy])

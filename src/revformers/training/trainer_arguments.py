@@ -53,9 +53,9 @@ def trainer_arguments(
 
     """
     launched_processes()  # before the arguments, which wait for processes that nobody started
-    known = _fields(kind)
-    _check_names(section.arguments, activations, known)
-    _check_values(section.arguments, kind)
+    _check_names(section.arguments, activations, _fields(kind))
+    given = {name: _word(name, value) for name, value in section.arguments.items()}
+    _check_values(given, kind)
     _check_best(section)
     values = {
         "output_dir": output,
@@ -71,7 +71,7 @@ def trainer_arguments(
         # Unless told so, accelerate does not let processes without a GPU find each other, and each trains on its own.
         "use_cpu": not torch.accelerator.is_available(),
         **{field.name: getattr(section, field.name) for field in dataclasses.fields(TrainerSection)},
-        **section.arguments,
+        **given,
         **fixed,
     }
     with as_user_error("The Trainer refuses the training section", (ImportError, TypeError, ValueError)):
@@ -106,6 +106,11 @@ def _check_names(given: dict[str, Any], activations: str, known: list[str]) -> N
                 f"has; it is passed on, and no test covers it.",
                 stacklevel=4,
             )
+
+
+def _word(name: str, value: Any) -> Any:
+    """Return the word that YAML 1.1 has read as False, where an argument takes it: no, without quotes."""
+    return "no" if value is False and name in ARGUMENTS and "no" in ARGUMENTS[name].values else value
 
 
 def _check_values(given: dict[str, Any], kind: type[TrainingArguments]) -> None:
