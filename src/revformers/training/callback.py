@@ -54,9 +54,9 @@ class ReversibleCallback(TrainerCallback):
       pass of the first batch with the model's own activation policy; see `revformers.planning.meter`.
     * `reversible/cuda_peak`: on CUDA, bytes, the allocator's peak so far.
 
-    At the start it warns if weights in a type of 16 bits will not move, because updates as small as the learning rate
-    round to nothing. A `RebuildMismatchError` or a `StateRangeError` that ends the training gets a note with the step,
-    its meaning and a remedy.
+    At the start it warns if weights in a type of 16 bits will hardly move, because updates as small as the learning
+    rate round to nothing. A `RebuildMismatchError` or a `StateRangeError` that ends the training gets a note with the
+    step and what the callback has seen before.
 
     Args:
         verify: whether to verify gradients.
@@ -149,31 +149,18 @@ class ReversibleCallback(TrainerCallback):
         self._inputs = None
 
     def explain(self, error: Exception) -> str:
-        """Return the meaning and the remedy of an error of reversible training at this step.
+        """Return when an error of reversible training came, and what the callback knows of it beyond its message.
 
         Trainers do not tell their callbacks of an error that ends the training, so `Trainer.train` adds this as a note.
         """
         if isinstance(error, RebuildMismatchError):
-            meaning = (
-                "a layer gave other results when it was evaluated again for the backward pass than in the forward "
-                "pass. Its gradients would be wrong, so training ends here."
-            )
-            if self.report is not None:
-                meaning += " The gradients of the first batch were exact: the cause appeared after it."
-            remedy = (
-                "Look for weights, buffers or settings that change between forward and backward, for modules that keep "
-                "state from call to call, and for kernels that are not deterministic; revformers.Store() evaluates no "
-                "layer again."
-            )
-        else:
-            magnitude = f"{MAXIMUM_MAGNITUDE:,.0f}"
-            meaning = f"states and updates must be finite and within {magnitude} to be rebuilt, and this one is not."
-            remedy = (
-                "If reversible/state_magnitude grew from log to log, training diverges: lower the learning rate, or "
-                "clip gradients. If it happens in the first steps, the dynamics let the states grow: use a smaller "
-                "step_size or blend."
-            )
-        return f"At step {self._step} of training: {meaning} {remedy}"
+            before = "" if self.report is None else ". The gradients of the first batch were exact"
+            return f"This was in step {self._step} of training{before}."
+        return (
+            f"This was in step {self._step} of training. If reversible/state_magnitude grew from log to log, training "
+            f"diverges: lower the learning rate, or clip gradients. If it happens in the first steps, the dynamics let "
+            f"the states grow: use a smaller step_size or blend."
+        )
 
     def _note_inputs(self, model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         """Keep the inputs of the first forward pass with gradients; evaluations and references run without."""
