@@ -6,6 +6,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from torch.utils.data import DataLoader
 
 from revformers.data.section import DataSection
 from revformers.data.source import Rows, text_rows
@@ -68,3 +69,21 @@ def test_a_line_that_cannot_be_read_does_not_hide_the_first_fault(tmp_path):
     path.write_text('{"text": "a"}\n' * 200 + '{"text": null}\n{"text": \n')
     with pytest.raises(UserError, match=r"^Line 201 of .* holds null in its column 'text', not text\.$"):
         open_source(DataSection(source=str(path))).split()
+
+
+def _texts(documents):
+    yield from ({"text": text} for text in documents)
+
+
+def test_a_worker_of_a_data_loader_reads_all_texts_of_a_stream(tmp_path):
+    """Of two files, in the same order, although each of two workers would get one file of a plain data set."""
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": f"{name}{n}"}) + "\n" for n in range(20)))
+    section = DataSection(source=str(tmp_path), streaming=True, validation_documents=4, tokenizer="any")
+    texts = list(open_source(section).split().training)
+    assert len(texts) == 36
+    stream = datasets.IterableDataset.from_generator(
+        _texts, gen_kwargs={"documents": open_source(section).split().training}
+    )
+    loaded = DataLoader(stream, batch_size=None, num_workers=2)
+    assert [row["text"] for row in loaded] == texts

@@ -1,7 +1,7 @@
 """A source of text: its records, as rows or as documents to train on and to hold out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -118,7 +118,23 @@ class Source(ABC):
         return Split(self._documents(training), self._documents(held_out), self.separated)
 
     def _documents(self, part: Any) -> Documents:
-        return ReadableDocuments(part[self._data.text_column], self._data.source)
+        column = self._data.text_column
+        texts = _StreamedTexts(part, column) if isinstance(part, datasets.IterableDataset) else part[column]
+        return ReadableDocuments(texts, self._data.source)
+
+
+class _StreamedTexts:
+    """The texts of a stream, which are the same in every process; plain iteration gives a data loader's worker a part.
+
+    The blocks that are made of them are one stream, which one worker reads.
+    """
+
+    def __init__(self, part: datasets.IterableDataset, column: str) -> None:
+        self._part, self._column = part, column
+
+    def __iter__(self) -> Iterator[str]:
+        for batch in self._part.iter(batch_size=1):
+            yield from batch[self._column]
 
 
 def text_rows(column: str) -> Rows:
