@@ -64,6 +64,7 @@ def test_every_field_reaches_the_trainer(tmp_path):
         ({"report_to": "neptune"}, "report_to names neptune, which is not installed"),
         ({"report_to": ["zig"]}, "zig is not supported, only"),
         ({"tf32": True}, "requires Ampere or a newer GPU"),
+        ({"load_best_model_at_end": True, "save_strategy": False}, "every evaluation; leave out .*save_strategy"),
         ({"load_best_model_at_end": True}, "a checkpoint of every evaluation; .* instead of 4 and 3"),
         (TrainingSection(lr_scheduler_type="zigzag"), "The Trainer refuses the training section: "),
         (TrainingSection(optimizer_in_backward=True), "set training.max_grad_norm to 0"),

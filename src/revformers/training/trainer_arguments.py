@@ -56,7 +56,7 @@ def trainer_arguments(
     _check_names(section.arguments, activations, _fields(kind))
     given = {name: _word(name, value) for name, value in section.arguments.items()}
     _check_values(given, kind)
-    _check_best(section)
+    _check_best(section, given)
     values = {
         "output_dir": output,
         "bf16": section.precision == "bfloat16",
@@ -125,12 +125,16 @@ def _check_values(given: dict[str, Any], kind: type[TrainingArguments]) -> None:
             raise UserError(f"training.arguments.{name} takes {wanted}, not {value!r}.")
 
 
-def _check_best(section: TrainingSection) -> None:
+def _check_best(section: TrainingSection, given: dict[str, Any]) -> None:
     """Raise UserError if the best model may be one that was not saved."""
-    if section.arguments.get("load_best_model_at_end") and section.save_steps != section.eval_steps:
+    if not given.get("load_best_model_at_end"):
+        return
+    need = "training.arguments.load_best_model_at_end needs a checkpoint of every evaluation"
+    if given.get("save_strategy") == "no":
+        raise UserError(f"{need}; leave out training.arguments.save_strategy.")
+    if section.save_steps != section.eval_steps:
         raise UserError(
-            f"training.arguments.load_best_model_at_end needs a checkpoint of every evaluation; set "
-            f"training.save_steps and training.eval_steps to one value instead of {section.save_steps} and "
+            f"{need}; set training.save_steps and training.eval_steps to one value instead of {section.save_steps} and "
             f"{section.eval_steps}."
         )
 
