@@ -2,14 +2,15 @@
 
     python -m lab.studies.kills --output lab/results/kills.json
 
-Every run is killed with SIGKILL several times and resumed each time, until it is finished; its final weights are then
-compared with those of an undisturbed run, byte by byte. Half of the moments are drawn from the whole time of a run, the
-others lie while files are being written. Of two processes one is killed, and the other must end by itself. The exit
-code is 1 if one did not, or if a run has not the weights of the undisturbed one.
+Every run is killed with SIGKILL several times and resumed each time, until it is finished; its final weights and its
+loss curve are then compared with those of an undisturbed run, to the bit. Half of the moments are drawn from the whole
+time of a run, the others lie while files are being written. Of two processes one is killed, and the other must end by
+itself. The exit code is 1 if one did not, or if a run has not the weights and the losses of the undisturbed one.
 """
 
 import argparse
 import contextlib
+import json
 import os
 import random
 import shutil
@@ -87,7 +88,7 @@ class Run:
         kills: for each kill what was going on.
         sentences: what the command said where it ended without a kill and without success.
         hung: the number of processes that did not end by themselves, after a kill or otherwise.
-        identical: whether its final weights are those of the undisturbed run to the bit.
+        identical: whether its final weights and its losses are those of the undisturbed run to the bit.
 
     """
 
@@ -101,7 +102,7 @@ class Run:
 
     @property
     def passed(self) -> bool:
-        """Whether every process ended by itself, and the final weights are those of the undisturbed run."""
+        """Whether every process ended by itself, and the weights and losses are those of the undisturbed run."""
         return self.identical and not self.hung
 
 
@@ -234,8 +235,15 @@ def killed_run(command: str, processes: int, seed: int, kills: int, seconds: flo
             shutil.rmtree(output)
             continue
         if finished:
-            run.identical = same_weights(output / "model", undisturbed / "model")
+            same_losses = losses(output) == losses(undisturbed)
+            run.identical = same_losses and same_weights(output / "model", undisturbed / "model")
             return run
+
+
+def losses(output: Path) -> list[dict[str, float]]:
+    """Return the loss curve of a finished run, without its seconds."""
+    curve = json.loads(RunDirectory(output).history.read_text(encoding="utf-8"))
+    return [{name: value for name, value in entry.items() if name != "seconds"} for entry in curve]
 
 
 def table(runs: list[Run]) -> Table:

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from lab.studies import kills
+from revformers.files import write_json
 
 SLEEP = "exec sleep 60"
-FINISH = "mkdir -p {output}; echo > {output}/metrics.json"
+FINISH = """mkdir -p {output}; echo > {output}/metrics.json
+echo '[{{"loss": 2, "seconds": '$$'}}]' > {output}/history.json"""
 FAIL = "echo The recipe is wrong. >> {log}; exit 2"
 
 
@@ -16,6 +18,7 @@ FAIL = "echo The recipe is wrong. >> {log}; exit 2"
 def study(tmp_path, monkeypatch):
     """A function that returns a killed run and the starts left over; a start is two lines of a shell."""
     monkeypatch.chdir(tmp_path)
+    write_json(Path("undisturbed", "history.json"), [{"loss": 2, "seconds": 0}])
     monkeypatch.setattr(kills, "is_writing", lambda output: True)
     monkeypatch.setattr(kills, "same_weights", lambda found, expected: True)
 
@@ -64,3 +67,9 @@ def test_a_run_that_is_not_to_be_killed_is_started_once(study):
     assert (run.passed, len(left)) == (True, 1)
     run, left = study(0, ("rm {output}/metrics.json", "exit 0"), (FINISH, FINISH))
     assert (run.sentences, run.passed, len(left)) == (["exit codes [0, 0], without figures"], False, 1)
+
+
+def test_other_losses_are_not_identical(study):
+    write_json(Path("undisturbed", "history.json"), [{"loss": 3, "seconds": 0}])
+    run, _ = study(0, (FINISH, FINISH))
+    assert (run.sentences, run.identical) == ([], False)
