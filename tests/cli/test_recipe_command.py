@@ -117,6 +117,21 @@ def test_an_interruption_says_what_was_saved(tmp_path):
     assert shown.getvalue() == f"\nInterrupted; {last} is the last checkpoint.\nTo continue:  the words\n"
 
 
+def test_an_interruption_does_not_take_the_former_run_for_the_new_one(tmp_path):
+    def interrupt(recipe, **options):
+        stop = KeyboardInterrupt()
+        stop.add_note("The former run is still in run.")
+        raise stop
+
+    (tmp_path / "checkpoint-4").mkdir()
+    (tmp_path / "checkpoint-4" / "checksums.json").touch()
+    shown = io.StringIO()
+    command = RecipeCommand(SimpleNamespace(output=tmp_path), False, True, "the words")
+    with pytest.raises(SystemExit):
+        command.run(interrupt, Console(file=shown, width=200))
+    assert shown.getvalue() == "\nInterrupted before there was a checkpoint. The former run is still in run.\n"
+
+
 def test_a_termination_says_how_to_go_on(tmp_path):
     """One before or after the training; `SaveOnSignal` takes those in its steps."""
     exit_codes_of_children = []

@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from peft import PeftModel
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import revformers as rf
@@ -392,7 +394,7 @@ def test_a_resumed_run_needs_its_conversion_but_no_start_figures(shared, tmp_pat
 
 def test_a_run_does_not_replace_its_own_model(shared, tmp_path):
     (tmp_path / "run" / "model").mkdir(parents=True)
-    with pytest.raises(UserError, match="The run would replace its model"):
+    with pytest.raises(UserError, match=r"The run would replace its model\.name .*/run/model in "):
         run(recipe_in(shared, tmp_path, {"model.name": str(tmp_path / "run" / "model")}), overwrite=True)
 
 
@@ -412,6 +414,39 @@ def test_a_run_directory_is_refused_before_the_model_is_loaded_and_discarded_aft
     with pytest.raises(ValueError, match="cannot be loaded"):
         run(recipe, overwrite=True)
     assert run_directory.model.is_dir()
+
+
+@pytest.mark.thorough
+def test_a_refused_run_overwrites_nothing_and_what_a_resumed_run_reads_must_not_change(
+    shared, tmp_path, interrupted_at
+):
+    """An adapter that fits no module is refused after the conversion, when the new run has begun."""
+    shutil.copytree(shared / "model", tmp_path / "model")
+    options = {**LORA, "model.name": str(tmp_path / "model"), "training.max_steps": 2}
+    recipe = recipe_in(shared, tmp_path, options)
+    interrupted_at(1)
+    directory = run(recipe).directory
+    before = {path: path.stat().st_mtime_ns for path in directory.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"PEFT refuses the adapter"):
+        run(recipe_in(shared, tmp_path, options | {"adapter.target_modules": "nothing"}), overwrite=True)
+    assert {path: path.stat().st_mtime_ns for path in directory.rglob("*") if path.is_file()} == before
+    for name, words in {
+        "config.json": "configuration of the model",
+        "model.safetensors": "weights of the model",
+        "tokenizer_config.json": "tokenizer, with its chat template,",
+    }.items():
+        file = tmp_path / "model" / name
+        content = file.read_bytes()
+        if name == "model.safetensors":
+            changed = {key: weight * 1.5 for key, weight in load_file(file).items()}
+            save_file(changed, file, {"format": "pt"})
+        else:
+            file.write_bytes(content + b" ")
+        with pytest.raises(UserError, match=f"The {words} of the run in .* changed after checkpoint-1 was saved"):
+            run(recipe, resume=True)
+        file.write_bytes(content)
+    interrupted_at(-1)
+    assert run(recipe, resume=True).finished
 
 
 def test_resuming_with_other_data_is_refused(shared, tmp_path):

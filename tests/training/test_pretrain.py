@@ -222,6 +222,47 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_word(tmp_path):
     assert all(torch.equal(expected[name], got[name]) for name in expected)
 
 
+@pytest.mark.thorough
+def test_a_result_is_that_of_its_checkpoint(tmp_path, monkeypatch):
+    """A finished run goes back to an earlier checkpoint with another rate, and dies before its model is saved."""
+    recipe = tiny_recipe(tmp_path)
+    first = run(recipe)
+    expected = weights(first)
+    shutil.rmtree(first.directory / "checkpoint-8")
+    changed = tiny_recipe(tmp_path, {"training.learning_rate": 1e-3})
+
+    def fail(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pretrain_module, "run_metrics", fail)
+        with pytest.raises(KeyboardInterrupt):
+            run(changed, resume=True)
+    result = run(changed, resume=True)
+    assert result.metrics["training_loss"] != first.metrics["training_loss"]
+    got = weights(result)
+    assert not all(torch.equal(expected[name], got[name]) for name in expected)
+    file = result.directory / "model" / "model.reversible.safetensors"
+    file.unlink()  # its pages are those of `got`
+    file.write_bytes(b"")
+    shown = io.StringIO()
+    again = pretrain(changed, resume=True, console=Console(file=shown, width=1000))
+    assert (
+        f"{file} is damaged (its content has changed since it was saved): the run ends again from" in shown.getvalue()
+    )
+    restored = weights(again)
+    assert all(torch.equal(restored[name], got[name]) for name in got)
+
+
+def test_a_run_that_a_step_refuses_overwrites_nothing(tmp_path):
+    recipe = tiny_recipe(tmp_path, {"training.max_steps": 1})
+    directory = run(recipe).directory
+    before = {path: path.stat().st_mtime_ns for path in directory.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="A budget of 1,024 bytes is too small"):
+        run(tiny_recipe(tmp_path, {"dynamics.activations": "budget:1KiB"}), overwrite=True)
+    assert {path: path.stat().st_mtime_ns for path in directory.rglob("*") if path.is_file()} == before
+
+
 @pytest.mark.parametrize("place", ["checkpoint-8", "model"])
 def test_a_full_disk_leaves_the_last_checkpoint_and_a_sentence(tmp_path, monkeypatch, place):
     recipe = tiny_recipe(tmp_path)

@@ -58,3 +58,13 @@ def test_a_setting_that_is_followed_is_recorded_with_what_was_used_before(record
     assert yaml.safe_load(recorded.path.read_text())["training"]["learning_rate"] == 1e-4
     recorded.write(RECIPE)
     assert "# Up to" not in recorded.path.read_text()
+
+
+def test_a_run_keeps_its_identity_and_another_one_has_another(recorded):
+    identity = recorded.run_identity()
+    recorded.follow(changed(learning_rate=1e-6), 10)
+    assert recorded.run_identity() == identity
+    recorded.write(RECIPE)
+    assert recorded.run_identity() != identity
+    recorded.path.write_text(recorded.path.read_text().replace("# Run ", "# "))
+    assert recorded.run_identity() is None

@@ -1,4 +1,5 @@
 import hashlib
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -49,6 +50,18 @@ def test_a_saved_checkpoint_is_sealed_and_then_older_ones_go(tmp_path):
     keep(run, 6, 2, best=run.checkpoints.of_step(2))
     assert run.checkpoints.complete() == [run.checkpoints.of_step(2), run.checkpoints.of_step(6)]
     assert fault_of(run.checkpoints.of_step(6)) is None
+
+
+@pytest.mark.parametrize("save", [False, True])
+def test_nothing_is_saved_into_a_directory_that_was_moved(tmp_path, save):
+    with RunDirectory(tmp_path / "run") as run:
+        run.path.mkdir()
+        run.lock.acquire()
+        callback, control = KeepCheckpoints(run, 1, trainer_with_losses()), TrainerControl(should_save=save)
+        callback.on_step_end(arguments(tmp_path), TrainerState(), control)
+        run.path.rename(tmp_path / "moved")
+        with pytest.raises(UserError, match="no longer the directory") if save else nullcontext():
+            callback.on_step_end(arguments(tmp_path), TrainerState(), control)
 
 
 def resumed(peak, steps, step):

@@ -1,13 +1,18 @@
+import json
 import os
+import socket
 from dataclasses import replace
+from shutil import rmtree
 
 import pytest
 from torch import nn
 
 from revformers.errors import UserError
-from revformers.files import write_json
+from revformers.files import write_json, write_text
 from revformers.training import run_directory
+from revformers.training.former_run import FOLDER
 from revformers.training.recipe import Recipe, TrainingSection
+from revformers.training.recorded_recipe import RecordedRecipe
 from revformers.training.run_directory import RunDirectory
 
 RECIPE = Recipe(output="somewhere", training=TrainingSection(max_steps=1000))
@@ -31,13 +36,19 @@ def prepare(run, recipe=RECIPE, overwrite=False, **options):
         return checkpoint
 
 
-def add_checkpoint(run, step, complete=True, processes=1):
+def facts(run, **values):
+    """The facts that a run seals a checkpoint with."""
+    known = {"run": RecordedRecipe(run.path).run_identity(), "processes": 1, "data": None, "inputs": {}}
+    return known | {"learning_rate": 1e-3, "unlogged_losses": [0.0], "last_logged_step": 0} | values
+
+
+def add_checkpoint(run, step, complete=True, **values):
     directory = run.checkpoints.of_step(step)
     directory.mkdir(parents=True)
     (directory / "model.safetensors").write_text("weights")
     (directory / "trainer_state.json").write_text("{}")
     if complete:
-        run.finish_checkpoint(step, {"processes": processes, "data": None}, 100, None)
+        run.finish_checkpoint(step, facts(run, **values), 100, None)
     return directory
 
 
@@ -92,8 +103,12 @@ def test_overwriting_removes_the_run_and_nothing_else(run):
     for file in (run.metrics, run.start):
         write_json(file, {})
     (run.path / "notes.txt").write_text("mine")
-    assert prepare(run, overwrite=True) is None
-    assert sorted(path.name for path in run.path.iterdir()) == [".lock", "checkpoint-mine", "notes.txt", "recipe.yaml"]
+    with RunDirectory(run.path) as new:
+        assert claim(new, overwrite=True) is None
+        new.begin(RECIPE, None, overwrite=True)
+        add_checkpoint(new, 5)
+    left = [".lock", "checkpoint-5", "checkpoint-mine", "notes.txt", "recipe.yaml"]
+    assert sorted(path.name for path in run.path.iterdir()) == left
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
@@ -127,9 +142,12 @@ def test_the_directory_itself_may_be_a_symbolic_link(run, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     run.path.symlink_to(tmp_path / "elsewhere")
     started(run, 10)
-    prepare(run, overwrite=True)
-    assert run.path.is_symlink()
-    assert not run.checkpoints.complete()
+    with RunDirectory(run.path) as new:
+        claim(new, overwrite=True)
+        new.begin(RECIPE, None, overwrite=True)
+        assert run.path.is_symlink()
+        assert not run.checkpoints.complete()
+    assert len(run.checkpoints.complete()) == 1
     (tmp_path / "elsewhere").rename(tmp_path / "away")
     with pytest.raises(UserError, match=r"is a symbolic link to .*elsewhere, which does not exist"):
         prepare(run)
@@ -167,11 +185,13 @@ def test_what_cannot_be_resumed_is_named(run, resume, overwrite, message):
         prepare(run, resume=resume, overwrite=overwrite)
 
 
-def test_two_runs_do_not_share_a_directory(run):
+def test_two_runs_do_not_share_a_directory(run, tmp_path):
+    (tmp_path / "link").symlink_to(run.path)
     with RunDirectory(run.path) as first:
         first.begin(RECIPE, claim(first), overwrite=False)
-        with pytest.raises(UserError, match=f"is in use by a run of process {os.getpid()} on"):
-            prepare(run, overwrite=True)
+        for path in (run.path, tmp_path / "link"):
+            with pytest.raises(UserError, match=f"is in use by a run of process {os.getpid()} on"):
+                prepare(RunDirectory(path), overwrite=True)
     assert prepare(run) is None
 
 
@@ -187,9 +207,9 @@ def test_changed_data_do_not_continue_a_run(run):
         first.begin(RECIPE, claim(first, data="one"), overwrite=False)
         checkpoint = run.checkpoints.of_step(10)
         checkpoint.mkdir()
-        first.finish_checkpoint(10, {}, 100, None)
+        first.finish_checkpoint(10, facts(run, data="one"), 100, None)
     assert prepare(run, resume=True, data="one") == checkpoint
-    with pytest.raises(UserError, match=r"The data of the run in .* have changed since checkpoint-10 was saved"):
+    with pytest.raises(UserError, match=r"The data of the run in .* changed after checkpoint-10 was saved"):
         prepare(run, resume=True, data="other")
 
 
@@ -229,7 +249,7 @@ def test_the_content_of_the_data_is_read_last(run):
 def test_the_best_checkpoint_is_checked_where_it_is_needed(run):
     _, latest = started(run, 10, 20)
     (latest / "trainer_state.json").write_text('{"best_model_checkpoint": "/elsewhere/checkpoint-10"}')
-    run.finish_checkpoint(20, {"processes": 1, "data": None}, 100, None)
+    run.finish_checkpoint(20, facts(run), 100, None)
     assert prepare(run, resume=True, needs_best=True) == latest
     (run.checkpoints.of_step(10) / "model.safetensors").unlink()
     assert prepare(run, resume=True) == latest
@@ -248,6 +268,160 @@ def test_a_refused_command_removes_nothing(run):
     with pytest.raises(UserError, match="already holds a run"):
         prepare(run)
     assert unfinished.is_dir()
+
+
+def overwriting(run):
+    """A run that overwrites another one with a checkpoint and results, and has begun."""
+    started(run, 10)
+    run.model.mkdir()
+    write_text(run.model / "weights", "former")
+    write_json(run.metrics, {})
+    run.finish(10)
+    new = RunDirectory(run.path)
+    claim(new, overwrite=True)
+    new.begin(RECIPE, None, overwrite=True)
+    assert not run.model.exists()
+    return new
+
+
+def content(run):
+    files = [path for path in run.path.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    return {path.relative_to(run.path).as_posix(): path.read_text() for path in files}
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_run_that_is_overwritten_is_back_if_the_new_one_is_refused_before_its_first_checkpoint(run, killed):
+    former = {}
+
+    def refused():
+        with overwriting(run) as new:
+            former.update(
+                {name.removeprefix(f"{FOLDER}/"): text for name, text in content(run).items() if FOLDER in name}
+            )
+            assert "model/weights" in former
+            write_json(run.start, {})
+            run.conversion.mkdir()
+            add_checkpoint(run, 3, complete=False)
+            if killed:
+                new.lock.release()
+            raise UserError("refused")
+
+    with pytest.raises(UserError, match="refused") as caught:
+        refused()
+    assert getattr(caught.value, "__notes__", []) == [f"The former run is still in {run.path}."]
+    if killed:
+        told = []
+        with RunDirectory(run.path) as again:
+            assert claim(again, resume=True, tell=told.append) == run.checkpoints.of_step(10)
+        assert told == [f"The former run is back in {run.path}, because the one that overwrote it saved no checkpoint."]
+    assert content(run) == former
+    assert not (run.path / FOLDER).exists()
+
+
+def test_a_former_run_that_was_not_touched_yet_is_named_too(run):
+    def stopped(overwrite, resume=False):
+        with RunDirectory(run.path) as new:
+            claim(new, overwrite=overwrite, resume=resume)
+            raise KeyboardInterrupt
+
+    def notes(*options):
+        with pytest.raises(KeyboardInterrupt) as caught:
+            stopped(*options)
+        return getattr(caught.value, "__notes__", [])
+
+    assert notes(True) == []
+    started(run, 10)
+    assert notes(True) == [f"The former run is still in {run.path}."]
+    assert notes(False, True) == []
+
+
+@pytest.mark.parametrize("end", [lambda run: add_checkpoint(run, 3), lambda run: run.finish(3)])
+def test_a_run_that_is_overwritten_goes_when_the_new_one_has_something_to_keep(run, end):
+    with overwriting(run) as new:
+        end(new)
+        assert not (run.path / FOLDER).exists()
+    assert run.checkpoints.of_step(10) not in run.checkpoints.complete()
+    assert not run.model.exists()
+
+
+def test_a_result_is_that_of_its_checkpoint_and_whole(run):
+    (checkpoint,) = started(run, 10)
+    told = []
+    assert not run.is_finished(checkpoint, told.append)
+    run.model.mkdir()
+    write_text(run.model / "weights", "weights")
+    write_text(run.model / "README.md", "card")
+    write_json(run.metrics, {})
+    run.finish(10)
+    assert run.is_finished(checkpoint, told.append)
+    write_text(run.model / "README.md", "a better card")
+    assert run.is_finished(checkpoint, told.append)
+    write_text(run.model / "weights", "")
+    assert not told
+    assert not run.is_finished(checkpoint, told.append)
+    assert "model/weights is damaged (its content has changed since it was saved): the run ends again from" in told[0]
+    write_text(run.model / "weights", "weights")
+    write_text(checkpoint / "model.safetensors", "other")
+    run.finish_checkpoint(10, facts(run), 100, None)
+    assert not run.is_finished(checkpoint, told.append)
+    run.finish(10)
+    assert run.is_finished(checkpoint, told.append)
+    prepare(run, resume=True)
+    assert not run.is_finished(checkpoint, told.append), "training goes on"
+
+
+def test_a_checkpoint_of_another_run_is_refused(run, tmp_path):
+    started(run, 10)
+    other = RunDirectory(tmp_path / "other")
+    (checkpoint,) = started(other, 20)
+    checkpoint.rename(run.checkpoints.of_step(20))
+    with pytest.raises(UserError, match=r"checkpoint-20 belongs to another run than .*recipe\.yaml; move it out"):
+        prepare(run, resume=True)
+
+
+@pytest.mark.parametrize("fact", run_directory.FACTS)
+def test_a_checkpoint_without_the_facts_of_this_version_is_refused(run, fact):
+    (checkpoint,) = started(run, 10)
+    seal = json.loads((checkpoint / "checksums.json").read_text())
+    del seal[fact]
+    write_json(checkpoint / "checksums.json", seal)
+    with pytest.raises(UserError, match=f"was saved by another version of revformers, without '{fact}' in its"):
+        prepare(run, resume=True)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda run: run.path.rename(run.path.with_name("moved")), lambda run: rmtree(run.path)]
+)
+def test_a_directory_that_is_moved_or_deleted_during_its_run_is_noticed(run, change, monkeypatch):
+    with RunDirectory(run.path) as first:
+        first.begin(RECIPE, claim(first), overwrite=False)
+        first.check_in_place()
+        change(run)
+        for _ in range(2):
+            with pytest.raises(UserError, match="is no longer the directory in which this run began"):
+                first.check_in_place()
+            run.path.mkdir(exist_ok=True)
+        with RunDirectory(run.path) as second:
+            monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")  # another process
+            second.begin(RECIPE, claim(second), overwrite=False)
+            first.lock.release()
+            assert second.lock.is_in_place()
+
+
+def test_changed_inputs_do_not_continue_a_run(run):
+    (checkpoint,) = started(run, 10, inputs={"tokenizer": "one"})
+    run.check_inputs(checkpoint, {"tokenizer": "one", "weights": "one"})
+    with pytest.raises(UserError, match=r"The tokenizer of the run in .* changed after checkpoint-10 was saved, under"):
+        run.check_inputs(checkpoint, {"tokenizer": "other"})
+
+
+@pytest.mark.parametrize("part", ["model", "adapter/weights", "checkpoint-3", "sample.txt", ".former-run/model"])
+def test_a_recipe_that_reads_what_the_run_replaces_is_refused(run, part):
+    (run.path / part).mkdir(parents=True)
+    for field in ("tokenizer", "source", "validation_source"):
+        recipe = replace(RECIPE, data=replace(RECIPE.data, **{field: str(run.path / part)}))
+        with pytest.raises(UserError, match=rf"The run would replace its data\.{field} .*{part} in .*; change output"):
+            claim(run, recipe, overwrite=True)
 
 
 def test_a_run_does_not_take_its_own_result_for_its_model(run):

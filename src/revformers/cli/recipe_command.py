@@ -77,8 +77,10 @@ class RecipeCommand(Generic[AnyRecipe]):
             recipe: Any = self.recipe
             checkpoints = RunDirectory(recipe.output).checkpoints.complete()
             terminated = isinstance(stop, Terminated)
-            if checkpoints:
-                word = "Terminated" if terminated else "Interrupted"
+            word = "Terminated" if terminated else "Interrupted"
+            if notes := getattr(stop, "__notes__", ()):  # of a run directory with a former run
+                say(console, f"\n{word} before there was a checkpoint. {notes[0]}")
+            elif checkpoints:
                 say(console, f"\n{word}; {checkpoints[-1]} is the last checkpoint.")
                 say(console, f"To continue:  {self.resume_words}")
             elif terminated:

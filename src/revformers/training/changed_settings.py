@@ -51,7 +51,7 @@ def compare_recipes(run: Path, values: dict[str, Any], recipe: RunRecipe, step: 
         UserError: for a change that a resumed run cannot follow, or that comes too late.
 
     """
-    before, now = _flat(values), _flat(yaml.safe_load(yaml.safe_dump(recipe.to_dict())))
+    before, now = flat(values), flat(yaml.safe_load(yaml.safe_dump(recipe.to_dict())))
     changed = [name for name in now if now[name] != before.get(name)]
     changed += [name for name in before if name not in now and before[name] is not None]
     for name in changed:
@@ -86,12 +86,12 @@ def _may_change(name: str, identity: tuple[str, ...]) -> bool:
     return section not in identity or field == "activations"
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested dicts as one, under dotted names."""
-    flat: dict[str, Any] = {}
+    values_by_name: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{name}.")
+            values_by_name |= flat(value, f"{prefix}{name}.")
         else:
-            flat[prefix + name] = value or None if isinstance(value, dict) else value
-    return flat
+            values_by_name[prefix + name] = value or None if isinstance(value, dict) else value
+    return values_by_name

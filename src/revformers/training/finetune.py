@@ -37,6 +37,7 @@ from revformers.training.finetune_data import FinetuneData, dropped_records, imp
 from revformers.training.finetune_model import (
     check_model,
     check_recipe,
+    contents,
     load_model,
     lora_config,
     prepare_dynamics,
@@ -109,6 +110,7 @@ def _finetune(recipe: FinetuneRecipe, run: RunDirectory, console: Console, resum
     lora = lora_config(recipe.adapter) if recipe.adapter.kind == "lora" else None
     model = load_model(recipe)
     check_model(recipe, model, tokenizer)
+    on_main_process(lambda: run.check_inputs(checkpoint, contents(recipe)))
     with signs_of_life(console, "preparing the text"):
         data = load_finetune_data(recipe.data, tokenizer)
     arguments = finetune_arguments(recipe, data)

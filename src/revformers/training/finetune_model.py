@@ -2,7 +2,6 @@
 
 import dataclasses
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +29,7 @@ from revformers.training.conversion_progress import ConversionProgress
 from revformers.training.deployment import leave_out_predictors, refuse_trained_predictors
 from revformers.training.finetune_data import FinetuneData, training_blocks
 from revformers.training.finetune_recipe import AdapterSection, FinetuneRecipe
+from revformers.training.inputs import content_of_configuration, content_of_tokenizer, content_of_weights
 from revformers.training.recipe_file import suggestion
 from revformers.training.run_directory import RunDirectory
 from revformers.training.seal import fault_of, seal
@@ -50,8 +50,6 @@ def check_recipe(recipe: FinetuneRecipe) -> None:
         raise UserError("The recipe names no data to train on; set data.source.")
     if is_gguf(recipe.model.name) and recipe.model.quantization != "none":
         raise UserError("The weights of a GGUF file are dequantised; set model.quantization to none.")
-    if Path(recipe.model.name).is_dir() and RunDirectory(recipe.output).writes_into(Path(recipe.model.name)):
-        raise UserError(f"The run would replace its model {recipe.model.name} in {recipe.output}; change output.")
     if recipe.adapter.kind == "none":
         if recipe.model.quantization != "none":
             raise UserError("Quantised weights cannot be trained; set adapter.kind to lora or quantization to none.")
@@ -118,6 +116,23 @@ def load_model(recipe: FinetuneRecipe) -> Any:
     model = load_causal_lm(section.name, dtype=dtype, **options)
     keep_trainable(model)
     return model
+
+
+def contents(recipe: FinetuneRecipe) -> dict[str, str]:
+    """Return names for the content of what the run reads of its loaded model, under words for each part.
+
+    A checkpoint of a run without an adapter holds all weights, so those of the model matter to a teacher alone.
+    """
+    section = recipe.model
+    model = section.name, section.revision
+    tokenizer = (section.tokenizer, None) if section.tokenizer else model
+    found = {
+        "tokenizer, with its chat template,": content_of_tokenizer(*tokenizer),
+        "configuration of the model": content_of_configuration(*model),
+    }
+    if recipe.adapter.kind == "lora" or recipe.loss.distillation:
+        found["weights of the model"] = content_of_weights(*model)
+    return found
 
 
 def prepare_dynamics(

@@ -16,6 +16,7 @@ from revformers.models.tiles import set_mlp_tiles
 from revformers.reversible import make_residual
 from revformers.training.console import command_console, say, signs_of_life
 from revformers.training.evaluation import TextTrainer
+from revformers.training.inputs import content_of_tokenizer
 from revformers.training.model import build_dynamics, build_model
 from revformers.training.recipe import Recipe
 from revformers.training.rounded_updates import WarnOfRoundedUpdates
@@ -27,6 +28,7 @@ from revformers.training.trainer_run import (
     begin_in_directory,
     claim_directory,
     finish,
+    on_main_process,
     run_metrics,
     tokens_in_step,
     train_to_end,
@@ -76,6 +78,8 @@ def _pretrain(recipe: Recipe, run: RunDirectory, console: Console, resume: bool,
             training_blocks = training_blocks.repeat(None)
         _check_vocabulary(model, tokenizer)
         check_lengths(recipe.sample, tokenizer, getattr(model.config, "max_position_embeddings", None))
+    if (named := recipe.data.tokenizer) is not None:
+        on_main_process(lambda: run.check_inputs(checkpoint, {"tokenizer": content_of_tokenizer(named)}))
     begin_in_directory(run, recipe, checkpoint, overwrite=overwrite)
 
     with as_user_error():

@@ -1,5 +1,6 @@
 """The recipe that a run directory records: the mark of a run, and what a resumed run is compared with."""
 
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,10 @@ from revformers.training.changed_settings import FORMER_VALUE_NOTE, RunRecipe, c
 
 HEADER = "# The recipe of the run in this directory, written by revformers.\n"
 """The first line, by which a file is known as that of a run."""
+
+
+IDENTITY_NOTE = "# Run "
+"""How the line begins that holds the identity of the run."""
 
 
 class RecordedRecipe:
@@ -40,14 +45,20 @@ class RecordedRecipe:
         self._compare(recipe, step)
 
     def write(self, recipe: RunRecipe) -> None:
-        """Write the recipe of a new run."""
-        self._write(recipe, [])
+        """Write the recipe of a new run, and give the run an identity."""
+        self._write(recipe, [f"{IDENTITY_NOTE}{uuid.uuid4().hex}\n"])
+
+    def run_identity(self) -> str | None:
+        """Return the identity that `write` gave to the run; None if the line was removed."""
+        notes = (line for line in self._text().splitlines() if line.startswith(IDENTITY_NOTE))
+        return next((line.removeprefix(IDENTITY_NOTE) for line in notes), None)
 
     def follow(self, recipe: RunRecipe, step: int) -> None:
         """Write the recipe of a run that resumes from `step`, with notes on the values of earlier steps."""
         changed, notes = self._compare(recipe, step)
         if changed:
-            kept = [line for line in self._text().splitlines(keepends=True) if line.startswith(FORMER_VALUE_NOTE)]
+            lines = self._text().splitlines(keepends=True)
+            kept = [line for line in lines if line.startswith((IDENTITY_NOTE, FORMER_VALUE_NOTE))]
             self._write(recipe, kept + notes)
 
     def _compare(self, recipe: RunRecipe, step: int) -> tuple[list[str], list[str]]:

@@ -31,6 +31,11 @@ class KeepCheckpoints(TrainerCallback):
         self._limit = limit
         self._trainer = trainer
 
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Raise UserError before the Trainer saves into a directory that is no longer that of the run."""
+        if control.should_save and args.should_save:
+            self._run.check_in_place()
+
     def on_save(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Seal the checkpoint of this step."""
         loss, logged = unlogged_loss(self._trainer)

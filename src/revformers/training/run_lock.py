@@ -38,6 +38,7 @@ class RunLock:
 
     def __init__(self, folder: Path) -> None:
         self.held = False
+        self._own: dict[str, object] = {}
         self._folder = folder
         self._owner = folder / ".running.json"
         self._lock = FileLock(folder / ".lock")
@@ -65,14 +66,20 @@ class RunLock:
             )
         self.held = True
         since = datetime.now().isoformat(" ", "seconds")
-        write_json(self._owner, {"process": os.getpid(), "host": socket.gethostname(), "since": since})
+        self._own = {"process": os.getpid(), "host": socket.gethostname(), "since": since}
+        write_json(self._owner, self._own)
 
     def release(self) -> None:
         """Unlock the directory if this object has locked it."""
         if self.held:
-            self._owner.unlink(missing_ok=True)
+            if self.is_in_place():
+                self._owner.unlink()
             self._lock.release()
             self.held = False
+
+    def is_in_place(self) -> bool:
+        """Whether the directory is the one that this object has locked, and was not moved, deleted or replaced."""
+        return self.owner() == self._own
 
     def owner(self) -> dict[str, object] | None:
         """Return the process, the host and the beginning of the run that has locked the directory, None if unknown."""

@@ -1,9 +1,11 @@
 """Seals of finished folders: a last file with the digests of all others, by which damage is found before a resume."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from revformers.checkpoints.card import CARD_NAME
 from revformers.data.cache import file_digest
 from revformers.files import write_json
 
@@ -11,12 +13,19 @@ SEAL_NAME = "checksums.json"
 """The last file that is written into a folder."""
 
 
-def seal(folder: Path, **facts: Any) -> None:
-    """Write the digests of all files of a finished folder into it, with further facts about it.
+def seal(folder: Path, parts: Iterable[Path] | None = None, **facts: Any) -> None:
+    """Write the digests of the files of a finished folder into it, with further facts about it.
+
+    Args:
+        folder: the folder.
+        parts: the files, and the folders with the files, that the seal is for; by default all in the folder.
+        facts: the facts.
 
     The digests find damage, such as a flipped bit or a file that is cut short; they are no protection against forgery.
+    A model card, which people edit, is left out.
     """
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != SEAL_NAME)
+    found = [file for part in parts or [folder] for file in ([part] if part.is_file() else part.rglob("*"))]
+    files = sorted(file for file in found if file.is_file() and file.name not in (SEAL_NAME, CARD_NAME))
     digests = {file.relative_to(folder).as_posix(): file_digest(file) for file in files}
     write_json(folder / SEAL_NAME, {**facts, "sha256": digests})
 

@@ -61,18 +61,6 @@ class RunResult:
     metrics: dict[str, Any]
 
 
-def finished_result(run: RunDirectory, checkpoint: Path) -> RunResult | None:
-    """Return the result of the run in `run` if it has its model and the figures after its last checkpoint's step."""
-    step = step_of(checkpoint)
-    if not (run.metrics.is_file() and (run.model.is_dir() or run.adapter.is_dir())):
-        return None
-    try:
-        metrics = json.loads(run.metrics.read_text(encoding="utf-8"))
-        return RunResult(run.path, True, step, None, metrics) if metrics["steps"] == step else None
-    except (ValueError, KeyError, TypeError):
-        return None  # damaged; the run is finished again from its checkpoint
-
-
 def on_main_process(work: Callable[[], Result]) -> Result:
     """Let the main process do some work while the others wait, and return its result on all.
 
@@ -116,8 +104,11 @@ def claim_directory(
             data=lambda: content_of(data),
             tell=lambda line: say(console, line),
         )
-        done = checkpoint is not None and step_of(checkpoint) == recipe.training.max_steps
-        return checkpoint, finished_result(run, checkpoint) if checkpoint and done else None
+        if checkpoint is None or (step := step_of(checkpoint)) != recipe.training.max_steps:
+            return checkpoint, None
+        if not run.is_finished(checkpoint, lambda line: say(console, line)):
+            return checkpoint, None
+        return checkpoint, RunResult(run.path, True, step, None, json.loads(run.metrics.read_text(encoding="utf-8")))
 
     with signs_of_life(console, "checking the run directory and the data"):
         return on_main_process(claim)
@@ -235,7 +226,8 @@ def finish(trainer: Trainer, run: RunDirectory, metrics: dict[str, Any]) -> RunR
     """Write the loss curve and the figures of a run whose model is saved, and return its result."""
     if trainer.is_world_process_zero():
         write_json(run.history, loss_curve(trainer.state))
-        write_json(run.metrics, metrics)  # last, because its existence marks the run as finished
+        write_json(run.metrics, metrics)
+        run.finish(trainer.state.global_step)
     return RunResult(run.path, True, trainer.state.global_step, None, metrics)
 
 
