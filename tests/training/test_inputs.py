@@ -2,8 +2,10 @@ import json
 import shutil
 
 import pytest
+from huggingface_hub import constants
 
 from revformers.data.cache import file_digest
+from revformers.files import write_text
 from revformers.training.inputs import content_of_configuration, content_of_tokenizer, content_of_weights
 from tests.training.tiny_finetune import write_model
 
@@ -53,4 +55,16 @@ def test_a_gguf_file_is_one_content(tmp_path, monkeypatch):
     file = tmp_path / "model.gguf"
     file.write_bytes(b"weights")
     monkeypatch.setattr("revformers.training.inputs.find_gguf", lambda name: file)
-    assert {content(str(file)) for content in CONTENTS} == {file_digest(file)}
+    assert {content(str(file)) for content in (content_of_tokenizer, content_of_weights)} == {file_digest(file)}
+
+
+def test_a_model_of_the_hub_is_read_from_its_cache(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    cached = tmp_path / "models--someone--tiny"
+    for revision, commit in {"main": "a" * 40, "other": "b" * 40}.items():
+        shutil.copytree(model, cached / "snapshots" / commit)
+        write_text(cached / "refs" / revision, commit)
+    (cached / "snapshots" / ("b" * 40) / "model.safetensors").write_bytes(b"other")
+    for content in CONTENTS:
+        assert content("someone/tiny") == content(str(model))
+        assert (content("someone/tiny", "other") == content(str(model))) == (content != content_of_weights)

@@ -157,6 +157,11 @@ def test_weights_that_do_not_fit_are_named_before_the_training(tmp_path):
     model = nn.Linear(2**30, 2**28, bias=False, device="meta")
     with pytest.raises(UserError, match=r"The trained weights alone take 1,099,511,627,776 MiB, and .* MiB left; make"):
         RunDirectory(tmp_path).check_space(model)
+    (tmp_path / FOLDER).mkdir()
+    with pytest.raises(
+        UserError, match="MiB left beside the run that is overwritten, which stays until the new one has"
+    ):
+        RunDirectory(tmp_path).check_space(model)
     RunDirectory(tmp_path).check_space(model.requires_grad_(False))
 
 

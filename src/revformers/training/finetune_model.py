@@ -121,16 +121,17 @@ def load_model(recipe: FinetuneRecipe) -> Any:
 def contents(recipe: FinetuneRecipe) -> dict[str, str]:
     """Return names for the content of what the run reads of its loaded model, under words for each part.
 
-    A checkpoint of a run without an adapter holds all weights, so those of the model matter to a teacher alone.
+    A checkpoint of a run without an adapter holds all weights, so those of the model matter to a teacher alone. A GGUF
+    file has all parts in one.
     """
-    section = recipe.model
+    section, found = recipe.model, {}
     model = section.name, section.revision
-    tokenizer = (section.tokenizer, None) if section.tokenizer else model
-    found = {
-        "tokenizer, with its chat template,": content_of_tokenizer(*tokenizer),
-        "configuration of the model": content_of_configuration(*model),
-    }
-    if recipe.adapter.kind == "lora" or recipe.loss.distillation:
+    if section.tokenizer or not is_gguf(section.name):
+        tokenizer = (section.tokenizer, None) if section.tokenizer else model
+        found["tokenizer, with its chat template,"] = content_of_tokenizer(*tokenizer)
+    if not is_gguf(section.name):
+        found["configuration of the model"] = content_of_configuration(*model)
+    if is_gguf(section.name) or recipe.adapter.kind == "lora" or recipe.loss.distillation:
         found["weights of the model"] = content_of_weights(*model)
     return found
 

@@ -20,29 +20,26 @@ TOKENIZER_FILES = (
 
 
 def content_of_tokenizer(name: str, revision: str | None = None) -> str:
-    """Return a name for the content of a tokenizer that has been loaded: a directory, a hub id or a GGUF file."""
-    return _content(name, revision, *TOKENIZER_FILES)
+    """Return a name for the content of a tokenizer that has been loaded: from a directory, the hub or a GGUF file."""
+    if is_gguf(name):
+        return file_digest(find_gguf(name))
+    folder = _folder(name, revision)
+    return _digest(folder, sorted({file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)}))
 
 
 def content_of_configuration(name: str, revision: str | None = None) -> str:
-    """Return a name for the content of the configuration of a model that has been loaded."""
-    return _content(name, revision, "config.json")
+    """Return a name for the content of the configuration of a loaded model: of a directory or the hub."""
+    folder = _folder(name, revision)
+    return _digest(folder, [folder / "config.json"])
 
 
 def content_of_weights(name: str, revision: str | None = None) -> str:
     """Return a name for the content of the weights of a model that has been loaded. All of its weights are read."""
     if is_gguf(name):
-        return _content(name, revision)
+        return file_digest(find_gguf(name))
     folder = _folder(name, revision)
     files = weight_files(folder, VARIANT) or weight_files(folder) or sorted(folder.glob("pytorch_model*.bin"))
     return _digest(folder, files)
-
-
-def _content(name: str, revision: str | None, *patterns: str) -> str:
-    if is_gguf(name):
-        return file_digest(find_gguf(name))
-    folder = _folder(name, revision)
-    return _digest(folder, sorted({file for pattern in patterns for file in folder.glob(pattern)}))
 
 
 def _folder(name: str, revision: str | None) -> Path:
