@@ -1,4 +1,5 @@
 import json
+import signal
 
 import pytest
 import torch
@@ -44,22 +45,21 @@ def test_a_model_is_converted_and_saved_with_its_tokenizer(workspace, capsys):
 
 
 @pytest.mark.thorough
-def test_an_interrupted_command_goes_on(workspace, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "Interrupted"), (signal.SIGTERM, 143, "Terminated")]
+)
+def test_an_interrupted_command_goes_on(workspace, monkeypatch, capsys, number, code, word):
     options = ("--bits", "1", "--sequences", "8", "--held_out", "2")
     monkeypatch.setattr("revformers.conversion.unfinished.SECONDS_BETWEEN_SAVES", 0.0)
     with monkeypatch.context() as patched:
-        patched.setattr("revformers.conversion.convert.measure_layer_costs", interrupted)
-        assert convert(*options) == 130
-    assert "the same command continues from converted.unfinished" in capsys.readouterr().out
+        patched.setattr("revformers.conversion.convert.measure_layer_costs", lambda *_: signal.raise_signal(number))
+        assert convert(*options) == code
+    assert f"{word}; the same command continues from converted.unfinished" in capsys.readouterr().out
     assert not (workspace / "converted").exists()
     assert convert(*options) == 0
     assert "Continuing the conversion in converted.unfinished" in capsys.readouterr().out
     assert not (workspace / "converted.unfinished").exists()
     assert rf.from_pretrained("converted")
-
-
-def interrupted(*arguments):
-    raise KeyboardInterrupt
 
 
 def test_without_predictors(workspace):

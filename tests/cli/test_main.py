@@ -1,5 +1,6 @@
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -112,6 +113,15 @@ def test_an_interruption_has_the_exit_code_of_one(failing, capsys):
     failing(KeyboardInterrupt())
     assert main(["fail"]) == 130
     assert "before it had anything to save" in capsys.readouterr().err
+
+
+def test_a_termination_of_any_command_has_words_and_the_exit_code_of_one(monkeypatch, capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    terminate = type("Module", (), {"run": lambda arguments: os.kill(os.getpid(), signal.SIGTERM)})
+    monkeypatch.setattr(module.importlib, "import_module", lambda name: terminate)
+    assert main(["plan"]) == 143
+    assert capsys.readouterr().err == "\nTerminated: plan was stopped before it had anything to save.\n"
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_the_commands_are_imported_when_they_are_called():

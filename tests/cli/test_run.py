@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
@@ -87,6 +88,14 @@ def test_the_exit_code_and_the_error_are_the_tools(text, code, said, capsys):
     assert bool(said) == bool(errors)
     plain = subprocess.run([sys.executable, "tool.py"], check=False).returncode
     assert plain in (code, code - 128 - 4)  # Python ends itself by the signal of an interruption, which is minus 2
+
+
+def test_the_tool_decides_what_a_termination_does(capsys):
+    write("tool.py", "import signal; print(signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)")
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["run", "tool.py"]) == 0
+    assert capsys.readouterr().out == "True\n"
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.parametrize(

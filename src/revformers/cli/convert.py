@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from revformers.cli.options import read_options
+from revformers.cli.termination import TERMINATED, Terminated
 from revformers.errors import UserError, as_user_error, counted, require_package
 from revformers.files import check_place
 
@@ -122,11 +123,13 @@ def run(arguments: Sequence[str]) -> int:
             conversions.append(
                 converter.convert(_bits(options)) if target is None else converter.convert_to_target(target)
             )
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Terminated) as stop:
             if converter is None or not converter.resumable:
                 raise
-            say(console, f"Interrupted; the same command continues from {unfinished}.")
-            return INTERRUPTED
+            terminated = isinstance(stop, Terminated)
+            word = "Terminated" if terminated else "Interrupted"
+            say(console, f"{word}; the same command continues from {unfinished}.")
+            return TERMINATED if terminated else INTERRUPTED
     command = shlex.join(["revformers", "convert", *arguments])
     record_provenance(model, Provenance(made_by=command, source=options.calibration))
     _check_out(options.out)  # again: the directory may have been filled during the conversion

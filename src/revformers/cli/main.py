@@ -9,6 +9,7 @@ from importlib.metadata import version
 
 from revformers.cli.help_text import listing, paragraphs
 from revformers.cli.quiet import quiet_imports
+from revformers.cli.termination import TERMINATED, Terminated, raised_on_termination
 from revformers.errors import (
     MissingPackageError,
     NotReversibleError,
@@ -49,8 +50,8 @@ def run_command(
 ) -> int:
     """Run the command that `argv` names and return the exit code of the process.
 
-    0 is success, 1 a failed check, 2 a mistake that the user can correct, 130 an interruption with Ctrl-C, and 141 an
-    output whose reader has gone.
+    0 is success, 1 a failed check, 2 a mistake that the user can correct, 130 an interruption with Ctrl-C, 141 an
+    output whose reader has gone, and 143 SIGTERM.
 
     Args:
         program: the name of the program.
@@ -77,12 +78,15 @@ def run_command(
                 print(f"{program} has no command {command!r}; {hint}", file=sys.stderr)
                 return USER_ERROR
             quiet_imports()
-            return importlib.import_module(commands[command][0]).run(arguments[1:])
+            with raised_on_termination():
+                return importlib.import_module(commands[command][0]).run(arguments[1:])
     except SystemExit as stop:  # raised by tyro after --help or a wrong option, and where the output's reader has gone
         return stop.code if isinstance(stop.code, int) else USER_ERROR
-    except KeyboardInterrupt:
-        print(f"\nInterrupted: {command} was stopped before it had anything to save.", file=sys.stderr)
-        return INTERRUPTED
+    except (KeyboardInterrupt, Terminated) as stop:
+        terminated = isinstance(stop, Terminated)
+        word = "Terminated" if terminated else "Interrupted"
+        print(f"\n{word}: {command} was stopped before it had anything to save.", file=sys.stderr)
+        return TERMINATED if terminated else INTERRUPTED
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         *_, extra = commands.get(command, ("",))

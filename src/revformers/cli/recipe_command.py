@@ -2,18 +2,15 @@
 
 import os
 import shlex
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 import tyro
 
 from revformers.cli.options import show_help
+from revformers.cli.termination import TERMINATED, Terminated, raised_on_termination
 from revformers.errors import UserError
 from revformers.training.launched import launched_processes
 from revformers.training.recipe_file import read_recipe
@@ -87,7 +84,7 @@ class RecipeCommand(Generic[AnyRecipe]):
                 say(console, "\nTerminated before there was a checkpoint; give the same command again.")
             else:
                 raise
-            raise SystemExit(128 + signal.SIGTERM if terminated else INTERRUPTED) from None
+            raise SystemExit(TERMINATED if terminated else INTERRUPTED) from None
 
     def stopped(self, result: "RunResult", console: "Console") -> int:
         """Print how to continue a run that a signal ended, and return the exit code."""
@@ -96,31 +93,6 @@ class RecipeCommand(Generic[AnyRecipe]):
         say(console, f"Stopped at step {result.step} with a checkpoint in {result.directory}.")
         say(console, f"To continue:  {self.resume_words}")
         return 128 + (result.signal or 0)
-
-
-class Terminated(BaseException):
-    """Raised where SIGTERM arrives."""
-
-
-@contextmanager
-def raised_on_termination() -> Iterator[None]:
-    """Raise Terminated in this block at SIGTERM, which ends a process without a word; the main thread alone can."""
-    process = os.getpid()
-
-    def receive(number: int, frame: FrameType | None) -> None:
-        if os.getpid() == process:
-            raise Terminated
-        signal.signal(number, signal.SIG_DFL)  # in a child, such as one that reads data
-        os.kill(os.getpid(), number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    former = signal.signal(signal.SIGTERM, receive)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, former)
 
 
 def read_command(

@@ -7,7 +7,9 @@ command imports revformers before the tool.
 import os
 import runpy
 import shlex
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
@@ -127,6 +129,8 @@ def _refuse_launchers(words: list[str]) -> None:
 
 def _exit_code(call: Callable[[], Any]) -> int:
     """Run `call` and return the exit code that a process for it alone would have; print an uncaught error."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the tool decides what the signal does
     try:
         call()
     except SystemExit as stop:
