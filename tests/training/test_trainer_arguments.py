@@ -10,6 +10,7 @@ from trl import SFTConfig
 
 import revformers as rf
 from revformers.errors import UserError
+from revformers.training import finetune as finetune_module
 from revformers.training.argument_table import ARGUMENTS, OPTIMIZERS
 from revformers.training.finetune import finetune
 from revformers.training.pretrain import pretrain
@@ -207,8 +208,20 @@ CHANGING = {
 }
 """Values with which a run ends with other weights, and a resumed run with the same ones."""
 
-PROMPTS = {"dataset_num_proc": 1, "pad_to_multiple_of": 8, "shuffle_dataset": True, "truncation_mode": "keep_end"}
-"""The same for prompts."""
+NEEDED = {
+    "load_best_model_at_end": {"training.learning_rate": 0.3},  # the last model is not the best one
+    "optim_args": {"training.arguments.optim": "ademamix"},
+}
+"""What else a run needs for an argument to change its weights."""
+
+PROMPTS = {"shuffle_dataset": True, "truncation_mode": "keep_end"}
+"""The same as CHANGING, for prompts."""
+
+PROMPTS_HARMLESS = {"dataset_num_proc": 1}
+"""The same as HARMLESS, for prompts."""
+
+PADDING = {"pad_to_multiple_of": 8}
+"""What changes nothing but shapes, and so at most the rounding."""
 
 ELSEWHERE = {
     "ddp_backend",  # only with several processes
@@ -235,7 +248,60 @@ def as_options(arguments):
 
 def test_every_argument_that_is_passed_on_is_tried():
     passed = {name for name, one in ARGUMENTS.items() if not one.remedy}
-    assert passed == HARMLESS.keys() | CHANGING.keys() | PROMPTS.keys() | ELSEWHERE
+    assert (
+        passed
+        == HARMLESS.keys() | CHANGING.keys() | PROMPTS.keys() | PROMPTS_HARMLESS.keys() | PADDING.keys() | ELSEWHERE
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The function that returns the weights after two steps of a run with some options; it makes each run once."""
+    folder, results = tmp_path_factory.mktemp("runs"), {}
+
+    def train(options, run=pretrain, make_recipe=tiny_recipe):
+        key = repr((run, sorted(options.items())))
+        if key not in results:
+            steps = {
+                f"training.{name}": number for name, number in (("max_steps", 2), ("eval_steps", 1), ("save_steps", 1))
+            }
+            recipe = make_recipe(folder, {**steps, **options, "output": str(folder / f"run-{len(results)}")})
+            results[key] = weights(run(recipe, console=Console(file=io.StringIO())))
+        return results[key]
+
+    return train
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", CHANGING)
+def test_each_argument_that_changes_a_run_does(trained, name):
+    needed = NEEDED.get(name, {})
+    assert not equal(trained(needed | as_options({name: CHANGING[name]})), trained(needed))
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", [*PROMPTS, *PROMPTS_HARMLESS])
+def test_each_argument_of_prompts_does_what_is_said(trained, tmp_path_factory, name):
+    source = write_records(tmp_path_factory.getbasetemp() / "records.json", INSTRUCTIONS)
+    options = {"data.source": str(source), "data.columns": COLUMNS, "data.block_length": 22}
+    argument = as_options({name: (PROMPTS | PROMPTS_HARMLESS)[name]})
+    with_it, plain = (trained(options | one, finetune, tiny_finetune_recipe) for one in (argument, {}))
+    assert equal(with_it, plain) == (name in PROMPTS_HARMLESS)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("arguments", [{}, PADDING])
+def test_padding_fills_batches_up_to_a_multiple(tmp_path, monkeypatch, arguments):
+    widths = []
+
+    def look(trainer, *_):
+        widths.extend(batch["input_ids"].shape[1] for batch in trainer.get_train_dataloader())
+        return "stopped"
+
+    monkeypatch.setattr(finetune_module, "train_to_end", look)
+    options = {"data.source": str(write_records(tmp_path / "records.json", INSTRUCTIONS)), "data.columns": COLUMNS}
+    finetune(tiny_finetune_recipe(tmp_path, options | as_options(arguments)), console=Console(file=io.StringIO()))
+    assert all(width % 8 == 0 for width in widths) == bool(arguments)
 
 
 @pytest.mark.thorough
@@ -277,7 +343,9 @@ def test_a_run_with_other_arguments_resumes_as_if_it_had_not_stopped(tmp_path):
 def test_a_run_on_prompts_with_other_arguments_resumes_too(tmp_path):
     source = write_records(tmp_path / "records.json", INSTRUCTIONS)
     options = {"data.source": str(source), "data.columns": COLUMNS}
-    recipe = tiny_finetune_recipe(tmp_path, options | as_options(PROMPTS | {"neftune_noise_alpha": 5.0}))
+    recipe = tiny_finetune_recipe(
+        tmp_path, options | as_options(PROMPTS | PROMPTS_HARMLESS | PADDING | {"neftune_noise_alpha": 5.0})
+    )
     assert equal(*resumed(finetune, recipe, 4))
 
 
