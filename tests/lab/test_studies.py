@@ -336,7 +336,9 @@ def test_weights_that_differ_or_are_missing_are_not_identical(tmp_path):
         (tmp_path / name / "model").mkdir(parents=True)
     for name in ("one", "two"):
         (tmp_path / name / "model" / "model.safetensors").write_text(name)
-    one, two, none = (script.weights_of(tmp_path / name) for name in ("one", "two", "none"))
-    assert one
-    assert one != two
-    assert none == {}
+    one, two, none = (tmp_path / name / "model" for name in ("one", "two", "none"))
+    assert script.same_weights(one, one)
+    assert not script.same_weights(one, two)
+    assert not script.same_weights(none, one)
+    with pytest.raises(AssertionError, match="holds no weights"):
+        script.same_weights(one, none)

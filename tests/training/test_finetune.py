@@ -311,7 +311,7 @@ def test_records_without_a_token_to_train_on_are_counted_or_refused(shared, tmp_
         kept = [0, 1] if part == "training" else range(2, 40)
         records = [{**row, "instruction": "long " * 40 * (n not in kept)} for n, row in enumerate(INSTRUCTIONS)]
         source = {"data.source": str(write_records(tmp_path / "a.json", records)), "output": str(tmp_path / part)}
-        with pytest.raises(UserError, match=rf"All of \d+ {part} records have no trained token"):
+        with pytest.raises(UserError, match=rf"None of the \d+ {part} records has a trained token"):
             run(recipe_in(shared, tmp_path, {**overrides, **source}))
 
 
