@@ -138,7 +138,7 @@ WRONG = {
         {"messages": [{"from": ["human"], "value": "a"}, ASSISTANT]},
         ", message 1, is from ['human']",
     ),
-    "parts that are no text": ({"messages": [{**USER, "content": [1, 2]}, ASSISTANT]}, "has a part that is no text"),
+    "parts that are no text": ({"messages": [{**USER, "content": [1, 2]}, ASSISTANT]}, "has a part that is not text"),
     "no number": ({"messages": [{**USER, "weight": float("nan")}, ASSISTANT]}, "message 1, holds a number that is not"),
     "a long number": ({"messages": [{**USER, "weight": 10**40}, ASSISTANT]}, "message 1, holds a number that is not"),
     "a template that refuses": (

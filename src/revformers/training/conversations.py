@@ -2,11 +2,14 @@
 
 import json
 import math
-import re
 from collections.abc import Mapping
+from functools import cache
 from textwrap import shorten
 from typing import Any
 
+from jinja2 import Environment, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from transformers import PreTrainedTokenizerBase
 
 from revformers.data.columns import named_kind
@@ -44,33 +47,37 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
-        self._source = str(tokenizer.chat_template)
-        self._written_roles: dict[str, bool] = {}
 
     def write(self, messages: list[Record], tools: list[Any] | None = None) -> str:
         """Return the text of a conversation; a template can raise anything."""
         return str(self._tokenizer.apply_chat_template(messages, tools=tools, tokenize=False))
 
-    def names(self, field: str) -> bool:
-        """Whether the template deals with a field, whose name is then in it."""
-        return re.search(rf"\b{re.escape(field)}\b", self._source) is not None
+    def reads(self, field: str, tools: list[Any] | None = None) -> bool:
+        """Whether the template reads a field of this name, if only in some messages, as of the last turn alone."""
+        return field in _fields_read(self._tokenizer.get_chat_template(tools=tools))
 
-    def writes_role(self, role: str) -> bool:
-        """Whether the template writes what this role says at some place in a conversation, or refuses the role."""
-        if role not in self._written_roles:
-            self._written_roles[role] = self._try_role(role)
-        return self._written_roles[role]
 
-    def _try_role(self, role: str) -> bool:
-        said = "revformers"
-        others = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        texts = []
-        for place in range(3):
-            try:
-                texts.append(self.write([*others[:place], {"role": role, "content": said}, *others[place:]]))
-            except Exception:  # a template can raise anything; it will, where a record has the role at this place
-                continue
-        return not texts or any(said in text for text in texts)
+@cache
+def _fields_read(template: str) -> frozenset[str]:
+    """Return the names of the attributes and items that a template reads."""
+    tree = Environment(extensions=[_Generation, "jinja2.ext.loopcontrols"]).parse(template)
+    methods = {id(call.node) for call in tree.find_all(nodes.Call)}
+    names = {node.attr for node in tree.find_all(nodes.Getattr) if id(node) not in methods}
+    keys = [node.arg for node in tree.find_all(nodes.Getitem)]  # message["name"]
+    keys += [node.expr for node in tree.find_all(nodes.Compare)]  # "name" in message
+    keys += [key for node in tree.find_all(nodes.Call) for key in node.args]  # message.get("name")
+    keys += [key for node in tree.find_all(nodes.Filter) for key in node.args]  # messages | selectattr("name")
+    return frozenset(names | {key.value for key in keys if isinstance(key, nodes.Const) and isinstance(key.value, str)})
+
+
+class _Generation(Extension):
+    """The tag of transformers' chat templates around what the assistant says."""
+
+    tags = {"generation"}  # noqa: RUF012 - as in the base class
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 def conversation_row(place: object, record: Record, origins: Mapping[str, str], template: ChatTemplate) -> Record:
@@ -83,55 +90,76 @@ def conversation_row(place: object, record: Record, origins: Mapping[str, str], 
         template: the chat template that will write them.
 
     Raises:
-        UserError: for what is no message, and for what the template would leave out.
+        UserError: for what is not a message, and for what the template would leave out.
 
     """
     row: dict[str, Any] = {}
+    placed: dict[str, Record] = {}
     for name, origin in origins.items():
         if not isinstance(turns := record.get(origin), list) or not turns:
             found = "an empty list" if turns == [] else named_kind(turns)
             raise UserError(f"{place} holds {found} in its column {origin!r}, not a list of messages.")
-        row[name] = [_message(f"{place}, message {number}", turn) for number, turn in enumerate(turns, start=1)]
+        beginning = f"{place}, message" if len(origins) == 1 else f"{place}, {name}, message"
+        of_column = {f"{beginning} {number}": turn for number, turn in enumerate(turns, start=1)}
+        placed |= {where: _message(where, turn) for where, turn in of_column.items()}
+        row[name] = [placed[where] for where in of_column]
     *_, answers = row.values()
     if not any(turn["role"] == "assistant" for turn in answers):
         raise UserError(f"{place} has no turn of the assistant to train on; remove it.")
     for column, remedy in UNUSED_COLUMNS.items():
         if record.get(column) and column not in origins.values():
             raise UserError(f"{place} has a column {column!r}, which is not written into conversations; {remedy}.")
-    messages, tools = [turn for turns in row.values() for turn in turns], _tools(place, record.get(TOOLS))
+    tools = _tools(place, record.get(TOOLS))
     try:
-        text = template.write(messages, tools)
+        _check_written(place, placed, tools, template)
+    except UserError:
+        raise
     except Exception as error:  # a template can raise anything
         raise UserError(f"The chat template cannot write {place}: {reason_of(error)}.") from error
-    if tools and not template.names(TOOLS) and template.write(messages) == text:
-        raise UserError(
-            f"{place} has tools, which the chat template does not write; remove the column {TOOLS!r}, or set "
-            f"model.tokenizer to one whose template writes them."
-        )
-    for name, turns in row.items():
-        beginning = f"{place}, message" if len(row) == 1 else f"{place}, {name}, message"
-        for number, turn in enumerate(turns, start=1):
-            _check_written(f"{beginning} {number}", turn, messages, tools, text, template)
     return {**row, TOOLS: json.dumps(tools)}
 
 
 def _check_written(
-    place: str, turn: Record, messages: list[Record], tools: list[Any] | None, text: str, template: ChatTemplate
+    place: object, placed: Mapping[str, Record], tools: list[Any] | None, template: ChatTemplate
 ) -> None:
-    """Raise UserError if the template, which makes `text` of `messages`, leaves a turn or a field of it out."""
-    if not template.writes_role(turn["role"]):
+    """Raise UserError if the template leaves out the text of a message, a field of it, or the tools.
+
+    Args:
+        place: the place of the record.
+        placed: the messages after their places.
+        tools: the tools.
+        template: the chat template.
+
+    """
+    messages = list(placed.values())
+    text = template.write(messages, tools)
+    if tools and template.write(messages) == text:
         raise UserError(
-            f"{place}, has the role {turn['role']!r}, which the chat template does not write; correct the role, or set "
-            f"model.tokenizer to one whose template writes it."
+            f"{place} has tools, which the chat template does not write; remove the column {TOOLS!r}, or set "
+            f"model.tokenizer to one whose template writes them."
         )
-    for field, value in turn.items():
-        if field in ("role", "content", *METADATA) or WITHOUT_EFFECT.get(field) == value or template.names(field):
-            continue
-        if template.write([{name: turn[name] for name in turn if name != field} for turn in messages], tools) == text:
+    # A template may trim a text, or leave out the reasoning at its beginning, but not its end.
+    ends = [f"revformers{number}end" if turn["content"] else "" for number, turn in enumerate(messages)]
+    ended = [
+        {**turn, "content": turn["content"] + end} if end else turn for turn, end in zip(messages, ends, strict=True)
+    ]
+    with_ends = template.write(ended, tools)
+    for (where, turn), end in zip(placed.items(), ends, strict=True):
+        if end not in with_ends:
             raise UserError(
-                f"{place}, has the field {field!r} ({shorten(repr(value), 40)}), which neither the chat template nor "
-                f"the loss follows; remove it."
+                f"{where}, has text in the role {turn['role']!r} that the chat template leaves out; correct the role "
+                f"or the order of the messages, remove the text, or set model.tokenizer to one whose template writes "
+                f"it."
             )
+        for field, value in turn.items():
+            if field in ("role", "content", *METADATA) or WITHOUT_EFFECT.get(field) == value:
+                continue
+            others = [{name: other[name] for name in other if name != field} for other in messages]
+            if not template.reads(field, tools) and template.write(others, tools) == text:
+                raise UserError(
+                    f"{where}, has the field {field!r} ({shorten(repr(value), 40)}), which neither the chat template "
+                    f"nor the loss follows; remove it."
+                )
 
 
 def _message(place: str, turn: Any) -> Record:
@@ -157,9 +185,9 @@ def _message(place: str, turn: Any) -> Record:
 
 
 def _text_of_part(place: str, part: Any) -> str:
-    """Return the text of a part of a message's content; raise UserError if it is none."""
+    """Return the text of a part of a message's content; raise UserError if it is not text."""
     if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-        raise UserError(f'{place}, has a part that is no text; a part is {{"type": "text", "text": ...}}.')
+        raise UserError(f'{place}, has a part that is not text; a part is {{"type": "text", "text": ...}}.')
     return part["text"]
 
 

@@ -30,7 +30,7 @@ FORMS = {"prompt_completion": ("prompt", "completion"), "messages": ("messages",
 SHAREGPT = "conversations"
 """The column of messages in ShareGPT's form, whose fields are from and value; such messages are read in any column."""
 
-ROWS = 2
+ROWS = 3
 """Version of the making of rows; raised when its results change, so that older cached ones are not used."""
 
 EXAMPLE = '{prompt: "{instruction}\\n{input}\\n", completion: output}'
