@@ -31,9 +31,9 @@ def tokenizer():
     return train_tokenizer(["some text"], 257)
 
 
-def row(tokenizer, template, record):
+def row(tokenizer, template, record, typed=False):
     tokenizer.chat_template = template
-    return conversation_row("Line 3 of a.jsonl", record, {"messages": "messages"}, ChatTemplate(tokenizer))
+    return conversation_row("Line 3 of a.jsonl", record, {"messages": "messages"}, ChatTemplate(tokenizer), typed)
 
 
 @pytest.mark.parametrize(
@@ -53,6 +53,7 @@ def row(tokenizer, template, record):
         (TEMPLATE, USER, {"id": 3, "source": "web", "system": "", "tools": None}),
         (TEMPLATE, USER, {"tools": []}),
         (WITH_TOOLS, USER, {"tools": [TOOL]}),
+        (WITH_TOOLS, USER, {"tools": [{**TOOL, "default": None}]}),
         (WITH_TOOLS, USER, {"tools": json.dumps([{**TOOL, "default": None}])}),
     ],
 )
@@ -98,7 +99,6 @@ def test_what_is_written_or_is_no_part_of_the_text_is_kept(tokenizer, template, 
         (TEMPLATE, USER, {"tools": [TOOL]}, " has tools, which the chat template does not write; remove the column"),
         (WITH_TOOLS, USER, {"tools": "add"}, " holds text in its column 'tools' that is not JSON ("),
         (WITH_TOOLS, USER, {"tools": ["add"]}, " holds a list in its column 'tools', not a list of objects"),
-        (WITH_TOOLS, USER, {"tools": [{**TOOL, "x": None}]}, " holds null in its column 'tools', as columns of one"),
         (TEMPLATE, USER, {"system": "Be kind."}, " has a column 'system', which is not written into conversations; "),
         (TEMPLATE, USER, {"chat_template_kwargs": {"x": 1}}, " has a column 'chat_template_kwargs', which is not"),
         (TEMPLATE, {**USER, "at": datetime.datetime(2020, 1, 1)}, {}, ", message 1, holds a time; write it as text."),
@@ -184,7 +184,7 @@ def test_a_message_of_a_prompt_is_named_with_its_column(tokenizer):
     ):
         record = {"prompt": [USER], "completion": [ASSISTANT, wrong]}
         with pytest.raises(UserError, match=f"^Line 3, completion, message 2, {fault}"):
-            conversation_row("Line 3", record, columns, ChatTemplate(tokenizer))
+            conversation_row("Line 3", record, columns, ChatTemplate(tokenizer), typed=False)
 
 
 def test_a_tokenizer_with_several_templates_uses_the_one_for_tools(tokenizer):
@@ -194,3 +194,29 @@ def test_a_tokenizer_with_several_templates_uses_the_one_for_tools(tokenizer):
     assert json.loads(row(tokenizer, templates, {**record, "tools": [TOOL]})["tools"]) == [TOOL]
     with pytest.raises(UserError, match="has the field 'mood'"):
         row(tokenizer, templates, record)
+
+
+CALL = {**ASSISTANT, "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {"x": 1, "y": None}}}]}
+
+
+@pytest.mark.parametrize(
+    ("messages", "tools", "found"),
+    [
+        ([USER, CALL], None, ", message 2, holds null in its field 'tool_calls', as columns of one type do"),
+        ([USER, ASSISTANT], [{**TOOL, "default": None}], " holds null in its column 'tools', as columns of one type"),
+        ([USER, {**ASSISTANT, "tool_calls": None}], json.dumps([{**TOOL, "default": None}]), None),
+    ],
+)
+def test_a_null_is_refused_where_a_column_has_one_type(tokenizer, messages, tools, found):
+    """There it stands for what an object lacks; in lines of JSON the author wrote it."""
+    record = {"messages": messages, "tools": tools}
+    template = "{{ tools | tojson }}" + WHOLE
+    made = row(tokenizer, template, record)
+    assert made["messages"][0] == messages[0]
+    assert made["messages"][1].get("tool_calls") == messages[1].get("tool_calls")
+    if found is None:
+        assert row(tokenizer, template, record, typed=True) == made
+    else:
+        with pytest.raises(UserError) as caught:
+            row(tokenizer, template, record, typed=True)
+        assert str(caught.value).startswith(f"Line 3 of a.jsonl{found}")

@@ -289,3 +289,21 @@ def test_times_in_messages_are_refused(tmp_path, tokenizer):
     pa.parquet.write_table(pa.Table.from_pylist([record] * 3), tmp_path / "a.parquet")
     with pytest.raises(UserError, match=r"Record 1 of .*, message 1, holds a time; write it as text\."):
         load_finetune_data(section(tmp_path / "a.parquet"), tokenizer)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_nulls_of_columns_of_one_type_are_not_trained_on(tmp_path, tokenizer, suffix):
+    """A column of tool calls has the arguments of all of them; what the author of a line of JSON wrote is kept."""
+    tokenizer.chat_template = "{% for m in messages %}{{ m | tojson }}{% endfor %}"
+    arguments = [{"city": "Paris", "unit": None if suffix == "jsonl" else "K"}, {"city": "Rome"}]
+    calls = [{**ASSISTANT, "tool_calls": [{"function": {"arguments": one}}]} for one in arguments]
+    records = [{"messages": [USER, calls[n]]} for n in (0, 0, 1)]
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "jsonl":
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+        data = load_finetune_data(section(path, validation_documents=1), tokenizer)
+        assert [row["messages"][1] for row in data.training] == calls
+        return
+    pa.parquet.write_table(pa.Table.from_pylist(records), path)
+    with pytest.raises(UserError, match=r"Record 3 of .*, message 2, holds null in its field 'tool_calls', as columns"):
+        load_finetune_data(section(path), tokenizer)

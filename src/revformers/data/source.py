@@ -63,10 +63,12 @@ class Source(ABC):
 
     Attributes:
         separated: whether each record is a document of its own; False for lines of .txt files.
+        typed: whether columns have one type each, so that a record holds null for what it lacks.
 
     """
 
     separated = True
+    typed = False
 
     def __init__(self, data: DataSection) -> None:
         self._data = data

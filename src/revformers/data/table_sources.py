@@ -24,6 +24,8 @@ from revformers.private_api import fingerprint_of
 class Tables(Source):
     """Data sets of the package `datasets`, whose columns have one type each."""
 
+    typed = True
+
     @abstractmethod
     def _tables(self) -> tuple[Any, Any]:
         """Return the data sets of the training and the held-out records, or None for the latter."""

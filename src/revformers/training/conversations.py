@@ -80,7 +80,9 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def conversation_row(place: object, record: Record, origins: Mapping[str, str], template: ChatTemplate) -> Record:
+def conversation_row(
+    place: object, record: Record, origins: Mapping[str, str], template: ChatTemplate, typed: bool
+) -> Record:
     """Return the messages of a record, or its prompt and completion, which are messages too, and its tools.
 
     Args:
@@ -88,9 +90,11 @@ def conversation_row(place: object, record: Record, origins: Mapping[str, str], 
         record: the record.
         origins: the columns that hold the messages.
         template: the chat template that will write them.
+        typed: whether columns have one type, so that null stands for what an object lacks.
 
     Raises:
-        UserError: for what is not a message, and for what the template would leave out.
+        UserError: for what is not a message, and for what the template would leave out
+            or would write without its being there.
 
     """
     row: dict[str, Any] = {}
@@ -101,7 +105,7 @@ def conversation_row(place: object, record: Record, origins: Mapping[str, str], 
             raise UserError(f"{place} holds {found} in its column {origin!r}, not a list of messages.")
         beginning = f"{place}, message" if len(origins) == 1 else f"{place}, {name}, message"
         of_column = {f"{beginning} {number}": turn for number, turn in enumerate(turns, start=1)}
-        placed |= {where: _message(where, turn) for where, turn in of_column.items()}
+        placed |= {where: _message(where, turn, typed) for where, turn in of_column.items()}
         row[name] = [placed[where] for where in of_column]
     *_, answers = row.values()
     if not any(turn["role"] == "assistant" for turn in answers):
@@ -109,7 +113,7 @@ def conversation_row(place: object, record: Record, origins: Mapping[str, str], 
     for column, remedy in UNUSED_COLUMNS.items():
         if record.get(column) and column not in origins.values():
             raise UserError(f"{place} has a column {column!r}, which is not written into conversations; {remedy}.")
-    tools = _tools(place, record.get(TOOLS))
+    tools = _tools(place, record.get(TOOLS), typed)
     try:
         _check_written(place, placed, tools, template)
     except UserError:
@@ -162,7 +166,7 @@ def _check_written(
                 )
 
 
-def _message(place: str, turn: Any) -> Record:
+def _message(place: str, turn: Any, typed: bool) -> Record:
     """Return a turn as role, content and what else it holds; raise UserError if it has no role or no content."""
     if not isinstance(turn, dict):
         raise UserError(f"{place}, is {named_kind(turn)}, not an object with role and content.")
@@ -181,7 +185,11 @@ def _message(place: str, turn: Any) -> Record:
         content = "".join(_text_of_part(place, part) for part in content)
     if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
         raise UserError(f"{place}, holds {named_kind(content)} as its content, not text.")
-    return {**message, "content": content}
+    message["content"] = content
+    for field, value in message.items():
+        if typed and field != "content":
+            _check_no_null(f"{place}, holds null in its field {field!r}", value)
+    return message
 
 
 def _text_of_part(place: str, part: Any) -> str:
@@ -191,7 +199,7 @@ def _text_of_part(place: str, part: Any) -> str:
     return part["text"]
 
 
-def _tools(place: object, value: Any) -> list[Any] | None:
+def _tools(place: object, value: Any, typed: bool) -> list[Any] | None:
     """Return the tools in a column, a list of objects or its JSON; None for none."""
     tools = value
     if isinstance(value, str) and value.strip():
@@ -204,12 +212,18 @@ def _tools(place: object, value: Any) -> list[Any] | None:
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise UserError(f"{place} holds {named_kind(tools)} in its column {TOOLS!r}, not a list of objects.")
     _check_storable(place, tools)
-    if tools is value and _holds_null(tools):
-        raise UserError(
-            f"{place} holds null in its column {TOOLS!r}, as columns of one type do for what a tool lacks; write the "
-            f"tools as text in JSON."
-        )
+    if typed and tools is value:
+        _check_no_null(f"{place} holds null in its column {TOOLS!r}", tools)
     return tools
+
+
+def _check_no_null(beginning: str, value: Any) -> None:
+    """Raise UserError with this beginning for null in a column of one type, which the template would write."""
+    if _holds_null(value):
+        raise UserError(
+            f"{beginning}, as columns of one type do for what an object lacks; write the records to a .jsonl file, in "
+            f"which every object has its own fields."
+        )
 
 
 def _holds_null(value: Any) -> bool:

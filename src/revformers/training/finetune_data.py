@@ -97,7 +97,7 @@ def load_finetune_data(data: FinetuneDataSection, tokenizer: PreTrainedTokenizer
     row: Row = partial(_text_row, origins=origins)
     columns = FORMS[form]
     if conversational:
-        row = partial(conversation_row, origins=origins, template=ChatTemplate(tokenizer))
+        row = partial(conversation_row, origins=origins, template=ChatTemplate(tokenizer), typed=source.typed)
         columns = (*columns, TOOLS)
     kept = Rows(
         row,
