@@ -65,17 +65,19 @@ def test_bytes_in_messages_are_named_as_well(tmp_path):
 
 
 FIRST = pa.table({"text": ["a", "b"], "id": pa.array([1, 2], pa.int32()), "turns": [[{"x": "a", "y": 1}]] * 2})
+FIRST = FIRST.append_column("score", pa.array([0.1, 1e300]))
 NO_TEXTS = pa.array([], pa.string())
 
 
 @pytest.mark.parametrize(
     "other",
     [
-        FIRST.select(["turns", "id", "text"]),
+        FIRST.select(["score", "turns", "id", "text"]),
         FIRST.set_column(0, "text", pa.array(["a", "b"], pa.large_string())),
         FIRST.set_column(0, "text", pa.array(["a", "b"]).dictionary_encode()),
         FIRST.set_column(1, "id", pa.array([1, None], pa.int64())),
         FIRST.set_column(1, "id", pa.nulls(2)),
+        FIRST.set_column(3, "score", pa.array([0.1, 1e30], pa.float32())),
         FIRST.set_column(2, "turns", pa.array([[{"x": "a"}], []])),
         FIRST.slice(0, 0),
         pa.table({"other": NO_TEXTS}),
@@ -109,10 +111,14 @@ def test_files_with_columns_that_fit_are_read_together(tmp_path, other):
             [FIRST, FIRST.set_column(2, "turns", pa.array([[{"x": "a", "z": 1}]] * 2))],
             "b.parquet holds list<element: struct<x: string, z: int64>> in its column 'turns', where",
         ),
+        (
+            [FIRST.set_column(3, "score", pa.array([0.1, 0.2], pa.float32())), FIRST],
+            "b.parquet holds double in its column 'score', where DIRECTORY/a.parquet holds float; give the column the",
+        ),
     ],
 )
 def test_files_that_cannot_be_read_as_one_are_named(tmp_path, tables, message):
-    """`datasets` would raise in its own words, or turn numbers into text."""
+    """`datasets` would raise in its own words, turn numbers into text, or round them and read 1e300 as infinite."""
     with pytest.raises(UserError) as caught:
         read(tmp_path, tables)
     assert message.replace("DIRECTORY", str(tmp_path)) in str(caught.value)

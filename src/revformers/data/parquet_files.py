@@ -98,8 +98,10 @@ def _casts_to(here: pa.DataType, there: pa.DataType) -> bool:
         return all(field.name in fields and _casts_to(field.type, fields[field.name]) for field in here)
     if _is_list(here) and _is_list(there):
         return _casts_to(here.value_type, there.value_type)
-    kinds = (_is_text, pa.types.is_integer, pa.types.is_floating)
-    return here == there or any(kind(here) and kind(there) for kind in kinds)
+    if pa.types.is_floating(here) and pa.types.is_floating(there):
+        return here.bit_width <= there.bit_width
+    # an integer that does not fit is an error of `datasets`
+    return here == there or any(kind(here) and kind(there) for kind in (_is_text, pa.types.is_integer))
 
 
 def _is_list(kind: pa.DataType) -> bool:
