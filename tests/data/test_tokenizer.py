@@ -66,6 +66,23 @@ def test_what_begins_a_text_is_what_the_tokenizer_adds(tmp_path, token, ending, 
     assert beginning_of_text(tokenizer, "never") == []
 
 
+@pytest.mark.parametrize("bare", [[], [7]])
+def test_a_tokenizer_that_does_not_show_what_it_adds_is_refused(bare):
+    """As one that writes a space before a text only where no token stands there."""
+    tokenizer = train_tokenizer(TEXT, 280)
+    tokenizer.bos_token = END_OF_TEXT
+
+    class Other(PreTrainedTokenizerFast):
+        def __call__(self, text, add_special_tokens=True, **options):
+            return {"input_ids": [0, 8] if add_special_tokens else bare}
+
+    other = Other(tokenizer_object=tokenizer.backend_tokenizer, bos_token=END_OF_TEXT)
+    with pytest.raises(UserError, match="those before a text are unknown; set add_bos_token to always or never"):
+        beginning_of_text(other, "auto")
+    assert beginning_of_text(other, "always") == [0]
+    assert beginning_of_text(other, "never") == []
+
+
 def test_a_tokenizer_trained_here_adds_nothing_and_one_without_the_token_cannot():
     tokenizer = train_tokenizer(TEXT, 280)
     assert beginning_of_text(tokenizer, "auto") == []

@@ -63,7 +63,8 @@ def beginning_of_text(tokenizer: PreTrainedTokenizerBase, add_bos_token: AddBosT
             beginning-of-sequence token; never for none.
 
     Raises:
-        UserError: for always and a tokenizer without such a token.
+        UserError: for always and a tokenizer without such a token, and for auto and a tokenizer that does not show what
+            it adds.
 
     """
     if add_bos_token == "never":
@@ -73,7 +74,15 @@ def beginning_of_text(tokenizer: PreTrainedTokenizerBase, add_bos_token: AddBosT
             raise UserError("The tokenizer has no beginning-of-sequence token; set add_bos_token to never or auto.")
         return [tokenizer.bos_token_id]
     whole, bare = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (True, False))
-    return whole[: next((n for n in range(len(whole)) if whole[n : n + len(bare)] == bare), 0)]
+    if whole == bare:
+        return []
+    found = next((n for n in range(len(whole)) if bare and whole[n : n + len(bare)] == bare), None)
+    if found is None:
+        raise UserError(
+            "The tokenizer encodes a text otherwise together with the tokens that it adds, so those before a text are "
+            "unknown; set add_bos_token to always or never."
+        )
+    return whole[:found]
 
 
 def _texts(documents: Iterable[str | None]) -> Iterator[str]:
