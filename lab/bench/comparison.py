@@ -90,7 +90,7 @@ class Comparison:
             )
         self.workload = workload_of(recipe, options.device)
         progress("Preparing the text")
-        _, training, validation = build_datasets(recipe.data)
+        _, training, validation = build_datasets(recipe.data, seed=recipe.training.seed)
         batch_size = recipe.training.per_device_train_batch_size
         self._batches = _first_batches(training, batch_size, max(options.dynamics_steps, options.arm_steps), recipe)
         self._held_out = _first_batches(validation, batch_size, VALIDATION_BATCHES, recipe)

@@ -60,6 +60,9 @@ def test_a_given_tokenizer_is_used_and_a_stream_holds_the_same_text(tmp_path):
     assert torch.equal(tokens(stream), tokens(stored))
     assert torch.equal(tokens(stream), tokens(stream))
     assert torch.equal(next(iter(stream))["labels"], next(iter(stream))["input_ids"])
+    shuffled = tiny_recipe(tmp_path, {**options, "data.streaming": True}).data
+    first, second = (tokens(build_datasets(shuffled, seed=seed)[1]) for seed in (0, 1))
+    assert not torch.equal(first, second)
 
 
 def test_blocks_with_a_token_at_their_beginnings_are_stored_apart(tmp_path, cache):

@@ -25,8 +25,13 @@ def test_local_files_give_their_text_and_hold_the_first_of_it_out(files, kind, s
     assert list(split.validation) == [record + end for record in RECORDS[:2]]
     training = [record + end for record in RECORDS[2:]]
     assert sorted(split.training) == sorted(training)
-    if not streaming:  # a streamed source is shuffled
-        assert list(split.training) == list(split.training) == training
+    orders = [list(of.training) for of in (split, split, open_source(data).split(1), open_source(data).split(1))]
+    assert orders[0] == orders[1]
+    assert orders[2] == orders[3]
+    if streaming:  # it is shuffled
+        assert len({tuple(order) for order in (training, orders[0], orders[2])}) == 3
+    else:
+        assert orders[0] == orders[2] == training
 
 
 def test_a_directory_and_validation_text_of_its_own(files):

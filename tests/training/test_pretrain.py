@@ -321,6 +321,15 @@ def test_a_streamed_run_resumes(tmp_path, interrupted_at, batch, stop):
     assert all(torch.equal(expected[name], got[name]) for name in expected)
 
 
+def test_the_order_of_a_stream_follows_the_seed_of_the_training(tmp_path, monkeypatch):
+    def build_datasets(data, seed):
+        raise UserError(f"seed {seed}")
+
+    monkeypatch.setattr(pretrain_module, "build_datasets", build_datasets)
+    with pytest.raises(UserError, match=r"^seed 5$"):
+        run(tiny_recipe(tmp_path, {"training.seed": 5}))
+
+
 def test_a_run_that_is_there_stays(tmp_path):
     recipe = tiny_recipe(tmp_path, {"training.max_steps": 1})
     run(recipe)

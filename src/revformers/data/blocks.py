@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from revformers.data.cache import cache_directory, digest
 from revformers.data.packing import first_blocks, packed_blocks, with_labels
 from revformers.data.section import DataSection
-from revformers.data.source import Documents, Source, Split
+from revformers.data.source import Documents, Split
 from revformers.data.sources import open_source
 from revformers.data.tokenizer import beginning_of_text, load_tokenizer, train_tokenizer
 from revformers.errors import UserError
@@ -28,7 +28,7 @@ PREPARATION = 1
 Prepared = tuple[PreTrainedTokenizerFast, datasets.Dataset | datasets.IterableDataset, datasets.Dataset]
 
 
-def build_datasets(data: DataSection, given: PreTrainedTokenizerFast | None = None) -> Prepared:
+def build_datasets(data: DataSection, given: PreTrainedTokenizerFast | None = None, seed: int = 0) -> Prepared:
     """Return the tokenizer, the training blocks and the validation blocks of a body of text.
 
     Every item of the data sets holds `input_ids` and `labels`, both int64[block_length]. Blocks are stored in the cache
@@ -38,6 +38,7 @@ def build_datasets(data: DataSection, given: PreTrainedTokenizerFast | None = No
     Args:
         data: the source of the text, and the length of a block.
         given: the tokenizer; by default the one that `data` names, otherwise one that is trained on the training text.
+        seed: the seed of the order of a streamed source; stored blocks keep the order of the text.
 
     Raises:
         FileNotFoundError: for a missing local file.
@@ -49,7 +50,7 @@ def build_datasets(data: DataSection, given: PreTrainedTokenizerFast | None = No
     source = open_source(data)
     if data.streaming:
         assert given is not None  # open_source refuses streaming without a tokenizer
-        return _streamed(data, source, given)
+        return _streamed(data, source.split(seed), given)
     made_by = given.backend_tokenizer.to_str() if given else [data.vocabulary_size, tokenizers.__version__]
     beginning = beginning_of_text(given, data.add_bos_token) if given else data.add_bos_token
     name = digest(PREPARATION, source.fingerprint(), made_by, data.block_length, beginning)
@@ -128,8 +129,7 @@ def _prepare(data: DataSection, split: Split, given: PreTrainedTokenizerFast | N
         shutil.rmtree(scratch)
 
 
-def _streamed(data: DataSection, source: Source, tokenizer: PreTrainedTokenizerFast) -> Prepared:
-    split = source.split()
+def _streamed(data: DataSection, split: Split, tokenizer: PreTrainedTokenizerFast) -> Prepared:
     training = _Blocks(split.training, tokenizer, data, split.separated)
     held_out = _Blocks(split.validation, tokenizer, data, split.separated)
     _require_a_block(training, "training", data)

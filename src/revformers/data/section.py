@@ -64,8 +64,8 @@ class DataSection(SourceSection):
     Attributes:
         streaming: Read a hub data set or local files during training, without storing a packed copy; requires
             data.tokenizer.
-        shuffle_buffer: Documents in the shuffle buffer of a streamed source. Of other sources all blocks are shuffled
-            in every epoch.
+        shuffle_buffer: Documents in the shuffle buffer of a streamed source, whose order follows training.seed and is
+            the same in every pass. Of other sources all blocks are shuffled in every epoch.
         tokenizer: Directory or hub id of a tokenizer; by default a byte-level BPE is trained on the training text.
         vocabulary_size: Entries of the tokenizer that is trained by default.
 

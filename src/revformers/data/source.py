@@ -97,7 +97,7 @@ class Source(ABC):
             UserError: if a record cannot be used, or if there are too few records to hold some out.
 
         """
-        return hold_out(*self._load(rows), self._data)
+        return hold_out(*self._load(rows), self._data, seed=0)
 
     def documents(self) -> Documents:
         """Return all texts of the training part, without holding any out.
@@ -108,15 +108,18 @@ class Source(ABC):
         """
         return self._documents(self._load(None)[0])
 
-    def split(self) -> Split:
+    def split(self, seed: int = 0) -> Split:
         """Return the documents, split into training and validation.
+
+        Args:
+            seed: the seed of the order of a stream, which is the same whenever it is read.
 
         Raises:
             UserError: if a record has no text, or there is too little text. Of a streamed source, records are checked
                 while they are read.
 
         """
-        training, held_out = hold_out(*self._load(None), self._data)
+        training, held_out = hold_out(*self._load(None), self._data, seed)
         return Split(self._documents(training), self._documents(held_out), self.separated)
 
     def _documents(self, part: Any) -> Documents:
@@ -177,7 +180,7 @@ def with_others(first: UserError, records: Iterable[tuple[object, Record]], row:
     return UserError(f"{first} {number} cannot be used either: {which}.")
 
 
-def hold_out(training: Any, held_out: Any, data: DataSection) -> tuple[Any, Any]:
+def hold_out(training: Any, held_out: Any, data: DataSection, seed: int) -> tuple[Any, Any]:
     """Return training and validation records: hold out the first records if there is no separate validation set."""
     if data.streaming:
         if held_out is None:
@@ -188,7 +191,7 @@ def hold_out(training: Any, held_out: Any, data: DataSection) -> tuple[Any, Any]
                 )
             held_out = training.take(data.validation_documents)
             training = training.skip(data.validation_documents)
-        training = training.shuffle(seed=0, buffer_size=data.shuffle_buffer)
+        training = training.shuffle(seed=seed, buffer_size=data.shuffle_buffer)
     elif held_out is None:
         number = data.validation_documents or max(1, round(data.validation_fraction * len(training)))
         if number >= len(training):

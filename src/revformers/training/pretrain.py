@@ -72,7 +72,7 @@ def _pretrain(recipe: Recipe, run: RunDirectory, console: Console, resume: bool,
     model = build_model(recipe)
     with arguments.main_process_first():
         with signs_of_life(console, "preparing the text"):
-            tokenizer, training_blocks, validation_blocks = build_datasets(recipe.data)
+            tokenizer, training_blocks, validation_blocks = build_datasets(recipe.data, seed=recipe.training.seed)
         if isinstance(training_blocks, datasets.IterableDataset):
             # A resumed Trainer skips batches of one epoch, and takes a stream for longer than the training.
             training_blocks = training_blocks.repeat(None)
