@@ -1,4 +1,4 @@
-"""Standard output and standard error that take any text, whatever their encoding, and an end for one that takes none.
+"""Standard output and standard error that take any text, whatever their encoding, and a clear end if writing fails.
 
 A terminal in the locale C, Latin-1 or cp1252 has no arrows or lines, and Python raises UnicodeEncodeError for them,
 which would end a command, after hours of work, at its last line.
@@ -81,7 +81,7 @@ class WatchedStream:
 
 @contextlib.contextmanager
 def watched_output() -> Iterator[None]:
-    """End the block in one way if standard output took not all that was printed in it.
+    """End the block in one way if standard output did not take everything that was printed in it.
 
     Whatever the block made of the error, another library's or our own, is dropped. So is what else is printed, because
     Python would complain about it at its end.

@@ -23,10 +23,10 @@ def test_the_number_is_that_of_the_launcher(monkeypatch):
 @pytest.mark.parametrize(
     ("variables", "sentence"),
     [
-        ({"WORLD_SIZE": ""}, "variable WORLD_SIZE is '', which is no number; unset it"),
-        ({"WORLD_SIZE": "two"}, "variable WORLD_SIZE is 'two', which is no number"),
-        ({"WORLD_SIZE": "2", "RANK": ""}, "variable RANK is '', which is no number"),
-        ({"LOCAL_RANK": "?"}, "variable LOCAL_RANK is '\\?', which is no number"),
+        ({"WORLD_SIZE": ""}, "variable WORLD_SIZE is '', which is not a number; unset it"),
+        ({"WORLD_SIZE": "two"}, "variable WORLD_SIZE is 'two', which is not a number"),
+        ({"WORLD_SIZE": "2", "RANK": ""}, "variable RANK is '', which is not a number"),
+        ({"LOCAL_RANK": "?"}, "variable LOCAL_RANK is '\\?', which is not a number"),
         ({"WORLD_SIZE": "4"}, "WORLD_SIZE is 4, but RANK and MASTER_ADDR are not set, so no launcher has started 4"),
         ({"WORLD_SIZE": "4", "RANK": "0"}, "but MASTER_ADDR is not set, .* start the command with torchrun, or unset"),
     ],

@@ -160,7 +160,7 @@ def _config(name: str) -> Any:
     unmark_config(config)  # a reversible model is planned as the network that it is made of
     encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.is_encoder_decoder
     if encoder and getattr(config, "is_decoder", None) is False:
-        raise UserError(f"{name!r} describes an encoder, which reads in both directions, and no causal language model.")
+        raise UserError(f"{name!r} describes an encoder, which reads in both directions, not a causal language model.")
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or getattr(config, "num_hidden_layers", None) is None:
         raise UserError(f"{name!r} does not describe a causal language model whose layers can be counted.")
     return config

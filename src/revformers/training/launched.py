@@ -17,7 +17,7 @@ def launched_processes() -> int:
     for name in NUMBERS:
         value = os.environ.get(name, "0")
         if not value.removeprefix("-").isdecimal():  # -1 means no rank
-            raise UserError(f"The environment variable {name} is {value!r}, which is no number; unset it.")
+            raise UserError(f"The environment variable {name} is {value!r}, which is not a number; unset it.")
     count = int(os.environ.get("WORLD_SIZE", 1))
     missing = [name for name in ("RANK", "MASTER_ADDR") if not os.environ.get(name)]
     if count > 1 and missing:
