@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from revformers.cli.recipe_command import RecipeCommand, read_command
+from revformers.cli.termination import raised_on_termination
 from revformers.errors import UserError
 from revformers.training.console import command_console
 
@@ -149,7 +150,7 @@ def test_a_termination_says_how_to_go_on(tmp_path):
     command = RecipeCommand(SimpleNamespace(output=tmp_path), False, False, "the words")
     last = tmp_path / "checkpoint-4"
     for _ in range(2):
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as ended, raised_on_termination():
             command.run(terminate, Console(file=shown, width=1000))
         assert ended.value.code == 143
         last.mkdir(exist_ok=True)

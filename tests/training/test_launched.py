@@ -1,7 +1,7 @@
 import pytest
 
 from revformers.errors import UserError
-from revformers.training.launched import launched_processes
+from revformers.training.launched import is_main, launched_processes
 
 VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -34,3 +34,9 @@ def test_the_number_is_that_of_the_launcher(monkeypatch):
 def test_variables_that_no_launcher_set_are_named(monkeypatch, variables, sentence):
     with pytest.raises(UserError, match=sentence):
         number_with(monkeypatch, **variables)
+
+
+@pytest.mark.parametrize(("rank", "main"), [(None, True), ("0", True), ("1", False)])
+def test_the_main_process_is_alone_or_has_rank_0(monkeypatch, rank, main):
+    monkeypatch.delenv("RANK", raising=False) if rank is None else monkeypatch.setenv("RANK", rank)
+    assert is_main() is main

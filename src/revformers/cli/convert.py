@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from revformers.cli.exit_codes import ended
 from revformers.cli.options import read_options
-from revformers.cli.termination import TERMINATED, Terminated
+from revformers.cli.termination import Terminated
 from revformers.errors import UserError, as_user_error, counted, require_package
 from revformers.files import check_place
 
@@ -81,7 +82,6 @@ def run(arguments: Sequence[str]) -> int:
     _refuse(options)
     # imported here, so that the help does not wait for PyTorch
     from revformers.checkpoints.load import load_causal_lm, load_tokenizer
-    from revformers.cli.main import INTERRUPTED
     from revformers.cli.quiet import quiet_libraries
     from revformers.conversion.convert import Converter
     from revformers.data.blocks import calibration_blocks
@@ -126,10 +126,9 @@ def run(arguments: Sequence[str]) -> int:
         except (KeyboardInterrupt, Terminated) as stop:
             if converter is None or not converter.resumable:
                 raise
-            terminated = isinstance(stop, Terminated)
-            word = "Terminated" if terminated else "Interrupted"
+            word, code = ended(stop)
             say(console, f"{word}; the same command continues from {unfinished}.")
-            return TERMINATED if terminated else INTERRUPTED
+            return code
     command = shlex.join(["revformers", "convert", *arguments])
     record_provenance(model, Provenance(made_by=command, source=options.calibration))
     _check_out(options.out)  # again: the directory may have been filled during the conversion

@@ -7,9 +7,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 
+from revformers.cli.exit_codes import USER_ERROR, ended
 from revformers.cli.help_text import listing, paragraphs
 from revformers.cli.quiet import quiet_imports
-from revformers.cli.termination import TERMINATED, Terminated, raised_on_termination
+from revformers.cli.termination import Terminated, raised_on_termination
 from revformers.errors import (
     MissingPackageError,
     NotReversibleError,
@@ -35,9 +36,6 @@ VARIABLES = {
     "REVFORMERS_CACHE=DIRECTORY": "store prepared data there instead of in ~/.cache/revformers",
 }
 """Variables of the environment that all commands follow, and what they are for."""
-
-USER_ERROR = 2
-INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,10 +81,9 @@ def run_command(
     except SystemExit as stop:  # raised by tyro after --help or a wrong option, and where the output's reader has gone
         return stop.code if isinstance(stop.code, int) else USER_ERROR
     except (KeyboardInterrupt, Terminated) as stop:
-        terminated = isinstance(stop, Terminated)
-        word = "Terminated" if terminated else "Interrupted"
+        word, code = ended(stop)
         print(f"\n{word}: {command} was stopped before it had anything to save.", file=sys.stderr)
-        return TERMINATED if terminated else INTERRUPTED
+        return code
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         *_, extra = commands.get(command, ("",))

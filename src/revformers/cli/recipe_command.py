@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 import tyro
 
+from revformers.cli.exit_codes import after_signal, ended
 from revformers.cli.options import show_help
-from revformers.cli.termination import TERMINATED, Terminated, raised_on_termination
+from revformers.cli.termination import Terminated
 from revformers.errors import UserError
 from revformers.training.launched import launched_processes
 from revformers.training.recipe_file import read_recipe
@@ -63,28 +64,25 @@ class RecipeCommand(Generic[AnyRecipe]):
 
         Those in the steps of the training end it with a checkpoint; these come before and after them.
         """
-        from revformers.cli.main import INTERRUPTED
         from revformers.training.console import say
         from revformers.training.run_directory import RunDirectory
 
         try:
-            with raised_on_termination():
-                return train(self.recipe, resume=self.resume, overwrite=self.overwrite, console=console)
+            return train(self.recipe, resume=self.resume, overwrite=self.overwrite, console=console)
         except (KeyboardInterrupt, Terminated) as stop:
             recipe: Any = self.recipe
             checkpoints = RunDirectory(recipe.output).checkpoints.complete()
-            terminated = isinstance(stop, Terminated)
-            word = "Terminated" if terminated else "Interrupted"
+            word, code = ended(stop)
             if notes := getattr(stop, "__notes__", ()):  # of a run directory with a former run
                 say(console, f"\n{word} before there was a checkpoint. {notes[0]}")
             elif checkpoints:
                 say(console, f"\n{word}; {checkpoints[-1]} is the last checkpoint.")
                 say(console, f"To continue:  {self.resume_words}")
-            elif terminated:
-                say(console, "\nTerminated before there was a checkpoint; give the same command again.")
+            elif isinstance(stop, Terminated):
+                say(console, f"\n{word} before there was a checkpoint; give the same command again.")
             else:
                 raise
-            raise SystemExit(TERMINATED if terminated else INTERRUPTED) from None
+            raise SystemExit(code) from None
 
     def stopped(self, result: "RunResult", console: "Console") -> int:
         """Print how to continue a run that a signal ended, and return the exit code."""
@@ -92,7 +90,7 @@ class RecipeCommand(Generic[AnyRecipe]):
 
         say(console, f"Stopped at step {result.step} with a checkpoint in {result.directory}.")
         say(console, f"To continue:  {self.resume_words}")
-        return 128 + (result.signal or 0)
+        return after_signal(result.signal or 0)
 
 
 def read_command(

@@ -17,8 +17,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from revformers.cli.exit_codes import INTERRUPTED, USER_ERROR
 from revformers.cli.help_text import listing, paragraphs
-from revformers.cli.main import INTERRUPTED, USER_ERROR, main
+from revformers.cli.main import main
 from revformers.errors import UserError
 
 TOOLS = {

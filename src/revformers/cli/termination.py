@@ -7,9 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-TERMINATED = 128 + signal.SIGTERM
-"""The exit code of a process that SIGTERM ended."""
-
 
 class Terminated(BaseException):
     """Raised where SIGTERM arrives."""

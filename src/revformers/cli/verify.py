@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from revformers.cli.exit_codes import CHECK_FAILED
 from revformers.cli.options import read_options
 from revformers.errors import UserError, as_user_error
 
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 DEFAULT_LENGTH = 128
-FAILED = 1
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def run(arguments: Sequence[str]) -> int:
         report = verify_gradients(model, {"input_ids": input_ids, "labels": input_ids})
     print(report)
     print(f"  batch               {options.batch_size} x {length} random tokens")
-    return 0 if report.bit_exact else FAILED
+    return 0 if report.bit_exact else CHECK_FAILED
 
 
 def _model(options: VerifyOptions) -> "PreTrainedModel":

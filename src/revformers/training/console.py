@@ -1,6 +1,5 @@
 """Console output of commands: progress bars in a terminal, plain lines elsewhere."""
 
-import os
 import sys
 import threading
 import time
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from revformers.streams import readable_streams
+from revformers.training.launched import is_main
 
 SECONDS_BETWEEN_LINES = 60.0
 """Least time between two lines about the progress of the same work, where there is no terminal for a bar."""
@@ -34,8 +34,7 @@ def command_console(*, stderr: bool = False) -> Console:
     printing fail; see `revformers.streams`. Of several processes only the main one prints.
     """
     readable_streams()
-    other = os.environ.get("RANK", "0") != "0"
-    return CommandConsole(stderr=stderr, markup=False, emoji=False, highlight=False, quiet=other)
+    return CommandConsole(stderr=stderr, markup=False, emoji=False, highlight=False, quiet=not is_main())
 
 
 def say(console: Console, line: str) -> None:

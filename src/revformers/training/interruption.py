@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from revformers.training.launched import is_main
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """Ctrl-C, and the signal that job schedulers send before they end a job."""
 
@@ -55,7 +57,7 @@ class SaveOnSignal(TrainerCallback):
         self._exit.close()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.received is None and number == signal.SIGINT and os.environ.get("RANK", "0") == "0":
+        if self.received is None and number == signal.SIGINT and is_main():
             os.write(2, REQUESTED)  # a handler may interrupt print
         self.received = number
         self._restore(number)

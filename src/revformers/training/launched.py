@@ -27,3 +27,8 @@ def launched_processes() -> int:
             f"command with torchrun, or unset WORLD_SIZE to train in one process."
         )
     return max(count, 1)
+
+
+def is_main() -> bool:
+    """Return whether this process is the main one of those that were launched together, or alone."""
+    return os.environ.get("RANK", "0") == "0"
