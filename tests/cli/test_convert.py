@@ -143,3 +143,34 @@ def test_a_target_chooses_the_bits(workspace, capsys):
         (chosen[target],) = json.loads((workspace / target / "conversion.json").read_text())
         assert chosen[target]["loss_increase"] <= float(target.removesuffix("%")) / 100
     assert chosen["20%"]["bits"] < chosen["0.01%"]["bits"]
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "Interrupted"), (signal.SIGTERM, 143, "Terminated")]
+)
+@pytest.mark.parametrize(
+    ("stopped", "said", "saved"),
+    [
+        (
+            "transformers.PreTrainedTokenizerBase.save_pretrained",
+            "the same command continues from converted.unfinished.",
+            False,
+        ),
+        (
+            "revformers.conversion.convert.Converter.finish",
+            "the model is already saved in converted; remove converted.unfinished, which nothing needs.",
+            True,
+        ),
+        ("revformers.cli.convert._table", "the model is already saved in converted.", True),
+    ],
+)
+def test_a_command_that_is_stopped_while_it_saves_says_what_is_left(
+    workspace, monkeypatch, capsys, stopped, said, saved, number, code, word
+):
+    monkeypatch.setattr(stopped, lambda *_, **__: signal.raise_signal(number))
+    assert convert("--bits", "1", "--sequences", "4", "--held_out", "2", "--rank", "1") == code
+    captured = capsys.readouterr()
+    assert f"{word}; {said}\n" in captured.out
+    assert captured.err == ""
+    assert (workspace / "converted/conversion.json").is_file() is saved
+    assert (workspace / "converted.unfinished").exists() is ("converted.unfinished" in said)

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from revformers.training.titled_table import TitledTable
 
 
+FIGURES = "conversion.json"
+"""The file of the figures beside the saved model."""
+
+
 @dataclass(frozen=True)
 class ConvertOptions:
     """Make a pretrained model reversible with as little loss as a budget of side information allows.
@@ -114,8 +118,8 @@ def run(arguments: Sequence[str]) -> int:
         calibration, held_out = calibration_blocks(data, tokenizer, options.sequences, options.held_out)
     unfinished = _unfinished(options.out)
     converter: Converter | None = None
-    with as_user_error(), ConversionProgress(console, len(find_stack(model).layers)) as progress:
-        try:
+    try:
+        with as_user_error(), ConversionProgress(console, len(find_stack(model).layers)) as progress:
             converter = Converter(model, method, calibration, held_out, progress, unfinished.resolve())
             if converter.resumable:
                 say(console, f"Continuing the conversion in {unfinished}.")
@@ -123,24 +127,29 @@ def run(arguments: Sequence[str]) -> int:
             conversions.append(
                 converter.convert(_bits(options)) if target is None else converter.convert_to_target(target)
             )
-        except (KeyboardInterrupt, Terminated) as stop:
-            if converter is None or not converter.resumable:
-                raise
-            word, code = ended(stop)
+        command = shlex.join(["revformers", "convert", *arguments])
+        record_provenance(model, Provenance(made_by=command, source=options.calibration))
+        _check_out(options.out)  # again: the directory may have been filled during the conversion
+        with written_whole(options.out.resolve()) as directory:
+            model.save_pretrained(directory)
+            tokenizer.save_pretrained(directory)
+            write_json(directory / FIGURES, [_row(conversion) for conversion in conversions])
+        converter.finish()
+        if options.curve is not None:
+            _draw(conversions, options.curve)
+        console.print(_table(conversions))
+        console.print(str(conversions[-1]))
+    except (KeyboardInterrupt, Terminated) as stop:
+        word, code = ended(stop)
+        left = converter is not None and converter.resumable
+        if (options.out / FIGURES).is_file():
+            remedy = f"; remove {unfinished}, which nothing needs" if left else ""
+            say(console, f"{word}; the model is already saved in {options.out}{remedy}.")
+        elif left:
             say(console, f"{word}; the same command continues from {unfinished}.")
-            return code
-    command = shlex.join(["revformers", "convert", *arguments])
-    record_provenance(model, Provenance(made_by=command, source=options.calibration))
-    _check_out(options.out)  # again: the directory may have been filled during the conversion
-    with written_whole(options.out.resolve()) as directory:
-        model.save_pretrained(directory)
-        tokenizer.save_pretrained(directory)
-        write_json(directory / "conversion.json", [_row(conversion) for conversion in conversions])
-    converter.finish()
-    if options.curve is not None:
-        _draw(conversions, options.curve)
-    console.print(_table(conversions))
-    console.print(str(conversions[-1]))
+        else:
+            raise
+        return code
     say(console, f"Saved to {options.out}.")
     if options.curve is not None:
         say(console, f"Curve in {options.curve}.")
