@@ -75,6 +75,8 @@ def test_without_predictors(workspace):
         (["--calibration", "empty.txt"], "empty.txt is empty"),
         (["--length", "30000"], "does not fill one block of 30000 tokens"),
         (["--calibration", "records.jsonl", "--text_column", "words"], "Set --text_column to"),
+        (["--calibration", "text_column.jsonl"], "revformers convert: text_column.jsonl holds 1 record"),
+        (["--calibration", "text_column.jsonl"], "for validation; add text.\n"),
         (["--out", "ordinary"], "is not empty"),
         (["--bits", "1", "--target_loss_increase", "1%"], "only one of bits and target_loss_increase"),
         (["--target_loss_increase", "much"], "written 0.5% or 0.005, not 'much'"),
@@ -88,6 +90,7 @@ def test_without_predictors(workspace):
 )
 def test_mistakes_are_one_sentence_and_exit_code_2(workspace, arguments, message, capsys):
     (workspace / "empty.txt").touch()
+    (workspace / "text_column.jsonl").write_text('{"text": "a text"}\n')
     (workspace / "records.jsonl").write_text('{"text": "a text"}\n' * 9)
     assert convert(*arguments) == 2
     shown = capsys.readouterr().err

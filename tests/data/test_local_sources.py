@@ -32,7 +32,7 @@ def test_the_fingerprint_is_that_of_the_content_and_the_split(files):
         ("a.jsonl", b"", "is empty"),
         ("a.jsonl", b"\n\n", "holds no records"),
         ("a.jsonl", b'{"text": ', r"Line 1 of .*a\.jsonl is not valid JSON"),
-        ("a.jsonl", b'{"body": "x"}\n', "no column 'text'; its columns are body. Set text_column"),
+        ("a.jsonl", b'{"body": "x"}\n', "no column 'text'; its columns are body. Set data.text_column"),
         ("a.json", b"[]", "holds no records"),
         ("a.json", b'{"data": [{"text": "x"}]}', r"no column 'text'.* The records seem to lie in 'data'"),
         ("a.txt", b"one\ncaf\xe9\n", r"Line 2 of .*a\.txt is not text in UTF-8"),

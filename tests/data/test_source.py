@@ -54,7 +54,7 @@ def test_several_records_that_cannot_be_used_are_counted(tmp_path, kind, wrong, 
         pa.parquet.write_table(pa.Table.from_pylist(records), path)
     unit = "Line" if kind == "jsonl" else "Record"
     source = open_source(DataSection(source=str(path)))
-    for read in (source.split, lambda: source.rows(text_rows("text"))):
+    for read in (source.split, lambda: source.rows(text_rows("text", "data.text_column"))):
         with pytest.raises(UserError) as caught:
             read()
         first = f"{unit} 2 of {path} holds null in its column 'text', not text."

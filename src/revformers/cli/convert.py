@@ -1,9 +1,7 @@
 """``revformers convert MODEL --calibration FILE --out DIR``."""
 
-import re
 import shlex
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,6 +11,7 @@ import tyro
 from revformers.cli.exit_codes import ended
 from revformers.cli.options import read_options
 from revformers.cli.termination import Terminated
+from revformers.data.section import DataSection
 from revformers.errors import UserError, as_user_error, counted, require_package
 from revformers.files import check_place
 
@@ -73,6 +72,14 @@ class ConvertOptions:
     held_out: int = 32
 
 
+class CalibrationSection(DataSection):
+    """The calibration text, whose settings are options."""
+
+    def setting(self, field: str) -> str:
+        """Return the option of a field; an empty text if there is none."""
+        return {"source": "--calibration", "text_column": "--text_column"}.get(field, "")
+
+
 def run(arguments: Sequence[str]) -> int:
     """Convert, print the costs, save, and return the exit code.
 
@@ -89,7 +96,6 @@ def run(arguments: Sequence[str]) -> int:
     from revformers.cli.quiet import quiet_libraries
     from revformers.conversion.convert import Converter
     from revformers.data.blocks import calibration_blocks
-    from revformers.data.section import DataSection
     from revformers.files import write_json, written_whole
     from revformers.models.discovery import find_stack
     from revformers.models.parts import record_provenance, reversible_stack
@@ -101,7 +107,7 @@ def run(arguments: Sequence[str]) -> int:
     console = command_console()
     target = None if options.target_loss_increase is None else _share(options.target_loss_increase)
     method = _method(options)
-    data = DataSection(
+    data = CalibrationSection(
         source=options.calibration,
         text_column=options.text_column,
         block_length=options.length,
@@ -114,7 +120,7 @@ def run(arguments: Sequence[str]) -> int:
     vocabulary = model.config.get_text_config().vocab_size
     if len(tokenizer) > vocabulary:
         raise UserError(f"The tokenizer has {len(tokenizer)} tokens and the model {vocabulary}: they do not match.")
-    with _own_names(), signs_of_life(console, "preparing the text"):
+    with signs_of_life(console, "preparing the text"):
         calibration, held_out = calibration_blocks(data, tokenizer, options.sequences, options.held_out)
     unfinished = _unfinished(options.out)
     converter: Converter | None = None
@@ -189,21 +195,6 @@ def _check_out(out: Path) -> None:
         raise UserError(f"The directory {out} is not empty; choose another one.")
     if out.resolve() == Path.cwd():
         raise UserError("The model cannot replace the current directory; choose a directory below it.")
-
-
-@contextmanager
-def _own_names() -> Iterator[None]:
-    """Name in errors about the data section of a recipe the options of this command."""
-    try:
-        yield
-    except UserError as error:
-        message = str(error)
-        for name, option in OPTIONS_OF_DATA.items():
-            message = re.sub(rf"(?<![\w.-])(data\.)?{name}\b", option, message)
-        raise UserError(message) from error
-
-
-OPTIONS_OF_DATA = {"block_length": "--length", "text_column": "--text_column"}
 
 
 def _bits(options: ConvertOptions) -> float:

@@ -87,7 +87,9 @@ class TextFiles(LocalFiles):
     def _load(self, rows: Rows | None) -> tuple[Any, Any]:
         self.first_records()  # refuses files without records
         training, held_out = (
-            self._read(number, rows or text_rows(self._data.text_column)) if files else None
+            self._read(number, rows or text_rows(self._data.text_column, self._data.setting("text_column")))
+            if files
+            else None
             for number, files in enumerate(self._parts)
         )
         return training, held_out

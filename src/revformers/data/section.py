@@ -56,6 +56,10 @@ class SourceSection:
             value = getattr(self, name)
             require(value is None or value >= 1, f"data.{name}", "at least 1", value)
 
+    def setting(self, field: str) -> str:
+        """Return what messages call the setting of a field; an empty text if there is none."""
+        return f"data.{field}"
+
 
 @dataclass(frozen=True)
 class DataSection(SourceSection):

@@ -142,14 +142,14 @@ class _StreamedTexts:
             yield from batch[self._column]
 
 
-def text_rows(column: str) -> Rows:
-    """Return rows of the text in a column, which is checked."""
+def text_rows(column: str, setting: str) -> Rows:
+    """Return rows of the text in a column, which is checked; `setting` names the column."""
     features = datasets.Features({column: datasets.Value("string")})
-    return Rows(partial(_text_row, column=column), (column,), ["text", column], features)
+    return Rows(partial(_text_row, column=column, setting=setting), (column,), ["text", column], features)
 
 
-def _text_row(place: object, record: Record, column: str) -> Record:
-    return {column: text_of(place, record, column)}
+def _text_row(place: object, record: Record, column: str, setting: str) -> Record:
+    return {column: text_of(place, record, column, setting)}
 
 
 def with_others(first: UserError, records: Iterable[tuple[object, Record]], row: Row) -> UserError:
@@ -195,9 +195,10 @@ def hold_out(training: Any, held_out: Any, data: DataSection, seed: int) -> tupl
     elif held_out is None:
         number = data.validation_documents or max(1, round(data.validation_fraction * len(training)))
         if number >= len(training):
+            other = data.setting("validation_source")
             raise UserError(
                 f"{data.source} holds {counted(len(training), 'record')}, too few to hold {number} out for validation; "
-                f"add text, or name other text in data.validation_source."
+                f"add text{f', or name other text in {other}' if other else ''}."
             )
         held_out = training.select(range(number))
         training = training.select(range(number, len(training)))

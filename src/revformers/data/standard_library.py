@@ -39,12 +39,13 @@ class StandardLibraryFile:
     text: str
 
 
-def standard_library_files(root: Path | None = None) -> list[StandardLibraryFile]:
+def standard_library_files(root: Path | None = None, setting: str = "data.source") -> list[StandardLibraryFile]:
     """Return the .py files under `root` and Python's language reference, ordered by path.
 
     Args:
         root: the directory of the standard library; by default that of the running Python. The reference is read only
             by default.
+        setting: what messages call the setting that names this source.
 
     Raises:
         UserError: if there is no file, as in a Python whose library is a zip archive.
@@ -57,7 +58,7 @@ def standard_library_files(root: Path | None = None) -> list[StandardLibraryFile
     if not files:
         raise UserError(
             f"The standard library of this Python has no source files under {str(directory)!r}; name a text file, a "
-            f"directory or a hub data set in data.source."
+            f"directory or a hub data set in {setting}."
         )
     return sorted(files, key=lambda file: file.path)
 

@@ -52,7 +52,7 @@ class Tables(Source):
         return training, held_out
 
     def _checked(self, part: Any, place: Callable[[int], str], rows: Rows | None) -> Any:
-        row = rows.row if rows else text_rows(self._data.text_column).row
+        row = rows.row if rows else text_rows(self._data.text_column, self._data.setting("text_column")).row
         if isinstance(part, datasets.IterableDataset):
             return part.map(partial(_row_at, row=row, place=place), with_indices=True)
         with _naming_undecodable(part, place):
@@ -73,7 +73,7 @@ class Tables(Source):
                 # not derived from the function, which holds this source
                 new_fingerprint=digest(fingerprint_of(part), rows.name),
             )
-        _check_texts(part, self._data.text_column, place)
+        _check_texts(part, self._data.text_column, place, self._data.setting("text_column"))
         return part
 
 
@@ -82,7 +82,7 @@ class StandardLibrary(Tables):
 
     def __init__(self, data: DataSection) -> None:
         super().__init__(data)
-        self._files = standard_library.standard_library_files()
+        self._files = standard_library.standard_library_files(setting=data.setting("source"))
 
     def fingerprint(self) -> str:
         """Return the hash of all files and of the held-out fraction."""
@@ -158,12 +158,12 @@ class _LazyPlace:
         return self._place(self._number)
 
 
-def _check_texts(dataset: Any, column: str, place: Callable[[int], str]) -> None:
+def _check_texts(dataset: Any, column: str, place: Callable[[int], str], setting: str) -> None:
     """Raise UserError for the first record of a stored data set that holds no text in `column`."""
     feature = dataset.features.get(column)
     if getattr(feature, "dtype", None) not in ("string", "large_string"):
         for number, record in enumerate(dataset):
-            text_of(place(number), record, column)
+            text_of(place(number), record, column, setting)
         return
     # A column of text can still hold nulls, and bytes that are no text.
     number = 0
@@ -174,5 +174,5 @@ def _check_texts(dataset: Any, column: str, place: Callable[[int], str]) -> None
         except pa.ArrowInvalid:
             texts.to_pylist()  # raises UnicodeDecodeError
         if texts.null_count:
-            text_of(place(number + texts.to_pylist().index(None)), {column: None}, column)
+            text_of(place(number + texts.to_pylist().index(None)), {column: None}, column, setting)
         number += len(texts)
