@@ -35,6 +35,14 @@ def test_rows_are_made_of_records_with_their_places(files):
         assert len(list(source.documents())) == len(RECORDS)
 
 
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "parquet"])
+def test_rows_of_a_column_of_any_name_are_made(files, kind):
+    """Also of the name that the lines of a running text have."""
+    rows = Rows(lambda place, record: {"text": record["text"].strip().upper()}, ("text",), "upper")
+    _, held_out = open_source(DataSection(source=str(files / f"a.{kind}"), validation_documents=2)).rows(rows)
+    assert held_out["text"][:] == ["DOCUMENT 0", "DOCUMENT 1"]
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 @pytest.mark.parametrize(
     ("wrong", "rest"),

@@ -86,10 +86,14 @@ class TextFiles(LocalFiles):
 
     def _load(self, rows: Rows | None) -> tuple[Any, Any]:
         self.first_records()  # refuses files without records
+        data = self._data
+        as_lines = rows is None and not self.separated and data.text_column == "text" and not data.streaming
         training, held_out = (
-            self._read(number, rows or text_rows(self._data.text_column, self._data.setting("text_column")))
-            if files
-            else None
+            None
+            if not files
+            else self._read_lines(files)
+            if as_lines
+            else self._read(number, rows or text_rows(data.text_column, data.setting("text_column")))
             for number, files in enumerate(self._parts)
         )
         return training, held_out
@@ -100,8 +104,6 @@ class TextFiles(LocalFiles):
             return datasets.IterableDataset.from_generator(
                 _rows_of, features=rows.features, gen_kwargs={"files": files, "row": rows.row}
             )
-        if not self.separated and rows.columns == ("text",):
-            return self._read_lines(files)
         try:
             with readable(self._data.source):
                 return datasets.Dataset.from_generator(
