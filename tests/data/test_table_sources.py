@@ -48,12 +48,16 @@ def test_hub_data_sets_are_asked_for_by_name_configuration_and_split(monkeypatch
     assert split.separated
 
 
-def test_a_hub_data_set_has_a_fingerprint(monkeypatch):
-    loaded = datasets.Dataset.from_dict({"text": RECORDS})
-    monkeypatch.setattr(datasets, "load_dataset", lambda *arguments, **options: loaded)
-    first = open_source(DataSection(source="owner/name"))
-    other = open_source(DataSection(source="owner/name", validation_fraction=0.5))
-    assert first.fingerprint() != other.fingerprint()
+def test_a_hub_data_set_has_a_fingerprint_of_its_content_and_its_split(monkeypatch):
+    def fingerprint(records, **options):
+        loaded = datasets.Dataset.from_dict({"text": records})
+        monkeypatch.setattr(datasets, "load_dataset", lambda *arguments, **options: loaded)
+        return open_source(DataSection(source="owner/name", **options)).fingerprint()
+
+    first = fingerprint(RECORDS)
+    assert fingerprint(RECORDS) == first
+    assert fingerprint(RECORDS[:-1]) != first
+    assert fingerprint(RECORDS, validation_fraction=0.5) != first
 
 
 @pytest.mark.parametrize("streaming", [False, True])
