@@ -138,7 +138,7 @@ WRONG = {
         {"messages": [{"from": ["human"], "value": "a"}, ASSISTANT]},
         ", message 1, is from ['human']",
     ),
-    "parts that are no text": ({"messages": [{**USER, "content": [1, 2]}, ASSISTANT]}, "has a part that is not text"),
+    "parts that are not text": ({"messages": [{**USER, "content": [1, 2]}, ASSISTANT]}, "has a part that is not text"),
     "no number": ({"messages": [{**USER, "weight": float("nan")}, ASSISTANT]}, "message 1, holds a number that is not"),
     "a long number": ({"messages": [{**USER, "weight": 10**40}, ASSISTANT]}, "message 1, holds a number that is not"),
     "a template that refuses": (
@@ -238,6 +238,10 @@ def test_records_that_truncation_empties_are_counted_and_named():
             UserError, match=rf"None of the {part} records has a trained token .* raise data\.block_length"
         ):
             dropped_records(data, *left, 32)
+    with pytest.raises(
+        UserError, match=r"^The only validation record has no trained token in its first 32 tokens; raise"
+    ):
+        dropped_records(FinetuneData("prompt_completion", [0] * 5, [0]), [0] * 5, [], 32)
 
 
 def test_conversations_without_a_chat_template_are_refused(tmp_path, tokenizer):

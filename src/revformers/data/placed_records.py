@@ -93,7 +93,7 @@ def _opened(file: Path) -> Iterator[Any]:
 def _lines(file: Path) -> Iterator[tuple[str, str]]:
     """Yield the lines of a file after their places, with line feeds as their ends."""
     with _opened(file) as content:
-        # bytes that are no text become halves of surrogate pairs here, whose line is then known
+        # bytes that are not text become halves of surrogate pairs here, whose line is then known
         text = io.TextIOWrapper(content, encoding="utf-8", errors="surrogateescape")
         for number, line in enumerate(text, start=1):
             place = f"Line {number} of {file}"
@@ -136,7 +136,7 @@ def _parsed(text: str, place: str, hint: str = "") -> Any:
     try:
         value = _DECODER.decode(text)
         if "\\ud" in text or "\\uD" in text:
-            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text
+            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is not text
     except json.JSONDecodeError as error:
         where = f"column {error.colno}" if place.startswith("Line") else f"line {error.lineno}, column {error.colno}"
         raise UserError(f"{place} is not valid JSON ({error.msg} at {where}).{hint}") from error

@@ -165,7 +165,7 @@ def _check_texts(dataset: Any, column: str, place: Callable[[int], str], setting
         for number, record in enumerate(dataset):
             text_of(place(number), record, column, setting)
         return
-    # A column of text can still hold nulls, and bytes that are no text.
+    # A column of text can still hold nulls, and bytes that are not text.
     number = 0
     for batch in dataset.select_columns(column).with_format("arrow").iter(10_000):
         texts = batch.column(column)

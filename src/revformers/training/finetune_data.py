@@ -156,9 +156,12 @@ def dropped_records(data: FinetuneData, training: Any, validation: Any, block_le
         if dropped := len(before) - len(after):
             have, their, are, them = ("has", "its", "is", "it") if dropped == 1 else ("have", "their", "are", "them")
             if not len(after):
+                none = f"None of the {len(before):,} {name} records has a"
+                if len(before) == 1:
+                    none = f"The only {name} record has no"
                 raise UserError(
-                    f"None of the {counted(len(before), f'{name} record')} has a trained token in its first "
-                    f"{block_length} tokens; raise data.block_length, or shorten the prompts."
+                    f"{none} trained token in its first {block_length} tokens; raise data.block_length, or shorten the "
+                    f"prompts."
                 )
             sentences.append(
                 f"{dropped} of {counted(len(before), f'{name} record')} {have} no trained token in {their} first "
@@ -203,7 +206,7 @@ def _fields(origin: str) -> list[str]:
     """Return the columns that a template names; an empty list for the name of a column.
 
     Raises:
-        ValueError: for what is no template, and for formats, conversions, attributes and items, which change a text.
+        ValueError: for what is not a template, and for formats, conversions, attributes and items, which change a text.
 
     """
     fields = []
