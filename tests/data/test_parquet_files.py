@@ -123,3 +123,13 @@ def test_files_that_cannot_be_read_as_one_are_named(tmp_path, tables, message):
         read(tmp_path, tables)
     assert message.replace("DIRECTORY", str(tmp_path)) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_records_of_a_file_are_counted_once_for_all_places(tmp_path, monkeypatch):
+    pa.parquet.write_table(pa.table({"text": ["a"] * 9}), tmp_path / "a.parquet")
+    read_metadata, calls = pa.parquet.read_metadata, []
+    monkeypatch.setattr(pa.parquet, "read_metadata", lambda file: calls.append(file) or read_metadata(file))
+    rows = Rows(lambda place, record: {"place": str(place)}, ("place",), "place")
+    _, held_out = open_source(DataSection(source=str(tmp_path), validation_documents=8)).rows(rows)
+    assert held_out["place"][7] == f"Record 8 of {tmp_path / 'a.parquet'}"
+    assert calls == [tmp_path / "a.parquet"]

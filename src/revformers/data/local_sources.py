@@ -27,22 +27,20 @@ SHOWN = 100
 """Number of records of a local file of JSON that show its columns."""
 
 
-class LocalFiles(Source):
-    """Local files, of one kind."""
+class Content:
+    """The content of the training files and of the validation files, which is named after one reading of all."""
 
-    def __init__(self, data: DataSection, files: list[Path], held_out: list[Path]) -> None:
-        super().__init__(data)
-        self._parts = (files, held_out)
+    def __init__(self, *parts: list[Path]) -> None:
+        self._parts = parts
 
     @cached_property
-    def _contents(self) -> list[str]:
-        """Names of the content of the training files and of the validation files, which take a reading of all."""
+    def names(self) -> list[str]:
+        """Names of the content of the training files and of the validation files."""
         return [digest(READING, [(kind_of(file), _digest_once(file)) for file in part]) for part in self._parts]
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, data: DataSection) -> str:
         """Return the hash of the content of all files and of the settings that select text in them."""
-        data = self._data
-        return digest(*self._contents, [data.text_column, data.validation_fraction, data.validation_documents])
+        return digest(*self.names, [data.text_column, data.validation_fraction, data.validation_documents])
 
 
 def _digest_once(file: Path) -> str:
@@ -63,12 +61,18 @@ def _digest_of_version(file: Path, version: tuple[int, ...]) -> str:
     return file_digest(file)
 
 
-class TextFiles(LocalFiles):
+class TextFiles(Source):
     """Local .txt, .jsonl or .json files, compressed or not."""
 
     def __init__(self, data: DataSection, files: list[Path], held_out: list[Path]) -> None:
-        super().__init__(data, files, held_out)
+        super().__init__(data)
+        self._parts = (files, held_out)
+        self._content = Content(*self._parts)
         self.separated = kind_of(files[0]) != ".txt"
+
+    def fingerprint(self) -> str:
+        """Return the hash of the content of all files and of the settings that select text in them."""
+        return self._content.fingerprint(self._data)
 
     def first_records(self) -> list[Record]:
         """Return the first records, which may differ in their columns."""
@@ -111,7 +115,7 @@ class TextFiles(LocalFiles):
                     features=rows.features,
                     cache_dir=str(cache_directory() / "datasets"),
                     gen_kwargs={"files": files, "row": rows.row},
-                    fingerprint=digest(datasets.__version__, self._contents[number], rows.name),
+                    fingerprint=digest(datasets.__version__, self._content.names[number], rows.name),
                 )
         except UserError as error:
             raise with_others(error, placed_records(files), rows.row) from error

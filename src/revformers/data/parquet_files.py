@@ -1,5 +1,6 @@
 """Local Parquet files as a source of text."""
 
+from functools import cached_property
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -8,18 +9,28 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from revformers.data.loading import as_patterns, load_dataset
-from revformers.data.local_sources import LocalFiles
+from revformers.data.local_sources import Content
 from revformers.data.section import DataSection
 from revformers.data.table_sources import Tables
 from revformers.errors import UserError, reason_of
 
 
-class ParquetFiles(Tables, LocalFiles):
+class ParquetFiles(Tables):
     """Local .parquet files."""
 
     def __init__(self, data: DataSection, files: list[Path], held_out: list[Path]) -> None:
+        super().__init__(data)
         held_out = _with_records(held_out, data.validation_source) if held_out else []
-        super().__init__(data, _with_records(files, data.source), held_out)
+        self._parts = (_with_records(files, data.source), held_out)
+        self._content = Content(*self._parts)
+
+    def fingerprint(self) -> str:
+        """Return the hash of the content of all files and of the settings that select text in them."""
+        return self._content.fingerprint(self._data)
+
+    @cached_property
+    def _numbers_of_records(self) -> dict[Path, int]:
+        return {file: pyarrow.parquet.read_metadata(file).num_rows for part in self._parts for file in part}
 
     def _tables(self) -> tuple[Any, Any]:
         training, held_out = (
@@ -40,7 +51,7 @@ class ParquetFiles(Tables, LocalFiles):
         if self._data.streaming:
             return super()._place(held_out, number)
         for file in self._parts[held_out]:
-            records = pyarrow.parquet.read_metadata(file).num_rows
+            records = self._numbers_of_records[file]
             if number < records:
                 return f"Record {number + 1} of {file}"
             number -= records

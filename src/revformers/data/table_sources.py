@@ -163,7 +163,7 @@ def _check_texts(dataset: Any, column: str, place: Callable[[int], str], setting
     feature = dataset.features.get(column)
     if getattr(feature, "dtype", None) not in ("string", "large_string"):
         for number, record in enumerate(dataset):
-            text_of(place(number), record, column, setting)
+            text_of(_LazyPlace(place, number), record, column, setting)
         return
     # A column of text can still hold nulls, and bytes that are not text.
     number = 0
