@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lab.evaluation.scores import Evaluation, read_scores
 from lab.private_api import quiet_harness
 from revformers.data.section import AddBosToken
+from revformers.data.tokenizer import check_vocabulary
 from revformers.errors import UserError
 
 LOCAL_TASKS = {
@@ -70,9 +71,7 @@ def evaluate(
     for name, number in (("limit", limit), ("batch_size", batch_size)):
         if number is not None and number < 1:
             raise UserError(f"The option {name} must be 1 or more, not {number}.")
-    vocabulary = model.config.get_text_config().vocab_size
-    if len(tokenizer) > vocabulary:
-        raise UserError(f"The tokenizer has {len(tokenizer)} tokens and the model {vocabulary}: they do not match.")
+    check_vocabulary(model, tokenizer, "give a model with a tokenizer of its own")
     try:
         import lm_eval.evaluator
     except ModuleNotFoundError as error:

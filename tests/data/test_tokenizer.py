@@ -1,9 +1,18 @@
+from types import SimpleNamespace
+
 import pytest
 from tokenizers import processors
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaConfig, LlavaConfig, PreTrainedTokenizerFast
 
 from revformers.data import tokenizer as module
-from revformers.data.tokenizer import END_OF_TEXT, END_OF_TEXT_ID, beginning_of_text, load_tokenizer, train_tokenizer
+from revformers.data.tokenizer import (
+    END_OF_TEXT,
+    END_OF_TEXT_ID,
+    beginning_of_text,
+    check_vocabulary,
+    load_tokenizer,
+    train_tokenizer,
+)
 from revformers.errors import UserError
 
 TEXT = ["def f(x):\n    return x\n" * 20, None, "", "class A:\n        pass\n" * 20]
@@ -40,6 +49,20 @@ def test_what_cannot_be_used_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(module.pretrained, "load_tokenizer", lambda name: without_end)
     with pytest.raises(UserError, match="no end-of-sequence token"):
         load_tokenizer("somewhere")
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(nested):
+    """Also than the language model inside a vision-language model."""
+    tokenizer = train_tokenizer(TEXT, 280)
+    for size in (280, 279):
+        config = LlamaConfig(vocab_size=size)
+        model = SimpleNamespace(config=LlavaConfig(text_config=config) if nested else config)
+        if size == 280:
+            check_vocabulary(model, tokenizer, "raise it")
+        else:
+            with pytest.raises(UserError, match=r"has 280 tokens, but the model's vocab_size is 279; raise it\."):
+                check_vocabulary(model, tokenizer, "raise it")
 
 
 def beginning_with(token, ending):

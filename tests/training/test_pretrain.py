@@ -357,7 +357,10 @@ def test_the_training_section_reaches_the_trainer(tmp_path):
     [
         ({"training.arguments.gradient_checkpointing": True}, "set dynamics.activations to checkpoint instead"),
         ({"training.lr_scheduler_type": "zigzag"}, "The Trainer refuses the training section"),
-        ({"model.config.vocab_size": 100}, "The tokenizer has 300 tokens, but vocab_size in model.config is 100"),
+        (
+            {"model.config.vocab_size": 100},
+            "The tokenizer has 300 tokens, but the model's vocab_size is 100; raise model.config.vocab_size",
+        ),
         ({"sample.prompts": ["the"], "sample.max_new_tokens": 60}, "lower sample.max_new_tokens"),
         ({"output": ""}, "names no run directory"),
     ],

@@ -96,6 +96,7 @@ def run(arguments: Sequence[str]) -> int:
     from revformers.cli.quiet import quiet_libraries
     from revformers.conversion.convert import Converter
     from revformers.data.blocks import calibration_blocks
+    from revformers.data.tokenizer import check_vocabulary
     from revformers.files import write_json, written_whole
     from revformers.models.discovery import find_stack
     from revformers.models.parts import record_provenance, reversible_stack
@@ -117,9 +118,7 @@ def run(arguments: Sequence[str]) -> int:
     if reversible_stack(model) is not None:
         raise UserError(f"{options.model} is already reversible; convert the ordinary model that it was made from.")
     tokenizer = load_tokenizer(options.model)
-    vocabulary = model.config.get_text_config().vocab_size
-    if len(tokenizer) > vocabulary:
-        raise UserError(f"The tokenizer has {len(tokenizer)} tokens and the model {vocabulary}: they do not match.")
+    check_vocabulary(model, tokenizer, "give a model with a tokenizer of its own")
     with signs_of_life(console, "preparing the text"):
         calibration, held_out = calibration_blocks(data, tokenizer, options.sequences, options.held_out)
     unfinished = _unfinished(options.out)

@@ -86,8 +86,6 @@ def calibration_blocks(
 
     """
     split = open_source(data).split()
-    if split.separated and tokenizer.eos_token_id is None:
-        raise UserError("The model's tokenizer has no end-of-sequence token to put between the documents.")
     return (
         first_blocks(
             f"The calibration text in {data.source}",

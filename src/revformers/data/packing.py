@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from revformers.data.section import AddBosToken
-from revformers.data.tokenizer import beginning_of_text
+from revformers.data.tokenizer import beginning_of_text, check_end_of_sequence
 from revformers.errors import UserError
 
 DOCUMENTS_AT_ONCE = 1000
@@ -40,8 +40,8 @@ def packed_blocks(
             the beginning-of-sequence token that is asked for.
 
     """
-    if separated and tokenizer.eos_token_id is None:
-        raise UserError("The tokenizer has no end-of-sequence token to put between the documents; set its eos_token.")
+    if separated:
+        check_end_of_sequence(tokenizer)
     beginning = beginning_of_text(tokenizer, add_bos_token)
     end: list[int] = [tokenizer.eos_token_id] if separated else []
     iterator = iter(documents)

@@ -5,7 +5,7 @@ from itertools import islice
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from revformers.checkpoints import load as pretrained
 from revformers.data.section import AddBosToken
@@ -49,9 +49,26 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
         tokenizer = pretrained.load_tokenizer(name)
     except OSError as error:
         raise UserError(str(error)) from error
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"The tokenizer {str(name)!r} has no end-of-sequence token to separate documents.")
+    check_end_of_sequence(tokenizer, f"The tokenizer {str(name)!r}")
     return tokenizer
+
+
+def check_end_of_sequence(tokenizer: PreTrainedTokenizerBase, name: str = "The tokenizer") -> None:
+    """Raise UserError if a tokenizer, by its name in messages, has no end-of-sequence token."""
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"{name} has no end-of-sequence token, which ends documents and completions; set its eos_token, or give "
+            f"another tokenizer."
+        )
+
+
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, remedy: str) -> None:
+    """Raise UserError, which ends with the remedy, if the tokenizer has more tokens than the model's vocabulary."""
+    vocabulary = model.config.get_text_config(decoder=True).vocab_size
+    if len(tokenizer) > vocabulary:
+        raise UserError(
+            f"The tokenizer has {len(tokenizer)} tokens, but the model's vocab_size is {vocabulary}; {remedy}."
+        )
 
 
 def beginning_of_text(tokenizer: PreTrainedTokenizerBase, add_bos_token: AddBosToken) -> list[int]:

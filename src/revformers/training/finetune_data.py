@@ -19,6 +19,7 @@ from revformers.data.packing import packed_blocks
 from revformers.data.placed_records import Record
 from revformers.data.source import Row, Rows
 from revformers.data.sources import open_source
+from revformers.data.tokenizer import check_end_of_sequence
 from revformers.errors import UserError, counted, require_package
 from revformers.training.conversations import TOOLS, ChatTemplate, conversation_row
 from revformers.training.finetune_recipe import FinetuneDataSection
@@ -236,8 +237,7 @@ def _text(place: object, record: Record, origin: str, setting: str) -> str:
 
 def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, conversational: bool) -> None:
     """Raise UserError if the tokenizer cannot encode a record, or end it."""
-    if tokenizer.eos_token is None:
-        raise UserError("The tokenizer has no end-of-sequence token to end a completion with; set model.tokenizer.")
+    check_end_of_sequence(tokenizer)
     if conversational and not tokenizer.chat_template:
         raise UserError(
             "The data holds conversations, but the tokenizer has no chat template to render them; set model.tokenizer "

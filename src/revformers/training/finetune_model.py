@@ -15,6 +15,7 @@ from revformers.checkpoints.adapter_base import save_conversion
 from revformers.checkpoints.gguf_file import is_gguf
 from revformers.checkpoints.load import load_causal_lm
 from revformers.conversion.convert import convert
+from revformers.data.tokenizer import check_vocabulary
 from revformers.errors import UserError, as_user_error, counted, require_package
 from revformers.files import written_whole
 from revformers.head.loss import HeadLoss, apply_head, set_head_loss
@@ -74,11 +75,7 @@ def check_model(recipe: FinetuneRecipe, model: Any, tokenizer: PreTrainedTokeniz
     if tokenizer.eos_token is None and isinstance(config.eos_token_id, int):
         # A bare tokenizer.json does not name its end-of-sequence token; the model's configuration does.
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(config.eos_token_id)
-    if len(tokenizer) > config.vocab_size:
-        raise UserError(
-            f"The tokenizer has {len(tokenizer)} tokens and {name} {config.vocab_size}; set model.tokenizer to the "
-            f"model's own."
-        )
+    check_vocabulary(model, tokenizer, f"set model.tokenizer to that of {name}")
     longest = getattr(config, "max_position_embeddings", None)
     if longest is not None and recipe.data.block_length > longest:
         raise UserError(

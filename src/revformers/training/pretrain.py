@@ -1,13 +1,13 @@
 """A pretraining run with transformers' Trainer."""
 
 from functools import partial
-from typing import Any
 
 import datasets
 from rich.console import Console
 from transformers import TrainingArguments, default_data_collator
 
 from revformers.data.blocks import build_datasets
+from revformers.data.tokenizer import check_vocabulary
 from revformers.dynamics import Residual
 from revformers.errors import UserError, as_user_error
 from revformers.files import write_text, written_whole
@@ -76,7 +76,7 @@ def _pretrain(recipe: Recipe, run: RunDirectory, console: Console, resume: bool,
         if isinstance(training_blocks, datasets.IterableDataset):
             # A resumed Trainer skips batches of one epoch, and takes a stream for longer than the training.
             training_blocks = training_blocks.repeat(None)
-        _check_vocabulary(model, tokenizer)
+        check_vocabulary(model, tokenizer, "raise model.config.vocab_size, or leave it out")
         check_lengths(recipe.sample, tokenizer, getattr(model.config, "max_position_embeddings", None))
     if (named := recipe.data.tokenizer) is not None:
         on_main_process(lambda: run.check_inputs(checkpoint, {"tokenizer": content_of_tokenizer(named)}))
@@ -113,12 +113,3 @@ def _pretrain(recipe: Recipe, run: RunDirectory, console: Console, resume: bool,
 def training_arguments(recipe: Recipe) -> TrainingArguments:
     """Return the Trainer's arguments for `recipe`; raise UserError if the Trainer refuses them."""
     return trainer_arguments(recipe.training, recipe.output, "dynamics.activations", TrainingArguments)
-
-
-def _check_vocabulary(model: Any, tokenizer: Any) -> None:
-    """Raise UserError if the tokenizer has more tokens than the model's vocabulary."""
-    if len(tokenizer) > model.config.vocab_size:
-        raise UserError(
-            f"The tokenizer has {len(tokenizer)} tokens, but vocab_size in model.config is {model.config.vocab_size}; "
-            f"raise it or leave it out."
-        )

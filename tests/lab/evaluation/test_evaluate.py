@@ -167,7 +167,7 @@ def test_what_the_user_can_put_right_is_said(options, message, data):
 def test_a_tokenizer_larger_than_the_vocabulary_is_refused(data):
     model, tokenizer = tiny_model(), tiny_tokenizer()
     model.resize_token_embeddings(len(tokenizer) - 1)
-    with pytest.raises(UserError, match="they do not match"):
+    with pytest.raises(UserError, match="but the model's vocab_size is"):
         evaluate(model, tokenizer, ["local_piqa"], data=data)
 
 
