@@ -261,7 +261,7 @@ def test_completions_need_a_token_that_ends_them(tmp_path, tokenizer):
 def test_too_little_data_for_the_conversion_is_named(tmp_path, tokenizer):
     path = write_records(tmp_path / "a.json", INSTRUCTIONS[:3])
     data = load_finetune_data(section(path, columns=COLUMNS), tokenizer)
-    with pytest.raises(UserError, match=r"is too short for one block of 4096 tokens .* shorten data\.block_length"):
+    with pytest.raises(UserError, match=r"to fit the conversion to does not fill one block of 4096 tokens; .* shorten"):
         training_blocks(data, tokenizer, 2, 4096)
 
 

@@ -61,9 +61,13 @@ def build_datasets(data: DataSection, given: PreTrainedTokenizerFast | None = No
     tokenizer = given or load_tokenizer(prepared / "tokenizer")
     training = datasets.load_from_disk(str(prepared / "training"))
     validation = datasets.load_from_disk(str(prepared / "validation"))
-    if data.validation_blocks:
-        validation = validation.select(range(min(data.validation_blocks, len(validation))))
+    validation = first_of(validation, data.validation_blocks)
     return tokenizer, training.with_transform(with_labels), validation.with_transform(with_labels)
+
+
+def first_of(dataset: datasets.Dataset, number: int | None) -> datasets.Dataset:
+    """Return the first records of a data set, or all of them if it has no more or `number` is None."""
+    return dataset if number is None else dataset.select(range(min(number, len(dataset))))
 
 
 def calibration_blocks(

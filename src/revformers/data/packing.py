@@ -86,7 +86,7 @@ def first_blocks(
     """
     blocks = list(islice(packed_blocks(documents, tokenizer, length, separated, add_bos_token), number))
     if not blocks:
-        raise UserError(f"{name} does not fill one block of {length} tokens; give more text or a smaller length.")
+        raise UserError(f"{name} does not fill one block of {length} tokens; give more text, or shorten the blocks.")
     return torch.stack([torch.from_numpy(block) for block in blocks])
 
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from revformers.data.blocks import build_datasets
+from revformers.data.blocks import build_datasets, first_of
 from revformers.data.columns import missing_column, nested_records, text_of
-from revformers.data.packing import packed_blocks
+from revformers.data.packing import first_blocks
 from revformers.data.placed_records import Record
 from revformers.data.source import Row, Rows
 from revformers.data.sources import open_source
@@ -107,8 +107,7 @@ def load_finetune_data(data: FinetuneDataSection, tokenizer: PreTrainedTokenizer
         _features(FORMS[form], conversational),
     )
     training, validation = source.rows(kept)
-    if data.validation_blocks:
-        validation = validation.select(range(min(data.validation_blocks, len(validation))))
+    validation = first_of(validation, data.validation_blocks)
     return FinetuneData(form, training, validation, form == "messages" and _marks_the_assistant(tokenizer))
 
 
@@ -124,19 +123,18 @@ def training_blocks(
 
     """
     if data.form == "text":
-        blocks = [block["input_ids"] for block in islice(data.training, sequences)]
-    else:
-        texts = _written(data.training, tokenizer)
-        # a chat template writes the tokens that begin and end a conversation
-        templated = not isinstance(data.training[0][FORMS[data.form][0]], str)
-        packed = packed_blocks(texts, tokenizer, block_length, not templated, "never" if templated else "auto")
-        blocks = [torch.from_numpy(block) for block in islice(packed, sequences)]
-    if not blocks:
-        raise UserError(
-            f"The training data is too short for one block of {block_length} tokens to fit the conversion to; shorten "
-            f"data.block_length."
-        )
-    return torch.stack(blocks)
+        return torch.stack([block["input_ids"] for block in islice(data.training, sequences)])
+    # a chat template writes the tokens that begin and end a conversation
+    templated = not isinstance(data.training[0][FORMS[data.form][0]], str)
+    return first_blocks(
+        "The training data to fit the conversion to",
+        _written(data.training, tokenizer),
+        tokenizer,
+        sequences,
+        block_length,
+        separated=not templated,
+        add_bos_token="never" if templated else "auto",
+    )
 
 
 def dropped_records(data: FinetuneData, training: Any, validation: Any, block_length: int) -> list[str]:
@@ -266,9 +264,10 @@ def _marks_the_assistant(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 def _written(records: Any, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
     """Yield the text of every record."""
+    template = ChatTemplate(tokenizer)
     for record in records:
         parts = [record[name] for name in FORMS["messages" if "messages" in record else "prompt_completion"]]
         if isinstance(parts[0], str):
             yield "".join(parts)
         else:
-            yield ChatTemplate(tokenizer).write([turn for part in parts for turn in part], json.loads(record[TOOLS]))
+            yield template.write([turn for part in parts for turn in part], json.loads(record[TOOLS]))
