@@ -565,6 +565,13 @@ def test_weights_of_other_sizes_are_refused_in_known_words(tmp_path):
     assert private_api.is_size_mismatch(refused.value)
 
 
+def test_weights_of_other_sizes_than_a_module_are_noticed():
+    for size, names in ((3, ("weight",)), (2, ("other",))):
+        with pytest.raises(RuntimeError) as refused:
+            nn.Linear(2, 2, bias=False).load_state_dict({name: torch.ones(size, size) for name in names})
+        assert private_api.is_state_size_mismatch(refused.value) is (size == 3)
+
+
 def test_gguf_files_are_read(tmp_path):
     model = tiny_llama()
     path = str(tmp_path / "model.gguf")

@@ -417,6 +417,11 @@ def is_size_mismatch(error: RuntimeError) -> bool:
     return "ignore_mismatched_sizes" in str(error)
 
 
+def is_state_size_mismatch(error: Exception) -> bool:
+    """Whether `load_state_dict` failed because tensors have other sizes. PyTorch: the text of its error."""
+    return "size mismatch" in str(error)
+
+
 def gguf_metadata(path: str, arrays: tuple[str, ...] = ()) -> tuple[dict[str, Any], Any]:
     """Return the metadata of a GGUF file, with only those lists that are named in `arrays`, and its tensors' names.
 

@@ -1,7 +1,10 @@
 import pytest
 from transformers import LlamaForCausalLM
 
+import revformers as rf
 from tests.checkpoints.adapters import BASES, base
+from tests.conversion.test_convert import TEXT, smooth_llama
+from tests.test_reversible import llama
 from tests.tiny_trainers import (
     logits,
     ordinary,
@@ -36,3 +39,15 @@ def ordinary_adapter(folder):
     model = with_adapter(LlamaForCausalLM.from_pretrained(folder / "ordinary"))
     model.save_pretrained(folder / "ordinary adapter")
     return folder / "ordinary adapter"
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory):
+    """An ordinary model, a converted one with predictors, and both in shards."""
+    folder = tmp_path_factory.mktemp("models")
+    converted = smooth_llama()
+    rf.convert(converted, 1, TEXT)
+    for name, model in (("ordinary", llama()), ("reversible", converted)):
+        model.save_pretrained(folder / name)
+        model.save_pretrained(folder / f"{name}-shards", max_shard_size="40KB")
+    return folder

@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from torch import nn
 
 from revformers.checkpoints.adapter_base import (
-    ADAPTER_CONFIG,
     DESCRIPTION,
     PREDICTORS,
     AdapterBase,
@@ -23,15 +22,18 @@ from revformers.checkpoints.adapter_base import (
     is_saved_reversible,
     read_description,
 )
+from revformers.checkpoints.faulty_files import place_without, refuse_pickle
 from revformers.checkpoints.gguf_file import find_gguf, is_gguf, load_gguf_model
+from revformers.checkpoints.hub_files import hub_keywords, look_up
 from revformers.checkpoints.load import load_causal_lm
 from revformers.checkpoints.model_class import become_ordinary, become_reversible, reversible_class
-from revformers.checkpoints.model_files import find_model, hub_keywords, look_up, refuse_pickle
+from revformers.checkpoints.model_files import ADAPTER_CONFIG, find_model
 from revformers.errors import ModelFilesError, require_package
 from revformers.models.attach import add_update_predictors
 from revformers.models.discovery import unwrap
 from revformers.models.identity import read_identity
 from revformers.models.parts import reversible_stack
+from revformers.private_api import is_state_size_mismatch
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -92,11 +94,9 @@ def load_adapter(
     """
     peft = require_package("peft", "finetune", "An adapter")
     if find_file(directory, ADAPTER_CONFIG, keywords) is None:
-        place = (
-            f"{directory} holds" if Path(directory).is_dir() else f"There is no directory {directory}, and the hub has"
-        )
         raise FileNotFoundError(
-            f"{place} no adapter ({ADAPTER_CONFIG}); load a whole model with revformers.from_pretrained."
+            f"{place_without(directory)} no adapter ({ADAPTER_CONFIG}); load a whole model with "
+            f"revformers.from_pretrained."
         )
     file = find_description(directory, keywords)
     if file is None:
@@ -126,7 +126,7 @@ def load_adapter(
     except Exception as error:
         if was_ordinary:
             become_ordinary(network)
-        if "size mismatch" not in str(error):
+        if not is_state_size_mismatch(error):
             raise
         raise ValueError(
             f"The adapter {directory} does not fit this {type(unwrap(network)).__name__}, whose weights have other "

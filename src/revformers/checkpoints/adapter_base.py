@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from revformers.checkpoints.gguf_file import is_gguf
+from revformers.checkpoints.hub_files import hub_keywords, local_folder
 from revformers.checkpoints.model_config import saved_config
-from revformers.checkpoints.model_files import VARIANT, hub_keywords, local_folder, weight_files
+from revformers.checkpoints.model_files import ADAPTER_CONFIG, VARIANT, weight_files
 from revformers.errors import ModelFilesError
 from revformers.files import write_text
 from revformers.models.discovery import unwrap
@@ -29,7 +30,6 @@ from revformers.models.identity import Identity, in_words, read_identity
 from revformers.models.parts import predictor_weights, require_reversible, reversible_stack, update_predictors
 from revformers.private_api import cached_file_if_any
 
-ADAPTER_CONFIG = "adapter_config.json"
 DESCRIPTION = "reversible.json"
 PREDICTORS = "update_predictors.safetensors"
 MARK = " on a reversible model (pip install revformers, then import revformers)"

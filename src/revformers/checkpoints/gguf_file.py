@@ -16,6 +16,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence
 from transformers import AutoConfig, GgufConfig, PreTrainedTokenizerFast
 from transformers.utils import is_gguf_available
 
+from revformers.checkpoints.model_files import ADAPTER_CONFIG
 from revformers.errors import MissingPackageError, ModelFilesError
 from revformers.private_api import gguf_header, gguf_metadata, gguf_text_splits
 
@@ -54,7 +55,7 @@ def load_gguf_model(name: str | os.PathLike, kind: Any, **keywords: Any) -> tupl
             f"one, save it, and load that directory."
         )
     path = find_gguf(name)
-    if (path.parent / "adapter_config.json").is_file():
+    if (path.parent / ADAPTER_CONFIG).is_file():
         raise ModelFilesError(
             f"Beside {path} lies an adapter (adapter_config.json), which transformers would put on the model; move one "
             f"of them into a directory of its own."

@@ -8,19 +8,20 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from revformers.checkpoints.gguf_file import is_gguf, load_gguf_config, load_gguf_model, load_gguf_tokenizer
-from revformers.checkpoints.marks import PREFIX
-from revformers.checkpoints.model_class import reversible_class
-from revformers.checkpoints.model_config import saved_config
-from revformers.checkpoints.model_files import (
+from revformers.checkpoints.faulty_files import (
     clear_errors,
-    find_model,
-    look_up,
     missing_config,
+    place_without,
     refuse_own_code,
     refuse_pickle,
     refuse_weights,
 )
+from revformers.checkpoints.gguf_file import is_gguf, load_gguf_config, load_gguf_model, load_gguf_tokenizer
+from revformers.checkpoints.hub_files import look_up
+from revformers.checkpoints.marks import PREFIX
+from revformers.checkpoints.model_class import reversible_class
+from revformers.checkpoints.model_config import saved_config
+from revformers.checkpoints.model_files import CONFIG_NAME, find_model
 from revformers.errors import ModelFilesError, NotReversibleError, reason_of
 from revformers.private_api import models_of_auto_class
 
@@ -90,8 +91,9 @@ def load_causal_lm(name: str | os.PathLike, **keywords: Any) -> Any:
         raise
     except (OSError, ValueError, StrictDataclassError) as error:
         refuse_own_code(path, error)
-        place = f"{path} holds" if Path(path).is_dir() else f"There is no directory {path}, and the hub has"
-        raise ModelFilesError(f"{place} no causal language model that can be loaded: {reason_of(error)}.") from error
+        raise ModelFilesError(
+            f"{place_without(path)} no causal language model that can be loaded: {reason_of(error)}."
+        ) from error
     # transformers would initialise them at random.
     refuse_weights(path, "do not have", found["missing_keys"])
     return model
@@ -147,7 +149,7 @@ def load_config(name: str | os.PathLike) -> Any:
     path = str(file) if file.is_file() else find_model(name)
     if not file.is_file():
         look_up(path, {})
-        if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+        if Path(path).is_dir() and not (Path(path) / CONFIG_NAME).is_file():
             raise ModelFilesError(missing_config(Path(path)))
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=False)

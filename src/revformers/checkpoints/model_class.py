@@ -17,7 +17,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 from revformers.checkpoints import save as saving
+from revformers.checkpoints.faulty_files import clear_errors, refuse_pickle, refuse_weights
 from revformers.checkpoints.hub import push_to_hub
+from revformers.checkpoints.hub_files import hub_keywords
 from revformers.checkpoints.marks import PREFIX
 from revformers.checkpoints.model_config import (
     ReversibleConfig,
@@ -28,14 +30,7 @@ from revformers.checkpoints.model_config import (
     unmark_config,
     with_identity,
 )
-from revformers.checkpoints.model_files import (
-    clear_errors,
-    find_model,
-    hub_keywords,
-    own_variant,
-    refuse_pickle,
-    refuse_weights,
-)
+from revformers.checkpoints.model_files import find_model, own_variant
 from revformers.errors import ModelFilesError
 from revformers.models.attach import attach, check, detach, warn_of_gradient_checkpointing
 from revformers.models.discovery import find_stack, unwrap

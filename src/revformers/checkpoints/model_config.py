@@ -17,8 +17,8 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from revformers.checkpoints.hub_files import hub_keywords
 from revformers.checkpoints.marks import KEY, MODEL_TYPE, PREFIX, WEIGHTS_NOTE
-from revformers.checkpoints.model_files import hub_keywords
 from revformers.errors import ModelFilesError
 from revformers.models.identity import Identity
 from revformers.private_api import NO_REMOTE_CODE

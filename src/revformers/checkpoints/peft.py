@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from revformers.checkpoints.adapter_base import (
-    ADAPTER_CONFIG,
     check_base,
     ordinary_type,
     require_own_predictors,
@@ -18,6 +17,7 @@ from revformers.checkpoints.adapter_base import (
     unseal_adapter,
 )
 from revformers.checkpoints.card import CARD_NAME, add_section, has_section
+from revformers.checkpoints.model_files import ADAPTER_CONFIG
 from revformers.models.identity import warn_of_unregistered
 from revformers.models.parts import reversible_stack
 

@@ -15,16 +15,15 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from revformers.checkpoints.adapter_base import ADAPTER_CONFIG, seal_adapter
+from revformers.checkpoints.adapter_base import seal_adapter
 from revformers.checkpoints.card import CARD_NAME, add_section, has_section, is_ours, model_card
 from revformers.checkpoints.hub import upload
 from revformers.checkpoints.model_config import identity_of
-from revformers.checkpoints.model_files import VARIANT, own_variant
+from revformers.checkpoints.model_files import ADAPTER_CONFIG, CONFIG_NAME, VARIANT, own_variant
 from revformers.files import PARTIAL
 from revformers.models.identity import warn_of_unregistered
 from revformers.models.parts import require_reversible, reversible_stack
 
-CONFIG_NAME = "config.json"
 WEIGHTS = re.compile(rf"model(\.{VARIANT})?(-\d{{5}}-of-\d{{5}})?\.safetensors(\.index(\.{VARIANT})?\.json)?")
 
 

@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainerState
 
 from revformers.checkpoints.adapter_base import DESCRIPTION
 from revformers.checkpoints.marks import KEY
-from revformers.checkpoints.save import CONFIG_NAME
+from revformers.checkpoints.model_files import CONFIG_NAME
 from revformers.dynamics.base import LARGEST_DENOMINATOR
 from revformers.dynamics.blended_midpoint import BlendedMidpoint
 from revformers.errors import UserError

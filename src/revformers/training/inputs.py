@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from revformers.checkpoints.gguf_file import find_gguf, is_gguf
-from revformers.checkpoints.model_files import VARIANT, find_model, local_folder, weight_files
+from revformers.checkpoints.hub_files import local_folder
+from revformers.checkpoints.model_files import CONFIG_NAME, VARIANT, find_model, weight_files
 from revformers.data.cache import digest, file_digest
 
 TOKENIZER_FILES = (
@@ -30,7 +31,7 @@ def content_of_tokenizer(name: str, revision: str | None = None) -> str:
 def content_of_configuration(name: str, revision: str | None = None) -> str:
     """Return a name for the content of the configuration of a loaded model: of a directory or the hub."""
     folder = _folder(name, revision)
-    return _digest(folder, [folder / "config.json"])
+    return _digest(folder, [folder / CONFIG_NAME])
 
 
 def content_of_weights(name: str, revision: str | None = None) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import nn
 
+from revformers.checkpoints.marks import ADAPTER_OF_RUN, MODEL_OF_RUN
 from revformers.data.cache import file_digest
 from revformers.errors import UserError, reason_of
 from revformers.files import check_place, remove_partial
@@ -42,8 +43,8 @@ class RunDirectory:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser()  # as the Trainer does
-        self.model = self.path / "model"
-        self.adapter = self.path / "adapter"
+        self.model = self.path / MODEL_OF_RUN
+        self.adapter = self.path / ADAPTER_OF_RUN
         self.conversion = self.path / "conversion"
         self.metrics = self.path / "metrics.json"
         self.start = self.path / "start.json"

@@ -17,7 +17,7 @@ from transformers import Trainer, TrainerCallback, TrainerState
 from revformers.checkpoints.adapter_base import DESCRIPTION, PREDICTORS, read_description
 from revformers.checkpoints.card import CARD_NAME, add_section
 from revformers.checkpoints.marks import KEY
-from revformers.checkpoints.model_files import VARIANT, weight_files
+from revformers.checkpoints.model_files import CONFIG_NAME, VARIANT, weight_files
 from revformers.errors import ModelFilesError, RebuildMismatchError, StateRangeError
 from revformers.head.loss import HeadLoss, head_loss, observe_head_loss
 from revformers.models.discovery import unwrap
@@ -35,7 +35,7 @@ def check_checkpoint(model: Any, directory: str | os.PathLike) -> None:
     Weights are only valid under the dynamics that they were trained with. A checkpoint without a config.json, as
     sharded training alone writes it, is not checked; the checkpoint of an adapter is checked when it is loaded.
     """
-    file = Path(directory) / "config.json"
+    file = Path(directory) / CONFIG_NAME
     if not file.is_file():
         return
     description = read_description(file).get(KEY)
