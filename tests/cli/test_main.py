@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -22,7 +23,7 @@ def failing(monkeypatch):
             raise error
 
         monkeypatch.setitem(module.COMMANDS, "fail", ("somewhere", "fails", "train"))
-        monkeypatch.setattr(module.importlib, "import_module", lambda name: type("Module", (), {"run": run}))
+        monkeypatch.setattr(module, "import_module", lambda name: SimpleNamespace(run=run))
 
     return install
 
@@ -117,8 +118,8 @@ def test_an_interruption_has_the_exit_code_of_one(failing, capsys):
 
 def test_a_termination_of_any_command_has_words_and_the_exit_code_of_one(monkeypatch, capsys):
     before = signal.getsignal(signal.SIGTERM)
-    terminate = type("Module", (), {"run": lambda arguments: os.kill(os.getpid(), signal.SIGTERM)})
-    monkeypatch.setattr(module.importlib, "import_module", lambda name: terminate)
+    terminate = SimpleNamespace(run=lambda arguments: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(module, "import_module", lambda name: terminate)
     assert main(["plan"]) == 143
     assert capsys.readouterr().err == "\nTerminated: plan was stopped before it had anything to save.\n"
     assert signal.getsignal(signal.SIGTERM) == before
@@ -199,7 +200,7 @@ def writes(request, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(module.COMMANDS, "write", ("somewhere", "writes", "train"))
     command = type("Module", (), {"run": printing(WAYS[request.param])})
-    monkeypatch.setattr(module.importlib, "import_module", lambda name: command)
+    monkeypatch.setattr(module, "import_module", lambda name: command)
 
     def run(output):
         monkeypatch.setattr(sys, "stdout", output)

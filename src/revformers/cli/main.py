@@ -1,10 +1,10 @@
 """The entry point of the command line: the commands, and the handling of their errors."""
 
 import difflib
-import importlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from importlib.metadata import version
 
 from revformers.cli.exit_codes import USER_ERROR, ended
@@ -77,7 +77,7 @@ def run_command(
                 return USER_ERROR
             quiet_imports()
             with raised_on_termination():
-                return importlib.import_module(commands[command][0]).run(arguments[1:])
+                return import_module(commands[command][0]).run(arguments[1:])
     except SystemExit as stop:  # raised by tyro after --help or a wrong option, and where the output's reader has gone
         return stop.code if isinstance(stop.code, int) else USER_ERROR
     except (KeyboardInterrupt, Terminated) as stop:
