@@ -26,6 +26,7 @@ def run(arguments: Sequence[str]) -> int:
     from revformers.errors import counted
     from revformers.training.console import command_console, say
     from revformers.training.finetune import finetune
+    from revformers.training.run_directory import RunDirectory
 
     quiet_libraries()
     console = command_console()
@@ -42,11 +43,14 @@ def run(arguments: Sequence[str]) -> int:
         f"{f'{deployed:.4f} deployed as the ordinary network, ' if deployed is not None else ''}"
         f"{metrics['tokens_per_second']:,.0f} tokens/s.",
     )
-    for name, loader in (("adapter", "revformers.load_adapter"), ("model", "revformers.from_pretrained")):
-        path = result.directory / name
+    run = RunDirectory(result.directory)
+    for name, path, loader in (
+        ("Adapter:", run.adapter, "revformers.load_adapter"),
+        ("Model:", run.model, "revformers.from_pretrained"),
+    ):
         if path.is_dir():
             # transformers and PEFT load an ordinary network themselves.
-            reversible = (result.directory / "conversion").is_dir() and deployed is None
+            reversible = run.conversion.is_dir() and deployed is None
             call = f'{loader}("{path}")' if reversible else str(path)
-            say(console, f"{name.title() + ':':<9} {call}")
+            say(console, f"{name:<9} {call}")
     return 0

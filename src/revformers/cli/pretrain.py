@@ -29,6 +29,7 @@ def run(arguments: Sequence[str]) -> int:
     from revformers.streams import without_controls
     from revformers.training.console import command_console, say
     from revformers.training.pretrain import pretrain
+    from revformers.training.run_directory import RunDirectory
 
     quiet_libraries()
     console = command_console()
@@ -42,8 +43,8 @@ def run(arguments: Sequence[str]) -> int:
         f"{metrics['validation_loss']:.4f} (perplexity {metrics['validation_perplexity']:.1f}), "
         f"{metrics['tokens_per_second']:,.0f} tokens/s.",
     )
-    sample = result.directory / "sample.txt"
-    if sample.is_file():
-        console.print(Rule(str(sample)), without_controls(sample.read_text(encoding="utf-8")))
-    say(console, f'Model:  revformers.from_pretrained("{result.directory / "model"}")')
+    run = RunDirectory(result.directory)
+    if run.sample.is_file():
+        console.print(Rule(str(run.sample)), without_controls(run.sample.read_text(encoding="utf-8")))
+    say(console, f'Model:  revformers.from_pretrained("{run.model}")')
     return 0
