@@ -15,7 +15,7 @@ from revformers.data.tokenizer import (
 )
 from revformers.errors import UserError
 
-TEXT = ["def f(x):\n    return x\n" * 20, None, "", "class A:\n        pass\n" * 20]
+TEXT = ["def f(x):\n    return x\n" * 20, "", "class A:\n        pass\n" * 20]
 
 
 def test_every_text_comes_back(tmp_path):

@@ -21,7 +21,7 @@ from revformers.data.tokenizer import beginning_of_text, load_tokenizer, train_t
 from revformers.errors import UserError
 from revformers.files import written_whole
 
-PREPARATION = 1
+PREPARATION = 2
 """Version of the steps below; raised when their results change, so that older cached blocks are not used."""
 
 

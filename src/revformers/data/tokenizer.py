@@ -1,6 +1,6 @@
 """Tokenizers: training a byte-level BPE tokenizer, or loading an existing one."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
@@ -18,7 +18,7 @@ TRAINING_DOCUMENTS = 200_000
 """Largest number of documents to train the tokenizer on: more change few merges, but cost time and memory."""
 
 
-def train_tokenizer(documents: Iterable[str | None], vocabulary_size: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(documents: Iterable[str], vocabulary_size: int) -> PreTrainedTokenizerFast:
     """Return a byte-level BPE tokenizer of at most `vocabulary_size` entries, trained on `documents`.
 
     Every byte has an entry, so every text can be encoded. `END_OF_TEXT` is entry `END_OF_TEXT_ID` and ends a document.
@@ -34,7 +34,7 @@ def train_tokenizer(documents: Iterable[str | None], vocabulary_size: int) -> Pr
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(islice(_texts(documents), TRAINING_DOCUMENTS), trainer)
+    tokenizer.train_from_iterator(islice(documents, TRAINING_DOCUMENTS), trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT)
 
 
@@ -100,7 +100,3 @@ def beginning_of_text(tokenizer: PreTrainedTokenizerBase, add_bos_token: AddBosT
             "unknown; set add_bos_token to always or never."
         )
     return whole[:found]
-
-
-def _texts(documents: Iterable[str | None]) -> Iterator[str]:
-    return (document for document in documents if document)

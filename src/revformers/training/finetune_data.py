@@ -37,10 +37,6 @@ ROWS = 3
 EXAMPLE = '{prompt: "{instruction}\\n{input}\\n", completion: output}'
 
 
-JSON_COLUMNS = hasattr(datasets, "Json")
-"""Whether this version of `datasets` stores objects that differ in their fields."""
-
-
 @dataclass(frozen=True)
 class FinetuneData:
     """Training and validation data.
@@ -175,12 +171,10 @@ def _form(columns: set[str]) -> str:
     return "messages" if found == "text" and SHAREGPT in columns else found
 
 
-def _features(names: tuple[str, ...], conversational: bool) -> datasets.Features | None:
-    """Return the types of the columns, or None to infer them: what messages hold besides their text differs."""
+def _features(names: tuple[str, ...], conversational: bool) -> datasets.Features:
+    """Return the types of the columns; what messages hold besides their text differs."""
     if not conversational:
         return datasets.Features({name: datasets.Value("string") for name in names})
-    if not JSON_COLUMNS:
-        return None
     messages = {name: datasets.List(datasets.Json()) for name in names}
     return datasets.Features({**messages, TOOLS: datasets.Value("string")})
 
