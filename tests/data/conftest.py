@@ -1,5 +1,6 @@
 import json
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -22,3 +23,8 @@ def undecodable(values):
     """Return a column of text with the given bytes, which need not be UTF-8."""
     array = pa.array(values, pa.binary())
     return pa.Array.from_buffers(pa.string(), len(array), array.buffers())
+
+
+def texts_in(*columns):
+    """Return the types of columns of text."""
+    return datasets.Features({name: datasets.Value("string") for name in columns})

@@ -5,10 +5,10 @@ import pyarrow.parquet
 import pytest
 
 from revformers.data.section import DataSection
-from revformers.data.source import Rows
+from revformers.data.source import RowMaker
 from revformers.data.sources import open_source
 from revformers.errors import UserError
-from tests.data.conftest import undecodable
+from tests.data.conftest import texts_in, undecodable
 
 STREAMED = {"streaming": True, "tokenizer": "given", "validation_documents": 1}
 
@@ -59,9 +59,9 @@ def test_bytes_that_are_no_text_are_named_with_their_record(tmp_path, number, st
 def test_bytes_in_messages_are_named_as_well(tmp_path):
     turns = pa.StructArray.from_arrays([undecodable([b"a", b"caf\xe9"])], ["content"])
     pa.parquet.write_table(pa.table({"messages": pa.ListArray.from_arrays([0, 1, 2], turns)}), tmp_path / "a.parquet")
-    rows = Rows(lambda place, record: {"messages": str(record["messages"])}, ("messages",), "messages")
+    maker = RowMaker(lambda place, record: {"messages": str(record["messages"])}, "messages", texts_in("messages"))
     with pytest.raises(UserError, match=r"Record 2 of .*a\.parquet holds bytes in its column 'messages' that are not"):
-        open_source(DataSection(source=str(tmp_path))).rows(rows)
+        open_source(DataSection(source=str(tmp_path))).rows(maker)
 
 
 FIRST = pa.table({"text": ["a", "b"], "id": pa.array([1, 2], pa.int32()), "turns": [[{"x": "a", "y": 1}]] * 2})
@@ -129,7 +129,7 @@ def test_the_records_of_a_file_are_counted_once_for_all_places(tmp_path, monkeyp
     pa.parquet.write_table(pa.table({"text": ["a"] * 9}), tmp_path / "a.parquet")
     read_metadata, calls = pa.parquet.read_metadata, []
     monkeypatch.setattr(pa.parquet, "read_metadata", lambda file: calls.append(file) or read_metadata(file))
-    rows = Rows(lambda place, record: {"place": str(place)}, ("place",), "place")
-    _, held_out = open_source(DataSection(source=str(tmp_path), validation_documents=8)).rows(rows)
+    maker = RowMaker(lambda place, record: {"place": str(place)}, "place", texts_in("place"))
+    _, held_out = open_source(DataSection(source=str(tmp_path), validation_documents=8)).rows(maker)
     assert held_out["place"][7] == f"Record 8 of {tmp_path / 'a.parquet'}"
     assert calls == [tmp_path / "a.parquet"]

@@ -9,25 +9,20 @@ import pytest
 from torch.utils.data import DataLoader
 
 from revformers.data.section import DataSection
-from revformers.data.source import Rows, text_rows
+from revformers.data.source import RowMaker, text_rows
 from revformers.data.sources import open_source
 from revformers.errors import UserError
-from tests.data.conftest import RECORDS
+from tests.data.conftest import RECORDS, texts_in
 
 
 def test_rows_are_made_of_records_with_their_places(files):
     def row(place, record):
         return {"place": str(place), "text": record["text"].upper()}
 
-    rows = Rows(
-        row,
-        ("place", "text"),
-        "upper",
-        datasets.Features.from_dict({name: {"dtype": "string", "_type": "Value"} for name in ("place", "text")}),
-    )
+    maker = RowMaker(row, "upper", texts_in("place", "text"))
     for kind, unit in (("jsonl", "Line"), ("parquet", "Record")):
         source = open_source(DataSection(source=str(files / f"a.{kind}"), validation_documents=2))
-        training, held_out = source.rows(rows)
+        training, held_out = source.rows(maker)
         assert held_out[1] == {"place": f"{unit} 2 of {files / f'a.{kind}'}", "text": "DOCUMENT 1"}
         assert training[0]["place"].startswith(f"{unit} 3 of")
         assert training.column_names == ["place", "text"]
@@ -38,8 +33,8 @@ def test_rows_are_made_of_records_with_their_places(files):
 @pytest.mark.parametrize("kind", ["txt", "jsonl", "parquet"])
 def test_rows_of_a_column_of_any_name_are_made(files, kind):
     """Also of the name that the lines of a running text have."""
-    rows = Rows(lambda place, record: {"text": record["text"].strip().upper()}, ("text",), "upper")
-    _, held_out = open_source(DataSection(source=str(files / f"a.{kind}"), validation_documents=2)).rows(rows)
+    maker = RowMaker(lambda place, record: {"text": record["text"].strip().upper()}, "upper", texts_in("text"))
+    _, held_out = open_source(DataSection(source=str(files / f"a.{kind}"), validation_documents=2)).rows(maker)
     assert held_out["text"][:] == ["DOCUMENT 0", "DOCUMENT 1"]
 
 

@@ -6,10 +6,10 @@ import pyarrow.parquet
 import pytest
 
 from revformers.data.section import DataSection
-from revformers.data.source import Rows
+from revformers.data.source import RowMaker
 from revformers.data.sources import open_source
 from revformers.errors import UserError
-from tests.data.conftest import RECORDS, undecodable
+from tests.data.conftest import RECORDS, texts_in, undecodable
 
 
 @pytest.mark.thorough
@@ -75,6 +75,6 @@ def test_a_record_of_a_hub_data_set_is_named(monkeypatch, streaming):
 def test_bytes_of_a_hub_data_set_that_are_no_text_are_named(monkeypatch):
     loaded = datasets.Dataset(pa.table({"text": ["a", "b"]}).append_column("title", undecodable([b"x", b"caf\xe9"])))
     monkeypatch.setattr(datasets, "load_dataset", lambda *arguments, **options: loaded)
-    rows = Rows(lambda place, record: {"title": record["title"]}, ("title",), "title")
+    maker = RowMaker(lambda place, record: {"title": record["title"]}, "title", texts_in("title"))
     with pytest.raises(UserError, match=r"Record 2 of owner/name \(train\) holds bytes in its column 'title' that are"):
-        open_source(DataSection(source="owner/name")).rows(rows)
+        open_source(DataSection(source="owner/name")).rows(maker)

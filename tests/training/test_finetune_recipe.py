@@ -19,7 +19,7 @@ def test_to_dict_holds_what_load_finetune_recipe_reads(path):
 
 
 def test_the_source_of_text_is_read_as_for_pretraining(path):
-    data = load_finetune_recipe(path, {"data.block_length": 64, "data.validation_fraction": 0.5}).data.records()
+    data = load_finetune_recipe(path, {"data.block_length": 64, "data.validation_fraction": 0.5}).data.source_section()
     assert (data.source, data.block_length, data.validation_fraction, data.streaming) == ("text.txt", 64, 0.5, False)
 
 

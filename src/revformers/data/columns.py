@@ -7,7 +7,7 @@ from typing import Any
 
 from revformers.errors import UserError
 
-KINDS = {
+TYPE_NAMES = {
     type(None): "null",
     bool: "true or false",
     int: "a number",
@@ -59,7 +59,7 @@ def nested_records(record: Mapping[str, Any]) -> str:
 
 def named_kind(value: Any) -> str:
     """Return what a value of a column is, in words."""
-    return KINDS.get(type(value), f"a value of the type {type(value).__name__}")
+    return TYPE_NAMES.get(type(value), f"a value of the type {type(value).__name__}")
 
 
 def wrong_byte(error: UnicodeDecodeError) -> str:

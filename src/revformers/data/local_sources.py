@@ -14,7 +14,7 @@ from revformers.data.loading import as_patterns, load_dataset, readable
 from revformers.data.local_files import kind_of
 from revformers.data.placed_records import Record, check_no_nul, placed_records
 from revformers.data.section import DataSection
-from revformers.data.source import Row, Rows, Source, text_rows, with_others
+from revformers.data.source import MakeRow, RowMaker, Source, text_rows, with_others
 from revformers.errors import UserError
 
 READING = 2
@@ -88,37 +88,37 @@ class TextFiles(Source):
                 raise UserError(f"{source} holds no records.")
         return first
 
-    def _load(self, rows: Rows | None) -> tuple[Any, Any]:
+    def _load(self, maker: RowMaker | None) -> tuple[Any, Any]:
         self.first_records()  # refuses files without records
         data = self._data
-        as_lines = rows is None and not self.separated and data.text_column == "text" and not data.streaming
+        as_lines = maker is None and not self.separated and data.text_column == "text" and not data.streaming
         training, held_out = (
             None
             if not files
             else self._read_lines(files)
             if as_lines
-            else self._read(number, rows or text_rows(data.text_column, data.setting("text_column")))
+            else self._read(number, maker or text_rows(data.text_column, data.setting("text_column")))
             for number, files in enumerate(self._parts)
         )
         return training, held_out
 
-    def _read(self, number: int, rows: Rows) -> Any:
+    def _read(self, number: int, maker: RowMaker) -> Any:
         files = self._parts[number]
         if self._data.streaming:
             return datasets.IterableDataset.from_generator(
-                _rows_of, features=rows.features, gen_kwargs={"files": files, "row": rows.row}
+                _rows_of, features=maker.features, gen_kwargs={"files": files, "make": maker.make}
             )
         try:
             with readable(self._data.source):
                 return datasets.Dataset.from_generator(
                     _rows_of,
-                    features=rows.features,
+                    features=maker.features,
                     cache_dir=str(cache_directory() / "datasets"),
-                    gen_kwargs={"files": files, "row": rows.row},
-                    fingerprint=digest(datasets.__version__, self._content.names[number], rows.name),
+                    gen_kwargs={"files": files, "make": maker.make},
+                    fingerprint=digest(datasets.__version__, self._content.names[number], maker.cache_key),
                 )
         except UserError as error:
-            raise with_others(error, placed_records(files), rows.row) from error
+            raise with_others(error, placed_records(files), maker.make) from error
 
     def _read_lines(self, files: list[Path]) -> Any:
         """Return the lines of .txt files; `datasets` reads them ten times as fast as line by line."""
@@ -140,6 +140,6 @@ class TextFiles(Source):
             raise
 
 
-def _rows_of(files: list[Path], row: Row) -> Iterator[Record]:
+def _rows_of(files: list[Path], make: MakeRow) -> Iterator[Record]:
     for place, record in placed_records(files):
-        yield row(place, record)
+        yield make(place, record)

@@ -16,7 +16,7 @@ from revformers.errors import UserError, counted
 
 Documents = Iterable[str]
 
-Row = Callable[[object, Record], Record]
+MakeRow = Callable[[object, Record], Record]
 """Makes a row from a place, whose str() is such as "Line 3 of a.jsonl", and the record there, or raises UserError."""
 
 
@@ -41,21 +41,19 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowMaker:
     """What to make of the records of a source.
 
     Attributes:
-        row: makes a row from a record.
-        columns: the columns of a row.
-        name: a name for `row` and all that it depends on, serialisable as JSON.
-        features: the types of the columns; None to infer them.
+        make: makes a row from a record.
+        cache_key: a name for `make` and all that it depends on, serialisable as JSON.
+        features: the columns of a row and their types.
 
     """
 
-    row: Row
-    columns: tuple[str, ...]
-    name: Any
-    features: datasets.Features | None = None
+    make: MakeRow
+    cache_key: Any
+    features: datasets.Features
 
 
 class Source(ABC):
@@ -82,22 +80,22 @@ class Source(ABC):
         """Return one record or a few, which show the columns."""
 
     @abstractmethod
-    def _load(self, rows: Rows | None) -> tuple[Any, Any]:
+    def _load(self, maker: RowMaker | None) -> tuple[Any, Any]:
         """Return data sets of rows, and those held out, or None for the latter if they are to be split off.
 
         Args:
-            rows: what to make of the records; None for the text in their column of text, which is checked.
+            maker: what to make of the records; None for the text in their column of text, which is checked.
 
         """
 
-    def rows(self, rows: Rows) -> tuple[Any, Any]:
+    def rows(self, maker: RowMaker) -> tuple[Any, Any]:
         """Return the data sets of the training and the validation rows.
 
         Raises:
             UserError: if a record cannot be used, or if there are too few records to hold some out.
 
         """
-        return hold_out(*self._load(rows), self._data, seed=0)
+        return hold_out(*self._load(maker), self._data, seed=0)
 
     def documents(self) -> Documents:
         """Return all texts of the training part, without holding any out.
@@ -142,23 +140,23 @@ class _StreamedTexts:
             yield from batch[self._column]
 
 
-def text_rows(column: str, setting: str) -> Rows:
-    """Return rows of the text in a column, which is checked; `setting` names the column."""
+def text_rows(column: str, setting: str) -> RowMaker:
+    """Return the maker of rows of the text in a column, which is checked; `setting` names the column."""
     features = datasets.Features({column: datasets.Value("string")})
-    return Rows(partial(_text_row, column=column, setting=setting), (column,), ["text", column], features)
+    return RowMaker(partial(_text_row, column=column, setting=setting), ["text", column], features)
 
 
 def _text_row(place: object, record: Record, column: str, setting: str) -> Record:
     return {column: text_of(place, record, column, setting)}
 
 
-def with_others(first: UserError, records: Iterable[tuple[object, Record]], row: Row) -> UserError:
+def with_others(first: UserError, records: Iterable[tuple[object, Record]], make: MakeRow) -> UserError:
     """Return the fault of the first record that makes no row, with the number and the places of the others.
 
     Args:
         first: the fault.
         records: all records after their places.
-        row: what raised the fault.
+        make: what raised the fault.
 
     """
     others = -1
@@ -166,7 +164,7 @@ def with_others(first: UserError, records: Iterable[tuple[object, Record]], row:
     try:
         for place, record in records:
             try:
-                row(place, record)
+                make(place, record)
             except UserError:
                 others += 1
                 if 0 < others <= SHOWN_FAULTS:

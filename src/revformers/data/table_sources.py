@@ -16,7 +16,7 @@ from revformers.data.columns import text_of, wrong_byte
 from revformers.data.loading import load_dataset
 from revformers.data.placed_records import Record
 from revformers.data.section import DataSection
-from revformers.data.source import Row, Rows, Source, text_rows, with_others
+from revformers.data.source import MakeRow, RowMaker, Source, text_rows, with_others
 from revformers.errors import UserError
 from revformers.private_api import fingerprint_of
 
@@ -44,34 +44,34 @@ class Tables(Source):
         with _naming_undecodable(training, partial(self._place, False)):
             return list(islice(training, 1))
 
-    def _load(self, rows: Rows | None) -> tuple[Any, Any]:
+    def _load(self, maker: RowMaker | None) -> tuple[Any, Any]:
         training, held_out = (
-            None if part is None else self._checked(part, partial(self._place, number == 1), rows)
+            None if part is None else self._checked(part, partial(self._place, number == 1), maker)
             for number, part in enumerate(self._parts_loaded)
         )
         return training, held_out
 
-    def _checked(self, part: Any, place: Callable[[int], str], rows: Rows | None) -> Any:
-        row = rows.row if rows else text_rows(self._data.text_column, self._data.setting("text_column")).row
+    def _checked(self, part: Any, place: Callable[[int], str], maker: RowMaker | None) -> Any:
+        make = (maker or text_rows(self._data.text_column, self._data.setting("text_column"))).make
         if isinstance(part, datasets.IterableDataset):
-            return part.map(partial(_row_at, row=row, place=place), with_indices=True)
+            return part.map(partial(_row_at, make=make, place=place), with_indices=True)
         with _naming_undecodable(part, place):
             try:
-                return self._stored(part, place, rows)
+                return self._stored(part, place, maker)
             except UserError as error:
                 records = ((_LazyPlace(place, number), record) for number, record in enumerate(part))
-                raise with_others(error, records, row) from error
+                raise with_others(error, records, make) from error
 
-    def _stored(self, part: Any, place: Callable[[int], str], rows: Rows | None) -> Any:
-        if rows is not None:
-            others = [name for name in part.column_names if name not in rows.columns]
+    def _stored(self, part: Any, place: Callable[[int], str], maker: RowMaker | None) -> Any:
+        if maker is not None:
+            others = [name for name in part.column_names if name not in maker.features]
             return part.map(
-                partial(_row_at, row=rows.row, place=place),
+                partial(_row_at, make=maker.make, place=place),
                 with_indices=True,
                 remove_columns=others,
-                features=rows.features,
+                features=maker.features,
                 # not derived from the function, which holds this source
-                new_fingerprint=digest(fingerprint_of(part), rows.name),
+                new_fingerprint=digest(fingerprint_of(part), maker.cache_key),
             )
         _check_texts(part, self._data.text_column, place, self._data.setting("text_column"))
         return part
@@ -126,8 +126,8 @@ class HubDataset(Tables):
         return f"Record {number + 1} of {self._data.source} ({split})"
 
 
-def _row_at(record: Record, number: int, row: Row, place: Callable[[int], str]) -> Record:
-    return row(_LazyPlace(place, number), record)
+def _row_at(record: Record, number: int, make: MakeRow, place: Callable[[int], str]) -> Record:
+    return make(_LazyPlace(place, number), record)
 
 
 @contextmanager

@@ -99,8 +99,8 @@ def finetune(
 
 
 def _finetune(recipe: FinetuneRecipe, run: RunDirectory, console: Console, resume: bool, overwrite: bool) -> RunResult:
-    records = recipe.data.records()
-    checkpoint, finished = claim_directory(run, recipe, records, console, resume=resume, overwrite=overwrite)
+    source = recipe.data.source_section()
+    checkpoint, finished = claim_directory(run, recipe, source, console, resume=resume, overwrite=overwrite)
     if finished is not None:
         return finished
     section = recipe.model

@@ -17,7 +17,7 @@ from revformers.data.blocks import build_datasets, first_of
 from revformers.data.columns import missing_column, nested_records, text_of
 from revformers.data.packing import first_blocks
 from revformers.data.placed_records import Record
-from revformers.data.source import Row, Rows
+from revformers.data.source import MakeRow, RowMaker
 from revformers.data.sources import open_source
 from revformers.data.tokenizer import check_end_of_sequence
 from revformers.errors import UserError, counted, require_package
@@ -67,7 +67,7 @@ def load_finetune_data(data: FinetuneDataSection, tokenizer: PreTrainedTokenizer
     unknown = [name for name in data.columns if not any(name in names for names in FORMS.values())]
     if unknown:
         raise UserError(f"data.columns takes prompt, completion and messages, not {unknown[0]!r}.")
-    source = open_source(data.records())
+    source = open_source(data.source_section())
     first = source.first_records()
     named = list({name: None for record in first for name in record})
     form = data.form if data.form != "auto" else _form({*named, *data.columns})
@@ -80,7 +80,7 @@ def load_finetune_data(data: FinetuneDataSection, tokenizer: PreTrainedTokenizer
                 f"holds the text, or data.columns to those of prompts and completions, such as {EXAMPLE}."
                 f"{nested_records(first[0])}"
             )
-        _, training, validation = build_datasets(data.records(), tokenizer)
+        _, training, validation = build_datasets(data.source_section(), tokenizer)
         return FinetuneData(form, training, validation)
     if data.add_bos_token != "auto":
         raise UserError("data.add_bos_token applies to text; the tokenizer begins prompts and conversations as usual.")
@@ -91,18 +91,11 @@ def load_finetune_data(data: FinetuneDataSection, tokenizer: PreTrainedTokenizer
         _check_column(name, origin, named, data.source, first[0])
     conversational = form == "messages" or isinstance(first[0].get(origins["prompt"]), list)
     _check_tokenizer(tokenizer, conversational)
-    row: Row = partial(_text_row, origins=origins)
-    columns = FORMS[form]
+    make: MakeRow = partial(_text_row, origins=origins)
     if conversational:
-        row = partial(conversation_row, origins=origins, template=ChatTemplate(tokenizer), typed=source.typed)
-        columns = (*columns, TOOLS)
-    kept = Rows(
-        row,
-        columns,
-        [ROWS, origins, conversational, tokenizer.chat_template],
-        _features(FORMS[form], conversational),
-    )
-    training, validation = source.rows(kept)
+        make = partial(conversation_row, origins=origins, template=ChatTemplate(tokenizer), typed=source.typed)
+    cache_key = [ROWS, origins, conversational, tokenizer.chat_template]
+    training, validation = source.rows(RowMaker(make, cache_key, _features(FORMS[form], conversational)))
     validation = first_of(validation, data.validation_blocks)
     return FinetuneData(form, training, validation, form == "messages" and _marks_the_assistant(tokenizer))
 

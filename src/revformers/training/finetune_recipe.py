@@ -113,7 +113,7 @@ class FinetuneDataSection(SourceSection):
     columns: dict[str, Any] = field(default_factory=dict, metadata=TEXTS)
     block_length: int = 256
 
-    def records(self) -> DataSection:
+    def source_section(self) -> DataSection:
         """Return the fields that pretraining's readers and packing need."""
         return DataSection(**{item.name: getattr(self, item.name) for item in dataclasses.fields(SourceSection)})
 
