@@ -4,8 +4,10 @@
 
 Every run is killed with SIGKILL several times and resumed each time, until it is finished; its final weights and its
 loss curve are then compared with those of an undisturbed run, to the bit. Half of the moments are drawn from the whole
-time of a run, the others lie while files are being written. Of two processes one is killed, and the other must end by
-itself. The exit code is 1 if one did not, or if a run has not the weights and the losses of the undisturbed one.
+time of a run, the others lie while files are being written. Of two processes one is killed after both have met, and the
+other must end by itself; before that it would wait for half an hour, as all programs on PyTorch do whose launcher does
+not end them. The exit code is 1 if one did not end, or if a run has not the weights and the losses of the undisturbed
+one.
 """
 
 import argparse
@@ -131,6 +133,8 @@ def start(command: str, output: Path, processes: int, resume: bool, log: Path) -
     words = [command, f"{command}.yaml", "--output", str(output), *(["--resume"] if resume else [])]
     port, started = free_port(), []
     for rank in range(processes):
+        met(output, rank).unlink(missing_ok=True)
+    for rank in range(processes):
         child = os.fork()
         if child:
             started.append(child)
@@ -142,6 +146,7 @@ def start(command: str, output: Path, processes: int, resume: bool, log: Path) -
                 os.dup2(file.fileno(), 2)
             if processes > 1:
                 be_rank(rank, processes, port)
+                mark_meeting(met(output, rank))
             code = revformers(words)
         finally:
             sys.stdout.flush()
@@ -149,18 +154,35 @@ def start(command: str, output: Path, processes: int, resume: bool, log: Path) -
     return started
 
 
+def met(output: Path, rank: int) -> Path:
+    """Return the file that says that a process of a run has met the others."""
+    return output.with_suffix(f".met-{rank}")
+
+
+def mark_meeting(mark: Path) -> None:
+    """Have the process group of this process write a file when it has formed."""
+    form = torch.distributed.init_process_group
+
+    def form_and_mark(*arguments: Any, **options: Any) -> None:
+        form(*arguments, **options)
+        mark.touch()
+
+    torch.distributed.init_process_group = form_and_mark
+
+
 def is_running(process: int) -> bool:
     """Whether a child has not ended yet."""
     return os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
 
-def is_writing(output: Path) -> bool:
-    """Whether a checkpoint, a model or a result is being written in a run directory."""
+def unfinished(output: Path) -> set[tuple[str, int]]:
+    """Return the checkpoints, models and results of a run directory that are not whole, each with its last change."""
+    found = set()
     with contextlib.suppress(OSError):  # files come and go
         for path in output.iterdir():
             if PARTIAL in path.name or (path.name.startswith(PREFIX) and not is_sealed(path)):
-                return True
-    return False
+                found.add((path.name, path.stat().st_ctime_ns))
+    return found
 
 
 def phase(output: Path, writing: bool) -> str:
@@ -179,15 +201,17 @@ def kill(processes: list[int], output: Path, chance: random.Random, seconds: flo
     while_writing = chance.random() < 0.5
     moment = time.monotonic() + chance.uniform(0, seconds * (0.7 if while_writing else 1))
     victim = chance.choice(processes)
-    while time.monotonic() < moment and is_running(victim):
+    left_over = unfinished(output)  # by the kill before this one
+    meeting = [met(output, rank) for rank in range(len(processes)) if len(processes) > 1]
+    while (time.monotonic() < moment or not all(mark.exists() for mark in meeting)) and is_running(victim):
         time.sleep(0.001)
     if while_writing:
-        while is_running(victim) and not is_writing(output):
+        while is_running(victim) and not unfinished(output) - left_over:
             time.sleep(0.0005)
         time.sleep(chance.uniform(0, SECONDS_OF_WRITING))
     if not is_running(victim):
         return None
-    writing = is_writing(output)
+    writing = bool(unfinished(output) - left_over)
     os.kill(victim, signal.SIGKILL)
     return phase(output, writing)
 

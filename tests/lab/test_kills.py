@@ -1,6 +1,8 @@
 """The study of killed runs, with other programs in the place of the runs."""
 
+import itertools
 import os
+import random
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,8 @@ def study(tmp_path, monkeypatch):
     """A function that returns a killed run and the starts left over; a start is two lines of a shell."""
     monkeypatch.chdir(tmp_path)
     write_json(Path("undisturbed", "history.json"), [{"loss": 2, "seconds": 0}])
-    monkeypatch.setattr(kills, "is_writing", lambda output: True)
+    changes = itertools.count()
+    monkeypatch.setattr(kills, "unfinished", lambda output: {("checkpoint-3", next(changes))})
     monkeypatch.setattr(kills, "same_weights", lambda found, expected: True)
 
     def run(number, *starts):
@@ -27,6 +30,8 @@ def study(tmp_path, monkeypatch):
 
         def start(command, output, processes, resume, log):
             log.touch()
+            for rank in range(processes):
+                kills.met(output, rank).touch()
             lines = [line.format(output=output, log=log) for line in left.pop(0)]
             return [os.posix_spawn("/bin/sh", ["sh", "-c", line], os.environ) for line in lines]
 
@@ -73,3 +78,23 @@ def test_other_losses_are_not_identical(study):
     write_json(Path("undisturbed", "history.json"), [{"loss": 3, "seconds": 0}])
     run, _ = study(0, (FINISH, FINISH))
     assert (run.sentences, run.identical) == ([], False)
+
+
+@pytest.mark.parametrize(("ranks", "killed"), [([0], None), ([0, 1], "preparing")])
+def test_no_process_is_killed_before_all_have_met(tmp_path, ranks, killed):
+    for rank in ranks:
+        kills.met(tmp_path / "run", rank).touch()
+    processes = [os.posix_spawn("/bin/sleep", ["sleep", "0.5"], os.environ) for _ in range(2)]
+    chance = random.Random(1)
+    chance.random = lambda: 1.0  # not while files are written
+    assert kills.kill(processes, tmp_path / "run", chance, 0) == killed
+    kills.end(processes)
+
+
+def test_what_an_earlier_kill_left_is_not_being_written(tmp_path):
+    checkpoint = tmp_path / "checkpoint-3"
+    checkpoint.mkdir()
+    assert (before := kills.unfinished(tmp_path))
+    assert kills.unfinished(tmp_path) == before
+    (checkpoint / "model.safetensors").touch()
+    assert kills.unfinished(tmp_path) - before

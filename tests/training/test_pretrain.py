@@ -281,11 +281,21 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_a_sentence(tmp_path, monkeyp
     assert run(recipe, resume=True).finished
 
 
-def test_the_end_of_another_process_is_one_sentence(tmp_path, monkeypatch):
-    def fail(trainer, *arguments):
+@pytest.mark.parametrize(
+    "place",
+    [
+        "revformers.training.trainer_arguments.TrainingArguments.__post_init__",
+        "revformers.training.pretrain.build_datasets",
+        "revformers.training.pretrain.TextTrainer.training_step",
+        "revformers.training.pretrain.TextTrainer._save",
+        "transformers.GPT2LMHeadModel.save_pretrained",
+    ],
+)
+def test_the_end_of_another_process_is_one_sentence(tmp_path, monkeypatch, place):
+    def fail(*arguments, **options):
         raise RuntimeError("[/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error: Connection reset by peer.")
 
-    monkeypatch.setattr(pretrain_module.TextTrainer, "training_step", fail)
+    monkeypatch.setattr(place, fail)
     with pytest.raises(UserError, match=r"Another process of the run has ended; the run has no earlier checkpoint and"):
         run(tiny_recipe(tmp_path))
 

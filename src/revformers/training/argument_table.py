@@ -220,7 +220,7 @@ TRAINING_ARGUMENTS: Mapping[str, Argument] = {
     "ddp_broadcast_buffers": AS_USUAL,
     "ddp_static_graph": AS_USUAL,
     "ddp_backend": AS_USUAL,
-    "ddp_timeout": AS_USUAL,
+    "ddp_timeout": Argument(note="has no effect on CPUs, where transformers does not pass it on"),
     "local_rank": refused("torchrun sets it"),
 }
 """The fields of transformers.TrainingArguments."""

@@ -93,8 +93,8 @@ def finetune(
     """
     console = console or command_console()
     check_recipe(recipe)
-    check_training(recipe.training, recipe.output, ACTIVATIONS)
     with RunDirectory(recipe.output) as run:
+        check_training(recipe.training, recipe.output, ACTIVATIONS)
         return _finetune(recipe, run, console, resume, overwrite)
 
 

@@ -15,6 +15,7 @@ from revformers.checkpoints.marks import ADAPTER_OF_RUN, MODEL_OF_RUN
 from revformers.data.cache import file_digest
 from revformers.errors import UserError, reason_of
 from revformers.files import check_place, remove_partial
+from revformers.private_api import is_lost_process
 from revformers.training.changed_settings import RunRecipe, flat
 from revformers.training.checkpoint_folders import PREFIX, PREFIX_OF_DAMAGED, CheckpointFolders, step_of
 from revformers.training.former_run import FOLDER, FormerRun
@@ -74,6 +75,8 @@ class RunDirectory:
                 error.add_note(f"The former run is still in {self.path}.")
         finally:
             self.lock.release()
+        if isinstance(error, Exception) and is_lost_process(error):
+            raise UserError(f"Another process of the run has ended; {self.remedy()}.") from error
 
     def finish_checkpoint(self, step: int, facts: dict[str, Any], limit: int, best: str | None) -> None:
         """Seal a checkpoint with facts about the run, besides those that this object knows, and delete older ones.
@@ -247,7 +250,12 @@ class RunDirectory:
             self.refuse_save(target, error)
 
     def refuse_save(self, target: Path, error: Exception) -> None:
-        """Raise UserError for an error while `target` was saved; remove a checkpoint that is not complete."""
+        """Raise UserError for an error while `target` was saved; remove a checkpoint that is not complete.
+
+        The end of another process is no fault of the saving: its error passes.
+        """
+        if is_lost_process(error):
+            raise error
         free = shutil.disk_usage(self.path).free
         if target in self.checkpoints.all():
             shutil.rmtree(target, ignore_errors=True)

@@ -24,7 +24,7 @@ from revformers.data.section import DataSection
 from revformers.data.sources import content_of
 from revformers.errors import UserError
 from revformers.files import write_json
-from revformers.private_api import is_lost_process, load_best_model
+from revformers.private_api import load_best_model
 from revformers.training.checkpoint_folders import step_of
 from revformers.training.console import say, signs_of_life
 from revformers.training.history import Clock, loss_curve
@@ -194,8 +194,6 @@ def train_to_end(
                 f"out of the run to continue from an earlier checkpoint."
             ) from error
         except (OSError, RuntimeError, SafetensorError) as error:
-            if is_lost_process(error):
-                raise UserError(f"Another process of the run has ended; {run.remedy()}.") from error
             unfinished = run.checkpoints.of_step(trainer.state.global_step)
             if unfinished.is_dir() and unfinished not in run.checkpoints.complete():
                 run.refuse_save(unfinished, error)
