@@ -187,3 +187,28 @@ def test_a_place_that_takes_nothing_is_refused_before_the_plan(option, config, t
     for place in ("/proc/nowhere/plan.svg", str(tmp_path / "file" / "plan.svg")):
         assert main(["plan", config, "--memory", "64MB", option, place]) == 2
         assert "Nothing can be written to" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
+        ({"num_attention_heads": 0}, "num_attention_heads is 0"),
+        ({"vocab_size": 0}, "vocab_size is 0"),
+        ({"head_dim": -3}, "head_dim is -3"),
+        ({"num_hidden_layers": "8"}, "'num_hidden_layers'"),
+        ({"hidden_size": 30, "num_attention_heads": 7}, "(30) is not a multiple of the number of attention heads (7)"),
+        ({"hidden_act": "nope"}, "KeyError: 'nope'"),
+        ({"pad_token_id": 900}, "Padding_idx"),
+        ({"model_type": "gpt2", "n_layer": 0}, "layers of at least 1"),
+        ({"num_key_value_heads": 3}, "2 heads of queries cannot share 3 heads of keys"),
+    ],
+    ids=str,
+)
+def test_a_configuration_of_no_model_is_one_sentence_with_its_name(fields, message, config, tmp_path, capsys):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(fields if "model_type" in fields else json.loads(file.read_text()) | fields))
+    assert main(["plan", str(file), "--memory", "8MB", "--sequence_length", "16", "--bits", "0"]) == 2
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("revformers plan:"))
+    assert message in line
+    assert str(file) in line

@@ -32,6 +32,18 @@ def refuse_own_code(path: str, error: Exception) -> None:
         ) from error
 
 
+SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
+"""Fields of a configuration, as most families call them, that no model can have below 1."""
+
+
+def refuse_impossible_sizes(name: str, values: Mapping[str, Any]) -> None:
+    """Raise ModelFilesError if a size in the values of the configuration called `name` is below 1."""
+    for field in SIZES:
+        size = values.get(field)
+        if isinstance(size, int) and size < 1:
+            raise ModelFilesError(f"The configuration {name!r} describes no model: {field} is {size}; correct it.")
+
+
 def missing_config(folder: Path) -> str:
     """Return one sentence about a folder without config.json, which names the base of an adapter in it."""
     remedy, adapter = "name the directory of one", folder / ADAPTER_CONFIG

@@ -6,12 +6,20 @@ from typing import Any
 
 import transformers
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from revformers.checkpoints.faulty_files import (
     clear_errors,
     missing_config,
     place_without,
+    refuse_impossible_sizes,
     refuse_own_code,
     refuse_pickle,
     refuse_weights,
@@ -152,10 +160,11 @@ def load_config(name: str | os.PathLike) -> Any:
         if Path(path).is_dir() and not (Path(path) / CONFIG_NAME).is_file():
             raise ModelFilesError(missing_config(Path(path)))
     try:
+        refuse_impossible_sizes(str(name), PreTrainedConfig.get_config_dict(path)[0])
         return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (ModelFilesError, NotReversibleError):
         raise
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a family's class checks its values with errors of any kind
         refuse_own_code(path, error)
         raise ModelFilesError(
             f"No configuration of a model can be read from {str(name)!r}: {reason_of(error)}."

@@ -98,14 +98,16 @@ def run(arguments: Sequence[str]) -> int:
     config = _config(options.model)
     longest = getattr(config, "max_position_embeddings", None) or math.inf
     length = options.sequence_length or int(min(DEFAULT_LENGTH, longest))
-    workload = Workload(
-        config,
-        sequence_length=length,
-        precision=options.dtype,
-        head=options.head,
-        optimizer=options.optimizer,
-        training=options.train,
-    )
+    unplannable = f"No step of {options.model} can be planned"
+    with as_user_error(unplannable):
+        workload = Workload(
+            config,
+            sequence_length=length,
+            precision=options.dtype,
+            head=options.head,
+            optimizer=options.optimizer,
+            training=options.train,
+        )
     if length > longest:
         print(f"The model reads at most {longest} tokens; {length} were asked for.", file=sys.stderr)
     if (remark := _quantised(config, options.train)) is not None:
@@ -115,7 +117,7 @@ def run(arguments: Sequence[str]) -> int:
         device = dataclasses.replace(device, memory=device.operations(workload.dtype) / options.operations_per_byte)
         named = f"{options.operations_per_byte:g} operations a byte"
     with (
-        as_user_error(f"No step of {options.model} can be planned"),
+        as_user_error(unplannable),
         signs_of_life(command_console(stderr=True), "planning"),
     ):
         plan = make_plan(workload, memory, device, options.bits)

@@ -93,6 +93,8 @@ def _attention(
     """Replace `scaled_dot_product_attention`; like the fused kernels, do not repeat heads that share keys."""
     if not query.is_meta or dropout_p or query.shape[-1] != value.shape[-1]:  # PyTorch has no fused kernel for these
         return func(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    if not key.shape[-3] or query.shape[-3] % key.shape[-3]:
+        raise ValueError(f"{query.shape[-3]} heads of queries cannot share {key.shape[-3]} heads of keys")
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype)
     return CPU_ATTENTION(query, key, value, 0.0, is_causal, attn_mask=attn_mask, scale=scale)[0]
