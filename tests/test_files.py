@@ -22,6 +22,12 @@ def test_files_are_replaced_whole(tmp_path):
     assert path.stat().st_mode == reference.stat().st_mode
 
 
+def test_json_holds_null_for_a_number_that_is_not_finite(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"a": [float("nan"), {"b": (float("-inf"), 1.5)}], "c": float("inf")})
+    assert json.loads(path.read_text(), parse_constant=pytest.fail) == {"a": [None, {"b": [None, 1.5]}], "c": None}
+
+
 def test_directories_are_replaced_whole(tmp_path):
     target = tmp_path / "model"
     with written_whole(target) as staging:

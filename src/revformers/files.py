@@ -1,6 +1,7 @@
 """Atomic writing of files and directories, and the check of a place before the work that it is for."""
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -79,8 +80,16 @@ PROBE_SIZE = 4096
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` to `path` as JSON, atomically."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    """Write `value` to `path` as JSON, atomically; numbers that are not finite, which JSON lacks, as null."""
+    write_text(path, json.dumps(_with_nulls(value), indent=2, allow_nan=False) + "\n")
+
+
+def _with_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _with_nulls(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_nulls(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_text(path: Path, text: str) -> None:

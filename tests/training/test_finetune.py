@@ -350,6 +350,21 @@ def test_an_ordinary_network_is_trained_as_it_is(shared, tmp_path):
     assert PeftModel.from_pretrained(base, str(result.directory / "adapter"))  # an ordinary adapter
 
 
+def test_a_run_whose_loss_is_not_a_number_is_not_finished(shared, tmp_path):
+    """transformers' own logs leave such losses out, and would show 0."""
+    options = {"conversion.bits": None, "conversion.activations": "store", "training.learning_rate": 1e38}
+    with pytest.raises(UserError, match=r"The training loss is (nan|inf) at step 3: .* must start again\."):
+        run(
+            recipe_in(
+                shared,
+                tmp_path,
+                options | {"training.max_grad_norm": 0.0, "training.save_steps": 4, "training.eval_steps": 4},
+            )
+        )
+    written = {path.name for path in (tmp_path / "run").iterdir()}
+    assert written.isdisjoint({"model", "metrics.json", "history.json"})
+
+
 @pytest.mark.parametrize(("activations", "evaluations"), [("store", 1), ("checkpoint", 2), ("offload", 2)])
 def test_an_ordinary_network_evaluates_layers_again_if_the_recipe_says_so(
     shared, tmp_path, activations, evaluations, monkeypatch

@@ -108,7 +108,7 @@ def test_the_loss_curve_does_not_depend_on_where_a_run_was_stopped(tmp_path, int
     """Inside a logging interval, which ends in the middle of another run, and once more inside it."""
     options = {"training.logging_steps": 4, "training.max_steps": 5}
     through = run(tiny_recipe(tmp_path, {**options, "output": str(tmp_path / "through")}))
-    assert [entry["step"] for entry in curve(through) if "loss" in entry] == [1, 4]
+    assert [entry["step"] for entry in curve(through) if "loss" in entry] == [1, 4, 5]
     recipe = tiny_recipe(tmp_path, {**options, "output": str(tmp_path / "stopped")})
     for step in (2, 3):
         interrupted_at(step)
@@ -141,6 +141,26 @@ def test_a_run_that_died_after_its_last_step_takes_none_more(tmp_path, monkeypat
     assert next(known) == next(known)
     got = weights(resumed)
     assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+def test_a_run_whose_weights_overflow_goes_on_from_before(tmp_path):
+    """The losses up to the checkpoint are finite, and only the weights of its last step are not."""
+    options = {"training.max_grad_norm": 0.0, "training.save_steps": 1, "training.warmup_steps": 2}
+    recipe = tiny_recipe(tmp_path, options | {"training.learning_rate": 1e39})
+    with pytest.raises(UserError, match=r"not finite after step 2: .* from checkpoint-1, or --overwrite to start"):
+        run(recipe)
+    written = {path.name for path in Path(recipe.output).iterdir()}
+    assert written.isdisjoint({"model", "metrics.json", "checkpoint-2"})
+    assert run(tiny_recipe(tmp_path, options), resume=True).finished
+
+
+@pytest.mark.parametrize("strategy", ["steps", "no"])
+def test_the_figures_of_a_run_without_a_log_at_its_last_step_hold_its_loss(tmp_path, strategy):
+    rare = {f"training.{name}": 10 for name in ("logging_steps", "eval_steps", "save_steps")}
+    rare |= {"training.max_steps": 2, "training.arguments.logging_first_step": False}
+    result = run(tiny_recipe(tmp_path, rare | {"training.arguments.save_strategy": strategy}))
+    assert [entry["step"] for entry in curve(result) if "loss" in entry] == [2]
+    assert 0 < result.metrics["training_loss"] == curve(result)[0]["loss"]
 
 
 BEST = {

@@ -14,6 +14,7 @@ from revformers.training.former_run import FOLDER
 from revformers.training.recipe import Recipe, TrainingSection
 from revformers.training.recorded_recipe import RecordedRecipe
 from revformers.training.run_directory import RunDirectory
+from revformers.training.seal import seal
 
 RECIPE = Recipe(output="somewhere", training=TrainingSection(max_steps=1000))
 
@@ -371,6 +372,9 @@ def test_a_result_is_that_of_its_checkpoint_and_whole(run):
     assert not run.is_finished(checkpoint, told.append)
     run.finish(10)
     assert run.is_finished(checkpoint, told.append)
+    seal(run.path, [run.model])  # of another version, without the checkpoint
+    assert not run.is_finished(checkpoint, told.append)
+    run.finish(10)
     prepare(run, resume=True)
     assert not run.is_finished(checkpoint, told.append), "training goes on"
 

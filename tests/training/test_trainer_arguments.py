@@ -183,7 +183,7 @@ HARMLESS = {
     "log_level_replica": "error",
     "log_on_each_node": False,
     "logging_first_step": False,
-    "logging_nan_inf_filter": False,
+    "logging_nan_inf_filter": True,
     "prediction_loss_only": False,
     "project": "any",
     "remove_unused_columns": True,

@@ -45,6 +45,7 @@ from revformers.training.finetune_model import (
     with_adapter,
 )
 from revformers.training.finetune_recipe import FinetuneRecipe
+from revformers.training.main_process import on_main_process
 from revformers.training.rounded_updates import WarnOfRoundedUpdates
 from revformers.training.run_directory import RunDirectory
 from revformers.training.trainer_arguments import check_training, trainer_arguments
@@ -53,7 +54,6 @@ from revformers.training.trainer_run import (
     begin_in_directory,
     claim_directory,
     finish,
-    on_main_process,
     run_metrics,
     tokens_in_step,
     train_to_end,

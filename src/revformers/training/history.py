@@ -38,6 +38,15 @@ class Clock(TrainerCallback, ExportableState):
         return 0.0 if self._started is None else time.perf_counter() - self._started
 
 
+class LogLastStep(TrainerCallback):
+    """Logs the loss of the last step, whatever logging_steps is: the figures of a run contain it."""
+
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Ask for a log after the last step."""
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+
+
 def loss_curve(state: TrainerState) -> list[dict[str, float]]:
     """Return the entries of the Trainer's log that hold a training or a validation loss."""
     return [

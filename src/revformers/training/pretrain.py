@@ -17,6 +17,7 @@ from revformers.reversible import make_residual
 from revformers.training.console import command_console, say, signs_of_life
 from revformers.training.evaluation import TextTrainer
 from revformers.training.inputs import content_of_tokenizer
+from revformers.training.main_process import on_main_process
 from revformers.training.model import build_dynamics, build_model
 from revformers.training.recipe import Recipe
 from revformers.training.rounded_updates import WarnOfRoundedUpdates
@@ -28,7 +29,6 @@ from revformers.training.trainer_run import (
     begin_in_directory,
     claim_directory,
     finish,
-    on_main_process,
     run_metrics,
     tokens_in_step,
     train_to_end,

@@ -105,7 +105,7 @@ class RunDirectory:
         if fault := fault_of(self.path):
             tell(f"{fault}: the run ends again from {checkpoint.name}.")
             return False
-        return facts_of(self.path)["checkpoint"] == file_digest(checkpoint / SEAL_NAME)
+        return facts_of(self.path).get("checkpoint") == file_digest(checkpoint / SEAL_NAME)
 
     def writes_into(self, path: Path) -> bool:
         """Whether a run replaces the file `path`, or files in the directory `path`, or in one above it."""

@@ -63,6 +63,7 @@ def trainer_arguments(
         "fp16": section.precision == "float16",
         "eval_strategy": "steps",
         "logging_first_step": True,
+        "logging_nan_inf_filter": False,  # it would hide that a run diverges
         "prediction_loss_only": True,  # otherwise an evaluation would keep the logits of every token
         "remove_unused_columns": False,  # the data sets hold no columns that the model cannot take
         "dataloader_pin_memory": torch.accelerator.is_available(),

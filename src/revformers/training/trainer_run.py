@@ -5,17 +5,16 @@ import math
 import platform
 import socket
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import transformers
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from rich.console import Console
 from safetensors import SafetensorError
 from transformers import PrinterCallback, Trainer, TrainingArguments
@@ -27,15 +26,15 @@ from revformers.files import write_json
 from revformers.private_api import load_best_model
 from revformers.training.checkpoint_folders import step_of
 from revformers.training.console import say, signs_of_life
-from revformers.training.history import Clock, loss_curve
+from revformers.training.divergence import StopAfterDivergence
+from revformers.training.history import Clock, LogLastStep, loss_curve
 from revformers.training.interruption import SaveOnSignal
+from revformers.training.main_process import on_main_process
 from revformers.training.progress import ShowProgress
 from revformers.training.recipe import TrainingSection
 from revformers.training.resuming import FollowRecipe, KeepCheckpoints, NothingToTrainError, StopAtLastStep
 from revformers.training.run_directory import RunDirectory
 from revformers.training.step_in_backward import StepInBackward
-
-Result = TypeVar("Result")
 
 SECONDS_TO_APPEAR = 60.0
 """How long a network file system may hide from one host what another has written; the habit of NFS for directories."""
@@ -59,26 +58,6 @@ class RunResult:
     step: int
     signal: int | None
     metrics: dict[str, Any]
-
-
-def on_main_process(work: Callable[[], Result]) -> Result:
-    """Let the main process do some work while the others wait, and return its result on all.
-
-    Raises:
-        UserError, OSError: on the main process, the error of the work.
-        SystemExit: with exit code 2 on the other processes, so that the error is printed once.
-
-    """
-    outcome: list[Any] = [None, None]
-    if PartialState().is_main_process:
-        try:
-            outcome[0] = work()
-        except (UserError, OSError) as error:
-            outcome[1] = error
-    result, fault = broadcast_object_list(outcome)
-    if fault is not None:
-        raise fault if PartialState().is_main_process else SystemExit(2)
-    return result
 
 
 def claim_directory(
@@ -165,8 +144,8 @@ def train_to_end(
         The result if a signal ended the run before its last step, otherwise None.
 
     Raises:
-        UserError: if the weights will not fit on the disk, a checkpoint could not be written, or that to resume from
-            holds code.
+        UserError: if the weights will not fit on the disk, a checkpoint could not be written, that to resume from
+            holds code, or the run diverges.
 
     """
     on_main_process(lambda: run.check_space(trainer.model))
@@ -177,7 +156,14 @@ def train_to_end(
     if section.optimizer_in_backward:
         trainer.add_callback(StepInBackward())
     with SaveOnSignal() as interruption:
-        for callback in (clock, progress, interruption, KeepCheckpoints(run, section.save_total_limit, trainer)):
+        for callback in (
+            LogLastStep(),
+            clock,
+            progress,
+            interruption,
+            StopAfterDivergence(run, trainer),
+            KeepCheckpoints(run, section.save_total_limit, trainer),
+        ):
             trainer.add_callback(callback)
         if checkpoint is not None:
             trainer.add_callback(FollowRecipe(run, checkpoint, trainer))
@@ -250,7 +236,7 @@ def run_metrics(trainer: Trainer, tokens: int) -> dict[str, Any]:
     return {
         "training_loss": training_loss,
         "validation_loss": validation_loss,
-        "validation_perplexity": math.exp(validation_loss),
+        "validation_perplexity": _exp(validation_loss),
         "steps": state.global_step,
         **({"best_step": best_step} if best_step else {}),
         "tokens": tokens,
@@ -262,3 +248,10 @@ def run_metrics(trainer: Trainer, tokens: int) -> dict[str, Any]:
         "transformers": transformers.__version__,
         "python": platform.python_version(),
     }
+
+
+def _exp(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
