@@ -5,7 +5,7 @@ import decimal
 
 import pytest
 
-from revformers.data.columns import named_kind, text_of
+from revformers.data.columns import named_kind, nested_records, text_of
 from revformers.errors import UserError
 
 THREE = [{"text": "one"}, {"text": "zwei €"}, {"text": "three"}]
@@ -17,6 +17,12 @@ def test_text_of_a_record():
         text_of("Line 1", {"body": "a"}, "text", "data.x")
     with pytest.raises(UserError, match=r"The records seem to lie in 'data': write them to a file of their own"):
         text_of("Line 1", {"version": 1, "data": THREE}, "text")
+
+
+@pytest.mark.parametrize("turn", [{"role": "user", "content": "a"}, {"from": "human", "value": "a"}])
+def test_turns_of_a_conversation_are_not_taken_for_records(turn):
+    assert nested_records({"id": 1, "turns": [turn]}) == ""
+    assert "'data'" in nested_records({"turns": [turn], "data": [{"conversations": [turn]}]})
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,17 @@ def test_files_that_cannot_be_used_are_named(tmp_path, name, content, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_the_content_of_a_file_tells_whether_it_is_compressed(tmp_path, name, compressed, streaming):
+    content = b"one\ntwo\nthree\n"
+    (tmp_path / name).write_bytes(gzip.compress(content) if compressed else content)
+    options = {"streaming": True, "tokenizer": "given"} if streaming else {}
+    documents = open_source(DataSection(source=str(tmp_path / name), **options)).documents()
+    assert list(documents) == ["one\n", "two\n", "three\n"]
+
+
 NO_TEXT = [(5, "a number"), (None, "null"), (["x", "y"], "a list"), ({"x": 1}, "an object"), (True, "true or false")]
 
 

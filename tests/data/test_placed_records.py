@@ -83,6 +83,12 @@ def test_blank_lines_of_json_are_counted_and_skipped_and_values_keep_their_types
         ("a.jsonl", LINES + b'{"text": "a",}\n', "Line 4 of FILE is not valid JSON ("),
         (
             "a.jsonl",
+            LINES + b'{"text": "a"\n{"text": "b"}\n',
+            "FILE is not valid JSON (Expecting ',' delimiter at column 13)",
+        ),
+        ("a.jsonl", LINES + b'{"text": "a\r\n', "FILE is not valid JSON (Unterminated string starting at column 10)"),
+        (
+            "a.jsonl",
             LINES + b'{"text": "a"}{"text": "b"}',
             "Line 4 of FILE is not valid JSON (Extra data at column 14)",
         ),

@@ -52,8 +52,12 @@ def missing_column(column: str, columns: Iterable[str]) -> str:
 
 
 def nested_records(record: Mapping[str, Any]) -> str:
-    """Return a sentence, after a space, about the records that lie in a column of a record, or an empty text."""
-    inner = [name for name, value in record.items() if isinstance(value, list) and value and type(value[0]) is dict]
+    """Return a sentence, after a space, about the records that lie in a column of a record, or an empty text.
+
+    The turns of a conversation, which have a role or a speaker, are not records.
+    """
+    lists = {name: value for name, value in record.items() if isinstance(value, list) and value}
+    inner = [name for name, (first, *_) in lists.items() if type(first) is dict and not first.keys() & {"role", "from"}]
     return f" The records seem to lie in {inner[0]!r}: write them to a file of their own." if inner else ""
 
 

@@ -23,6 +23,7 @@ Placed = tuple[str, Record]
 """A record after its place, such as "Line 3 of a.jsonl"."""
 
 _OTHER_ENCODINGS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
+_GZIP = b"\x1f\x8b"
 _DAMAGED = (OSError, EOFError, zlib.error)  # what reading a compressed file raises
 
 
@@ -69,6 +70,12 @@ def check_no_nul(file: Path) -> None:
             pass  # names the line
 
 
+def is_compressed(file: Path) -> bool:
+    """Return whether the content of a file is compressed, whatever its name says."""
+    with file.open("rb") as opened:
+        return opened.read(2) == _GZIP
+
+
 @contextmanager
 def _opened(file: Path) -> Iterator[Any]:
     """Open a file, compressed or not, to read its bytes after a byte order mark.
@@ -79,7 +86,7 @@ def _opened(file: Path) -> Iterator[Any]:
     """
     try:
         with file.open("rb") as opened:
-            content: Any = gzip.GzipFile(fileobj=opened) if opened.peek(2)[:2] == b"\x1f\x8b" else opened
+            content: Any = gzip.GzipFile(fileobj=opened) if opened.peek(2)[:2] == _GZIP else opened
             start = content.peek(4096)[:4096]
             if start.startswith(_OTHER_ENCODINGS) or b"\0" in start:
                 raise UserError(f"{file} is not text in UTF-8, but in UTF-16 or binary; save it in UTF-8.")
@@ -121,7 +128,8 @@ def _json_lines(file: Path) -> Iterator[Placed]:
     hint = " A .json file holds an array of records, or one record a line." if kind_of(file) == ".json" else ""
     for place, line in _lines(file):
         if not line.isspace():
-            yield place, _record(place, _parsed(line, place, hint))
+            # without its end, after which an error would be counted as one in the next line
+            yield place, _record(place, _parsed(line.removesuffix("\n"), place, hint))
 
 
 def _array(file: Path) -> Iterator[Placed]:
@@ -139,7 +147,7 @@ def _parsed(text: str, place: str, hint: str = "") -> Any:
             json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is not text
     except json.JSONDecodeError as error:
         where = f"column {error.colno}" if place.startswith("Line") else f"line {error.lineno}, column {error.colno}"
-        raise UserError(f"{place} is not valid JSON ({error.msg} at {where}).{hint}") from error
+        raise UserError(f"{place} is not valid JSON ({error.msg.removesuffix(' at')} at {where}).{hint}") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{place} is not valid JSON ({error}).") from error
     return value
