@@ -3,6 +3,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from revformers.data import packing
 from revformers.data.packing import first_blocks, packed_blocks, with_labels
@@ -23,6 +24,19 @@ def test_no_token_is_lost_but_the_last_few(tokenizer, monkeypatch, documents_at_
     expected = [number for text in DOCUMENTS if text for number in [*tokenizer(text)["input_ids"], 0]]
     assert {block.shape for block in blocks} == {(7,)}
     assert np.concatenate(blocks).tolist() == expected[: len(expected) // 7 * 7]
+
+
+def test_one_token_ends_a_document(tokenizer):
+    """Of a text that ends with it too, and with a tokenizer that appends it itself."""
+    adding = copy.deepcopy(tokenizer)
+    adding.backend_tokenizer.post_processor = TemplateProcessing(
+        single="$A <|endoftext|>", special_tokens=[("<|endoftext|>", 0)]
+    )
+    assert adding("one")["input_ids"] == [*tokenizer("one")["input_ids"], 0]
+    expected = [number for _ in range(8) for number in [*tokenizer("one two")["input_ids"], 0]]
+    for text in ("one two", "one two<|endoftext|>"):
+        blocks = list(packed_blocks([text] * 8, adding, 7, separated=True))
+        assert np.concatenate(blocks).tolist() == expected[: len(expected) // 7 * 7]
 
 
 def test_the_lines_of_a_text_are_not_separated(tokenizer):

@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 from rich.console import Console
 from safetensors.torch import load_file, save_file
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import revformers as rf
@@ -280,12 +281,23 @@ def test_instructions_and_conversations_are_learnt(shared, tmp_path, records, co
     assert rf.from_pretrained(result.directory / "model")
 
 
-def test_the_loss_of_instructions_is_that_of_their_completions(shared, tmp_path):
-    """Against the cross-entropy of the completions by hand, on the ordinary network."""
+@pytest.mark.parametrize("appended", [False, True])
+def test_the_loss_of_instructions_is_that_of_their_completions(shared, tmp_path, appended):
+    """Against the cross-entropy of the completions by hand, on the ordinary network.
+
+    One end-of-sequence token counts, whether or not the tokenizer appends it to every text.
+    """
     source = str(write_records(tmp_path / "a.json", INSTRUCTIONS))
     overrides = {"data.source": source, "data.columns": COLUMNS, "training.max_steps": 1, "data.validation_blocks": 1}
-    result = run(recipe_in(shared, tmp_path, overrides))
     tokenizer = load_tokenizer(recipe_in(shared, tmp_path).model.name)
+    if appended:
+        appending = load_tokenizer(shared / "model")
+        appending.backend_tokenizer.post_processor = TemplateProcessing(
+            single="$A END", special_tokens=[("END", tokenizer.eos_token_id)]
+        )
+        appending.save_pretrained(tmp_path / "appending")
+        overrides["model.tokenizer"] = str(tmp_path / "appending")
+    result = run(recipe_in(shared, tmp_path, overrides))
     model = AutoModelForCausalLM.from_pretrained(shared / "model")
     row = INSTRUCTIONS[0]
     prompt = tokenizer(f"{row['instruction']} {row['input']}\n")["input_ids"]

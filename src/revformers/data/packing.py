@@ -31,7 +31,7 @@ def packed_blocks(
         documents: the texts; empty ones are skipped.
         tokenizer: the tokenizer.
         block_length: tokens in a block.
-        separated: whether an end-of-sequence token follows every document; False for the lines of one running text.
+        separated: whether one end-of-sequence token ends every document; False for the lines of one running text.
         add_bos_token: whether a beginning-of-sequence token precedes every document, or the running text; see
             `tokenizer.beginning_of_text`.
 
@@ -54,7 +54,9 @@ def packed_blocks(
             continue
         # verbose=False: no warning about documents longer than the model's maximum, because they are cut into blocks
         encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-        tokens = np.concatenate([rest, *(np.asarray(beginning + ids + end, dtype=np.int64) for ids in encoded)])
+        if end:  # a text may hold it already
+            encoded = [ids if ids[-1:] == end else ids + end for ids in encoded]
+        tokens = np.concatenate([rest, *(np.asarray(beginning + ids, dtype=np.int64) for ids in encoded)])
         whole = len(tokens) // block_length * block_length
         yield from tokens[:whole].reshape(-1, block_length)
         rest = tokens[whole:]

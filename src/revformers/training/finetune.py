@@ -32,6 +32,7 @@ from revformers.setup import Setup
 from revformers.training.annealing import Annealing
 from revformers.training.console import command_console, say, signs_of_life
 from revformers.training.deployment import check_deployable, deploy_as_ordinary
+from revformers.training.end_of_sequence import without_end_of_sequence
 from revformers.training.evaluation import TextTrainer, TokenMeanEvaluation
 from revformers.training.finetune_data import FinetuneData, dropped_records, import_trl, load_finetune_data
 from revformers.training.finetune_model import (
@@ -199,7 +200,8 @@ def _trainer(model: Any, arguments: Any, data: FinetuneData, tokenizer: PreTrain
     if data.form == "text":
         trainer = TextTrainer(data_collator=default_data_collator, **shared)
     else:
-        trainer = _sft_trainer()(**shared)
+        with without_end_of_sequence(tokenizer):  # the SFTTrainer encodes the records here
+            trainer = _sft_trainer()(**shared)
     trainer.remove_callback(PrinterCallback)
     return trainer
 
