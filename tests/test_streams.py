@@ -1,4 +1,5 @@
 import io
+import subprocess
 import sys
 
 import pytest
@@ -79,3 +80,31 @@ def test_an_output_that_failed_is_the_error_of_its_block(monkeypatch):
         printed_and_mistaken()
     with pytest.raises(KeyError), watched_output():
         raise KeyError
+
+
+def test_a_closed_stream_discards_as_print_does(monkeypatch):
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    readable_streams()
+    with watched_output():
+        print("text", flush=True)
+        sys.stderr.write("text")
+        assert not sys.stdout.isatty()
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_a_command_runs_with_a_closed_stream(closed):
+    ended = subprocess.run(
+        [
+            "bash",
+            "-c",
+            f'"$0" -m revformers.cli.main plan --help {">&-" if closed == "stdout" else "2>&-"}',
+            sys.executable,
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert not getattr(ended, closed)
+    assert not ended.stderr
+    assert bool(ended.stdout) == (closed == "stderr")

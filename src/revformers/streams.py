@@ -10,6 +10,7 @@ import os
 import sys
 import unicodedata
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, TextIO
 
 HANDLER = "revformers.readable"
@@ -31,8 +32,14 @@ SUBSTITUTES = {
 
 
 def readable_streams() -> None:
-    """Let standard output and standard error write substitutes for characters that their encoding lacks."""
+    """Let standard output and standard error write substitutes for characters that their encoding lacks.
+
+    A stream that was closed before the process began, which Python sets to None, becomes one that discards its text.
+    """
     codecs.register_error(HANDLER, _readable)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # print discards its text then, but tyro, rich and tqdm call methods
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None and getattr(stream, "errors", None) != HANDLER:
