@@ -25,7 +25,8 @@ def test_a_table_and_a_file(config, tmp_path, capsys):
     assert "rebuild" in shown
     plan = json.loads(out.read_text())
     assert [row["name"] for row in plan["setups"]] == ["store", "checkpoint", "offload", "rebuild"]
-    assert plan["recommendation"] in shown
+    assert plan["recommendation"] in " ".join(shown.split())
+    assert max(map(len, shown.splitlines())) <= 80
 
 
 @pytest.mark.thorough
@@ -140,6 +141,10 @@ def test_rotary_positions_do_not(config, capsys, tmp_path):
     plan, _ = planned(LlamaConfig.from_pretrained(config, max_position_embeddings=64), tmp_path, capsys)
     assert plan["sequence_length"] == 64
     assert min(row["longest_context"] for row in plan["setups"]) > 64
+    for memory, remarked in (("64MB", True), ("300kB", False)):
+        assert main(["plan", str(tmp_path), "--memory", memory, "--bits", "0"]) == 0
+        shown = capsys.readouterr().out
+        assert ("The model reads at most 64 tokens; longer contexts only fit the memory." in shown) == remarked
 
 
 @pytest.mark.thorough

@@ -91,12 +91,12 @@ def run(arguments: Sequence[str]) -> int:
     from revformers.planning.devices import DEVICES
     from revformers.planning.plan import make_plan
     from revformers.setup import Workload
-    from revformers.training.console import command_console, say, signs_of_life
+    from revformers.training.console import command_console, signs_of_life
 
     quiet_libraries()
     gc.freeze()  # the objects of the libraries stay, and searching them for garbage takes long
     config = _config(options.model)
-    longest = getattr(config, "max_position_embeddings", None) or math.inf
+    longest = max(0, getattr(config, "max_position_embeddings", None) or 0) or math.inf
     length = options.sequence_length or int(min(DEFAULT_LENGTH, longest))
     unplannable = f"No step of {options.model} can be planned"
     with as_user_error(unplannable):
@@ -109,7 +109,7 @@ def run(arguments: Sequence[str]) -> int:
             training=options.train,
         )
     if length > longest:
-        print(f"The model reads at most {longest} tokens; {length} were asked for.", file=sys.stderr)
+        print(f"The model reads at most {longest:,} tokens; {length:,} were asked for.", file=sys.stderr)
     if (remark := _quantised(config, options.train)) is not None:
         print(f"{options.model}: {remark}", file=sys.stderr)
     device, named = DEVICES[options.gpu], str(options.gpu)
@@ -133,8 +133,10 @@ def run(arguments: Sequence[str]) -> int:
     console = command_console()
     console.print(plan_table(plan, named))
     if plan.refusal:
-        say(console, f"Not rebuilt: {plan.refusal}")
-    say(console, plan.recommendation)
+        console.print(f"Not rebuilt: {plan.refusal}")
+    if length <= longest < max(row.longest_context for row in plan.setups):
+        console.print(f"The model reads at most {longest:,} tokens; longer contexts only fit the memory.")
+    console.print(plan.recommendation)
     return 0
 
 

@@ -37,7 +37,7 @@ class Plan:
         size: weights, gradients and optimizer states.
         setups: what every setup costs, in the order of the table.
         refusal: the reason that the model cannot be reversed, or None.
-        recommendation: one sentence.
+        recommendation: a few sentences.
         longest_readable: tokens that the model's table of positions allows; None if any number is allowed.
 
     """
@@ -76,7 +76,7 @@ def make_plan(workload: Workload, memory: int, device: Device, bits: Sequence[in
     rows = [_cost(workload, setup, size, memory, tokens, device, limit) for setup in choices]
     if mixed := _budgeted_cost(workload, size, memory, tokens, device, rows):
         rows.append(mixed)
-    recommendation = recommend(rows, size.total, memory, refusal)
+    recommendation = recommend(rows, size.total, memory, refusal, pretrained=workload.training != "full")
     return Plan(memory, tokens, size, rows, refusal, recommendation, limit)
 
 

@@ -12,17 +12,26 @@ WORTH = 1.1
 """Factor by which another network, or a slower step, must fit more before it is recommended."""
 
 
-def recommend(rows: Sequence[SetupCost], fixed: int, memory: int, refusal: str | None) -> str:
-    """Return the recommended way to train and the reason, in one sentence.
+NEAR_BITS = 2
+"""Bits of side information from which a converted model computes nearly what the pretrained one did; see
+docs/guides/convert.md."""
+
+
+def recommend(
+    rows: Sequence[SetupCost], fixed: int, memory: int, refusal: str | None, *, pretrained: bool = False
+) -> str:
+    """Return the recommended way to train and the reason, in a few sentences.
 
     Storing is fastest, so it is recommended if it fits. Checkpointing trains the ordinary network, so it is recommended
-    unless rebuilding fits a tenth more.
+    unless rebuilding fits a tenth more. A pretrained model is rebuilt with at least `NEAR_BITS` bits, as it becomes
+    another network with fewer.
 
     Args:
         rows: the rows of the plan.
         fixed: bytes of weights, gradients and optimizer states.
         memory: the budget, bytes.
         refusal: the reason that the model cannot be reversed, or None.
+        pretrained: whether the training needs a pretrained model, as that of an adapter does.
 
     """
     if fixed > memory:
@@ -30,6 +39,9 @@ def recommend(rows: Sequence[SetupCost], fixed: int, memory: int, refusal: str |
             "Weights, gradients and optimizer states alone do not fit: train an adapter (lora or qlora), choose an "
             "optimizer with smaller states, or use more memory."
         )
+    near = [row for row in rows if row.setup.activations == Rebuild() and (bits_of(row.setup) or 0) >= NEAR_BITS]
+    if pretrained:
+        rows = [row for row in rows if row.setup.ordinary or row in near]
     fitting = [row for row in rows if row.largest_batch]
     if not fitting:
         return "No way to train fits one sequence: shorten it, or use more memory."
@@ -44,7 +56,13 @@ def recommend(rows: Sequence[SetupCost], fixed: int, memory: int, refusal: str |
         host = offload.host_of_largest_batch / 2**30
         return f"Offload the checkpoints: nothing else fits, and {_sequences(offload)} need {host:.1f} GiB of the host."
     if best is None:
-        reason = f"the model cannot be reversed ({refusal})" if refusal else "rebuilding does not fit"
+        reason = (
+            f"the model cannot be reversed ({refusal})"
+            if refusal
+            else "rebuilding does not fit"
+            if near or not pretrained
+            else f"a pretrained model becomes another network when it is rebuilt with fewer than {NEAR_BITS} bits"
+        )
         advice = f"Use checkpointing, up to {_sequences(checkpoint)}: {reason.rstrip('.')}."
         return advice + _offloading(rows, checkpoint)
     more = max(
@@ -59,14 +77,29 @@ def recommend(rows: Sequence[SetupCost], fixed: int, memory: int, refusal: str |
         )
         advice = f"Use checkpointing, up to {_sequences(checkpoint)}: {reason}."
         return advice + _spending(rows, checkpoint) + _offloading(rows, checkpoint)
-    bits = counted(bits_of(best.setup) or 0, "bit")
     return (
-        f"Rebuild with {bits}: up to {_sequences(best)} or {best.longest_context:,} "
-        f"tokens fit, where checkpointing fits {checkpoint.largest_batch:,} and {checkpoint.longest_context:,}, in "
-        f"{best.time / checkpoint.time:.2f} of its predicted time."
+        f"{_rebuilding(best)} fit, where checkpointing fits {_sequences(checkpoint)} or "
+        f"{counted(checkpoint.longest_context, 'token')}. A step on one sequence is predicted to take "
+        f"{best.time / checkpoint.time:.2f} times as long as with checkpointing."
+        + _pretraining(best, near)
         + _spending(rows, checkpoint)
         + _offloading(rows, best)
     )
+
+
+def _pretraining(best: SetupCost, near: Sequence[SetupCost]) -> str:
+    """Return another sentence if the recommended network is too far from that of a pretrained model."""
+    if (bits_of(best.setup) or 0) >= NEAR_BITS:
+        return ""
+    most = max(near, key=lambda row: (row.largest_batch, row.longest_context), default=None)
+    if most is None or not most.largest_batch:
+        return f" This is for training from scratch: a pretrained model needs {NEAR_BITS} bits or more."
+    return f" This is for training from scratch. For a pretrained model, r{_rebuilding(most)[1:]} fit."
+
+
+def _rebuilding(row: SetupCost) -> str:
+    bits = counted(bits_of(row.setup) or 0, "bit")
+    return f"Rebuild with {bits}: up to {_sequences(row)} or {counted(row.longest_context, 'token')}"
 
 
 def _spending(rows: Sequence[SetupCost], checkpoint: SetupCost) -> str:
@@ -76,7 +109,7 @@ def _spending(rows: Sequence[SetupCost], checkpoint: SetupCost) -> str:
         return ""
     return (
         f" With a Budget that spends the rest of the memory, {_sequences(checkpoint)} take "
-        f"{budget.time / checkpoint.time:.2f} of checkpointing's predicted time."
+        f"{budget.time / checkpoint.time:.2f} times as long as with checkpointing, as predicted."
     )
 
 
