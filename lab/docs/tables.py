@@ -234,7 +234,7 @@ def kills() -> None:
         (command, processes, len(runs), sum(len(run["kills"]) for run in runs), sum(run["identical"] for run in runs))
         for (command, processes), runs in groups.items()
     ]
-    show("command | processes | runs | kills | runs with identical weights", rows)
+    show("command | processes | runs | kills | runs with identical weights and losses", rows)
     phases = study["phases"]
     print(f"Of the {study['kills']} kills, {phases['writing files']} came while files were being written.")
     if "hung" in study:
