@@ -98,6 +98,19 @@ def test_exponents_are_numbers(text):
         ("output: [a]", "'output' takes a text"),
         ("- a", "does not hold the sections of a recipe"),
         ("a: [", "is not YAML"),
+        (
+            "training: {max_steps: 7}\ndata: {}\ntraining:\n  seed: 3",
+            "gives 'training' twice in one section, in line 1 and l",
+        ),
+        ("training:\n  seed: 1\n  'seed': 2", "gives 'seed' twice in one section, in line 2 and line 3"),
+        ("model: {config: {a: {b: 1, b: 1}}}", "gives 'b' twice in one section, in line 1 and line 1"),
+        ("training: {max_steps: 0100}", "0100 in line 1 may be a number of base 8"),
+        ("training: {max_steps: 1:30}", "1:30 in line 1 may be a number of base 8 or 60"),
+        ("training: {learning_rate: 1:30.5}", "1:30.5 in line 1 may be a number of base 60"),
+        ("training: &a\n  arguments: *a", "*a in line 2 stands inside &a itself"),
+        ("training: {arguments: &a [1, *a]}", "*a in line 1 stands inside &a itself"),
+        ('output: "a\\0b"', "the text in line 1 holds a character that no text may hold"),
+        ('output: "a\\ud800b"', "the text in line 1 holds a character that no text may hold"),
     ],
 )
 def test_what_does_not_fit_is_named_in_one_sentence(written, text, message):
@@ -110,6 +123,17 @@ def test_what_does_not_fit_is_named_in_one_sentence(written, text, message):
         assert str(path) in str(caught.value)
 
 
+def test_what_is_written_once_and_in_base_ten_is_read(written):
+    text = (
+        "training: &a {max_steps: 1_000, seed: 0, adam_beta1: 0.5, arguments: {x: &b [0x10, -0], y: *b, z: '0100'}}\n"
+        "model: {config: {<<: {q: 1, r: 2}, q: 3}, seed: 0}"
+    )
+    recipe = load_recipe(written(text))
+    assert (recipe.training.max_steps, recipe.training.adam_beta1) == (1000, 0.5)
+    assert recipe.training.arguments == {"x": [16, 0], "y": [16, 0], "z": "0100"}
+    assert recipe.model.config == {"q": 3, "r": 2}
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -118,6 +142,7 @@ def test_what_does_not_fit_is_named_in_one_sentence(written, text, message):
         (["--output", "a", "--output.b", "c"], "'output' in 'output.b' has a value"),
         (["5"], "'5' follows no option"),
         (["--max_steps", "5"], r"a recipe has no 'max_steps'; did you mean 'training\.max_steps'\?"),
+        (["--training.max_steps", "0100"], r"'0100' on the command line is not YAML: 0100 in line 1 may be a number"),
         (["--model.config.hidden_size", "{a}:"], r"'\{a\}:' on the command line is not YAML"),
     ],
 )

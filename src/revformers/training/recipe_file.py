@@ -29,9 +29,79 @@ LISTS = {str: "a list of texts", int: "a list of whole numbers"}
 
 
 class RecipeLoader(yaml.SafeLoader):
-    """YAML 1.1 with the floats of YAML 1.2: PyYAML alone reads ``1e-3`` as a string."""
+    """YAML 1.1 with the floats of YAML 1.2: PyYAML alone reads ``1e-3`` as a string.
+
+    What PyYAML reads otherwise than its author may have meant is refused: a key that is given twice, of which it keeps
+    the last, and numbers of base 8 and 60 (0100 and 1:30). So is what no field can take: a section inside itself, and
+    texts that are not Unicode or hold a null character.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self._open: set[str] = set()
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Refuse an alias of a node that contains it."""
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent) and event.anchor in self._open:
+            raise yaml.YAMLError(f"*{event.anchor} in {_line(event)} stands inside &{event.anchor} itself")
+        anchor = getattr(event, "anchor", None)
+        if anchor is None or isinstance(event, yaml.AliasEvent):
+            return super().compose_node(parent, index)
+        self._open.add(anchor)
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._open.discard(anchor)
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        """Refuse a key that is given twice."""
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, str] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in lines:
+                    raise yaml.YAMLError(
+                        f"it gives {key.value!r} twice in one section, in {lines[key.value]} and {_line(key)}"
+                    )
+                lines[key.value] = _line(key)
+        return node
+
+    def construct_scalar(self, node: Any) -> Any:
+        """Refuse texts that are not Unicode or hold a null character."""
+        value = super().construct_scalar(node)
+        if "\0" in value or any("\ud800" <= sign <= "\udfff" for sign in value):
+            raise yaml.YAMLError(f"the text in {_line(node)} holds a character that no text may hold")
+        return value
+
+    def construct_yaml_int(self, node: Any) -> int:
+        """Refuse whole numbers of base 8 and 60."""
+        if OTHER_BASE.match(node.value):
+            raise yaml.YAMLError(
+                f"{node.value} in {_line(node)} may be a number of base 8 or 60; write it without zeros at its "
+                f"beginning and without colons, or put it into quotes if it is a text"
+            )
+        return super().construct_yaml_int(node)
+
+    def construct_yaml_float(self, node: Any) -> float:
+        """Refuse numbers of base 60; the others are read alike."""
+        if ":" in node.value:
+            raise yaml.YAMLError(
+                f"{node.value} in {_line(node)} may be a number of base 60; put it into quotes if it is a text"
+            )
+        return super().construct_yaml_float(node)
 
 
+OTHER_BASE = re.compile(r"[-+]?0[0-7_]|.*:")
+"""Whole numbers that YAML 1.1 reads in base 8 or 60."""
+
+
+def _line(place: Any) -> str:
+    return f"line {place.start_mark.line + 1}"
+
+
+RecipeLoader.add_constructor("tag:yaml.org,2002:int", RecipeLoader.construct_yaml_int)
+RecipeLoader.add_constructor("tag:yaml.org,2002:float", RecipeLoader.construct_yaml_float)
 RecipeLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
@@ -192,7 +262,10 @@ def _read(value: Any) -> Any:
     try:
         parts = [parse_yaml(word) for word in value]
     except yaml.YAMLError as error:
-        raise UserError(f"{str(value)!r} on the command line is not YAML; put it into quotes of its own.") from error
+        reason = f": {error}" if not isinstance(error, yaml.MarkedYAMLError) else ""
+        raise UserError(
+            f"{str(value)!r} on the command line is not YAML{reason}; put it into quotes of its own."
+        ) from error
     return True if not parts else parts[0] if len(parts) == 1 else parts
 
 
