@@ -107,15 +107,19 @@ def test_an_interruption_says_what_was_saved(tmp_path):
 
     shown = io.StringIO()
     command = RecipeCommand(SimpleNamespace(output=tmp_path), False, False, "the words")
-    with pytest.raises(KeyboardInterrupt):  # nothing was
-        command.run(interrupt, Console(file=shown))
+    with pytest.raises(SystemExit) as ended:
+        command.run(interrupt, Console(file=shown, width=1000))
+    assert ended.value.code == 130
     (tmp_path / "checkpoint-4").mkdir()
     (tmp_path / "checkpoint-4" / "checksums.json").touch()
     with pytest.raises(SystemExit) as ended:
         command.run(interrupt, Console(file=shown, width=1000))
     assert ended.value.code == 130
     last = tmp_path / "checkpoint-4"
-    assert shown.getvalue() == f"\nInterrupted; {last} is the last checkpoint.\nTo continue:  the words\n"
+    assert shown.getvalue() == (
+        "\nInterrupted before there was a checkpoint: nothing of the run, nor of a conversion in it, is kept; give the "
+        f"same command again.\n\nInterrupted; {last} is the last checkpoint.\nTo continue:  the words\n"
+    )
 
 
 def test_an_interruption_does_not_take_the_former_run_for_the_new_one(tmp_path):
@@ -156,7 +160,8 @@ def test_a_termination_says_how_to_go_on(tmp_path):
         last.mkdir(exist_ok=True)
         (last / "checksums.json").touch()
     assert shown.getvalue() == (
-        "\nTerminated before there was a checkpoint; give the same command again.\n"
+        "\nTerminated before there was a checkpoint: nothing of the run, nor of a conversion in it, is kept; give the "
+        "same command again.\n"
         f"\nTerminated; {last} is the last checkpoint.\nTo continue:  the words\n"
     )
     assert exit_codes_of_children == [-signal.SIGTERM] * 2

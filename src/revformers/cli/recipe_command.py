@@ -78,10 +78,9 @@ class RecipeCommand(Generic[AnyRecipe]):
             elif checkpoints:
                 say(console, f"\n{word}; {checkpoints[-1]} is the last checkpoint.")
                 say(console, f"To continue:  {self.resume_words}")
-            elif isinstance(stop, Terminated):
-                say(console, f"\n{word} before there was a checkpoint; give the same command again.")
             else:
-                raise
+                kept = "nothing of the run, nor of a conversion in it, is kept"
+                say(console, f"\n{word} before there was a checkpoint: {kept}; give the same command again.")
             raise SystemExit(code) from None
 
     def stopped(self, result: "RunResult", console: "Console") -> int:
