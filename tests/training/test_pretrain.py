@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
 
 import revformers
+from revformers.data.tokenizer import train_tokenizer
 from revformers.errors import UserError
 from revformers.models.parts import reversible_stack
 from revformers.training import pretrain as pretrain_module
@@ -224,6 +225,22 @@ def test_a_changed_learning_rate_is_followed_and_another_batch_refused(tmp_path,
     assert rates(result)[1] == 1e-2
     assert rates(result)[4] < 1e-3
     assert "# Up to step 3: training.learning_rate 0.01\n" in (result.directory / "recipe.yaml").read_text()
+
+
+def test_a_tokenizer_that_is_trained_otherwise_is_noticed(tmp_path, monkeypatch):
+    """The text is the same, but another version of the trainer, or a cache that was cleared, may give other tokens."""
+    run(tiny_recipe(tmp_path, {"training.max_steps": 1}))
+    build = pretrain_module.build_datasets
+
+    def others(*arguments, **keywords):
+        return train_tokenizer(["another text"], 300), *build(*arguments, **keywords)[1:]
+
+    longer = tiny_recipe(tmp_path, {"training.max_steps": 2})
+    with monkeypatch.context() as patched:
+        patched.setattr(pretrain_module, "build_datasets", others)
+        with pytest.raises(UserError, match=r"The tokenizer of the run in .* changed after checkpoint-1"):
+            run(longer, resume=True)
+    assert run(longer, resume=True).finished
 
 
 def test_a_damaged_checkpoint_is_passed_over_with_a_word(tmp_path):

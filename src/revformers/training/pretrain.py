@@ -1,12 +1,14 @@
 """A pretraining run with transformers' Trainer."""
 
 from functools import partial
+from typing import Any
 
 import datasets
 from rich.console import Console
 from transformers import TrainingArguments, default_data_collator
 
 from revformers.data.blocks import build_datasets
+from revformers.data.cache import digest
 from revformers.data.tokenizer import check_vocabulary
 from revformers.dynamics import Residual
 from revformers.errors import UserError, as_user_error
@@ -78,8 +80,7 @@ def _pretrain(recipe: Recipe, run: RunDirectory, console: Console, resume: bool,
             training_blocks = training_blocks.repeat(None)
         check_vocabulary(model, tokenizer, "raise model.config.vocab_size, or leave it out")
         check_lengths(recipe.sample, tokenizer, getattr(model.config, "max_position_embeddings", None))
-    if (named := recipe.data.tokenizer) is not None:
-        on_main_process(lambda: run.check_inputs(checkpoint, {"tokenizer": content_of_tokenizer(named)}))
+    on_main_process(lambda: run.check_inputs(checkpoint, {"tokenizer": _content(recipe.data.tokenizer, tokenizer)}))
     begin_in_directory(run, recipe, checkpoint, overwrite=overwrite)
 
     with as_user_error():
@@ -113,3 +114,8 @@ def _pretrain(recipe: Recipe, run: RunDirectory, console: Console, resume: bool,
 def training_arguments(recipe: Recipe) -> TrainingArguments:
     """Return the Trainer's arguments for `recipe`; raise UserError if the Trainer refuses them."""
     return trainer_arguments(recipe.training, recipe.output, "dynamics.activations", TrainingArguments)
+
+
+def _content(named: str | None, tokenizer: Any) -> str:
+    """Return a name for the content of the tokenizer, which the run trains if the recipe names none."""
+    return content_of_tokenizer(named) if named else digest(tokenizer.backend_tokenizer.to_str())
