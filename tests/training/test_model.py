@@ -50,13 +50,19 @@ def test_options_reach_the_dynamics(tmp_path):
         ({"model.config.n_layers": 3}, "has no 'n_layers'; did you mean 'n_layer'"),
         ({"model.config.n_layer": "two"}, "does not describe a gpt2"),
         ({"model.config.n_head": 5}, "model.config"),
+        ({"model.config.n_embd": -32}, "from this model.config: "),
+        (
+            {"model.architecture": "llama", "model.config": {"hidden_size": 64, "pad_token_id": 5000}},
+            "from this model.config: Padding_idx must be within num_embeddings",
+        ),
         ({"data.block_length": 64}, "block_length is 64 tokens, but the model reads at most 48"),
     ],
 )
 def test_wrong_models_are_named_in_one_sentence(tmp_path, overrides, message):
     recipe = tiny_recipe(tmp_path, overrides)
-    if overrides.get("model.architecture") == "t5":
+    if "model.config" in overrides:  # instead of that of a gpt2
         recipe.model.config.clear()
+        recipe.model.config.update(overrides["model.config"])
     with pytest.raises(UserError, match=message) as caught:
         build_model(recipe)
     assert "\n" not in str(caught.value)

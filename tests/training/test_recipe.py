@@ -3,7 +3,7 @@ import yaml
 
 from revformers.data.section import DataSection
 from revformers.errors import UserError
-from revformers.training.recipe import HeadSection, SampleSection, TrainingSection, load_recipe
+from revformers.training.recipe import HeadSection, ModelSection, SampleSection, TrainingSection, load_recipe
 
 
 def test_to_dict_holds_what_load_recipe_reads(tmp_path):
@@ -19,6 +19,9 @@ def test_to_dict_holds_what_load_recipe_reads(tmp_path):
     [
         (TrainingSection, {"max_steps": 0}, "training.max_steps must be at least 1, not 0"),
         (TrainingSection, {"learning_rate": -1.0}, "training.learning_rate must be at least 0, not -1"),
+        (TrainingSection, {"seed": 5000000000}, "training.seed must be 0 to 4294967295, not 5000000000"),
+        (ModelSection, {"seed": -1}, "model.seed must be 0 to 4294967295, not -1"),
+        (SampleSection, {"seed": 2**32}, "sample.seed must be 0 to 4294967295, not 4294967296"),
         (DataSection, {"validation_blocks": 0}, "data.validation_blocks must be at least 1, not 0"),
         (HeadSection, {"head": "own", "chunk": 2}, "loss.chunk must be left out with loss.head own, not 2"),
         (SampleSection, {"temperature": -1.0}, "sample.temperature must be at least 0"),

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
@@ -71,7 +70,7 @@ def network_config(section: "NetworkSection", defaults: Mapping[str, Any]) -> Pr
         raise UserError(f"transformers has no architecture {section.architecture!r}; {hint}")
     _check_names(section.architecture, section.config)
     beginning = f"model.config does not describe a {section.architecture}"
-    with as_user_error(beginning, (StrictDataclassError, TypeError, ValueError)):
+    with as_user_error(beginning, (Exception,)):  # each architecture has its own
         return AutoConfig.for_model(section.architecture, **{**defaults, **section.config})
 
 
@@ -90,7 +89,7 @@ def build_model(recipe: "Recipe") -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.model.seed)
         beginning = "transformers builds no causal language model from this model.config"
-        with as_user_error(beginning, (KeyError, TypeError, ValueError)):
+        with as_user_error(beginning, (Exception,)):  # each architecture has its own
             model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, recipe.model.dtype))
     with as_user_error():
         return make_reversible(model, chosen, activations=recipe.dynamics.activations)

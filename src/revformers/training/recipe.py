@@ -28,6 +28,9 @@ class NetworkSection:
     config: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        require_seed("model.seed", self.seed)
+
 
 @dataclass(frozen=True)
 class ModelSection(NetworkSection):
@@ -123,6 +126,7 @@ class TrainerSection:
             value = getattr(self, item.name)
             least = int(item.type is int and item.name not in ("dataloader_num_workers", "seed"))
             require(item.type is str or value >= least, f"training.{item.name}", f"at least {least}", value)
+        require_seed("training.seed", self.seed)
 
 
 @dataclass(frozen=True)
@@ -174,6 +178,7 @@ class SampleSection:
         require(self.max_new_tokens >= 1, "sample.max_new_tokens", "at least 1", self.max_new_tokens)
         require(self.temperature >= 0, "sample.temperature", "at least 0", self.temperature)
         require(self.top_k >= 1, "sample.top_k", "at least 1", self.top_k)
+        require_seed("sample.seed", self.seed)
 
 
 @dataclass(frozen=True)
@@ -215,3 +220,8 @@ def require_activations(name: str, value: str) -> None:
         parse_policy(value)
     except ValueError as error:
         raise UserError(f"{name}: {error}") from error
+
+
+def require_seed(name: str, value: int) -> None:
+    """Raise UserError if the value of the field `name` is no seed that Python, NumPy and PyTorch take."""
+    require(0 <= value < 2**32, name, "0 to 4294967295", value)

@@ -8,13 +8,14 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import torch
 import transformers
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 from transformers import Trainer, TrainingArguments, get_scheduler
 
 from revformers.errors import UserError, as_user_error
 from revformers.private_api import missing_reporters
 from revformers.training.argument_table import ARGUMENTS, FORMER, PROMPT_ARGUMENTS
 from revformers.training.launched import launched_processes
-from revformers.training.recipe import TrainerSection, TrainingSection
+from revformers.training.recipe import TrainerSection, TrainingSection, require_seed
 from revformers.training.recipe_file import suggestion
 from revformers.training.step_in_backward import check_step_in_backward
 
@@ -124,6 +125,8 @@ def _check_values(given: dict[str, Any], kind: type[TrainingArguments]) -> None:
         if not _fits(value, hints[name]):
             wanted = " or ".join(str(getattr(one, "__name__", one)) for one in _alternatives(hints[name]))
             raise UserError(f"training.arguments.{name} takes {wanted}, not {value!r}.")
+        if name == "data_seed" and value is not None:
+            require_seed(f"training.arguments.{name}", value)
 
 
 def _check_best(section: TrainingSection, given: dict[str, Any]) -> None:
@@ -162,11 +165,13 @@ def _fits(value: Any, annotation: Any) -> bool:
 
 
 def _rehearse(arguments: TrainingArguments) -> None:
-    """Make the optimizer, the schedule and the reporters' names of a run, to find mistakes before the model is loaded.
+    """Make the optimizer, the schedule, the loader and the reporters' names of a run.
+
+    This finds mistakes before the model is loaded.
 
     Raises:
         ImportError: for a package that is not installed.
-        TypeError, ValueError: for options that the optimizer or the schedule do not take.
+        TypeError, ValueError: for options that the optimizer, the schedule or the loader do not take.
 
     """
     missing = missing_reporters(arguments.report_to)
@@ -181,6 +186,13 @@ def _rehearse(arguments: TrainingArguments) -> None:
             arguments.get_warmup_steps(arguments.max_steps),
             arguments.max_steps,
             arguments.lr_scheduler_kwargs,
+        )
+        DataLoader(
+            TensorDataset(torch.zeros(1)),
+            num_workers=arguments.dataloader_num_workers,
+            persistent_workers=arguments.dataloader_persistent_workers,
+            prefetch_factor=arguments.dataloader_prefetch_factor,
+            multiprocessing_context=getattr(arguments, "dataloader_multiprocessing_context", None),
         )
 
 
