@@ -334,7 +334,9 @@ def test_a_template_that_does_not_mark_the_assistant_trains_on_all_and_says_so(s
     source = str(write_records(tmp_path / "a.json", CONVERSATIONS))
     options = {"data.source": source, "model.tokenizer": str(tmp_path / "tokenizer"), "training.max_steps": 1}
     result = run(recipe_in(shared, tmp_path, options))
-    assert "does not mark what the assistant says: the loss covers whole conversations" in result.metrics["shown"]
+    shown = " ".join(result.metrics["shown"].split())
+    assert "does not mark what the assistant says: the loss covers whole conversations" in shown
+    assert "put {% generation %} and {% endgeneration %} around what it says in the template" in shown
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,9 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import torch
-from transformers import AutoTokenizer
+import trl
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import chat_template_utils
 
 from revformers.errors import UserError
 from revformers.training.finetune_data import FinetuneData, dropped_records, load_finetune_data, training_blocks
@@ -80,6 +82,114 @@ def test_a_template_that_does_not_mark_the_assistant_is_told_apart(tmp_path, tok
     assert not load_finetune_data(section(path), tokenizer).assistant_only
 
 
+USER, ASSISTANT = CONVERSATIONS[0]["messages"]
+UNMARKED = TEMPLATE.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+CONTENT_ALONE = TEMPLATE.replace("{{ eos_token }}", "")
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (TEMPLATE.replace("{% generation %}", "{%- generation -%}"), True),
+        ("{# {% generation %}{% endgeneration %} #}" + UNMARKED, False),
+        ("{{ '{% generation %}{% endgeneration %}' }}" + UNMARKED, False),
+        ({"default": TEMPLATE, "tool_use": TEMPLATE}, True),
+        ({"default": UNMARKED, "tool_use": TEMPLATE}, False),
+        ({"default": TEMPLATE, "tool_use": UNMARKED}, True),
+    ],
+)
+def test_the_template_that_writes_the_conversations_tells_whether_it_marks_the_assistant(
+    tmp_path, tokenizer, template, expected
+):
+    """TRL accepts what is returned, and trains on what the assistant says or on all."""
+    tokenizer.chat_template = template
+    path = write_records(tmp_path / "a.json", CONVERSATIONS)
+    data = load_finetune_data(section(path), tokenizer)
+    assert data.assistant_only == expected
+    trainer = trl.SFTTrainer(
+        AutoModelForCausalLM.from_pretrained(tokenizer.name_or_path),
+        trl.SFTConfig(str(tmp_path), use_cpu=True, report_to="none", bf16=False, assistant_only_loss=expected),
+        train_dataset=data.training,
+        processing_class=tokenizer,
+    )
+    row = trainer.train_dataset[0]
+    labels = [number for number in row.get("labels", row["input_ids"]) if number != -100]
+    said = data.training[0]["messages"][1]["content"] + "<|endoftext|>"
+    assert tokenizer.decode(labels) == (said if expected else tokenizer.decode(row["input_ids"]))
+
+
+def test_templates_that_trl_replaces_by_marked_ones_are_checked_and_trained_as_replaced(tmp_path, tokenizer):
+    tokenizer.chat_template = chat_template_utils.qwen3_chat_template
+    records = [{"messages": row["messages"] * 2} for row in CONVERSATIONS]
+    data = load_finetune_data(section(write_records(tmp_path / "a.json", records)), tokenizer)
+    assert data.assistant_only
+    own, marked = (
+        tokenizer.apply_chat_template(data.training[0]["messages"], chat_template=template, tokenize=False)
+        for template in (None, chat_template_utils.qwen3_training_chat_template)
+    )
+    written = tokenizer.decode(training_blocks(data, tokenizer, 8, 16).flatten())
+    assert marked.startswith(written[: len(marked)])
+    assert not own.startswith(written[: len(own)])
+
+
+@pytest.mark.parametrize(
+    ("template", "content", "tools", "message"),
+    [
+        (CONTENT_ALONE, "", None, "has no token of the assistant to train on"),
+        (CONTENT_ALONE.replace("['content'] }}{% end", "['content'] | trim }}{% end"), " \n", None, "has no token of"),
+        (TEMPLATE, "", None, None),  # the token that ends the turn
+        (CONTENT_ALONE, " ", None, None),
+        (UNMARKED, "", None, None),
+        ({"default": TEMPLATE, "tool_use": "{{ tools }}" + UNMARKED}, "a", [{"name": "f"}], "has tools, and the chat"),
+        ({"default": TEMPLATE, "tool_use": "{{ tools }}" + TEMPLATE}, "a", [{"name": "f"}], None),
+    ],
+)
+def test_a_conversation_without_a_token_of_the_assistant_is_named(
+    tmp_path, tokenizer, template, content, tools, message
+):
+    tokenizer.chat_template = template
+    record = {"messages": [USER, {**ASSISTANT, "content": content}], "tools": tools}
+    path = write_records(tmp_path / "a.json", [*CONVERSATIONS[:3], record])
+    if message is None:
+        assert len(load_finetune_data(section(path, validation_documents=1), tokenizer).training) == 3
+        return
+    with pytest.raises(UserError, match=rf"^Record 4 of .*a\.json {message}") as caught:
+        load_finetune_data(section(path), tokenizer)
+    assert "\n" not in str(caught.value)
+
+
+TURNS = [{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}] * 3
+
+
+@pytest.mark.parametrize(
+    ("records", "options", "message"),
+    [
+        (TURNS, {"columns": COLUMNS}, "The records hold conversations; remove data.columns."),
+        (CONVERSATIONS, {"columns": COLUMNS}, "The records hold conversations; remove data.columns."),
+        (
+            TURNS,
+            {"columns": COLUMNS, "form": "prompt_completion"},
+            "The records hold conversations; remove data.columns and set data.form to messages.",
+        ),
+        (TURNS, {"form": "text"}, "The records hold conversations; set data.form to messages."),
+        (
+            [{"prompt": "a", "completion": "b"}] * 3,
+            {"columns": COLUMNS},
+            "The records hold prompts with completions; remove data.columns.",
+        ),
+        (CONVERSATIONS, {"form": "prompt_completion"}, "set data.form to messages."),
+        ([{"text": "b"}] * 3, {"columns": COLUMNS}, "The records hold text; remove data.columns."),
+        ([{"turns": [USER]}] * 3, {"form": "messages"}, "Set data.columns.messages to the column that holds the messa"),
+    ],
+)
+def test_records_in_a_known_form_need_no_other_columns(tmp_path, tokenizer, records, options, message):
+    with pytest.raises(UserError) as caught:
+        load_finetune_data(section(write_records(tmp_path / "a.json", records), **options), tokenizer)
+    assert message in str(caught.value)
+    assert "file of their own" not in str(caught.value)
+    assert ("Set data." in str(caught.value)) == message.startswith("Set data.")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -114,7 +224,6 @@ def test_columns_that_are_not_there_are_named_in_one_sentence(tmp_path, tokenize
     assert "\n" not in str(caught.value)
 
 
-USER, ASSISTANT = CONVERSATIONS[0]["messages"]
 ROW = {"instruction": "a", "input": "b", "output": "c"}
 WRONG = {
     "null in a template": ({**ROW, "input": None}, "holds null in its column 'input', not text"),

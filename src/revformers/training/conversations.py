@@ -1,5 +1,6 @@
 """Records of conversations: messages that the chat template writes whole, or one sentence about what it would not."""
 
+import itertools
 import json
 import math
 from collections.abc import Mapping
@@ -43,18 +44,53 @@ WITHOUT_EFFECT = {"weight": 1, "train": True}
 
 
 class ChatTemplate:
-    """The chat template of a tokenizer, and what it writes."""
+    """The chat template of a tokenizer, or one that stands for it in training, and what it writes.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    A tokenizer can have several, of which tools select one.
+
+    Attributes:
+        replacement: the template that stands for the tokenizer's; None for its own.
+        assistant_only: whether the loss covers only what the assistant says, which the template must then mark.
+
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, replacement: str | None = None, assistant_only: bool = False
+    ) -> None:
         self._tokenizer = tokenizer
+        self.replacement = replacement
+        self.assistant_only = assistant_only
 
     def write(self, messages: list[Record], tools: list[Any] | None = None) -> str:
         """Return the text of a conversation; a template can raise anything."""
-        return str(self._tokenizer.apply_chat_template(messages, tools=tools, tokenize=False))
+        return str(
+            self._tokenizer.apply_chat_template(messages, tools=tools, chat_template=self.replacement, tokenize=False)
+        )
+
+    def marks_the_assistant(self, tools: list[Any] | None = None) -> bool:
+        """Whether the template has the tag {% generation %}; a comment or a text may hold the word as well."""
+        code = [part[1:] for part in Environment().lex(self._template(tools)) if part[1] != "whitespace"]
+        return any(
+            begin == "block_begin" and tag == ("name", "generation") for (begin, _), tag in itertools.pairwise(code)
+        )
+
+    def trains(self, messages: list[Record], tools: list[Any] | None = None) -> bool:
+        """Whether a token of a conversation is marked as one that the assistant says."""
+        encoded: Any = self._tokenizer.apply_chat_template(
+            messages,
+            tools=tools,
+            chat_template=self.replacement,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+        )
+        return 1 in encoded["assistant_masks"]
 
     def reads(self, field: str, tools: list[Any] | None = None) -> bool:
         """Whether the template reads a field of this name, if only in some messages, as of the last turn alone."""
-        return field in _fields_read(self._tokenizer.get_chat_template(tools=tools))
+        return field in _fields_read(self._template(tools))
+
+    def _template(self, tools: list[Any] | None) -> str:
+        return self._tokenizer.get_chat_template(self.replacement, tools=tools)
 
 
 @cache
@@ -116,6 +152,8 @@ def conversation_row(
     tools = _tools(place, record.get(TOOLS), typed)
     try:
         _check_written(place, placed, tools, template)
+        if template.assistant_only:
+            _check_trained(place, list(placed.values()), tools, template)
     except UserError:
         raise
     except Exception as error:  # a template can raise anything
@@ -164,6 +202,20 @@ def _check_written(
                     f"{where}, has the field {field!r} ({shorten(repr(value), 40)}), which neither the chat template "
                     f"nor the loss follows; remove it."
                 )
+
+
+def _check_trained(place: object, messages: list[Record], tools: list[Any] | None, template: ChatTemplate) -> None:
+    """Raise UserError if the template marks no token of a conversation as one that the assistant says."""
+    if not template.marks_the_assistant(tools):
+        raise UserError(
+            f"{place} has tools, and the chat template for tools does not mark what the assistant says, as the default "
+            f"one does; put {{% generation %}} and {{% endgeneration %}} into both."
+        )
+    if not template.trains(messages, tools):
+        raise UserError(
+            f"{place} has no token of the assistant to train on, for the chat template writes its turns as empty; "
+            f"remove it."
+        )
 
 
 def _message(place: str, turn: Any, typed: bool) -> Record:

@@ -62,6 +62,12 @@ from revformers.training.trainer_run import (
 
 ACTIVATIONS = "conversion.activations"
 
+UNMARKED = (
+    "The chat template does not mark what the assistant says: the loss covers whole conversations. To train on the "
+    "assistant alone, put {% generation %} and {% endgeneration %} around what it says in the template, or set "
+    "model.tokenizer to one whose template has them."
+)
+
 
 def finetune(
     recipe: FinetuneRecipe, *, resume: bool = False, overwrite: bool = False, console: Console | None = None
@@ -144,8 +150,7 @@ def _finetune(recipe: FinetuneRecipe, run: RunDirectory, console: Console, resum
     for dropped in dropped_records(data, trainer.train_dataset, trainer.eval_dataset, recipe.data.block_length):
         say(console, dropped)
     if data.form == "messages" and not data.assistant_only:
-        unmarked = "The chat template does not mark what the assistant says"
-        say(console, f"{unmarked}: the loss covers whole conversations.")
+        say(console, UNMARKED)
     if checkpoint is None:
         trainer.add_callback(MeasureStart(trainer, recipe, run, console))
     if recipe.annealing.steps:

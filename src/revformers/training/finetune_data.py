@@ -27,11 +27,12 @@ from revformers.training.finetune_recipe import FinetuneDataSection
 FORMS = {"prompt_completion": ("prompt", "completion"), "messages": ("messages",)}
 """The forms that TRL's SFTTrainer prepares, and their columns."""
 
+FORM_WORDS = {"text": "text", "prompt_completion": "prompts with completions", "messages": "conversations"}
 
 SHAREGPT = "conversations"
 """The column of messages in ShareGPT's form, whose fields are from and value; such messages are read in any column."""
 
-ROWS = 3
+ROWS = 4
 """Version of the making of rows; raised when its results change, so that older cached ones are not used."""
 
 EXAMPLE = '{prompt: "{instruction}\\n{input}\\n", completion: output}'
@@ -76,9 +77,12 @@ def load_finetune_data(data: FinetuneDataSection, tokenizer: PreTrainedTokenizer
             raise UserError("data.columns does not apply to text; set data.text_column.")
         if data.text_column not in named:
             raise UserError(
-                f"{data.source} {missing_column(data.text_column, named)} Set data.text_column to the column that "
-                f"holds the text, or data.columns to those of prompts and completions, such as {EXAMPLE}."
-                f"{nested_records(first[0])}"
+                f"{data.source} {missing_column(data.text_column, named)} "
+                + (
+                    _settings_of_known_form(data, named)
+                    or f"Set data.text_column to the column that holds the text, or data.columns to those of prompts "
+                    f"and completions, such as {EXAMPLE}.{nested_records(first[0])}"
+                )
             )
         _, training, validation = build_datasets(data.source_section(), tokenizer)
         return FinetuneData(form, training, validation)
@@ -88,16 +92,20 @@ def load_finetune_data(data: FinetuneDataSection, tokenizer: PreTrainedTokenizer
     if form == "messages" and not data.columns and "messages" not in named and SHAREGPT in named:
         origins = {"messages": SHAREGPT}
     for name, origin in origins.items():
-        _check_column(name, origin, named, data.source, first[0])
+        _check_column(name, origin, named, data, first[0])
     conversational = form == "messages" or isinstance(first[0].get(origins["prompt"]), list)
     _check_tokenizer(tokenizer, conversational)
     make: MakeRow = partial(_text_row, origins=origins)
+    cache_key = [ROWS, origins, conversational]
+    assistant_only = False
     if conversational:
-        make = partial(conversation_row, origins=origins, template=ChatTemplate(tokenizer), typed=source.typed)
-    cache_key = [ROWS, origins, conversational, tokenizer.chat_template]
+        template = _chat_template(form, tokenizer)
+        make = partial(conversation_row, origins=origins, template=template, typed=source.typed)
+        cache_key += [tokenizer.chat_template, template.replacement, template.assistant_only]
+        assistant_only = template.assistant_only
     training, validation = source.rows(RowMaker(make, cache_key, _features(FORMS[form], conversational)))
     validation = first_of(validation, data.validation_blocks)
-    return FinetuneData(form, training, validation, form == "messages" and _marks_the_assistant(tokenizer))
+    return FinetuneData(form, training, validation, assistant_only)
 
 
 def training_blocks(
@@ -117,7 +125,7 @@ def training_blocks(
     templated = not isinstance(data.training[0][FORMS[data.form][0]], str)
     return first_blocks(
         "The training data to fit the conversion to",
-        _written(data.training, tokenizer),
+        _written(data, tokenizer),
         tokenizer,
         sequences,
         block_length,
@@ -172,7 +180,7 @@ def _features(names: tuple[str, ...], conversational: bool) -> datasets.Features
     return datasets.Features({**messages, TOOLS: datasets.Value("string")})
 
 
-def _check_column(name: str, origin: Any, named: list[str], source: str, first: Record) -> None:
+def _check_column(name: str, origin: Any, named: list[str], data: FinetuneDataSection, first: Record) -> None:
     """Raise UserError if the column `name` cannot be made from the columns of the source."""
     if not isinstance(origin, str):
         raise UserError(f"data.columns.{name} takes the name of a column or a template of columns, not {origin!r}.")
@@ -183,9 +191,22 @@ def _check_column(name: str, origin: Any, named: list[str], source: str, first: 
     for column in wanted:
         if column not in named:
             raise UserError(
-                f"{source} {missing_column(column, named)} Set data.columns.{name} to the column that holds the "
-                f"{name}.{nested_records(first)}"
+                f"{data.source} {missing_column(column, named)} "
+                + (
+                    _settings_of_known_form(data, named)
+                    or f"Set data.columns.{name} to the column that holds the {name}.{nested_records(first)}"
+                )
             )
+
+
+def _settings_of_known_form(data: FinetuneDataSection, named: list[str]) -> str:
+    """Return a sentence about settings that hide the form of records with these columns; empty if none do."""
+    form = _form(set(named))
+    if form == "text" and data.text_column not in named:
+        return ""
+    changes = ["remove data.columns"] * bool(data.columns)
+    changes += [f"set data.form to {form}"] * (data.form not in ("auto", form))
+    return f"The records hold {FORM_WORDS[form]}; {' and '.join(changes)}." if changes else ""
 
 
 def _fields(origin: str) -> list[str]:
@@ -235,25 +256,33 @@ def import_trl() -> Any:
     return require_package("trl", "finetune", "Training on prompts with completions or conversations")
 
 
-def _marks_the_assistant(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Return whether the chat template marks the assistant's tokens, or TRL has a replacement that does."""
-    if "endgeneration" in str(tokenizer.chat_template):
-        return True
+def _chat_template(form: str, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
+    """Return the chat template that the SFTTrainer writes the records of a form with.
+
+    For conversations, it replaces the templates of some families of models by its own, which mark the assistant.
+    """
+    if form != "messages":
+        return ChatTemplate(tokenizer)
+    templates = tokenizer.chat_template
+    if isinstance(templates, dict) and "default" not in templates:
+        return ChatTemplate(tokenizer)  # the SFTTrainer looks at the default one
+    if ChatTemplate(tokenizer).marks_the_assistant():
+        return ChatTemplate(tokenizer, assistant_only=True)
     import_trl()
     from trl.chat_template_utils import get_training_chat_template
 
     try:
-        get_training_chat_template(tokenizer)
-    except ValueError:
-        return False
-    return True
+        replacement = get_training_chat_template(tokenizer)
+    except ValueError:  # it has none
+        replacement = None
+    return ChatTemplate(tokenizer, replacement, assistant_only=replacement is not None)
 
 
-def _written(records: Any, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
-    """Yield the text of every record."""
-    template = ChatTemplate(tokenizer)
-    for record in records:
-        parts = [record[name] for name in FORMS["messages" if "messages" in record else "prompt_completion"]]
+def _written(data: FinetuneData, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """Yield the text of every training record."""
+    template = _chat_template(data.form, tokenizer)
+    for record in data.training:
+        parts = [record[name] for name in FORMS[data.form]]
         if isinstance(parts[0], str):
             yield "".join(parts)
         else:
