@@ -145,7 +145,9 @@ TRAINING_ARGUMENTS: Mapping[str, Argument] = {
     # the log
     "logging_strategy": set_by("training.logging_steps"),
     "logging_first_step": AS_USUAL,
-    "logging_nan_inf_filter": AS_USUAL,
+    "logging_nan_inf_filter": Argument(
+        note="is false by default, so that a loss that is not finite shows and ends the run"
+    ),
     "log_on_each_node": AS_USUAL,
     "log_level": Argument(values=LEVELS),
     "log_level_replica": Argument(values=LEVELS),
