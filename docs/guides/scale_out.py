@@ -6,6 +6,7 @@ Usage: scale_out.py MODEL TEXT OUTPUT [STEPS [bf16]]
 import sys
 from pathlib import Path
 
+import torch
 from transformers import AutoTokenizer, Trainer, TrainingArguments
 
 import revformers as rf
@@ -22,6 +23,7 @@ def main(source: str, text: str, output: str, steps: str = "20", precision: str 
         per_device_train_batch_size=1,
         max_steps=int(steps),
         bf16=precision == "bf16",
+        use_cpu=not torch.accelerator.is_available(),  # without it, processes on CPUs would each train alone
         save_strategy="no",
         report_to="none",
     )

@@ -5,6 +5,7 @@ accelerate shards models on GPUs only. To run its FSDP here, the processes tell 
 
 import importlib.util
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from torch.distributed import run
+from transformers import AutoTokenizer
 
 import revformers as rf
 from revformers.data.tokenizer import train_tokenizer
@@ -72,9 +74,11 @@ def run_script(rank, environment, engine, arguments):
         patch.setattr(os, "environ", os.environ.copy())
         for name, value in environment.items():
             patch.setenv(name, value)
-        if engine != "MULTI_CPU":
+        if engine == "MULTI_CPU":
+            give(patch, arguments)
+        else:
             on_two_gpus(patch)
-        give(patch, arguments)
+            give(patch, arguments, use_cpu=False)
         AcceleratorState._reset_state(True)
         runpy.run_path(str(SCRIPT), run_name="__main__")
         found = AcceleratorState().distributed_type.value
@@ -185,7 +189,12 @@ def test_torchrun_runs_the_command_of_the_page(folder, alone):
     (folder / "docs").symlink_to(ROOT / "docs")
     (folder / "reversible-model").symlink_to(folder / "rebuild")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", *words[1:], STEPS]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    subprocess.run(launcher, cwd=folder, env=environment, check=True, capture_output=True)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment.pop("ACCELERATE_USE_CPU", None)  # as in a shell without a GPU
+    ended = subprocess.run(launcher, cwd=folder, env=environment, check=True, capture_output=True, text=True)
+    ids = AutoTokenizer.from_pretrained(folder / "rebuild")((folder / "text.txt").read_text(encoding="utf-8"))
+    # Two processes that train alone would report half of this, and both of them.
+    (epoch,) = re.findall(r"'epoch': '?([\d.]+)", ended.stdout)
+    assert float(epoch) == pytest.approx(2 * int(STEPS) / (len(ids["input_ids"]) // 64), rel=1e-3)
     # AdamW, the script's own optimizer, moves a weight by at most about its learning rate in a step.
     assert 0 < largest_difference(weights(folder / "rebuild"), weights(folder / "trained")) < 1e-3
