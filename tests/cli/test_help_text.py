@@ -1,6 +1,6 @@
 import pytest
 
-from revformers.cli.help_text import listing, paragraphs
+from revformers.cli.help_text import listing, paragraphs, wrapped_report
 
 
 @pytest.fixture(autouse=True)
@@ -19,3 +19,14 @@ def test_a_purpose_is_wrapped_beside_its_name():
     shown = listing({"run": "one of several things", "A=1": "another"})
     assert shown.splitlines() == ["  run  one of several things", "  A=1  another"]
     assert listing({"run": "one of a number of things"}).splitlines() == ["  run  one of a number of", "       things"]
+
+
+def test_a_line_of_a_report_continues_where_its_value_begins():
+    text = "equal to the bit\n  loss  1.5, which is a little more than 1.4\n  One remark that is longer than a line."
+    assert wrapped_report(text).splitlines() == [
+        "equal to the bit",
+        "  loss  1.5, which is a little",
+        "        more than 1.4",
+        "  One remark that is longer",
+        "  than a line.",
+    ]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from revformers.cli.exit_codes import ended
+from revformers.cli.help_text import wrapped_report
 from revformers.cli.options import read_options
 from revformers.cli.termination import Terminated
 from revformers.data.section import DataSection
@@ -143,7 +144,7 @@ def run(arguments: Sequence[str]) -> int:
         if options.curve is not None:
             _draw(conversions, options.curve)
         console.print(_table(conversions))
-        console.print(str(conversions[-1]))
+        say(console, wrapped_report(str(conversions[-1])))
     except (KeyboardInterrupt, Terminated) as stop:
         word, code = ended(stop)
         left = converter is not None and converter.resumable

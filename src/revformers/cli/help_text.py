@@ -1,5 +1,6 @@
-"""Help that fits the terminal."""
+"""Help and reports that fit the terminal."""
 
+import re
 import shutil
 import textwrap
 from collections.abc import Mapping
@@ -30,3 +31,18 @@ def listing(purposes: Mapping[str, str]) -> str:
         )
         for name, purpose in purposes.items()
     )
+
+
+def wrapped_report(text: str) -> str:
+    """Return the lines of a report wrapped at the width of the terminal, each continued under where its value begins.
+
+    The value is what follows the first two blanks after a name; a line without a name continues under its own start.
+    """
+    width = shutil.get_terminal_size().columns
+    lines = []
+    for line in text.splitlines():
+        found = re.match(r"\s*\S.*?\s{2,}(?=\S)|\s*", line)
+        assert found is not None, "the second alternative matches every line"
+        indent = " " * min(found.end(), width // 2)
+        lines.append(textwrap.fill(line, width, subsequent_indent=indent, break_on_hyphens=False))
+    return "\n".join(lines)

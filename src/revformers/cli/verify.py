@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from revformers.cli.exit_codes import CHECK_FAILED
+from revformers.cli.help_text import wrapped_report
 from revformers.cli.options import read_options
 from revformers.errors import UserError, as_user_error
 
@@ -81,8 +82,7 @@ def run(arguments: Sequence[str]) -> int:
     input_ids = torch.randint(model.config.get_text_config().vocab_size, shape).to(options.device)
     with as_user_error(), signs_of_life(command_console(), "comparing"):
         report = verify_gradients(model, {"input_ids": input_ids, "labels": input_ids})
-    print(report)
-    print(f"  batch               {options.batch_size} x {length} random tokens")
+    print(wrapped_report(f"{report}\n  batch               {options.batch_size} x {length} random tokens"))
     return 0 if report.bit_exact else CHECK_FAILED
 
 

@@ -96,8 +96,9 @@ class Conversion:
             # The predictors are not fitted to the part of the text that is set aside.
             enough = math.ceil(TOKENS_PER_FEATURE * self.features * self.calibration_tokens / self.fitted_tokens)
             found.append(
-                f"{self.fitted_tokens:,} tokens of calibration text, those that are not set aside to judge the fit, "
-                f"are few for predictors that read {self.features:,} numbers each: give {enough:,} or more in all."
+                f"{self.fitted_tokens:,} tokens of calibration text, without those set aside to judge the fit, "
+                f"are few for predictors that read {self.features:,} numbers each: give {enough:,} or more in all "
+                f"(conversion.sequences, --sequences of convert)."
             )
         weak = sum(fit.explained < 0.5 for fit in self.fits)
         if weak:
