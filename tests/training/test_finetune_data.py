@@ -330,6 +330,28 @@ def test_a_changed_chat_template_writes_the_records_again(tmp_path, tokenizer):
         load_finetune_data(section(path), tokenizer)
 
 
+@pytest.mark.parametrize(
+    "template", ["{% for", "{% for m in messages %}{{ m.content }}", "{% generation %}", "{{ 'a }}"]
+)
+@pytest.mark.parametrize("several", [False, True])
+def test_a_template_with_a_fault_is_one_sentence(tmp_path, tokenizer, template, several):
+    tokenizer.chat_template = {"default": template, "tool_use": TEMPLATE} if several else template
+    with pytest.raises(UserError, match=r"^The chat template cannot (be read|write Record 1 of .*a\.json): ") as caught:
+        load_finetune_data(section(write_records(tmp_path / "a.json", CONVERSATIONS)), tokenizer)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("tools", [None, [{"name": "f"}]])
+def test_a_tokenizer_without_a_default_template_writes_what_it_has_one_for(tmp_path, tokenizer, tools):
+    tokenizer.chat_template = {"tool_use": "{{ tools }}" + TEMPLATE}
+    path = write_records(tmp_path / "a.json", [{**row, "tools": tools} for row in CONVERSATIONS])
+    if tools:
+        assert not load_finetune_data(section(path), tokenizer).assistant_only
+        return
+    with pytest.raises(UserError, match=r"^The chat template cannot write Record 1 of .*a\.json: "):
+        load_finetune_data(section(path), tokenizer)
+
+
 def test_records_that_truncation_empties_are_counted_and_named():
     data = FinetuneData("prompt_completion", [0] * 5, [0] * 2)
     assert dropped_records(data, [0] * 5, [0] * 2, 32) == []

@@ -8,7 +8,7 @@ from functools import cache
 from textwrap import shorten
 from typing import Any
 
-from jinja2 import Environment, nodes
+from jinja2 import Environment, TemplateSyntaxError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from transformers import PreTrainedTokenizerBase
@@ -68,11 +68,13 @@ class ChatTemplate:
         )
 
     def marks_the_assistant(self, tools: list[Any] | None = None) -> bool:
-        """Whether the template has the tag {% generation %}; a comment or a text may hold the word as well."""
-        code = [part[1:] for part in Environment().lex(self._template(tools)) if part[1] != "whitespace"]
-        return any(
-            begin == "block_begin" and tag == ("name", "generation") for (begin, _), tag in itertools.pairwise(code)
-        )
+        """Whether the template marks what the assistant says; raise UserError if it is not a template."""
+        try:
+            return _has_generation_tag(self._template(tools))
+        except TemplateSyntaxError as error:
+            raise UserError(
+                f"The chat template cannot be read: {reason_of(error)}; correct it, or set model.tokenizer to another."
+            ) from error
 
     def trains(self, messages: list[Record], tools: list[Any] | None = None) -> bool:
         """Whether a token of a conversation is marked as one that the assistant says."""
@@ -104,6 +106,13 @@ def _fields_read(template: str) -> frozenset[str]:
     keys += [key for node in tree.find_all(nodes.Call) for key in node.args]  # message.get("name")
     keys += [key for node in tree.find_all(nodes.Filter) for key in node.args]  # messages | selectattr("name")
     return frozenset(names | {key.value for key in keys if isinstance(key, nodes.Const) and isinstance(key.value, str)})
+
+
+@cache
+def _has_generation_tag(template: str) -> bool:
+    """Return whether a template has the tag; comments and texts, which may hold the same words, do not count."""
+    parts = [(kind, value) for _, kind, value in Environment().lex(template) if kind != "whitespace"]
+    return any(kind == "block_begin" and tag == ("name", "generation") for (kind, _), tag in itertools.pairwise(parts))
 
 
 class _Generation(Extension):
@@ -175,7 +184,7 @@ def _check_written(
     """
     messages = list(placed.values())
     text = template.write(messages, tools)
-    if tools and template.write(messages) == text:
+    if tools and template.write(messages, []) == text:
         raise UserError(
             f"{place} has tools, which the chat template does not write; remove the column {TOOLS!r}, or set "
             f"model.tokenizer to one whose template writes them."
