@@ -26,8 +26,8 @@ def share(value: float) -> str:
     """Format a share in per cent, with three decimals if it is small and none if it is large."""
     percent = 100 * value
     if not percent:
-        return "0 %"
-    return f"{percent:,.0f} %" if abs(percent) >= 10 else f"{percent:.3f} %"
+        return "0%"
+    return f"{percent:,.0f}%" if abs(percent) >= 10 else f"{percent:.3f}%"
 
 
 def bits(value: float | None) -> str:

@@ -102,10 +102,10 @@ def _read_losses(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _against(one: float, other: float) -> str:
-    """Say how much less or more `one` is than `other`, e.g. "4.4 times less" or "5 % more"."""
+    """Say how much less or more `one` is than `other`, e.g. "4.4 times less" or "5% more"."""
     if one == other:
         return "no less"
     word, large, small = ("less", other, one) if one < other else ("more", one, other)
     if large >= 2 * small:
         return f"{large / small:.1f} times {word}"
-    return f"{100 * abs(one / other - 1):.0f} % {word}"
+    return f"{100 * abs(one / other - 1):.0f}% {word}"

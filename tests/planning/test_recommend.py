@@ -1,7 +1,8 @@
 import pytest
 
+from revformers.conversion.allocation import USUAL_BITS
 from revformers.planning.cost import SetupCost
-from revformers.planning.recommend import recommend
+from revformers.planning.recommend import NEAR_BITS, recommend
 from revformers.planning.setups import budgeted, rebuild
 from revformers.planning.timeline import MemoryByCategory
 from revformers.setup import CHECKPOINT as CHECKPOINTING
@@ -98,6 +99,10 @@ def test_a_pretrained_model_is_not_made_another_network(rows, pretrained, expect
     sentence = recommend([CHECKPOINT, *rows], GIB, 2 * GIB, None, pretrained=pretrained)
     assert expected in sentence
     assert sentence.startswith("Rebuild with 0 bits") != pretrained
+
+
+def test_near_is_what_a_conversion_gives_by_default():
+    assert NEAR_BITS == USUAL_BITS  # planning and conversion do not import each other
 
 
 def test_a_network_near_the_pretrained_one_needs_no_word_about_it():

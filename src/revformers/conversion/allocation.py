@@ -8,7 +8,7 @@ from fractions import Fraction
 MAXIMUM_BITS = 8
 
 USUAL_BITS = 2
-"""The default budget: the fewest bits that kept the loss of a real model within 1 %."""
+"""The default budget: the fewest bits that kept the loss of a real model within 1%."""
 
 
 def uniform_blends(bits: float, number_of_layers: int) -> list[Fraction]:

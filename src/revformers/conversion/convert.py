@@ -120,7 +120,7 @@ def convert(
         The costs of the conversion. The model then trains, saves and loads as a reversible model.
 
     Warns:
-        UserWarning: if the loss rises by more than 1 %.
+        UserWarning: if the loss rises by more than 1%.
 
     Raises:
         FileNotFoundError: for a path that does not exist.
@@ -275,8 +275,8 @@ class Converter:
         if conversion.loss_increase > loss_increase:
             make_residual(self._model)
             raise ValueError(
-                f"{TARGET_BUDGETS[low]} bits increase the loss by {100 * conversion.loss_increase:.3g} %, which misses "
-                f"the target of {100 * loss_increase:.3g} %; choose a larger one."
+                f"{TARGET_BUDGETS[low]} bits increase the loss by {100 * conversion.loss_increase:.3g}%, which misses "
+                f"the target of {100 * loss_increase:.3g}%; choose a larger one."
             )
         return conversion
 

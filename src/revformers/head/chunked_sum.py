@@ -6,7 +6,7 @@ known up to one factor, the gradient that reaches the sum, so they are computed 
 backward pass multiplies them. PyTorch's `linear_cross_entropy` and Liger's fused loss do the same, but only for a
 product with a weight matrix; here the function is arbitrary: capped or scaled logits, adapters, the divergence from a
 teacher. lab/results/head-memory.json compares PyTorch's with this one: in float32 both need about the same memory, but
-in bfloat16 PyTorch's sums the loss in bfloat16, which made it 11 % wrong.
+in bfloat16 PyTorch's sums the loss in bfloat16, which made it 11% wrong.
 
 Gradients of parameters are summed in at least float32, so that they do not depend on the number of chunks.
 """

@@ -26,7 +26,7 @@ def test_growth_of_known_peaks():
 
 
 def test_side_information_is_told_apart():
-    # 1 of 32 bits is 3.125 % of a float32 input; the peak grows by that and by 1 % more.
+    # 1 of 32 bits is 3.125% of a float32 input; the peak grows by that and by 1% more.
     arm = Setup(BlendedMidpoint("1/2"), Rebuild())
     (row,) = growths([point(arm, 4, 0), point(arm, 14, 10 * (64 + 20.48))], WORKLOAD, {"rebuild": arm})
     assert row.side_information_share == pytest.approx(1 / 32)

@@ -19,7 +19,7 @@ def test_every_table_of_a_comparison_is_shown():
     # The brackets of the recurrence are no markup.
     assert "p[l+1] = 2 p[l] - p[l-1] + f(p[l])" in text
     assert "No branches here." in text
-    for figure in ("400 MiB", "1.26 (1.25 to 1.27)", "6.125000", "identical", "100 %"):
+    for figure in ("400 MiB", "1.26 (1.25 to 1.27)", "6.125000", "identical", "100%"):
         assert figure in text
     assert max(map(len, text.splitlines())) <= 90
 
