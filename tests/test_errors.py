@@ -1,6 +1,6 @@
 import pytest
 
-from revformers.errors import NotReversibleError, UserError, as_user_error, counted, reason_of
+from revformers.errors import NotReversibleError, UserError, as_user_error, counted, reason_of, reason_with_type
 
 
 def test_a_refused_value_is_one_line_for_the_user():
@@ -55,3 +55,15 @@ def test_an_error_that_says_nothing_or_a_key_alone_is_named_by_its_type(error, r
         raise error
     with pytest.raises(UserError, match=f"^{reason}$"), as_user_error(kinds=(Exception,)):
         raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (TypeError("no list."), "TypeError: no list"),
+        (KeyError("added_tokens"), "KeyError: 'added_tokens'"),
+        (KeyError(), "KeyError"),
+    ],
+)
+def test_the_type_of_an_error_is_named_once(error, expected):
+    assert reason_with_type(error) == expected

@@ -58,6 +58,12 @@ def reason_of(error: BaseException) -> str:
     return reason if len(reason) <= _LONGEST_REASON else f"{reason[: _LONGEST_REASON - len(_CUT)]}{_CUT}"
 
 
+def reason_with_type(error: BaseException) -> str:
+    """Return `reason_of` after the name of the error's type, for errors whose message says little without it."""
+    kind = type(error).__name__
+    return kind if (reason := reason_of(error)) == kind else f"{kind}: {reason.removeprefix(f'{kind}: ')}"
+
+
 def _line_of(error: BaseException) -> str:
     """Return the message of an error on one line; the name of its type is added to a key, and stands for no message."""
     line, kind = " ".join(str(error).split()), type(error).__name__

@@ -17,6 +17,7 @@ from lab.studies.faults.fault import ACCEPTABLE, Fault, Outcome, Scenario, first
 from lab.text import sentences
 from lab.weights import same_weights
 from revformers.checkpoints.marks import KEY
+from revformers.training.seal import SEAL_NAME
 
 STEPS = 12
 RECIPE = f"""
@@ -123,7 +124,7 @@ def _lose(name: str) -> Callable[[Path], None]:
 
 def _killed(folder: Path) -> Outcome:
     write_files(folder)
-    command(folder, *TRAIN, meanwhile=when_exists(f"{FIRST}/trainer_state.json", send(signal.SIGKILL)))
+    command(folder, *TRAIN, meanwhile=when_exists(f"{FIRST}/{SEAL_NAME}", send(signal.SIGKILL)))
     return compared(command(folder, *RESUME))
 
 
@@ -151,7 +152,7 @@ def _one_rank(number: signal.Signals) -> Scenario:
 
     def scenario(folder: Path) -> Outcome:
         write_files(folder)
-        act = when_exists(f"{FIRST}/trainer_state.json", send_to_one_rank(number))
+        act = when_exists(f"{FIRST}/{SEAL_NAME}", send_to_one_rank(number))
         ended = command(folder, *TRAIN, processes=2, meanwhile=act)
         said = ended.outcome()
         if said.result not in ACCEPTABLE:

@@ -30,7 +30,7 @@ from revformers.checkpoints.marks import PREFIX
 from revformers.checkpoints.model_class import reversible_class
 from revformers.checkpoints.model_config import saved_config
 from revformers.checkpoints.model_files import CONFIG_NAME, find_model
-from revformers.errors import ModelFilesError, NotReversibleError, reason_of
+from revformers.errors import ModelFilesError, NotReversibleError, reason_of, reason_with_type
 from revformers.private_api import models_of_auto_class
 
 
@@ -130,12 +130,11 @@ def load_tokenizer(name: str | os.PathLike, **keywords: Any) -> PreTrainedTokeni
         raise  # a package that the tokenizer needs, or a sentence of ours
     except Exception as error:  # a damaged tokenizer.json raises KeyError, TypeError or the tokenizers' own Exception
         refuse_own_code(path, error)
-        reason = reason_of(error)
         if isinstance(error, OSError | ValueError):
-            raise ModelFilesError(f"No tokenizer can be loaded from {path}: {reason}.") from error
+            raise ModelFilesError(f"No tokenizer can be loaded from {path}: {reason_of(error)}.") from error
         raise ModelFilesError(
             f"The tokenizer in {path} is damaged: its tokenizer.json or tokenizer_config.json cannot be read "
-            f"({type(error).__name__}: {reason}); save or download it again."
+            f"({reason_with_type(error)}); save or download it again."
         ) from error
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from revformers.errors import reason_of, require_package
+from revformers.errors import reason_with_type, require_package
 from revformers.head.loss import apply_head
 from revformers.planning.meta import autocast_without_meta
 from revformers.planning.nf4 import Nf4Linear, quantise_linear_layers
@@ -80,8 +80,7 @@ def meta_model(config: PreTrainedConfig, layers: int, dtype: torch.dtype) -> Any
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(values, dtype=dtype).train()
     except Exception as error:
-        reason = f"{type(error).__name__}: {reason_of(error).removeprefix(f'{type(error).__name__}: ')}"
-        raise ValueError(f"no model can be built from its configuration ({reason})") from error
+        raise ValueError(f"no model can be built from its configuration ({reason_with_type(error)})") from error
 
 
 def longest_readable(model: Any, longest: int | None) -> int | None:
