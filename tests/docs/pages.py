@@ -18,7 +18,7 @@ def blocks(page, language):
 
 def commands(page):
     """The words of every command on a page, in order."""
-    lines = "".join(blocks(page, "bash")).splitlines()
+    lines = "".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
