@@ -53,7 +53,7 @@ def test_an_extra_asks_for_what_a_user_does(metadata):
     assert {extra: required(metadata, extra) for extra in metadata.get_all("Provides-Extra")} == {
         "cli": cli,
         "train": train,
-        "finetune": train | {"peft", "trl"},
+        "finetune": train | {"jinja2", "peft", "trl"},
         "quantize": {"bitsandbytes", "torchao"},
         "gguf": {"gguf"},
         "plot": plot,
