@@ -115,7 +115,7 @@ def test_five_families(folder, monkeypatch):
     monkeypatch.setattr(
         standard_library,
         "standard_library_files",
-        lambda: [standard_library.StandardLibraryFile(f"{index}.py", TEXT) for index in range(40)],
+        lambda **_: [standard_library.StandardLibraryFile(f"{index}.py", TEXT) for index in range(40)],
     )
     sizes = ["--steps", "2", "--sequences", "4", "--families", "gpt2"]
     monkeypatch.setattr(sys, "argv", ["families_conversion.py", "--output", "result.json", *sizes])
