@@ -1,7 +1,8 @@
 import pytest
 
+from revformers.errors import UserError
 from revformers.training import main_process as module
-from revformers.training.main_process import on_main_process
+from revformers.training.main_process import on_main_process, refuse_once
 
 
 class Process:
@@ -30,3 +31,12 @@ def test_an_error_of_any_kind_ends_the_other_processes(monkeypatch):
     with pytest.raises(SystemExit) as stop:
         on_main_process(lambda: 1 / 0)
     assert stop.value.code == 2
+
+
+def test_a_refusal_is_said_once_and_ends_the_other_processes(monkeypatch):
+    main = Process(monkeypatch, True)
+    with pytest.raises(UserError, match=r"^No\.$"):
+        refuse_once("No.")
+    Process(monkeypatch, False, main.sent[0])
+    with pytest.raises(SystemExit):
+        refuse_once("No.")

@@ -8,9 +8,8 @@ import torch
 from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
-from revformers.errors import UserError
 from revformers.private_api import unlogged_loss
-from revformers.training.main_process import on_main_process
+from revformers.training.main_process import refuse_once
 from revformers.training.run_directory import RunDirectory
 
 
@@ -43,7 +42,7 @@ class StopAfterDivergence(TrainerCallback):
                 kind = "training" if name == "loss" else "validation"
                 if state.global_step:
                     self._refuse(f"The {kind} loss is {value} at step {state.global_step}")
-                _raise_once(
+                refuse_once(
                     f"The validation loss is {value} before training, so the model cannot be trained; check its "
                     f"weights, or set training.precision to float32 or bfloat16."
                 )
@@ -61,19 +60,10 @@ class StopAfterDivergence(TrainerCallback):
 
     def _refuse(self, fact: str) -> None:
         again = ", or --overwrite to start again" if self._run.checkpoints.complete() else ""
-        _raise_once(
+        refuse_once(
             f"{fact}: the run has diverged, and no model is saved. A lower training.learning_rate, or a "
             f"training.precision of float32 or bfloat16, may prevent that; {self._run.remedy()}{again}."
         )
-
-
-def _raise_once(sentence: str) -> None:
-    """Raise UserError on the main process, and end the others."""
-
-    def refuse() -> None:
-        raise UserError(sentence)
-
-    on_main_process(refuse)
 
 
 def _are_finite(model: Any) -> bool:

@@ -6,6 +6,8 @@ from typing import Any, TypeVar
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
+from revformers.errors import UserError
+
 Result = TypeVar("Result")
 
 
@@ -30,3 +32,17 @@ def on_main_process(work: Callable[[], Result]) -> Result:
     if failed:
         raise SystemExit(2)
     return result
+
+
+def refuse_once(sentence: str) -> None:
+    """Raise UserError on the main process, and end the others, on all of which this is called.
+
+    Raises:
+        UserError, SystemExit: see `on_main_process`.
+
+    """
+
+    def refuse() -> None:
+        raise UserError(sentence)
+
+    on_main_process(refuse)

@@ -29,7 +29,7 @@ from revformers.training.console import say, signs_of_life
 from revformers.training.divergence import StopAfterDivergence
 from revformers.training.history import Clock, LogLastStep, loss_curve
 from revformers.training.interruption import SaveOnSignal
-from revformers.training.main_process import on_main_process
+from revformers.training.main_process import on_main_process, refuse_once
 from revformers.training.progress import ShowProgress
 from revformers.training.recipe import TrainingSection
 from revformers.training.resuming import FollowRecipe, KeepCheckpoints, NothingToTrainError, StopAtLastStep
@@ -111,15 +111,11 @@ def begin_in_directory(run: RunDirectory, recipe: Any, checkpoint: Path | None, 
         time.sleep(0.1)
     blind = gather_object([None if run.lock.owner() == owner else socket.gethostname()])
     hosts = sorted({host for host in blind if host is not None})
-
-    def refuse() -> None:
-        raise UserError(
+    if hosts:
+        refuse_once(
             f"{run.path} on {', '.join(hosts)} is not the directory of that name on {socket.gethostname()}, where the "
             f"run has begun; choose one that all its hosts share, with --output DIRECTORY."
         )
-
-    if hosts:
-        on_main_process(refuse)
 
 
 def train_to_end(
