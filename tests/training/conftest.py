@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+from tests.training.tiny_finetune import write_model
+
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory, monkeypatch):
@@ -17,3 +19,11 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """A directory with a model, its tokenizer and text; every run goes into a directory of its own."""
+    directory = tmp_path_factory.mktemp("shared")
+    write_model(directory)
+    return directory

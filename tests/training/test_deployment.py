@@ -19,16 +19,9 @@ from revformers.models.provenance import Provenance
 from revformers.training.finetune import finetune
 from revformers.training.finetune_data import load_finetune_data
 from revformers.training.finetune_recipe import load_finetune_recipe
-from tests.training.tiny_finetune import tiny_finetune_recipe, write_model
+from tests.training.tiny_finetune import tiny_finetune_recipe
 
 LORA = {"adapter.kind": "lora", "adapter.rank": 2}
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("deploy")
-    write_model(directory)
-    return directory
 
 
 def run(shared, tmp_path, overrides):

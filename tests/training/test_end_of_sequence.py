@@ -7,17 +7,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from revformers.errors import UserError
 from revformers.training.end_of_sequence import without_end_of_sequence
-from tests.training.tiny_finetune import write_model
 
 END = 0
 TEXT = "a step"
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("end-of-sequence")
-    write_model(directory)
-    return directory
 
 
 @pytest.fixture

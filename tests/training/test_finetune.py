@@ -31,20 +31,11 @@ from tests.training.tiny_finetune import (
     INSTRUCTIONS,
     TEMPLATE,
     tiny_finetune_recipe,
-    write_model,
     write_records,
 )
 
 LORA = {"adapter.kind": "lora", "adapter.rank": 2}
 IDS = torch.randint(200, (2, 20), generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-    """A directory with the model; every run goes into a directory of its own."""
-    directory = tmp_path_factory.mktemp("finetune")
-    write_model(directory)
-    return directory
 
 
 def run(recipe, **options):

@@ -12,14 +12,7 @@ from trl import chat_template_utils
 from revformers.errors import UserError
 from revformers.training.finetune_data import FinetuneData, dropped_records, load_finetune_data, training_blocks
 from revformers.training.finetune_recipe import FinetuneDataSection
-from tests.training.tiny_finetune import COLUMNS, CONVERSATIONS, INSTRUCTIONS, TEMPLATE, write_model, write_records
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("finetune-data")
-    write_model(directory)
-    return directory
+from tests.training.tiny_finetune import COLUMNS, CONVERSATIONS, INSTRUCTIONS, TEMPLATE, write_records
 
 
 @pytest.fixture
