@@ -8,7 +8,8 @@ import pytest
 
 from revformers.data.tokenizer import train_tokenizer
 from revformers.errors import UserError
-from revformers.training.conversations import ChatTemplate, conversation_row
+from revformers.training.chat_template import ChatTemplate
+from revformers.training.conversations import conversation_row
 from tests.training.tiny_finetune import TEMPLATE
 
 USER, ASSISTANT = {"role": "user", "content": "count"}, {"role": "assistant", "content": "one"}

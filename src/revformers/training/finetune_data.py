@@ -21,7 +21,8 @@ from revformers.data.source import MakeRow, RowMaker
 from revformers.data.sources import open_source
 from revformers.data.tokenizer import check_end_of_sequence
 from revformers.errors import UserError, counted, require_package
-from revformers.training.conversations import TOOLS, ChatTemplate, conversation_row
+from revformers.training.chat_template import ChatTemplate
+from revformers.training.conversations import TOOLS, conversation_row
 from revformers.training.finetune_recipe import FinetuneDataSection
 
 FORMS = {"prompt_completion": ("prompt", "completion"), "messages": ("messages",)}
