@@ -23,7 +23,7 @@ from revformers.checkpoints.gguf_file import is_gguf
 from revformers.checkpoints.hub_files import hub_keywords, local_folder
 from revformers.checkpoints.model_config import saved_config
 from revformers.checkpoints.model_files import ADAPTER_CONFIG, VARIANT, weight_files
-from revformers.errors import ModelFilesError
+from revformers.errors import ModelFilesError, reason_with_type
 from revformers.files import write_text
 from revformers.models.discovery import unwrap
 from revformers.models.identity import Identity, in_words, read_identity
@@ -77,7 +77,7 @@ class AdapterBase:
         except (AttributeError, KeyError, TypeError) as error:
             raise ModelFilesError(
                 f"{file} does not describe the base of an adapter in a form that this version of revformers can read "
-                f"({type(error).__name__}: {error}); save the adapter again."
+                f"({reason_with_type(error)}); save the adapter again."
             ) from error
 
 

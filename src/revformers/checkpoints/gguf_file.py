@@ -17,7 +17,7 @@ from transformers import AutoConfig, GgufConfig, PreTrainedTokenizerFast
 from transformers.utils import is_gguf_available
 
 from revformers.checkpoints.model_files import ADAPTER_CONFIG
-from revformers.errors import MissingPackageError, ModelFilesError
+from revformers.errors import MissingPackageError, ModelFilesError, reason_with_type
 from revformers.private_api import gguf_header, gguf_metadata, gguf_text_splits
 
 SPECIAL_TOKENS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
@@ -147,9 +147,8 @@ def _clear_errors(path: Path) -> Iterator[None]:
     except (FileNotFoundError, ModelFilesError):
         raise
     except (OSError, ValueError, KeyError, IndexError, OverflowError, NotImplementedError, struct.error) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(".")
         raise ModelFilesError(
-            f"No model can be loaded from {path} ({reason}): the file is damaged, or transformers does not read its "
+            f"No model can be loaded from {path} ({reason_with_type(error)}): the file is damaged, or transformers does not read its "
             f"kind; download it again, or name another model."
         ) from error
 

@@ -19,7 +19,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from revformers.checkpoints.hub_files import hub_keywords
 from revformers.checkpoints.marks import KEY, MODEL_TYPE, PREFIX, WEIGHTS_NOTE
-from revformers.errors import ModelFilesError
+from revformers.errors import ModelFilesError, reason_with_type
 from revformers.models.identity import Identity
 from revformers.private_api import NO_REMOTE_CODE
 
@@ -81,7 +81,7 @@ class ReversibleConfig(PreTrainedConfig):
             raise ModelFilesError(
                 f"The config.json of {keywords.get('name_or_path') or values.get('_name_or_path') or 'the model'} "
                 f"describes no reversible model that this version of revformers or transformers can read "
-                f"({type(error).__name__}: {error}); if it needs dynamics or a policy of your own, import the module "
+                f"({reason_with_type(error)}); if it needs dynamics or a policy of your own, import the module "
                 f"that registers them first; otherwise update both, or save the model again."
             ) from error
         config = made[0] if isinstance(made, tuple) else made

@@ -23,7 +23,7 @@ from revformers.engine.proof.unwritten import written_parts
 from revformers.engine.proof.verdicts import Verdicts, mismatch
 from revformers.engine.replay import AutocastState, Draws, RandomState
 from revformers.engine.ticket import Packed, SavedTensor
-from revformers.errors import NotReversibleError, RebuildMismatchError
+from revformers.errors import NotReversibleError, RebuildMismatchError, reason_with_type
 from revformers.private_api import version_of
 
 SavedAgain = tuple[Tensor, int]
@@ -144,9 +144,7 @@ class Step:
             raise self.mismatch(f"{self.name} {error}") from None
         except Exception as error:
             if self.situation.setting_changes() or self.situation.tensor_changes():
-                raise self.mismatch(
-                    f"{self.name} cannot be evaluated again ({type(error).__name__}: {error})"
-                ) from error
+                raise self.mismatch(f"{self.name} cannot be evaluated again ({reason_with_type(error)})") from error
             error.add_note(f"This was raised when {self.name} was evaluated again in the backward pass.")
             raise
         finally:

@@ -9,7 +9,7 @@ from typing import Any
 
 from revformers.activations import ACTIVATIONS, ActivationPolicy, parse_policy
 from revformers.dynamics import DYNAMICS, Dynamics, from_dict
-from revformers.errors import ModelFilesError
+from revformers.errors import ModelFilesError, reason_with_type
 from revformers.models.provenance import Provenance
 from revformers.models.update_predictor import PredictorForm
 
@@ -105,6 +105,6 @@ def read_identity(values: Mapping[str, Any], path: Path) -> Identity:
         return Identity.from_dict(dict(values))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ModelFilesError(
-            f"{path} describes no network that this version of revformers can read ({type(error).__name__}: {error}); "
+            f"{path} describes no network that this version of revformers can read ({reason_with_type(error)}); "
             f"update revformers, or save the model or adapter again."
         ) from error

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from revformers.errors import NotReversibleError
+from revformers.errors import NotReversibleError, reason_with_type
 from revformers.private_api import returns_one_tensor
 
 
@@ -169,7 +169,7 @@ class BlockLayout:
         except Exception as error:
             raise NotReversibleError(
                 f"{type(layer).__name__} does not get to its {self.attention.module} without the results of other "
-                f"modules ({type(error).__name__}: {error}); the first branch of its layout must be the module that it "
+                f"modules ({reason_with_type(error)}); the first branch of its layout must be the module that it "
                 f"calls first."
             ) from error
         raise NotReversibleError(f"{type(layer).__name__} does not call its {self.attention.module}.")
