@@ -148,8 +148,8 @@ def _clear_errors(path: Path) -> Iterator[None]:
         raise
     except (OSError, ValueError, KeyError, IndexError, OverflowError, NotImplementedError, struct.error) as error:
         raise ModelFilesError(
-            f"No model can be loaded from {path} ({reason_with_type(error)}): the file is damaged, or transformers does not read its "
-            f"kind; download it again, or name another model."
+            f"No model can be loaded from {path} ({reason_with_type(error)}): the file is damaged, or transformers "
+            f"does not read its kind; download it again, or name another model."
         ) from error
 
 
