@@ -16,6 +16,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 import revformers as rf
+from revformers.engine.proof import verdicts
 from revformers.engine.proof.verdicts import Verdicts
 from revformers.engine.step import Step
 from revformers.engine.tape import Tape
@@ -327,9 +328,9 @@ def test_on_a_device_the_results_are_looked_at_once_at_the_end_of_any_backward_p
         make(self, states)
         self._verdicts.at_once = False
 
-    look = Verdicts.look
+    look = verdicts._raise_first
     monkeypatch.setattr(Tape, "__init__", asynchronous)
-    monkeypatch.setattr(Verdicts, "look", lambda self: (looks.append(len(self._waiting)), look(self)))
+    monkeypatch.setattr(verdicts, "_raise_first", lambda results: (looks.append(len(results)), look(results)))
     scenario("rebuild", change=False)
     assert len(looks) == 1
     assert looks[0] > 1 or scenario is rows_swap_their_masks

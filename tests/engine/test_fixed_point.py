@@ -5,25 +5,41 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from revformers.engine.fixed_point import FRACTION_BITS, MAXIMUM_MAGNITUDE, quantise
+from revformers.engine.fixed_point import INT64, FixedPoint
 from revformers.engine.ops.cpu import read
 
-
-@given(st.floats(-MAXIMUM_MAGNITUDE, MAXIMUM_MAGNITUDE, width=32))
-def test_float32_is_held_to_the_last_digit_of_fixed_point(value):
-    held = quantise(torch.tensor([value])).item()
-    assert held == math.trunc(value * 2**FRACTION_BITS)
-    if abs(value) >= 2.0**-7:
-        assert read(torch.tensor([held]), torch.float32).item() == value
+INT32 = FixedPoint(torch.int32, 16)
+FORMATS = [INT64, INT32, FixedPoint(torch.int32, 10)]
 
 
+@given(st.sampled_from(FORMATS), st.floats(-1, 1, width=32))
+def test_float32_is_held_to_the_last_digit_of_fixed_point(fixed_point, share):
+    value = torch.tensor(share * fixed_point.maximum_magnitude).item()
+    held = fixed_point.quantise(torch.tensor([value]))
+    assert held.dtype == fixed_point.dtype
+    assert held.item() == math.trunc(value * 2**fixed_point.fraction_bits)
+    if abs(value) >= 2.0 ** (23 - fixed_point.fraction_bits):
+        assert read(held, torch.float32, fixed_point.fraction_bits).item() == value
+
+
+@pytest.mark.parametrize("fixed_point", [INT64, FixedPoint(torch.int32, 14)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-def test_read_undoes_quantise_where_the_dtype_is_coarser(dtype):
-    values = torch.linspace(1, 60000, 1000).to(dtype)
-    assert torch.equal(read(quantise(values), dtype), values)
+def test_read_undoes_quantise_where_the_dtype_is_coarser(dtype, fixed_point):
+    values = torch.linspace(1024, 60000, 1000).to(dtype)
+    if fixed_point.dtype == torch.int32 and dtype.itemsize > 2:
+        values = values.round()
+    assert torch.equal(read(fixed_point.quantise(values), dtype, fixed_point.fraction_bits), values)
 
 
 def test_the_weight_multiplies_and_the_input_is_not_written():
     values = torch.tensor([0.5, -3.0])
-    assert quantise(values, 0.5).tolist() == [2**28, -3 * 2**29]
+    assert INT64.quantise(values, 0.5).tolist() == [2**28, -3 * 2**29]
+    assert INT32.quantise(values, 0.5).tolist() == [2**14, -3 * 2**15]
     assert values.tolist() == [0.5, -3.0]
+
+
+@pytest.mark.parametrize("fixed_point", FORMATS)
+def test_the_range_is_that_of_the_integers_with_head_room(fixed_point):
+    whole = 2.0 ** (torch.iinfo(fixed_point.dtype).bits - 1) / 2.0**fixed_point.fraction_bits
+    assert 0.99 * whole < fixed_point.range < whole
+    assert fixed_point.maximum_magnitude == min(fixed_point.range, 2.0**22)

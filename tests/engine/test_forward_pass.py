@@ -3,7 +3,7 @@ from fractions import Fraction
 import torch
 
 from revformers.dynamics.base import Coefficients
-from revformers.engine.fixed_point import quantise
+from revformers.engine.fixed_point import INT64
 from revformers.engine.forward_pass import ForwardPass
 from revformers.engine.states import StatePair
 
@@ -15,7 +15,7 @@ def test_a_field_is_evaluated_once_in_ordinary_autograd_and_the_states_advance()
         calls.append(hidden)
         return hidden**2
 
-    forward_pass = ForwardPass(StatePair(quantise(hidden.detach()), quantise(hidden.detach())))
+    forward_pass = ForwardPass(StatePair(*(INT64.quantise(hidden.detach()) for _ in range(2))))
     coefficients = Coefficients(Fraction(1), Fraction(0), 2.0)
     update = forward_pass.evaluate("layer 0", coefficients, field, hidden)
     forward_pass.advance(coefficients, update.detach())

@@ -1,9 +1,19 @@
+from fractions import Fraction
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from revformers.engine.fixed_point import MAXIMUM_MAGNITUDE
+import revformers as rf
+from revformers.dynamics.base import Coefficients
+from revformers.engine.fixed_point import INT64, FixedPoint
+from revformers.engine.ops import cpu as plain
 from revformers.engine.range_check import RangeCheck
 from revformers.errors import StateRangeError
+
+MIDPOINT = Coefficients(Fraction(1), Fraction(0), 1.0)
+INT32 = FixedPoint(torch.int32, 16)
 
 
 @pytest.mark.parametrize(
@@ -11,28 +21,91 @@ from revformers.errors import StateRangeError
     [
         (float("nan"), 1.0, "nan"),
         (float("-inf"), 1.0, "inf"),
-        (-2 * MAXIMUM_MAGNITUDE, 1.0, "8.38861e\\+06"),
-        (MAXIMUM_MAGNITUDE, 2.0, "8.38861e\\+06"),
+        (-2 * INT64.maximum_magnitude, 1.0, "8.38861e\\+06"),
+        (INT64.maximum_magnitude, 2.0, "8.38861e\\+06"),
     ],
 )
 def test_the_first_value_out_of_range_is_named(value, weight, magnitude):
-    check = RangeCheck()
-    check.observe("state after layer 0", torch.ones(2, 3))
-    check.observe("update of layer 1", torch.tensor([1.0, value, 2.0]), weight)
-    check.observe("state after layer 1", torch.tensor([float("nan")]))
-    with pytest.raises(StateRangeError, match=f"update of layer 1 has magnitude {magnitude}"):
+    check = RangeCheck(INT64, torch.ones(2, 3))
+    check.step("layer 0", MIDPOINT, torch.ones(2, 3), torch.ones(2, 3))
+    update = torch.tensor([1.0, value, 2.0])
+    check.step("layer 1", Coefficients(Fraction(1), Fraction(0), weight), update, torch.tensor([float("nan")]))
+    with pytest.raises(StateRangeError, match=f"update of layer 1 has magnitude {magnitude}.*Lower the learning rate"):
         check.raise_if_exceeded()
 
 
+def test_an_embedding_out_of_range_is_named():
+    with pytest.raises(
+        StateRangeError, match="embedding has magnitude 40000; 32-bit fixed-point states with 16 digits"
+    ):
+        RangeCheck(INT32, torch.tensor([1.0, 40000.0])).raise_if_exceeded()
+
+
 def test_the_limit_itself_is_in_range():
-    check = RangeCheck()
-    check.observe("state", torch.tensor([-MAXIMUM_MAGNITUDE, MAXIMUM_MAGNITUDE]))
+    limit = INT64.maximum_magnitude
+    check = RangeCheck(INT64, torch.tensor([-limit, limit]))
+    check.step("layer 0", MIDPOINT, torch.tensor([limit]), torch.tensor([limit]))
     check.raise_if_exceeded()
 
 
-def test_of_no_numbers_there_is_no_largest():
-    check = RangeCheck()
+def test_a_wrapped_state_reads_as_an_ordinary_number_and_is_found():
+    """60000 + 30000 + 5000 is 29464 modulo 2**16, which is what 32 bits with 16 of them after the point hold."""
+    states = INT32.quantise(torch.tensor([30000.0]))
+    leapfrog, update = rf.Leapfrog().coefficients(0), torch.tensor([5000.0])
+    successor = -states
+    plain.advance(successor, states, leapfrog, update, None, 16)
+    read = plain.read(successor, torch.float32, 16)
+    assert abs(read.item()) < 30000, "the negative control: the state itself tells nothing"
+    check = RangeCheck(INT32, torch.tensor([30000.0]))
+    check.step("layer 0", leapfrog, update, read)
+    words = r"state after layer 0 may reach, by the sum of its terms, magnitude 95000; .*set_states\(model, \"int64\"\)"
+    with pytest.raises(StateRangeError, match=words):
+        check.raise_if_exceeded()
+
+
+edges = st.floats(0.25, 1.0625, width=32).map(lambda share: share * 2.0**15)
+blends = st.sampled_from([Fraction(1), Fraction(-1), Fraction(1, 4), Fraction(-1, 16), Fraction(3, 7), Fraction(3, 2)])
+
+
+@given(st.lists(edges, min_size=4, max_size=4), st.lists(st.sampled_from([1, -1]), min_size=4, max_size=4), blends)
+@settings(deadline=None)
+def test_what_the_check_passes_is_not_wrapped(magnitudes, signs, blend):
+    """Two steps at the edge of 32 bits, against exact fractions; also what is read in bfloat16, which rounds down."""
+    embedding, zero, *updates = (torch.tensor([m * s]) for m, s in zip(magnitudes, signs, strict=True))
+    embedding, zero = embedding / 2, zero * 0
+    coefficients = Coefficients(blend, 1 - blend, 1.0)
+    check = RangeCheck(INT32, embedding.bfloat16())
+    states = [INT32.quantise(embedding), INT32.quantise(embedding)]
+    exact = [Fraction(states[0].item()), Fraction(states[0].item())]
+    for number, update in enumerate(updates):
+        plain.advance(states[0], states[1], coefficients, update, None, 16)
+        exact = [exact[1], blend * exact[0] + (1 - blend) * exact[1] + INT32.quantise(update.double()).item()]
+        states.reverse()
+        check.step(f"layer {number}", coefficients, update, plain.read(states[1], torch.bfloat16, 16))
+    try:
+        check.raise_if_exceeded()
+    except StateRangeError:
+        return
+    assert abs(states[1].item() - exact[1]) < 10
+
+
+def test_of_no_numbers_the_largest_is_zero():
+    check = RangeCheck(INT64, torch.empty(0, 3))
+    check.step("layer 0", MIDPOINT, torch.empty(0, 3), torch.empty(0, 3))
     check.raise_if_exceeded()
-    check.observe("state", torch.empty(0, 3))
-    check.raise_if_exceeded()
-    assert check.largest == 0
+    assert check.largest() == 0
+
+
+def test_the_end_of_the_backward_pass_reports_what_is_out_of_range():
+    """As on a GPU: the hook of a state adds the check, once a pass."""
+    check = RangeCheck(INT32, torch.tensor([1.0]))
+    hidden = torch.ones(3, requires_grad=True)
+    check.step("layer 0", MIDPOINT, torch.tensor([float("inf")]), torch.ones(3))
+    doubled = hidden * 2
+    for tensor in (doubled, doubled * 1):
+        tensor.register_hook(check.in_backward)
+    for _ in range(2):
+        hidden.grad = None
+        with pytest.raises(StateRangeError, match="update of layer 0 has magnitude inf"):
+            (doubled * 1).sum().backward(retain_graph=True)
+        assert hidden.grad is not None, "the gradients are there: it was raised at the end"

@@ -6,11 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from revformers.dynamics.base import Coefficients
-from revformers.engine.fixed_point import FRACTION_BITS, MAXIMUM_MAGNITUDE, quantise
+from revformers.engine.fixed_point import INT64, FixedPoint
 from revformers.engine.packing import packed_size
 from revformers.engine.states import StatePair
 
-LIMIT = int(MAXIMUM_MAGNITUDE) << FRACTION_BITS
+INT32 = FixedPoint(torch.int32, 16)
+LIMIT = int(INT64.maximum_magnitude) << INT64.fraction_bits
 
 
 def fractions(largest: int) -> st.SearchStrategy[Fraction]:
@@ -21,34 +22,47 @@ contracting_or_not = st.one_of(
     st.sampled_from([Fraction(1), Fraction(-1), Fraction(1, 256), Fraction(-1, 256), Fraction(1, 3), Fraction(1024)]),
     fractions(1024).filter(lambda a: a != 0 and abs(a) >= Fraction(1, 256)),
 )
-extremes = st.sampled_from([0, 1, -1, LIMIT, -LIMIT, LIMIT - 1, 1 << 31, -(1 << 31)])
-integers = st.one_of(extremes, st.integers(-LIMIT, LIMIT), st.integers(-600, 600))
-updates = st.one_of(
-    st.sampled_from([0.0, -0.0, MAXIMUM_MAGNITUDE, -MAXIMUM_MAGNITUDE, 2.0**-31, 1e-38]),
-    st.floats(-MAXIMUM_MAGNITUDE, MAXIMUM_MAGNITUDE, width=32),
-)
+
+
+def magnitudes(largest):
+    """Integers up to `largest`, often at its edge."""
+    extremes = st.sampled_from([0, 1, -1, largest, -largest, largest - 1, largest // 2 + 1, -(largest // 2)])
+    return st.one_of(extremes, st.integers(-largest, largest), st.integers(-600, 600))
 
 
 @st.composite
 def steps(draw):
-    shape = draw(st.tuples(st.integers(1, 2), st.integers(1, 3), st.integers(1, 5)))
-    count = shape[0] * shape[1] * shape[2]
-    previous, current = (torch.tensor(draw(st.lists(integers, min_size=count, max_size=count))) for _ in range(2))
-    update = torch.tensor(draw(st.lists(updates, min_size=count, max_size=count)), dtype=torch.float32)
-    dtype = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float64]))
+    fixed_point = draw(st.sampled_from([INT64, INT32]))
     coefficients = Coefficients(
         previous=draw(contracting_or_not),
         current=draw(fractions(512)),
         update=draw(st.sampled_from([1.0, 0.25, 0.3, 2.0])),
     )
-    return previous.view(shape), current.view(shape), update.view(shape).to(dtype), coefficients
+    # What `RangeCheck` lets pass: the sum of the terms is within the range.
+    weights = abs(coefficients.previous) + abs(coefficients.current) + Fraction(coefficients.update)
+    most = min(fixed_point.maximum_magnitude, float(Fraction(fixed_point.range) / weights))
+    integers = magnitudes(int(most * 2**fixed_point.fraction_bits))
+    most_of_update = torch.tensor(most).bfloat16().item() * (1 - 2**-7)
+    updates = st.one_of(
+        st.sampled_from([0.0, -0.0, most_of_update, -most_of_update, 2.0**-31, 1e-38]),
+        st.floats(-1, 1, width=32).map(lambda share: share * most_of_update),
+    )
+    shape = draw(st.tuples(st.integers(1, 2), st.integers(1, 3), st.integers(1, 5)))
+    count = shape[0] * shape[1] * shape[2]
+    previous, current = (
+        torch.tensor(draw(st.lists(integers, min_size=count, max_size=count)), dtype=fixed_point.dtype)
+        for _ in range(2)
+    )
+    update = torch.tensor(draw(st.lists(updates, min_size=count, max_size=count)), dtype=torch.float32)
+    dtype = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float64]))
+    return StatePair(previous.view(shape), current.view(shape), fixed_point), update.view(shape).to(dtype), coefficients
 
 
 @given(steps())
 @settings(max_examples=150, deadline=None)
 def test_retreat_undoes_advance_to_the_bit(step):
-    previous, current, update, coefficients = step
-    pair = StatePair(previous.clone(), current.clone())
+    before, update, coefficients = step
+    pair, previous, current = before.copy(), before.previous, before.current
     side_information = pair.advance(coefficients, update, keep_side_information=True)
     assert torch.equal(pair.previous, current)
     assert pair.retreat(coefficients, update, side_information) in (None, True)
@@ -59,8 +73,8 @@ def test_retreat_undoes_advance_to_the_bit(step):
 @given(steps(), st.sampled_from(["previous", "current"]), st.sampled_from([1, -1, 5]))
 @settings(max_examples=150, deadline=None)
 def test_no_error_in_a_state_is_lost_by_undoing_the_step(step, state, error):
-    previous, current, update, coefficients = step
-    pair = StatePair(previous.clone(), current.clone())
+    before, update, coefficients = step
+    pair, previous, current = before.copy(), before.previous, before.current
     side_information = pair.advance(coefficients, update, keep_side_information=True)
     getattr(pair, state).view(-1)[0] += error
     possible = pair.retreat(coefficients, update, side_information)
@@ -72,18 +86,18 @@ def test_no_error_in_a_state_is_lost_by_undoing_the_step(step, state, error):
 @given(steps())
 @settings(max_examples=75, deadline=None)
 def test_a_step_equals_the_recurrence_in_exact_fractions(step):
-    previous, current, update, coefficients = step
-    pair = StatePair(previous.clone(), current.clone())
+    before, update, coefficients = step
+    pair, previous, current = before.copy(), before.previous, before.current
     pair.advance(coefficients, update, keep_side_information=False)
-    scale = coefficients.update * 2.0**FRACTION_BITS
-    for before, now, added, after in zip(
+    scale = coefficients.update * 2.0**pair.fixed_point.fraction_bits
+    for earlier, now, added, after in zip(
         previous.flatten().tolist(),
         current.flatten().tolist(),
         update.flatten().tolist(),
         pair.current.flatten().tolist(),
         strict=True,
     ):
-        expected = coefficients.previous * before + coefficients.current * now + Fraction(added * scale)
+        expected = coefficients.previous * earlier + coefficients.current * now + Fraction(added * scale)
         # Two roundings to nearest, one towards zero, and float32's own rounding of the scaled update.
         assert abs(after - expected) <= 2 + abs(Fraction(added * scale)) * Fraction(1, 2**22)
 
@@ -91,12 +105,12 @@ def test_a_step_equals_the_recurrence_in_exact_fractions(step):
 @given(steps())
 @settings(max_examples=75, deadline=None)
 def test_side_information_has_the_theoretical_size(step):
-    previous, current, update, coefficients = step
-    side_information = StatePair(previous, current).advance(coefficients, update, keep_side_information=True)
+    pair, update, coefficients = step
+    side_information = pair.advance(coefficients, update, keep_side_information=True)
     if abs(coefficients.previous) >= 1:
         assert side_information is None
     else:
-        assert side_information.numel() == packed_size(previous.numel(), coefficients.side_information_bits)
+        assert side_information.numel() == packed_size(pair.previous.numel(), coefficients.side_information_bits)
 
 
 @pytest.mark.parametrize("denominator", [2, 3, 4, 7, 16, 256])
@@ -110,9 +124,11 @@ def test_without_side_information_a_contraction_loses_the_state(denominator):
     assert not torch.equal(pair.previous, previous)
 
 
-def test_states_are_read_rounded_once():
-    numbers = torch.tensor([[[1.0, -3.5, 2.0**-30]]], dtype=torch.float64)
-    pair = StatePair(quantise(numbers), quantise(2 * numbers))
+@pytest.mark.parametrize("fixed_point", [INT64, INT32])
+def test_states_are_read_rounded_once(fixed_point):
+    """Among them two whose sum leaves 32 bits."""
+    numbers = torch.tensor([[[1.0, -3.5, 2.0**-fixed_point.fraction_bits, 16000]]], dtype=torch.float64)
+    pair = StatePair(fixed_point.quantise(numbers), fixed_point.quantise(2 * numbers), fixed_point)
     assert torch.equal(pair.read_previous(torch.float64), numbers)
     assert torch.equal(pair.read_current(torch.float64), 2 * numbers)
     assert torch.equal(pair.read_mean(torch.float64), 1.5 * numbers)

@@ -14,7 +14,7 @@ def arguments(elements, dynamics, device="meta"):
     bits = coefficients.side_information_bits
     previous, current = (torch.zeros(elements, dtype=torch.int64, device=device) for _ in range(2))
     kept = torch.zeros(packed_size(elements, bits), dtype=torch.uint8, device=device) if bits else None
-    return previous, current, coefficients, torch.zeros(elements, device=device), kept
+    return previous, current, coefficients, torch.zeros(elements, device=device), kept, 30
 
 
 def taken(step, call):
@@ -48,7 +48,7 @@ def test_a_large_step_takes_temporaries_for_one_block(bits):
 
 def test_one_block_has_all_that_a_block_needs():
     numbers = 1, 4, 3, 4, 0.5
-    previous, current, _, update, kept = arguments(3 * GROUP, BlendedMidpoint("1/4"))
-    block = first_block(described((previous, current, update, *numbers, kept)))
+    previous, current, _, update, kept, point = arguments(3 * GROUP, BlendedMidpoint("1/4"))
+    block = first_block(described((previous, current, update, *numbers, point, kept)))
     assert [value[0].numel() for value in block if isinstance(value, tuple)] == [*[GROUP] * 3, packed_size(GROUP, 2)]
     alone(ops.ADVANCE, block)()

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 
 import revformers as rf
 from revformers.data.tokenizer import train_tokenizer
-from revformers.engine.fixed_point import MAXIMUM_MAGNITUDE
+from revformers.engine.fixed_point import INT64
 from tests.training.tiny import write_text
 
 LORA = LoraConfig(r=2, target_modules="all-linear")
@@ -96,7 +96,7 @@ def test_it_verifies_and_logs_on_the_first_batch(tokenizer, lines, tmp_path, cap
     assert logged["reversible/memory_total"] == callback.memory.total
     for entry in trainer.state.log_history[:2]:
         assert 0 < entry["reversible/state_magnitude"] < 100
-        assert entry["reversible/state_range"] == entry["reversible/state_magnitude"] / MAXIMUM_MAGNITUDE
+        assert entry["reversible/state_range"] == entry["reversible/state_magnitude"] / INT64.maximum_magnitude
     assert "reversible/memory_states" not in trainer.state.log_history[1]
     assert "reversible/state_magnitude" in capsys.readouterr().out
     assert not model._forward_pre_hooks

@@ -14,8 +14,17 @@ import torch
 from torch import Tensor
 
 
+def whole_and_rest(factor: Fraction) -> tuple[int, Fraction]:
+    """Return the integer nearest to `factor`, and what is left, at most 1/2 in magnitude: 15/16 is 1 and -1/16.
+
+    The product by the rest is often a shift, and it fits into 32 bits where that by the factor would not.
+    """
+    whole = round(factor)
+    return whole, factor - whole
+
+
 def multiply_(states: Tensor, factor: Fraction, *, keep_remainder: bool) -> Tensor | None:
-    """Replace `states` (int64, any shape) by the nearest integers to `factor * states`.
+    """Replace `states` (integers, any shape) by the nearest integers to `factor * states`.
 
     Returns:
         Where |factor| < 1 and `keep_remainder`: r as uint8 of the same shape, in [0, ceil(1/|factor|)), which
@@ -40,7 +49,7 @@ def multiply_(states: Tensor, factor: Fraction, *, keep_remainder: bool) -> Tens
 
 
 def divide_(products: Tensor, factor: Fraction, remainder: Tensor | None) -> Tensor | None:
-    """Undo `multiply_`: replace `products` (int64) by the states that gave them, with the remainder it returned.
+    """Undo `multiply_`: replace `products` (integers) by the states that gave them, with the remainder it returned.
 
     Returns:
         Where |factor| > 1: bool[], whether every one of `products` is a product. Otherwise None, as every integer is.
@@ -60,7 +69,7 @@ def divide_(products: Tensor, factor: Fraction, remainder: Tensor | None) -> Ten
 
 
 def floor_divide_(values: Tensor, divisor: int) -> None:
-    """Replace `values` (int64) by floor(values / divisor); by a shift where it can, as division is slow."""
+    """Replace `values` (integers) by floor(values / divisor); by a shift where it can, as division is slow."""
     if divisor & (divisor - 1):
         values.div_(divisor, rounding_mode="floor")
     elif divisor != 1:

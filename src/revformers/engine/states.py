@@ -7,6 +7,7 @@ from torch import Tensor
 
 from revformers.dynamics.base import Coefficients
 from revformers.engine import ops
+from revformers.engine.fixed_point import INT64, FixedPoint
 from revformers.engine.packing import packed_size
 from revformers.engine.proof.checksum import checksum
 
@@ -18,13 +19,15 @@ class StatePair:
     Both buffers belong to the pair and are overwritten by its steps.
 
     Attributes:
-        previous: X[l-1], int64 of shape (batch, tokens, width), contiguous.
+        previous: X[l-1], integers of shape (batch, tokens, width), contiguous.
         current: X[l], the same.
+        fixed_point: their format.
 
     """
 
     previous: Tensor
     current: Tensor
+    fixed_point: FixedPoint = INT64
 
     @classmethod
     def empty(cls, device: torch.device) -> "StatePair":
@@ -34,7 +37,7 @@ class StatePair:
 
     def copy(self) -> "StatePair":
         """Return a copy with its own memory."""
-        return StatePair(self.previous.clone(), self.current.clone())
+        return StatePair(self.previous.clone(), self.current.clone(), self.fixed_point)
 
     def advance(self, coefficients: Coefficients, update: Tensor, *, keep_side_information: bool) -> Tensor | None:
         """Move from (X[l-1], X[l]) to (X[l], X[l+1]).
@@ -53,7 +56,8 @@ class StatePair:
         if keep_side_information and coefficients.side_information_bits:
             size = packed_size(self.previous.numel(), coefficients.side_information_bits)
             side_information = torch.empty(size, dtype=torch.uint8, device=self.previous.device)
-        ops.advance(self.previous, self.current, coefficients, update, side_information)
+        point = self.fixed_point.fraction_bits
+        ops.advance(self.previous, self.current, coefficients, update, side_information, point)
         self.previous, self.current = self.current, self.previous
         return side_information
 
@@ -69,21 +73,23 @@ class StatePair:
             If |a| > 1: bool[], whether X[l+1] is the successor of any state. Otherwise None, because it always is.
 
         """
-        possible = ops.retreat(self.current, self.previous, coefficients, update, side_information)
+        point = self.fixed_point.fraction_bits
+        possible = ops.retreat(self.current, self.previous, coefficients, update, side_information, point)
         self.previous, self.current = self.current, self.previous
         return possible
 
     def read_previous(self, dtype: torch.dtype) -> Tensor:
         """Return p[l-1] in `dtype`."""
-        return ops.read(self.previous, dtype)
+        return ops.read(self.previous, dtype, self.fixed_point.fraction_bits)
 
     def read_current(self, dtype: torch.dtype) -> Tensor:
         """Return p[l] in `dtype`."""
-        return ops.read(self.current, dtype)
+        return ops.read(self.current, dtype, self.fixed_point.fraction_bits)
 
     def read_mean(self, dtype: torch.dtype) -> Tensor:
         """Return (p[l-1] + p[l]) / 2 in `dtype`."""
-        return ops.read(self.previous + self.current, dtype).mul_(0.5)
+        total = self.previous.to(torch.int64, copy=True).add_(self.current)  # 32 bits may not hold it
+        return ops.read(total, dtype, self.fixed_point.fraction_bits).mul_(0.5)
 
     def checksum(self) -> Tensor:
         """Return the `checksum` of both states, int64[2]: a change in one unit of one element changes them."""

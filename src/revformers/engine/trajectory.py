@@ -9,7 +9,7 @@ from torch import Tensor
 
 from revformers.dynamics.base import Coefficients, Dynamics
 from revformers.engine.field import Field
-from revformers.engine.fixed_point import quantise
+from revformers.engine.fixed_point import INT64, FixedPoint
 from revformers.engine.forward_pass import ForwardPass
 from revformers.engine.range_check import RangeCheck
 from revformers.engine.states import StatePair
@@ -31,6 +31,9 @@ class Trajectory:
         dynamics: the recurrence.
         begin: begins the pass of an activation policy with its states; ignored while gradients are disabled.
         embedding: p[0], (batch, tokens, width) in the compute dtype.
+        fixed_point: the format of the states.
+        range_at_once: whether the forward pass reports values that are out of range, for which it waits for the device,
+            as it always does on a CPU and without gradients. Otherwise the end of the backward pass reports them.
 
     Attributes:
         states: the last two states, in fixed point.
@@ -40,7 +43,15 @@ class Trajectory:
 
     """
 
-    def __init__(self, dynamics: Dynamics, begin: Callable[[StatePair], ForwardPass], embedding: Tensor) -> None:
+    def __init__(
+        self,
+        dynamics: Dynamics,
+        begin: Callable[[StatePair], ForwardPass],
+        embedding: Tensor,
+        fixed_point: FixedPoint = INT64,
+        *,
+        range_at_once: bool = False,
+    ) -> None:
         if transforms_are_active():
             raise RuntimeError(
                 "Reversible layers cannot be transformed by torch.func (grad, vjp, jvp, vmap, ...); take gradients "
@@ -49,11 +60,11 @@ class Trajectory:
             )
         self._dynamics = dynamics
         self._dtype = embedding.dtype
-        self._range = RangeCheck()
-        self._range.observe("embedding", embedding)
-        current = quantise(embedding.detach().contiguous())
+        self._range = RangeCheck(fixed_point, embedding)
+        self._checks_late = embedding.device.type != "cpu" and not range_at_once
+        current = fixed_point.quantise(embedding.detach().contiguous())
         previous = current.clone() if dynamics.start == "repeat" else torch.zeros_like(current)
-        self.states = StatePair(previous, current)
+        self.states = StatePair(previous, current, fixed_point)
         self._pass = begin(self.states) if torch.is_grad_enabled() else ForwardPass(self.states)
         self._current: Tensor = _Begin.apply(embedding)
         self._previous: Tensor = self._current if dynamics.start == "repeat" else _stand_in(embedding)
@@ -81,22 +92,22 @@ class Trajectory:
                 f"The update of {name} is {found}, not a tensor of the shape of its state, {list(hidden.shape)}; "
                 f"correct the layer, or {type(self._pass).__name__}.evaluate, which returns what the layer computes."
             )
-        self._range.observe(f"update of {name}", update, coefficients.update)
         successor = _Advance.apply(self._previous, current, update, coefficients)
         self._pass.advance(coefficients, update.detach())
         self._previous, self._current = current, successor
         self.hidden, self._remainder = self._read(successor)
-        self._range.observe(f"state after {name}", self.hidden)
+        self._range.step(name, coefficients, update, self.hidden)
         return self.hidden
 
     def readout(self) -> Tensor:
         """Return the input of the final norm and the head, which `dynamics.readout` selects.
 
         Raises:
-            StateRangeError: if a value of this forward pass is out of range.
+            StateRangeError: if a value of this forward pass is out of range, unless the backward pass reports that.
 
         """
-        self._range.raise_if_exceeded()
+        if not (self._checks_late and self.hidden.requires_grad):
+            self._range.raise_if_exceeded()
         if self._dynamics.readout == "last":
             return self.hidden
         return _Mean.apply(self._previous, self._current, self.states, self._dtype)
@@ -107,12 +118,15 @@ class Trajectory:
         return self._pass.report
 
     @property
-    def largest_magnitude(self) -> float:
-        """The largest magnitude of a state or an update, once `readout` was called."""
-        return self._range.largest
+    def largest_magnitude(self) -> Tensor:
+        """The largest magnitude of a state or an update, float64[], which may still be on its device."""
+        return self._range.largest()
 
     def _read(self, current: Tensor) -> tuple[Tensor, Tensor | None]:
-        return _Read.apply(current, self.states, self._dtype)
+        hidden, remainder = _Read.apply(current, self.states, self._dtype)
+        if self._checks_late and hidden.requires_grad:
+            hidden.register_hook(self._range.in_backward)
+        return hidden, remainder
 
 
 def _stand_in(like: Tensor) -> Tensor:

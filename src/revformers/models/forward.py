@@ -27,7 +27,7 @@ from revformers.models.batch_hooks import batch_hooks, has_batch_hooks, with_bat
 from revformers.models.fields import Evaluate, LayerCall, LayerReturn, evaluate, holds_cache, layer_inputs, named_fields
 from revformers.models.identity import Identity
 from revformers.models.tracing import NEVER_COMPILED, refuse_export, warn_of_uncompiled_layers
-from revformers.private_api import current_backward_pass, version_of
+from revformers.private_api import current_backward_pass, has_accumulation_hooks, version_of, without_dispatch_modes
 
 
 @dataclass(kw_only=True)
@@ -40,7 +40,6 @@ class ReversibleStack(Identity):
         budget_report: the report of the last forward pass under a `Budget`.
         evaluate: the function that evaluates the layers; see `revformers.compile_layers`.
         owner: the model that was made reversible, whose configuration holds this object.
-        largest_magnitude: of a state or an update, over all forward passes since this was last set to 0.
         warned_of_uncompiled_layers: whether the warning that torch.compile does not compile the layers was given.
 
     """
@@ -50,14 +49,31 @@ class ReversibleStack(Identity):
     budget_report: BudgetReport | None = None
     evaluate: Evaluate = evaluate
     warned_of_uncompiled_layers: bool = False
-    largest_magnitude: float = 0.0
     owner: "weakref.ref[nn.Module] | None" = None
     _steps: tuple[Dynamics, list[Coefficients]] | None = None
     _bound: list[tuple[tuple[Any, ...], BeginPass]] = dataclasses.field(default_factory=list)
+    _largest: Tensor | float = 0.0
+
+    @property
+    def largest_magnitude(self) -> float:
+        """Of a state or an update, over all forward passes since this was last set to 0; waits for the device."""
+        return float(self._largest)
+
+    @largest_magnitude.setter
+    def largest_magnitude(self, value: float) -> None:
+        self._largest = value
+
+    def observe_magnitude(self, largest: Tensor) -> None:
+        """Note the largest magnitude of a forward pass, float64[], on its device."""
+        with without_dispatch_modes():  # the first pass takes another operator than later ones
+            if isinstance(self._largest, Tensor):
+                self._largest = torch.maximum(largest, self._largest.to(largest.device))
+            else:
+                self._largest = largest.clamp(min=self._largest)
 
     def __getstate__(self) -> dict[str, Any]:
         """Omit what belongs to this process: compiled layers, as PyTorch does, and the weak reference."""
-        return vars(self) | {"evaluate": evaluate, "owner": None, "_bound": []}
+        return vars(self) | {"evaluate": evaluate, "owner": None, "_bound": [], "_largest": self.largest_magnitude}
 
     @property
     def predictor_features(self) -> tuple[str, ...]:
@@ -159,7 +175,12 @@ class Pass:
             self._weights_before = [(weight, weight.shape) for weight in layer.parameters()]
         if self._trajectory is None:
             self._refuse_early_exit()
-            self._trajectory = Trajectory(self.stack.dynamics, self.stack.begin_pass, hidden)
+            self._trajectory = Trajectory(
+                self.stack.dynamics,
+                self.stack.begin_pass,
+                hidden,
+                range_at_once=_steps_in_backward(self._decoder, hidden),
+            )
             hidden = self._trajectory.hidden
         else:
             self._refuse_change(hidden)
@@ -177,7 +198,7 @@ class Pass:
         if self._next == self.stack.number_of_layers:
             self.stack.budget_report = self._trajectory.report or self.stack.budget_report
             hidden = self._trajectory.readout()
-            self.stack.largest_magnitude = max(self.stack.largest_magnitude, self._trajectory.largest_magnitude)
+            self.stack.observe_magnitude(self._trajectory.largest_magnitude)
         self._version = version_of(hidden)
         return self._with_others(hidden, returned)
 
@@ -424,6 +445,11 @@ def _run_layer(
             f"stage of a pipeline calls it; call the model, or revformers.make_residual(model) first."
         )
     return current.layer(layer, hidden_states, layer_inputs(layer, arguments, keywords))
+
+
+def _steps_in_backward(decoder: nn.Module, hidden: Tensor) -> bool:
+    """Whether an optimizer may step weights in the backward pass, before the end of which its errors would be late."""
+    return not hidden.is_cpu and any(map(has_accumulation_hooks, decoder.parameters()))
 
 
 def _recomputes(stack: ReversibleStack) -> bool:

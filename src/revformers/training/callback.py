@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerState
 
-from revformers.engine.fixed_point import MAXIMUM_MAGNITUDE
+from revformers.engine.fixed_point import INT64
 from revformers.engine.proof.verdicts import UNSEEN
 from revformers.errors import RebuildMismatchError
 from revformers.models.discovery import unwrap
@@ -128,7 +128,7 @@ class ReversibleCallback(TrainerCallback):
         reversible = require_reversible(kwargs["model"])
         figures = {
             "state_magnitude": reversible.largest_magnitude,
-            "state_range": reversible.largest_magnitude / MAXIMUM_MAGNITUDE,
+            "state_range": reversible.largest_magnitude / INT64.maximum_magnitude,
             **self._pending,
         }
         if args.device.type == "cuda":

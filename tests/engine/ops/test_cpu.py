@@ -19,15 +19,15 @@ def test_a_step_over_several_blocks_is_the_step_of_each_element(blend):
     bits = coefficients.side_information_bits
     side_information = torch.empty(packed_size(count, bits), dtype=torch.uint8) if bits else None
     moved = previous.clone()
-    plain.advance(moved, current, coefficients, update, side_information)
+    plain.advance(moved, current, coefficients, update, side_information, 30)
     for start in range(0, count, 50_000):
         piece = previous[start : start + 50_000].clone()
-        plain.advance(piece, current[start : start + 50_000], coefficients, update[start : start + 50_000], None)
+        plain.advance(piece, current[start : start + 50_000], coefficients, update[start : start + 50_000], None, 30)
         assert torch.equal(moved[start : start + 50_000], piece)
     values = torch.empty(count, dtype=torch.bfloat16)
-    read_into(moved, values)
-    assert torch.equal(plain.read(moved, torch.bfloat16), values)
-    plain.retreat(moved, current, coefficients, update, side_information)
+    read_into(moved, values, 30)
+    assert torch.equal(plain.read(moved, torch.bfloat16, 30), values)
+    plain.retreat(moved, current, coefficients, update, side_information, 30)
     assert torch.equal(moved, previous)
 
 
@@ -37,7 +37,7 @@ def test_the_update_may_lie_in_memory_in_another_order():
     results = []
     for layout in (update, update.contiguous()):
         results.append(states.clone())
-        plain.advance(results[-1], states, coefficients, layout, None)
+        plain.advance(results[-1], states, coefficients, layout, None, 30)
     assert torch.equal(*results)
 
 
@@ -46,5 +46,5 @@ def test_whole_factors_multiply_exactly(a, b):
     """Among them those of the ordinary network, which forgets the previous state."""
     previous, current = (torch.randint(-(2**52), 2**52, (7,)) for _ in range(2))
     expected = a * previous + b * current + 2**29
-    plain.advance(previous, current, Coefficients(Fraction(a), Fraction(b), 0.5), torch.ones(7), None)
+    plain.advance(previous, current, Coefficients(Fraction(a), Fraction(b), 0.5), torch.ones(7), None, 30)
     assert torch.equal(previous, expected)

@@ -43,7 +43,7 @@ class Seen(TorchDispatchMode):
 
 def numbers(coefficients):
     a, b = coefficients.previous, coefficients.current
-    return a.numerator, a.denominator, b.numerator, b.denominator, coefficients.update
+    return a.numerator, a.denominator, b.numerator, b.denominator, coefficients.update, 30
 
 
 @pytest.mark.parametrize("coefficients", [CONTRACTS, EXPANDS], ids=["contracts", "expands"])
@@ -53,7 +53,7 @@ def test_pytorch_finds_nothing_wrong_with_the_operators(coefficients):
     possible = torch.ones((), dtype=torch.bool) if kept is None else None
     torch.library.opcheck(ops.ADVANCE, (previous, current, update, *numbers(coefficients), kept))
     torch.library.opcheck(ops.RETREAT, (previous, current, update, *numbers(coefficients), kept, possible))
-    torch.library.opcheck(ops.READ, (previous, torch.bfloat16))
+    torch.library.opcheck(ops.READ, (previous, torch.bfloat16, 30))
 
 
 @pytest.mark.parametrize("coefficients", [CONTRACTS, EXPANDS], ids=["contracts", "expands"])
@@ -61,15 +61,15 @@ def test_operators_give_the_bits_of_the_kernels(coefficients):
     previous, current, update = states()
     steps = [(ops, previous.clone(), room(coefficients)), (cpu, previous.clone(), room(coefficients))]
     for module, moved, kept in steps:
-        module.advance(moved, current, coefficients, update, kept)
+        module.advance(moved, current, coefficients, update, kept, 30)
     (_, moved, kept), (_, expected, expected_kept) = steps
     assert torch.equal(moved, expected)
     assert kept is expected_kept is None or torch.equal(kept, expected_kept)
-    assert torch.equal(ops.read(moved, torch.float32), cpu.read(moved, torch.float32))
+    assert torch.equal(ops.read(moved, torch.float32, 30), cpu.read(moved, torch.float32, 30))
     moved[0, 0, 0] += 1
     expected = moved.clone()
     verdicts = [
-        module.retreat(tensor, current, coefficients, update, kept)
+        module.retreat(tensor, current, coefficients, update, kept, 30)
         for module, tensor in ((ops, moved), (cpu, expected))
     ]
     assert torch.equal(moved, expected)
@@ -79,8 +79,8 @@ def test_operators_give_the_bits_of_the_kernels(coefficients):
 def test_a_dispatch_mode_sees_a_step_as_one_operator():
     previous, current, update = states()
     with Seen() as seen:
-        ops.advance(previous, current, CONTRACTS, update, room(CONTRACTS))
-        ops.read(current, torch.float32)
+        ops.advance(previous, current, CONTRACTS, update, room(CONTRACTS), 30)
+        ops.read(current, torch.float32, 30)
     assert [operator for operator in seen.operators if operator.namespace == "revformers"] == [ops.ADVANCE, ops.READ]
     assert len(seen.operators) == 3  # and the room for side information
 
@@ -90,23 +90,23 @@ def test_fake_tensors_step():
         previous, current, update = (
             torch.empty(2, 3, dtype=kind) for kind in (torch.int64, torch.int64, torch.float32)
         )
-        ops.advance(previous, current, CONTRACTS, update, None)
-        assert ops.retreat(previous, current, EXPANDS, update, None).dtype == torch.bool
-        assert ops.read(previous, torch.bfloat16).dtype == torch.bfloat16
+        ops.advance(previous, current, CONTRACTS, update, None, 30)
+        assert ops.retreat(previous, current, EXPANDS, update, None, 30).dtype == torch.bool
+        assert ops.read(previous, torch.bfloat16, 30).dtype == torch.bfloat16
 
 
 def test_a_compiled_step_gives_the_same_bits():
     previous, current, update = states()
     expected = previous.clone()
-    cpu.advance(expected, current, EXPANDS, update, None)
-    torch.compile(ops.advance, backend="aot_eager", fullgraph=True)(previous, current, EXPANDS, update, None)
+    cpu.advance(expected, current, EXPANDS, update, None, 30)
+    torch.compile(ops.advance, backend="aot_eager", fullgraph=True)(previous, current, EXPANDS, update, None, 30)
     assert torch.equal(previous, expected)
 
 
 def test_the_operators_of_a_module_that_is_imported_again_give_the_same_bits():
     previous, current, update = states()
     expected, expected_kept = previous.clone(), room(CONTRACTS)
-    cpu.advance(expected, current, CONTRACTS, update, expected_kept)
+    cpu.advance(expected, current, CONTRACTS, update, expected_kept, 30)
     modules = [sys.modules.pop(ops.__name__)]
     try:
         for _ in range(2):
@@ -117,14 +117,14 @@ def test_the_operators_of_a_module_that_is_imported_again_give_the_same_bits():
     assert len(set(modules)) == 3
     for module in modules:
         moved, kept = previous.clone(), room(CONTRACTS)
-        module.advance(moved, current, CONTRACTS, update, kept)
+        module.advance(moved, current, CONTRACTS, update, kept, 30)
         assert torch.equal(moved, expected)
         assert torch.equal(kept, expected_kept)
 
 
 def test_a_step_is_no_part_of_autograds_graph():
     previous, current, update = states()
-    ops.advance(previous, current, EXPANDS, update.requires_grad_(), None)
+    ops.advance(previous, current, EXPANDS, update.requires_grad_(), None, 30)
     assert not previous.requires_grad
 
 

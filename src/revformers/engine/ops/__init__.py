@@ -23,30 +23,41 @@ SWITCH = "REVFORMERS_KERNELS"
 """Environment variable; "plain" selects PyTorch's own operations on CUDA as well."""
 
 _LIBRARY = Library("revformers", "FRAGMENT")
-_COEFFICIENTS = "int a_numerator, int a_denominator, int b_numerator, int b_denominator, float c"
+_COEFFICIENTS = "int a_numerator, int a_denominator, int b_numerator, int b_denominator, float c, int fraction_bits"
 
 
 def advance(
-    previous: Tensor, current: Tensor, coefficients: Coefficients, update: Tensor, side_information: Tensor | None
+    previous: Tensor,
+    current: Tensor,
+    coefficients: Coefficients,
+    update: Tensor,
+    side_information: Tensor | None,
+    fraction_bits: int,
 ) -> None:
     """Replace X[l-1] by X[l+1].
 
     Args:
-        previous: X[l-1], int64, contiguous; overwritten.
-        current: X[l], the same shape.
+        previous: X[l-1], int32 or int64, contiguous; overwritten.
+        current: X[l], the same shape and dtype.
         coefficients: a, b and c.
         update: f(p[l]), floating dtype, the same shape.
         side_information: uint8[packed_size], written; None if it is not needed.
+        fraction_bits: binary digits after the point of the states.
 
     Raises:
         ValueError: on CUDA, if the environment variable REVFORMERS_KERNELS is set to anything other than "plain".
 
     """
-    ADVANCE(previous, current, update, *_numbers(coefficients), side_information)
+    ADVANCE(previous, current, update, *_numbers(coefficients), fraction_bits, side_information)
 
 
 def retreat(
-    successor: Tensor, current: Tensor, coefficients: Coefficients, update: Tensor, side_information: Tensor | None
+    successor: Tensor,
+    current: Tensor,
+    coefficients: Coefficients,
+    update: Tensor,
+    side_information: Tensor | None,
+    fraction_bits: int,
 ) -> Tensor | None:
     """Replace X[l+1] by X[l-1]: undo `advance`; the same arguments and errors, `successor` overwritten.
 
@@ -56,13 +67,13 @@ def retreat(
     """
     expands = abs(coefficients.previous) > 1
     possible = torch.ones((), dtype=torch.bool, device=successor.device) if expands else None
-    RETREAT(successor, current, update, *_numbers(coefficients), side_information, possible)
+    RETREAT(successor, current, update, *_numbers(coefficients), fraction_bits, side_information, possible)
     return possible
 
 
-def read(states: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the numbers that `states` (int64, contiguous) holds, rounded to `dtype`; the errors of `advance`."""
-    result: Tensor = READ(states, dtype)
+def read(states: Tensor, dtype: torch.dtype, fraction_bits: int) -> Tensor:
+    """Return the numbers that `states` (integers, contiguous) hold, rounded to `dtype`; the errors of `advance`."""
+    result: Tensor = READ(states, dtype, fraction_bits)
     return result
 
 
@@ -102,19 +113,21 @@ def _coefficients(a: int, denominator_a: int, b: int, denominator_b: int, c: flo
 
 
 def _advance(previous: Tensor, current: Tensor, update: Tensor, *rest: Any) -> None:
-    *numbers, side_information = rest
-    kernels_for(previous).advance(previous, current, _coefficients(*numbers), update, side_information)
+    *numbers, fraction_bits, side_information = rest
+    coefficients = _coefficients(*numbers)
+    kernels_for(previous).advance(previous, current, coefficients, update, side_information, fraction_bits)
 
 
 def _retreat(successor: Tensor, current: Tensor, update: Tensor, *rest: Any) -> None:
-    *numbers, side_information, possible = rest
-    found = kernels_for(successor).retreat(successor, current, _coefficients(*numbers), update, side_information)
+    *numbers, fraction_bits, side_information, possible = rest
+    coefficients = _coefficients(*numbers)
+    found = kernels_for(successor).retreat(successor, current, coefficients, update, side_information, fraction_bits)
     if possible is not None and found is not None:
         possible.copy_(found)
 
 
-def _read(states: Tensor, dtype: torch.dtype) -> Tensor:
-    result: Tensor = kernels_for(states).read(states, dtype)
+def _read(states: Tensor, dtype: torch.dtype, fraction_bits: int) -> Tensor:
+    result: Tensor = kernels_for(states).read(states, dtype, fraction_bits)
     return result
 
 
@@ -122,7 +135,7 @@ def _writes_only(*_: Any) -> None:
     """Do nothing: the fake kernel of an operator that only writes to its arguments."""
 
 
-def _read_fake(states: Tensor, dtype: torch.dtype) -> Tensor:
+def _read_fake(states: Tensor, dtype: torch.dtype, fraction_bits: int) -> Tensor:
     return states.new_empty(states.shape, dtype=dtype)
 
 
@@ -153,7 +166,7 @@ RETREAT = _register(
     _retreat,
     _writes_only,
 )
-READ = _register("read", "(Tensor states, ScalarType dtype) -> Tensor", _read, _read_fake)
+READ = _register("read", "(Tensor states, ScalarType dtype, int fraction_bits) -> Tensor", _read, _read_fake)
 
 KERNELS: dict[Any, Callable[..., Any]] = {ADVANCE: _advance, RETREAT: _retreat, READ: _read}
 """The kernels of the operators, which can also be called directly, on tensors of any device."""

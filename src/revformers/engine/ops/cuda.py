@@ -16,7 +16,7 @@ from torch import Tensor
 
 from revformers.dynamics.base import Coefficients
 from revformers.engine import packing
-from revformers.engine.fixed_point import FRACTION_BITS
+from revformers.engine.rational import whole_and_rest
 
 LANES = 128
 """Values in a row of a program."""
@@ -25,37 +25,54 @@ _ROW = packing.GROUP // 8
 
 
 def advance(
-    previous: Tensor, current: Tensor, coefficients: Coefficients, update: Tensor, side_information: Tensor | None
+    previous: Tensor,
+    current: Tensor,
+    coefficients: Coefficients,
+    update: Tensor,
+    side_information: Tensor | None,
+    fraction_bits: int,
 ) -> None:
     """Replace X[l-1] by X[l+1]; see `ops.advance`."""
-    _launch(previous, current, coefficients, update, side_information, forward=True)
+    _launch(previous, current, coefficients, update, side_information, fraction_bits, forward=True)
 
 
 def retreat(
-    successor: Tensor, current: Tensor, coefficients: Coefficients, update: Tensor, side_information: Tensor | None
+    successor: Tensor,
+    current: Tensor,
+    coefficients: Coefficients,
+    update: Tensor,
+    side_information: Tensor | None,
+    fraction_bits: int,
 ) -> Tensor | None:
     """Replace X[l+1] by X[l-1]; see `ops.retreat`."""
     if abs(coefficients.previous) <= 1:
-        _launch(successor, current, coefficients, update, side_information, forward=False)
+        _launch(successor, current, coefficients, update, side_information, fraction_bits, forward=False)
         return None
     possible = torch.ones((), dtype=torch.uint8, device=successor.device)
-    _launch(successor, current, coefficients, update, possible, forward=False)
+    _launch(successor, current, coefficients, update, possible, fraction_bits, forward=False)
     return possible.bool()
 
 
-def read(states: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the numbers that `states` (int64, contiguous) holds, rounded to `dtype`."""
+def read(states: Tensor, dtype: torch.dtype, fraction_bits: int) -> Tensor:
+    """Return the numbers that `states` (integers, contiguous) hold, rounded to `dtype`."""
     values = torch.empty(states.shape, dtype=dtype, device=states.device)
     if states.numel():
         with torch.cuda.device_of(states):
             _read[(triton.cdiv(states.numel(), 8 * LANES),)](
-                states, values, states.numel(), WIDE=dtype == torch.float64, POINT=FRACTION_BITS, BLOCK=8 * LANES
+                states, values, states.numel(), WIDE=dtype == torch.float64, POINT=fraction_bits, BLOCK=8 * LANES
             )
     return values
 
 
 def _launch(
-    target: Tensor, current: Tensor, coefficients: Coefficients, update: Tensor, extra: Tensor | None, *, forward: bool
+    target: Tensor,
+    current: Tensor,
+    coefficients: Coefficients,
+    update: Tensor,
+    extra: Tensor | None,
+    fraction_bits: int,
+    *,
+    forward: bool,
 ) -> None:
     """Step all values.
 
@@ -64,9 +81,10 @@ def _launch(
     """
     if not target.numel():
         return
-    a, b = coefficients.previous, coefficients.current
+    a = coefficients.previous
+    whole, b = whole_and_rest(coefficients.current)
     bits = 0 if extra is None else coefficients.side_information_bits
-    scale = coefficients.update * 2.0**FRACTION_BITS
+    scale = coefficients.update * 2.0**fraction_bits
     divisor = a.denominator if forward else abs(a.numerator)  # to multiply by a, or to undo that
     with torch.cuda.device_of(target):
         _step[(_programs(target.numel()),)](
@@ -81,6 +99,7 @@ def _launch(
             a.denominator,
             _sign(a.numerator),
             _shift_or_divisor(divisor),
+            whole,
             abs(b.numerator),
             b.denominator // 2,
             _sign(b.numerator),
@@ -88,7 +107,7 @@ def _launch(
             FORWARD=forward,
             SHIFT_A=_is_shift(divisor),
             SHIFT_B=_is_shift(b.denominator),
-            HAS_B=b != 0,
+            HAS_B=coefficients.current != 0,
             EXPANDS=extra is not None and not bits,
             BITS=bits,
             WIDE=update.dtype == torch.float64,
@@ -114,8 +133,8 @@ def _shift_or_divisor(divisor: int) -> int:
     return divisor.bit_length() - 1 if _is_shift(divisor) else divisor
 
 
-# a = sign_a n_a / d_a, b = sign_b n_b / d_b, half_b = floor(d_b / 2). A divisor that is a power of two is its exponent.
-_NOT_CONSTANT = ["count", "scale", "n_a", "d_a", "sign_a", "divisor_a", "n_b", "half_b", "sign_b", "divisor_b"]
+# a = sign_a n_a / d_a, b = whole + sign_b n_b / d_b, half_b = floor(d_b / 2). A power of two divides as its exponent.
+_NOT_CONSTANT = ["count", "scale", "n_a", "d_a", "sign_a", "divisor_a", "whole", "n_b", "half_b", "sign_b", "divisor_b"]
 
 
 @triton.jit(do_not_specialize=_NOT_CONSTANT)
@@ -130,6 +149,7 @@ def _step(
     d_a,
     sign_a,
     divisor_a,
+    whole,
     n_b,
     half_b,
     sign_b,
@@ -146,11 +166,13 @@ def _step(
 ):
     group, lanes, lane, row, index, inside = _place(count, ROW, LANES)
     packed = extra + group * ROW * BITS
-    state = tl.load(target + index, mask=inside, other=0)
+    # 64 bits, because products need them; storing to 32 bits drops the upper half.
+    state = tl.load(target + index, mask=inside, other=0).to(tl.int64)
     added = _quantise(tl.load(update + index, mask=inside, other=0), scale, WIDE)
     if HAS_B:
-        product_b = tl.load(current + index, mask=inside, other=0) * n_b + half_b
-        added += _floor_divide(product_b, divisor_b, SHIFT_B) * sign_b
+        now = tl.load(current + index, mask=inside, other=0).to(tl.int64)
+        product_b = now * n_b + half_b
+        added += now * whole + _floor_divide(product_b, divisor_b, SHIFT_B) * sign_b
     if FORWARD:
         product = state * n_a + d_a // 2
         quotient = _floor_divide(product, divisor_a, SHIFT_A)
