@@ -31,10 +31,8 @@ def pack(values: Tensor, bits: int, out: Tensor) -> None:
     for rows, packed in _groups(flat, out, bits):
         for width, shift in _fields(bits):
             field = rows if width == bits else (rows >> shift) & _repeated(2**width - 1, rows.dtype)
-            target, first, *others = (
-                packed[:, shift : shift + width],
-                *field.unflatten(1, (8 // width, width)).unbind(1),
-            )
+            target = packed[:, shift : shift + width]
+            first, *others = field.unflatten(1, (8 // width, width)).unbind(1)
             target.copy_(first)
             for index, row in enumerate(others, start=1):
                 target |= row << (index * width)
