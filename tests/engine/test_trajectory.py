@@ -176,7 +176,7 @@ def test_the_largest_magnitude_is_that_of_a_state_or_an_update():
     trajectory = Trajectory(rf.Midpoint(), ForwardPass, torch.full((1, 2, 4), -3.0))
     trajectory.step("layer 0", rf.Midpoint().coefficients(0), lambda hidden: hidden * 4)
     trajectory.readout()
-    assert trajectory.largest_magnitude == 15.0
+    assert trajectory.range_check.largest() == 15.0
     assert trajectory.report is None
 
 

@@ -35,6 +35,8 @@ class RangeCheck:
         self._extremes: list[Tensor] = list(_extremes(embedding))
         self._verdicts = Verdicts(at_once=False)
         self._backward_pass: int | None = None
+        self.is_waiting = True
+        """Whether nothing has raised the error, or will at the end of a backward pass."""
 
     def step(self, name: str, coefficients: Coefficients, update: Tensor, state: Tensor) -> None:
         """Add a step: f(p[l]) and p[l+1] in the compute dtype, any shape."""
@@ -55,6 +57,7 @@ class RangeCheck:
 
     def raise_if_exceeded(self) -> None:
         """Raise StateRangeError for the first value that is out of range; waits for the device."""
+        self.is_waiting = False
         if not self.within().item():
             raise self.error()
 
@@ -62,7 +65,7 @@ class RangeCheck:
         """Let the end of the current backward pass raise StateRangeError; a hook for the gradients of the states."""
         backward_pass = current_backward_pass()
         if backward_pass != self._backward_pass:
-            self._backward_pass = backward_pass
+            self._backward_pass, self.is_waiting = backward_pass, False
             self._verdicts.add(self.within(), self.error)
 
     def error(self) -> StateRangeError:

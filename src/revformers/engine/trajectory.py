@@ -37,6 +37,7 @@ class Trajectory:
 
     Attributes:
         states: the last two states, in fixed point.
+        range_check: the magnitudes of the pass.
 
     Raises:
         RuntimeError: inside a transform of `torch.func`.
@@ -60,7 +61,7 @@ class Trajectory:
             )
         self._dynamics = dynamics
         self._dtype = embedding.dtype
-        self._range = RangeCheck(fixed_point, embedding)
+        self.range_check = RangeCheck(fixed_point, embedding)
         self._checks_late = embedding.device.type != "cpu" and not range_at_once
         current = fixed_point.quantise(embedding.detach().contiguous())
         previous = current.clone() if dynamics.start == "repeat" else torch.zeros_like(current)
@@ -96,7 +97,7 @@ class Trajectory:
         self._pass.advance(coefficients, update.detach())
         self._previous, self._current = current, successor
         self.hidden, self._remainder = self._read(successor)
-        self._range.step(name, coefficients, update, self.hidden)
+        self.range_check.step(name, coefficients, update, self.hidden)
         return self.hidden
 
     def readout(self) -> Tensor:
@@ -107,7 +108,7 @@ class Trajectory:
 
         """
         if not (self._checks_late and self.hidden.requires_grad):
-            self._range.raise_if_exceeded()
+            self.range_check.raise_if_exceeded()
         if self._dynamics.readout == "last":
             return self.hidden
         return _Mean.apply(self._previous, self._current, self.states, self._dtype)
@@ -117,15 +118,10 @@ class Trajectory:
         """A report of the activation policy's choices; None if the policy makes no choices."""
         return self._pass.report
 
-    @property
-    def largest_magnitude(self) -> Tensor:
-        """The largest magnitude of a state or an update, float64[], which may still be on its device."""
-        return self._range.largest()
-
     def _read(self, current: Tensor) -> tuple[Tensor, Tensor | None]:
         hidden, remainder = _Read.apply(current, self.states, self._dtype)
         if self._checks_late and hidden.requires_grad:
-            hidden.register_hook(self._range.in_backward)
+            hidden.register_hook(self.range_check.in_backward)
         return hidden, remainder
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from revformers.activations.budget.report import BudgetReport
 from revformers.dynamics.base import Coefficients, Dynamics
 from revformers.engine.forward_pass import BeginPass, ForwardPass
+from revformers.engine.range_check import RangeCheck
 from revformers.engine.states import StatePair
 from revformers.engine.trajectory import Trajectory
 from revformers.errors import NotReversibleError
@@ -28,6 +29,9 @@ from revformers.models.fields import Evaluate, LayerCall, LayerReturn, evaluate,
 from revformers.models.identity import Identity
 from revformers.models.tracing import NEVER_COMPILED, refuse_export, warn_of_uncompiled_layers
 from revformers.private_api import current_backward_pass, has_accumulation_hooks, version_of, without_dispatch_modes
+
+MOST_WAITING = 4
+"""Forward passes whose states may be out of range without an error until one of them has a backward pass."""
 
 
 @dataclass(kw_only=True)
@@ -53,6 +57,7 @@ class ReversibleStack(Identity):
     _steps: tuple[Dynamics, list[Coefficients]] | None = None
     _bound: list[tuple[tuple[Any, ...], BeginPass]] = dataclasses.field(default_factory=list)
     _largest: Tensor | float = 0.0
+    _checks: list[RangeCheck] = dataclasses.field(default_factory=list)
 
     @property
     def largest_magnitude(self) -> float:
@@ -63,8 +68,20 @@ class ReversibleStack(Identity):
     def largest_magnitude(self, value: float) -> None:
         self._largest = value
 
-    def observe_magnitude(self, largest: Tensor) -> None:
-        """Note the largest magnitude of a forward pass, float64[], on its device."""
+    def begin_checks(self) -> None:
+        """Raise StateRangeError for earlier passes that were to do so in a backward pass, and had none.
+
+        A few may wait, because a loss may read several forward passes.
+        """
+        self._checks = [check for check in self._checks if check.is_waiting]
+        if len(self._checks) >= MOST_WAITING:
+            for check in self._checks:
+                check.raise_if_exceeded()
+
+    def observe(self, check: RangeCheck) -> None:
+        """Note the magnitudes of a forward pass, which stay on its device."""
+        self._checks.append(check)
+        largest = check.largest()
         with without_dispatch_modes():  # the first pass takes another operator than later ones
             if isinstance(self._largest, Tensor):
                 self._largest = torch.maximum(largest, self._largest.to(largest.device))
@@ -73,7 +90,13 @@ class ReversibleStack(Identity):
 
     def __getstate__(self) -> dict[str, Any]:
         """Omit what belongs to this process: compiled layers, as PyTorch does, and the weak reference."""
-        return vars(self) | {"evaluate": evaluate, "owner": None, "_bound": [], "_largest": self.largest_magnitude}
+        return vars(self) | {
+            "evaluate": evaluate,
+            "owner": None,
+            "_bound": [],
+            "_largest": self.largest_magnitude,
+            "_checks": [],
+        }
 
     @property
     def predictor_features(self) -> tuple[str, ...]:
@@ -175,6 +198,7 @@ class Pass:
             self._weights_before = [(weight, weight.shape) for weight in layer.parameters()]
         if self._trajectory is None:
             self._refuse_early_exit()
+            self.stack.begin_checks()
             self._trajectory = Trajectory(
                 self.stack.dynamics,
                 self.stack.begin_pass,
@@ -198,7 +222,7 @@ class Pass:
         if self._next == self.stack.number_of_layers:
             self.stack.budget_report = self._trajectory.report or self.stack.budget_report
             hidden = self._trajectory.readout()
-            self.stack.observe_magnitude(self._trajectory.largest_magnitude)
+            self.stack.observe(self._trajectory.range_check)
         self._version = version_of(hidden)
         return self._with_others(hidden, returned)
 
