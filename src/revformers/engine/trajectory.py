@@ -20,18 +20,20 @@ class Trajectory:
     """One forward pass p[0], p[1], ... of p[l+1] = a p[l-1] + b p[l] + c f_l(p[l]).
 
     The numbers live in fixed-point integers, which autograd does not differentiate. So each state has a stand-in in
-    the autograd graph: a tensor of its shape, four bytes in size, through which its gradient flows in float32 (float64
-    for float64 models). Rounding is passed straight through.
+    the autograd graph: a tensor of its shape in the memory of one number, through which its gradient flows. Rounding
+    is passed straight through.
 
     The whole gradient of a state passes through `hidden`, the tensor that holds its value, so hooks on that tensor and
-    derivatives with respect to it behave as in an ordinary network. If it is in half precision, a second stand-in
-    carries the part of the gradient that the dtype cannot represent.
+    derivatives with respect to it behave as in an ordinary network. If gradients are summed in a wider dtype, a
+    second stand-in carries the part of the gradient that its dtype cannot represent.
 
     Args:
         dynamics: the recurrence.
         begin: begins the pass of an activation policy with its states; ignored while gradients are disabled.
         embedding: p[0], (batch, tokens, width) in the compute dtype.
         fixed_point: the format of the states.
+        gradient_dtype: the dtype in which the gradients of the states are summed; None for float32, or float64 for
+            float64 states. See `engine.gradient_dtype`.
         range_at_once: whether the forward pass reports values that are out of range, for which it waits for the device,
             as it always does on a CPU and without gradients. Otherwise the end of the backward pass reports them.
 
@@ -51,6 +53,7 @@ class Trajectory:
         embedding: Tensor,
         fixed_point: FixedPoint = INT64,
         *,
+        gradient_dtype: torch.dtype | None = None,
         range_at_once: bool = False,
     ) -> None:
         if transforms_are_active():
@@ -67,8 +70,10 @@ class Trajectory:
         previous = current.clone() if dynamics.start == "repeat" else torch.zeros_like(current)
         self.states = StatePair(previous, current, fixed_point)
         self._pass = begin(self.states) if torch.is_grad_enabled() else ForwardPass(self.states)
-        self._current: Tensor = _Begin.apply(embedding)
-        self._previous: Tensor = self._current if dynamics.start == "repeat" else _stand_in(embedding)
+        self._gradient_dtype = gradient_dtype or torch.promote_types(embedding.dtype, torch.float32)
+        self._current: Tensor = _Begin.apply(embedding, self._gradient_dtype)
+        zero = dynamics.start == "zero"
+        self._previous: Tensor = _stand_in(embedding, self._gradient_dtype) if zero else self._current
         self.hidden, self._remainder = self._read(self._current)
         """p[l], which the next field reads, in the compute dtype."""
 
@@ -85,7 +90,7 @@ class Trajectory:
         hidden = self.hidden if hidden is None else hidden
         # If `hidden` is a new leaf or is detached, the second stand-in must not carry its gradient any further.
         remainder = self._remainder if hidden.grad_fn is not None else None
-        current, hidden = _Use.apply(hidden, remainder)
+        current, hidden = _Use.apply(hidden, remainder, self._gradient_dtype)
         update = self._pass.evaluate(name, coefficients, field, hidden)
         if getattr(update, "shape", None) != hidden.shape:
             found = list(update.shape) if isinstance(update, Tensor) else f"a {type(update).__name__}"
@@ -125,13 +130,9 @@ class Trajectory:
         return hidden, remainder
 
 
-def _stand_in(like: Tensor) -> Tensor:
-    """Return a tensor of the shape of `like` in four (eight) bytes of memory, for gradients in float32 (float64)."""
-    return torch.zeros((), dtype=_wide(like.dtype), device=like.device).expand(like.shape)
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
+def _stand_in(like: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a tensor of the shape of `like` in the memory of one number, for gradients of this dtype."""
+    return torch.zeros((), dtype=dtype, device=like.device).expand(like.shape)
 
 
 class _Backwards(torch.autograd.Function):
@@ -149,36 +150,40 @@ class _Begin(_Backwards):
     """From the embedding to the stand-in of p[0]."""
 
     @staticmethod
-    def forward(ctx: Any, embedding: Tensor) -> Tensor:
+    def forward(ctx: Any, embedding: Tensor, gradient_dtype: torch.dtype) -> Tensor:
         ctx.dtype = embedding.dtype
-        return _stand_in(embedding)
+        return _stand_in(embedding, gradient_dtype)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient.to(ctx.dtype)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient.to(ctx.dtype), None
 
 
 class _Use(_Backwards):
     """From the value of p[l] to its stand-in, for the recurrence, and to the value again, for the field."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, remainder: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, hidden: Tensor, remainder: Tensor | None, gradient_dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.dtype = hidden.dtype
-        return _stand_in(hidden), hidden.view_as(hidden)
+        return _stand_in(hidden, gradient_dtype), hidden.view_as(hidden)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor | None, of_field: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    def backward(
+        ctx: Any, gradient: Tensor | None, of_field: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, None]:
         total = _sum(gradient, of_field)
         if total is None:
-            return None, None
+            return None, None, None
         narrow = total
         if total.dtype != ctx.dtype:
             if ctx.dtype == torch.float16:
                 limit = torch.finfo(torch.float16).max
                 narrow = total.clamp(-limit, limit)
             narrow = narrow.to(ctx.dtype)
-        return narrow, total - narrow if ctx.needs_input_grad[1] else None
+        return narrow, total - narrow if ctx.needs_input_grad[1] else None, None
 
 
 class _Advance(_Backwards):
@@ -188,7 +193,7 @@ class _Advance(_Backwards):
     def forward(ctx: Any, previous: Tensor, current: Tensor, update: Tensor, coefficients: Coefficients) -> Tensor:
         ctx.coefficients = coefficients
         ctx.dtype = update.dtype
-        return _stand_in(current)
+        return _stand_in(current, current.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
@@ -210,7 +215,7 @@ class _Read(_Backwards):
         ctx.set_materialize_grads(False)
         ctx.dtype = current.dtype
         hidden = states.read_current(dtype)
-        return hidden, None if dtype == current.dtype else _stand_in(current)
+        return hidden, None if dtype == current.dtype else _stand_in(current, current.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor | None, remainder: Tensor | None) -> tuple[Tensor | None, None, None]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from revformers.activations.budget.report import BudgetReport
 from revformers.dynamics.base import Coefficients, Dynamics
 from revformers.engine.forward_pass import BeginPass, ForwardPass
+from revformers.engine.gradient_dtype import gradient_dtype
 from revformers.engine.range_check import RangeCheck
 from revformers.engine.states import StatePair
 from revformers.engine.trajectory import Trajectory
@@ -203,6 +204,7 @@ class Pass:
                 self.stack.dynamics,
                 self.stack.begin_pass,
                 hidden,
+                gradient_dtype=gradient_dtype(hidden.dtype, self.stack.steps),
                 range_at_once=_steps_in_backward(self._decoder, hidden),
             )
             hidden = self._trajectory.hidden
