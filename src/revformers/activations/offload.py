@@ -7,13 +7,18 @@ from torch import Tensor
 
 from revformers.activations.base import ActivationPolicy
 from revformers.activations.checkpoint import CheckpointedPass
-from revformers.engine.forward_pass import BeginPass
+from revformers.activations.overlapped import OverlappedInputs, StreamCopies
+from revformers.engine.forward_pass import BeginPass, ForwardPass
+from revformers.engine.states import StatePair
 from revformers.engine.ticket import InputSource
 
 
 @dataclass(frozen=True)
 class Offload(ActivationPolicy):
-    """Keep p[l] of every step in host memory; on a CPU this is the same as `Checkpoint`."""
+    """Keep p[l] of every step in host memory; on a CPU this is the same as `Checkpoint`.
+
+    On CUDA the copies run beside the computation; see `activations.overlapped`. On other devices they are serial.
+    """
 
     name = "offload"
     keeps = "the input of every step, in host memory"
@@ -21,16 +26,36 @@ class Offload(ActivationPolicy):
 
     def bind(self, steps_per_layer: int) -> BeginPass:
         """Return a function that begins a forward pass that copies the inputs to the host."""
-        return lambda states, _: OffloadedPass(states)
+        streams: dict[torch.device, StreamCopies] = {}  # one for each model
+
+        def begin(states: StatePair, _: object) -> ForwardPass:
+            device = states.current.device
+            if device.type != "cuda":
+                return OffloadedPass(states)
+            if device not in streams:
+                streams[device] = StreamCopies(device)
+            return OffloadedPass(states, OverlappedInputs(streams[device]))
+
+        return begin
 
 
 class OffloadedPass(CheckpointedPass):
-    """One forward pass that keeps the input of every step in host memory."""
+    """One forward pass that keeps the input of every step in host memory.
+
+    Args:
+        states: the pair of fixed-point states.
+        inputs: copies the inputs beside the computation; None to copy them in turn with it.
+
+    """
+
+    def __init__(self, states: StatePair, inputs: OverlappedInputs | None = None) -> None:
+        super().__init__(states)
+        self._inputs = inputs
 
     def _keep(self, hidden: Tensor) -> InputSource:
+        if self._inputs is not None:
+            return self._inputs.keep(hidden)
         if hidden.device.type in ("cpu", "meta"):
             return super()._keep(hidden)
-        device, pinned = hidden.device, hidden.is_cuda
-        on_host = torch.empty(hidden.shape, dtype=hidden.dtype, pin_memory=pinned)
-        on_host.copy_(hidden)
-        return lambda: on_host.to(device, non_blocking=pinned)
+        device, on_host = hidden.device, hidden.cpu()
+        return lambda: on_host.to(device)
