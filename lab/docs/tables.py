@@ -9,6 +9,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import log2
+from statistics import median
 from typing import Any
 
 from lab import REPOSITORY
@@ -208,6 +209,25 @@ def evidence() -> None:
                 quartiles(row["over_without_evidence"]["rebuild"]),
             )
             for row in result("evidence-cost")["rows"]
+        ),
+    )
+
+
+def stream_gradients() -> None:
+    """Print the error of whole gradients by the dtype in which those of states are summed."""
+    found: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in result("stream-gradients")["rows"]:
+        for dtype, error in row["errors"].items():
+            found[row["network"], row["dynamics"]][dtype].append(error)
+    show(
+        "network | dynamics | summed in float32 | in bfloat16",
+        (
+            (
+                network,
+                dynamics,
+                *(f"{median(errors[dtype]):.1%}" if dtype in errors else "" for dtype in ("float32", "bfloat16")),
+            )
+            for (network, dynamics), errors in found.items()
         ),
     )
 
