@@ -1,11 +1,13 @@
 import dataclasses
 
 import pytest
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from lab.bench.workload import llama_config
 from revformers.activations import Budget, Rebuild
 from revformers.dynamics import Midpoint, Residual
+from revformers.engine.state_format import StateFormat
+from revformers.models.parts import require_reversible
 from revformers.setup import CHECKPOINT, ORDINARY_SETUPS, STORE, Setup, Workload, with_depth
 
 QWEN3 = llama_config(4, 32, 13, 8) | {"model_type": "qwen3", "use_sliding_window": True, "max_window_layers": 2}
@@ -15,6 +17,12 @@ def test_the_ordinary_network_is_told_from_others():
     assert all(setup.ordinary for setup in ORDINARY_SETUPS)
     assert not Setup(Midpoint(), STORE.activations).ordinary
     assert Setup(Midpoint(), Rebuild()) == Setup(Midpoint(), Rebuild()) != Setup(Midpoint(), CHECKPOINT.activations)
+
+
+def test_a_setup_gives_its_states_to_the_model():
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**llama_config(2, 32, 13, 8)))
+    for states in (StateFormat(), StateFormat("int32", 14)):
+        assert require_reversible(Setup(Midpoint(), Rebuild(), states).apply(model)).states == states
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from revformers.activations import ACTIVATIONS, Budget
 from revformers.activations.budget.budget import Recompute
 from revformers.activations.budget.budgeted import smallest_budget
@@ -109,9 +111,11 @@ def smallest_budget_of(setup: Setup, workload: Workload) -> int:
     """Return the least number of bytes that a pass of a budget arm keeps."""
     assert setup.dynamics is not None
     assert isinstance(setup.activations, Budget)
+    layers = torch.float32 if workload.precision == "float32" else torch.bfloat16
     return smallest_budget(
         workload.layer_input_elements,
         workload.dtype.itemsize,
+        setup.states.of_pass(layers, torch.device("cpu")).dtype.itemsize,
         setup.dynamics.steps(workload.layers),
         may_rebuild=setup.activations.recompute == "rebuild",
     )

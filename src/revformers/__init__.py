@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from revformers.dynamics import Midpoint as Midpoint
     from revformers.dynamics import Residual as Residual
     from revformers.dynamics import TwoEvaluationMidpoint as TwoEvaluationMidpoint
+    from revformers.engine.state_format import StateFormat as StateFormat
     from revformers.errors import NotReversibleError as NotReversibleError
     from revformers.errors import RebuildMismatchError as RebuildMismatchError
     from revformers.errors import StateRangeError as StateRangeError
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
     from revformers.models.families.layout import Branch as Branch
     from revformers.models.ordinary import ordinary as ordinary
     from revformers.models.repeatability import nondeterministic_modules as nondeterministic_modules
+    from revformers.models.states import choose_states as choose_states
+    from revformers.models.states import set_states as set_states
     from revformers.models.tiles import set_mlp_tiles as set_mlp_tiles
     from revformers.models.update_predictor import PredictorForm as PredictorForm
     from revformers.models.verify import GradientReport as GradientReport
@@ -73,6 +76,7 @@ _NAMES = {
         "Residual",
         "TwoEvaluationMidpoint",
     ),
+    "engine.state_format": ("StateFormat",),
     "errors": ("NotReversibleError", "RebuildMismatchError", "StateRangeError"),
     "head.loss": ("HeadLoss", "set_head_loss"),
     "models.attach": ("set_activations",),
@@ -83,6 +87,7 @@ _NAMES = {
     "models.families.layout": ("BlockLayout", "Branch"),
     "models.ordinary": ("ordinary",),
     "models.repeatability": ("nondeterministic_modules",),
+    "models.states": ("choose_states", "set_states"),
     "models.tiles": ("set_mlp_tiles",),
     "models.update_predictor": ("PredictorForm",),
     "models.verify": ("GradientReport", "verify_gradients"),

@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import inspect
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, Self, TypeVar, get_args
 
@@ -13,6 +13,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from revformers.activations import ActivationPolicy, Checkpoint, Offload, Store
 from revformers.dynamics.base import Dynamics
+from revformers.engine.state_format import StateFormat
 from revformers.head.loss import Head
 from revformers.reversible import make_residual, make_reversible
 
@@ -30,6 +31,7 @@ class Setup:
     Attributes:
         dynamics: the dynamics of the reversible network; None for the ordinary network of transformers.
         activations: the policy; for the ordinary network `Store`, or transformers' own `Checkpoint` or `Offload`.
+        states: the format of the reversible network's states.
 
     Raises:
         ValueError: for any other policy of the ordinary network, or one that needs an inverse that the dynamics lack.
@@ -38,6 +40,7 @@ class Setup:
 
     dynamics: Dynamics | None
     activations: ActivationPolicy
+    states: StateFormat = field(default_factory=StateFormat)
 
     def __post_init__(self) -> None:
         if self.dynamics is not None:
@@ -62,7 +65,7 @@ class Setup:
         with warnings.catch_warnings(action="ignore", category=FutureWarning):
             make_residual(model).gradient_checkpointing_disable()
             if self.dynamics is not None:
-                return make_reversible(model, self.dynamics, activations=self.activations)
+                return make_reversible(model, self.dynamics, activations=self.activations, states=self.states)
             if isinstance(self.activations, Checkpoint):
                 model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if isinstance(self.activations, Offload):

@@ -6,6 +6,7 @@ import revformers as rf
 from revformers.checkpoints.adapter import load_model_or_adapter
 from revformers.checkpoints.adapter_base import PREDICTORS
 from revformers.errors import ModelFilesError
+from revformers.models.parts import require_reversible
 from tests.checkpoints.adapters import BASES, REFUSED, base, wrong_base
 from tests.tiny_trainers import (
     logits,
@@ -25,6 +26,19 @@ def test_one_call_makes_the_base_right(kind, folder, adapters):
     for wrong in ("other dynamics", "other predictors"):
         with pytest.raises(ValueError, match=REFUSED):
             rf.load_adapter(directory, wrong_base(wrong, folder))
+
+
+def test_a_loaded_base_gets_the_states_of_the_training_and_a_given_one_keeps_its_own(folder, tmp_path):
+    adapted = with_adapter(make("loaded", folder))
+    rf.set_states(adapted, "int32:12")
+    adapted.save_pretrained(tmp_path)
+    given = base("loaded", folder)
+    for loaded, states in (
+        (rf.load_adapter(tmp_path), "int32:12"),
+        (rf.load_adapter(tmp_path, small()), "int32:12"),
+        (rf.load_adapter(tmp_path, given), "auto"),
+    ):
+        assert str(require_reversible(loaded).states) == states
 
 
 @pytest.mark.parametrize("kind", ["memory", "converted"])

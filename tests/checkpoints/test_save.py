@@ -1,5 +1,7 @@
 """transformers' models: what is saved is the network that runs."""
 
+import json
+
 import pytest
 import torch
 from transformers import (
@@ -11,6 +13,7 @@ from transformers import (
 )
 
 import revformers as rf
+from revformers.models.parts import require_reversible
 from tests.tiny_trainers import DYNAMICS, IDS, small
 
 
@@ -29,6 +32,18 @@ def test_a_reversible_decoder_in_an_ordinary_model_is_not_saved_as_the_ordinary_
     rf.make_reversible(model, DYNAMICS)
     model.save_pretrained(tmp_path)
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(IDS).logits, model.eval()(IDS).logits)
+
+
+@pytest.mark.parametrize("states", ["auto:14", "int32", "int64"])
+def test_states_are_saved_with_the_model(states, tmp_path):
+    model = rf.make_reversible(small(), DYNAMICS, states=states)
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["revformers"]["states"] == states
+    assert f"States: {states}: " in (tmp_path / "README.md").read_text()
+    loaded = rf.from_pretrained(tmp_path)
+    assert str(require_reversible(loaded).states) == states
     with torch.no_grad():
         assert torch.equal(loaded.eval()(IDS).logits, model.eval()(IDS).logits)
 

@@ -46,7 +46,9 @@ def test_a_saved_reversible_model(reversible, capsys):
 
 def test_an_ordinary_model_is_given_dynamics(ordinary, capsys):
     assert main(["verify", ordinary, "--dynamics", "leapfrog", "--dtype", "bfloat16", "--length", "16"]) == 0
-    assert "bfloat16" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "bfloat16" in shown
+    assert "states              32-bit integers up to 32,512" in shown
 
 
 @pytest.mark.parametrize(

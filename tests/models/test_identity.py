@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 import revformers as rf
+from revformers.engine.state_format import StateFormat
 from revformers.errors import ModelFilesError
 from revformers.models.identity import Identity, in_words, read_identity, warn_of_unregistered
 from revformers.models.provenance import Provenance
@@ -14,6 +15,7 @@ def identity(**changes):
     values = {
         "dynamics": rf.BlendedMidpoint(["1/4", 1]),
         "activations": rf.Budget("1GiB"),
+        "states": StateFormat("auto", 14),
         "predictor_form": PredictorForm(),
         "provenance": Provenance(made_by="hand"),
     }
@@ -26,8 +28,15 @@ def test_an_identity_survives_json(changes):
     assert Identity.from_dict(written) == identity(**changes)
 
 
+def test_states_are_saved_as_text_and_are_64_bits_where_an_earlier_version_saved_none():
+    written = identity().to_dict()
+    assert written.pop("states") == "auto:14"
+    assert Identity.from_dict(written) == identity(states=StateFormat("int64"))
+
+
 def test_differences_are_those_of_the_network_and_not_of_how_it_is_trained():
     assert identity().differences(identity(activations=rf.Store(), provenance=None)) == []
+    assert identity().differences(identity(states=StateFormat("int64"))) == [], "only rounding below that of the layers"
     assert identity().differences(identity(predictor_form=None)) == ["update predictors"]
     assert identity().differences(identity(dynamics=rf.BlendedMidpoint(["1/4", 1], readout="mean"))) == ["readout"]
     assert "name" in identity().differences(identity(dynamics=rf.Midpoint()))
@@ -47,6 +56,8 @@ def test_a_network_in_words():
         ({"dynamics": {"name": "euler"}}, "no dynamics called 'euler'"),
         ({"dynamics": 3}, "TypeError"),
         ({"activations": 3}, "activations is text, not int"),
+        ({"states": 32}, "states is text, not int"),
+        ({"states": "auto:99"}, "8 to 24 binary digits"),
         ({"activations": "later"}, "no activation policy 'later'"),
         ({"update_predictors": {"features": ["state"], "depth": 1}}, "depth"),
     ],

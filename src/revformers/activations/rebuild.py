@@ -12,7 +12,7 @@ class Rebuild(ActivationPolicy):
     """Keep two states, for any depth, and the side information of contracting dynamics; see `engine.tape`."""
 
     name = "rebuild"
-    keeps = "two states in 64-bit integers"
+    keeps = "two states"
     needs_inverse = True
 
     def bind(self, steps_per_layer: int) -> BeginPass:

@@ -33,6 +33,7 @@ from revformers.models.attach import add_update_predictors
 from revformers.models.discovery import unwrap
 from revformers.models.identity import read_identity
 from revformers.models.parts import reversible_stack
+from revformers.models.states import set_states
 from revformers.private_api import is_state_size_mismatch
 
 WEIGHTS = "adapter_model.safetensors"
@@ -112,6 +113,8 @@ def load_adapter(
             _resize_embeddings(network, find_file(directory, WEIGHTS, keywords))
         # A saved reversible base may have been given other dynamics in memory, which the description records.
         known = not base_differences(network, base)
+        if known:
+            set_states(network, base.identity.states)  # those that the adapter was trained with
     else:
         network = model
         known = reversible_stack(network) is not None

@@ -151,6 +151,7 @@ def _dynamics(model: PreTrainedModel, reversible: ReversibleStack) -> str:
         "",
         f"{type(dynamics).__name__}, one step per {dynamics.granularity}, {len(layers)} layers; "
         f"p[-1]: {dynamics.start}; readout: {dynamics.readout}.",
+        f"States: {reversible.states.in_words}.",
     ]
     if dynamics.reversible:
         counts = Counter(

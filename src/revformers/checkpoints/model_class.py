@@ -120,7 +120,8 @@ class ReversibleModel(PreTrainedModel):
         reversible, own = identity_of(self.config), super().extra_repr()
         if reversible is None:
             return own
-        line = f"reversible: {type(reversible.dynamics).__name__}, activations={reversible.activations}"
+        name, policy, states = type(reversible.dynamics).__name__, reversible.activations, reversible.states
+        line = f"reversible: {name}, activations={policy}, states={states}"
         return f"{own}\n{line}" if own else line
 
     def __reduce_ex__(self, protocol: Any) -> Any:

@@ -31,6 +31,13 @@ class FixedPoint:
     dtype: torch.dtype
     fraction_bits: int
 
+    def __str__(self) -> str:
+        """Return the format in words."""
+        return (
+            f"{8 * self.dtype.itemsize}-bit integers up to {self.maximum_magnitude:,.0f} with {self.fraction_bits} "
+            f"binary digits after the point"
+        )
+
     @property
     def range(self) -> float:
         """The magnitude that every sum of a step's terms must stay below, so that no state is ever wrapped."""

@@ -61,6 +61,7 @@ def attach(model: nn.Module, identity: Identity) -> ReversibleStack:
     reversible = ReversibleStack(
         dynamics=identity.dynamics,
         activations=identity.activations,
+        states=identity.states,
         provenance=identity.provenance,
         number_of_layers=len(stack.layers),
     )

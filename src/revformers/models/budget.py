@@ -28,6 +28,8 @@ def budget_report(model: nn.Module) -> BudgetReport:
 def smallest_budget(model: nn.Module, batch_size: int, sequence_length: int, recompute: Recompute = "rebuild") -> int:
     """Return the bytes that a forward pass keeps if it stores no activations; a `Budget` must be at least that large.
 
+    Call it under autocast if the model is trained under autocast, where its states may have another format.
+
     Args:
         model: a reversible model.
         batch_size: sequences per batch.
@@ -40,6 +42,7 @@ def smallest_budget(model: nn.Module, batch_size: int, sequence_length: int, rec
     """
     reversible, inner = require_reversible(model), unwrap(model)
     elements = batch_size * sequence_length * inner.config.get_text_config(decoder=True).hidden_size
-    item_size = inner.get_input_embeddings().weight.element_size()
-    steps = reversible.dynamics.steps(reversible.number_of_layers)
-    return smallest_budget_of_steps(elements, item_size, steps, may_rebuild=Budget(1, recompute).needs_inverse)
+    weight = inner.get_input_embeddings().weight
+    state_size = reversible.states.of_pass(weight.dtype, weight.device).dtype.itemsize
+    sizes = elements, weight.element_size(), state_size
+    return smallest_budget_of_steps(*sizes, reversible.steps, may_rebuild=Budget(1, recompute).needs_inverse)

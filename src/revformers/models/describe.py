@@ -21,6 +21,7 @@ class Description:
         start: the choice of p[-1]; see `Dynamics`.
         readout: the state that the head reads; see `Dynamics`.
         activations: the activation policy.
+        states: the format of the states, in words.
         kept: what the policy keeps for the backward pass, in words.
         bits: side information per step, bits per element, mean over the layers; None without an inverse.
         predictors: number of update predictors.
@@ -37,6 +38,7 @@ class Description:
     start: str | None = None
     readout: str | None = None
     activations: str | None = None
+    states: str | None = None
     kept: str | None = None
     bits: float | None = None
     predictors: int | None = None
@@ -51,6 +53,7 @@ class Description:
             "dynamics": self.recurrence,
             "steps": f"one per {self.granularity}, {self.layers} layers; p[-1]: {self.start}; readout: {self.readout}",
             "activations": f"{self.activations}: keeps {self.kept}",
+            "states": self.states,
             "side information": "none, there is no inverse"
             if self.bits is None
             else f"{self.bits:g} {'bit' if self.bits == 1 else 'bits'} per element and step, on average",
@@ -91,6 +94,7 @@ def describe(model: nn.Module) -> Description:
         start=dynamics.start,
         readout=dynamics.readout,
         activations=str(activations),
+        states=reversible.states.in_words,
         kept=kept,
         bits=bits,
         predictors=len(predictors),

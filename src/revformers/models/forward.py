@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from revformers.activations.budget.report import BudgetReport
 from revformers.dynamics.base import Coefficients, Dynamics
+from revformers.engine.fixed_point import FixedPoint
 from revformers.engine.forward_pass import BeginPass, ForwardPass
 from revformers.engine.gradient_dtype import gradient_dtype
 from revformers.engine.range_check import RangeCheck
@@ -44,6 +45,7 @@ class ReversibleStack(Identity):
         ordinary: whether the decoder currently runs as the ordinary network; see `revformers.ordinary`.
         budget_report: the report of the last forward pass under a `Budget`.
         evaluate: the function that evaluates the layers; see `revformers.compile_layers`.
+        fixed_point: the format of the states in the last forward pass; None before the first.
         owner: the model that was made reversible, whose configuration holds this object.
         warned_of_uncompiled_layers: whether the warning that torch.compile does not compile the layers was given.
 
@@ -54,6 +56,7 @@ class ReversibleStack(Identity):
     budget_report: BudgetReport | None = None
     evaluate: Evaluate = evaluate
     warned_of_uncompiled_layers: bool = False
+    fixed_point: FixedPoint | None = None
     owner: "weakref.ref[nn.Module] | None" = None
     _steps: tuple[Dynamics, list[Coefficients]] | None = None
     _bound: list[tuple[tuple[Any, ...], BeginPass]] = dataclasses.field(default_factory=list)
@@ -200,10 +203,12 @@ class Pass:
         if self._trajectory is None:
             self._refuse_early_exit()
             self.stack.begin_checks()
+            self.stack.fixed_point = self.stack.states.of_pass(hidden.dtype, hidden.device)
             self._trajectory = Trajectory(
                 self.stack.dynamics,
                 self.stack.begin_pass,
                 hidden,
+                self.stack.fixed_point,
                 gradient_dtype=gradient_dtype(hidden.dtype, self.stack.steps),
                 range_at_once=_steps_in_backward(self._decoder, hidden),
             )

@@ -2,13 +2,14 @@
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from revformers.activations import ACTIVATIONS, ActivationPolicy, parse_policy
 from revformers.dynamics import DYNAMICS, Dynamics, from_dict
+from revformers.engine.state_format import StateFormat, parse_states
 from revformers.errors import ModelFilesError, reason_with_type
 from revformers.models.provenance import Provenance
 from revformers.models.update_predictor import PredictorForm
@@ -16,11 +17,12 @@ from revformers.models.update_predictor import PredictorForm
 
 @dataclass(kw_only=True)
 class Identity:
-    """The recurrence of a model and its activation policy, as the config.json of a saved model holds them.
+    """The recurrence of a model and how it is computed, as the config.json of a saved model holds them.
 
     Attributes:
         dynamics: the recurrence.
         activations: the activation policy.
+        states: the format of the states.
         predictor_form: the form of the layers' update predictors; None without them.
         provenance: the origin of the model; None if unknown.
 
@@ -28,11 +30,15 @@ class Identity:
 
     dynamics: Dynamics
     activations: ActivationPolicy
+    states: StateFormat = field(default_factory=StateFormat)
     predictor_form: PredictorForm | None = None
     provenance: Provenance | None = None
 
     def differences(self, other: "Identity") -> list[str]:
-        """Return the names of the properties in which two networks differ; an empty list if only weights may differ."""
+        """Return the names of the properties in which two networks differ; an empty list if only weights may differ.
+
+        The format of the states does not make another network: it rounds them, more finely than the layers do.
+        """
         own, others = self.dynamics.to_dict(), other.dynamics.to_dict()
         names = sorted(name for name in own.keys() | others.keys() if own.get(name) != others.get(name))
         return names + ([] if self.predictor_form == other.predictor_form else ["update predictors"])
@@ -42,6 +48,7 @@ class Identity:
         values: dict[str, Any] = {
             "dynamics": self.dynamics.to_dict(),
             "activations": str(self.activations),
+            "states": str(self.states),
             "update_predictors": None if self.predictor_form is None else self.predictor_form.to_dict(),
             "version": version("revformers"),
         }
@@ -58,11 +65,13 @@ class Identity:
 
         """
         form = values["update_predictors"]
-        if not isinstance(values["activations"], str):
-            raise TypeError(f"activations is text, not {type(values['activations']).__name__}")
+        for name in ("activations", "states"):
+            if not isinstance(values.get(name, ""), str):
+                raise TypeError(f"{name} is text, not {type(values[name]).__name__}")
         return cls(
             dynamics=from_dict(values["dynamics"]),
             activations=parse_policy(values["activations"]),
+            states=parse_states(values.get("states", "int64")),  # earlier versions had no others
             predictor_form=None if form is None else PredictorForm(**form),
             provenance=Provenance.from_dict(values["provenance"]) if "provenance" in values else None,
         )

@@ -29,6 +29,7 @@ class GradientReport:
         loss: the loss with stored activations.
         rebuilt_loss: the loss with rebuilt activations.
         recurrence: the dynamics in one line.
+        states: the format of the states in both passes, e.g. "int32, 14 bits after the point".
         dtype: the dtype of the parameters, e.g. "float32".
         device: the device of the parameters, e.g. "cpu".
 
@@ -42,6 +43,7 @@ class GradientReport:
     loss: float
     rebuilt_loss: float
     recurrence: str
+    states: str
     dtype: str
     device: str
 
@@ -56,6 +58,7 @@ class GradientReport:
         return (
             f"{verdict}\n"
             f"  dynamics            {self.recurrence}\n"
+            f"  states              {self.states}\n"
             f"  compared            {self.parameters} parameters, {self.entries:,} numbers, {self.dtype} on "
             f"{self.device}\n"
             f"  max relative error  {self.max_relative_error:.3g}\n"
@@ -126,6 +129,7 @@ def verify_gradients(
         loss=stored_loss.item(),
         rebuilt_loss=rebuilt_loss.item(),
         recurrence=reversible.dynamics.recurrence,
+        states=str(reversible.fixed_point),
         dtype=str(first.dtype).removeprefix("torch."),
         device=str(first.device),
     )

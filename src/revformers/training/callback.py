@@ -49,7 +49,8 @@ class ReversibleCallback(TrainerCallback):
     These figures are logged with the losses, in `trainer.state.log_history` and by the callbacks after this one:
 
     * `reversible/state_magnitude`: the largest magnitude of a state or update since the last log, in training and
-      evaluation, and `reversible/state_range`, the same as a fraction of the range of fixed point (2**22).
+      evaluation, and `reversible/state_range`, the same as a fraction of what the states hold in the format of the
+      training (2**22 in 64 bits, 2**15 in 32 bits with 16 binary digits after the point).
     * `reversible/memory_<category>` and `reversible/memory_total`: once, in bytes, the peak of a forward and backward
       pass of the first batch with the model's own activation policy; see `revformers.planning.meter`.
     * `reversible/cuda_peak`: on CUDA, bytes, the allocator's peak so far.
@@ -128,7 +129,7 @@ class ReversibleCallback(TrainerCallback):
         reversible = require_reversible(kwargs["model"])
         figures = {
             "state_magnitude": reversible.largest_magnitude,
-            "state_range": reversible.largest_magnitude / INT64.maximum_magnitude,
+            "state_range": reversible.largest_magnitude / (reversible.fixed_point or INT64).maximum_magnitude,
             **self._pending,
         }
         if args.device.type == "cuda":

@@ -13,6 +13,7 @@ import revformers as rf
 from lab.private_api import cpu_allocations
 from revformers.activations import Budget
 from revformers.activations.budget.budgeted import smallest_budget
+from revformers.engine.fixed_point import INT64
 from revformers.engine.states import StatePair
 from revformers.engine.tape import Tape
 from revformers.engine.trajectory import Trajectory
@@ -83,9 +84,8 @@ class Network(nn.Module):
 
     def smallest(self, dynamics, recompute="rebuild"):
         steps = dynamics.steps(len(self.layers))
-        return smallest_budget(
-            self.embedding.numel(), self.embedding.element_size(), steps, may_rebuild=recompute == "rebuild"
-        )
+        sizes = self.embedding.numel(), self.embedding.element_size(), INT64.dtype.itemsize
+        return smallest_budget(*sizes, steps, may_rebuild=recompute == "rebuild")
 
     def budgets(self, dynamics, recompute="rebuild"):
         return [Budget(int(share * self.smallest(dynamics, recompute)), recompute) for share in SHARES]

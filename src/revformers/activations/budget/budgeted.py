@@ -16,7 +16,6 @@ rebuild the others, and no stored step is ever undone.
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from revformers.activations.budget.allocation import Allocation, StepCost, allocate
@@ -35,26 +34,29 @@ from revformers.engine.ticket import kept
 from revformers.errors import UserError
 
 
-def smallest_budget(elements: int, item_size: int, steps: Sequence[Coefficients], *, may_rebuild: bool) -> int:
+def smallest_budget(
+    elements: int, item_size: int, state_size: int, steps: Sequence[Coefficients], *, may_rebuild: bool
+) -> int:
     """Return the bytes that a pass keeps if it stores no step, the minimum of a `Budget`.
 
     Args:
         elements: elements of a state, batch x tokens x width.
         item_size: bytes per element in the compute dtype.
+        state_size: bytes per element of a state.
         steps: a, b and c of every step.
         may_rebuild: whether steps may be rebuilt.
 
     """
     inputs = len(steps) * elements * item_size
-    return min(inputs, _rebuilding_bytes(elements, steps)) if may_rebuild else inputs
+    return min(inputs, _rebuilding_bytes(elements, state_size, steps)) if may_rebuild else inputs
 
 
-def _rebuilding_bytes(elements: int, steps: Sequence[Coefficients]) -> int:
-    return _pair_bytes(elements) + sum(packed_size(elements, step.side_information_bits) for step in steps)
+def _rebuilding_bytes(elements: int, state_size: int, steps: Sequence[Coefficients]) -> int:
+    return _pair_bytes(elements, state_size) + sum(packed_size(elements, step.side_information_bits) for step in steps)
 
 
-def _pair_bytes(elements: int) -> int:
-    return 2 * torch.int64.itemsize * elements
+def _pair_bytes(elements: int, state_size: int) -> int:
+    return 2 * state_size * elements
 
 
 class BudgetedPass(ForwardPass):
@@ -81,6 +83,7 @@ class BudgetedPass(ForwardPass):
         observations: Observations,
     ) -> None:
         super().__init__(states)
+        self._state_size = states.current.element_size()
         self._room = room
         self._may_rebuild = may_rebuild
         self._steps = steps
@@ -161,15 +164,16 @@ class BudgetedPass(ForwardPass):
         self._kind = PassKind.of(hidden, switches(field))
         self._observed = self._observations.find(self._kind)
         if self._observed is None:
-            rebuilds = self._may_rebuild and _rebuilding_bytes(elements, self._steps) < inputs
+            rebuilds = self._may_rebuild and _rebuilding_bytes(elements, self._state_size, self._steps) < inputs
             self._allocation = Allocation(rebuilds, len(self._steps), len(self._steps))
         else:
             costs = self._costs_of_batch(self._observed, hidden)
-            self._allocation = allocate(costs, _pair_bytes(elements), self._room, may_rebuild=self._may_rebuild)
+            pair = _pair_bytes(elements, self._state_size)
+            self._allocation = allocate(costs, pair, self._room, may_rebuild=self._may_rebuild)
         self._computed_from_inputs = self._tape(StatePair.empty(hidden.device))
         if self._allocation.rebuilds:
             self._rebuilt = self._tape(self.states)
-            self._kept = _pair_bytes(elements)
+            self._kept = _pair_bytes(elements, self._state_size)
 
     def _tape(self, states: StatePair) -> Tape:
         return Tape(states, covers_pass=False) if self._observed is not None else CountingTape(states, self._saved)
@@ -186,7 +190,8 @@ class BudgetedPass(ForwardPass):
         ]
 
     def _require_enough(self, hidden: Tensor) -> None:
-        smallest = smallest_budget(hidden.numel(), hidden.element_size(), self._steps, may_rebuild=self._may_rebuild)
+        sizes = hidden.numel(), hidden.element_size(), self._state_size
+        smallest = smallest_budget(*sizes, self._steps, may_rebuild=self._may_rebuild)
         if self._room < smallest:
             how = "rebuilding or checkpointing" if self._may_rebuild else "checkpointing"
             raise UserError(
