@@ -39,6 +39,7 @@ def test_a_model_is_converted_and_saved_with_its_tokenizer(workspace, capsys):
     assert "pass 1 of 2, fits to the original network: layer 1/6  about" in shown
     model = rf.from_pretrained("converted")
     assert len(update_predictors(model)) == 6
+    assert str(reversible_stack(model).states) == "auto"
     assert reversible_stack(model).dynamics.side_information_bits(0) in (0, 1)
     assert rf.verify_gradients(model, {"input_ids": torch.arange(20).view(2, 10)}).bit_exact
     assert (workspace / "converted/tokenizer.json").is_file()
@@ -81,6 +82,7 @@ def test_without_predictors(workspace):
         (["--bits", "1", "--target_loss_increase", "1%"], "only one of bits and target_loss_increase"),
         (["--target_loss_increase", "much"], "written 0.5% or 0.005, not 'much'"),
         (["--two_evaluations"], "two_evaluations replaces predictors; give predictor"),
+        (["--states", "int16"], "no states 'int16'; choose auto, int32 or int64"),
         (["--rank", "0"], "whole number from 1"),
         (["--curve", "curve.doc"], "as .svg or .png"),
         (["--curve", "text.txt/curve.svg"], "Nothing can be written to text.txt/curve.svg"),

@@ -10,7 +10,8 @@ import revformers as rf
 from revformers.conversion.calibration import split_off
 from revformers.conversion.convert import Converter, Method
 from revformers.conversion.measure import mean_loss
-from revformers.models.parts import update_predictors
+from revformers.engine.state_format import StateFormat
+from revformers.models.parts import require_reversible, reversible_stack, update_predictors
 from tests.test_reversible import llama
 
 TEXT = torch.randint(61, (12, 20), generator=torch.Generator().manual_seed(0))
@@ -50,6 +51,46 @@ def test_the_predictor_brings_the_converted_network_back(bits):
     assert conversion.checkpoints == 6 * 32 * 4
     assert conversion.loss == pytest.approx(mean_loss(corrected, BATCHES))
     assert conversion.original_loss == pytest.approx(mean_loss(original, BATCHES))
+
+
+@pytest.mark.parametrize(
+    ("scale", "given", "digits"), [(1.0, "auto", 16), (1.0, "int32:12", 12), (5e3, "auto", 14), (5e3, "int64", 16)]
+)
+def test_a_conversion_chooses_the_binary_point_by_its_text(scale, given, digits):
+    model = smooth_llama(2)
+    with torch.no_grad():
+        model.model.embed_tokens.weight.mul_(scale)
+    conversion = rf.convert(model, 1, TEXT[:2], predictor="none", allocation="uniform", states=given)
+    chosen = StateFormat(given.partition(":")[0], digits)
+    assert conversion.state_format == chosen == require_reversible(model).states
+    assert conversion.states == 2 * 32 * (4 if chosen.kind == "int32" else 8)
+    assert f"{chosen}; the largest magnitude is" in str(conversion)
+    if chosen.kind == "auto":
+        needed = 4 * conversion.largest_magnitude
+        assert needed <= chosen.in_32_bits.maximum_magnitude
+        assert digits == 16 or needed > StateFormat("auto", digits + 1).in_32_bits.maximum_magnitude
+
+
+def test_losses_are_those_of_the_format_that_the_model_then_has():
+    model = smooth_llama(3).to(torch.bfloat16)
+    conversion = rf.convert(model, 1, TEXT[:4], predictor="none", allocation="uniform")
+    assert require_reversible(model).fixed_point == StateFormat().in_32_bits
+    assert conversion.states == 2 * 32 * 4
+    assert conversion.loss == mean_loss(model, [{"input_ids": TEXT[:4]}])
+    rf.set_states(model, "int64")
+    assert conversion.loss == pytest.approx(mean_loss(model, [{"input_ids": TEXT[:4]}]), rel=1e-3)
+
+
+def test_states_that_the_model_does_not_fit_into_undo_the_conversion():
+    model = smooth_llama(2)
+    with torch.no_grad():
+        model.model.embed_tokens.weight.mul_(4e5)
+    with pytest.raises(ValueError, match=r'32-bit states do not hold .* \(states="int64"'):
+        rf.convert(model, 1, TEXT[:2], predictor="none", allocation="uniform")
+    assert reversible_stack(model) is None
+    rf.convert(model, 1, TEXT[:2], predictor="none", allocation="uniform", states="int64")
+    with pytest.raises(ValueError, match="no states 'int8'"):
+        rf.convert(rf.make_residual(model), 1, TEXT[:2], states="int8")
 
 
 def test_the_fit_is_the_least_squares_solution_of_the_recurrence():

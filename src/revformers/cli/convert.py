@@ -44,6 +44,9 @@ class ConvertOptions:
             two and the previous layer's MLP or whole update. The last two cost a further evaluation; see added compute.
         rank: Rank of the update predictors; by default full rank.
         two_evaluations: Use the paper's own conversion, which evaluates two layers per step.
+        states: Format of the states: int32, int64, or auto, which is int32 for layers in bfloat16 or float16 and under
+            autocast. auto:14 gives 32-bit states at most 14 binary digits after the point; the conversion takes fewer
+            if the model's states need more range.
         compare: Further budgets to convert at, for the table; the saved model is that of bits or target_loss_increase.
         curve: File (.svg or .png) for the curve of loss against memory over all budgets in the table.
         text_column: Column that holds the text in .jsonl, .json and .parquet files and hub data sets.
@@ -64,6 +67,7 @@ class ConvertOptions:
     predictor: Literal["none", "state", "update", "previous_mlp", "previous_update"] = "state"
     rank: int | None = None
     two_evaluations: bool = False
+    states: str = "auto"
     compare: tuple[float, ...] = ()
     curve: Path | None = None
     text_column: str = "text"
@@ -98,6 +102,7 @@ def run(arguments: Sequence[str]) -> int:
     from revformers.conversion.convert import Converter
     from revformers.data.blocks import calibration_blocks
     from revformers.data.tokenizer import check_vocabulary
+    from revformers.engine.state_format import parse_states
     from revformers.files import write_json, written_whole
     from revformers.models.discovery import find_stack
     from revformers.models.parts import record_provenance, reversible_stack
@@ -126,7 +131,8 @@ def run(arguments: Sequence[str]) -> int:
     converter: Converter | None = None
     try:
         with as_user_error(), ConversionProgress(console, len(find_stack(model).layers)) as progress:
-            converter = Converter(model, method, calibration, held_out, progress, unfinished.resolve())
+            resolved, states = unfinished.resolve(), parse_states(options.states)
+            converter = Converter(model, method, calibration, held_out, progress, resolved, states)
             if converter.resumable:
                 say(console, f"Continuing the conversion in {unfinished}.")
             conversions = [converter.convert(bits) for bits in options.compare]
@@ -170,6 +176,7 @@ def _unfinished(out: Path) -> Path:
 def _refuse(options: ConvertOptions) -> None:
     """Raise UserError for mistakes that can be found before anything is loaded."""
     from revformers.conversion.allocation import check_budget
+    from revformers.engine.state_format import parse_states
 
     if options.bits is not None and options.target_loss_increase is not None:
         raise UserError("Give only one of bits and target_loss_increase: the target determines the bits.")
@@ -185,6 +192,7 @@ def _refuse(options: ConvertOptions) -> None:
     with as_user_error():
         for bits in (*options.compare, _bits(options)):
             check_budget(bits)
+        parse_states(options.states)
 
 
 def _check_out(out: Path) -> None:
@@ -234,11 +242,13 @@ def _row(conversion: "Conversion") -> dict[str, Any]:
         "layer_bits",
         "side_information",
         "states",
+        "largest_magnitude",
         "checkpoints",
     )
     return {
         "dynamics": conversion.dynamics.to_dict(),
         **{name: getattr(conversion, name) for name in names},
+        "state_format": str(conversion.state_format),
         "explained_by_layer": [fit.explained for fit in conversion.fits],
     }
 

@@ -28,11 +28,14 @@ from revformers.dynamics.base import ONE
 from revformers.dynamics.blended_midpoint import BlendedMidpoint
 from revformers.dynamics.compensation import compensating_step_sizes, leads
 from revformers.dynamics.two_evaluation_midpoint import TwoEvaluationMidpoint
+from revformers.engine.state_format import StateFormat, parse_states
 from revformers.models.attach import add_update_predictors
 from revformers.models.discovery import find_stack, unwrap
+from revformers.models.forward import ReversibleStack
 from revformers.models.hint import without_hint
 from revformers.models.parts import record_provenance, require_reversible, reversible_stack, update_predictors
 from revformers.models.quantization import keep_trainable
+from revformers.models.states import format_for, magnitude_of_passes
 from revformers.models.update_predictor import PredictorForm, PredictorName, predictor_form_of
 from revformers.reversible import make_residual, make_reversible
 
@@ -87,6 +90,7 @@ def convert(
     allocation: Allocation = "calibrated",
     predictor: PredictorName | PredictorForm = "state",
     two_evaluations: bool = False,
+    states: StateFormat | str = "auto",
     progress: Progress = lambda done, total: None,
     unfinished: str | os.PathLike[str] | None = None,
 ) -> Conversion:
@@ -111,6 +115,8 @@ def convert(
         allocation: ``"calibrated"`` (blends by their measured costs) or ``"uniform"``; see `Method`.
         predictor: the input of the update predictors, by name or form; ``"none"`` converts with blends alone.
         two_evaluations: use `TwoEvaluationMidpoint` instead of `BlendedMidpoint`.
+        states: the format of the states, as in `make_reversible`. The conversion takes as few binary digits after the
+            point less as 32-bit states need to hold four times the largest magnitude that it meets in the text.
         progress: called before the first layer and after every layer with the number of layers that are done and the
             total; a layer that is fitted twice counts twice.
         unfinished: a directory for intermediate results. After an interruption the same call continues from there and
@@ -126,7 +132,8 @@ def convert(
         FileNotFoundError: for a path that does not exist.
         NotReversibleError: if the model is not a plain fold over its layers.
         ValueError: for bits out of range, missing calibration text, text without a tokenizer or in an unsupported form,
-            or a model that is already reversible.
+            a model that is already reversible, states in no known format, or 32-bit states that cannot hold the
+            model's.
 
     """
     form = predictor if isinstance(predictor, PredictorForm) else predictor_form_of(predictor)
@@ -138,9 +145,8 @@ def convert(
         read_text(text, tokenizer, text_column, sequences, length, add_bos_token) for text in (calibration, held_out)
     )
     method = Method(allocation, form, two_evaluations)
-    converter = Converter(
-        model, method, tokens, held_out_tokens, progress, None if unfinished is None else Path(unfinished).resolve()
-    )
+    folder = None if unfinished is None else Path(unfinished).resolve()
+    converter = Converter(model, method, tokens, held_out_tokens, progress, folder, parse_states(states))
     conversion = converter.convert(bits)
     converter.finish()
     if conversion.warning:
@@ -158,6 +164,7 @@ class Converter:
         held_out: as for `convert`.
         progress: as for `convert`.
         unfinished: as for `convert`, until `finish` is called.
+        states: as for `convert`.
 
     Raises:
         NotReversibleError: if the model is not a plain fold over its layers.
@@ -174,6 +181,7 @@ class Converter:
         held_out: Sequence[Batch] | Tensor | None = None,
         progress: Progress = lambda done, total: None,
         unfinished: Path | None = None,
+        states: StateFormat | None = None,
     ) -> None:
         if reversible_stack(model) is not None:
             raise ValueError(
@@ -187,6 +195,7 @@ class Converter:
         keep_trainable(model)  # before the first evaluation
         self._model = model
         self._method = method
+        self._states = states or StateFormat()
         self._layers = len(find_stack(model).layers)
         self._batches = as_batches(calibration, model)
         self._fitted, self._set_aside = split_off(self._batches)
@@ -338,6 +347,16 @@ class Converter:
             return 0
         return 1 if self._measured else 2
 
+    def _loss_and_magnitude(self, reversible: ReversibleStack) -> tuple[float, float]:
+        """Set the format of the states; return the loss with it, and the largest magnitude of a state or an update."""
+        with magnitude_of_passes(reversible) as found:
+            loss = mean_loss(self._model, self._judged)
+        reversible.states = format_for(reversible, self._states, *found)
+        used, embedding = reversible.fixed_point, unwrap(self._model).get_input_embeddings().weight
+        if reversible.states.of_pass(embedding.dtype, embedding.device) != used:
+            loss = mean_loss(self._model, self._judged)
+        return loss, found[0]
+
     def _operations(self) -> int:
         """Return the floating-point operations of a forward pass on one sequence."""
         batch = {"input_ids": self._batches[0]["input_ids"][:1]}
@@ -349,7 +368,9 @@ class Converter:
         self, dynamics: BlendedMidpoint, fits: Sequence[LayerFit], blends: Sequence[Fraction], operations: int
     ) -> Conversion:
         assert self._original_loss is not None
-        model = self._model
+        model, reversible = self._model, require_reversible(self._model)
+        loss, magnitude = self._loss_and_magnitude(reversible)
+        assert reversible.fixed_point is not None
         spent = sum(dynamics.side_information_bits(layer) for layer in range(self._layers))
         width = unwrap(model).config.get_text_config(decoder=True).hidden_size
         form = self._method.predictor
@@ -357,7 +378,7 @@ class Converter:
             bits=spent / self._layers,
             dynamics=dynamics,
             original_loss=self._original_loss,
-            loss=mean_loss(model, self._judged),
+            loss=loss,
             predicted_loss=None if self._costs is None else self._original_loss + self._costs.predicted(blends),
             calibration_tokens=number_of_tokens(self._batches),
             held_out_tokens=number_of_tokens(self._held_out),
@@ -367,7 +388,9 @@ class Converter:
             added_compute=self._operations() / operations - 1 if operations else math.nan,
             side_information=spent * width / 8,
             checkpoints=self._layers * width * unwrap(model).dtype.itemsize,
-            states=2 * 8 * width,
+            states=2 * reversible.fixed_point.dtype.itemsize * width,
+            state_format=reversible.states,
+            largest_magnitude=magnitude,
             fits=tuple(fits),
             features=0 if form is None else len(form.features) * width,
             fitted_tokens=number_of_tokens(self._fitted),

@@ -7,6 +7,7 @@ from torch import nn
 
 from revformers.conversion.fit import LayerFit
 from revformers.dynamics.blended_midpoint import BlendedMidpoint
+from revformers.engine.state_format import StateFormat
 from revformers.errors import counted
 from revformers.models.discovery import unwrap
 from revformers.models.provenance import Provenance, hub_id
@@ -40,6 +41,8 @@ class Conversion:
         side_information: bytes per token that the backward pass needs, over all layers.
         checkpoints: bytes per token that checkpointing stores: the input of every layer.
         states: bytes per token of the two states of the backward pass, for any depth.
+        state_format: the format of the states.
+        largest_magnitude: the largest of a state or an update on that text.
         fits: the quality of each layer's predictor; empty without predictors.
         features: numbers that each predictor is an affine function of; 0 without predictors.
         fitted_tokens: tokens that the predictors were fitted to.
@@ -58,6 +61,8 @@ class Conversion:
     side_information: float
     checkpoints: int
     states: int
+    state_format: StateFormat
+    largest_magnitude: float
     fits: tuple[LayerFit, ...]
     features: int
     fitted_tokens: int
@@ -148,6 +153,8 @@ class Conversion:
             f"  added compute                 {self.added_compute:+.1%} of a forward pass",
             f"  kept for the backward pass    {self.side_information:,.0f} bytes per token beside the two states' "
             f"{self.states:,}; checkpointing keeps {self.checkpoints:,}",
+            f"  states                        {self.state_format}; the largest magnitude is "
+            f"{self.largest_magnitude:,.3g}",
         ]
         if self.fits:
             worst = max(range(len(self.fits)), key=lambda layer: self.fits[layer].error)
