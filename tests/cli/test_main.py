@@ -44,7 +44,7 @@ def test_every_command_has_help(command, capsys):
 def test_where_there_is_room_a_description_is_one_line(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "2000")
     assert main([command, "--help"]) == 0
-    two_lines = r"(?m)^[│ ]{6,}\w.*\n[│ ]{6,}\w.*"
+    two_lines = r"(?m)^([│ ]{6,})\w.*\n\1\w.*"
     shown = capsys.readouterr().out
     assert re.findall(two_lines, shown) == []
     first = next(line for line in shown.splitlines() if re.match(r"[│ ]{6,}\w", line))

@@ -5,6 +5,7 @@ import pytest
 
 from revformers.errors import UserError
 from revformers.training.changed_settings import compare_recipes
+from revformers.training.finetune_recipe import ConversionSection, FinetuneRecipe
 from revformers.training.recipe import DynamicsSection, ModelSection, Recipe, TrainingSection
 
 RECIPE = Recipe(output="somewhere", training=TrainingSection(max_steps=1000))
@@ -54,6 +55,21 @@ def test_what_is_followed_is_noted_and_what_changes_nothing_is_not():
     changed, notes = compare(other)
     assert sorted(changed) == ["dynamics.activations", "training.learning_rate", "training.save_total_limit"]
     assert notes == ["# Up to step 10: training.learning_rate 0.001\n"]
+
+
+def test_other_states_are_followed_and_those_of_an_earlier_version_had_64_bits():
+    other = replace(RECIPE, dynamics=DynamicsSection(states="auto:12"))
+    assert compare(other) == (["dynamics.states"], ["# Up to step 10: dynamics.states 'auto'\n"])
+    values = RECIPE.to_dict()
+    del values["dynamics"]["states"]
+    notes = compare_recipes(Path("run"), values, RECIPE, 10)[1]
+    assert notes == ["# Up to step 10: dynamics.states 'int64'\n"]
+    finetune = FinetuneRecipe()
+    values = finetune.to_dict()
+    del values["conversion"]["states"]
+    assert compare_recipes(Path("run"), values, finetune, 10) == ([], [])
+    changed = replace(finetune, conversion=ConversionSection(states="int64"))
+    assert compare_recipes(Path("run"), values, changed, 10)[1] == ["# Up to step 10: conversion.states None\n"]
 
 
 def test_a_change_that_comes_too_late_is_refused():

@@ -383,12 +383,19 @@ def test_an_ordinary_network_evaluates_layers_again_if_the_recipe_says_so(
     assert len(calls) == evaluations
 
 
-def test_a_saved_reversible_model_keeps_its_dynamics(shared, tmp_path):
-    model = rf.make_reversible(AutoModelForCausalLM.from_pretrained(shared / "model"), rf.Leapfrog(step_size=0.5))
+@pytest.mark.parametrize(("asked", "states"), [(None, "auto:12"), ("int32", "int32:12"), ("int64", "int64")])
+def test_a_saved_reversible_model_keeps_its_dynamics(shared, tmp_path, asked, states):
+    dynamics = rf.Leapfrog(step_size=0.5)
+    model = AutoModelForCausalLM.from_pretrained(shared / "model")
+    rf.make_reversible(model, dynamics, states="auto:12")
     model.save_pretrained(tmp_path / "leapfrog")
     options = {"model.name": str(tmp_path / "leapfrog"), "model.tokenizer": str(shared / "model")}
-    result = run(recipe_in(shared, tmp_path, {**options, "conversion.bits": None, "training.max_steps": 1}))
-    assert reversible_stack(rf.from_pretrained(result.directory / "model")).dynamics == rf.Leapfrog(step_size=0.5)
+    kept = {"conversion.bits": None, "conversion.states": asked, "training.max_steps": 1}
+    result = run(recipe_in(shared, tmp_path, {**options, **kept}))
+    trained = reversible_stack(rf.from_pretrained(result.directory / "model"))
+    assert (trained.dynamics, str(trained.states)) == (dynamics, states)
+    if asked:
+        return
     with pytest.raises(UserError, match=r"is already reversible; set conversion\.bits to none"):
         run(recipe_in(shared, tmp_path, options), overwrite=True)
     assert (result.directory / "model").is_dir(), "a refused run discards nothing"
@@ -396,13 +403,16 @@ def test_a_saved_reversible_model_keeps_its_dynamics(shared, tmp_path):
 
 @pytest.mark.thorough
 def test_a_resumed_run_needs_its_conversion_but_no_start_figures(shared, tmp_path):
-    recipe = recipe_in(shared, tmp_path, {"training.max_steps": 2})
+    recipe = recipe_in(shared, tmp_path, {"training.max_steps": 2, "conversion.states": "auto:12"})
     first = run(recipe)
     (first.directory / "start.json").unlink()
     (first.directory / "metrics.json").unlink()
     again = run(recipe, resume=True)
     for figure in ("original_validation_loss", "initial_validation_loss", "validation_loss"):
         assert again.metrics[figure] == first.metrics[figure]
+    assert {str(reversible_stack(rf.from_pretrained(one.directory / "model")).states) for one in (first, again)} == {
+        "auto:12"
+    }
     (first.directory / "metrics.json").unlink()
     file = first.directory / "conversion" / "update_predictors.safetensors"
     file.write_bytes(file.read_bytes()[:-1])

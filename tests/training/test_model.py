@@ -9,13 +9,15 @@ from tests.training.tiny import tiny_recipe
 
 
 def test_the_model_is_what_the_recipe_says(tmp_path):
-    model = build_model(tiny_recipe(tmp_path, {"dynamics.name": "leapfrog", "dynamics.activations": "checkpoint"}))
+    dynamics = {"name": "leapfrog", "activations": "checkpoint", "states": "int32:12"}
+    model = build_model(tiny_recipe(tmp_path, {f"dynamics.{name}": value for name, value in dynamics.items()}))
     assert model.config.n_layer == 2
     assert model.config.vocab_size == 300  # of the tokenizer
     assert model.config.eos_token_id == 0
     stack = reversible_stack(model)
     assert stack.dynamics.name == "leapfrog"
     assert stack.activations == rf.Checkpoint()
+    assert str(stack.states) == "int32:12"
 
 
 def test_weights_depend_on_the_seed_and_on_nothing_else(tmp_path):

@@ -52,6 +52,8 @@ def compare_recipes(run: Path, values: dict[str, Any], recipe: RunRecipe, step: 
 
     """
     before, now = flat(values), flat(yaml.safe_load(yaml.safe_dump(recipe.to_dict())))
+    if "dynamics.states" in now:
+        before.setdefault("dynamics.states", "int64")  # earlier versions had no others
     changed = [name for name in now if now[name] != before.get(name)]
     changed += [name for name in before if name not in now and before[name] is not None]
     for name in changed:
@@ -60,7 +62,7 @@ def compare_recipes(run: Path, values: dict[str, Any], recipe: RunRecipe, step: 
                 f"The run in {run} was started with {name} {before.get(name)!r}, not {now.get(name)!r}; resume it with "
                 f"its own recipe, or train elsewhere with --output DIRECTORY."
             )
-    followed = [name for name in sorted(changed) if name.removeprefix("training.") in FOLLOWED]
+    followed = [name for name in sorted(changed) if _is_followed(name)]
     last = now.get("training.max_steps", step)
     if step > last:
         raise UserError(
@@ -82,8 +84,13 @@ def _may_change(name: str, identity: tuple[str, ...]) -> bool:
         return field.removeprefix("arguments.") in ARGUMENTS_WITHOUT_EFFECT
     if section == "training":
         return field in FOLLOWED + WITHOUT_EFFECT
-    # Every activation policy computes the same gradients.
-    return section not in identity or field == "activations"
+    # Every activation policy computes the same gradients, and states that are too small for a network can grow.
+    return section not in identity or field in ("activations", "states")
+
+
+def _is_followed(name: str) -> bool:
+    """Whether a resumed run notes a change of the field of that dotted name, which changes what is learnt."""
+    return name.removeprefix("training.") in FOLLOWED or name in ("dynamics.states", "conversion.states")
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

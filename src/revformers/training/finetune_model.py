@@ -16,14 +16,16 @@ from revformers.checkpoints.gguf_file import is_gguf
 from revformers.checkpoints.load import load_causal_lm
 from revformers.conversion.convert import convert
 from revformers.data.tokenizer import check_vocabulary
+from revformers.engine.state_format import parse_states
 from revformers.errors import UserError, as_user_error, counted, require_package
 from revformers.files import written_whole
 from revformers.head.loss import HeadLoss, apply_head, set_head_loss
 from revformers.head.teacher import AdapterOff, Teacher
 from revformers.models.attach import set_activations
 from revformers.models.discovery import find_stack
-from revformers.models.parts import reversible_stack
+from revformers.models.parts import require_reversible, reversible_stack
 from revformers.models.quantization import keep_trainable, quantization_options
+from revformers.models.states import set_states
 from revformers.setup import Setup
 from revformers.training.console import say
 from revformers.training.conversion_progress import ConversionProgress
@@ -161,6 +163,8 @@ def prepare_dynamics(
             apply_conversion(model, run.conversion)
     with as_user_error():
         set_activations(model, section.activations)
+        if section.states is not None:
+            set_states(model, parse_states(section.states).at_most(require_reversible(model).states))
 
 
 def _convert(model: Any, recipe: FinetuneRecipe, blocks: torch.Tensor, console: Console) -> None:
@@ -178,6 +182,7 @@ def _convert(model: Any, recipe: FinetuneRecipe, blocks: torch.Tensor, console: 
     ):
         warnings.filterwarnings("ignore", "The loss rises by", UserWarning)  # the remarks say it
         options = {"predictor": section.predictor, "progress": progress, **section.options}
+        options["states"] = section.states or "auto"
         conversion = convert(model, section.bits, blocks, **options)
     for remark in conversion.remarks:
         say(console, remark)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from revformers.data.section import DataSection, SourceSection
 from revformers.errors import require
-from revformers.training.recipe import HeadSection, TrainingSection, require_activations
+from revformers.training.recipe import HeadSection, TrainingSection, require_activations, require_states
 from revformers.training.recipe_file import TEXTS, read_recipe
 
 
@@ -48,6 +48,10 @@ class ConversionSection:
             each layer's stored input, offload stores those inputs in host memory, rebuild stores none and reverses the
             recurrence. A budget such as budget:20GiB stores what fits and rebuilds the rest; budget:20GiB:checkpoint
             checkpoints the rest.
+        states: Format of the states: int32, int64, or auto, which is int32 for layers in bfloat16 or float16 and under
+            autocast. auto:14 gives 32-bit states at most 14 binary digits after the point; the conversion chooses as
+            many as leave the model's states their range. By default auto, and the format that a reversible model was
+            saved with.
 
     """
 
@@ -56,10 +60,13 @@ class ConversionSection:
     sequences: int = 64
     options: dict[str, Any] = field(default_factory=dict)
     activations: str = "rebuild"
+    states: str | None = None
 
     def __post_init__(self) -> None:
         require(self.sequences >= 1, "conversion.sequences", "at least 1", self.sequences)
         require_activations("conversion.activations", self.activations)
+        if self.states is not None:
+            require_states("conversion.states", self.states)
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def build_model(recipe: "Recipe") -> nn.Module:
         with as_user_error(beginning, (Exception,)):  # each architecture has its own
             model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, recipe.model.dtype))
     with as_user_error():
-        return make_reversible(model, chosen, activations=recipe.dynamics.activations)
+        return make_reversible(model, chosen, recipe.dynamics.activations, recipe.dynamics.states)
 
 
 def _check_names(architecture: str, values: Mapping[str, object]) -> None:

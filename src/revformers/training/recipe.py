@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from revformers.activations import parse_policy
 from revformers.data.section import DataSection
+from revformers.engine.state_format import parse_states
 from revformers.errors import UserError, require
 from revformers.training.recipe_file import read_recipe
 
@@ -67,13 +68,18 @@ class DynamicsSection(RecurrenceSection):
             each layer's stored input, offload stores those inputs in host memory, rebuild stores none and reverses the
             recurrence. A budget such as budget:20GiB stores what fits and rebuilds the rest; budget:20GiB:checkpoint
             checkpoints the rest.
+        states: Format of the states: int32, int64, or auto, which is int32 for layers in bfloat16 or float16 and under
+            autocast. 32-bit states hold magnitudes up to 2^15 with 16 binary digits after the point, and more with
+            fewer, as in auto:14.
 
     """
 
     activations: str = "rebuild"
+    states: str = "auto"
 
     def __post_init__(self) -> None:
         require_activations("dynamics.activations", self.activations)
+        require_states("dynamics.states", self.states)
 
 
 @dataclass(frozen=True)
@@ -218,6 +224,14 @@ def require_activations(name: str, value: str) -> None:
     """Raise UserError if the value of the field `name` is not an activation policy."""
     try:
         parse_policy(value)
+    except ValueError as error:
+        raise UserError(f"{name}: {error}") from error
+
+
+def require_states(name: str, value: str) -> None:
+    """Raise UserError if the value of the field `name` is not a format of states."""
+    try:
+        parse_states(value)
     except ValueError as error:
         raise UserError(f"{name}: {error}") from error
 
