@@ -15,6 +15,9 @@ from revformers.activations import ActivationPolicy, Checkpoint, Offload, Store
 from revformers.dynamics.base import Dynamics
 from revformers.engine.state_format import StateFormat
 from revformers.head.loss import Head
+from revformers.models.attach import add_update_predictors
+from revformers.models.tiles import set_mlp_tiles
+from revformers.models.update_predictor import PredictorForm
 from revformers.reversible import make_residual, make_reversible
 
 Precision = Literal["float32", "bfloat16", "bfloat16_autocast"]
@@ -32,40 +35,56 @@ class Setup:
         dynamics: the dynamics of the reversible network; None for the ordinary network of transformers.
         activations: the policy; for the ordinary network `Store`, or transformers' own `Checkpoint` or `Offload`.
         states: the format of the reversible network's states.
+        predictors: the form of the update predictors of the reversible network; None without them.
+        mlp_tile: tokens of the batch that an MLP evaluates at a time; None for all at once.
 
     Raises:
-        ValueError: for any other policy of the ordinary network, or one that needs an inverse that the dynamics lack.
+        ValueError: for any other policy or predictors of the ordinary network, or a policy that needs an inverse that
+            the dynamics lack.
 
     """
 
     dynamics: Dynamics | None
     activations: ActivationPolicy
     states: StateFormat = field(default_factory=StateFormat)
+    predictors: PredictorForm | None = None
+    mlp_tile: int | None = None
 
     def __post_init__(self) -> None:
         if self.dynamics is not None:
             self.activations.check(self.dynamics)
         elif not isinstance(self.activations, Store | Checkpoint | Offload):
             raise ValueError(f"The ordinary network has no activation policy {self.activations}; give dynamics.")
+        elif self.predictors is not None:
+            raise ValueError("The ordinary network has no update predictors; give dynamics.")
 
     @property
     def ordinary(self) -> bool:
         """Whether the network is the ordinary one of transformers."""
         return self.dynamics is None
 
+    @property
+    def steps_per_layer(self) -> int:
+        """Number of steps that a layer takes: 2 if the reversible network steps by branch."""
+        return 1 if self.dynamics is None else self.dynamics.steps_per_layer
+
     def apply(self, model: Model) -> Model:
         """Change `model` in place so that it is trained in this way, whatever setup it had, and return it.
 
         Raises:
-            NotReversibleError: if the model cannot have the dynamics.
-            ValueError: if offloading needs a later transformers.
+            NotReversibleError: if the model cannot have the dynamics or the update predictors.
+            ValueError: if offloading needs a later transformers, or the MLPs cannot be evaluated in tiles.
 
         """
         # Every transformers 5 has these names; later versions deprecate them.
         with warnings.catch_warnings(action="ignore", category=FutureWarning):
-            make_residual(model).gradient_checkpointing_disable()
+            set_mlp_tiles(make_residual(model), self.mlp_tile)
+            model.gradient_checkpointing_disable()
             if self.dynamics is not None:
-                return make_reversible(model, self.dynamics, activations=self.activations, states=self.states)
+                make_reversible(model, self.dynamics, activations=self.activations, states=self.states)
+                if self.predictors is not None:
+                    add_update_predictors(model, self.predictors)
+                return model
             if isinstance(self.activations, Checkpoint):
                 model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if isinstance(self.activations, Offload):
@@ -83,7 +102,7 @@ STORE = Setup(None, Store())
 CHECKPOINT = Setup(None, Checkpoint())
 OFFLOAD = Setup(None, Offload())
 ORDINARY_SETUPS = (STORE, CHECKPOINT, OFFLOAD)
-"""The ways to train the ordinary network."""
+"""The ways to train the ordinary network. transformers' own offloading computes and copies in turns."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from tests.cli.example_plan import MIB, example_plan
 def drawn(monkeypatch, tmp_path):
     """Draw a plan whose steps take a MiB for every 100 tokens, and return the curves by their names."""
 
-    def memory(workload, method, batch, tokens):
+    def memory(workload, method, batch, tokens, *, fused):
         return SimpleNamespace(device=SimpleNamespace(total=batch * tokens * MIB // 100))
 
     figures, save = [], Figure.savefig

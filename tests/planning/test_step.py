@@ -7,9 +7,20 @@ from transformers import AutoConfig
 from lab.bench.memory import Measurer
 from lab.bench.workload import MeasuredWorkload as Measured
 from lab.bench.workload import llama_config
+from revformers.activations import Checkpoint, Offload
+from revformers.dynamics import Residual
+from revformers.planning.devices import DEVICES
 from revformers.planning.setups import rebuild, title_of
-from revformers.planning.step import _STEPS, _memory, step_memory, step_operations, step_time
-from revformers.setup import CHECKPOINT, OFFLOAD, STORE, Workload
+from revformers.planning.step import (
+    _STEPS,
+    _memory,
+    _peaks_outside_tiles,
+    _work,
+    step_memory,
+    step_operations,
+    step_time,
+)
+from revformers.setup import CHECKPOINT, OFFLOAD, STORE, Setup, Workload
 
 CONFIG = llama_config(6, 128, 256, 256)
 WORKLOAD = Workload(AutoConfig.for_model(**CONFIG), head="own")
@@ -74,25 +85,90 @@ def test_a_loss_of_few_chunks_takes_what_one_of_many_takes(monkeypatch):
 
 
 def forget():
-    _memory.cache_clear()
+    for cached in (_memory, _peaks_outside_tiles, _work):
+        cached.cache_clear()
     _STEPS.clear()
 
 
 @pytest.mark.thorough
 def test_operations_of_many_chunks_are_counted():
     workload = Workload(AutoConfig.for_model(**CONFIG))
-    short, long = (step_operations(workload, STORE, tokens) for tokens in (16384, 32768))
-    # Two products forward and five backward a layer; all else grows with the tokens.
-    attention = 6 * 7 * 2 * 16384**2 * 128
+    short, long = (step_operations(workload, STORE, 1, tokens) for tokens in (16384, 32768))
+    # Two products forward and five backward a layer, of which a token sees half; all else grows with the tokens.
+    attention = 6 * 7 * 16384**2 * 128
     assert long == pytest.approx(2 * (short - attention) + 4 * attention, rel=0.001)
 
 
 def test_checkpointing_and_rebuilding_cost_at_most_a_forward_pass():
-    stored, checkpointed, rebuilt = (step_operations(WORKLOAD, setup, 64) for setup in SETUPS[:3])
+    stored, checkpointed, rebuilt = (step_operations(WORKLOAD, setup, 1, 64) for setup in SETUPS[:3])
     assert stored < checkpointed < rebuilt <= stored * 4 / 3
 
 
+@pytest.mark.thorough
 def test_time_is_operations_where_bytes_cost_nothing():
+    speed = DEVICES["h100"].float32
+    endless, usual, slow = (dataclasses.replace(DEVICES["h100"], memory=memory) for memory in (1e30, 1e12, 1e10))
     for setup in SETUPS:
-        assert round(step_time(WORKLOAD, setup, 64, 0.0)) == step_operations(WORKLOAD, setup, 64)
-        assert step_time(WORKLOAD, setup, 64, 100.0) > step_time(WORKLOAD, setup, 64, 1.0)
+        seconds = step_time(WORKLOAD, setup, 1, 64, endless)
+        assert round(seconds * speed) == step_operations(WORKLOAD, setup, 1, 64)
+        assert step_time(WORKLOAD, setup, 1, 64, slow) > step_time(WORKLOAD, setup, 1, 64, usual)
+
+
+def test_this_library_hides_copies_and_transformers_waits_for_them():
+    device = DEVICES["h100"]
+    overlapped = Setup(Residual(), Offload())
+    host = step_memory(WORKLOAD, overlapped, 2, 64).host
+    assert host == 6 * 4 * 2 * 64 * 128
+    computed = step_time(WORKLOAD, Setup(Residual(), Checkpoint()), 2, 64, device)
+    hidden, half, slow = (
+        step_time(WORKLOAD, overlapped, 2, 64, dataclasses.replace(device, link=host / seconds))
+        for seconds in (computed / 10, computed / 2, 10 * computed)
+    )
+    assert hidden == pytest.approx(computed, rel=0.01)
+    assert computed < half < 1.5 * computed, "the backward pass takes longer than its copies, the forward pass does not"
+    assert slow == pytest.approx(20 * computed)
+    serial = step_time(WORKLOAD, OFFLOAD, 2, 64, dataclasses.replace(device, link=host / computed))
+    assert serial == pytest.approx(step_time(WORKLOAD, CHECKPOINT, 2, 64, device) + 2 * computed, rel=0.01)
+
+
+def test_pinned_memory_is_taken_in_powers_of_two():
+    overlapped = Setup(Residual(), Offload())
+    assert step_memory(WORKLOAD, overlapped, 3, 64).host == step_memory(WORKLOAD, overlapped, 4, 64).host
+
+
+def test_an_overlapped_offload_has_two_inputs_on_the_device():
+    offloaded, kept = (
+        step_memory(WORKLOAD, Setup(Residual(), policy), 2, 64).device.total for policy in (Offload(), Checkpoint())
+    )
+    layer_input = 4 * 2 * 64 * 128
+    assert kept - offloaded == pytest.approx(4 * layer_input, rel=0.01)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("setup", [CHECKPOINT, rebuild(2)], ids=title_of)
+def test_few_tiles_are_run_and_many_counted(setup, monkeypatch):
+    tiled = dataclasses.replace(setup, mlp_tile=32)
+    few = step_memory(WORKLOAD, tiled, 2, 192).device.total, step_time(WORKLOAD, tiled, 2, 192, DEVICES["h100"])
+    assert few[0] < step_memory(WORKLOAD, setup, 2, 192).device.total
+    assert few[1] > step_time(WORKLOAD, setup, 2, 192, DEVICES["h100"])
+    forget()
+    monkeypatch.setattr("revformers.planning.step.TILES", 1000)
+    all_of_them = step_memory(WORKLOAD, tiled, 2, 192).device.total, step_time(WORKLOAD, tiled, 2, 192, DEVICES["h100"])
+    forget()
+    assert few[0] == pytest.approx(all_of_them[0], rel=0.002)
+    assert few[1] == pytest.approx(all_of_them[1], rel=0.05)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("setup", [CHECKPOINT, rebuild(2)], ids=title_of)
+def test_the_planned_peak_with_tiles_is_the_measured_one(setup):
+    tiled = dataclasses.replace(setup, mlp_tile=200)  # the last tile is half as large
+    measured = Measurer().peak(Measured(CONFIG, 2, 256, head="chunked"), tiled).peak
+    workload = dataclasses.replace(WORKLOAD, head="chunked")
+    # PyTorch keeps the state of the CPU's random numbers, 5,056 bytes, for every checkpoint.
+    assert step_memory(workload, tiled, 2, 256).device.total == pytest.approx(measured, rel=0.01, abs=9 * 5056)
+
+
+def test_fused_kernels_take_no_workspace():
+    plain, fused = (step_memory(WORKLOAD, rebuild(2), 1, 64, fused=fused).device.total for fused in (False, True))
+    assert fused <= plain

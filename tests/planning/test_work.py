@@ -1,5 +1,6 @@
+import pytest
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn import functional
 
 from revformers.planning.meta import without_numbers
 from revformers.planning.work import work_of
@@ -21,8 +22,16 @@ def test_views_are_free_and_what_is_written_in_place_is_not():
     assert work_of(lambda: tensor[:1].expand(100).clone()).time(1.0) == 400 + 400
 
 
-def test_attention_counts_the_heads_of_the_queries():
-    query, key = torch.empty(1, 8, 32, 16, device="meta"), torch.empty(1, 2, 32, 16, device="meta")
+@pytest.mark.parametrize(("causal", "share"), [(True, 2), (False, 1)])
+def test_attention_counts_the_heads_of_the_queries_and_what_a_token_sees(causal, share):
+    query, key = (torch.empty(1, heads, 32, 16, device="meta", requires_grad=True) for heads in (8, 2))
+
+    def step():
+        functional.scaled_dot_product_attention(query, key, key, is_causal=causal, enable_gqa=True).sum().backward()
+
     with without_numbers(counted=1):
-        work = work_of(lambda: scaled_dot_product_attention(query, key, key, is_causal=True, enable_gqa=True))
-    assert work.operations == 2 * 2 * 8 * 32 * 32 * 16
+        work = work_of(step)
+    product = 2 * 8 * 32 * 32 * 16
+    assert work.forward.operations == 2 * product // share
+    assert work.backward.operations == 5 * product // share
+    assert work.operations == work.forward.operations + work.backward.operations

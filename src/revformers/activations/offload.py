@@ -7,7 +7,7 @@ from torch import Tensor
 
 from revformers.activations.base import ActivationPolicy
 from revformers.activations.checkpoint import CheckpointedPass
-from revformers.activations.overlapped import OverlappedInputs, StreamCopies
+from revformers.activations.overlapped import MetaCopies, OverlappedInputs, StreamCopies
 from revformers.engine.forward_pass import BeginPass, ForwardPass
 from revformers.engine.states import StatePair
 from revformers.engine.ticket import InputSource
@@ -30,6 +30,8 @@ class Offload(ActivationPolicy):
 
         def begin(states: StatePair, _: object) -> ForwardPass:
             device = states.current.device
+            if device.type == "meta":
+                return OffloadedPass(states, OverlappedInputs(MetaCopies()))
             if device.type != "cuda":
                 return OffloadedPass(states)
             if device not in streams:
@@ -55,7 +57,7 @@ class OffloadedPass(CheckpointedPass):
     def _keep(self, hidden: Tensor) -> InputSource:
         if self._inputs is not None:
             return self._inputs.keep(hidden)
-        if hidden.device.type in ("cpu", "meta"):
+        if hidden.device.type == "cpu":
             return super()._keep(hidden)
         device, on_host = hidden.device, hidden.cpu()
         return lambda: on_host.to(device)

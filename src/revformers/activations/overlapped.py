@@ -94,6 +94,22 @@ class StreamCopies:
         return copy.tensor
 
 
+class MetaCopies:
+    """Copies on the meta device, where the planner counts the memory that a device would need, and none of a host."""
+
+    def to_host(self, tensor: Tensor) -> Copy:
+        """Return a tensor of the same shape that takes the memory of one number."""
+        return Copy(tensor.new_empty(()).expand(tensor.shape), None)
+
+    def to_device(self, tensor: Tensor) -> Copy:
+        """Return a new tensor of the same shape."""
+        return Copy(tensor.new_empty(tensor.shape), None)
+
+    def wait(self, copy: Copy) -> Tensor:
+        """Return the copy."""
+        return copy.tensor
+
+
 class KeptInput:
     """The input of one step.
 

@@ -37,7 +37,7 @@ def draw(workload: Workload, plan: Plan, axis: Axis, file: Path) -> None:
         totals = []
         for place in at:
             batch, tokens = (1, place) if axis == "length" else (place, plan.sequence_length)
-            step = step_memory(workload, setup, batch, tokens).device.total
+            step = step_memory(workload, setup, batch, tokens, fused=True).device.total
             totals.append((step + plan.size.total) / 2**30)
         axes.plot(
             at,

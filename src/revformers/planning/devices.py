@@ -1,4 +1,4 @@
-"""Peak speeds of graphics processors from their makers' data sheets; training reaches less."""
+"""Machines that train, and the peak speeds of graphics processors from data sheets; training reaches less."""
 
 from dataclasses import dataclass
 
@@ -25,6 +25,22 @@ class Device:
     def operations(self, dtype: torch.dtype) -> float:
         """Return the operations per second in `dtype`."""
         return self.bfloat16 if dtype == torch.bfloat16 else self.float32
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A graphics processor and the host that it is attached to.
+
+    Attributes:
+        device: speeds of the graphics processor.
+        memory: memory of the graphics processor, bytes.
+        host_memory: memory that the host has for activations, bytes; None if it is not known.
+
+    """
+
+    device: Device
+    memory: int
+    host_memory: int | None = None
 
 
 DEVICES = {

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from revformers.engine.ops import KERNELS
+from revformers.engine.ops import KERNELS, READ
 from revformers.engine.packing import GROUP, packed_size
 from revformers.planning.results import Layout, layout_of, tensor_of
 
@@ -27,6 +27,18 @@ def described(arguments: tuple[Any, ...]) -> Described:
 def alone(operator: Any, arguments: Described) -> Callable[[], object]:
     """Return a call of the plain kernel of `operator` on new tensors, which this function allocates."""
     return partial(KERNELS[operator], *(tensor_of(value) if _is_layout(value) else value for value in arguments))
+
+
+def fused_bytes(operator: Any, arguments: Described) -> int:
+    """Return the bytes that one fused kernel for `operator` reads and writes: each tensor once, but a state it moves.
+
+    On graphics processors the operators are such kernels (`revformers.engine.ops.cuda`), bound by memory.
+    """
+    sizes = [shape.numel() * dtype.itemsize for shape, _, dtype in filter(_is_layout, arguments)]
+    if operator is READ:
+        (shape, _, _), dtype, _ = arguments
+        return sizes[0] + shape.numel() * dtype.itemsize
+    return sum(sizes) + sizes[0]
 
 
 def first_block(arguments: Described) -> Described:

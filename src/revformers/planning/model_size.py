@@ -3,14 +3,18 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
+from revformers.activations import Rebuild
+from revformers.dynamics import Midpoint
 from revformers.errors import reason_with_type, require_package
 from revformers.head.loss import apply_head
+from revformers.models.update_predictor import PredictorForm
 from revformers.planning.meta import autocast_without_meta
 from revformers.planning.nf4 import Nf4Linear, quantise_linear_layers
 from revformers.setup import Optimizer, Setup, Workload, with_depth
@@ -59,11 +63,11 @@ def trained_model(workload: Workload, layers: int, setup: Setup | None = None) -
     if workload.precision == "bfloat16_autocast":
         raise ValueError("A step under autocast cannot be planned; plan one in float32 or in bfloat16.")
     model = meta_model(workload.config, layers, workload.dtype)
+    if workload.training == "qlora":
+        quantise_linear_layers(model)  # before predictors are added, which stay in the dtype of the layers
     if setup is not None:
         setup.apply(model)
     apply_head(model, workload.head)
-    if workload.training == "qlora":
-        quantise_linear_layers(model)
     return model if workload.training == "full" else with_adapter(model, workload.rank)
 
 
@@ -115,6 +119,13 @@ def with_adapter(model: nn.Module, rank: int) -> Any:
     # PEFT warns about settings that it chooses itself, and reads a deprecated attribute for checkpointing.
     with torch.device("meta"), autocast_without_meta(), warnings.catch_warnings(action="ignore"):
         return peft.get_peft_model(model, adapter)
+
+
+@lru_cache(maxsize=64)
+def size_in(workload: Workload, predictors: PredictorForm | None) -> ModelSize:
+    """Return the size of the model of a workload, with update predictors of this form in its layers, if not None."""
+    setup = None if predictors is None else Setup(Midpoint(), Rebuild(), predictors=predictors)
+    return model_size(trained_model(workload, workload.layers, setup), workload.optimizer)
 
 
 def model_size(model: nn.Module, optimizer: Optimizer) -> ModelSize:

@@ -5,7 +5,6 @@ them with measured peaks. They exclude the memory that a device's allocator, lib
 Times are predictions of the roofline model, relative to storing.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,11 +12,11 @@ from revformers.errors import NotReversibleError
 from revformers.planning.cost import SetupCost
 from revformers.planning.devices import Device
 from revformers.planning.model_size import ModelSize, longest_readable, model_size, trained_model
+from revformers.planning.prediction import with_model
 from revformers.planning.recommend import recommend
 from revformers.planning.search import largest_within
 from revformers.planning.setups import budgeted, rebuild, setups
 from revformers.planning.step import step_memory, step_operations, step_time
-from revformers.planning.timeline import MemoryByCategory
 from revformers.setup import CHECKPOINT, STORE, Setup, Workload
 
 CONTEXT_UNIT = 256
@@ -80,15 +79,10 @@ def make_plan(workload: Workload, memory: int, device: Device, bits: Sequence[in
     return Plan(memory, tokens, size, rows, refusal, recommendation, limit)
 
 
-def with_model(size: ModelSize, step: MemoryByCategory) -> MemoryByCategory:
-    """Return the memory of a step plus that of the model that it trains."""
-    return dataclasses.replace(step, weights=size.weights, gradients=size.gradients, optimizer=size.optimizer)
-
-
 def _refusal(workload: Workload, tokens: int) -> str | None:
     """Return the reason that the model cannot be reversed, which may show only in its first forward pass, or None."""
     try:
-        step_operations(workload, rebuild(0), tokens)
+        step_operations(workload, rebuild(0), 1, tokens)
     except NotReversibleError as error:
         return str(error)
     return None
@@ -102,11 +96,11 @@ def _cost(
 
     room = memory - size.total
     # A run that counts the operations of a step also counts its memory, but not the reverse.
-    step_operations(workload, setup, tokens)
-    one = step_memory(workload, setup, 1, tokens)
-    batch = largest_within(lambda number: step_memory(workload, setup, number, tokens).device.total, room)
+    step_operations(workload, setup, 1, tokens)
+    one = step_memory(workload, setup, 1, tokens, fused=True)
+    batch = largest_within(lambda number: step_memory(workload, setup, number, tokens, fused=True).device.total, room)
     units = largest_within(
-        lambda number: step_memory(workload, setup, 1, tokens_of(number)).device.total,
+        lambda number: step_memory(workload, setup, 1, tokens_of(number), fused=True).device.total,
         room,
         start=max(1, tokens // CONTEXT_UNIT),
         tolerance=CONTEXT_TOLERANCE,
@@ -116,9 +110,9 @@ def _cost(
         with_model(size, one.device),
         one.host,
         batch,
-        step_memory(workload, setup, batch, tokens).host if batch else 0,
+        step_memory(workload, setup, batch, tokens, fused=True).host if batch else 0,
         tokens_of(units),
-        *_work_over_store(workload, setup, tokens, device, one.host),
+        *_work_over_store(workload, setup, tokens, device),
     )
 
 
@@ -135,12 +129,12 @@ def _budgeted_cost(
         return None
     # For one sequence: the memory of a step is proportional to the batch, and so is the room for the budget.
     room = (memory - size.total) // checkpoint.largest_batch
-    least = step_memory(workload, rebuild(0), 1, tokens).device
+    least = step_memory(workload, rebuild(0), 1, tokens, fused=True).device
     budget = least.states + room - least.total
     while budget >= least.states:
         setup = budgeted(budget)
-        work = _work_over_store(workload, setup, tokens, device, 0)
-        one = step_memory(workload, setup, 1, tokens)
+        work = _work_over_store(workload, setup, tokens, device)
+        one = step_memory(workload, setup, 1, tokens, fused=True)
         if one.device.total <= room:
             batch, context = checkpoint.largest_batch, rebuilt.longest_context
             return SetupCost(setup, with_model(size, one.device), 0, batch, 0, context, *work)
@@ -149,13 +143,9 @@ def _budgeted_cost(
     return None
 
 
-def _work_over_store(workload: Workload, setup: Setup, tokens: int, device: Device, host: int) -> tuple[float, float]:
+def _work_over_store(workload: Workload, setup: Setup, tokens: int, device: Device) -> tuple[float, float]:
     """Return the floating-point operations and the predicted time of a step, relative to storing."""
-    operations = device.operations(workload.dtype)
-    per_byte = operations / device.memory
-    # PyTorch copies to and from the host synchronously: the copies and the computation wait for each other.
-    copies = 2 * host * operations / device.link
     return (
-        step_operations(workload, setup, tokens) / step_operations(workload, STORE, tokens),
-        (step_time(workload, setup, tokens, per_byte) + copies) / step_time(workload, STORE, tokens, per_byte),
+        step_operations(workload, setup, 1, tokens) / step_operations(workload, STORE, 1, tokens),
+        step_time(workload, setup, 1, tokens, device) / step_time(workload, STORE, 1, tokens, device),
     )

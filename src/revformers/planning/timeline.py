@@ -77,6 +77,10 @@ class Timeline:
     workspaces: Numbers
     workspace_categories: Numbers
 
+    def without_workspaces(self) -> "Timeline":
+        """Return the memory of the same step with fused kernels, which allocate nothing but their results."""
+        return dataclasses.replace(self, workspaces=np.zeros_like(self.workspaces))
+
     def peak(self) -> MemoryByCategory:
         """Return the memory at the peak, at its first moment."""
         moment = self._peak_moment()

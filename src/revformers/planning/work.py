@@ -8,7 +8,7 @@ the model compares ways to train but does not predict seconds.
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from revformers.engine.ops import KERNELS
-from revformers.planning.kernels import Described, alone, described
+from revformers.planning.kernels import Described, alone, described, fused_bytes
 from revformers.planning.results import makes_new_tensors, tensors_in
 from revformers.private_api import (
     CPU_ATTENTION,
     CPU_ATTENTION_BACKWARD,
     TorchDispatchMode,
+    current_backward_pass,
     flop_registry,
     schema_of,
     sdpa_backward_flop_count,
@@ -33,41 +34,68 @@ from revformers.private_api import (
 aten = torch.ops.aten
 
 
+Operators = Counter[tuple[int, int]]
+"""How often each pair of (floating-point operations, bytes read and written) occurs."""
+
+
 @dataclass(frozen=True)
-class Work:
-    """The operators of a step.
+class PassWork:
+    """The operators of a forward or a backward pass.
+
+    Only matrix products and attention have operations; all other operators are assumed to be bound by memory.
 
     Attributes:
-        operators: how often each pair of (floating-point operations, bytes read and written) occurs. Only matrix
-            products and attention have operations; all other operators are assumed to be bound by memory.
+        operators: those of PyTorch.
+        kernels: how often each operator of the engine occurs with its arguments.
 
     """
 
-    operators: Counter[tuple[int, int]]
+    operators: Operators = field(default_factory=Counter)
+    kernels: Counter[tuple[Any, Described]] = field(default_factory=Counter)
 
     @property
     def operations(self) -> int:
         """Total number of floating-point operations."""
         return sum(number * operations for (operations, _), number in self.operators.items())
 
-    def time(self, operations_per_byte: float) -> float:
-        """Return the time of the step, in units of one floating-point operation at the device's peak.
+    def time(self, operations_per_byte: float, *, fused: bool = True) -> float:
+        """Return the time of the pass, in units of one floating-point operation at the device's peak.
 
         Args:
             operations_per_byte: operations that the device performs in the time that it moves one byte.
+            fused: whether an operator of the engine is one kernel, as on CUDA, or many operators of PyTorch.
 
         """
-        return sum(
-            number * max(operations, bytes_moved * operations_per_byte)
-            for (operations, bytes_moved), number in self.operators.items()
+        kernels = sum(
+            number
+            * (fused_bytes(*kernel) * operations_per_byte if fused else _time(_inside(*kernel), operations_per_byte))
+            for kernel, number in self.kernels.items()
         )
+        return _time(self.operators, operations_per_byte) + kernels
+
+
+@dataclass(frozen=True)
+class Work:
+    """The operators of a step."""
+
+    forward: PassWork = field(default_factory=PassWork)
+    backward: PassWork = field(default_factory=PassWork)
+
+    @property
+    def operations(self) -> int:
+        """Total number of floating-point operations."""
+        return self.forward.operations + self.backward.operations
+
+    def time(self, operations_per_byte: float, *, fused: bool = True) -> float:
+        """Return the time of both passes; see `PassWork.time`."""
+        return sum(one.time(operations_per_byte, fused=fused) for one in (self.forward, self.backward))
 
 
 def work_of(step: Callable[[], object]) -> Work:
     """Run `step` and return its operators."""
     with WorkCounter() as counter:
         step()
-    return Work(counter.operators)
+    return counter.work
 
 
 class WorkCounter(TorchDispatchMode):
@@ -75,15 +103,16 @@ class WorkCounter(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.operators: Counter[tuple[int, int]] = Counter()
+        self.work = Work()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
+        work = self.work.forward if current_backward_pass() is None else self.work.backward
         if func in KERNELS:
-            self.operators.update(_inside(func, described(args)))
+            work.kernels[func, described(args)] += 1
             return result
         if func is aten.empty_strided.default:  # allocates a tensor and writes nothing
             return result
@@ -91,15 +120,22 @@ class WorkCounter(TorchDispatchMode):
             return result
         count = _OPERATIONS.get(func.overloadpacket)
         operations = int(count(*args, **kwargs, out_val=result)) if count else 0
-        self.operators[operations, sum(map(_bytes, tensors_in((args, kwargs, result))))] += 1
+        work.operators[operations, sum(map(_bytes, tensors_in((args, kwargs, result))))] += 1
         return result
 
 
+def _time(operators: Operators, operations_per_byte: float) -> float:
+    return sum(
+        number * max(operations, bytes_moved * operations_per_byte)
+        for (operations, bytes_moved), number in operators.items()
+    )
+
+
 @lru_cache(maxsize=4096)
-def _inside(kernel: Any, arguments: Described) -> Counter[tuple[int, int]]:
-    """Return the operators that a kernel of the engine runs."""
+def _inside(kernel: Any, arguments: Described) -> Operators:
+    """Return the operators that a plain kernel of the engine runs."""
     with without_dispatch_modes():
-        return work_of(alone(kernel, arguments)).operators
+        return work_of(alone(kernel, arguments)).forward.operators
 
 
 def _is_view(result: Any, arguments: Any) -> bool:
@@ -113,14 +149,23 @@ def _bytes(tensor: Tensor) -> int:
     return min(tensor.nbytes, tensor.untyped_storage().nbytes())
 
 
-def _attention_operations(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
-    return sdpa_flop_count(query.shape, _repeated(key, query), _repeated(value, query))
+def _attention_operations(query: Tensor, key: Tensor, value: Tensor, *others: Any, **keywords: Any) -> int:
+    whole = sdpa_flop_count(query.shape, _repeated(key, query), _repeated(value, query))
+    return _of_mask(whole, CPU_ATTENTION, query, key, value, *others, **keywords)
 
 
 def _attention_backward_operations(
-    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *others: Any, **keywords: Any
 ) -> int:
-    return sdpa_backward_flop_count(gradient.shape, query.shape, _repeated(key, query), _repeated(value, query))
+    whole = sdpa_backward_flop_count(gradient.shape, query.shape, _repeated(key, query), _repeated(value, query))
+    return _of_mask(whole, CPU_ATTENTION_BACKWARD, gradient, query, key, value, *others, **keywords)
+
+
+def _of_mask(whole: int, attention: Any, *arguments: Any, **keywords: Any) -> int:
+    """Return the operations of attention that is causal or not; fused kernels skip the half that a token cannot see."""
+    place = [argument.name for argument in schema_of(attention.default).arguments].index("is_causal")
+    causal = arguments[place] if len(arguments) > place else keywords.get("is_causal", False)
+    return whole // 2 if causal else whole
 
 
 def _repeated(tensor: Tensor, query: Tensor) -> torch.Size:
