@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
-from revformers.activations import ACTIVATIONS, Budget
+from lab.bench.rivals import Rival
+from revformers.activations import ACTIVATIONS, Budget, Checkpoint
 from revformers.activations.budget.budget import Recompute
 from revformers.activations.budget.budgeted import smallest_budget
 from revformers.byte_size import parse_size
@@ -13,12 +14,20 @@ from revformers.dynamics import BlendedMidpoint, Dynamics, Midpoint
 from revformers.setup import CHECKPOINT, OFFLOAD, STORE, Setup, Workload
 
 # Recipes and committed results call the ordinary network plain.
-ORDINARY_STORE = "plain_store"
-ORDINARY_CHECKPOINT = "plain_checkpoint"
-ORDINARY_OFFLOAD = "plain_offload"
-ORDINARY_ARMS = {ORDINARY_STORE: STORE, ORDINARY_CHECKPOINT: CHECKPOINT, ORDINARY_OFFLOAD: OFFLOAD}
+ORDINARY = "plain_"
+ORDINARY_STORE = f"{ORDINARY}store"
+ORDINARY_CHECKPOINT = f"{ORDINARY}checkpoint"
+ORDINARY_OFFLOAD = f"{ORDINARY}offload"
+ORDINARY_SELECTIVE = f"{ORDINARY}selective"
+ORDINARY_EVERY = f"{ORDINARY}every"
+ORDINARY_ARMS = {
+    ORDINARY_STORE: STORE,
+    ORDINARY_CHECKPOINT: CHECKPOINT,
+    ORDINARY_OFFLOAD: OFFLOAD,
+    ORDINARY_SELECTIVE: Rival(None, Checkpoint(), keeps_attention=True),
+}
 BUDGETS: dict[str, Recompute] = {"budget": "rebuild", "budget_checkpoint": "checkpoint"}
-ARM_NAMES = (*ORDINARY_ARMS, "store", "checkpoint", "offload", "rebuild", *BUDGETS)
+ARM_NAMES = (*ORDINARY_ARMS, ORDINARY_EVERY, "store", "checkpoint", "offload", "rebuild", *BUDGETS)
 
 MOST_BITS = 8
 
@@ -33,6 +42,7 @@ class ArmName:
         bits: side information of ``rebuild:2``, in bits per element and layer: the blended midpoint rule of 1/2^bits,
             or the midpoint rule at 0. None: the recipe's own dynamics.
         budget: bytes of ``budget:20GiB`` and ``budget_checkpoint:20GiB``. None: the study sets the budget.
+        every: n of ``plain_every:n``, which checkpoints every n-th layer of the ordinary network.
 
     """
 
@@ -40,6 +50,7 @@ class ArmName:
     name: str
     bits: int | None = None
     budget: int | None = None
+    every: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> "ArmName":
@@ -47,15 +58,18 @@ class ArmName:
         name, colon, option = text.partition(":")
         if name not in ARM_NAMES:
             raise ValueError(f"There is no arm {text!r}; choose among {', '.join(ARM_NAMES)}.")
-        if not colon:
+        if not colon and name != ORDINARY_EVERY:
             return cls(text, name)
+        if name == ORDINARY_EVERY and option.isdecimal() and int(option) > 1:
+            return cls(text, name, every=int(option))
         if name == "rebuild" and option.isdecimal() and int(option) <= MOST_BITS:
             return cls(text, name, bits=int(option))
         if name in BUDGETS:
             return cls(text, name, budget=parse_size(option))
         raise ValueError(
             f"The arm {text!r} cannot be read: rebuild takes bits of side information from 0 to {MOST_BITS}, as in "
-            f"rebuild:2, budget and budget_checkpoint take a size, as in budget:20GiB, and other arms take nothing."
+            f"rebuild:2, budget and budget_checkpoint take a size, as in budget:20GiB, {ORDINARY_EVERY} takes a number "
+            f"from 2, as in {ORDINARY_EVERY}:2, and other arms take nothing."
         )
 
     @property
@@ -78,6 +92,8 @@ class ArmName:
         """
         if self.name in ORDINARY_ARMS:
             return ORDINARY_ARMS[self.name]
+        if self.every is not None:
+            return Rival(None, Checkpoint(), every=self.every)
         if self.name not in BUDGETS:
             return Setup(self.dynamics(own), ACTIVATIONS[self.name]())
         size = self.budget if budget is None else budget
@@ -94,7 +110,7 @@ def setups_of(names: Sequence[str], dynamics: Dynamics, budget: int | None = Non
 def arm_name(setup: Setup) -> str:
     """Return the name of an arm without the part after the colon."""
     if setup.ordinary:
-        return next(name for name, other in ORDINARY_ARMS.items() if other == setup)
+        return next((name for name, other in ORDINARY_ARMS.items() if other == setup), ORDINARY_EVERY)
     budgets = {recompute: name for name, recompute in BUDGETS.items()}
     return budgets[setup.activations.recompute] if isinstance(setup.activations, Budget) else setup.activations.name
 

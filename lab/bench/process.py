@@ -19,6 +19,7 @@ from lab import REPOSITORY
 from lab.bench.arm_names import arm_name
 from lab.bench.memory import Measurer, PeakMemory, Task, TurnTimes
 from lab.bench.meter import MALLOC_SETTINGS
+from lab.bench.rivals import Rival
 from lab.bench.workload import MeasuredWorkload
 from revformers import dynamics
 from revformers.activations import parse_policy
@@ -179,11 +180,14 @@ def _main() -> None:
 def _written(setup: Setup) -> dict[str, Any]:
     """Return a setup in types that JSON supports; `_setup` reads it."""
     recurrence = setup.dynamics
-    return {"dynamics": recurrence and recurrence.to_dict(), "activations": str(setup.activations)}
+    rival = {"every": setup.every, "keeps_attention": setup.keeps_attention} if isinstance(setup, Rival) else None
+    return {"dynamics": recurrence and recurrence.to_dict(), "activations": str(setup.activations), "rival": rival}
 
 
 def _setup(written: dict[str, Any]) -> Setup:
     recurrence = written["dynamics"]
+    if written["rival"]:
+        return Rival(None, parse_policy(written["activations"]), **written["rival"])
     return Setup(recurrence and dynamics.from_dict(recurrence), parse_policy(written["activations"]))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lab.bench.arm_names import ORDINARY_CHECKPOINT, ORDINARY_OFFLOAD, ArmName
+from lab.bench.arm_names import ORDINARY, ORDINARY_CHECKPOINT, ORDINARY_OFFLOAD, ArmName
 from lab.bench.workload import MeasuredWorkload
 from revformers.byte_size import parse_size
 from revformers.dynamics import Dynamics
@@ -16,7 +16,6 @@ from revformers.training.model import build_dynamics, network_config
 from revformers.training.recipe import NetworkSection, RecurrenceSection
 
 FREE = "free"
-LIKE_CHECKPOINT = "checkpoint"
 
 
 @dataclass(frozen=True)
@@ -25,10 +24,11 @@ class BenchRecipe:
 
     Attributes:
         arms: What to compare. The ordinary network as transformers trains it: plain_store, plain_checkpoint,
-            plain_offload (checkpoints in host memory). The network with the dynamics: store, checkpoint, offload,
-            rebuild; rebuild:2 rebuilds a blended midpoint rule with 2 bits of side information. budget:20GiB stores
-            what it can within 20 GiB and rebuilds the rest, budget_checkpoint:20GiB recomputes it; without a size,
-            their peak is that of plain_checkpoint.
+            plain_offload (checkpoints in host memory), plain_selective (checkpoints that keep the outputs of attention
+            kernels), plain_every:2 (every second layer is checkpointed). The network with the dynamics: store,
+            checkpoint, offload, rebuild; rebuild:2 rebuilds a blended midpoint rule with 2 bits of side information.
+            budget:20GiB stores what it can within 20 GiB and rebuilds the rest, budget_checkpoint:20GiB recomputes it;
+            without a size, their peak is that of plain_checkpoint.
         precision: float32; bfloat16 weights; or float32 weights under autocast, bfloat16_autocast.
         head: The loss of every arm: chunked, from the logits of a few tokens at a time; own, as the model computes it;
             auto, chunked if the model supports it.
@@ -39,8 +39,9 @@ class BenchRecipe:
         depths: Numbers of layers that bench depth measures.
         batch_sizes: Batch sizes that bench batch measures.
         sequence_lengths: Sequence lengths that bench length measures.
-        budgets: Budgets that bench budget gives to arms without a size: sizes such as 2GiB, or checkpoint, the largest
-            budget whose measured peak does not exceed that of plain_checkpoint.
+        budgets: Budgets that bench budget gives to arms without a size: sizes such as 2GiB, or the largest one whose
+            measured peak does not exceed that of an arm of the ordinary network, such as checkpoint for
+            plain_checkpoint.
         memory: Sizes such as 80GiB, or free (the device's free memory), within which bench depth (at every depth) and
             bench batch search for the largest batch, and bench length for the longest sequence; weights, gradients and
             optimizer states count.
@@ -87,9 +88,12 @@ class BenchRecipe:
             values = getattr(self, name)
             require(len(set(values)) == len(values), name, "different from each other", listed(values))
         require(bool(self.arms), "arms", "at least one name", "none")
-        for name, word in (("budgets", LIKE_CHECKPOINT), ("memory", FREE)):
-            for text in getattr(self, name):
-                _check_size(name, text, word)
+        for text in self.memory:
+            if text != FREE:
+                _check_size("memory", text, f"the word {FREE}")
+        for text in self.budgets:
+            if self.arm_to_equal(text) is None:
+                _check_size("budgets", text, f"what follows {ORDINARY} in the name of an arm, such as checkpoint")
         self.arm_names()
 
     def arm_names(self) -> list[ArmName]:
@@ -107,6 +111,13 @@ class BenchRecipe:
         if ORDINARY_OFFLOAD in self.arms and self.device == "cpu":
             raise UserError(f"The arm {ORDINARY_OFFLOAD} needs a GPU: on a CPU there is nowhere to offload to.")
         return names
+
+    def arm_to_equal(self, budget: str) -> str | None:
+        """Return the arm of the ordinary network whose peak is the limit of a budget; None if the budget is a size."""
+        try:
+            return ArmName.parse(ORDINARY + budget).text
+        except ValueError:
+            return None
 
     def workload(self) -> MeasuredWorkload:
         """Return the network and the batch.
@@ -158,10 +169,9 @@ def listed(values: Sequence[object]) -> str:
     return ", ".join(map(str, values))
 
 
-def _check_size(name: str, text: str, word: str) -> None:
-    """Raise UserError unless `text` is a size of memory or `word`."""
+def _check_size(name: str, text: str, other: str) -> None:
+    """Raise UserError unless `text` is a size of memory; `other` says what else the field takes."""
     try:
-        if text != word:
-            parse_size(text)
+        parse_size(text)
     except ValueError:
-        raise UserError(f"{name} takes sizes such as 24GiB or the word {word}, not {text!r}.") from None
+        raise UserError(f"{name} takes sizes such as 24GiB or {other}, not {text!r}.") from None

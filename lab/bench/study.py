@@ -10,7 +10,7 @@ import torch
 from lab.bench.arm_names import ORDINARY_CHECKPOINT, ArmName, smallest_budget_of
 from lab.bench.memory import TurnTimes
 from lab.bench.process import MeasuringProcess
-from lab.bench.recipe import FREE, LIKE_CHECKPOINT, BenchRecipe
+from lab.bench.recipe import FREE, BenchRecipe
 from lab.bench.search import find_largest
 from lab.bench.study_axis import Axis, Value
 from lab.bench.study_file import StudyFile
@@ -83,6 +83,9 @@ class Study:
             raise UserError(f"bench {axis.name} needs values in {axis.field}{instead}; the recipe has none.")
         if axis.name == "budget" and not any(name.open for name in self._names):
             raise UserError("bench budget needs the arm budget or budget_checkpoint, without a size of its own.")
+        for text in recipe.budgets if axis.name == "budget" else ():
+            if (other := recipe.arm_to_equal(text)) is not None and other not in recipe.arms:
+                raise UserError(f"The budget {text} needs the arm {other}, whose peak sets it; add that arm.")
         longest = self._workload.longest_sequence
         if axis.grows == "sequence_length" and recipe.memory and longest is not None and longest < recipe.length_unit:
             raise UserError(
@@ -99,7 +102,7 @@ class Study:
                 arm.apply(model)
             except ValueError as error:
                 raise UserError(f"The arm {name.text} cannot be measured: {error}") from error
-            budgets = [parse_size(text) for text in recipe.budgets if name.open and text != LIKE_CHECKPOINT]
+            budgets = [parse_size(text) for text in recipe.budgets if name.open and not recipe.arm_to_equal(text)]
             if axis.name == "budget" and budgets and min(budgets) < smallest_budget_of(arm, self._workload):
                 smallest = size_in_words(smallest_budget_of(arm, self._workload))
                 raise UserError(f"The smallest of the budgets is below the {smallest} that {name.text} needs at least.")
@@ -139,12 +142,13 @@ class Study:
     def _arm_at(
         self, process: MeasuringProcess, name: ArmName, workload: MeasuredWorkload, value: Value
     ) -> Setup | None:
-        """Return the arm with its budget set, or None if plain_checkpoint, whose peak it must equal, does not fit."""
+        """Return the arm with its budget set, or None if the arm whose peak it must equal does not fit."""
         if not name.open:
             return name.setup(self._dynamics)
-        if isinstance(value, str) and value != LIKE_CHECKPOINT:
-            return name.setup(self._dynamics, parse_size(value))
-        reference = self._peaks.measure(process, ORDINARY_CHECKPOINT, CHECKPOINT, workload)
+        other = self._recipe.arm_to_equal(value) if isinstance(value, str) else ORDINARY_CHECKPOINT
+        if other is None:
+            return name.setup(self._dynamics, parse_size(str(value)))
+        reference = self._peaks.measure(process, other, ArmName.parse(other).setup(self._dynamics), workload)
         if reference is None:
             return None
         arm_of = partial(name.setup, self._dynamics)

@@ -8,7 +8,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lab.bench.arm_names import ORDINARY_ARMS, ORDINARY_CHECKPOINT
+from lab.bench.arm_names import ORDINARY, ORDINARY_CHECKPOINT
 from lab.bench.study_axis import AXES
 from lab.bench.study_tables import network_in_words, rate, rate_heading
 from revformers.byte_size import UNITS
@@ -80,7 +80,7 @@ def _draw(
         pairs = sorted((x, y) for point in points if point["arm"] == arm if (x := x_of(point)) and (y := y_of(point)))
         if pairs:
             xs, ys = zip(*pairs, strict=True)
-            dashed = "--" if arm in ORDINARY_ARMS else "-"
+            dashed = "--" if arm.startswith(ORDINARY) else "-"
             axes.plot(xs, ys, dashed, color=f"C{place}", marker=MARKERS[place % len(MARKERS)], label=arm)
             highest, ticks = max(highest, *ys), ticks | set(xs)
     axes.set_ylim(0, 1.08 * highest or 1)

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lab.bench.arm_names import ORDINARY_CHECKPOINT, ORDINARY_STORE, budget_of
+from lab.bench.arm_names import ORDINARY_ARMS, ORDINARY_EVERY, ArmName, budget_of
 from lab.bench.memory import PeakMemory, TurnTimes
 from lab.bench.step_time import Quartiles, StepTimes
 from lab.bench.study_axis import Value
 from lab.bench.workload import MeasuredWorkload
 from revformers.setup import Setup
 
-REFERENCES = (ORDINARY_STORE, ORDINARY_CHECKPOINT, "store", "checkpoint")
+REFERENCES = (*ORDINARY_ARMS, ORDINARY_EVERY, "store", "checkpoint")
 """The arms to which the times of other arms are compared."""
 
 
@@ -50,7 +50,9 @@ class Point:
         references = [
             other.name
             for other in points
-            if other.name in REFERENCES and other.name in times.seconds and other.workload == self.workload
+            if ArmName.parse(other.name).name in REFERENCES
+            and other.name in times.seconds
+            and other.workload == self.workload
         ]
         return {
             **row,

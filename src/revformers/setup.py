@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import inspect
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, Self, TypeVar, get_args
@@ -76,26 +77,47 @@ class Setup:
             ValueError: if offloading needs a later transformers, or the MLPs cannot be evaluated in tiles.
 
         """
-        # Every transformers 5 has these names; later versions deprecate them.
+        # Every transformers 5 has this name; later versions deprecate it.
         with warnings.catch_warnings(action="ignore", category=FutureWarning):
             set_mlp_tiles(make_residual(model), self.mlp_tile)
             model.gradient_checkpointing_disable()
-            if self.dynamics is not None:
-                make_reversible(model, self.dynamics, activations=self.activations, states=self.states)
-                if self.predictors is not None:
-                    add_update_predictors(model, self.predictors)
-                return model
-            if isinstance(self.activations, Checkpoint):
-                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if self.dynamics is not None:
+            make_reversible(model, self.dynamics, activations=self.activations, states=self.states)
+            if self.predictors is not None:
+                add_update_predictors(model, self.predictors)
+            return model
+        if isinstance(self.activations, Checkpoint):
+            checkpoint_layers(model)
         if isinstance(self.activations, Offload):
-            enable = getattr(model, "activation_checkpointing_enable", None)
-            if enable is None or "offload" not in inspect.signature(enable).parameters:
-                raise ValueError(
-                    "Offloading the checkpoints of the ordinary network needs a transformers whose "
-                    "activation_checkpointing_enable offloads, such as 5.24."
-                )
-            enable({"use_reentrant": False}, offload=True)
+            checkpoint_layers(model, offload=True)
         return model
+
+
+def checkpoint_layers(model: PreTrainedModel, how: Mapping[str, Any] | None = None, **options: Any) -> None:
+    """Let transformers checkpoint the layers of an ordinary network, without reentrant backward passes.
+
+    Args:
+        model: the network, changed in place.
+        how: further arguments of `torch.utils.checkpoint.checkpoint`.
+        options: `offload` or `every_n_layers` of `activation_checkpointing_enable`.
+
+    Raises:
+        ValueError: if the installed transformers does not have these options.
+
+    """
+    how = {"use_reentrant": False, **(how or {})}
+    if not options:
+        # As above.
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
+        return
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    if enable is None or not options.keys() <= inspect.signature(enable).parameters.keys():
+        raise ValueError(
+            f"Checkpointing the ordinary network with {' and '.join(options)} needs a transformers whose "
+            f"activation_checkpointing_enable has that option, such as 5.24."
+        )
+    enable(how, **options)
 
 
 STORE = Setup(None, Store())

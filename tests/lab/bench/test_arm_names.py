@@ -1,6 +1,7 @@
 import pytest
 
 from lab.bench.arm_names import ARM_NAMES, ArmName, arm_name, setups_of
+from lab.bench.rivals import Rival
 from revformers.activations import Budget, Checkpoint, Rebuild
 from revformers.dynamics import BlendedMidpoint, Leapfrog, Midpoint
 from revformers.setup import OFFLOAD, Setup
@@ -12,6 +13,8 @@ OWN = Leapfrog()
     ("text", "arm"),
     [
         ("plain_offload", OFFLOAD),
+        ("plain_selective", Rival(None, Checkpoint(), keeps_attention=True)),
+        ("plain_every:3", Rival(None, Checkpoint(), every=3)),
         ("checkpoint", Setup(OWN, Checkpoint())),
         ("rebuild", Setup(OWN, Rebuild())),
         ("rebuild:0", Setup(Midpoint(), Rebuild())),
@@ -39,6 +42,9 @@ def test_a_budget_without_a_size_is_open():
         ("rebuild:9", "bits of side information from 0 to 8"),
         ("rebuild:two", "bits of side information"),
         ("store:2", "cannot be read"),
+        ("plain_every", "plain_every takes a number from 2"),
+        ("plain_every:1", "plain_every takes a number from 2"),
+        ("plain_selective:2", "cannot be read"),
         ("budget:much", "not 'much'"),
     ],
 )
@@ -54,4 +60,5 @@ def test_a_budget_that_nobody_settled_is_no_arm():
 
 @pytest.mark.parametrize("name", ARM_NAMES)
 def test_an_arm_knows_its_name(name):
-    assert arm_name(setups_of([name], OWN, 2**20)[name]) == name
+    text = "plain_every:2" if name == "plain_every" else name
+    assert arm_name(setups_of([text], OWN, 2**20)[text]) == name

@@ -51,6 +51,7 @@ class Machine:
         one, layers = workload.layer_input_bytes, workload.layers
         peak = {"plain_store": 10 * layers * one, "plain_checkpoint": (layers + 5) * one, "rebuild": 9 * one}
         peak["checkpoint"] = peak["plain_checkpoint"]
+        peak["plain_selective"] = (2 * layers + 5) * one
         if budget:
             assert budget >= min(4, layers) * one  # the states, or the inputs of all layers
             # A layer is stored as a whole.
@@ -64,6 +65,7 @@ class Machine:
         assert not self.returns_memory, "every tensor would be made of new pages"
         self._note("times", *tasks)
         speed = {"plain_store": 1.0, "plain_checkpoint": 1.25, "rebuild": 1.5, "budget": 1.125, "checkpoint": 1.25}
+        speed["plain_selective"] = 1.2
         seconds = {
             name: [speed[arm_name(arm)] * workload.batch_size] * rounds for name, (workload, arm) in tasks.items()
         }
@@ -169,6 +171,14 @@ def test_what_a_budget_is_to_equal_is_measured_first_and_in_full(tmp_path):
     at = points(run(tmp_path, "depth", recipe(depths=(16,), arms=("budget", "rebuild", "plain_checkpoint"))))
     assert list(at) == [(16, "budget"), (16, "rebuild"), (16, "plain_checkpoint")]
     assert {row["resident_peak"] for row in at.values() if row["arm"] != "budget"} == {77}
+
+
+def test_a_budget_equals_the_peak_of_the_rival_that_it_names(tmp_path):
+    arms, budgets = (*ARMS, "plain_selective"), ("checkpoint", "selective")
+    at = points(run(tmp_path, "budget", recipe({"num_hidden_layers": 16}, arms=arms, budgets=budgets)))
+    assert at["checkpoint", "budget"]["peak"] == 19 * INPUT <= at["checkpoint", "plain_checkpoint"]["peak"]
+    assert at["selective", "budget"]["peak"] == 29 * INPUT <= at["selective", "plain_selective"]["peak"]
+    assert at["selective", "budget"]["ratios"]["plain_selective"]["median"] == 1.125 / 1.2
 
 
 def test_budget_has_sizes_and_what_equals_checkpointing(tmp_path):

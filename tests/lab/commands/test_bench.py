@@ -94,7 +94,11 @@ def test_the_result_has_a_place_of_its_own(here):
         (["depth", "tiny.yaml", "--arms", "budget"], "add that arm, or give a size, as in budget:2GiB"),
         (["depth", "tiny.yaml", "--arms", "plain_offload"], "needs a GPU: on a CPU there is nowhere to offload to"),
         (["depth", "tiny.yaml", "--memory", "much"], "memory takes sizes such as 24GiB or the word free, not 'much'"),
-        (["budget", "tiny.yaml", "--budgets", "store"], "budgets takes sizes such as 24GiB or the word checkpoint"),
+        (
+            ["budget", "tiny.yaml", "--budgets", "every:3"],
+            "needs the arm plain_every:3, whose peak sets it; add that arm",
+        ),
+        (["budget", "tiny.yaml", "--budgets", "much"], "budgets takes sizes such as 24GiB or what follows plain_ in"),
         (["depth", "tiny.yaml", "--precision", "float8"], "'precision' takes one of float32"),
         (["depth", "tiny.yaml", "--device", "nonsense"], "cannot use the device 'nonsense'"),
         (["depth", "tiny.yaml", "--model.architecture", "lama"], "did you mean 'llama'?"),
