@@ -1,0 +1,110 @@
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import revformers as rf
+from lab.bench.workload import llama_config
+from revformers.errors import UserError
+from revformers.models.parts import require_reversible
+from revformers.planning.meter import peak_by_category
+from revformers.training.fit_to_memory import fit_to_memory
+
+BATCH = {"input_ids": torch.randint(256, (4, 512), generator=torch.Generator().manual_seed(0))}
+MIB = 2**20
+
+
+def network(dynamics=None, dtype=torch.bfloat16):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(**llama_config(8, 128, 256, 512))
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return rf.make_reversible(model, dynamics or rf.Midpoint())
+
+
+def measured(model):
+    """The peak of a whole step of AdamW on the CPU whose states exist, in bytes."""
+    optimizer = torch.optim.AdamW(model.parameters())
+
+    def step():
+        model(**BATCH, labels=BATCH["input_ids"]).loss.backward()
+
+    step()
+    optimizer.step()
+    step()  # under a budget, the second pass is the one that stores
+    return peak_by_category(step, model, optimizer).total
+
+
+@pytest.fixture(scope="module")
+def without_limit():
+    """What every way takes."""
+    fitted = fit_to_memory(network(), BATCH, "100GiB", host_memory="1GiB")
+    rows = {str(row): row for row in (fitted.chosen, *fitted.others)}
+    assert {"store", "rebuild", "offload"} <= rows.keys()
+    assert sorted(rows.values(), key=lambda row: row.seconds) == list(rows.values())
+    return rows
+
+
+def test_if_all_fits_all_is_stored():
+    model = network()
+    fitted = fit_to_memory(model, BATCH, "100GiB")
+    assert fitted.chosen.activations == rf.Store()
+    assert fitted.chosen.mlp_tile is None
+    assert str(fitted).startswith("store: a predicted peak of")
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("share", [0.9, 0.6, 0.3, 0.05])
+def test_the_settings_are_the_fastest_that_fit_and_a_real_step_fits(without_limit, share):
+    """Memories from little more than the least to little less than storing takes, against a measured step."""
+    least = min(row.memory for row in without_limit.values() if not row.host)
+    memory = int(least + share * (without_limit["store"].memory - least))
+    model = network()
+    fitted = fit_to_memory(model, BATCH, memory)
+    assert all(row.memory > memory for row in fitted.others if row.seconds < fitted.chosen.seconds)
+    assert fitted.chosen.activations != rf.Store() or fitted.chosen.mlp_tile is not None
+    peak = measured(model)
+    assert peak <= memory * 1.01 + 4 * MIB  # blocks of the CPU's kernels, which fused ones do not have
+    assert rf.verify_gradients(model, BATCH).bit_exact
+
+
+@pytest.mark.thorough
+def test_inputs_go_to_the_host_if_it_has_memory(without_limit):
+    memory = without_limit["offload"].memory + MIB
+    assert fit_to_memory(network(), BATCH, memory, host_memory="1GiB").chosen.activations == rf.Offload()
+    assert fit_to_memory(network(), BATCH, memory, host_memory=1000).chosen.activations != rf.Offload()
+
+
+def test_what_fits_nowhere_is_refused_with_the_least_that_would():
+    with pytest.raises(
+        UserError, match=r"4 x 512 tokens fits 10 MiB: the least, .*, takes .* MiB, of which .* weights"
+    ):
+        fit_to_memory(network(), BATCH, "10MiB")
+
+
+@pytest.mark.thorough
+def test_the_network_changes_only_if_it_may(without_limit):
+    least = min(row.memory for row in without_limit.values() if not row.host)
+    model = network()
+    with pytest.raises(UserError, match="fits"):
+        fit_to_memory(model, BATCH, least - MIB)
+    fitted = fit_to_memory(model, BATCH, least - MIB, may_step_by_branch=True, may_step_in_backward=True)
+    assert fitted.chosen.dynamics.granularity == "branch" or fitted.chosen.optimizer_in_backward
+    assert require_reversible(model).dynamics == fitted.chosen.dynamics
+    assert "step_in_backward(optimizer)" in str(fitted) or not fitted.chosen.optimizer_in_backward
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"batch": {"labels": torch.ones(2, 3)}}, 'holds "input_ids"'),
+        ({"memory": "much"}, "A size of memory is"),
+        ({"memory": 0}, "A memory is a number of bytes"),
+        ({"device": "abacus"}, "no data sheet of 'abacus'; choose one of a100"),
+        ({"model": network(dtype=torch.float16)}, "not in float16"),
+        ({"model": rf.make_residual(network())}, "is an ordinary network"),
+    ],
+    ids=["batch", "size", "zero", "device", "dtype", "ordinary"],
+)
+def test_bad_input_is_refused(arguments, words):
+    given = {"model": network(), "batch": BATCH, "memory": "1GiB"} | arguments
+    with pytest.raises(ValueError, match=words):
+        fit_to_memory(**given)
