@@ -342,3 +342,19 @@ def test_weights_that_differ_or_are_missing_are_not_identical(tmp_path):
     assert not script.same_weights(none, one)
     with pytest.raises(AssertionError, match="holds no weights"):
         script.same_weights(one, none)
+
+
+@pytest.mark.thorough
+def test_the_loss_of_states_in_32_bits(folder, monkeypatch):
+    size = ["--sequences", "4", "--held-out", "4", "--bits", "1", "--steps", "2", "--batch", "2"]
+    scratch = ["--scratch-layers", "2", "--scratch-width", "16", "--scratch-length", "16", "--scratch-steps", "3"]
+    texts = ["--training", "text.txt", "--validation", "text.txt"]
+    result = run(monkeypatch, "state_loss.py", *texts, *size, *scratch, "--seeds", "0", "1", "--fine-tuning-seeds", "0")
+    (row,) = result["converted"]
+    assert row["chosen"] == "auto:16"
+    assert row["loss_by_format"]["auto:8"] != row["loss_by_format"]["int64"], "it is the coarsest"
+    assert [len(result[part]) for part in ("fine-tuned", "from scratch")] == [1, 2]
+    for run_of_seed in result["fine-tuned"] + result["from scratch"]:
+        wide, narrow = (run_of_seed["curves"][states] for states in ("int64", "auto"))
+        assert wide == pytest.approx(narrow, rel=1e-2)
+    assert result["from scratch"][0]["before"] != result["from scratch"][1]["before"], "other weights"
