@@ -44,6 +44,13 @@ def test_a_saved_reversible_model(reversible, capsys):
     assert Hamiltonian().recurrence in capsys.readouterr().out
 
 
+def test_states_may_be_given(reversible, capsys):
+    assert main(["verify", reversible, "--states", "int32:20"]) == 0
+    assert "32-bit integers up to 2,032 with 20 binary digits" in capsys.readouterr().out
+    assert main(["verify", reversible, "--states", "int16"]) == 2
+    assert "no states 'int16'" in capsys.readouterr().err
+
+
 def test_an_ordinary_model_is_given_dynamics(ordinary, capsys):
     assert main(["verify", ordinary, "--dynamics", "leapfrog", "--dtype", "bfloat16", "--length", "16"]) == 0
     shown = capsys.readouterr().out

@@ -4,9 +4,16 @@ import logging
 import pytest
 import torch
 from torch import nn
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaForSequenceClassification,
+)
 
 import revformers as rf
+from lab.bench.smollm2 import ModelUnavailableError, fetch_model
 from revformers.conversion.calibration import split_off
 from revformers.conversion.convert import Converter, Method
 from revformers.conversion.measure import mean_loss
@@ -264,3 +271,21 @@ def test_a_classifier_is_converted_as_the_language_model_that_it_starts_from():
     model = LlamaForSequenceClassification(smooth_llama().config)
     with pytest.raises(ValueError, match="LlamaForSequenceClassification has no head that predicts tokens"):
         rf.convert(model, 1, TEXT)
+
+
+@pytest.mark.slow
+def test_a_real_model_gets_room_for_its_massive_activation():
+    try:
+        folder = fetch_model()
+    except ModelUnavailableError as error:
+        pytest.skip(str(error))
+    model, tokenizer = (kind.from_pretrained(folder) for kind in (AutoModelForCausalLM, AutoTokenizer))
+    text = tokenizer("The history of the bridge begins with a ferry. " * 40, return_tensors="pt").input_ids[:, :256]
+    rf.convert(model, 4, text, predictor="none", allocation="uniform")
+    stack = require_reversible(model)
+    assert stack.states == StateFormat("auto", 14), "its largest state is about 27,000"
+    assert rf.verify_gradients(model, {"input_ids": text}).bit_exact
+    assert stack.fixed_point == stack.states.in_32_bits
+    rf.set_states(model, "auto")
+    with pytest.raises(rf.StateRangeError):
+        model(text)

@@ -119,6 +119,24 @@ def test_dynamics_whose_steps_add_up_more_get_more_range():
     assert digits[1] < digits[0] < 16
 
 
+@pytest.mark.parametrize(
+    "dynamics",
+    [rf.Midpoint(), rf.Leapfrog(), rf.Hamiltonian(), rf.BlendedMidpoint("1/2")],
+    ids=lambda dynamics: dynamics.name,
+)
+def test_states_out_of_range_name_the_remedy_and_the_remedy_helps(dynamics):
+    model = reversible(dynamics, "int32", scale=1e6)
+    with pytest.raises(
+        rf.StateRangeError, match=r"states: int64 in a recipe.*revformers\.choose_states\(model, batch\)"
+    ):
+        model(**batch(model))
+    rf.choose_states(model, batch(model), head_room=2)
+    assert rf.verify_gradients(model, batch(model)).bit_exact
+    assert require_reversible(model).fixed_point.dtype == torch.int32
+    rf.set_states(model, "int64")
+    assert rf.verify_gradients(model, batch(model)).bit_exact
+
+
 def test_choosing_leaves_no_trace_but_the_format():
     model = reversible(rf.Midpoint(), dropout=0.1)
     stack, random_state = require_reversible(model), torch.get_rng_state()

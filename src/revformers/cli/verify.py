@@ -26,6 +26,7 @@ class VerifyOptions:
         model: A recipe (.yaml), or a directory, hub id or GGUF file of a causal language model.
         dynamics: Recurrence of the model, such as midpoint or hamiltonian. An ordinary model needs
             one; that of a reversible model is replaced.
+        states: Format of the states, such as int32, int64 or auto:14; by default that of the model or the recipe.
         dtype: Type of the weights; by default that of the saved model or the recipe.
         device: Device to compare on, such as cuda.
         batch_size: Sequences in the batch.
@@ -36,6 +37,7 @@ class VerifyOptions:
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     dynamics: str | None = None
+    states: str | None = None
     dtype: Literal["float32", "bfloat16"] | None = None
     device: str = "cpu"
     batch_size: int = 2
@@ -48,8 +50,8 @@ def run(arguments: Sequence[str]) -> int:
 
     Raises:
         FileNotFoundError: for a missing recipe or directory.
-        UserError: for an ordinary model without --dynamics, dynamics without an inverse, a batch that the model cannot
-            read, or a loss that is not finite.
+        UserError: for an ordinary model without --dynamics, dynamics without an inverse, states in no known format, a
+            batch that the model cannot read, or a loss that is not finite.
         NotReversibleError: for a model that cannot be given reversible dynamics.
 
     """
@@ -88,7 +90,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _model(options: VerifyOptions) -> "PreTrainedModel":
     """Return the reversible model that the options name."""
-    from revformers import dynamics, make_reversible
+    from revformers import dynamics, make_reversible, set_states
     from revformers.checkpoints.adapter import load_model_or_adapter
     from revformers.models.hint import without_hint
     from revformers.models.parts import reversible_stack
@@ -111,4 +113,7 @@ def _model(options: VerifyOptions) -> "PreTrainedModel":
             f"{options.model!r} has the dynamics {reversible.dynamics.name}, which have no inverse, so no gradients "
             f"can be rebuilt to compare; name others with --dynamics."
         )
+    if options.states is not None:
+        with as_user_error():
+            set_states(model, options.states)
     return model
