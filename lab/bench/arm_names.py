@@ -1,5 +1,6 @@
-"""Arms, the ways to train that are compared, as recipes name them: `rebuild`, `rebuild:2`, `budget`, `budget:20GiB`."""
+"""Arms, the ways to train that are compared, as recipes name them, such as `rebuild:2` and `budget:20GiB`."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from revformers.activations.budget.budget import Recompute
 from revformers.activations.budget.budgeted import smallest_budget
 from revformers.byte_size import parse_size
 from revformers.dynamics import BlendedMidpoint, Dynamics, Midpoint
+from revformers.engine.state_format import parse_states
 from revformers.setup import CHECKPOINT, OFFLOAD, STORE, Setup, Workload
 
 # Recipes and committed results call the ordinary network plain.
@@ -29,7 +31,7 @@ ORDINARY_ARMS = {
 BUDGETS: dict[str, Recompute] = {"budget": "rebuild", "budget_checkpoint": "checkpoint"}
 ARM_NAMES = (*ORDINARY_ARMS, ORDINARY_EVERY, "store", "checkpoint", "offload", "rebuild", *BUDGETS)
 
-MOST_BITS = 8
+REBUILD_OPTIONS = re.compile("([0-8])(?::(int32|int64))?")
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class ArmName:
         bits: side information of ``rebuild:2``, in bits per element and layer: the blended midpoint rule of 1/2^bits,
             or the midpoint rule at 0. None: the recipe's own dynamics.
         budget: bytes of ``budget:20GiB`` and ``budget_checkpoint:20GiB``. None: the study sets the budget.
+        states: format of the states of ``rebuild:2:int32``; otherwise auto.
         every: n of ``plain_every:n``, which checkpoints every n-th layer of the ordinary network.
 
     """
@@ -50,6 +53,7 @@ class ArmName:
     name: str
     bits: int | None = None
     budget: int | None = None
+    states: str = "auto"
     every: int | None = None
 
     @classmethod
@@ -62,14 +66,14 @@ class ArmName:
             return cls(text, name)
         if name == ORDINARY_EVERY and option.isdecimal() and int(option) > 1:
             return cls(text, name, every=int(option))
-        if name == "rebuild" and option.isdecimal() and int(option) <= MOST_BITS:
-            return cls(text, name, bits=int(option))
+        if name == "rebuild" and (parts := REBUILD_OPTIONS.fullmatch(option)):
+            return cls(text, name, bits=int(parts[1]), states=parts[2] or "auto")
         if name in BUDGETS:
             return cls(text, name, budget=parse_size(option))
         raise ValueError(
-            f"The arm {text!r} cannot be read: rebuild takes bits of side information from 0 to {MOST_BITS}, as in "
-            f"rebuild:2, budget and budget_checkpoint take a size, as in budget:20GiB, {ORDINARY_EVERY} takes a number "
-            f"from 2, as in {ORDINARY_EVERY}:2, and other arms take nothing."
+            f"The arm {text!r} cannot be read: rebuild takes bits of side information from 0 to 8, as in rebuild:2, "
+            f"and then a format of states, as in rebuild:2:int64; budget and budget_checkpoint take a size, as in "
+            f"budget:20GiB; {ORDINARY_EVERY} takes a number from 2, as in {ORDINARY_EVERY}:2; other arms take nothing."
         )
 
     @property
@@ -95,7 +99,7 @@ class ArmName:
         if self.every is not None:
             return Rival(None, Checkpoint(), every=self.every)
         if self.name not in BUDGETS:
-            return Setup(self.dynamics(own), ACTIVATIONS[self.name]())
+            return Setup(self.dynamics(own), ACTIVATIONS[self.name](), parse_states(self.states))
         size = self.budget if budget is None else budget
         if size is None:
             raise ValueError(f"The arm {self.name!r} needs a budget in bytes.")

@@ -23,6 +23,7 @@ from lab.bench.rivals import Rival
 from lab.bench.workload import MeasuredWorkload
 from revformers import dynamics
 from revformers.activations import parse_policy
+from revformers.engine.state_format import parse_states
 from revformers.setup import Setup
 
 
@@ -179,16 +180,22 @@ def _main() -> None:
 
 def _written(setup: Setup) -> dict[str, Any]:
     """Return a setup in types that JSON supports; `_setup` reads it."""
+    assert setup.predictors is None, "no arm has them"
+    assert setup.mlp_tile is None, "nor tiles"
     recurrence = setup.dynamics
-    rival = {"every": setup.every, "keeps_attention": setup.keeps_attention} if isinstance(setup, Rival) else None
-    return {"dynamics": recurrence and recurrence.to_dict(), "activations": str(setup.activations), "rival": rival}
+    return {
+        "dynamics": recurrence and recurrence.to_dict(),
+        "activations": str(setup.activations),
+        "states": str(setup.states),
+        "rival": {"every": setup.every, "keeps_attention": setup.keeps_attention} if isinstance(setup, Rival) else None,
+    }
 
 
 def _setup(written: dict[str, Any]) -> Setup:
-    recurrence = written["dynamics"]
+    recurrence, policy = written["dynamics"], parse_policy(written["activations"])
     if written["rival"]:
-        return Rival(None, parse_policy(written["activations"]), **written["rival"])
-    return Setup(recurrence and dynamics.from_dict(recurrence), parse_policy(written["activations"]))
+        return Rival(None, policy, **written["rival"])
+    return Setup(recurrence and dynamics.from_dict(recurrence), policy, parse_states(written["states"]))
 
 
 def _answer(measurer: Measurer, request: dict[str, Any]) -> Any:

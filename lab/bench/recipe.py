@@ -26,9 +26,9 @@ class BenchRecipe:
         arms: What to compare. The ordinary network as transformers trains it: plain_store, plain_checkpoint,
             plain_offload (checkpoints in host memory), plain_selective (checkpoints that keep the outputs of attention
             kernels), plain_every:2 (every second layer is checkpointed). The network with the dynamics: store,
-            checkpoint, offload, rebuild; rebuild:2 rebuilds a blended midpoint rule with 2 bits of side information.
-            budget:20GiB stores what it can within 20 GiB and rebuilds the rest, budget_checkpoint:20GiB recomputes it;
-            without a size, their peak is that of plain_checkpoint.
+            checkpoint, offload, rebuild; rebuild:2 rebuilds a blended midpoint rule with 2 bits of side information,
+            and rebuild:2:int64 does so with 64-bit states. budget:20GiB stores what it can within 20 GiB and rebuilds
+            the rest, budget_checkpoint:20GiB recomputes it; without a size, their peak is that of plain_checkpoint.
         precision: float32; bfloat16 weights; or float32 weights under autocast, bfloat16_autocast.
         head: The loss of every arm: chunked, from the logits of a few tokens at a time; own, as the model computes it;
             auto, chunked if the model supports it.

@@ -4,6 +4,7 @@ from lab.bench.arm_names import ARM_NAMES, ArmName, arm_name, setups_of
 from lab.bench.rivals import Rival
 from revformers.activations import Budget, Checkpoint, Rebuild
 from revformers.dynamics import BlendedMidpoint, Leapfrog, Midpoint
+from revformers.engine.state_format import StateFormat
 from revformers.setup import OFFLOAD, Setup
 
 OWN = Leapfrog()
@@ -19,6 +20,7 @@ OWN = Leapfrog()
         ("rebuild", Setup(OWN, Rebuild())),
         ("rebuild:0", Setup(Midpoint(), Rebuild())),
         ("rebuild:2", Setup(BlendedMidpoint("1/4"), Rebuild())),
+        ("rebuild:2:int64", Setup(BlendedMidpoint("1/4"), Rebuild(), StateFormat("int64"))),
         ("budget:2MiB", Setup(OWN, Budget(2**21))),
         ("budget_checkpoint:1GB", Setup(OWN, Budget(10**9, "checkpoint"))),
     ],
@@ -40,6 +42,7 @@ def test_a_budget_without_a_size_is_open():
     [
         ("forget", "no arm 'forget'"),
         ("rebuild:9", "bits of side information from 0 to 8"),
+        ("rebuild:2:int16", "a format of states, as in rebuild:2:int64"),
         ("rebuild:two", "bits of side information"),
         ("store:2", "cannot be read"),
         ("plain_every", "plain_every takes a number from 2"),

@@ -69,7 +69,7 @@ def test_a_rival_computes_again_what_it_says_and_the_same_gradients(name, evalua
         CHECKPOINT.apply(model)
 
 
-@pytest.mark.parametrize("name", ["plain_selective", "plain_every:3", "plain_store", "rebuild:2"])
+@pytest.mark.parametrize("name", ["plain_selective", "plain_every:3", "plain_store", "rebuild:2", "rebuild:0:int32"])
 def test_a_process_is_told_of_it_as_it_is(name):
     assert process._setup(process._written(setup(name))) == setup(name)
 
