@@ -4,6 +4,7 @@ A page holds ``[[[cog tables.NAME()]]]`` in a comment, and cog replaces the text
 output of the function. ``make lint`` fails if a page differs from the results.
 """
 
+import dataclasses
 import json
 import re
 from collections import Counter, defaultdict
@@ -13,6 +14,7 @@ from statistics import median
 from typing import Any
 
 from lab import REPOSITORY
+from lab.bench.step_time import Quartiles
 from revformers.training.argument_table import (
     ARGUMENTS,
     AS_USUAL,
@@ -160,6 +162,98 @@ def long_sequences() -> None:
         recipe, _ = _bench(name)
         rows += [(recipe["model"]["config"]["hidden_size"], *row) for row in _arms(name)]
     show("width | arm | peak | time over `plain_checkpoint`", rows)
+
+
+def _shape(study: Mapping[str, Any]) -> str:
+    """Return the network, the batch and the number of rounds of a study in words."""
+    recipe = study["recipe"]
+    rounds = f"{recipe['rounds']} interleaved rounds"
+    return (
+        f"width {recipe['model']['config']['hidden_size']}, {recipe['batch_size']} x "
+        f"{recipe['sequence_length']:,} tokens, {recipe['precision']}, {rounds}"
+    )
+
+
+def _over(point: Mapping[str, Any], rival: str) -> str:
+    """Return the time of a point over that of another arm, if both were timed."""
+    ratio = point.get("ratios", {}).get(rival)
+    return "1" if point["arm"] == rival else quartiles(ratio) if ratio else "-"
+
+
+def _rivals(study: Mapping[str, Any]) -> None:
+    """Print the arms of a study of budgets, and the budgets at the peaks of its rivals."""
+    values = list(dict.fromkeys(point["value"] for point in study["points"]))
+    points = {(point["value"], point["arm"]): point for point in study["points"]}
+    layers = study["recipe"]["model"]["config"]["num_hidden_layers"]
+    print(f"\n{layers} layers, {_shape(study)}:")
+    show(
+        "arm | peak | time over `plain_store` | time over `plain_checkpoint`",
+        (
+            (
+                f"`{arm}`",
+                mebibytes(point["peak"]) if point["fits"] else "does not fit",
+                _over(point, "plain_store"),
+                _over(point, "plain_checkpoint"),
+            )
+            for (value, arm), point in points.items()
+            if value == values[0] and arm != "budget"
+        ),
+    )
+    rows = []
+    for value in values:
+        rival, budget = points[value, f"plain_{value}"], points[value, "budget"]
+        both = rival["fits"] and budget["fits"]
+        peaks = (mebibytes(rival["peak"]), mebibytes(budget["peak"])) if both else ("-", "none equal")
+        rows.append((f"`{rival['arm']}`", *peaks, _over(budget, rival["arm"])))
+    show("at the peak of | its peak | peak of the budget | time of the budget over it", rows)
+
+
+def _committed(pattern: str) -> list[dict[str, Any]]:
+    """Return the results whose names match a pattern; print a sentence if there are none."""
+    studies = [result(file.stem) for file in sorted(RESULTS.glob(f"{pattern}.json"))]
+    if not studies:
+        print("\nNot measured yet.\n")
+    return studies
+
+
+def rivals() -> None:
+    """Print the strongest rivals, and budgets at their peaks."""
+    for study in _committed("bench-rivals*"):
+        _rivals(study)
+
+
+def gpu_rivals() -> None:
+    """Print the same on a GPU."""
+    for study in _committed("bench-gpu-rivals-*"):
+        print(f"\n{study['environment']['accelerator']}:")
+        _rivals(study)
+
+
+def states() -> None:
+    """Print rebuilding with 32-bit states against 64-bit states, and 2 bits of side information against none."""
+    rows, bits_rows = [], []
+    for study in _committed("bench-states-*"):
+        points = {(point["value"], point["arm"]): point for point in study["points"]}
+        for layers in dict.fromkeys(layers for layers, _ in points):
+            for bits in (0, 2):
+                wide, narrow = (points[layers, f"rebuild:{bits}:{states}"] for states in ("int64", "int32"))
+                share = f"{narrow['peak'] / wide['peak']:.2f}"
+                peaks = mebibytes(wide["peak"]), mebibytes(narrow["peak"]), share
+                rows.append((_shape(study), layers, bits, *peaks, _within_rounds(narrow, wide)))
+            for states in ("int64", "int32"):
+                without, with_bits = (points[layers, f"rebuild:{bits}:{states}"] for bits in (0, 2))
+                bits_rows.append((_shape(study), layers, states, _within_rounds(with_bits, without)))
+    if not rows:
+        return
+    show("network | layers | bits | peak, int64 | peak, int32 | int32 over int64 | time, int32 over int64", rows)
+    show("network | layers | states | time, 2 bits over 0 bits", bits_rows)
+
+
+def _within_rounds(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """Return the time of one arm over that of another within a round, if both were timed."""
+    both = one.get("seconds_by_round", ()), other.get("seconds_by_round", ())
+    ratios = [first / second for first, second in zip(*both, strict=True)] if all(both) else []
+    return quartiles(dataclasses.asdict(Quartiles.of(ratios))) if ratios else "-"
 
 
 def one_layer() -> None:

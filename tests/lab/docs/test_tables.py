@@ -1,4 +1,5 @@
 import inspect
+import json
 import re
 
 import pytest
@@ -51,3 +52,62 @@ def test_a_fault_shows_the_policies_under_which_something_else_happens():
     assert tables._elsewhere({**row, "policies": {"rebuild": row, "offload": {**row, "sentence": "Why not"}}}) == ""
     policies = {"rebuild": row, "offload": right, "checkpoint": right}
     assert tables._elsewhere({**row, "policies": policies}) == " Under `offload`, `checkpoint`: No harm: equal."
+
+
+def ratio(median):
+    return {"lower": median - 0.01, "median": median, "upper": median + 0.01}
+
+
+def study(*points, **recipe):
+    shape = {"batch_size": 1, "sequence_length": 1024, "precision": "bfloat16", "rounds": 3}
+    config = {"num_hidden_layers": 24, "hidden_size": 128}
+    return {"recipe": {**shape, "model": {"config": config}, **recipe}, "points": points}
+
+
+def point(value, arm, peak, *seconds, **ratios):
+    return {
+        "value": value,
+        "arm": arm,
+        "fits": peak is not None,
+        "peak": peak and peak * 2**20,
+        "ratios": {name: ratio(median) for name, median in ratios.items()},
+        "seconds_by_round": seconds,
+    }
+
+
+def test_budgets_are_shown_at_the_peaks_of_the_rivals(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    tables.gpu_rivals()
+    assert capsys.readouterr().out.strip() == "Not measured yet."
+    arms = {"plain_checkpoint": 20, "plain_selective": 30, "plain_every:2": None}
+    points = [point(value, arm, peak) for value in ("selective", "every:2") for arm, peak in arms.items()]
+    points += [point("selective", "budget", 29, plain_selective=0.9), point("every:2", "budget", 29)]
+    result = {**study(*points), "environment": {"accelerator": "Example"}}
+    (tmp_path / "bench-gpu-rivals-1024.json").write_text(json.dumps(result))
+    tables.gpu_rivals()
+    shown = capsys.readouterr().out
+    assert "Example:" in shown
+    assert "24 layers, width 128, 1 x 1,024 tokens, bfloat16, 3 interleaved rounds:" in shown
+    assert "| `plain_selective` | 30 MiB | - | - |" in shown
+    assert "| `plain_every:2` | does not fit | - | - |" in shown
+    assert "| `plain_selective` | 30 MiB | 29 MiB | 0.90 (0.89 to 0.91) |" in shown
+    assert "| `plain_every:2` | - | none equal | - |" in shown
+
+
+def test_formats_of_states_are_compared_within_a_round(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    points = [
+        point(24, f"rebuild:{bits}:{states}", peak, *seconds)
+        for bits, states, peak, *seconds in [
+            (0, "int64", 100, 1.0, 2.0),
+            (0, "int32", 60, 0.5, 1.0),
+            (2, "int64", 110),
+            (2, "int32", 66, 1.0, 2.0),
+        ]
+    ]
+    (tmp_path / "bench-states-bfloat16.json").write_text(json.dumps(study(*points)))
+    tables.states()
+    shown = capsys.readouterr().out
+    assert "| 24 | 0 | 100 MiB | 60 MiB | 0.60 | 0.50 (0.50 to 0.50) |" in shown
+    assert "| 24 | 2 | 110 MiB | 66 MiB | 0.60 | - |" in shown
+    assert "| 24 | int32 | 2.00 (2.00 to 2.00) |" in shown
