@@ -35,10 +35,13 @@ from revformers.models.parts import require_reversible
 from revformers.training.console import command_console
 from revformers.training.titled_table import TitledTable
 
-FORMATS = ("int64", "auto")
-"""The formats of the trainings; auto has 32 bits there."""
+METHOD = Method(allocation="uniform", predictor=None)
+"""Blends alone, whose conversion takes seconds; what is measured is what the format changes in the same network."""
 
-POINTS = (16, 12, 10, 8)
+FORMATS = ("int64", "auto")
+"""The formats of the trainings; auto has 32 bits there, and the binary point that a conversion chose."""
+
+POINTS = (16, 12, 8)
 """Binary points whose loss is measured beside the one that the conversion chooses."""
 
 
@@ -46,7 +49,7 @@ def converted_losses(
     model: PreTrainedModel, text: Tensor, held_out: Tensor, bits: Sequence[float]
 ) -> tuple[list[dict[str, Any]], PreTrainedModel]:
     """Return the held-out losses of the model at every budget, and the model, converted at the last of them."""
-    rows, converter, batches = [], Converter(model, Method(), text, held_out), [{"input_ids": held_out}]
+    rows, converter, batches = [], Converter(model, METHOD, text, held_out), [{"input_ids": held_out}]
     for budget in bits:
         conversion = converter.convert(budget)
         chosen, losses = conversion.state_format, {}
@@ -77,7 +80,8 @@ def trained_losses(
     """Train the same network in every format in turns, under autocast, and return the losses by format."""
     workload = MeasuredWorkload({"model_type": "llama"}, precision="bfloat16_autocast")
     for states, model in models.items():
-        rf.set_states(model, states)
+        if states == "int64":
+            rf.set_states(model, states)
         rf.set_activations(model, "store")  # the same gradients as rebuilding, to the bit, in less time
         apply_head(model, "auto")
     before = {states: mean_loss(workload, model, held_out) for states, model in models.items()}
@@ -100,11 +104,11 @@ def batches_of(rows: Tensor, size: int, seed: int) -> list[dict[str, Tensor]]:
 def fine_tuned(model: PreTrainedModel, text: Tensor, held_out: Tensor, options: argparse.Namespace, seed: int) -> Any:
     """Fine-tune copies of a converted model in every format."""
     model = model.float()
-    rows = text[: options.steps * options.batch]
+    rows = text[: options.steps * options.batch, : options.fine_tuning_length]
     return {"seed": seed} | trained_losses(
         {states: copy.deepcopy(model).train() for states in FORMATS},
         batches_of(rows, options.batch, seed),
-        batches_of(held_out, options.batch, 0),
+        batches_of(held_out, 1, 0),
         options.learning_rate,
     )
 
@@ -163,19 +167,20 @@ def main() -> None:
     parser.add_argument("--training", type=Path, required=True, help="a text")
     parser.add_argument("--validation", type=Path, required=True, help="another text")
     parser.add_argument("--bits", type=float, nargs="+", default=[4, 2], help="the last one is fine-tuned")
-    parser.add_argument("--sequences", type=int, default=32, help="to convert by")
+    parser.add_argument("--sequences", type=int, default=4, help="to convert by")
     parser.add_argument("--held-out", type=int, default=8)
     parser.add_argument("--length", type=int, default=256, help="tokens in a sequence")
     parser.add_argument("--steps", type=int, default=24, help="of the fine-tuning")
     parser.add_argument("--batch", type=int, default=1, help="sequences in a step of it")
+    parser.add_argument("--fine-tuning-length", type=int, default=128, help="tokens in each of them")
     parser.add_argument("--learning-rate", type=float, default=2e-5)
     parser.add_argument("--fine-tuning-seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the trainings from scratch")
     parser.add_argument("--scratch-layers", type=int, default=8)
     parser.add_argument("--scratch-width", type=int, default=128)
-    parser.add_argument("--scratch-length", type=int, default=256, help="bytes in a sequence")
+    parser.add_argument("--scratch-length", type=int, default=128, help="bytes in a sequence")
     parser.add_argument("--scratch-batch", type=int, default=8)
-    parser.add_argument("--scratch-steps", type=int, default=200)
+    parser.add_argument("--scratch-steps", type=int, default=150)
     parser.add_argument("--scratch-learning-rate", type=float, default=2e-3)
     parser.add_argument("--output", type=output_file, required=True)
     options = parser.parse_args()
@@ -189,18 +194,20 @@ def main() -> None:
     calibration, rest = text[: options.sequences], text[options.sequences :]
     names = [name for name in vars(options) if name not in ("model", "training", "validation", "output")]
     result: dict[str, Any] = {"model": Path(options.model).name} | {name: getattr(options, name) for name in names}
+    console = command_console()
     result["converted"], model = converted_losses(model, calibration, held_out, options.bits)
+    console.print(f"converted: {result['converted']}")
 
     def measure_part(name: str, run: Any, seeds: Sequence[int]) -> None:
         result[name] = []
         for seed in seeds:
             result[name].append(run(seed))
+            console.print(f"{name}, seed {seed}: {result[name][-1]['after']}")
             # An interrupted study keeps its finished runs.
             write_result(options.output, result, sys.argv[1:], program="python -m lab.studies.state_loss")
 
     measure_part("fine-tuned", lambda seed: fine_tuned(model, rest, held_out, options, seed), options.fine_tuning_seeds)
     measure_part("from scratch", lambda seed: from_scratch(options, seed), options.seeds)
-    console = command_console()
     for table in tables(result):
         console.print(table)
 
