@@ -62,6 +62,7 @@ def test_and_under_autocast_of_the_same_device():
     with torch.autocast("cpu", torch.bfloat16):
         assert StateFormat().of_pass(torch.float32, CPU) == FixedPoint(torch.int32, 16)
         assert StateFormat("int64").of_pass(torch.float32, CPU) == INT64
+        assert StateFormat().of_pass(torch.float64, CPU) == INT64, "which autocast leaves as it is"
         assert StateFormat().of_pass(torch.float32, torch.device("meta")) == INT64, "which has no autocast"
 
 

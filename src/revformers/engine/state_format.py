@@ -33,7 +33,7 @@ class StateFormat:
 
     Attributes:
         kind: ``"int32"``, ``"int64"``, or ``"auto"``: int32 if layers compute in bfloat16 or float16 (by their dtype or
-            under autocast), and int64 if they compute in float32 or float64.
+            under autocast, which leaves float64 as it is), and int64 if they compute in float32 or float64.
         fraction_bits: binary digits after the point of 32-bit states, 8 to 24; 64-bit states have 30.
 
     Raises:
@@ -87,7 +87,7 @@ class StateFormat:
         """
         kind = device.type
         autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-        narrow = autocast or dtype in (torch.bfloat16, torch.float16)
+        narrow = dtype in (torch.bfloat16, torch.float16) or (autocast and dtype == torch.float32)
         return self.in_32_bits if self.kind == "int32" or (self.kind == "auto" and narrow) else INT64
 
     def at_most(self, other: "StateFormat") -> "StateFormat":
