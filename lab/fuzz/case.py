@@ -20,6 +20,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "padding": ("none", "left", "right", "4-d mask", "packed"),
     "order": tuple(ORDERS),
     "between": (*HARMLESS, *HARMFUL),
+    "states": ("auto", "auto:12", "int32", "int32:20", "int64"),
 }
 
 FAMILIES = (  # noqa: SIM905 - a list of so many would be a page
@@ -72,6 +73,7 @@ class Case:
         order: order of the backward passes.
         between: event between the passes.
         late: whether comparisons are checked at the end of a backward pass, as on a device.
+        states: the format of the states.
 
     """
 
@@ -99,6 +101,7 @@ class Case:
     width: int = 64
     heads: int = 4
     late: bool = False
+    states: str = "auto"
 
     def __post_init__(self) -> None:
         """Refuse values that no set-up has, which would otherwise be silently left out."""
@@ -128,6 +131,7 @@ _USUAL = {
     "width": 64,
     "heads": 4,
     "late": False,
+    "states": "auto",
 }
 
 
@@ -173,9 +177,9 @@ def draw_case(seed: int) -> Case:
         between=draw.choice(sorted(HARMLESS)) if plain or draw.random() < 0.5 else draw.choice(list(HARMFUL)),
     )
     case = dataclasses.replace(case, late=draw.random() < 0.25)
-    if family not in OF_ANY_WIDTH:
-        return case
-    return dataclasses.replace(case, width=draw.choice([16, 32, 64, 64, 96, 136]), heads=draw.choice([1, 2, 4, 4]))
+    if family in OF_ANY_WIDTH:
+        case = dataclasses.replace(case, width=draw.choice([16, 32, 64, 64, 96, 136]), heads=draw.choice([1, 2, 4, 4]))
+    return case if plain else dataclasses.replace(case, states=draw.choice(["auto", "auto", *_CHOICES["states"]]))
 
 
 def _draw_policy(draw: random.Random, reversible: bool) -> str:

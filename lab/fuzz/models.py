@@ -67,7 +67,7 @@ def reversible_model(case: Case, policy: str) -> Any:
     with _impossible_where(Exception):
         model = _build(case)
     with _impossible_where(ValueError):
-        make_reversible(model, from_dict(case.dynamics), "store")
+        make_reversible(model, from_dict(case.dynamics), "store", case.states)
         if case.predictors:
             torch.manual_seed(case.seed + 2)
             for predictor in add_update_predictors(model, PredictorForm(case.predictors)):

@@ -147,7 +147,7 @@ def test_an_error_of_every_policy_is_impossible_only_where_the_ordinary_model_ha
     assert run_case(PLAIN).note == "an error where nothing had changed: RuntimeError: crash"
 
 
-@pytest.mark.parametrize("field", ["dtype", "attention", "adapters", "frozen", "padding", "order", "between"])
+@pytest.mark.parametrize("field", ["dtype", "attention", "adapters", "frozen", "padding", "order", "between", "states"])
 def test_a_case_has_no_names_that_nothing_happens_for(field):
     with pytest.raises(ValueError, match=f"{field} is one of .*, not 'whatever'"):
         dataclasses.replace(PLAIN, **{field: "whatever"})
