@@ -41,5 +41,5 @@ def test_the_weight_multiplies_and_the_input_is_not_written():
 @pytest.mark.parametrize("fixed_point", FORMATS)
 def test_the_range_is_that_of_the_integers_with_head_room(fixed_point):
     whole = 2.0 ** (torch.iinfo(fixed_point.dtype).bits - 1) / 2.0**fixed_point.fraction_bits
-    assert 0.99 * whole < fixed_point.range < whole
-    assert fixed_point.maximum_magnitude == min(fixed_point.range, 2.0**22)
+    assert 0.99 * whole < fixed_point.largest_sum < whole
+    assert fixed_point.maximum_magnitude == min(fixed_point.largest_sum, 2.0**22)

@@ -40,7 +40,7 @@ def steps(draw):
     )
     # What `RangeCheck` lets pass: the sum of the terms is within the range.
     weights = abs(coefficients.previous) + abs(coefficients.current) + Fraction(coefficients.update)
-    most = min(fixed_point.maximum_magnitude, float(Fraction(fixed_point.range) / weights))
+    most = min(fixed_point.maximum_magnitude, float(Fraction(fixed_point.largest_sum) / weights))
     integers = magnitudes(int(most * 2**fixed_point.fraction_bits))
     most_of_update = torch.tensor(most).bfloat16().item() * (1 - 2**-7)
     updates = st.one_of(

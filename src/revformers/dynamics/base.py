@@ -14,7 +14,8 @@ LARGEST_DENOMINATOR = 256
 """Largest denominator of a blend. The finest, 1/256, needs eight bits of side information per element."""
 
 LARGEST_TERM = 1024
-"""Largest numerator or denominator. With `engine.fixed_point.MAXIMUM_MAGNITUDE`, every product fits into int64."""
+"""Largest numerator or denominator. With the magnitudes of 64-bit states, every product fits into 64 bits; products of
+32-bit states by fractions are taken in 64 bits."""
 
 Granularity = Literal["block", "branch"]
 Start = Literal["repeat", "zero"]

@@ -5,7 +5,7 @@ stored ones.
 
 A state of 64 bits resolves 2**-30, which is finer than float32 for every |x| above 2**-6; a float32 update of magnitude
 2**-7 or more is represented without rounding. A state of 32 bits has a binary point that the model chooses; with 16
-fraction bits it resolves 2**-16 and holds values up to 2**15, while bfloat16 resolves 2**-7 at a magnitude of 2.
+fraction bits it resolves 2**-16 and holds values up to 2**15, while bfloat16 resolves 2**-6 at a magnitude of 2.
 """
 
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-HEAD_ROOM = 1 - 2.0**-7
+USABLE_SHARE = 1 - 2.0**-7
 """Share of the integers' range that states may fill. The rest covers the rounding of products, and magnitudes that are
-read in bfloat16, which may be rounded down by 2**-9 of themselves."""
+read in bfloat16, which may be rounded down by 2**-8 of themselves."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class FixedPoint:
         )
 
     @property
-    def range(self) -> float:
-        """The magnitude that every sum of a step's terms must stay below, so that no state is ever wrapped."""
-        return HEAD_ROOM * 2.0 ** (8 * self.dtype.itemsize - 1 - self.fraction_bits)
+    def largest_sum(self) -> float:
+        """The magnitude that the sum of a step's terms must not exceed, so that no state is ever wrapped."""
+        return USABLE_SHARE * 2.0 ** (8 * self.dtype.itemsize - 1 - self.fraction_bits)
 
     @property
     def maximum_magnitude(self) -> float:
@@ -51,7 +51,7 @@ class FixedPoint:
         LARGEST_TERM`) that is 2**62, so that no intermediate product leaves the range. 32 bits: all of the range, as
         their products are computed in 64 bits.
         """
-        return min(self.range, 2.0**22)
+        return min(self.largest_sum, 2.0**22)
 
     def quantise(self, values: Tensor, weight: float = 1.0) -> Tensor:
         """Return `weight * values` in fixed point, rounded towards zero.

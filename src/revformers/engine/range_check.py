@@ -33,16 +33,18 @@ class RangeCheck:
         self._names: list[str] = []
         self._coefficients: list[Coefficients] = []
         self._extremes: list[Tensor] = list(_extremes(embedding))
+        self._known: tuple[Tensor, ...] | None = None
         self._verdicts = Verdicts(at_once=False)
         self._backward_pass: int | None = None
-        self.is_waiting = True
-        """Whether nothing has raised the error, or will at the end of a backward pass."""
+        self.is_unseen = True
+        """Whether nobody has looked at the magnitudes, and no backward pass is about to."""
 
     def step(self, name: str, coefficients: Coefficients, update: Tensor, state: Tensor) -> None:
         """Add a step: f(p[l]) and p[l+1] in the compute dtype, any shape."""
         self._names.append(name)
         self._coefficients.append(coefficients)
         self._extremes.extend((*_extremes(update), *_extremes(state)))
+        self._known = None
 
     def largest(self) -> Tensor:
         """Return the largest magnitude of a state or a weighted update, float64[], without waiting for the device."""
@@ -53,11 +55,11 @@ class RangeCheck:
         """Return whether all is within the range of the format, bool[], without waiting for the device."""
         *magnitudes, sums = self._magnitudes()
         held = torch.cat(magnitudes) <= self._fixed_point.maximum_magnitude
-        return held.all() & (sums <= self._fixed_point.range).all()  # false for NaN
+        return held.all() & (sums <= self._fixed_point.largest_sum).all()  # false for NaN
 
     def raise_if_exceeded(self) -> None:
         """Raise StateRangeError for the first value that is out of range; waits for the device."""
-        self.is_waiting = False
+        self.is_unseen = False
         if not self.within().item():
             raise self.error()
 
@@ -65,12 +67,12 @@ class RangeCheck:
         """Let the end of the current backward pass raise StateRangeError; a hook for the gradients of the states."""
         backward_pass = current_backward_pass()
         if backward_pass != self._backward_pass:
-            self._backward_pass, self.is_waiting = backward_pass, False
+            self._backward_pass, self.is_unseen = backward_pass, False
             self._verdicts.add(self.within(), self.error)
 
     def error(self) -> StateRangeError:
         """Return the error for the first value that is out of range."""
-        most, most_of_sums = self._fixed_point.maximum_magnitude, self._fixed_point.range
+        most, most_of_sums = self._fixed_point.maximum_magnitude, self._fixed_point.largest_sum
         embedding, updates, states, sums = (values.tolist() for values in self._magnitudes())
         found = [("embedding", "has", embedding[0], most)]
         for name, update, state, total in zip(self._names, updates, states, sums, strict=True):
@@ -85,8 +87,13 @@ class RangeCheck:
             f"{self._remedy()}"
         )
 
-    def _magnitudes(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _magnitudes(self) -> tuple[Tensor, ...]:
         """Return float64 magnitudes: [1] of the embedding; [steps] of c f(p[l]), of p[l+1], and of its terms' sum."""
+        if self._known is None:
+            self._known = self._computed()
+        return self._known
+
+    def _computed(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         device = self._extremes[0].device
         extremes = torch.stack([extreme.to(device, torch.float64) for extreme in self._extremes])
         embedding, *steps = extremes.view(-1, 2).abs().amax(dim=1).split((1, 2 * len(self._names)))

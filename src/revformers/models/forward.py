@@ -22,7 +22,7 @@ from revformers.dynamics.base import Coefficients, Dynamics
 from revformers.engine.fixed_point import FixedPoint
 from revformers.engine.forward_pass import BeginPass, ForwardPass
 from revformers.engine.gradient_dtype import gradient_dtype
-from revformers.engine.range_check import RangeCheck
+from revformers.engine.range_watch import RangeWatch
 from revformers.engine.states import StatePair
 from revformers.engine.trajectory import Trajectory
 from revformers.errors import NotReversibleError
@@ -30,10 +30,7 @@ from revformers.models.batch_hooks import batch_hooks, has_batch_hooks, with_bat
 from revformers.models.fields import Evaluate, LayerCall, LayerReturn, evaluate, holds_cache, layer_inputs, named_fields
 from revformers.models.identity import Identity
 from revformers.models.tracing import NEVER_COMPILED, refuse_export, warn_of_uncompiled_layers
-from revformers.private_api import current_backward_pass, has_accumulation_hooks, version_of, without_dispatch_modes
-
-MOST_WAITING = 4
-"""Forward passes whose states may be out of range without an error until one of them has a backward pass."""
+from revformers.private_api import current_backward_pass, has_accumulation_hooks, version_of
 
 
 @dataclass(kw_only=True)
@@ -47,6 +44,7 @@ class ReversibleStack(Identity):
         evaluate: the function that evaluates the layers; see `revformers.compile_layers`.
         fixed_point: the format of the states in the last forward pass; None before the first.
         owner: the model that was made reversible, whose configuration holds this object.
+        range_watch: the magnitudes of its forward passes.
         warned_of_uncompiled_layers: whether the warning that torch.compile does not compile the layers was given.
 
     """
@@ -60,47 +58,20 @@ class ReversibleStack(Identity):
     owner: "weakref.ref[nn.Module] | None" = None
     _steps: tuple[Dynamics, list[Coefficients]] | None = None
     _bound: list[tuple[tuple[Any, ...], BeginPass]] = dataclasses.field(default_factory=list)
-    _largest: Tensor | float = 0.0
-    _checks: list[RangeCheck] = dataclasses.field(default_factory=list)
+    range_watch: RangeWatch = dataclasses.field(default_factory=RangeWatch)
 
     @property
     def largest_magnitude(self) -> float:
         """Of a state or an update, over all forward passes since this was last set to 0; waits for the device."""
-        return float(self._largest)
+        return self.range_watch.largest
 
     @largest_magnitude.setter
     def largest_magnitude(self, value: float) -> None:
-        self._largest = value
-
-    def begin_checks(self) -> None:
-        """Raise StateRangeError for earlier passes that were to do so in a backward pass, and had none.
-
-        A few may wait, because a loss may read several forward passes.
-        """
-        self._checks = [check for check in self._checks if check.is_waiting]
-        if len(self._checks) >= MOST_WAITING:
-            for check in self._checks:
-                check.raise_if_exceeded()
-
-    def observe(self, check: RangeCheck) -> None:
-        """Note the magnitudes of a forward pass, which stay on its device."""
-        self._checks.append(check)
-        largest = check.largest()
-        with without_dispatch_modes():  # the first pass takes another operator than later ones
-            if isinstance(self._largest, Tensor):
-                self._largest = torch.maximum(largest, self._largest.to(largest.device))
-            else:
-                self._largest = largest.clamp(min=self._largest)
+        self.range_watch.largest = value
 
     def __getstate__(self) -> dict[str, Any]:
         """Omit what belongs to this process: compiled layers, as PyTorch does, and the weak reference."""
-        return vars(self) | {
-            "evaluate": evaluate,
-            "owner": None,
-            "_bound": [],
-            "_largest": self.largest_magnitude,
-            "_checks": [],
-        }
+        return vars(self) | {"evaluate": evaluate, "owner": None, "_bound": [], "range_watch": RangeWatch()}
 
     @property
     def predictor_features(self) -> tuple[str, ...]:
@@ -202,7 +173,7 @@ class Pass:
             self._weights_before = [(weight, weight.shape) for weight in layer.parameters()]
         if self._trajectory is None:
             self._refuse_early_exit()
-            self.stack.begin_checks()
+            self.stack.range_watch.raise_for_abandoned()
             self.stack.fixed_point = self.stack.states.of_pass(hidden.dtype, hidden.device)
             self._trajectory = Trajectory(
                 self.stack.dynamics,
@@ -229,7 +200,7 @@ class Pass:
         if self._next == self.stack.number_of_layers:
             self.stack.budget_report = self._trajectory.report or self.stack.budget_report
             hidden = self._trajectory.readout()
-            self.stack.observe(self._trajectory.range_check)
+            self.stack.range_watch.add(self._trajectory.range_check)
         self._version = version_of(hidden)
         return self._with_others(hidden, returned)
 
