@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -6,8 +8,9 @@ import revformers as rf
 from lab.bench.workload import llama_config
 from revformers.errors import UserError
 from revformers.models.parts import require_reversible
+from revformers.planning.devices import DEVICES
 from revformers.planning.meter import peak_by_category
-from revformers.training.fit_to_memory import fit_to_memory
+from revformers.training.fit_to_memory import _device, fit_to_memory
 
 BATCH = {"input_ids": torch.randint(256, (4, 512), generator=torch.Generator().manual_seed(0))}
 MIB = 2**20
@@ -85,11 +88,33 @@ def test_the_network_changes_only_if_it_may(without_limit):
     least = min(row.memory for row in without_limit.values() if not row.host)
     model = network()
     with pytest.raises(UserError, match="fits"):
-        fit_to_memory(model, BATCH, least - MIB)
-    fitted = fit_to_memory(model, BATCH, least - MIB, may_step_by_branch=True, may_step_in_backward=True)
-    assert fitted.chosen.dynamics.granularity == "branch" or fitted.chosen.optimizer_in_backward
-    assert require_reversible(model).dynamics == fitted.chosen.dynamics
-    assert "step_in_backward(optimizer)" in str(fitted) or not fitted.chosen.optimizer_in_backward
+        fit_to_memory(model, BATCH, least - MIB // 2)
+    assert require_reversible(model).dynamics == rf.Midpoint()
+    in_backward = fit_to_memory(model, BATCH, least - MIB // 2, may_step_in_backward=True)
+    assert in_backward.chosen.optimizer_in_backward
+    assert "step_in_backward(optimizer)" in str(in_backward)
+    assert require_reversible(model).dynamics == rf.Midpoint()
+    by_branch = fit_to_memory(model, BATCH, least - MIB // 2, may_step_by_branch=True)
+    assert require_reversible(model).dynamics == by_branch.chosen.dynamics == rf.Midpoint(granularity="branch")
+    assert "step_in_backward" not in str(by_branch)
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("NVIDIA L40S", None),
+        ("NVIDIA B200", None),
+    ],
+)
+def test_the_times_are_those_of_the_models_gpu_or_a_remark_says_whose(monkeypatch, name, known):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    model = SimpleNamespace(parameters=lambda: iter([SimpleNamespace(device=torch.device("cuda"))]))
+    device, remark = _device(model, None)
+    assert device == DEVICES[known or "h100"]
+    assert (remark is None) == (known is not None)
+    assert remark is None or f"no data sheet of {name}" in remark
 
 
 @pytest.mark.parametrize(

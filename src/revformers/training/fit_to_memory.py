@@ -3,12 +3,14 @@
 import copy
 import dataclasses
 import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 
 from revformers.activations import ActivationPolicy, Budget, Checkpoint, Offload, Rebuild, Store
 from revformers.byte_size import parse_size, size_in_words
@@ -21,11 +23,11 @@ from revformers.models.discovery import unwrap
 from revformers.models.parts import require_reversible
 from revformers.models.tiles import set_mlp_tiles
 from revformers.models.verify import inputs_of
-from revformers.planning.devices import DEVICES, Machine
+from revformers.planning.devices import DEVICES, Device, Machine
 from revformers.planning.model_size import ModelSize, model_size
 from revformers.planning.prediction import Prediction, predict
 from revformers.reversible import make_reversible
-from revformers.setup import Optimizer, Setup, Workload
+from revformers.setup import Optimizer, Setup, Training, Workload
 
 SHARES = (4, 16)
 """Numbers of tiles into which the tokens of a batch are cut."""
@@ -59,6 +61,10 @@ class Settings:
     memory: int
     host: int
     seconds: float
+
+    def fits(self, memory: int, host_memory: int) -> bool:
+        """Say whether the step fits these bytes of the device and of the host."""
+        return self.memory <= memory and self.host <= host_memory
 
     def __str__(self) -> str:
         """Return the settings in words."""
@@ -104,16 +110,13 @@ class Fitted:
                 "clip gradients."
             )
         for row in self.others:
-            verdict = "" if self._fits(row) else ", does not fit"
+            verdict = "" if row.fits(self.memory, self.host_memory) else ", does not fit"
             host = f" and {size_in_words(row.host)} of the host" if row.host else ""
             lines.append(
                 f"  {row}: {row.seconds / self.chosen.seconds:.2f} times as long, {size_in_words(row.memory)}{host}"
                 f"{verdict}"
             )
         return "\n".join([*lines, *self.remarks])
-
-    def _fits(self, row: Settings) -> bool:
-        return row.memory <= self.memory and row.host <= self.host_memory
 
 
 def fit_to_memory(
@@ -130,7 +133,7 @@ def fit_to_memory(
     """Give a reversible model the settings with the shortest step that fits a memory, in place.
 
     The activation policy, the tiles of the MLPs and a chunked head loss are chosen together, by the count of
-    `revformers plan`, without running the model, which takes about a minute. The network stays the same, unless
+    `revformers plan`, without running the model. The network stays the same, unless
     `may_step_by_branch` is set.
 
     Args:
@@ -155,16 +158,17 @@ def fit_to_memory(
         ValueError: if the model is not reversible, is not one that can be planned, or an argument is not valid.
 
     """
-    machine = Machine(_device(model, device), _size(memory), _size(host_memory) if host_memory else 0)
+    speeds, remark = _device(model, device)
+    machine = Machine(speeds, _size(memory), _size(host_memory) if host_memory else 0)
     workload, remarks = _workload(model, batch, optimizer)
     size = model_size(model, optimizer)
     search = _Search(model, workload, size, machine)
     ways = list(itertools.product(_dynamics(model, may_step_by_branch), _tiles(workload)))
     rows = [row for way in ways for row in search.rows(*way, in_backward=False)]
-    fitting = list(filter(search.fits, rows))
+    fitting = [row for row in rows if row.fits(machine.memory, machine.host_memory or 0)]
     if not fitting and may_step_in_backward:
         rows += [row for way in ways for row in search.rows(*way, in_backward=True)]
-        fitting = list(filter(search.fits, rows))
+        fitting = [row for row in rows if row.fits(machine.memory, machine.host_memory or 0)]
     if not fitting:
         least = min(rows, key=lambda row: row.memory)
         raise UserError(
@@ -179,15 +183,15 @@ def fit_to_memory(
     set_activations(model, chosen.activations)
     set_mlp_tiles(model, chosen.mlp_tile)
     apply_head(model, "auto")
-    others = tuple(row for row in sorted(rows, key=_order) if row is not chosen and not _is_idle(row, rows))
-    return Fitted(chosen, others, machine.memory, machine.host_memory or 0, remarks)
+    others = tuple(row for row in sorted(rows, key=_order) if row is not chosen and not _is_dominated(row, rows))
+    return Fitted(chosen, others, machine.memory, machine.host_memory or 0, (*remarks, *filter(None, [remark])))
 
 
 def _order(row: Settings) -> tuple[float, int]:
     return row.seconds, row.memory
 
 
-def _is_idle(row: Settings, rows: Sequence[Settings]) -> bool:
+def _is_dominated(row: Settings, rows: Sequence[Settings]) -> bool:
     """Say whether another row takes no more of anything, and less of something."""
     own = row.seconds, row.memory, row.host
     return any(
@@ -204,10 +208,6 @@ class _Search:
     workload: Workload
     size: ModelSize
     machine: Machine
-
-    def fits(self, row: Settings) -> bool:
-        """Say whether a step fits the machine."""
-        return row.memory <= self.machine.memory and row.host <= (self.machine.host_memory or 0)
 
     def rows(self, dynamics: Dynamics, tile: int | None, *, in_backward: bool) -> Iterator[Settings]:
         """Yield the settings of every policy, and of a budget where storing does not fit."""
@@ -271,8 +271,9 @@ def _workload(model: nn.Module, batch: Mapping[str, Any], optimizer: Optimizer) 
     trained = [parameter.requires_grad for parameter in model.parameters()]
     adapters = list(getattr(model, "peft_config", {}).values())
     remarks: list[str] = []
-    if adapters and getattr(adapters[0], "r", None) is None:
-        remarks.append("The adapter is counted as LoRA of rank 16 on all linear layers.")
+    rank = next((adapter.r for adapter in adapters if getattr(adapter, "r", None)), 16)
+    if adapters:
+        remarks.append(f"Activations and time are those of LoRA of rank {rank} on all linear layers.")
     if not adapters and not all(trained):
         remarks.append("The time and the activations are those of training all weights, also the frozen ones.")
     config = unwrap(model).config
@@ -284,19 +285,19 @@ def _workload(model: nn.Module, batch: Mapping[str, Any], optimizer: Optimizer) 
         head="auto",
         optimizer=optimizer,
         training=_training(model) if adapters else "full",
-        rank=getattr(adapters[0], "r", None) or 16 if adapters else 16,
+        rank=rank,
     )
     return workload, tuple(remarks)
 
 
-def _ordinary(config: Any) -> Any:
+def _ordinary(config: PreTrainedConfig) -> PreTrainedConfig:
     """Return a copy of the configuration of a reversible model for the ordinary network."""
     result = copy.deepcopy(config)
     unmark_config(result)
     return result
 
 
-def _training(model: nn.Module) -> Any:
+def _training(model: nn.Module) -> Training:
     return "qlora" if any(type(value).__name__ == "Params4bit" for value in model.parameters()) else "lora"
 
 
@@ -318,11 +319,18 @@ def _size(size: int | str) -> int:
     return parse_size(size) if isinstance(size, str) else size
 
 
-def _device(model: nn.Module, name: str | None) -> Any:
-    """Return the speeds of the GPU called `name`, or of the model's own, or of an H100."""
+def _device(model: nn.Module, name: str | None) -> tuple[Device, str | None]:
+    """Return the speeds of the GPU called `name`, or of the model's own; and a remark where an H100 stands for it."""
     if name is not None and name not in DEVICES:
         raise ValueError(f"There is no data sheet of {name!r}; choose one of {', '.join(DEVICES)}.")
-    if name is None and next(model.parameters()).is_cuda:
-        full = torch.cuda.get_device_name(next(model.parameters()).device).lower().replace(" ", "")
-        name = next((known for known in DEVICES if known in full), None)
-    return DEVICES[name or "h100"]
+    if name is not None:
+        return DEVICES[name], None
+    device = next(model.parameters()).device
+    full = torch.cuda.get_device_name(device) if device.type == "cuda" else f"a {device.type.upper()}"
+    words = re.findall(r"[a-z0-9]+", full.lower().replace("rtx ", "rtx"))
+    name = next((known for known in DEVICES if known in words), None)
+    if name is None:
+        return DEVICES[
+            "h100"
+        ], f"Times are those of an H100, as there is no data sheet of {full}; name one with device=."
+    return DEVICES[name], None
