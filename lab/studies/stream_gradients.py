@@ -4,21 +4,29 @@
 
 The error is that of the whole parameter gradient, relative to its norm, against the same network with the same weights
 in float64. The layers' own arithmetic in bfloat16 is most of it. The ordinary network, whose stream's gradient is in
-bfloat16 throughout, is the yardstick.
+bfloat16 throughout, is the yardstick. The residual dynamics is the ordinary network with fixed-point states, so its row
+shows what summing in bfloat16 adds there.
+
+"waiting" sums in float32, and rounds to bfloat16 only what a step adds to the gradient of the state before it, which
+waits while the layer is differentiated.
 """
 
 import argparse
+import contextlib
 import copy
 import sys
 from collections.abc import Mapping
+from functools import partial
+from pkgutil import resolve_name
 from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import revformers as rf
+from lab import REPOSITORY
 from lab.bench import smollm2
 from lab.bench.environment import output_file, write_result
 from lab.bench.workload import llama_config
@@ -29,13 +37,21 @@ from revformers.training.titled_table import TitledTable
 
 DYNAMICS: dict[str, Dynamics | None] = {
     "ordinary": None,
+    "residual": rf.Residual(),
     "midpoint": rf.Midpoint(),
     "hamiltonian": rf.Hamiltonian(),
     "blended 1/16": rf.BlendedMidpoint("1/16"),
     "blended 1/2": rf.BlendedMidpoint("1/2"),
+    "blended 1/2, h = 3/2": rf.BlendedMidpoint("1/2", 1.5),
+    "blended at random": rf.BlendedMidpoint.random(0),
     "leapfrog": rf.Leapfrog(),
 }
-SUMS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+NEAR_ORDINARY = ("ordinary", "residual", "blended 1/16")
+"""What is measured of a pretrained network; the other dynamics make it another one, whose gradients say little."""
+
+SUMS = {"float32": torch.float32, "waiting": torch.float32, "bfloat16": torch.bfloat16}
+SMOLLM2 = "SmolLM2-135M"
+WAITING = "revformers.engine.trajectory._Wait.backward"
 Gradients = Mapping[str, Tensor]
 
 
@@ -52,23 +68,32 @@ def relative_error(found: Gradients, reference: Gradients) -> float:
     return (difference / torch.stack([value.square().sum() for value in reference.values()]).sum()).sqrt().item()
 
 
+def _rounded(backward: Any, context: Any, gradient: Tensor | None) -> Any:
+    """What `WAITING` names, with a gradient that is rounded to bfloat16."""
+    return backward(context, None if gradient is None else gradient.to(torch.bfloat16).to(gradient.dtype))
+
+
 def errors(model: Any, ids: Tensor, dynamics: Dynamics | None) -> dict[str, float]:
-    """Return the error of the gradient of `model`, which is in bfloat16, for each dtype that states' gradients have."""
+    """Return the error of the gradient of `model`, which is in bfloat16, for each of `SUMS`."""
     exact, narrow = copy.deepcopy(model).double(), copy.deepcopy(model)
     if dynamics is None:
         return {"bfloat16": relative_error(gradients(narrow, ids), gradients(exact, ids))}
     for network in (exact, narrow):
-        rf.make_reversible(network, dynamics, rf.Store())
+        rf.make_reversible(network, dynamics, rf.Store(), states="int64")
     reference = gradients(exact, ids)
     found = {}
+    rounds = staticmethod(partial(_rounded, resolve_name(WAITING)))
     for name, dtype in SUMS.items():
-        with mock.patch.object(forward, "gradient_dtype", lambda *_, chosen=dtype: chosen):
+        with contextlib.ExitStack() as patches:
+            patches.enter_context(mock.patch.object(forward, "gradient_dtype", lambda *_, chosen=dtype: chosen))
+            if name == "waiting":
+                patches.enter_context(mock.patch(WAITING, rounds))
             found[name] = relative_error(gradients(narrow, ids), reference)
     return found
 
 
 def networks(layers: list[int], tokens: int, seed: int) -> dict[str, tuple[Any, Tensor]]:
-    """Return networks in bfloat16 and inputs for them: of random weights, and SmolLM2 where it is available."""
+    """Return networks in bfloat16 and inputs: random weights and tokens, and SmolLM2 and text if it is available."""
     torch.manual_seed(seed)
     made: dict[str, tuple[Any, Tensor]] = {}
     for depth in layers:
@@ -82,7 +107,8 @@ def networks(layers: list[int], tokens: int, seed: int) -> dict[str, tuple[Any, 
         print(error, file=sys.stderr)
     else:
         pretrained = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16)
-        made["SmolLM2-135M"] = pretrained, torch.randint(pretrained.config.vocab_size, (2, tokens))
+        text = AutoTokenizer.from_pretrained(directory)((REPOSITORY / "LICENSE").read_text())["input_ids"]
+        made[SMOLLM2] = pretrained, torch.tensor(text[2 * seed * tokens :][: 2 * tokens]).view(2, tokens)
     return made
 
 
@@ -97,7 +123,8 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for seed in range(options.seeds):
         for network, (model, ids) in networks(options.layers, options.tokens, seed).items():
-            for name, dynamics in DYNAMICS.items():
+            for name in NEAR_ORDINARY if network == SMOLLM2 else DYNAMICS:
+                dynamics = DYNAMICS[name]
                 rows.append(
                     {"network": network, "dynamics": name, "seed": seed, "errors": errors(model, ids, dynamics)}
                 )

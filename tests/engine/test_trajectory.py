@@ -1,12 +1,14 @@
 """Every policy on a plain stack of modules."""
 
 import warnings
+from fractions import Fraction
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import revformers as rf
+from revformers.dynamics import Coefficients
 from revformers.engine.forward_pass import ForwardPass
 from revformers.engine.tape import Tape
 from revformers.engine.trajectory import Trajectory
@@ -214,3 +216,15 @@ def test_a_layer_that_no_gradient_reaches_has_none():
         trajectory.step(f"layer {layer}", rf.Midpoint().coefficients(layer), torch.ones_like)
     trajectory.readout().sum().backward()
     assert torch.equal(embedding.grad, torch.ones_like(embedding))
+
+
+@pytest.mark.parametrize("weight", [0.0, 1e-30, 1.0, 3.0])
+def test_a_small_gradient_of_the_state_before_does_not_depend_on_the_weight_of_the_update(weight):
+    """The weighted gradient, which the field gets, would be 0 in float32."""
+    embedding = torch.zeros(1, 1, 4, requires_grad=True)
+    trajectory = Trajectory(rf.Midpoint(), ForwardPass, embedding)
+    for layer in range(2):
+        coefficients = Coefficients(Fraction(1), Fraction(0), weight)
+        trajectory.step(f"layer {layer}", coefficients, lambda hidden: hidden.detach() + 0 * hidden)
+    (trajectory.readout() * 1e-20).sum().backward()
+    assert torch.allclose(embedding.grad, torch.full_like(embedding, 1e-20), atol=0)

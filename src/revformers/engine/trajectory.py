@@ -91,6 +91,8 @@ class Trajectory:
         # If `hidden` is a new leaf or is detached, the second stand-in must not carry its gradient any further.
         remainder = self._remainder if hidden.grad_fn is not None else None
         current, hidden = _Use.apply(hidden, remainder, self._gradient_dtype)
+        # Before the field is evaluated, because autograd runs older nodes later.
+        previous = _Wait.apply(self._previous, coefficients)
         update = self._pass.evaluate(name, coefficients, field, hidden)
         if getattr(update, "shape", None) != hidden.shape:
             found = list(update.shape) if isinstance(update, Tensor) else f"a {type(update).__name__}"
@@ -98,7 +100,7 @@ class Trajectory:
                 f"The update of {name} is {found}, not a tensor of the shape of its state, {list(hidden.shape)}; "
                 f"correct the layer, or {type(self._pass).__name__}.evaluate, which returns what the layer computes."
             )
-        successor = _Advance.apply(self._previous, current, update, coefficients)
+        successor = _Advance.apply(previous, current, update, coefficients)
         self._pass.advance(coefficients, update.detach())
         self._previous, self._current = current, successor
         self.hidden, self._remainder = self._read(successor)
@@ -186,8 +188,27 @@ class _Use(_Backwards):
         return narrow, total - narrow if ctx.needs_input_grad[1] else None, None
 
 
+class _Wait(_Backwards):
+    """From the stand-in of p[l-1] to the one that `_Advance` reads.
+
+    While a field is differentiated, two gradients have to be alive: what p[l] has received so far, and that of p[l+1],
+    for the field and for p[l-1]. So the share of p[l-1] is not multiplied by a until the field is done.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, previous: Tensor, coefficients: Coefficients) -> Tensor:
+        ctx.set_materialize_grads(False)
+        a, c = float(coefficients.previous), coefficients.update
+        ctx.factor = a / c if _shares(coefficients) else a
+        return _stand_in(previous, previous.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, None]:
+        return None if gradient is None else _scaled(gradient, ctx.factor), None
+
+
 class _Advance(_Backwards):
-    """From the stand-ins of p[l-1] and p[l], and the update, to the stand-in of p[l+1]."""
+    """From the stand-ins of p[l-1] and p[l], and the update, to the stand-in of p[l+1]; `_Wait` multiplies by a."""
 
     @staticmethod
     def forward(ctx: Any, previous: Tensor, current: Tensor, update: Tensor, coefficients: Coefficients) -> Tensor:
@@ -199,10 +220,12 @@ class _Advance(_Backwards):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         need_previous, need_current, need_update, _ = ctx.needs_input_grad
         a, b, c = ctx.coefficients.previous, ctx.coefficients.current, ctx.coefficients.update
+        of_update = _scaled(gradient, c)
+        waiting = of_update if _shares(ctx.coefficients) else gradient
         return (
-            _scaled(gradient, a) if need_previous else None,
+            waiting if need_previous and a else None,
             _scaled(gradient, b) if need_current else None,
-            _scaled(gradient, c).to(ctx.dtype) if need_update and c else None,  # type: ignore[union-attr]
+            of_update.to(ctx.dtype) if need_update and of_update is not None else None,
             None,
         )
 
@@ -235,6 +258,11 @@ class _Mean(_Backwards):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
         half = gradient.to(ctx.dtype) * 0.5
         return half, half, None, None
+
+
+def _shares(coefficients: Coefficients) -> bool:
+    """Whether the gradient that waits for p[l-1] is that of the update, c times too large; |c| < 1 could make it 0."""
+    return abs(coefficients.update) >= 1
 
 
 def _sum(left: Tensor | None, right: Tensor | None) -> Tensor | None:
