@@ -314,12 +314,15 @@ def stream_gradients() -> None:
         for dtype, error in row["errors"].items():
             found[row["network"], row["dynamics"]][dtype].append(error)
     show(
-        "network | dynamics | summed in float32 | in bfloat16",
+        "network | dynamics | in float32 | the waiting one in bfloat16 | in bfloat16",
         (
             (
                 network,
                 dynamics,
-                *(f"{median(errors[dtype]):.1%}" if dtype in errors else "" for dtype in ("float32", "bfloat16")),
+                *(
+                    f"{median(errors[dtype]):.1%}" if dtype in errors else ""
+                    for dtype in ("float32", "waiting", "bfloat16")
+                ),
             )
             for (network, dynamics), errors in found.items()
         ),
