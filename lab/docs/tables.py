@@ -165,13 +165,10 @@ def long_sequences() -> None:
 
 
 def _shape(study: Mapping[str, Any]) -> str:
-    """Return the network, the batch and the number of rounds of a study in words."""
+    """Return the width, the batch and the precision of a study in words."""
     recipe = study["recipe"]
-    rounds = f"{recipe['rounds']} interleaved rounds"
-    return (
-        f"width {recipe['model']['config']['hidden_size']}, {recipe['batch_size']} x "
-        f"{recipe['sequence_length']:,} tokens, {recipe['precision']}, {rounds}"
-    )
+    width, batch = recipe["model"]["config"]["hidden_size"], recipe["batch_size"]
+    return f"{recipe['precision']}, width {width}, {batch} x {recipe['sequence_length']:,} tokens"
 
 
 def _over(point: Mapping[str, Any], rival: str) -> str:
@@ -185,7 +182,7 @@ def _rivals(study: Mapping[str, Any]) -> None:
     values = list(dict.fromkeys(point["value"] for point in study["points"]))
     points = {(point["value"], point["arm"]): point for point in study["points"]}
     layers = study["recipe"]["model"]["config"]["num_hidden_layers"]
-    print(f"\n{layers} layers, {_shape(study)}:")
+    print(f"\n{layers} layers, {_shape(study)}, {study['recipe']['rounds']} interleaved rounds:")
     show(
         "arm | peak | time over `plain_store` | time over `plain_checkpoint`",
         (

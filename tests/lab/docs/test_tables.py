@@ -87,7 +87,7 @@ def test_budgets_are_shown_at_the_peaks_of_the_rivals(tmp_path, monkeypatch, cap
     tables.gpu_rivals()
     shown = capsys.readouterr().out
     assert "Example:" in shown
-    assert "24 layers, width 128, 1 x 1,024 tokens, bfloat16, 3 interleaved rounds:" in shown
+    assert "24 layers, bfloat16, width 128, 1 x 1,024 tokens, 3 interleaved rounds:" in shown
     assert "| `plain_selective` | 30 MiB | - | - |" in shown
     assert "| `plain_every:2` | does not fit | - | - |" in shown
     assert "| `plain_selective` | 30 MiB | 29 MiB | 0.90 (0.89 to 0.91) |" in shown
