@@ -24,6 +24,7 @@ from lab.bench.workload import MeasuredWorkload
 from revformers import dynamics
 from revformers.activations import parse_policy
 from revformers.engine.state_format import parse_states
+from revformers.models.update_predictor import PredictorForm
 from revformers.setup import Setup
 
 
@@ -188,6 +189,8 @@ def _written(setup: Setup) -> dict[str, Any]:
         "activations": str(setup.activations),
         "states": str(setup.states),
         "rival": {"every": setup.every, "keeps_attention": setup.keeps_attention} if isinstance(setup, Rival) else None,
+        "predictors": setup.predictors and setup.predictors.to_dict(),
+        "mlp_tile": setup.mlp_tile,
     }
 
 
@@ -195,7 +198,14 @@ def _setup(written: dict[str, Any]) -> Setup:
     recurrence, policy = written["dynamics"], parse_policy(written["activations"])
     if written["rival"]:
         return Rival(None, policy, **written["rival"])
-    return Setup(recurrence and dynamics.from_dict(recurrence), policy, parse_states(written["states"]))
+    predictors = written["predictors"]
+    return Setup(
+        recurrence and dynamics.from_dict(recurrence),
+        policy,
+        parse_states(written["states"]),
+        predictors and PredictorForm(**predictors),
+        written["mlp_tile"],
+    )
 
 
 def _answer(measurer: Measurer, request: dict[str, Any]) -> Any:

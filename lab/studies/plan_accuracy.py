@@ -9,15 +9,17 @@ The largest batch is searched for in a memory that holds the planned `BATCH` seq
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lab.bench.environment import output_file, write_result
 from lab.bench.memory import PeakMemory, Task
 from lab.bench.process import measure_side_by_side
 from lab.bench.workload import MeasuredWorkload, llama_config
+from revformers.engine.state_format import StateFormat
 from revformers.head.loss import Head
+from revformers.models.update_predictor import PredictorForm
 from revformers.planning.search import largest_within
 from revformers.planning.setups import budgeted, rebuild, title_of
 from revformers.planning.step import step_memory
@@ -40,6 +42,19 @@ HEAD: Head = "chunked"
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 
 SETUPS = (STORE, CHECKPOINT, rebuild(0), rebuild(2))
+
+TILE = 128
+"""Tokens of a tile: a quarter of one batch, a third of the other."""
+
+FURTHER = {
+    f"checkpoint, tiles of {TILE}": replace(CHECKPOINT, mlp_tile=TILE),
+    f"rebuild, 2 bits, tiles of {TILE}": replace(rebuild(2), mlp_tile=TILE),
+    "rebuild, 0 bits, by branch": rebuild(0, "branch"),
+    "rebuild, 2 bits, update predictors": replace(rebuild(2), predictors=PredictorForm()),
+    "rebuild, 2 bits, 32-bit states": replace(rebuild(2), states=StateFormat("int32")),
+    "rebuild, 2 bits, 64-bit states": replace(rebuild(2), states=StateFormat("int64")),
+}
+"""Further setups, which are measured on the first network of `models`."""
 
 
 def models() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -73,12 +88,12 @@ class Study:
     batches: list[dict[str, Any]]
     tasks: list[Task]
 
-    def add(self, name: str, setup: Setup, measured: MeasuredWorkload) -> None:
-        """Add a point: its plan, and the task that measures it."""
+    def add(self, name: str, setup: Setup, measured: MeasuredWorkload, arm: str | None = None) -> None:
+        """Add a point: its plan, and the task that measures it. `arm` names the setup; by default its title does."""
         batch, tokens = measured.batch_size, measured.sequence_length
         peak = step_memory(measured, setup, batch, tokens).device.total
         point = {"batch": batch, "tokens": tokens, "planned": peak}
-        self.rows.append({"model": name, "precision": measured.precision, "arm": title_of(setup), **point})
+        self.rows.append({"model": name, "precision": measured.precision, "arm": arm or title_of(setup), **point})
         self.tasks.append((measured, setup))
 
     def add_measured(self, measured: Sequence[PeakMemory]) -> None:
@@ -91,8 +106,15 @@ class Study:
             row["measured"] = max(fitting, default=None)
 
 
-def study(name: str, config: dict[str, Any]) -> Study:
-    """Return the plan of a network for every precision, arm and shape, and its largest batches."""
+def study(name: str, config: dict[str, Any], further: Mapping[str, Setup]) -> Study:
+    """Return the plan of a network for every precision, arm and shape, and its largest batches.
+
+    Args:
+        name: the network's name.
+        config: its configuration.
+        further: arms beside `SETUPS` and the budget, by name; their largest batches are not searched for.
+
+    """
     result = Study([], [], [])
     for precision in PRECISIONS:
         workload = MeasuredWorkload(config, precision=precision, head=HEAD)
@@ -102,6 +124,9 @@ def study(name: str, config: dict[str, Any]) -> Study:
         for batch, tokens in SHAPES:
             budget = step_memory(workload, STORE, batch, tokens).device.total // 3
             result.add(name, budgeted(budget), MeasuredWorkload(config, batch, tokens, precision, head=HEAD))
+        for arm, setup in further.items():
+            for batch, tokens in SHAPES:
+                result.add(name, setup, MeasuredWorkload(config, batch, tokens, precision, head=HEAD), arm)
     workload = MeasuredWorkload(config, head=HEAD)
     for setup in SETUPS:
 
@@ -124,7 +149,7 @@ def main() -> None:
     parser.add_argument("--output", type=output_file, required=True)
     parser.add_argument("--processes", type=int, default=1, help="networks measured at once")
     options = parser.parse_args()
-    studies = [study(name, config) for name, config in models()]
+    studies = [study(name, config, {} if place else FURTHER) for place, (name, config) in enumerate(models())]
     measured = measure_side_by_side([one.tasks for one in studies], options.processes)
     for one, peaks in zip(studies, measured, strict=True):
         one.add_measured(peaks)

@@ -6,6 +6,8 @@ from transformers import BertConfig, BitsAndBytesConfig, GPT2Config, GPTNeoConfi
 import revformers as rf
 from revformers.cli.main import main
 from revformers.cli.plan import parse_memory
+from revformers.models.attach import add_update_predictors
+from revformers.models.update_predictor import PredictorForm
 from tests.test_reversible import llama
 
 
@@ -24,7 +26,7 @@ def test_a_table_and_a_file(config, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "rebuild" in shown
     plan = json.loads(out.read_text())
-    assert [row["name"] for row in plan["setups"]] == ["store", "checkpoint", "offload", "rebuild"]
+    assert [row["name"] for row in plan["setups"]] == ["store", "checkpoint", "serial offload", "offload", "rebuild"]
     assert plan["recommendation"] in " ".join(shown.split())
     assert max(map(len, shown.splitlines())) <= 80
 
@@ -64,6 +66,9 @@ def test_a_plot_has_a_curve_a_way(config, tmp_path):
     [
         (["--memory", "much"], "such as 24GiB"),
         (["--memory", "1GiB", "--bits", "9"], "from 0 to 8"),
+        (["--memory", "1GiB", "--host_memory", "much"], "--host_memory: A size of memory"),
+        (["--memory", "1GiB", "--link", "fast"], "--link: A size of memory"),
+        (["--memory", "1GiB", "--mlp_tile", "0"], "--mlp_tile takes a number of tokens, not 0"),
         (["--memory", "1GiB", "--sequence_length", "1"], "two tokens"),
         (["--memory", "1GiB", "--operations_per_byte", "0"], "a positive number"),
         (["--memory", "1GiB", "--plot", "plan.txt", "--sequence_length", "16"], "No plot can be written to plan.txt"),
@@ -217,3 +222,53 @@ def test_a_configuration_of_no_model_is_one_sentence_with_its_name(fields, messa
     (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("revformers plan:"))
     assert message in line
     assert str(file) in line
+
+
+@pytest.mark.thorough
+def test_predictors_are_those_of_the_model_unless_others_are_asked_for(tmp_path, capsys):
+    model = llama()
+    rf.make_reversible(model, rf.BlendedMidpoint(["1/4"] * 4))
+    add_update_predictors(model, PredictorForm(("state", "update"), rank=2))
+    model.save_pretrained(tmp_path)
+    words = ["plan", str(tmp_path), "--memory", "64MB", "--bits", "2", "--sequence_length", "16", "--json", "-"]
+    own, others = [], []
+    for more, planned in (([], own), (["--predictors", "none"], others)):
+        assert main([*words, *more]) == 0
+        planned.append(json.loads(capsys.readouterr().out))
+    assert own[0]["choices"]["predictors"] == {"features": ["state", "update"], "rank": 2}
+    assert others[0]["choices"]["predictors"] is None
+    weights = [plan[0]["setups"][4]["memory"]["weights"] for plan in (own, others)]
+    width = model.config.hidden_size
+    assert weights[0] - weights[1] == 2 * 4 * (3 * 2 * width + width)
+
+
+@pytest.mark.thorough
+def test_the_host_and_its_link_limit_offloading(config, capsys):
+    words = ["plan", config, "--memory", "8MB", "--sequence_length", "64", "--bits", "0"]
+    plans = []
+    for more in (["--host_memory", "64kB"], ["--host_memory", "0", "--link", "1GB/s"]):
+        assert main([*words, "--json", "-", *more]) == 0
+        plans.append(json.loads(capsys.readouterr().out))
+    small, none = ({row["name"]: row for row in plan["setups"]} for plan in plans)
+    # Two inputs of 64 tokens in bfloat16 take 8 KiB.
+    assert small["offload"]["largest_batch"] == 4
+    assert small["offload"]["longest_context"] == 256
+    assert small["offload"]["limited_by_host"]
+    assert not small["rebuild"]["limited_by_host"]
+    assert none["offload"]["largest_batch"] == none["offload"]["longest_context"] == 0
+    assert none["offload"]["time"] > small["offload"]["time"]
+    assert main([*words, "--host_memory", "64kB"]) == 0
+    assert "Limited by the memory of the host: serial offload, offload." in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.thorough
+def test_tiles_and_branches_are_planned_on_request(config, capsys):
+    words = ["plan", config, "--memory", "8MB", "--sequence_length", "64", "--bits", "0", "--json", "-"]
+    totals = []
+    for more in ([], ["--mlp_tile", "16"], ["--granularity", "branch"]):
+        assert main([*words, *more]) == 0
+        plan = json.loads(capsys.readouterr().out)
+        totals.append({row["name"]: row["memory"]["total"] for row in plan["setups"]})
+    assert totals[1]["checkpoint"] < totals[0]["checkpoint"]
+    assert totals[2]["checkpoint"] == totals[0]["checkpoint"]
+    assert totals[2]["rebuild"] < totals[0]["rebuild"]

@@ -34,7 +34,7 @@ def drawn(monkeypatch, tmp_path):
 def test_every_way_has_a_curve_from_little_to_beyond_what_fits(drawn, axis, label, tokens, most):
     """Without the host's memory: far more would fit with it than can be seen."""
     axes, curves = drawn(axis, example_plan())
-    assert set(curves) == {"store", "checkpoint", "offload", "rebuild, 2 bits", "memory"}
+    assert set(curves) == {"store", "offload", "rebuild, 2 bits", "memory"}
     assert axes.get_xlabel() == label
     places, totals = curves["store"].get_data()
     assert (places[0], places[-1]) == (256 if axis == "length" else 1, max(most, 2 if axis == "batch" else 1024))

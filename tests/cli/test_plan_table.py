@@ -5,6 +5,8 @@ import pytest
 from rich.console import Console
 
 from revformers.cli.plan_table import plan_table
+from revformers.models.update_predictor import PredictorForm
+from revformers.planning.setups import Choices
 from tests.cli.example_plan import example_plan
 
 
@@ -42,3 +44,19 @@ def test_a_million_tokens_and_more_fit_the_row():
     assert max(map(len, lines)) <= 80
     (row,) = (line.split() for line in lines if line.startswith(" store"))
     assert row[-4:] == ["2,225", "1.13", "M", "1.00"]
+
+
+def test_notes_below_the_table_say_what_rows_have_in_common_and_what_sets_one_apart():
+    plan = example_plan()
+    form = PredictorForm(("state", "update"))
+    plan.setups[2] = dataclasses.replace(plan.setups[2], setup=dataclasses.replace(plan.setups[2].setup, mlp_tile=2048))
+    text = shown(dataclasses.replace(plan, choices=Choices((2,), "branch", form)))
+    assert max(map(len, text.splitlines())) <= 80
+    assert "rebuild, 2 bits*" in text
+    for note in (
+        "rebuilt by branch",
+        "with update predictors of state, update",
+        "fits (tokens: rebuild, 2 bits: 2,048)",
+    ):
+        assert note in " ".join(text.split())
+    assert "in MLP tiles of 64 tokens" in shown(dataclasses.replace(example_plan(), choices=Choices((2,), mlp_tile=64)))

@@ -199,6 +199,7 @@ def test_plan_accuracy(tmp_path, monkeypatch):
     smaller = {
         "models": lambda: [("small", llama_config(4, 64, 256, 128))],
         "SETUPS": [script.SETUPS[0], script.SETUPS[-1]],
+        "FURTHER": {"branch": script.FURTHER["rebuild, 0 bits, by branch"]},
         "PRECISIONS": ("float32",),
         "SHAPES": ((2, 64),),
         "BATCH": 3,
@@ -209,9 +210,9 @@ def test_plan_accuracy(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["plan_accuracy.py", "--output", str(tmp_path / "result.json")])
     script.main()
     result = json.loads((tmp_path / "result.json").read_text())
-    store, rebuild, budget = result["rows"]
-    assert [row["arm"] for row in result["rows"]] == ["store", "rebuild, 2 bits", "budget, 0 bits"]
-    assert rebuild["measured"] < budget["measured"] < store["measured"]
+    store, rebuild, budget, branch = result["rows"]
+    assert [row["arm"] for row in result["rows"]] == ["store", "rebuild, 2 bits", "budget, 0 bits", "branch"]
+    assert branch["measured"] < rebuild["measured"] < budget["measured"] < store["measured"]
     for row in result["rows"]:
         # The sums by which evaluations are compared are not planned for; in a model as small as this they show.
         assert row["planned"] == pytest.approx(row["measured"], rel=0.01 if row is store else 0.05)

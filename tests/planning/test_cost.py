@@ -1,20 +1,35 @@
+import dataclasses
+
 import pytest
 
 from revformers.planning.cost import SetupCost
-from revformers.planning.setups import rebuild
+from revformers.planning.setups import OVERLAPPED, rebuild
 from revformers.planning.timeline import MemoryByCategory
-from revformers.setup import STORE
+from revformers.setup import OFFLOAD, STORE
 
 
 @pytest.mark.parametrize(
     ("setup", "title", "bits"),
-    [(STORE, "store", None), (rebuild(0), "rebuild, 0 bits", 0), (rebuild(4), "rebuild, 4 bits", 4)],
+    [
+        (STORE, "store", None),
+        (OFFLOAD, "serial offload", None),
+        (OVERLAPPED, "offload", None),
+        (rebuild(0), "rebuild, 0 bits", 0),
+        (rebuild(4), "rebuild, 4 bits", 4),
+    ],
 )
 def test_a_row_is_called_by_its_policy_and_its_bits(setup, title, bits):
     row = SetupCost(setup, MemoryByCategory(weights=7), 0, 1, 0, 256, 1.0, 1.5)
     assert row.title == title
     written = row.to_dict()
-    assert list(written)[:3] == ["name", "bits", "memory"]
-    assert (written["name"], written["bits"], written["memory"]["weights"]) == (setup.activations.name, bits, 7)
+    assert list(written)[:4] == ["name", "bits", "mlp_tile", "memory"]
+    assert (written["name"], written["bits"], written["memory"]["weights"]) == (title.split(",")[0], bits, 7)
     assert written["time"] == 1.5
     assert "setup" not in written
+
+
+def test_a_way_is_a_setup_without_its_tiles():
+    setup = dataclasses.replace(rebuild(2), mlp_tile=64)
+    row = SetupCost(setup, MemoryByCategory(), 0, 1, 0, 256, 1.0, 1.5)
+    assert row.way == rebuild(2)
+    assert row.to_dict()["mlp_tile"] == 64

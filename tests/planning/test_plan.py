@@ -7,11 +7,11 @@ from transformers import AutoConfig
 from lab.bench.workload import llama_config
 from revformers.activations import Budget
 from revformers.planning import step
-from revformers.planning.devices import DEVICES
+from revformers.planning.devices import DEVICES, Machine
 from revformers.planning.plan import make_plan
-from revformers.planning.setups import setups
+from revformers.planning.setups import Choices
 from revformers.planning.step import step_memory
-from revformers.setup import ORDINARY_SETUPS, Workload
+from revformers.setup import CHECKPOINT, ORDINARY_SETUPS, Workload, with_depth
 
 CONFIG = llama_config(3, 64, 256, 256)
 WORKLOAD = Workload(AutoConfig.for_model(**CONFIG), 1, 64, head="own", optimizer="adamw")
@@ -21,16 +21,18 @@ DEVICE = DEVICES["h100"]
 @pytest.mark.thorough
 def test_the_largest_batch_fits_and_one_more_does_not():
     room = 10 * 2**20
-    fixed = make_plan(WORKLOAD, 2**20, DEVICE, bits=()).size.total
-    plan = make_plan(WORKLOAD, fixed + room, DEVICE, bits=(0,))
+    fixed = make_plan(WORKLOAD, Machine(DEVICE, 2**20), Choices(())).size.total
+    plan = make_plan(WORKLOAD, Machine(DEVICE, fixed + room), Choices((0,)))
     rows = [row for row in plan.setups if not isinstance(row.setup.activations, Budget)]
-    for row, setup in zip(rows, setups((0,)), strict=True):
+    for row, setup in zip(rows, Choices((0,)).setups, strict=True):
         assert row.setup == setup
-        assert row.memory.total == fixed + step_memory(WORKLOAD, setup, 1, 64).device.total
-        needed = [step_memory(WORKLOAD, setup, row.largest_batch + more, 64).device.total for more in (0, 1)]
+        assert row.memory.total == fixed + step_memory(WORKLOAD, setup, 1, 64, fused=True).device.total
+        needed = [
+            step_memory(WORKLOAD, setup, row.largest_batch + more, 64, fused=True).device.total for more in (0, 1)
+        ]
         assert needed[0] <= room < needed[1]
         lengths = (row.longest_context, int(1.01 * row.longest_context) + 256)
-        needed = [step_memory(WORKLOAD, setup, 1, tokens).device.total for tokens in lengths]
+        needed = [step_memory(WORKLOAD, setup, 1, tokens, fused=True).device.total for tokens in lengths]
         assert needed[0] <= room < needed[1]
     assert plan.recommendation.startswith("Store activations")
 
@@ -46,23 +48,24 @@ def test_few_steps_are_run(monkeypatch):
 
     monkeypatch.setattr(step, "_step", counted)
     workload = Workload(AutoConfig.for_model(**CONFIG | {"num_hidden_layers": 6}), 1, 16384, precision="bfloat16")
-    fixed = make_plan(dataclasses.replace(workload, sequence_length=64), 2**20, DEVICE, bits=()).size.total
+    fixed = make_plan(dataclasses.replace(workload, sequence_length=64), Machine(DEVICE, 2**20), Choices(())).size.total
     runs.clear()
-    plan = make_plan(workload, fixed + 2**32, DEVICE, bits=(0, 2))
+    plan = make_plan(workload, Machine(DEVICE, fixed + 2**32), Choices((0, 2)))
     assert all(row.largest_batch > 10 for row in plan.setups)
-    # Of four setups that run, each at two depths: one sequence, two further batches, two further lengths. Offloading
-    # runs what checkpointing does, but fits other ones.
-    assert sum(runs.values()) <= 4 * 2 * 5 + 2 * 4
+    # Of five setups that run, each at two depths: one sequence, two further batches, two further lengths; and of the
+    # recommended one two numbers of tiles. transformers' offloading runs what checkpointing does, but fits others.
+    assert sum(runs.values()) <= 5 * 2 * 5 + 2 * 4 + 2 * 2 * 4
     assert set(runs.values()) == {1}
 
 
 @pytest.mark.thorough
 def test_times_are_relative_to_storing_and_copies_cost():
     slow_link = dataclasses.replace(DEVICE, link=DEVICE.link / 10)
-    plans = [make_plan(WORKLOAD, 2**30, device, bits=(0,)) for device in (DEVICE, slow_link)]
-    store, checkpoint, offload, rebuild, *_ = plans[0].setups
+    plans = [make_plan(WORKLOAD, Machine(device, 2**30), Choices((0,))) for device in (DEVICE, slow_link)]
+    store, checkpoint, offload, overlapped, rebuild, *_ = plans[0].setups
     assert store.time == store.operations == 1
     assert 1 < checkpoint.time < offload.time < plans[1].setups[2].time
+    assert overlapped.time < plans[1].setups[3].time < plans[1].setups[2].time
     assert 1 < checkpoint.operations == offload.operations < rebuild.operations
     # Inputs take powers of two, of which a large one has less to spare.
     assert 0 < offload.host_of_largest_batch <= offload.host * offload.largest_batch
@@ -71,16 +74,16 @@ def test_times_are_relative_to_storing_and_copies_cost():
 @pytest.mark.thorough
 def test_a_budget_spends_what_rebuilding_leaves_at_the_largest_batch_of_checkpointing():
     deep = dataclasses.replace(WORKLOAD, model_config=AutoConfig.for_model(**CONFIG | {"num_hidden_layers": 16}))
-    fixed = make_plan(deep, 2**20, DEVICE, bits=()).size.total
+    fixed = make_plan(deep, Machine(DEVICE, 2**20), Choices(())).size.total
     room = 30 * 2**20
-    *_, checkpoint, _, rebuild, budget = make_plan(deep, fixed + room, DEVICE, bits=(0,)).setups
+    *_, checkpoint, _, _, rebuild, budget = make_plan(deep, Machine(DEVICE, fixed + room), Choices((0,))).setups
     assert isinstance(budget.setup.activations, Budget)
     assert budget.largest_batch == checkpoint.largest_batch
     taken = (budget.memory.total - fixed) * checkpoint.largest_batch
     assert 0.9 * room < taken <= room
     assert 1 < budget.operations < rebuild.operations
     assert 1 < budget.time < rebuild.time
-    shallow = make_plan(WORKLOAD, 2**28, DEVICE, bits=(0,))
+    shallow = make_plan(WORKLOAD, Machine(DEVICE, 2**28), Choices((0,)))
     budgets = [row for row in shallow.setups if isinstance(row.setup.activations, Budget)]
     assert not budgets, "two states take more than 3 checkpoints"
 
@@ -88,7 +91,7 @@ def test_a_budget_spends_what_rebuilding_leaves_at_the_largest_batch_of_checkpoi
 @pytest.mark.thorough
 def test_a_model_that_cannot_be_reversed_is_planned_without():
     config = AutoConfig.for_model(**CONFIG, H_cycles=2)
-    plan = make_plan(Workload(config, 1, 16, head="own"), 2**28, DEVICE, bits=(0,))
+    plan = make_plan(Workload(config, 1, 16, head="own"), Machine(DEVICE, 2**28), Choices((0,)))
     assert [row.setup for row in plan.setups] == list(ORDINARY_SETUPS)
     assert "several times over" in plan.refusal
 
@@ -96,7 +99,82 @@ def test_a_model_that_cannot_be_reversed_is_planned_without():
 @pytest.mark.thorough
 def test_only_an_adapter_has_gradients():
     pytest.importorskip("peft")
-    plan = make_plan(dataclasses.replace(WORKLOAD, training="lora"), 2**28, DEVICE, bits=())
+    plan = make_plan(dataclasses.replace(WORKLOAD, training="lora"), Machine(DEVICE, 2**28), Choices(()))
     rank, width, wide = 16, 64, CONFIG["intermediate_size"]
     assert plan.size.trained == 3 * rank * (4 * (width + width) + 3 * (width + wide))
     assert plan.size.gradients == 4 * plan.size.trained
+
+
+@pytest.mark.thorough
+def test_a_tile_is_chosen_where_one_sequence_fits_with_tiles_only():
+    config = AutoConfig.for_model(**CONFIG | {"intermediate_size": 2048, "num_hidden_layers": 2})
+    workload = Workload(config, 1, 8192, head="chunked")
+    fixed = make_plan(workload, Machine(DEVICE, 2**20), Choices(())).size.total
+    plain, tiled = (
+        step_memory(workload, dataclasses.replace(CHECKPOINT, mlp_tile=tile), 1, 8192, fused=True).device.total
+        for tile in (None, 2048)
+    )
+    half = step_memory(workload, dataclasses.replace(CHECKPOINT, mlp_tile=4096), 1, 8192, fused=True).device.total
+    assert tiled < half < plain
+    for room, tile in ((half, 4096), (half - 1, 2048), (plain, None), (tiled // 2, None)):
+        plan = make_plan(workload, Machine(DEVICE, fixed + room), Choices(()))
+        (row,) = (row for row in plan.setups if row.way == CHECKPOINT)
+        assert row.setup.mlp_tile == tile
+        assert bool(row.largest_batch) == (room >= tiled)
+    asked_for = make_plan(workload, Machine(DEVICE, fixed + half), Choices((), mlp_tile=1024))
+    assert {row.setup.mlp_tile for row in asked_for.setups} == {1024}
+
+
+@pytest.mark.thorough
+def test_a_host_without_memory_gets_no_tiles():
+    plan = make_plan(WORKLOAD, Machine(DEVICE, 2**30, 0), Choices(()))
+    offloads = [row for row in plan.setups if row.setup.activations.on_host]
+    assert [(row.largest_batch, row.longest_context, row.limited_by_host) for row in offloads] == 2 * [(0, 0, True)]
+    assert all(row.setup.mlp_tile is None for row in plan.setups)
+
+
+WIDE = AutoConfig.for_model(
+    **llama_config(32, 4096, 128256, 131072) | {"intermediate_size": 14336, "num_key_value_heads": 8}
+)
+"""The shape of Llama 3.1 8B."""
+
+GIB = 2**30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("workload", "machine", "advice", "reason"),
+    [
+        (
+            {"sequence_length": 8192},
+            (80, 400),
+            "Offload the inputs of layers with Offload()",
+            "where checkpointing fits 5 sequences",
+        ),
+        (
+            {"sequence_length": 8192},
+            (80, 4),
+            "Rebuild with 0 bits",
+            "The memory of the host limits offloading to 2 seq",
+        ),
+        ({"sequence_length": 8192}, (80, 0), "Rebuild with 0 bits", "The memory of the host is too small to offload"),
+        ({"sequence_length": 8192}, (80, None), "Rebuild with 0 bits", "If the host has 32 GiB for it"),
+        ({"sequence_length": 8192}, (141, None), "Store activations", "nothing is computed twice"),
+        (
+            {"sequence_length": 8192, "model_config": with_depth(WIDE, 3)},
+            (16, 400),
+            "Use checkpointing",
+            "two states and side information take no less than its checkpoints",
+        ),
+        ({"sequence_length": 131072, "training": "lora"}, (80, 400), "Offload", "1 sequence"),
+        ({"sequence_length": 131072, "training": "lora"}, (60, 0), "Use checkpointing, in MLP tiles", "1 sequence"),
+    ],
+)
+def test_the_advice_for_a_model_of_width_4096(workload, machine, advice, reason):
+    options = {"model_config": WIDE, "precision": "bfloat16", "head": "chunked", "optimizer": "adamw"}
+    memory, host = machine
+    plan = make_plan(
+        Workload(**options | workload), Machine(DEVICE, memory * GIB, None if host is None else host * GIB)
+    )
+    assert plan.recommendation.startswith(advice)
+    assert reason in plan.recommendation

@@ -1,102 +1,169 @@
+import dataclasses
+
 import pytest
 
 from revformers.conversion.allocation import USUAL_BITS
 from revformers.planning.cost import SetupCost
-from revformers.planning.recommend import NEAR_BITS, recommend
-from revformers.planning.setups import budgeted, rebuild
+from revformers.planning.devices import DEVICES, Machine
+from revformers.planning.recommend import NEAR_BITS, choose, recommend
+from revformers.planning.setups import OVERLAPPED, budgeted, rebuild
 from revformers.planning.timeline import MemoryByCategory
 from revformers.setup import CHECKPOINT as CHECKPOINTING
 from revformers.setup import OFFLOAD, STORE
 
 GIB = 2**30
 
+SETUPS = {
+    "store": STORE,
+    "checkpoint": CHECKPOINTING,
+    "serial offload": OFFLOAD,
+    "offload": OVERLAPPED,
+    "budget": budgeted(GIB),
+}
 
-def row(name, batch, context=0, time=1.0, bits=None, **memory):
-    context = context or 1024 * batch
-    setup = {"store": STORE, "checkpoint": CHECKPOINTING, "offload": OFFLOAD, "budget": budgeted(GIB)}.get(name)
+
+def row(name, batch, context=0, time=1.0, bits=None, limited=False, **memory):
+    host = GIB * name.endswith("offload")
     return SetupCost(
-        setup or rebuild(bits),
+        SETUPS.get(name) or rebuild(bits),
         MemoryByCategory(**memory),
-        GIB * (name == "offload"),
+        host,
         batch,
-        3 * GIB,
-        context,
+        3 * host * bool(batch),
+        context or 1024 * batch,
         time,
         time,
+        limited,
     )
 
 
+def advice(rows, refusal=None, host=None, pretrained=False, tiled=None, fixed=GIB):
+    machine = Machine(DEVICES["h100"], 2 * GIB, host)
+    chosen = choose(rows, machine, pretrained=pretrained)
+    return recommend(rows, chosen, fixed, machine, refusal, pretrained=pretrained, tiled=tiled)
+
+
 CHECKPOINT = row("checkpoint", 4, time=1.2, activations=100)
+REBUILT = row("rebuild", 6, 9999, 1.32, 0)
 
 
 @pytest.mark.parametrize(
     ("rows", "refusal", "expected"),
     [
-        ([row("store", 1), CHECKPOINT], None, "Store activations: up to 1 sequence fit"),
+        ([row("store", 1), CHECKPOINT, row("rebuild", 9, bits=0)], None, "Store activations: up to 1 sequence fit"),
         ([row("store", 0), row("checkpoint", 0)], None, "No way to train fits"),
         (
-            [row("store", 0), CHECKPOINT, row("rebuild", 6, 9999, 1.32, 0)],
+            [row("store", 0), CHECKPOINT, REBUILT],
             None,
             "Rebuild with 0 bits: up to 6 sequences or 9,999 tokens fit, where checkpointing fits 4 sequences or 4,096 "
             "tokens. A step on one sequence is predicted to take 1.10 times as long as with checkpointing.",
         ),
         (
-            [row("store", 0), CHECKPOINT, row("rebuild", 4, bits=0, states=200)],
+            [row("store", 0), CHECKPOINT, row("rebuild", 4, time=1.25, bits=0, states=200)],
             None,
-            "Use checkpointing, up to 4 sequences: two 64-bit states and side information take no less",
+            "Use checkpointing, up to 4 sequences or 4,096 tokens: two states and side information take no less",
         ),
         (
-            [row("store", 0), CHECKPOINT, row("rebuild", 4, bits=0, states=50)],
+            [row("store", 0), CHECKPOINT, row("rebuild", 5, 4200, time=1.8, bits=0, states=50)],
             None,
-            "Use checkpointing, up to 4 sequences: rebuilding fits hardly more",
+            "rebuilding fits 5 sequences or 4,200 tokens at 1.50 times the time, which is hardly more for its time",
         ),
-        ([row("store", 0), CHECKPOINT], "Its layers differ.", "the model cannot be reversed (Its layers differ.)"),
-        ([row("checkpoint", 0), row("offload", 2)], None, "2 sequences need 3.0 GiB of the host"),
+        ([row("store", 0), CHECKPOINT], "Its layers differ.", "the model cannot be reversed (Its layers differ)."),
         (
-            [CHECKPOINT, row("rebuild", 6, 9999, 1.32, 0), row("offload", 7)],
-            None,
-            "2 bits or more. Offloaded checkpoints fit 7 sequences, with 3.0 GiB of the host",
-        ),
-        (
-            [CHECKPOINT, row("rebuild", 6, 9999, 1.32, 0), row("budget", 4, time=1.08, bits=0)],
+            [CHECKPOINT, REBUILT, row("budget", 4, time=1.08, bits=0)],
             None,
             "With a Budget that spends the rest of the memory, 4 sequences take 0.90 times as long as with",
         ),
-        ([CHECKPOINT, row("offload", 5)], "Its layers differ.", "differ.). Offloaded checkpoints fit 5 sequences"),
         ([row("checkpoint", 0, context=512), row("rebuild", 1, bits=2)], None, "Rebuild with 2 bits"),
     ],
 )
 def test_the_sentence_says_what_and_why(rows, refusal, expected):
-    assert expected in recommend(rows, GIB, 2 * GIB, refusal)
+    assert expected in advice(rows, refusal)
 
 
 def test_weights_that_do_not_fit():
-    assert "alone do not fit" in recommend([row("store", 9)], 2 * GIB, GIB, None)
+    assert "alone do not fit" in advice([row("store", 9)], fixed=3 * GIB)
 
 
-SCRATCH, NEAR = row("rebuild", 9, time=1.3, bits=0), row("rebuild", 6, time=1.5, bits=2)
+OFFLOADED = row("offload", 7, 10_240, 1.25)
+SERIAL = row("serial offload", 7, 10_240, 1.4)
+
+
+def test_offloading_is_advised_where_the_host_is_known_and_mentioned_where_it_is_not():
+    rows = [CHECKPOINT, SERIAL, OFFLOADED, REBUILT]
+    known, unknown = advice(rows, host=100 * GIB), advice(rows)
+    assert known.startswith(
+        "Offload the inputs of layers with Offload(), which copies while layers compute: up to 7 sequences or 10,240 "
+        "tokens fit with 3 GiB of the host"
+    )
+    assert "predicted to take 1.04 times as long" in known
+    assert "Where the host's memory or link is shared, rebuild with 0 bits instead: 6 sequences or 9,999" in known
+    assert unknown.startswith("Rebuild with 0 bits")
+    assert "If the host has 3 GiB for it (--host_memory), offload the inputs of layers" in unknown
+
+
+def test_offloading_trains_the_ordinary_network_so_rebuilding_has_to_be_worth_more():
+    as_good = row("rebuild", 7, 10_240, 1.25, 0)
+    assert advice([CHECKPOINT, OFFLOADED, as_good], host=100 * GIB).startswith("Offload")
+    better = row("rebuild", 8, 12_288, 1.25, 0)
+    assert advice([CHECKPOINT, OFFLOADED, better], host=100 * GIB).startswith("Rebuild")
+
+
+def test_context_and_time_count_as_well_as_sequences():
+    """For LoRA at 131,072 tokens one sequence fits either way; offloading fits a longer one in the same time."""
+    rows = [
+        row("checkpoint", 0, 103_936, 1.32),
+        row("serial offload", 1, 168_192, 1.341),
+        row("rebuild", 1, 136_960, 1.342, 2),
+    ]
+    assert advice(rows, host=100 * GIB, pretrained=True).startswith("Offload the checkpoints with transformers")
+    unknown = advice(rows, pretrained=True)
+    assert unknown.startswith("Rebuild with 2 bits")
+    assert "1 sequence or 168,192 tokens fit" in unknown
+    slow = [*rows[:1], row("serial offload", 1, 168_192, 2.0), rows[2]]
+    assert advice(slow, host=100 * GIB, pretrained=True).startswith("Rebuild with 2 bits")
+
+
+def test_a_host_that_limits_is_named():
+    small = row("offload", 2, 2048, 1.25, limited=True)
+    assert (
+        "The memory of the host limits offloading to 2 sequences or 2,048 tokens; one sequence takes 1 GiB"
+        in advice([CHECKPOINT, REBUILT, small], host=2 * GIB)
+    )
+    none = advice([CHECKPOINT, REBUILT, row("offload", 0, time=1.25, limited=True)], host=0)
+    assert none.startswith("Rebuild")
+    assert "The memory of the host is too small to offload; one sequence takes 1 GiB there." in none
+    only = [row("checkpoint", 0), row("offload", 2, limited=True)]
+    assert "The memory of the host is what limits this." in advice(only, host=2 * GIB)
+    assert "takes 1 GiB of the host" in advice([row("checkpoint", 0), row("offload", 0, limited=True)], host=0)
+
+
+def test_what_fits_alone_is_advised_even_if_the_host_is_unknown():
+    assert advice([row("checkpoint", 0), OFFLOADED]).startswith("Offload the inputs")
+
+
+def test_tiles_that_make_a_setup_fit_or_a_context_longer_are_named():
+    tiled = dataclasses.replace(CHECKPOINT, setup=dataclasses.replace(CHECKPOINTING, mlp_tile=8192))
+    assert advice([tiled]).startswith("Use checkpointing, in MLP tiles of 8,192 tokens, up to 4 sequences")
+    assert "With MLP tiles of 4,096 tokens, 8,000 tokens fit, at one more" in advice([CHECKPOINT], tiled=(4096, 8000))
+    assert "tiles" not in advice([CHECKPOINT], tiled=(4096, 4200))
+
+
+SCRATCH, NEAR = row("rebuild", 9, time=1.3, bits=0), row("rebuild", 6, time=1.4, bits=2)
 
 
 @pytest.mark.parametrize(
     ("rows", "pretrained", "expected"),
     [
         ([SCRATCH, NEAR], True, "Rebuild with 2 bits: up to 6 sequences or 6,144 tokens fit"),
-        (
-            [SCRATCH, row("rebuild", 4, bits=2, states=50)],
-            True,
-            "Use checkpointing, up to 4 sequences: rebuilding fits",
-        ),
+        ([SCRATCH, row("rebuild", 4, bits=2, time=1.3, states=50)], True, "Use checkpointing, up to 4 sequences or"),
         ([SCRATCH], True, "a pretrained model becomes another network when it is rebuilt with fewer than 2 bits"),
-        (
-            [SCRATCH, NEAR],
-            False,
-            "from scratch. For a pretrained model, rebuild with 2 bits: up to 6 sequences or 6,144",
-        ),
+        ([SCRATCH, NEAR], False, "from scratch. A pretrained model needs 2 bits or more, with which up to 6 sequences"),
         ([SCRATCH], False, "This is for training from scratch: a pretrained model needs 2 bits or more."),
     ],
 )
 def test_a_pretrained_model_is_not_made_another_network(rows, pretrained, expected):
-    sentence = recommend([CHECKPOINT, *rows], GIB, 2 * GIB, None, pretrained=pretrained)
+    sentence = advice([CHECKPOINT, *rows], pretrained=pretrained)
     assert expected in sentence
     assert sentence.startswith("Rebuild with 0 bits") != pretrained
 
@@ -106,6 +173,5 @@ def test_near_is_what_a_conversion_gives_by_default():
 
 
 def test_a_network_near_the_pretrained_one_needs_no_word_about_it():
-    assert "pretrained" not in recommend([CHECKPOINT, NEAR], GIB, 2 * GIB, None)
-    only_far = [row("checkpoint", 0), SCRATCH]
-    assert "No way to train fits" in recommend(only_far, GIB, 2 * GIB, None, pretrained=True)
+    assert "pretrained" not in advice([CHECKPOINT, NEAR])
+    assert "No way to train fits" in advice([row("checkpoint", 0), SCRATCH], pretrained=True)

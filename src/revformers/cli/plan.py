@@ -36,6 +36,14 @@ class PlanOptions:
         head: chunked computes the loss from the logits of a few tokens at a time (a quarter of the width, between 64
             and 1024), as revformers finetune does; own is the model's own loss, from all logits at once.
         bits: Amounts of side information to plan for, in bits per element and layer.
+        granularity: Whether rebuilt networks step by block or by branch (attention, then MLP).
+        predictors: Last input of the update predictors of rebuilt networks; by default those of the model, if it has
+            any.
+        mlp_tile: Tokens of the batch that an MLP evaluates at a time. By default all, or where not one sequence fits in
+            that way, the largest power of two with which it does.
+        host_memory: Memory of the host for activations, such as 200GiB, or 0 for none; by default it is not known.
+            Divide it by the number of GPUs that share the host.
+        link: Bytes a second between host and GPU in one direction, such as 25GB; by default those of the data sheet.
         gpu: GPU whose data sheet gives the predicted times.
         operations_per_byte: Floating-point operations that the device performs while its memory moves one byte; by
             default that of --gpu.
@@ -54,6 +62,11 @@ class PlanOptions:
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     head: Literal["chunked", "own"] = "chunked"
     bits: tuple[int, ...] = (0, 2, 4)
+    granularity: Literal["block", "branch"] = "block"
+    predictors: Literal["none", "state", "update", "previous_mlp", "previous_update"] | None = None
+    mlp_tile: int | None = None
+    host_memory: str | None = None
+    link: str | None = None
     gpu: Literal["a100", "h100", "h200", "l4", "rtx4090"] = "h100"
     operations_per_byte: float | None = None
     json: str | None = None
@@ -70,6 +83,10 @@ def run(arguments: Sequence[str]) -> int:
     """
     options = read_options(PlanOptions, "revformers plan", arguments)
     memory = parse_memory(options.memory)
+    host_memory = _parse_host_memory(options.host_memory)
+    link = None if options.link is None else parse_memory(options.link.removesuffix("/s"), "--link")
+    if options.mlp_tile is not None and options.mlp_tile < 1:
+        raise UserError(f"--mlp_tile takes a number of tokens, not {options.mlp_tile}.")
     if options.sequence_length is not None and options.sequence_length < 2:
         raise UserError(f"A sequence has at least two tokens; raise --sequence_length {options.sequence_length}.")
     if not options.bits or not all(0 <= number <= 8 for number in options.bits):
@@ -88,14 +105,17 @@ def run(arguments: Sequence[str]) -> int:
     # imported here, so that the help does not wait for PyTorch
     from revformers.cli.plan_table import plan_table
     from revformers.cli.quiet import quiet_libraries
-    from revformers.planning.devices import DEVICES
+    from revformers.models.update_predictor import predictor_form_of
+    from revformers.planning.devices import DEVICES, Machine
     from revformers.planning.plan import make_plan
+    from revformers.planning.setups import Choices
     from revformers.setup import Workload
     from revformers.training.console import command_console, signs_of_life
 
     quiet_libraries()
     gc.freeze()  # the objects of the libraries stay, and searching them for garbage takes long
-    config = _config(options.model)
+    config, own_predictors = _config(options.model)
+    predictors = own_predictors if options.predictors is None else predictor_form_of(options.predictors)
     longest = max(0, getattr(config, "max_position_embeddings", None) or 0) or math.inf
     length = options.sequence_length or int(min(DEFAULT_LENGTH, longest))
     unplannable = f"No step of {options.model} can be planned"
@@ -116,11 +136,14 @@ def run(arguments: Sequence[str]) -> int:
     if options.operations_per_byte is not None:
         device = dataclasses.replace(device, memory=device.operations(workload.dtype) / options.operations_per_byte)
         named = f"{options.operations_per_byte:g} operations a byte"
+    if link is not None:
+        device = dataclasses.replace(device, link=link)
+    choices = Choices(options.bits, options.granularity, predictors, options.mlp_tile)
     with (
         as_user_error(unplannable),
         signs_of_life(command_console(stderr=True), "planning"),
     ):
-        plan = make_plan(workload, memory, device, options.bits)
+        plan = make_plan(workload, Machine(device, memory, host_memory), choices)
     if options.json and options.json != "-":
         write_text(Path(options.json), _json(plan))
     if options.plot:
@@ -134,6 +157,8 @@ def run(arguments: Sequence[str]) -> int:
     console.print(plan_table(plan, named))
     if plan.refusal:
         console.print(f"Not rebuilt: {plan.refusal}")
+    if limited := [row.title for row in plan.setups if row.limited_by_host]:
+        console.print(f"Limited by the memory of the host: {', '.join(limited)}.")
     if length <= longest < max(row.longest_context for row in plan.setups):
         console.print(f"The model reads at most {longest:,} tokens; longer contexts only fit the memory.")
     console.print(plan.recommendation)
@@ -141,33 +166,44 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _json(plan: Any) -> str:
-    values = {**vars(plan), "size": dataclasses.asdict(plan.size), "setups": [row.to_dict() for row in plan.setups]}
-    return json.dumps(values, indent=2) + "\n"
+    return json.dumps(plan.to_dict(), indent=2) + "\n"
 
 
-def parse_memory(text: str) -> int:
+def parse_memory(text: str, option: str = "--memory") -> int:
     """Return the number of bytes in `text`, such as "24GiB" or "80 GB"; raise UserError if it is not a size."""
     try:
         return parse_size(text)
     except ValueError as error:
-        raise UserError(f"--memory: {error}") from error
+        raise UserError(f"{option}: {error}") from error
 
 
-def _config(name: str) -> Any:
-    """Return the configuration called `name`; raise UserError if it is not that of a causal language model."""
+def _parse_host_memory(text: str | None) -> int | None:
+    if text is None or text.strip() == "0":
+        return None if text is None else 0
+    return parse_memory(text, "--host_memory")
+
+
+def _config(name: str) -> tuple[Any, Any]:
+    """Return the configuration called `name` and the form of its update predictors, or None.
+
+    Raises:
+        UserError: if it is not the configuration of a causal language model.
+
+    """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
     from revformers.checkpoints.load import load_config
-    from revformers.checkpoints.model_config import unmark_config
+    from revformers.checkpoints.model_config import identity_of, unmark_config
 
     config = load_config(name)
+    identity = identity_of(config)
     unmark_config(config)  # a reversible model is planned as the network that it is made of
     encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.is_encoder_decoder
     if encoder and getattr(config, "is_decoder", None) is False:
         raise UserError(f"{name!r} describes an encoder, which reads in both directions, not a causal language model.")
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or getattr(config, "num_hidden_layers", None) is None:
         raise UserError(f"{name!r} does not describe a causal language model whose layers can be counted.")
-    return config
+    return config, None if identity is None else identity.predictor_form
 
 
 def _quantised(config: Any, train: str) -> str | None:

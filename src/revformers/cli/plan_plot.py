@@ -6,12 +6,11 @@ from typing import Literal
 
 from matplotlib.figure import Figure
 
-from revformers.activations import Rebuild
 from revformers.planning.cost import SetupCost
 from revformers.planning.plan import Plan
 from revformers.planning.setups import title_of
 from revformers.planning.step import step_memory
-from revformers.setup import ORDINARY_SETUPS, Workload
+from revformers.setup import Workload
 
 Axis = Literal["length", "batch"]
 
@@ -29,11 +28,11 @@ def draw(workload: Workload, plan: Plan, axis: Axis, file: Path) -> None:
         file: e.g. plan.svg.
 
     """
-    rebuilt = [row.setup for row in plan.setups if row.setup.activations == Rebuild()]
+    setups = [row.setup for row in plan.setups if not row.setup.activations.observes]
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     axes = figure.subplots()
     at = _places(plan.setups, axis, plan.sequence_length, plan.longest_readable)
-    for colour, setup in enumerate([*ORDINARY_SETUPS, *rebuilt]):
+    for colour, setup in enumerate(setups):
         totals = []
         for place in at:
             batch, tokens = (1, place) if axis == "length" else (place, plan.sequence_length)
@@ -49,15 +48,15 @@ def draw(workload: Workload, plan: Plan, axis: Axis, file: Path) -> None:
             label=title_of(setup),
             gid=title_of(setup),
         )
-    axes.axhline(plan.memory / 2**30, color="grey", linewidth=1, linestyle="--", label="memory")
-    if plan.size.total < plan.memory:
+    axes.axhline(plan.machine.memory / 2**30, color="grey", linewidth=1, linestyle="--", label="memory")
+    if plan.size.total < plan.machine.memory:
         axes.axhspan(0, plan.size.total / 2**30, color="grey", alpha=0.12, label="weights, gradients, optimizer")
     axes.set(
         xlabel="tokens of one sequence" if axis == "length" else f"sequences of {plan.sequence_length:,} tokens",
         ylabel="GiB",
         xlim=(0, None),
         # The curve of storing soon exceeds the memory, and is cut off above it.
-        ylim=(0, 1.3 * max(plan.memory, plan.size.total) / 2**30),
+        ylim=(0, 1.3 * max(plan.machine.memory, plan.size.total) / 2**30),
     )
     axes.spines[["top", "right"]].set_visible(False)
     axes.locator_params(axis="x", nbins=6)

@@ -12,7 +12,7 @@ def plan_table(plan: Plan, device: str) -> TitledTable:
 
     "layer" is the working set of one layer. Figures are in GiB, or in MiB if the device or every total is below 1 GiB.
     """
-    largest = min(plan.memory, max(row.memory.total for row in plan.setups))
+    largest = min(plan.machine.memory, max(row.memory.total for row in plan.setups))
     size, unit = plan.size, "GiB" if largest >= UNITS["GiB"] else "MiB"
 
     def written(count: int) -> str:
@@ -21,15 +21,16 @@ def plan_table(plan: Plan, device: str) -> TitledTable:
 
     table = TitledTable(
         f"{size.parameters:,} parameters, {size.trained:,} trained\nweights {written(size.weights)}, gradients "
-        f"{written(size.gradients)}, optimizer {written(size.optimizer)} of {written(plan.memory)} {unit}",
-        f"{unit}, one sequence of {plan.sequence_length:,} tokens; time as predicted for {device}, store = 1",
+        f"{written(size.gradients)}, optimizer {written(size.optimizer)} of {written(plan.machine.memory)} {unit}",
+        f"{unit}, one sequence of {plan.sequence_length:,} tokens; time as predicted for {device}, store = 1"
+        + _notes(plan),
         left=("activations",),
         right=HEADINGS,
     )
     for row in plan.setups:
         memory = row.memory
         table.add(
-            row.title,
+            row.title + "*" * (row.setup.mlp_tile != plan.choices.mlp_tile),
             written(memory.activations + memory.side_information),
             written(memory.states),
             written(memory.working + memory.other),
@@ -41,6 +42,25 @@ def plan_table(plan: Plan, device: str) -> TitledTable:
             f"{row.time:.2f}",
         )
     return table
+
+
+def _notes(plan: Plan) -> str:
+    """Return further lines on how the networks are trained."""
+    choices, notes = plan.choices, []
+    if choices.mlp_tile is not None:
+        notes.append(f"in MLP tiles of {choices.mlp_tile:,} tokens")
+    if choices.granularity == "branch":
+        notes.append("rebuilt by branch")
+    if choices.predictors is not None:
+        notes.append(f"rebuilt with update predictors of {', '.join(choices.predictors.features)}")
+    tiles = [
+        f"{row.title}: {row.setup.mlp_tile:,}"
+        for row in plan.setups
+        if row.setup.mlp_tile not in (None, choices.mlp_tile)
+    ]
+    if tiles:
+        notes.append(f"* in MLP tiles, without which not one sequence fits (tokens: {'; '.join(tiles)})")
+    return "".join(f"\n{note}" for note in notes)
 
 
 def _count(number: int) -> str:

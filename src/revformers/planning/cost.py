@@ -1,10 +1,10 @@
 """A row of a plan: the memory and time that one setup needs."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from revformers.planning.setups import bits_of, title_of
+from revformers.planning.setups import bits_of, name_of, title_of
 from revformers.planning.timeline import MemoryByCategory
 from revformers.setup import Setup
 
@@ -14,7 +14,7 @@ class SetupCost:
     """The memory and time that one setup needs.
 
     Attributes:
-        setup: the dynamics and the activation policy.
+        setup: the way to train.
         memory: of a step on one sequence, bytes by category.
         host: host memory that the step holds, bytes.
         largest_batch: sequences that fit; 0 if not even one fits.
@@ -23,6 +23,7 @@ class SetupCost:
             that the model's table of positions allows.
         operations: floating-point operations of a step, relative to storing.
         time: predicted time of a step, relative to storing.
+        limited_by_host: whether more sequences or tokens would fit if the host had more memory.
 
     """
 
@@ -34,6 +35,12 @@ class SetupCost:
     longest_context: int
     operations: float
     time: float
+    limited_by_host: bool = False
+
+    @property
+    def way(self) -> Setup:
+        """The setup without its tiles."""
+        return replace(self.setup, mlp_tile=None)
 
     @property
     def title(self) -> str:
@@ -44,4 +51,5 @@ class SetupCost:
         """Return the row in types that JSON keeps, with the name of the policy and the bits instead of the setup."""
         figures = vars(self) | {"memory": dataclasses.asdict(self.memory)}
         del figures["setup"]
-        return {"name": self.setup.activations.name, "bits": bits_of(self.setup), **figures}
+        of_setup = {"name": name_of(self.setup), "bits": bits_of(self.setup), "mlp_tile": self.setup.mlp_tile}
+        return {**of_setup, **figures}

@@ -5,18 +5,20 @@ them with measured peaks. They exclude the memory that a device's allocator, lib
 Times are predictions of the roofline model, relative to storing.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from revformers.errors import NotReversibleError
 from revformers.planning.cost import SetupCost
-from revformers.planning.devices import Device
-from revformers.planning.model_size import ModelSize, longest_readable, model_size, trained_model
+from revformers.planning.devices import Machine
+from revformers.planning.model_size import ModelSize, longest_readable, size_in, trained_model
 from revformers.planning.prediction import with_model
-from revformers.planning.recommend import recommend
+from revformers.planning.recommend import choose, recommend
 from revformers.planning.search import largest_within
-from revformers.planning.setups import budgeted, rebuild, setups
-from revformers.planning.step import step_memory, step_operations, step_time
+from revformers.planning.setups import Choices
+from revformers.planning.step import host_memory, step_memory, step_operations, step_time
 from revformers.setup import CHECKPOINT, STORE, Setup, Workload
 
 CONTEXT_UNIT = 256
@@ -25,15 +27,22 @@ CONTEXT_UNIT = 256
 CONTEXT_TOLERANCE = 0.01
 """Largest share by which the longest context may be underestimated."""
 
+USUAL_TILE = 4096
+"""Tokens of a tile by which a longer context is sought: their products are still bound by operations."""
+
+SMALLEST_TILE = 1024
+"""Tokens of the smallest tile that is chosen without being asked for."""
+
 
 @dataclass(frozen=True)
 class Plan:
-    """All ways to train a model within a memory budget.
+    """All ways to train a model on a machine.
 
     Attributes:
-        memory: the budget in bytes.
+        machine: the machine.
+        choices: what is compared.
         sequence_length: tokens in a sequence.
-        size: weights, gradients and optimizer states.
+        size: weights, gradients and optimizer states, without update predictors.
         setups: what every setup costs, in the order of the table.
         refusal: the reason that the model cannot be reversed, or None.
         recommendation: a few sentences.
@@ -41,7 +50,8 @@ class Plan:
 
     """
 
-    memory: int
+    machine: Machine
+    choices: Choices
     sequence_length: int
     size: ModelSize
     setups: list[SetupCost]
@@ -49,103 +59,207 @@ class Plan:
     recommendation: str
     longest_readable: int | None
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan in types that JSON keeps, with sizes in bytes."""
+        machine = dataclasses.asdict(self.machine)
+        plan = vars(self) | {
+            "choices": dataclasses.asdict(self.choices),
+            "size": dataclasses.asdict(self.size),
+            "setups": [row.to_dict() for row in self.setups],
+        }
+        del plan["machine"]
+        return {"memory": machine.pop("memory"), "host_memory": machine.pop("host_memory"), **machine, **plan}
 
-def make_plan(workload: Workload, memory: int, device: Device, bits: Sequence[int] = (0, 2, 4)) -> Plan:
-    """Plan the training of a model within `memory` bytes.
+
+def make_plan(workload: Workload, machine: Machine, choices: Choices | None = None) -> Plan:
+    """Plan the training of a model on a machine.
 
     Args:
         workload: the model and its training; the largest batch of its sequences is computed.
-        memory: memory of the device, bytes.
-        device: the device whose speeds determine the predicted times.
-        bits: budgets of side information, each from 0 to 8 bits per element and layer.
+        machine: its memory limits what fits, and its speeds determine the predicted times.
+        choices: what is compared.
 
     Raises:
         MissingPackageError: if an adapter needs the package peft and it is not installed.
-        ValueError: for a sequence longer than the model's table of positions.
+        ValueError: for a sequence longer than the model's table of positions, or tiles of MLPs that cannot have them.
 
     """
+    choices = choices or Choices()
     tokens = workload.sequence_length
-    model = trained_model(workload, workload.layers)
-    size, limit = model_size(model, workload.optimizer), longest_readable(model, workload.longest_sequence)
+    size = size_in(workload, None)
+    limit = longest_readable(trained_model(workload, workload.layers), workload.longest_sequence)
     if limit is not None and tokens > limit:
         raise ValueError(f"the model has positions for {limit} tokens only, and a sequence of {tokens} was asked for.")
-    choices, refusal = setups(bits), _refusal(workload, tokens)
-    if refusal:
-        choices = [setup for setup in choices if setup.ordinary]
-    rows = [_cost(workload, setup, size, memory, tokens, device, limit) for setup in choices]
-    if mixed := _budgeted_cost(workload, size, memory, tokens, device, rows):
+    refusal = _refusal(workload, choices.rebuild(0))
+    costs = _Costs(workload, machine, limit)
+    rows = [costs.of_any_tile(setup) for setup in (choices.ordinary if refusal else choices.setups)]
+    if mixed := costs.of_budget(choices, rows):
         rows.append(mixed)
-    recommendation = recommend(rows, size.total, memory, refusal, pretrained=workload.training != "full")
-    return Plan(memory, tokens, size, rows, refusal, recommendation, limit)
+    pretrained = workload.training != "full"
+    chosen = choose(rows, machine, pretrained=pretrained)
+    tiled = None if chosen is None or chosen.way == STORE else costs.longest_with_tiles(chosen)
+    recommendation = recommend(rows, chosen, size.total, machine, refusal, pretrained=pretrained, tiled=tiled)
+    return Plan(machine, choices, tokens, size, rows, refusal, recommendation, limit)
 
 
-def _refusal(workload: Workload, tokens: int) -> str | None:
+def _refusal(workload: Workload, setup: Setup) -> str | None:
     """Return the reason that the model cannot be reversed, which may show only in its first forward pass, or None."""
     try:
-        step_operations(workload, rebuild(0), 1, tokens)
+        step_operations(workload, setup, 1, workload.sequence_length)
     except NotReversibleError as error:
         return str(error)
     return None
 
 
-def _cost(
-    workload: Workload, setup: Setup, size: ModelSize, memory: int, tokens: int, device: Device, limit: int | None
-) -> SetupCost:
-    def tokens_of(units: int) -> int:
-        return CONTEXT_UNIT * units if limit is None else min(CONTEXT_UNIT * units, limit)
+@dataclass(frozen=True)
+class _Costs:
+    """Computes rows of a plan.
 
-    room = memory - size.total
-    # A run that counts the operations of a step also counts its memory, but not the reverse.
-    step_operations(workload, setup, 1, tokens)
-    one = step_memory(workload, setup, 1, tokens, fused=True)
-    batch = largest_within(lambda number: step_memory(workload, setup, number, tokens, fused=True).device.total, room)
-    units = largest_within(
-        lambda number: step_memory(workload, setup, 1, tokens_of(number), fused=True).device.total,
-        room,
-        start=max(1, tokens // CONTEXT_UNIT),
-        tolerance=CONTEXT_TOLERANCE,
-    )
-    return SetupCost(
-        setup,
-        with_model(size, one.device),
-        one.host,
-        batch,
-        step_memory(workload, setup, batch, tokens, fused=True).host if batch else 0,
-        tokens_of(units),
-        *_work_over_store(workload, setup, tokens, device),
-    )
+    Attributes:
+        workload: the model and its training.
+        machine: the machine.
+        limit: the most tokens of a sequence that the model can read; None for no limit.
 
-
-def _budgeted_cost(
-    workload: Workload, size: ModelSize, memory: int, tokens: int, device: Device, others: Sequence[SetupCost]
-) -> SetupCost | None:
-    """Return the row of a budget that uses the memory left by rebuilding at the largest batch of checkpointing.
-
-    Return None if a budget is useless: all activations fit, checkpointing fits nothing, or rebuilding needs more.
     """
-    rows = {row.setup: row for row in others}
-    store, checkpoint, rebuilt = (rows.get(setup) for setup in (STORE, CHECKPOINT, rebuild(0)))
-    if store is None or checkpoint is None or rebuilt is None or store.largest_batch >= checkpoint.largest_batch:
+
+    workload: Workload
+    machine: Machine
+    limit: int | None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in a sequence."""
+        return self.workload.sequence_length
+
+    def room(self, setup: Setup) -> int:
+        """Return the bytes that the model leaves to a step."""
+        return self.machine.memory - size_in(self.workload, setup.predictors).total
+
+    def of_any_tile(self, setup: Setup) -> SetupCost:
+        """Return the row of a setup, with tiles if one sequence fits with them only."""
+        row = self.of(setup)
+        if row.memory.total <= self.machine.memory or setup.mlp_tile is not None:
+            return row
+        tiled = self._with_fitting_tile(setup, row.memory.total)
+        return row if tiled is None else self.of(tiled)
+
+    def of(self, setup: Setup) -> SetupCost:
+        """Return the row of a setup."""
+        # A run that counts the operations of a step also counts its memory, but not the reverse.
+        work = self._work_over_store(setup)
+        one = step_memory(self.workload, setup, 1, self.tokens, fused=True)
+        batch, batch_without_host = self._largest(setup, lambda number: (number, self.tokens))
+        context, context_without_host = self._longest_context(setup)
+        return SetupCost(
+            setup,
+            with_model(size_in(self.workload, setup.predictors), one.device),
+            one.host,
+            batch,
+            host_memory(self.workload, setup, batch, self.tokens) if batch else 0,
+            context,
+            *work,
+            limited_by_host=batch < batch_without_host or context < context_without_host,
+        )
+
+    def of_budget(self, choices: Choices, others: Sequence[SetupCost]) -> SetupCost | None:
+        """Return the row of a budget that uses the memory left by rebuilding at the largest batch of checkpointing.
+
+        Return None if a budget is useless: all activations fit, checkpointing fits nothing, or rebuilding needs more.
+        """
+        rows = {row.setup: row for row in others}
+        store, checkpoint = (rows.get(replace(setup, mlp_tile=choices.mlp_tile)) for setup in (STORE, CHECKPOINT))
+        rebuilt = rows.get(choices.rebuild(0))
+        if store is None or checkpoint is None or rebuilt is None or store.largest_batch >= checkpoint.largest_batch:
+            return None
+        # For one sequence: the memory of a step is proportional to the batch, and so is the room for the budget.
+        room = self.room(rebuilt.setup) // checkpoint.largest_batch
+        least = step_memory(self.workload, rebuilt.setup, 1, self.tokens, fused=True).device
+        budget = least.states + room - least.total
+        while budget >= least.states:
+            setup = choices.budgeted(budget)
+            work = self._work_over_store(setup)
+            one = step_memory(self.workload, setup, 1, self.tokens, fused=True)
+            if one.device.total <= room:
+                memory = with_model(size_in(self.workload, setup.predictors), one.device)
+                batch, context = checkpoint.largest_batch, rebuilt.longest_context
+                return SetupCost(setup, memory, 0, batch, 0, context, *work)
+            # The working set is larger than that of rebuilding alone, e.g. by a second pair of states.
+            budget -= one.device.total - room
         return None
-    # For one sequence: the memory of a step is proportional to the batch, and so is the room for the budget.
-    room = (memory - size.total) // checkpoint.largest_batch
-    least = step_memory(workload, rebuild(0), 1, tokens, fused=True).device
-    budget = least.states + room - least.total
-    while budget >= least.states:
-        setup = budgeted(budget)
-        work = _work_over_store(workload, setup, tokens, device)
-        one = step_memory(workload, setup, 1, tokens, fused=True)
-        if one.device.total <= room:
-            batch, context = checkpoint.largest_batch, rebuilt.longest_context
-            return SetupCost(setup, with_model(size, one.device), 0, batch, 0, context, *work)
-        # The working set is larger than that of rebuilding alone, e.g. by a second pair of states.
-        budget -= one.device.total - room
-    return None
 
+    def longest_with_tiles(self, row: SetupCost) -> tuple[int, int] | None:
+        """Return the tokens of a tile and of the longest context of a row with it; None if it cannot have tiles."""
+        if row.setup.mlp_tile is not None:
+            return None
+        try:
+            return USUAL_TILE, self._longest_context(replace(row.setup, mlp_tile=USUAL_TILE), row.longest_context)[0]
+        except ValueError:
+            return None
 
-def _work_over_store(workload: Workload, setup: Setup, tokens: int, device: Device) -> tuple[float, float]:
-    """Return the floating-point operations and the predicted time of a step, relative to storing."""
-    return (
-        step_operations(workload, setup, 1, tokens) / step_operations(workload, STORE, 1, tokens),
-        step_time(workload, setup, 1, tokens, device) / step_time(workload, STORE, 1, tokens, device),
-    )
+    def _with_fitting_tile(self, setup: Setup, total: int) -> Setup | None:
+        """Return the setup with the largest tile with which one sequence fits, or None.
+
+        Args:
+            setup: a setup without tiles, which does not fit.
+            total: the memory that it takes with the model, bytes.
+
+        """
+        held = self.machine.memory - self.room(setup)
+        tile = 2 ** ((self.tokens - 1).bit_length() - 1)
+        while tile >= SMALLEST_TILE:
+            tiled = replace(setup, mlp_tile=tile)
+            try:
+                smaller = held + step_memory(self.workload, tiled, 1, self.tokens, fused=True).device.total
+            except ValueError:
+                return None
+            if smaller <= self.machine.memory:
+                return tiled
+            if smaller > 0.99 * total:  # the peak lies elsewhere
+                return None
+            tile, total = tile // 2, smaller
+        return None
+
+    def _longest_context(self, setup: Setup, start: int | None = None) -> tuple[int, int]:
+        """Return the tokens of the longest sequence that fits, and those if the host had any memory."""
+
+        def tokens_of(units: int) -> int:
+            return CONTEXT_UNIT * units if self.limit is None else min(CONTEXT_UNIT * units, self.limit)
+
+        first = max(1, (start or self.tokens) // CONTEXT_UNIT)
+        units, without_host = self._largest(setup, lambda number: (1, tokens_of(number)), first, CONTEXT_TOLERANCE)
+        return tokens_of(units), tokens_of(without_host)
+
+    def _largest(
+        self, setup: Setup, size: Callable[[int], tuple[int, int]], start: int = 1, tolerance: float = 0.0
+    ) -> tuple[int, int]:
+        """Return the largest number for which a step fits, and the one that would fit if the host had any memory.
+
+        Args:
+            setup: the way to train.
+            size: returns the sequences and their tokens of a step for a number.
+            start: the first number to try.
+            tolerance: share by which the returned number may be too small.
+
+        """
+        on_device = largest_within(
+            lambda number: step_memory(self.workload, setup, *size(number), fused=True).device.total,
+            self.room(setup),
+            start,
+            tolerance,
+        )
+        if self.machine.host_memory is None or not setup.activations.on_host:
+            return on_device, on_device
+        on_host = largest_within(
+            lambda number: host_memory(self.workload, setup, *size(number)), self.machine.host_memory, start
+        )
+        return min(on_device, on_host), on_device
+
+    def _work_over_store(self, setup: Setup) -> tuple[float, float]:
+        """Return the floating-point operations and the predicted time of a step, relative to storing."""
+
+        def work(setup: Setup) -> tuple[float, float]:
+            step = self.workload, setup, 1, self.tokens
+            return step_operations(*step), step_time(*step, self.machine.device)
+
+        (operations, time), (all_operations, whole_time) = work(setup), work(STORE)
+        return operations / all_operations, time / whole_time

@@ -28,8 +28,11 @@ COUNTED = 16384
 TILES = 4
 """Number of tiles of an MLP that are run where a step has more and its peak does not lie in a tile."""
 
-SAME = 1e-4
-"""Share by which two peaks may differ and count as one: a step keeps some bytes for every tile."""
+MOST_TILES = 32
+"""Number of tiles that are run at most. More would lower a peak by a share of about 1/32 at most, which is left out."""
+
+SAME = 0.005
+"""Share by which two peaks may differ and count as one."""
 
 ORDINARY_STEADY_FROM = 2
 """Depth from which every further layer of the ordinary network adds the same memory."""
@@ -98,9 +101,14 @@ def step_memory(workload: Workload, setup: Setup, batch: int, tokens: int, *, fu
         # The input of the first layer was made before the layers and counts as other. It stands for the one input of a
         # layer that is on the device at a time.
         whole["activations"] = 0
-    size = _layer_input(workload, batch, tokens)
-    # PyTorch's allocator of pinned memory rounds sizes up to powers of two.
-    return StepMemory(MemoryByCategory(**whole), _inputs(workload, setup) * 2 ** (size - 1).bit_length())
+    return StepMemory(MemoryByCategory(**whole), host_memory(workload, setup, batch, tokens))
+
+
+def host_memory(workload: Workload, setup: Setup, batch: int, tokens: int) -> int:
+    """Return the bytes of host memory that a step holds, whose sizes PyTorch rounds up to powers of two."""
+    if not setup.activations.on_host:
+        return 0
+    return _inputs(workload, setup) * 2 ** (_layer_input(workload, batch, tokens) - 1).bit_length()
 
 
 def step_time(workload: Workload, setup: Setup, batch: int, tokens: int, device: Device) -> float:
@@ -204,7 +212,7 @@ def _tiles_that_run(workload: Workload, setup: Setup, batch: int, tokens: int, *
     """
     few = TILES
     while few < _number_of_tiles(setup, batch * tokens):
-        if _peaks_outside_tiles(workload, _runs_as(setup), batch, tokens, few, fused):
+        if few == MOST_TILES or _peaks_outside_tiles(workload, _runs_as(setup), batch, tokens, few, fused):
             return Tiles(number=few)
         few *= 2
     return Tiles(setup.mlp_tile)
