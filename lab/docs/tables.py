@@ -428,6 +428,33 @@ def healing_curve(name: str) -> None:
     show("tokens | loss increase", ((f"{tokens:,}", over) for tokens, over in _healed(name)))
 
 
+def states_of_the_real_model() -> None:
+    """Print the held-out loss of the converted real model in every format of its states."""
+    rows = []
+    for row in result("state-loss")["converted"]:
+        losses = row["loss_by_format"]
+        for states, loss in losses.items():
+            name = f"{states}, as chosen" if states == row["chosen"] else states
+            change = "" if loss is None or states == "int64" else f"{loss / losses['int64'] - 1:+.3%}"
+            figures = "out of range" if loss is None else f"{loss:.4f}", change
+            rows.append((f"{row['bits']:g}", name, *figures))
+    show("bits | states | held-out loss | against int64", rows)
+
+
+def states_in_training() -> None:
+    """Print the validation loss after trainings with states of 64 and of 32 bits, and what other seeds change."""
+    study, rows, spreads = result("state-loss"), [], []
+    for part in ("fine-tuned", "from scratch"):
+        losses = [(row["seed"], row["after"]["int64"], row["after"]["auto"]) for row in study[part]]
+        rows += [
+            (part, seed, f"{wide:.4f}", f"{narrow:.4f}", f"{narrow / wide - 1:+.3%}") for seed, wide, narrow in losses
+        ]
+        wide = [loss for _, loss, _ in losses]
+        spreads.append(f"{max(wide) / min(wide) - 1:.2%} {part}")
+    show("training | seed | 64 bits | 32 bits | difference", rows)
+    print(f"With 64 bits the losses of the seeds differ by up to {' and '.join(spreads)}.")
+
+
 def _accuracies(name: str) -> Iterator[tuple[str, str, str]]:
     """Yield each task, the original's accuracy in percent, and the difference from it."""
     study = result(name)
