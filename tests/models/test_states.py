@@ -51,7 +51,7 @@ def gradients(model, policy):
     return [loss.detach(), *(weight.grad for weight in model.parameters())]
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", pytest.param("gpt2", marks=pytest.mark.thorough)])
 @pytest.mark.parametrize(
     "dynamics",
     [rf.Midpoint(), rf.BlendedMidpoint("1/3", readout="mean"), rf.Leapfrog(), rf.Hamiltonian()],

@@ -383,7 +383,14 @@ def test_an_ordinary_network_evaluates_layers_again_if_the_recipe_says_so(
     assert len(calls) == evaluations
 
 
-@pytest.mark.parametrize(("asked", "states"), [(None, "auto:12"), ("int32", "int32:12"), ("int64", "int64")])
+@pytest.mark.parametrize(
+    ("asked", "states"),
+    [
+        (None, "auto:12"),
+        pytest.param("int32", "int32:12", marks=pytest.mark.thorough),
+        pytest.param("int64", "int64", marks=pytest.mark.thorough),
+    ],
+)
 def test_a_saved_reversible_model_keeps_its_dynamics(shared, tmp_path, asked, states):
     dynamics = rf.Leapfrog(step_size=0.5)
     model = AutoModelForCausalLM.from_pretrained(shared / "model")
