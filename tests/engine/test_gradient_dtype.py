@@ -13,7 +13,7 @@ from revformers.setup import CHECKPOINT, Setup, Workload
 
 SCALED = rf.BlendedMidpoint("1/2", 1.5)
 NARROW = [rf.Midpoint(), rf.Hamiltonian(), rf.BlendedMidpoint("1/16"), SCALED, rf.Residual()]
-WIDE = [rf.Leapfrog(), rf.BlendedMidpoint("-1/16"), rf.BlendedMidpoint.random(0)]
+WIDE = [rf.Leapfrog(), rf.BlendedMidpoint("3/2", 0.01), rf.BlendedMidpoint("-1/16"), rf.BlendedMidpoint.random(0)]
 
 
 @pytest.mark.parametrize("dynamics", [*NARROW, *WIDE], ids=lambda dynamics: dynamics.recurrence)
@@ -32,9 +32,11 @@ def network():
     return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16), torch.randint(64, (2, 32))
 
 
-@pytest.mark.parametrize("dynamics", [NARROW[0], NARROW[2], SCALED, WIDE[0]], ids=lambda dynamics: dynamics.recurrence)
+@pytest.mark.parametrize(
+    "dynamics", [NARROW[0], NARROW[2], SCALED, *WIDE[:2]], ids=lambda dynamics: dynamics.recurrence
+)
 def test_gradients_are_as_precise_as_those_of_the_ordinary_network(network, dynamics):
-    """Against float64. Leapfrog is the control: in bfloat16 it would be far less precise."""
+    """Against float64. The wide ones are the control: in bfloat16 they would be far less precise."""
     ordinary = errors(*copy.deepcopy(network), None)["bfloat16"]
     found = errors(*copy.deepcopy(network), dynamics)
     chosen = str(gradient_dtype(torch.bfloat16, dynamics.steps(16))).removeprefix("torch.")

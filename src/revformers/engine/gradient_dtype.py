@@ -13,14 +13,15 @@ def gradient_dtype(dtype: torch.dtype, steps: Sequence[Coefficients]) -> torch.d
     Two of them are alive while a layer is differentiated: that of p[l+1], and what p[l] has received so far. The
     ordinary network sums the gradient of its stream in the stream's dtype. In bfloat16 this adds less to the error of
     the whole gradient than the layers' own arithmetic, here as well (`lab.studies.stream_gradients`). If |b| > 1, as in
-    leapfrog, a step subtracts gradients that are nearly equal; rounding them would be amplified from layer to layer,
-    so they are summed in float32. So are those of float16, whose range is small.
+    leapfrog, a step subtracts gradients that are nearly equal; if |a| > 1, a part of the gradient grows from layer to
+    layer, and cancels in the end. Both amplify rounding, so gradients are summed in float32 then. So are those of
+    float16, whose range is small.
 
     Args:
         dtype: the compute dtype.
         steps: a, b and c of every step.
 
     """
-    if dtype == torch.bfloat16 and all(abs(step.current) <= 1 for step in steps):
+    if dtype == torch.bfloat16 and all(max(abs(step.previous), abs(step.current)) <= 1 for step in steps):
         return dtype
-    return torch.float64 if dtype == torch.float64 else torch.float32
+    return torch.promote_types(dtype, torch.float32)
