@@ -6,6 +6,7 @@ from torch import nn
 
 import revformers as rf
 from revformers.activations import parse_policy
+from revformers.engine.fixed_point import INT64
 from revformers.engine.trajectory import Trajectory
 
 WIDTH, DEPTH = 16, 6
@@ -28,6 +29,16 @@ def bound(activations, dynamics, depth=DEPTH):
     return lambda states: begin(states, dynamics.steps(depth))
 
 
+def trajectory_of(dynamics, begin, embedding, **options):
+    """Return a trajectory in 64 bits whose gradients are summed as float32 layers need it."""
+    defaults = {
+        "fixed_point": INT64,
+        "gradient_dtype": torch.promote_types(embedding.dtype, torch.float32),
+        "range_at_once": embedding.is_cpu,
+    }
+    return Trajectory(dynamics, begin, embedding, **defaults | options)
+
+
 class Network(nn.Module):
     def __init__(self, dropout=0.0, dtype=torch.float32, seed=0):
         super().__init__()
@@ -44,9 +55,9 @@ class Network(nn.Module):
         ).to(dtype)
         self.embedding = torch.randn(2, 5, WIDTH, dtype=dtype, requires_grad=True)
 
-    def run(self, dynamics, activations, seed=1):
+    def run(self, dynamics, activations, seed=1, **options):
         torch.manual_seed(seed)
-        trajectory = Trajectory(dynamics, bound(activations, dynamics), self.embedding)
+        trajectory = trajectory_of(dynamics, bound(activations, dynamics), self.embedding, **options)
         for index, layer in enumerate(self.layers):
             trajectory.step(f"layer {index}", dynamics.coefficients(index), layer)
         return trajectory.readout().float().square().sum()

@@ -96,6 +96,14 @@ def test_in_32_bits_a_sum_at_the_limit_passes_and_one_beyond_it_does_not():
         assert check.within().item() == passes
 
 
+def test_a_step_after_a_look_is_unseen():
+    check = RangeCheck(INT64, torch.ones(1))
+    check.raise_if_exceeded()
+    assert not check.is_unseen
+    check.step("layer 0", MIDPOINT, torch.ones(1), torch.ones(1))
+    assert check.is_unseen
+
+
 def test_of_no_numbers_the_largest_is_zero():
     check = RangeCheck(INT64, torch.empty(0, 3))
     check.step("layer 0", MIDPOINT, torch.empty(0, 3), torch.empty(0, 3))

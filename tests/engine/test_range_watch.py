@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -14,16 +15,20 @@ def checked(*values):
     return RangeCheck(INT64, torch.tensor(values))
 
 
-def test_passes_without_a_backward_pass_are_checked_by_later_ones():
-    """On a GPU the end of a backward pass raises the error, which such passes do not have."""
+@pytest.mark.parametrize("others_have_one", [True, False])
+def test_a_pass_without_a_backward_pass_is_checked_by_a_later_one(others_have_one):
+    """On a GPU the end of a backward pass raises the error, which such a pass does not have."""
     model, batch = llama(), {"input_ids": torch.ones(1, 4, dtype=torch.long)}
     watch = rf.make_reversible(model, rf.Midpoint()).model._reversible_stack.range_watch
+    watch.add(checked(float("inf")))
     for _ in range(MOST_WAITING - 1):
-        watch.add(checked(float("inf")))
-        model(**batch)
-    watch.add(checked(1.0))
+        watch.raise_for_abandoned()
+        other = checked(1.0)
+        other.is_unseen = not others_have_one
+        watch.add(other)
     with pytest.raises(rf.StateRangeError, match="embedding has magnitude inf"):
         model(**batch)
+    model(**batch)
 
 
 def test_a_pass_that_was_looked_at_does_not_wait():
@@ -44,3 +49,9 @@ def test_the_largest_magnitude_is_that_of_all_passes():
     watch.largest = 0.0
     watch.add(checked(float("inf")))
     assert math.isinf(watch.largest)
+
+
+def test_a_copy_has_met_no_pass():
+    watch = RangeWatch()
+    watch.add(checked(3.0))
+    assert copy.deepcopy(watch).largest == 0.0

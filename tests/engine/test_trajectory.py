@@ -11,8 +11,7 @@ import revformers as rf
 from revformers.dynamics import Coefficients
 from revformers.engine.forward_pass import ForwardPass
 from revformers.engine.tape import Tape
-from revformers.engine.trajectory import Trajectory
-from tests.engine.network import Network, each_reversible, equal
+from tests.engine.network import Network, each_reversible, equal, trajectory_of
 
 
 @each_reversible
@@ -48,7 +47,7 @@ def test_the_residual_dynamics_is_the_ordinary_network():
 def test_no_gradients_no_tape():
     network = Network()
     with torch.no_grad():
-        trajectory = Trajectory(rf.Midpoint(), Tape, network.embedding)
+        trajectory = trajectory_of(rf.Midpoint(), Tape, network.embedding)
     assert not isinstance(trajectory._pass, Tape)
 
 
@@ -90,7 +89,7 @@ def test_a_second_derivative_is_that_of_the_recurrence(dynamics, activations):
     ],
 )
 def test_an_update_of_another_shape_is_refused(field, found):
-    trajectory = Trajectory(rf.Midpoint(), ForwardPass, torch.randn(1, 2, 4))
+    trajectory = trajectory_of(rf.Midpoint(), ForwardPass, torch.randn(1, 2, 4))
     words = rf"update of layer 0 is {found}, not a tensor .*\[1, 2, 4\]; correct the layer, or ForwardPass\.evaluate"
     with pytest.raises(ValueError, match=words):
         trajectory.step("layer 0", rf.Midpoint().coefficients(0), field)
@@ -103,6 +102,26 @@ def test_values_that_fixed_point_cannot_hold_name_the_layer(value):
         network.layers[3][4].bias[0] = value
     with pytest.raises(rf.StateRangeError, match="update of layer 3 has magnitude"):
         network.run(rf.Midpoint(), "rebuild")
+
+
+@pytest.mark.parametrize("readout", ["last", "mean"])
+@pytest.mark.parametrize("trained", ["all", "the last layer", "the embedding"])
+def test_the_backward_pass_reports_values_out_of_range_whatever_it_differentiates(readout, trained):
+    """As on a GPU; the gradients are partial, or those that a partly frozen network has."""
+    network = Network()
+    network.embedding = (1e7 * network.embedding.detach()).requires_grad_(trained != "the last layer")
+    network.layers.requires_grad_(trained == "all")
+    network.layers[-1].requires_grad_(trained != "the embedding")
+    loss = network.run(rf.Midpoint(readout=readout), "rebuild", range_at_once=False)
+    with pytest.raises(rf.StateRangeError, match="embedding has magnitude"):
+        torch.autograd.grad(loss, network.embedding if trained == "the embedding" else network.layers[-1][4].weight)
+
+
+def test_values_out_of_range_without_a_backward_pass_are_reported_by_the_forward_pass():
+    network = Network().requires_grad_(False)
+    network.embedding = 1e7 * network.embedding.detach()
+    with pytest.raises(rf.StateRangeError, match="embedding has magnitude"):
+        network.run(rf.Midpoint(), "rebuild", range_at_once=False)
 
 
 class Waits(TorchDispatchMode):
@@ -165,7 +184,7 @@ def test_gradients_on_a_gpu_are_rebuilt_to_the_bit(dynamics, dtype):
 
 def test_transforms_and_forward_mode_are_refused():
     def run(embedding):
-        trajectory = Trajectory(rf.Midpoint(), ForwardPass, embedding)
+        trajectory = trajectory_of(rf.Midpoint(), ForwardPass, embedding)
         return trajectory.step("layer 0", rf.Midpoint().coefficients(0), torch.sin).sum()
 
     with pytest.raises(RuntimeError, match=r"cannot be transformed by torch\.func"):
@@ -175,7 +194,7 @@ def test_transforms_and_forward_mode_are_refused():
 
 
 def test_the_largest_magnitude_is_that_of_a_state_or_an_update():
-    trajectory = Trajectory(rf.Midpoint(), ForwardPass, torch.full((1, 2, 4), -3.0))
+    trajectory = trajectory_of(rf.Midpoint(), ForwardPass, torch.full((1, 2, 4), -3.0))
     trajectory.step("layer 0", rf.Midpoint().coefficients(0), lambda hidden: hidden * 4)
     trajectory.readout()
     assert trajectory.range_check.largest() == 15.0
@@ -186,7 +205,7 @@ def test_the_largest_magnitude_is_that_of_a_state_or_an_update():
 def test_gradients_of_half_precision_add_up_in_float32(dtype):
     """Each of 64 layers adds less to the gradient than half precision can add to one."""
     embedding = torch.zeros(1, 1, 4, dtype=dtype, requires_grad=True)
-    trajectory = Trajectory(rf.Residual(), ForwardPass, embedding)
+    trajectory = trajectory_of(rf.Residual(), ForwardPass, embedding)
     for layer in range(64):
         trajectory.step(f"layer {layer}", rf.Residual().coefficients(layer), lambda hidden: hidden * 2.0**-12)
     hidden = trajectory.readout()
@@ -198,7 +217,7 @@ def test_gradients_of_half_precision_add_up_in_float32(dtype):
 def test_a_gradient_beyond_float16_is_cut_where_the_dtype_cannot_hold_it_and_goes_on_whole():
     embedding = torch.ones(1, 1, 4, dtype=torch.float16, requires_grad=True)
     dynamics = rf.Leapfrog()
-    trajectory, states = Trajectory(dynamics, ForwardPass, embedding), []
+    trajectory, states = trajectory_of(dynamics, ForwardPass, embedding), []
     for layer in range(2):
         states.append(trajectory.hidden)
         trajectory.hidden.retain_grad()
@@ -211,7 +230,7 @@ def test_a_gradient_beyond_float16_is_cut_where_the_dtype_cannot_hold_it_and_goe
 
 def test_a_layer_that_no_gradient_reaches_has_none():
     embedding = torch.ones(1, 1, 4, requires_grad=True)
-    trajectory = Trajectory(rf.Midpoint(), ForwardPass, embedding)
+    trajectory = trajectory_of(rf.Midpoint(), ForwardPass, embedding)
     for layer in range(3):
         trajectory.step(f"layer {layer}", rf.Midpoint().coefficients(layer), torch.ones_like)
     trajectory.readout().sum().backward()
@@ -222,7 +241,7 @@ def test_a_layer_that_no_gradient_reaches_has_none():
 def test_a_small_gradient_of_the_state_before_does_not_depend_on_the_weight_of_the_update(weight):
     """The weighted gradient, which the field gets, would be 0 in float32."""
     embedding = torch.zeros(1, 1, 4, requires_grad=True)
-    trajectory = Trajectory(rf.Midpoint(), ForwardPass, embedding)
+    trajectory = trajectory_of(rf.Midpoint(), ForwardPass, embedding)
     for layer in range(2):
         coefficients = Coefficients(Fraction(1), Fraction(0), weight)
         trajectory.step(f"layer {layer}", coefficients, lambda hidden: hidden.detach() + 0 * hidden)

@@ -1,3 +1,4 @@
+import contextlib
 import copy
 import warnings
 
@@ -7,7 +8,10 @@ from peft import LoraConfig, get_peft_model
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 import revformers as rf
+from revformers.engine.fixed_point import INT64, FixedPoint
+from revformers.models import forward
 from tests.test_reversible import llama
+from tests.tiny_models import tiny
 
 
 @pytest.fixture
@@ -103,6 +107,69 @@ def test_a_failed_forward_pass_leaves_the_model_usable(model, batch):
         model(**batch)
     handle.remove()
     assert rf.verify_gradients(model, batch).bit_exact
+
+
+class StopForwardError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("states", ["int32", "int64"])
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_pass_that_a_hook_ends_early_has_no_wrapped_states(model, batch, states, gradients, at_once, monkeypatch):
+    """The hook of a layer keeps its output, of which a loss is made. On a GPU the range is not looked at at once."""
+    model = rf.make_reversible(model.bfloat16(), rf.Midpoint(), states=states)
+    weight = model.get_input_embeddings().weight
+    with torch.no_grad():
+        weight *= 60000 / weight.abs().max()
+    if not at_once:
+        monkeypatch.setattr(forward, "_checks_range_at_once", lambda *_: False)
+    kept = []
+
+    def keep(_, arguments, output):
+        kept.append(output)
+        raise StopForwardError
+
+    model.model.layers[1].register_forward_hook(keep)
+
+    def features():
+        with torch.set_grad_enabled(gradients):
+            with contextlib.suppress(StopForwardError):
+                model(**batch)
+            if gradients:
+                kept[0].float().square().mean().backward()
+
+    if states == "int32":
+        with pytest.raises(rf.StateRangeError, match="embedding has magnitude"):
+            features()
+    else:
+        features()
+        assert kept[0].abs().max() > 2**15
+
+
+def test_a_head_that_is_stepped_in_the_backward_pass_is_not_stepped_before_the_range_is_known(batch):
+    """Only the head has hooks here; its gradients come first."""
+    model = rf.make_reversible(tiny("llama"), rf.Midpoint()).to("meta")
+    decoder, hidden = model.model, torch.empty(0, device="meta")
+    stack = decoder._reversible_stack
+    assert not forward._checks_range_at_once(stack, decoder, hidden)
+    model.lm_head.weight.register_post_accumulate_grad_hook(lambda _: None)
+    assert forward._checks_range_at_once(stack, decoder, hidden)
+
+
+def test_a_pass_in_another_thread_does_not_change_the_format_of_this_one(model, batch):
+    """Each sets the stack's record of the last format; the other one's is what this one would read there."""
+    rf.make_reversible(model, rf.Midpoint(), "store", states="int32")
+
+    class Shared(forward.ReversibleStack):
+        fixed_point = property(lambda _: INT64, lambda *_: None)
+
+    stack, found = model.model._reversible_stack, []
+    stack.__dict__.pop("fixed_point")
+    stack.__class__ = Shared
+    model.model.layers[0].register_forward_hook(lambda *_: found.append(forward.CURRENT_RUN.get().states.fixed_point))
+    model(**batch)
+    assert found == [FixedPoint(torch.int32, 16)]
 
 
 def change_between(layers):

@@ -45,6 +45,7 @@ class RangeCheck:
         self._coefficients.append(coefficients)
         self._extremes.extend((*_extremes(update), *_extremes(state)))
         self._known = None
+        self.is_unseen = True
 
     def largest(self) -> Tensor:
         """Return the largest magnitude of a state or a weighted update, float64[], without waiting for the device."""

@@ -1,5 +1,8 @@
 """The range of the states of all forward passes of a stack."""
 
+import threading
+from collections import deque
+
 import torch
 from torch import Tensor
 
@@ -7,15 +10,20 @@ from revformers.engine.range_check import RangeCheck
 from revformers.private_api import without_dispatch_modes
 
 MOST_WAITING = 4
-"""Passes whose states may be out of range without an error until one of them has a backward pass."""
+"""Passes that may begin after one whose states are out of range, and whose backward pass has not said so."""
 
 
 class RangeWatch:
-    """Remembers the largest magnitude of all passes, and the passes that nobody has looked at."""
+    """Remembers the largest magnitude of all passes, and the checks of the last ones."""
 
     def __init__(self) -> None:
         self._largest: Tensor | float = 0.0
-        self._waiting: list[RangeCheck] = []
+        self._last: deque[RangeCheck] = deque()
+        self._lock = threading.Lock()  # passes may run in several threads
+
+    def __reduce__(self) -> tuple[type["RangeWatch"], tuple[()]]:
+        """Copy and pickle a watch as one that has met no pass, because passes belong to a model in this process."""
+        return RangeWatch, ()
 
     @property
     def largest(self) -> float:
@@ -27,11 +35,10 @@ class RangeWatch:
         self._largest = value
 
     def add(self, check: RangeCheck) -> None:
-        """Note the magnitudes of a finished forward pass, which stay on its device."""
-        if check.is_unseen:
-            self._waiting.append(check)
+        """Note the magnitudes of a forward pass that has ended, which stay on its device."""
         largest = check.largest()
-        with without_dispatch_modes():  # the first pass takes another operator than later ones
+        with self._lock, without_dispatch_modes():  # the first pass takes another operator than later ones
+            self._last.append(check)
             if isinstance(self._largest, Tensor):
                 self._largest = torch.maximum(largest, self._largest.to(largest.device))
             else:
@@ -42,7 +49,8 @@ class RangeWatch:
 
         A few may wait, because a loss may read several forward passes.
         """
-        self._waiting = [check for check in self._waiting if check.is_unseen]
-        if len(self._waiting) >= MOST_WAITING:
-            for check in self._waiting:
+        with self._lock:
+            older = [self._last.popleft() for _ in range(len(self._last) - MOST_WAITING + 1)]
+        for check in older:
+            if check.is_unseen:
                 check.raise_if_exceeded()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from revformers.dynamics.base import Coefficients, Dynamics
 from revformers.engine.field import Field
-from revformers.engine.fixed_point import INT64, FixedPoint
+from revformers.engine.fixed_point import FixedPoint
 from revformers.engine.forward_pass import ForwardPass
 from revformers.engine.range_check import RangeCheck
 from revformers.engine.states import StatePair
@@ -32,10 +32,9 @@ class Trajectory:
         begin: begins the pass of an activation policy with its states; ignored while gradients are disabled.
         embedding: p[0], (batch, tokens, width) in the compute dtype.
         fixed_point: the format of the states.
-        gradient_dtype: the dtype in which the gradients of the states are summed; None for float32, or float64 for
-            float64 states. See `engine.gradient_dtype`.
+        gradient_dtype: the dtype in which the gradients of the states are summed; see `engine.gradient_dtype`.
         range_at_once: whether the forward pass reports values that are out of range, for which it waits for the device,
-            as it always does on a CPU and without gradients. Otherwise the end of the backward pass reports them.
+            as it always does without gradients. Otherwise the end of the backward pass reports them.
 
     Attributes:
         states: the last two states, in fixed point.
@@ -51,10 +50,10 @@ class Trajectory:
         dynamics: Dynamics,
         begin: Callable[[StatePair], ForwardPass],
         embedding: Tensor,
-        fixed_point: FixedPoint = INT64,
         *,
-        gradient_dtype: torch.dtype | None = None,
-        range_at_once: bool = False,
+        fixed_point: FixedPoint,
+        gradient_dtype: torch.dtype,
+        range_at_once: bool,
     ) -> None:
         if transforms_are_active():
             raise RuntimeError(
@@ -65,12 +64,12 @@ class Trajectory:
         self._dynamics = dynamics
         self._dtype = embedding.dtype
         self.range_check = RangeCheck(fixed_point, embedding)
-        self._checks_late = embedding.device.type != "cpu" and not range_at_once
+        self._range_at_once = range_at_once
         current = fixed_point.quantise(embedding.detach().contiguous())
         previous = current.clone() if dynamics.start == "repeat" else torch.zeros_like(current)
         self.states = StatePair(previous, current, fixed_point)
         self._pass = begin(self.states) if torch.is_grad_enabled() else ForwardPass(self.states)
-        self._gradient_dtype = gradient_dtype or torch.promote_types(embedding.dtype, torch.float32)
+        self._gradient_dtype = gradient_dtype
         self._current: Tensor = _Begin.apply(embedding, self._gradient_dtype)
         zero = dynamics.start == "zero"
         self._previous: Tensor = _stand_in(embedding, self._gradient_dtype) if zero else self._current
@@ -114,11 +113,16 @@ class Trajectory:
             StateRangeError: if a value of this forward pass is out of range, unless the backward pass reports that.
 
         """
-        if not (self._checks_late and self.hidden.requires_grad):
-            self.range_check.raise_if_exceeded()
+        self.check_range()
         if self._dynamics.readout == "last":
             return self.hidden
-        return _Mean.apply(self._previous, self._current, self.states, self._dtype)
+        # Gradients go past `hidden` here.
+        return self._watched(_Mean.apply(self._previous, self._current, self.states, self._dtype))
+
+    def check_range(self) -> None:
+        """Raise StateRangeError if a value is out of range so far, unless the backward pass reports that."""
+        if self._range_at_once or not self.hidden.requires_grad:
+            self.range_check.raise_if_exceeded()
 
     @property
     def report(self) -> Any:
@@ -127,9 +131,13 @@ class Trajectory:
 
     def _read(self, current: Tensor) -> tuple[Tensor, Tensor | None]:
         hidden, remainder = _Read.apply(current, self.states, self._dtype)
-        if self._checks_late and hidden.requires_grad:
+        return self._watched(hidden), remainder
+
+    def _watched(self, hidden: Tensor) -> Tensor:
+        """Return `hidden`, whose gradient lets the end of the backward pass look at the range."""
+        if not self._range_at_once and hidden.requires_grad:
             hidden.register_hook(self.range_check.in_backward)
-        return hidden, remainder
+        return hidden
 
 
 def _stand_in(like: Tensor, dtype: torch.dtype) -> Tensor:

@@ -71,7 +71,7 @@ class ReversibleStack(Identity):
 
     def __getstate__(self) -> dict[str, Any]:
         """Omit what belongs to this process: compiled layers, as PyTorch does, and the weak reference."""
-        return vars(self) | {"evaluate": evaluate, "owner": None, "_bound": [], "range_watch": RangeWatch()}
+        return vars(self) | {"evaluate": evaluate, "owner": None, "_bound": []}
 
     @property
     def predictor_features(self) -> tuple[str, ...]:
@@ -174,14 +174,15 @@ class Pass:
         if self._trajectory is None:
             self._refuse_early_exit()
             self.stack.range_watch.raise_for_abandoned()
-            self.stack.fixed_point = self.stack.states.of_pass(hidden.dtype, hidden.device)
+            # Not read from the stack again, where a pass in another thread may have left its own by then.
+            fixed_point = self.stack.fixed_point = self.stack.states.of_pass(hidden.dtype, hidden.device)
             self._trajectory = Trajectory(
                 self.stack.dynamics,
                 self.stack.begin_pass,
                 hidden,
-                self.stack.fixed_point,
+                fixed_point=fixed_point,
                 gradient_dtype=gradient_dtype(hidden.dtype, self.stack.steps),
-                range_at_once=_steps_in_backward(self._decoder, hidden),
+                range_at_once=_checks_range_at_once(self.stack, self._decoder, hidden),
             )
             hidden = self._trajectory.hidden
         else:
@@ -212,10 +213,17 @@ class Pass:
     def finish(self) -> None:
         """Raise NotReversibleError if the decoder ran fewer layers than it has."""
         if self._next != self.stack.number_of_layers:
+            self.end_early()
             raise NotReversibleError(
                 f"{type(self._decoder).__name__} ran {self._next} of its {self.stack.number_of_layers} layers; only "
                 f"decoders that run every layer once and in order can be reversed."
             )
+
+    def end_early(self) -> None:
+        """Look at the range of the states if the pass ends before the last layer: a hook may have kept some."""
+        if self._trajectory is not None and self._next < self.stack.number_of_layers:
+            self._trajectory.check_range()
+            self.stack.range_watch.add(self._trajectory.range_check)
 
     def _refuse_other_devices(self, layer: nn.Module, hidden: Tensor) -> None:
         """Refuse layers on several devices, and training with weights that accelerate offloads to disk or host memory.
@@ -346,6 +354,9 @@ def _run_decoder(decoder: Any, compiling: bool, arguments: tuple[Any, ...], keyw
     token = CURRENT_RUN.set(current)
     try:
         output = type(decoder).forward(decoder, *arguments, **keywords)
+    except Exception:
+        current.end_early()
+        raise
     finally:
         CURRENT_RUN.reset(token)
     current.finish()
@@ -449,9 +460,14 @@ def _run_layer(
     return current.layer(layer, hidden_states, layer_inputs(layer, arguments, keywords))
 
 
-def _steps_in_backward(decoder: nn.Module, hidden: Tensor) -> bool:
-    """Whether an optimizer may step weights in the backward pass, before the end of which its errors would be late."""
-    return not hidden.is_cpu and any(map(has_accumulation_hooks, decoder.parameters()))
+def _checks_range_at_once(stack: ReversibleStack, decoder: nn.Module, hidden: Tensor) -> bool:
+    """Whether the forward pass looks at the range of the states, and not the end of the backward pass.
+
+    So it does where it need not wait for a device, and where an optimizer may step weights in the backward pass, the
+    head's among them, for which an error at its end would be late.
+    """
+    model = (stack.owner and stack.owner()) or decoder
+    return hidden.is_cpu or any(map(has_accumulation_hooks, model.parameters()))
 
 
 def _recomputes(stack: ReversibleStack) -> bool:

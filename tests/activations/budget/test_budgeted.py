@@ -16,9 +16,8 @@ from revformers.activations.budget.budgeted import smallest_budget
 from revformers.engine.fixed_point import INT64
 from revformers.engine.states import StatePair
 from revformers.engine.tape import Tape
-from revformers.engine.trajectory import Trajectory
 from revformers.errors import UserError
-from tests.engine.network import bound
+from tests.engine.network import bound, trajectory_of
 
 BATCH, TOKENS, WIDTH, HEADS, DEPTH = 2, 16, 16, 2, 12
 DYNAMICS = [rf.Midpoint(), rf.BlendedMidpoint("1/4"), rf.Leapfrog(0.5, readout="mean")]
@@ -70,7 +69,7 @@ class Network(nn.Module):
     def forward(self, dynamics, activations, seed=1):
         begin = self.begin(dynamics, activations)
         torch.manual_seed(seed)
-        self.trajectory = Trajectory(dynamics, begin, self.embedding)
+        self.trajectory = trajectory_of(dynamics, begin, self.embedding)
         for index, layer in enumerate(self.layers):
             self.trajectory.step(f"layer {index}", dynamics.coefficients(index), layer)
         self.report = self.trajectory.report
@@ -363,7 +362,7 @@ def test_the_first_pass_of_a_batch_shape_is_observed_and_smaller_ones_need_none(
     budget, stored = Budget("1GiB"), []
     begin = bound(budget, dynamics, DEPTH)
     for shape in ((2, 8), (2, 8), (1, 8), (2, 9), (2, 9), (1, 9)):
-        trajectory = Trajectory(dynamics, begin, torch.randn(*shape, WIDTH, requires_grad=True))
+        trajectory = trajectory_of(dynamics, begin, torch.randn(*shape, WIDTH, requires_grad=True))
         for index, layer in enumerate(network.layers):
             trajectory.step(f"layer {index}", dynamics.coefficients(index), layer)
         stored.append(trajectory.report.stored)
@@ -378,7 +377,7 @@ def test_a_smaller_batch_than_the_observed_one_fits_a_budget_that_has_shrunk(mon
     stored = []
     for batch, free in ((8, 2**30), (1, 2 * DEPTH * TOKENS * WIDTH * 4)):
         monkeypatch.setattr("revformers.activations.budget.budget._free_bytes", lambda _, free=free: free)
-        trajectory = Trajectory(dynamics, begin, torch.randn(batch, TOKENS, WIDTH, requires_grad=True))
+        trajectory = trajectory_of(dynamics, begin, torch.randn(batch, TOKENS, WIDTH, requires_grad=True))
         for index, layer in enumerate(network.layers):
             trajectory.step(f"layer {index}", dynamics.coefficients(index), layer)
         stored.append(trajectory.report.stored)
@@ -434,7 +433,7 @@ def test_a_narrow_layer_that_does_not_repeat_itself_is_detected():
     narrow, wide = nn.Linear(WIDTH, WIDTH // 2), nn.Linear(WIDTH // 2, WIDTH)
     dynamics, embedding = rf.Midpoint(), torch.randn(BATCH, TOKENS, WIDTH, requires_grad=True)
     budget = Budget(DEPTH * embedding.nbytes, "checkpoint")
-    trajectory = Trajectory(dynamics, bound(budget, dynamics, DEPTH), embedding)
+    trajectory = trajectory_of(dynamics, bound(budget, dynamics, DEPTH), embedding)
     for index in range(DEPTH):
         trajectory.step(f"layer {index}", dynamics.coefficients(index), lambda hidden: wide(narrow(hidden)))
     loss = trajectory.readout().square().sum()
