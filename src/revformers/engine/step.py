@@ -17,10 +17,11 @@ from revformers.dynamics.base import Coefficients
 from revformers.engine.field import Field, OtherEvaluationError
 from revformers.engine.proof.checksum import checksum
 from revformers.engine.proof.evidence import Evidence, LaterEvidence
+from revformers.engine.proof.mismatch import mismatch
 from revformers.engine.proof.situation import Situation
 from revformers.engine.proof.statistics import SecondCount, Statistic, statistics_of
 from revformers.engine.proof.unwritten import written_parts
-from revformers.engine.proof.verdicts import Verdicts, mismatch
+from revformers.engine.proof.verdicts import Verdicts
 from revformers.engine.replay import AutocastState, Draws, RandomState
 from revformers.engine.ticket import Packed, SavedTensor
 from revformers.errors import NotReversibleError, RebuildMismatchError, reason_with_type
@@ -174,7 +175,7 @@ class Step:
         return (ticket for reference in self._tickets if (ticket := reference()) is not None)
 
     def mismatch(self, what: str, *, says_why: bool = False, before_all: bool = False) -> RebuildMismatchError:
-        """Return the error for a second evaluation that differs from the first; see `verdicts.mismatch`."""
+        """Return the error for a second evaluation that differs from the first; see `proof.mismatch`."""
         if self._drew_otherwise():
             what = f"{what}, and it drew other random numbers"
         return mismatch(

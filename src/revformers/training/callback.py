@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerState
 
 from revformers.engine.fixed_point import INT64
-from revformers.engine.proof.verdicts import UNSEEN
+from revformers.engine.proof.mismatch import UNSEEN
 from revformers.errors import RebuildMismatchError
 from revformers.models.discovery import unwrap
 from revformers.models.parts import require_reversible
