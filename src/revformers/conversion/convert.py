@@ -35,7 +35,7 @@ from revformers.models.forward import ReversibleStack
 from revformers.models.hint import without_hint
 from revformers.models.parts import record_provenance, require_reversible, reversible_stack, update_predictors
 from revformers.models.quantization import keep_trainable
-from revformers.models.states import format_for, magnitude_of_passes
+from revformers.models.states import format_for, run_in_64_bits
 from revformers.models.update_predictor import PredictorForm, PredictorName, predictor_form_of
 from revformers.reversible import make_residual, make_reversible
 
@@ -347,15 +347,14 @@ class Converter:
             return 0
         return 1 if self._measured else 2
 
-    def _loss_and_magnitude(self, reversible: ReversibleStack) -> tuple[float, float]:
-        """Set the format of the states; return the loss with it, and the largest magnitude of a state or an update."""
-        with magnitude_of_passes(reversible) as found:
-            loss = mean_loss(self._model, self._judged)
-        reversible.states = format_for(reversible, self._states, *found)
+    def _choose_states_and_evaluate(self, reversible: ReversibleStack) -> tuple[float, float]:
+        """Choose the format of the states; return the loss with it, and the largest magnitude of states and updates."""
+        loss, magnitude = run_in_64_bits(reversible, lambda: mean_loss(self._model, self._judged))
+        reversible.states = format_for(reversible, self._states, magnitude)
         used, embedding = reversible.fixed_point, unwrap(self._model).get_input_embeddings().weight
         if reversible.states.of_pass(embedding.dtype, embedding.device) != used:
             loss = mean_loss(self._model, self._judged)
-        return loss, found[0]
+        return loss, magnitude
 
     def _operations(self) -> int:
         """Return the floating-point operations of a forward pass on one sequence."""
@@ -369,7 +368,7 @@ class Converter:
     ) -> Conversion:
         assert self._original_loss is not None
         model, reversible = self._model, require_reversible(self._model)
-        loss, magnitude = self._loss_and_magnitude(reversible)
+        loss, magnitude = self._choose_states_and_evaluate(reversible)
         assert reversible.fixed_point is not None
         spent = sum(dynamics.side_information_bits(layer) for layer in range(self._layers))
         width = unwrap(model).config.get_text_config(decoder=True).hidden_size

@@ -12,9 +12,9 @@ from revformers.activations import Store
 from revformers.engine.proof.checksum import checksum_of_all
 from revformers.engine.replay import RandomState
 from revformers.models.attach import activations_set_to
+from revformers.models.batch import inputs_of
 from revformers.models.forward import CURRENT_RUN, Pass
 from revformers.models.parts import require_reversible
-from revformers.models.verify import inputs_of
 
 Call = tuple[str, int]
 """The name of a module, and how often it was called before in the forward pass."""

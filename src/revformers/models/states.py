@@ -1,18 +1,19 @@
 """The format of a reversible model's states: setting it, and choosing the binary point from a batch."""
 
-import contextlib
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from revformers.engine.replay import RandomState
 from revformers.engine.state_format import StateFormat, parse_states
+from revformers.models.batch import inputs_of
 from revformers.models.forward import ReversibleStack
 from revformers.models.parts import require_reversible
-from revformers.models.verify import inputs_of
+
+Result = TypeVar("Result")
 
 HEAD_ROOM = 4.0
 """How many times the largest magnitude that was met a format should hold."""
@@ -58,21 +59,19 @@ def choose_states(model: nn.Module, batch: Mapping[str, Any], head_room: float =
         raise ValueError(f"The head room of states is at least 2, not {head_room}.")
     device = next(model.parameters()).device
     most = StateFormat("int32" if reversible.states.kind == "int32" else "auto")
-    with torch.no_grad(), RandomState.of(device).restored(), magnitude_of_passes(reversible) as found:
-        model(**inputs_of(batch, device))
-    reversible.states = format_for(reversible, most, found[0], head_room)
+    inputs = inputs_of(batch, device)
+    with torch.no_grad(), RandomState.of(device).restored():
+        _, magnitude = run_in_64_bits(reversible, lambda: model(**inputs))
+    reversible.states = format_for(reversible, most, magnitude, head_room)
     return reversible.states
 
 
-@contextlib.contextmanager
-def magnitude_of_passes(reversible: ReversibleStack) -> Iterator[list[float]]:
-    """Give the passes in a block 64-bit states; the list holds the largest magnitude that they met after it."""
-    found: list[float] = []
+def run_in_64_bits(reversible: ReversibleStack, run: Callable[[], Result]) -> tuple[Result, float]:
+    """Return what `run` returns, whose passes have 64-bit states, and the largest magnitude that they met."""
     before = reversible.states, reversible.largest_magnitude
     reversible.states, reversible.largest_magnitude = StateFormat("int64"), 0.0
     try:
-        yield found
-        found.append(reversible.largest_magnitude)
+        return run(), reversible.largest_magnitude
     finally:
         reversible.states, reversible.largest_magnitude = before
 

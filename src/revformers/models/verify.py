@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from revformers.activations import Rebuild, Store
 from revformers.engine.replay import RandomState
 from revformers.models.attach import activations_set_to
+from revformers.models.batch import inputs_of
 from revformers.models.parts import require_reversible
 
 
@@ -133,16 +134,6 @@ def verify_gradients(
         dtype=str(first.dtype).removeprefix("torch."),
         device=str(first.device),
     )
-
-
-def inputs_of(batch: Any, device: torch.device) -> dict[str, Any]:
-    """Return the arguments of a model in a batch, tensors on `device`; raise TypeError if the batch is no mapping."""
-    if not isinstance(batch, Mapping):
-        raise TypeError(
-            f'A batch is a mapping of the model\'s arguments, such as {{"input_ids": tokens}}, not '
-            f"{type(batch).__name__}."
-        )
-    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
 
 
 @contextlib.contextmanager

@@ -19,10 +19,10 @@ from revformers.dynamics.base import Dynamics
 from revformers.errors import UserError, counted
 from revformers.head.loss import apply_head
 from revformers.models.attach import set_activations
+from revformers.models.batch import inputs_of
 from revformers.models.discovery import unwrap
 from revformers.models.parts import require_reversible
 from revformers.models.tiles import set_mlp_tiles
-from revformers.models.verify import inputs_of
 from revformers.planning.devices import DEVICES, Device, Machine
 from revformers.planning.model_size import ModelSize, model_size
 from revformers.planning.prediction import Prediction, predict
