@@ -56,8 +56,8 @@ if TYPE_CHECKING:
     from revformers.reversible import make_residual as make_residual
     from revformers.reversible import make_reversible as make_reversible
     from revformers.training.callback import ReversibleCallback as ReversibleCallback
-    from revformers.training.fit_to_memory import Fitted as Fitted
     from revformers.training.fit_to_memory import fit_to_memory as fit_to_memory
+    from revformers.training.fitted import Fitted as Fitted
 
 __version__ = version("revformers")
 
@@ -95,7 +95,8 @@ _NAMES = {
     "models.verify": ("GradientReport", "verify_gradients"),
     "reversible": ("make_residual", "make_reversible"),
     "training.callback": ("ReversibleCallback",),
-    "training.fit_to_memory": ("Fitted", "fit_to_memory"),
+    "training.fit_to_memory": ("fit_to_memory",),
+    "training.fitted": ("Fitted",),
 }
 """The public names by module. Each is imported when it is first used, so that `revformers --help` and a script that
 only loads saved models start fast. Type checkers read the imports above."""

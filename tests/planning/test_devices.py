@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from revformers.planning.devices import DEVICES, Device
+from revformers.planning.devices import DEVICES, Device, speeds_of
 
 
 def test_products_run_at_the_speed_of_their_dtype():
@@ -18,3 +18,24 @@ def test_speeds_are_in_operations_and_bytes_a_second(name):
     assert 1e13 < device.float32 < 1e14
     assert 2e11 < device.memory < 1e13
     assert 1e10 < device.link < device.memory / 5
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("NVIDIA L40S", None),
+        ("NVIDIA B200", None),
+    ],
+)
+def test_the_speeds_are_those_of_the_device_or_a_remark_says_whose(monkeypatch, name, known):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    speeds, remark = speeds_of(torch.device("cuda"))
+    assert speeds == DEVICES[known or "h100"]
+    assert (remark is None) == (known is not None)
+    assert remark is None or f"no data sheet of {name}" in remark
+
+
+def test_a_device_without_a_name_is_called_by_its_type():
+    assert "no data sheet of a CPU;" in speeds_of(torch.device("cpu"))[1]

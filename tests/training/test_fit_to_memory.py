@@ -1,5 +1,3 @@
-from types import SimpleNamespace
-
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -8,19 +6,18 @@ import revformers as rf
 from lab.bench.workload import llama_config
 from revformers.errors import UserError
 from revformers.models.parts import require_reversible
-from revformers.planning.devices import DEVICES
 from revformers.planning.meter import peak_by_category
-from revformers.training.fit_to_memory import _device, fit_to_memory
+from revformers.training.fit_to_memory import fit_to_memory
 
 BATCH = {"input_ids": torch.randint(256, (4, 512), generator=torch.Generator().manual_seed(0))}
 MIB = 2**20
 
 
-def network(dynamics=None, dtype=torch.bfloat16):
+def network():
     torch.manual_seed(0)
     config = AutoConfig.for_model(**llama_config(8, 128, 256, 512))
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    return rf.make_reversible(model, dynamics or rf.Midpoint())
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    return rf.make_reversible(model, rf.Midpoint())
 
 
 def measured(model):
@@ -100,34 +97,14 @@ def test_the_network_changes_only_if_it_may(without_limit):
 
 
 @pytest.mark.parametrize(
-    ("name", "known"),
-    [
-        ("NVIDIA H100 80GB HBM3", "h100"),
-        ("NVIDIA GeForce RTX 4090", "rtx4090"),
-        ("NVIDIA L40S", None),
-        ("NVIDIA B200", None),
-    ],
-)
-def test_the_times_are_those_of_the_models_gpu_or_a_remark_says_whose(monkeypatch, name, known):
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
-    model = SimpleNamespace(parameters=lambda: iter([SimpleNamespace(device=torch.device("cuda"))]))
-    device, remark = _device(model, None)
-    assert device == DEVICES[known or "h100"]
-    assert (remark is None) == (known is not None)
-    assert remark is None or f"no data sheet of {name}" in remark
-
-
-@pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"batch": {"labels": torch.ones(2, 3)}}, 'holds "input_ids"'),
         ({"memory": "much"}, "A size of memory is"),
         ({"memory": 0}, "A memory is a number of bytes"),
         ({"device": "abacus"}, "no data sheet of 'abacus'; choose one of a100"),
-        ({"model": network(dtype=torch.float16)}, "not in float16"),
         ({"model": rf.make_residual(network())}, "is an ordinary network"),
     ],
-    ids=["batch", "size", "zero", "device", "dtype", "ordinary"],
+    ids=["size", "zero", "device", "ordinary"],
 )
 def test_bad_input_is_refused(arguments, words):
     given = {"model": network(), "batch": BATCH, "memory": "1GiB"} | arguments

@@ -1,5 +1,6 @@
 """Machines that train, and the peak speeds of graphics processors from data sheets; training reaches less."""
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -57,3 +58,13 @@ DEVICES = {
 }
 """All are made by NVIDIA. A figure with sparsity is twice the dense one, and a data sheet's link bandwidth is the sum
 of both directions. The figures come from publications that quote the data sheets; the originals were not available."""
+
+
+def speeds_of(device: torch.device) -> tuple[Device, str | None]:
+    """Return the speeds of a device, and a remark if those of an H100 stand for it."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"a {device.type.upper()}"
+    words = re.findall(r"[a-z0-9]+", name.lower().replace("rtx ", "rtx"))
+    for known, speeds in DEVICES.items():
+        if known in words:
+            return speeds, None
+    return DEVICES["h100"], f"Times are those of an H100, as there is no data sheet of {name}; name one with device=."
