@@ -145,7 +145,7 @@ def test_what_fits_alone_is_advised_even_if_the_host_is_unknown():
 def test_tiles_that_make_a_setup_fit_or_a_context_longer_are_named():
     tiled = dataclasses.replace(CHECKPOINT, setup=dataclasses.replace(CHECKPOINTING, mlp_tile=8192))
     assert advice([tiled]).startswith("Use checkpointing, in MLP tiles of 8,192 tokens, up to 4 sequences")
-    assert "With MLP tiles of 4,096 tokens, 8,000 tokens fit, at one more" in advice([CHECKPOINT], tiled=(4096, 8000))
+    assert "With MLP tiles of 4,096 tokens, 8,000 tokens fit, for one more" in advice([CHECKPOINT], tiled=(4096, 8000))
     assert "tiles" not in advice([CHECKPOINT], tiled=(4096, 4200))
 
 

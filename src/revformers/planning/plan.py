@@ -27,8 +27,8 @@ CONTEXT_UNIT = 256
 CONTEXT_TOLERANCE = 0.01
 """Largest share by which the longest context may be underestimated."""
 
-USUAL_TILE = 4096
-"""Tokens of a tile by which a longer context is sought: their products are still bound by operations."""
+FEW_TILES = 4
+"""Number of MLP tiles with which a longer context is sought: gradients are summed tile by tile, so few are better."""
 
 SMALLEST_TILE = 1024
 """Tokens of the smallest tile that is chosen without being asked for."""
@@ -148,7 +148,7 @@ class _Costs:
         # A run that counts the operations of a step also counts its memory, but not the reverse.
         work = self._work_over_store(setup)
         one = step_memory(self.workload, setup, 1, self.tokens, fused=True)
-        batch, batch_without_host = self._largest(setup, lambda number: (number, self.tokens))
+        batch, batch_without_host = self._largest(lambda _: setup, lambda number: (number, self.tokens))
         context, context_without_host = self._longest_context(setup)
         return SetupCost(
             setup,
@@ -188,13 +188,14 @@ class _Costs:
         return None
 
     def longest_with_tiles(self, row: SetupCost) -> tuple[int, int] | None:
-        """Return the tokens of a tile and of the longest context of a row with it; None if it cannot have tiles."""
+        """Return the tokens of a tile and of the longest context of a row with few tiles; None without such tiles."""
         if row.setup.mlp_tile is not None:
             return None
         try:
-            return USUAL_TILE, self._longest_context(replace(row.setup, mlp_tile=USUAL_TILE), row.longest_context)[0]
+            tokens, _ = self._longest_context(row.setup, row.longest_context, FEW_TILES)
         except ValueError:
             return None
+        return tokens // FEW_TILES, tokens
 
     def _with_fitting_tile(self, setup: Setup, total: int) -> Setup | None:
         """Return the setup with the largest tile with which one sequence fits, or None.
@@ -219,38 +220,53 @@ class _Costs:
             tile, total = tile // 2, smaller
         return None
 
-    def _longest_context(self, setup: Setup, start: int | None = None) -> tuple[int, int]:
-        """Return the tokens of the longest sequence that fits, and those if the host had any memory."""
+    def _longest_context(self, setup: Setup, start: int | None = None, tiles: int = 0) -> tuple[int, int]:
+        """Return the tokens of the longest sequence that fits, and those if the host had any memory.
+
+        Args:
+            setup: the way to train.
+            start: the first number of tokens to try.
+            tiles: number of MLP tiles, instead of those of the setup; 0 leaves these.
+
+        """
 
         def tokens_of(units: int) -> int:
             return CONTEXT_UNIT * units if self.limit is None else min(CONTEXT_UNIT * units, self.limit)
 
-        first = max(1, (start or self.tokens) // CONTEXT_UNIT)
-        units, without_host = self._largest(setup, lambda number: (1, tokens_of(number)), first, CONTEXT_TOLERANCE)
+        units, without_host = self._largest(
+            lambda number: replace(setup, mlp_tile=-(-tokens_of(number) // tiles)) if tiles else setup,
+            lambda number: (1, tokens_of(number)),
+            max(1, (start or self.tokens) // CONTEXT_UNIT),
+            CONTEXT_TOLERANCE,
+        )
         return tokens_of(units), tokens_of(without_host)
 
     def _largest(
-        self, setup: Setup, size: Callable[[int], tuple[int, int]], start: int = 1, tolerance: float = 0.0
+        self,
+        setup: Callable[[int], Setup],
+        size: Callable[[int], tuple[int, int]],
+        start: int = 1,
+        tolerance: float = 0.0,
     ) -> tuple[int, int]:
         """Return the largest number for which a step fits, and the one that would fit if the host had any memory.
 
         Args:
-            setup: the way to train.
-            size: returns the sequences and their tokens of a step for a number.
+            setup: returns the way to train for a number.
+            size: returns the sequences of a step and their tokens for a number.
             start: the first number to try.
             tolerance: share by which the returned number may be too small.
 
         """
         on_device = largest_within(
-            lambda number: step_memory(self.workload, setup, *size(number), fused=True).device.total,
-            self.room(setup),
+            lambda number: step_memory(self.workload, setup(number), *size(number), fused=True).device.total,
+            self.room(setup(start)),
             start,
             tolerance,
         )
-        if self.machine.host_memory is None or not setup.activations.on_host:
+        if self.machine.host_memory is None:
             return on_device, on_device
         on_host = largest_within(
-            lambda number: host_memory(self.workload, setup, *size(number)), self.machine.host_memory, start
+            lambda number: host_memory(self.workload, setup(number), *size(number)), self.machine.host_memory, start
         )
         return min(on_device, on_host), on_device
 

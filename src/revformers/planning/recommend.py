@@ -98,7 +98,8 @@ def recommend(
     ]
     if tiled is not None and tiled[1] >= WORTH * chosen.longest_context:
         sentences.append(
-            f"With MLP tiles of {tiled[0]:,} tokens, {counted(tiled[1], 'token')} fit, at one more evaluation of them."
+            f"With MLP tiles of {tiled[0]:,} tokens, {counted(tiled[1], 'token')} fit, for one more evaluation of the "
+            f"MLPs."
         )
     return " ".join(filter(None, sentences))
 

@@ -185,7 +185,7 @@ def _over_work(workload: Workload, setup: Setup, batch: int, tokens: int, value:
 
     def of_depth(depth: int) -> float:
         if all_tiles <= 2 * TILES:
-            return of_tiles(depth, Tiles(setup.mlp_tile))
+            return of_tiles(depth, _own_tiles(setup, batch * tokens))
         few, more = (of_tiles(depth, Tiles(number=number)) for number in (TILES, 2 * TILES))
         return few + (all_tiles - TILES) * (more - few) / TILES
 
@@ -215,7 +215,13 @@ def _tiles_that_run(workload: Workload, setup: Setup, batch: int, tokens: int, *
         if few == MOST_TILES or _peaks_outside_tiles(workload, _runs_as(setup), batch, tokens, few, fused):
             return Tiles(number=few)
         few *= 2
-    return Tiles(setup.mlp_tile)
+    return _own_tiles(setup, batch * tokens)
+
+
+def _own_tiles(setup: Setup, tokens: int) -> Tiles:
+    """Return all tiles of a batch; steps with the same number of equal tiles are interpolated from one another."""
+    even = setup.mlp_tile is not None and tokens % setup.mlp_tile == 0
+    return Tiles(number=_number_of_tiles(setup, tokens)) if even else Tiles(setup.mlp_tile)
 
 
 @lru_cache(maxsize=4096)
