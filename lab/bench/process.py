@@ -181,8 +181,6 @@ def _main() -> None:
 
 def _written(setup: Setup) -> dict[str, Any]:
     """Return a setup in types that JSON supports; `_setup` reads it."""
-    assert setup.predictors is None, "no arm has them"
-    assert setup.mlp_tile is None, "nor tiles"
     recurrence = setup.dynamics
     return {
         "dynamics": recurrence and recurrence.to_dict(),

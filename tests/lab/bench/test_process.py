@@ -14,6 +14,8 @@ from lab.bench.process import MeasuringProcess, measure_peak_memory
 from lab.bench.workload import MeasuredWorkload, llama_config
 from revformers import BlendedMidpoint, Midpoint
 from revformers.activations import Rebuild
+from revformers.engine.state_format import StateFormat
+from revformers.models.update_predictor import PredictorForm
 from revformers.setup import STORE, Setup
 
 WORKLOAD = MeasuredWorkload(llama_config(3, 64, 32, 128), batch_size=4, sequence_length=128)
@@ -88,6 +90,12 @@ def test_a_process_that_is_ended_in_the_middle_of_its_answer_has_not_answered(mo
     monkeypatch.setattr(module.subprocess, "Popen", lambda words, **options: popen(killed, **options))
     with MeasuringProcess() as process, pytest.raises(MemoryError, match="system ended the process"):
         process.device_memory("cpu")
+
+
+def test_a_setup_reaches_the_process_whole():
+    states, predictors = StateFormat("int32", 12), PredictorForm(("state",), 4)
+    for setup in (STORE, Setup(BlendedMidpoint("1/4", granularity="branch"), Rebuild(), states, predictors, 64)):
+        assert module._setup(json.loads(json.dumps(module._written(setup)))) == setup
 
 
 def test_want_of_memory_reaches_the_parent(monkeypatch, capfd):
