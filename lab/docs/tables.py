@@ -569,6 +569,27 @@ def plan_accuracy() -> None:
     show("network | activations | measured, bytes | planned, bytes | error", rows)
 
 
+def plan_advice() -> None:
+    """Print what the planner advises for every model and machine of the study."""
+    rows = []
+    for case in result("plan-advice")["rows"]:
+        advice, _, _ = case["plan"]["recommendation"].partition(":")
+        host = case["host"] if case["link"] is None else f"{case['host']}, {case['link']}/s"
+        rows.append((case["case"], case["memory"], host, advice))
+    show("training | device | host | advice", rows)
+
+
+def plan_rows() -> None:
+    """Print the rows of the first and the last plan of the study."""
+    cases, rows = result("plan-advice")["rows"], []
+    for case in (cases[0], cases[-1]):
+        for row in case["plan"]["setups"]:
+            name = row["name"] if row["bits"] is None else f"{row['name']}, {row['bits']} bits"
+            sizes = f"{row['memory']['total'] / 2**30:.1f} GiB", f"{row['host'] / 2**30:.1f} GiB"
+            rows.append((case["case"], name, *sizes, row["largest_batch"], f"{row['time']:.2f}"))
+    show("training | activations | one sequence | host | sequences that fit | time", rows)
+
+
 def largest_batches() -> None:
     """Print the error of the largest batch that the planner finds."""
     show(

@@ -76,13 +76,13 @@ def cases() -> Iterator[Case]:
     yield replace(full, link="5GB")
     yield replace(full, host="unknown")
     yield replace(full, memory="141GiB")
-    yield Case("3 layers of it, 8,192 tokens", SHALLOW, 8192, "full", "16GiB", "400GiB")
+    yield Case("3 layers of it, 8,192 tokens", SHALLOW, 8192, "full", "18GiB", "400GiB")
     lora = Case("8B, LoRA, 131,072 tokens", WIDE, 131072, "lora", "80GiB", "400GiB")
     yield lora
     yield replace(lora, host="none")
     yield replace(lora, host="none", memory="60GiB")
-    yield Case("8B, LoRA, 1,048,576 tokens", WIDE, 1048576, "lora", "640GiB", "200GiB")
-    narrow = Case("48 layers of width 1,024, 2,048 tokens", NARROW, 2048, "full", "16GiB", "400GiB")
+    yield Case("8B, LoRA, 1,048,576 tokens", WIDE, 1048576, "lora", "400GiB", "200GiB")
+    narrow = Case("48 layers of width 1,024, 2,048 tokens", NARROW, 2048, "full", "8GiB", "400GiB")
     yield narrow
     yield replace(narrow, host="none")
 
