@@ -17,6 +17,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import scaled_dot_product_attention, silu
+from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.auto import modeling_auto
 
 from revformers import private_api
@@ -264,6 +265,23 @@ def test_attention_runs_by_a_kernel_that_is_known_by_name():
     with private_api.EveryKernel(run):
         scaled_dot_product_attention(query, query, query)
     assert private_api.ATTENTION_KERNELS.intersection(names), f"attention ran {names}"
+
+
+def test_only_the_innermost_mode_is_left():
+    seen = []
+
+    def observed(name):
+        return lambda kernel, arguments, keywords: seen.append(name) or kernel(*arguments, **keywords)
+
+    with private_api.EveryKernel(observed("outer")), private_api.EveryKernel(observed("inner")):
+        with private_api.outside_every_kernel():
+            torch.ones(1).sin()
+        assert set(seen) == {"outer"}
+        with FlopCounterMode(display=False), private_api.outside_every_kernel():
+            torch.ones(1).sin()
+        assert set(seen) == {"outer", "inner"}, "another mode is the innermost"
+    with private_api.outside_every_kernel():
+        torch.ones(1).sin()
 
 
 @pytest.mark.parametrize("name", sorted(private_api.ATTENTION_KERNELS - {"flex_attention"}))

@@ -9,6 +9,7 @@ Unless a docstring says otherwise, a missing member raises AttributeError or Imp
 gradient is computed without it.
 """
 
+import contextlib
 import inspect
 from collections.abc import Callable, Container, Mapping
 from contextlib import AbstractContextManager
@@ -22,7 +23,12 @@ from torch.autograd import Variable
 from torch.autograd.graph import Node
 from torch.multiprocessing.reductions import StorageWeakRef as StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
-from torch.utils._python_dispatch import _disable_current_modes, is_traceable_wrapper_subclass
+from torch.utils._python_dispatch import (
+    _disable_current_modes,
+    _get_current_dispatch_mode,
+    _pop_mode_temporarily,
+    is_traceable_wrapper_subclass,
+)
 from torch.utils._pytree import tree_leaves as tree_leaves
 from torch.utils.flop_counter import flop_registry as flop_registry
 from torch.utils.flop_counter import sdpa_backward_flop_count as sdpa_backward_flop_count
@@ -276,6 +282,15 @@ class EveryKernel(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         return self._run(func, args, kwargs or {})
+
+
+def outside_every_kernel() -> AbstractContextManager[Any]:
+    """Return a context in which the innermost `EveryKernel` is not active; any other innermost mode stays.
+
+    PyTorch: `_get_current_dispatch_mode` and `_pop_mode_temporarily`.
+    """
+    is_inside = isinstance(_get_current_dispatch_mode(), EveryKernel)
+    return _pop_mode_temporarily() if is_inside else contextlib.nullcontext()
 
 
 # Counting what a step computes

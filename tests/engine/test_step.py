@@ -9,6 +9,7 @@ from revformers.engine.field import OtherEvaluationError
 from revformers.engine.proof.verdicts import Verdicts
 from revformers.engine.step import Step
 from revformers.engine.ticket import SavedTensor
+from revformers.private_api import EveryKernel
 
 WIDTH = 8
 
@@ -55,6 +56,22 @@ def test_a_ticket_is_made_of_what_autograd_wants_to_keep():
 
     Step("layer 3", None, torch.sin, hidden).evaluate(hidden, new_ticket)
     assert shown == [(0, hidden.data_ptr())]
+
+
+def test_the_comparison_stays_outside_of_a_mode_that_calls_python_for_every_kernel():
+    kernels = []
+
+    def run(kernel, arguments, keywords):
+        kernels.append(kernel)
+        return kernel(*arguments, **keywords)
+
+    def field(hidden):
+        with EveryKernel(run):
+            return hidden.sin()
+
+    step, hidden, _ = begin(field)
+    again(step, hidden)
+    assert kernels == 2 * [torch.ops.aten.sin.default]
 
 
 def test_autocast_is_replayed():

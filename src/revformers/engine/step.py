@@ -25,7 +25,7 @@ from revformers.engine.proof.verdicts import Verdicts
 from revformers.engine.replay import AutocastState, Draws, RandomState
 from revformers.engine.ticket import Packed, SavedTensor
 from revformers.errors import NotReversibleError, RebuildMismatchError, reason_with_type
-from revformers.private_api import version_of
+from revformers.private_api import outside_every_kernel, version_of
 
 SavedAgain = tuple[Tensor, int]
 """A tensor that a later evaluation saved, and its version then: a layer must not write to it afterwards."""
@@ -76,8 +76,10 @@ class Step:
         evidence, tickets = self._evidence, self._tickets
 
         def pack(tensor: Tensor) -> SavedTensor:
-            ticket = new_ticket(evidence.evaluation, len(tickets), tensor)
-            evidence.add(tensor)
+            # A field may run in a mode that calls Python for every kernel, and the comparison has more than a layer.
+            with outside_every_kernel():
+                ticket = new_ticket(evidence.evaluation, len(tickets), tensor)
+                evidence.add(tensor)
             tickets.append(weakref.ref(ticket))
             return ticket
 
@@ -129,9 +131,10 @@ class Step:
         saved, evidence = list[SavedAgain](), self._evidence.again(hidden)
 
         def pack(tensor: Tensor) -> Packed:
-            # detach, because only the values of the rebuilt graph are needed
-            saved.append((tensor.detach(), version_of(tensor)))
-            return evidence.add(tensor)
+            with outside_every_kernel():
+                # detach, because only the values of the rebuilt graph are needed
+                saved.append((tensor.detach(), version_of(tensor)))
+                return evidence.add(tensor)
 
         replay = self._draws.replayed(hidden.device) if self._draws else contextlib.nullcontext()
         second_count = SecondCount(self._statistics)
