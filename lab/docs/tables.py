@@ -573,7 +573,7 @@ def plan_advice() -> None:
     """Print what the planner advises for every model and machine of the study."""
     rows = []
     for case in result("plan-advice")["rows"]:
-        advice, _, _ = case["plan"]["recommendation"].partition(":")
+        advice = re.split(r"[:,] (?:this|which) ", case["plan"]["recommendation"])[0]
         host = case["host"] if case["link"] is None else f"{case['host']}, {case['link']}/s"
         rows.append((case["case"], case["memory"], host, advice))
     show("training | device | host | advice", rows)

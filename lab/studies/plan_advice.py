@@ -95,7 +95,8 @@ def main() -> None:
     rows = []
     for case in cases():
         plan = make_plan(case.workload(), case.machine())
-        command_console().print(f"{case.name}; {case.memory}, host {case.host}: {plan.recommendation}")
+        link = "" if case.link is None else f", link {case.link}/s"
+        command_console().print(f"{case.name}; {case.memory}, host {case.host}{link}: {plan.recommendation}")
         machine = {"memory": case.memory, "host": case.host, "link": case.link}
         rows.append({"case": case.name, **machine, "plan": plan.to_dict()})
     write_result(options.output, {"rows": rows}, sys.argv[1:], program="python -m lab.studies.plan_advice")

@@ -12,7 +12,7 @@ from revformers.planning.model_size import size_in
 from revformers.planning.plan import _Costs, make_plan
 from revformers.planning.setups import Choices
 from revformers.planning.step import step_memory
-from revformers.setup import CHECKPOINT, ORDINARY_SETUPS, Workload, with_depth
+from revformers.setup import CHECKPOINT, ORDINARY_SETUPS, STORE, Workload, with_depth
 
 CONFIG = llama_config(3, 64, 256, 256)
 WORKLOAD = Workload(AutoConfig.for_model(**CONFIG), 1, 64, head="own", optimizer="adamw")
@@ -122,6 +122,7 @@ def test_a_tile_is_chosen_where_one_sequence_fits_with_tiles_only(monkeypatch):
         row = _Costs(workload, Machine(DEVICE, fixed + room), None).of_any_tile(CHECKPOINT)
         assert row.setup.mlp_tile == tile
         assert bool(row.largest_batch) == (room >= quarter)
+    assert _Costs(workload, Machine(DEVICE, fixed + half), None).of_any_tile(STORE).setup == STORE
     asked_for = dataclasses.replace(CHECKPOINT, mlp_tile=256)
     assert _Costs(workload, Machine(DEVICE, fixed + half), None).of_any_tile(asked_for).setup == asked_for
 

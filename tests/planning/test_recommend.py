@@ -50,23 +50,27 @@ REBUILT = row("rebuild", 6, 9999, 1.32, 0)
 @pytest.mark.parametrize(
     ("rows", "refusal", "expected"),
     [
-        ([row("store", 1), CHECKPOINT, row("rebuild", 9, bits=0)], None, "Store activations: up to 1 sequence fit"),
+        (
+            [row("store", 1), CHECKPOINT, row("rebuild", 9, bits=0)],
+            None,
+            "Store activations: this fits up to 1 sequence,",
+        ),
         ([row("store", 0), row("checkpoint", 0)], None, "No way to train fits"),
         (
             [row("store", 0), CHECKPOINT, REBUILT],
             None,
-            "Rebuild with 0 bits: up to 6 sequences or 9,999 tokens fit, where checkpointing fits 4 sequences or 4,096 "
-            "tokens. A step on one sequence is predicted to take 1.10 times as long as with checkpointing.",
+            "Rebuild with 0 bits: this fits up to 6 sequences or 9,999 tokens, where checkpointing fits 4 sequences or "
+            "4,096 tokens. A step on one sequence is predicted to take 1.10 times as long as with checkpointing.",
         ),
         (
             [row("store", 0), CHECKPOINT, row("rebuild", 4, time=1.25, bits=0, states=200)],
             None,
-            "Use checkpointing, up to 4 sequences or 4,096 tokens: two states and side information take no less",
+            "fits up to 4 sequences or 4,096 tokens: two states and side information take no less than its",
         ),
         (
             [row("store", 0), CHECKPOINT, row("rebuild", 5, 4200, time=1.8, bits=0, states=50)],
             None,
-            "rebuilding fits 5 sequences or 4,200 tokens at 1.50 times the time, which is hardly more for its time",
+            "rebuilding fits up to 5 sequences or 4,200 tokens, at 1.50 times the time of checkpointing, which is",
         ),
         ([row("store", 0), CHECKPOINT], "Its layers differ.", "the model cannot be reversed (Its layers differ)."),
         (
@@ -93,11 +97,13 @@ def test_offloading_is_advised_where_the_host_is_known_and_mentioned_where_it_is
     rows = [CHECKPOINT, SERIAL, OFFLOADED, REBUILT]
     known, unknown = advice(rows, host=100 * GIB), advice(rows)
     assert known.startswith(
-        "Offload the inputs of layers with Offload(), which copies while layers compute: up to 7 sequences or 10,240 "
-        "tokens fit with 3 GiB of the host"
+        "Offload the inputs of layers with Offload(), which copies while layers compute: this fits up to 7 "
+        "sequences or 10,240 tokens with 3 GiB of the host"
     )
     assert "predicted to take 1.04 times as long" in known
-    assert "Where the host's memory or link is shared, rebuild with 0 bits instead: 6 sequences or 9,999" in known
+    assert (
+        "Where the host's memory or link is shared, rebuild with 0 bits instead, which fits up to 6 sequences" in known
+    )
     assert unknown.startswith("Rebuild with 0 bits")
     assert "If the host has 3 GiB for it (--host_memory), offload the inputs of layers" in unknown
 
@@ -119,9 +125,11 @@ def test_context_and_time_count_as_well_as_sequences():
     assert advice(rows, host=100 * GIB, pretrained=True).startswith("Offload the checkpoints with transformers")
     unknown = advice(rows, pretrained=True)
     assert unknown.startswith("Rebuild with 2 bits")
-    assert "1 sequence or 168,192 tokens fit" in unknown
+    assert "this fits up to 1 sequence or 168,192 tokens" in unknown
     slow = [*rows[:1], row("serial offload", 1, 168_192, 2.0), rows[2]]
-    assert advice(slow, host=100 * GIB, pretrained=True).startswith("Rebuild with 2 bits")
+    known = advice(slow, host=100 * GIB, pretrained=True)
+    assert known.startswith("Rebuild with 2 bits")
+    assert "Offloading fits up to 1 sequence or 168,192 tokens, at 1.52 times the time of checkpointing." in known
 
 
 def test_a_host_that_limits_is_named():
@@ -144,8 +152,10 @@ def test_what_fits_alone_is_advised_even_if_the_host_is_unknown():
 
 def test_tiles_that_make_a_setup_fit_or_a_context_longer_are_named():
     tiled = dataclasses.replace(CHECKPOINT, setup=dataclasses.replace(CHECKPOINTING, mlp_tile=8192))
-    assert advice([tiled]).startswith("Use checkpointing, in MLP tiles of 8,192 tokens, up to 4 sequences")
-    assert "With MLP tiles of 4,096 tokens, 8,000 tokens fit, for one more" in advice([CHECKPOINT], tiled=(4096, 8000))
+    assert advice([tiled]).startswith("Use checkpointing, in MLP tiles of 8,192 tokens, which fits up to 4 sequences")
+    assert "With MLP tiles of 4,096 tokens, it fits 8,000 tokens, for one more" in advice(
+        [CHECKPOINT], tiled=(4096, 8000)
+    )
     assert "tiles" not in advice([CHECKPOINT], tiled=(4096, 4200))
 
 
@@ -155,10 +165,14 @@ SCRATCH, NEAR = row("rebuild", 9, time=1.3, bits=0), row("rebuild", 6, time=1.4,
 @pytest.mark.parametrize(
     ("rows", "pretrained", "expected"),
     [
-        ([SCRATCH, NEAR], True, "Rebuild with 2 bits: up to 6 sequences or 6,144 tokens fit"),
-        ([SCRATCH, row("rebuild", 4, bits=2, time=1.3, states=50)], True, "Use checkpointing, up to 4 sequences or"),
+        ([SCRATCH, NEAR], True, "Rebuild with 2 bits: this fits up to 6 sequences"),
+        (
+            [SCRATCH, row("rebuild", 4, bits=2, time=1.3, states=50)],
+            True,
+            "Use checkpointing, which fits up to 4 sequences",
+        ),
         ([SCRATCH], True, "a pretrained model becomes another network when it is rebuilt with fewer than 2 bits"),
-        ([SCRATCH, NEAR], False, "from scratch. A pretrained model needs 2 bits or more, with which up to 6 sequences"),
+        ([SCRATCH, NEAR], False, "from scratch. A pretrained model needs 2 bits or more, which fit up to 6 sequences"),
         ([SCRATCH], False, "This is for training from scratch: a pretrained model needs 2 bits or more."),
     ],
 )

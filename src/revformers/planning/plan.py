@@ -136,9 +136,12 @@ class _Costs:
         return self.machine.memory - size_in(self.workload, setup.predictors).total
 
     def of_any_tile(self, setup: Setup) -> SetupCost:
-        """Return the row of a setup, with tiles if one sequence fits with them only."""
+        """Return the row of a setup, with tiles if one sequence fits with them only.
+
+        Storing is planned without them: MLPs in tiles are computed twice, and what is left to store is large.
+        """
         row = self.of(setup)
-        if row.memory.total <= self.machine.memory or setup.mlp_tile is not None:
+        if row.memory.total <= self.machine.memory or setup.mlp_tile is not None or setup == STORE:
             return row
         tiled = self._with_fitting_tile(setup, row.memory.total)
         return row if tiled is None else self.of(tiled)

@@ -85,11 +85,12 @@ def recommend(
         return f"No way to train fits one sequence: shorten it, or use more memory.{host}"
     if chosen.setup == STORE:
         return (
-            f"Store activations: up to {counted(chosen.largest_batch, 'sequence')} fit, and nothing is computed twice."
+            f"Store activations: this fits up to {counted(chosen.largest_batch, 'sequence')}, and nothing is computed "
+            f"twice."
         )
     checkpoint = next(row for row in rows if row.way == CHECKPOINT)
     sentences = [
-        f"{_advice(checkpoint)}, up to {_fits(checkpoint)}: {_why_checkpointing(rows, checkpoint, refusal)}"
+        f"{_advice(checkpoint)}, which fits up to {_fits(checkpoint)}: {_why_checkpointing(rows, checkpoint, refusal)}"
         if chosen is checkpoint
         else f"{_advice(chosen)}: {_against(chosen, checkpoint)}",
         _near(rows, chosen),
@@ -98,8 +99,8 @@ def recommend(
     ]
     if tiled is not None and tiled[1] >= WORTH * chosen.longest_context:
         sentences.append(
-            f"With MLP tiles of {tiled[0]:,} tokens, {counted(tiled[1], 'token')} fit, for one more evaluation of the "
-            f"MLPs."
+            f"With MLP tiles of {tiled[0]:,} tokens, it fits {counted(tiled[1], 'token')}, for one more evaluation of "
+            f"the MLPs."
         )
     return " ".join(filter(None, sentences))
 
@@ -138,6 +139,10 @@ def _fits(row: SetupCost) -> str:
     return f"{counted(row.largest_batch, 'sequence')} or {counted(row.longest_context, 'token')}"
 
 
+def _fits_in_time(row: SetupCost, checkpoint: SetupCost) -> str:
+    return f"fits up to {_fits(row)}, at {row.time / checkpoint.time:.2f} times the time of checkpointing"
+
+
 def _of_host(row: SetupCost) -> str:
     return f"{size_in_words(row.host_of_largest_batch or row.host)} of the host"
 
@@ -146,7 +151,7 @@ def _against(row: SetupCost, checkpoint: SetupCost) -> str:
     """Return what a row fits and takes, compared with checkpointing."""
     host = f" with {_of_host(row)}" if row.host else ""
     return (
-        f"up to {_fits(row)} fit{host}, where checkpointing fits {_fits(checkpoint)}. A step on one sequence is "
+        f"this fits up to {_fits(row)}{host}, where checkpointing fits {_fits(checkpoint)}. A step on one sequence is "
         f"predicted to take {row.time / checkpoint.time:.2f} times as long as with checkpointing."
     )
 
@@ -164,8 +169,7 @@ def _why_checkpointing(rows: Sequence[SetupCost], checkpoint: SetupCost, refusal
     if best.memory.states + best.memory.side_information >= checkpoint.memory.activations:
         return "two states and side information take no less than its checkpoints."
     return (
-        f"rebuilding fits {_fits(best)} at {best.time / checkpoint.time:.2f} times the time, which is hardly more for "
-        f"its time, and trains another network."
+        f"rebuilding {_fits_in_time(best, checkpoint)}, which is hardly more for its time, and trains another network."
     )
 
 
@@ -178,8 +182,8 @@ def _near(rows: Sequence[SetupCost], chosen: SetupCost) -> str:
     if best is None or not best.largest_batch:
         return f"This is for training from scratch: a pretrained model needs {NEAR_BITS} bits or more."
     return (
-        f"This is for training from scratch. A pretrained model needs {NEAR_BITS} bits or more, with which up to "
-        f"{_fits(best)} fit."
+        f"This is for training from scratch. A pretrained model needs {NEAR_BITS} bits or more, which fit up to "
+        f"{_fits(best)}."
     )
 
 
@@ -203,15 +207,17 @@ def _of_the_host(rows: Sequence[SetupCost], chosen: SetupCost, checkpoint: Setup
         if other is None:
             return limit.strip()
         return (
-            f"Where the host's memory or link is shared, {_advice(other)[0].lower()}{_advice(other)[1:]} instead: "
-            f"{_fits(other)} fit, at {other.time / checkpoint.time:.2f} times the time of checkpointing.{limit}"
+            f"Where the host's memory or link is shared, {_advice(other)[0].lower()}{_advice(other)[1:]} instead, "
+            f"which {_fits_in_time(other, checkpoint)}.{limit}"
         )
     offload = next((row for row in rows if row.way == OVERLAPPED), None) or next(
         (row for row in rows if row.way == OFFLOAD), None
     )
     if machine.host_memory is not None:
-        if offload is None or not offload.limited_by_host:
+        if offload is None or (not offload.largest_batch and not offload.limited_by_host):
             return ""
+        if not offload.limited_by_host:
+            return f"Offloading {_fits_in_time(offload, checkpoint)}."
         fitting = f"limits offloading to {_fits(offload)}" if offload.largest_batch else "is too small to offload"
         return f"The memory of the host {fitting}; one sequence takes {size_in_words(offload.host)} there."
     known = choose(rows, replace(machine, host_memory=ANY))
@@ -219,5 +225,5 @@ def _of_the_host(rows: Sequence[SetupCost], chosen: SetupCost, checkpoint: Setup
         return ""
     return (
         f"If the host has {size_in_words(known.host_of_largest_batch)} for it (--host_memory), o{_advice(known)[1:]}: "
-        f"up to {_fits(known)} fit, at {known.time / checkpoint.time:.2f} times the time of checkpointing."
+        f"this {_fits_in_time(known, checkpoint)}."
     )
