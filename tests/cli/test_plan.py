@@ -122,7 +122,7 @@ BERT = {
 
 def planned(config, directory, capsys, *words):
     config.save_pretrained(directory)
-    assert main(["plan", str(directory), "--memory", "4MB", "--bits", "0", "--json", "-", *words]) == 0
+    assert main(["plan", str(directory), "--memory", "8MB", "--bits", "0", "--json", "-", *words]) == 0
     shown = capsys.readouterr()
     return json.loads(shown.out), shown.err
 
@@ -137,7 +137,7 @@ def test_learned_positions_end_the_longest_context(config, longest, tmp_path, ca
     plan, _ = planned(config, tmp_path, capsys, "--plot", str(tmp_path / "plan.svg"))
     assert plan["sequence_length"] == longest  # by default, as 2,048 tokens are too many
     assert {row["longest_context"] for row in plan["setups"]} == {longest}
-    assert main(["plan", str(tmp_path), "--memory", "4MB", "--sequence_length", str(longest + 1)]) == 2
+    assert main(["plan", str(tmp_path), "--memory", "8MB", "--sequence_length", str(longest + 1)]) == 2
     assert f"the model has positions for {longest} tokens only" in capsys.readouterr().err
 
 
@@ -146,7 +146,7 @@ def test_rotary_positions_do_not(config, capsys, tmp_path):
     plan, _ = planned(LlamaConfig.from_pretrained(config, max_position_embeddings=64), tmp_path, capsys)
     assert plan["sequence_length"] == 64
     assert min(row["longest_context"] for row in plan["setups"]) > 64
-    for memory, remarked in (("4MB", True), ("300kB", False)):
+    for memory, remarked in (("8MB", True), ("300kB", False)):
         assert main(["plan", str(tmp_path), "--memory", memory, "--bits", "0"]) == 0
         shown = capsys.readouterr().out
         assert ("The model reads at most 64 tokens; longer contexts only fit the memory." in shown) == remarked
@@ -158,7 +158,7 @@ def test_a_reversible_model_is_planned_as_its_ordinary_one(tmp_path, capsys):
     expected, _ = planned(model.config, tmp_path / "ordinary", capsys, "--sequence_length", "16")
     rf.make_reversible(model, rf.BlendedMidpoint(["1/2"] * 4)).save_pretrained(tmp_path / "reversible")
     plan, _ = planned(GPT2, tmp_path / "other", capsys, "--sequence_length", "16")
-    words = ["--memory", "4MB", "--bits", "0", "--sequence_length", "16", "--json", "-"]
+    words = ["--memory", "8MB", "--bits", "0", "--sequence_length", "16", "--json", "-"]
     assert main(["plan", str(tmp_path / "reversible"), *words]) == 0
     assert json.loads(capsys.readouterr().out) == expected != plan
 
