@@ -585,7 +585,7 @@ def plan_rows() -> None:
     for case in (cases[0], cases[-1]):
         for row in case["plan"]["setups"]:
             name = row["name"] if row["bits"] is None else f"{row['name']}, {row['bits']} bits"
-            sizes = f"{row['memory']['total'] / 2**30:.1f} GiB", f"{row['host'] / 2**30:.1f} GiB"
+            sizes = f"{sum(row['memory'].values()) / 2**30:.1f} GiB", f"{row['host'] / 2**30:.1f} GiB"
             rows.append((case["case"], name, *sizes, row["largest_batch"], f"{row['time']:.2f}"))
     show("training | activations | one sequence | host | sequences that fit | time", rows)
 
