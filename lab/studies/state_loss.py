@@ -53,7 +53,8 @@ def converted_losses(
     for budget in bits:
         conversion = converter.convert(budget)
         chosen, losses = conversion.state_format, {}
-        for states in ("int64", *(f"auto:{point}" for point in sorted({*POINTS, chosen.fraction_bits}, reverse=True))):
+        chosen_point = chosen.in_32_bits.fraction_bits
+        for states in ("int64", *(f"auto:{point}" for point in sorted({*POINTS, chosen_point}, reverse=True))):
             rf.set_states(model, states)
             try:
                 losses[states] = measure.mean_loss(model, batches)
@@ -63,7 +64,7 @@ def converted_losses(
         rows.append(
             {
                 "bits": budget,
-                "chosen": f"auto:{chosen.fraction_bits}",
+                "chosen": f"auto:{chosen_point}",
                 "largest_magnitude": conversion.largest_magnitude,
                 "loss_by_format": {name: None if math.isnan(loss) else loss for name, loss in losses.items()},
             }

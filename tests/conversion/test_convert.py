@@ -61,7 +61,7 @@ def test_the_predictor_brings_the_converted_network_back(bits):
 
 
 @pytest.mark.parametrize(
-    ("scale", "given", "digits"), [(1.0, "auto", 16), (1.0, "int32:12", 12), (5e3, "auto", 14), (5e3, "int64", 16)]
+    ("scale", "given", "digits"), [(1.0, "auto", 16), (1.0, "int32:12", 12), (5e3, "auto", 14), (5e3, "int64", None)]
 )
 def test_a_conversion_chooses_the_binary_point_by_its_text(scale, given, digits):
     model = smooth_llama(2)

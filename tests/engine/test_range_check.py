@@ -36,7 +36,7 @@ def test_the_first_value_out_of_range_is_named(value, weight, magnitude):
 
 def test_an_embedding_out_of_range_is_named():
     with pytest.raises(
-        StateRangeError, match="embedding has magnitude 40000; 32-bit fixed-point states with 16 digits"
+        StateRangeError, match="embedding has magnitude 40000; the limit is 32512, because states are 32-bit integers"
     ):
         RangeCheck(INT32, torch.tensor([1.0, 40000.0])).raise_if_exceeded()
 

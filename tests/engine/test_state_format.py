@@ -17,6 +17,7 @@ def test_the_text_of_a_format_gives_it_again(states):
 def test_formats_as_text():
     assert [str(states) for states in FORMATS] == ["auto", "int32", "int64", "auto:14", "int32:24"]
     assert parse_states("auto:16") == parse_states("auto"), "16 digits are usual"
+    assert StateFormat("int64").fraction_bits is None, "only 32-bit states have a choice"
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,7 @@ def test_formats_as_text():
         ("auto:7", "8 to 24 binary digits after the point, not 7"),
         ("int32:25", "8 to 24 binary digits after the point, not 25"),
         ("int64:30", "64-bit states always have 30"),
+        ("int64:16", "64-bit states always have 30"),
     ],
 )
 def test_a_text_that_names_no_format_is_refused(states, cause):

@@ -152,6 +152,19 @@ def test_what_32_bits_cannot_hold_is_told_with_the_remedy():
     assert require_reversible(model).states == StateFormat()
 
 
+def test_a_pass_without_states_says_nothing_about_their_format():
+    model = reversible(rf.Midpoint(), "auto:12", scale=1e6)
+    with rf.ordinary(model), pytest.raises(ValueError, match=r"no states .* outside of revformers\.ordinary"):
+        rf.choose_states(model, batch(model))
+    assert require_reversible(model).states == StateFormat("auto", 12)
+
+
+def test_head_room_is_a_number():
+    model = reversible(rf.Midpoint())
+    with pytest.raises(TypeError, match="head room of states is a number, not '4'"):
+        rf.choose_states(model, batch(model), "4")
+
+
 @pytest.mark.parametrize("head_room", [1.9, float("inf"), float("nan")])
 def test_head_room_covers_at_least_the_sum_of_two_terms(head_room):
     model = reversible(rf.Midpoint())

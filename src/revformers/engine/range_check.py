@@ -84,8 +84,8 @@ class RangeCheck:
             ]
         what, verb, magnitude, limit = next(entry for entry in found if not entry[2] <= entry[3])
         return StateRangeError(
-            f"The {what} {verb} magnitude {magnitude:g}; {self._in_words()} hold finite values up to {limit:.10g}. "
-            f"{self._remedy()}"
+            f"The {what} {verb} magnitude {magnitude:g}; the limit is {limit:.10g}, because states are "
+            f"{self._fixed_point}. {self._remedy()}"
         )
 
     def _magnitudes(self) -> tuple[Tensor, ...]:
@@ -103,10 +103,6 @@ class RangeCheck:
         updates = updates * c
         before = torch.cat([embedding, embedding, states])
         return embedding, updates, states, a * before[: len(a)] + b * before[1 : len(a) + 1] + updates
-
-    def _in_words(self) -> str:
-        bits = 8 * self._fixed_point.dtype.itemsize
-        return f"{bits}-bit fixed-point states with {self._fixed_point.fraction_bits} digits after the binary point"
 
     def _remedy(self) -> str:
         if self._fixed_point.dtype == torch.int64:

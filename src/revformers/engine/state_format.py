@@ -34,7 +34,8 @@ class StateFormat:
     Attributes:
         kind: ``"int32"``, ``"int64"``, or ``"auto"``: int32 if layers compute in bfloat16 or float16 (by their dtype or
             under autocast, which leaves float64 as it is), and int64 if they compute in float32 or float64.
-        fraction_bits: binary digits after the point of 32-bit states, 8 to 24; 64-bit states have 30.
+        fraction_bits: binary digits after the point of 32-bit states, 8 to 24, 16 if they are left out; None for
+            ``"int64"``, whose states always have 30.
 
     Raises:
         TypeError: if `fraction_bits` is no integer.
@@ -43,14 +44,18 @@ class StateFormat:
     """
 
     kind: Kind = "auto"
-    fraction_bits: int = FRACTION_BITS
+    fraction_bits: int | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise ValueError(f"States are {', '.join(get_args(Kind)[:-1])} or {get_args(Kind)[-1]}, not {self.kind!r}.")
+        if self.fraction_bits is None:
+            if self.kind != "int64":
+                object.__setattr__(self, "fraction_bits", FRACTION_BITS)
+            return
         if isinstance(self.fraction_bits, bool) or not isinstance(self.fraction_bits, int):
             raise TypeError(f"The binary digits of states are an integer, not {self.fraction_bits!r}.")
-        if self.kind == "int64" and self.fraction_bits != FRACTION_BITS:
+        if self.kind == "int64":
             raise ValueError(
                 f"64-bit states always have {INT64.fraction_bits} binary digits after the point; leave out the "
                 f"{self.fraction_bits}, or choose int32 or auto."
@@ -63,7 +68,7 @@ class StateFormat:
 
     def __str__(self) -> str:
         """Return the format as text, as in recipes, commands and saved models; `parse_states` reads it."""
-        return self.kind if self.fraction_bits == FRACTION_BITS else f"{self.kind}:{self.fraction_bits}"
+        return self.kind if self.fraction_bits in (FRACTION_BITS, None) else f"{self.kind}:{self.fraction_bits}"
 
     @property
     def in_words(self) -> str:
@@ -74,7 +79,8 @@ class StateFormat:
 
     @property
     def in_32_bits(self) -> FixedPoint:
-        """The format of a pass in 32 bits."""
+        """The format of a pass in 32 bits, which ``"int64"`` never has."""
+        assert self.fraction_bits is not None
         return FixedPoint(torch.int32, self.fraction_bits)
 
     def of_pass(self, dtype: torch.dtype, device: torch.device) -> FixedPoint:
@@ -85,31 +91,35 @@ class StateFormat:
             device: the device of the embedding.
 
         """
-        kind = device.type
-        autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        device_type = device.type
+        autocast = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
         narrow = dtype in (torch.bfloat16, torch.float16) or (autocast and dtype == torch.float32)
         return self.in_32_bits if self.kind == "int32" or (self.kind == "auto" and narrow) else INT64
 
     def at_most(self, other: "StateFormat") -> "StateFormat":
         """Return this format, with the digits of `other` if these are fewer and belong to 32-bit states."""
-        digits = min(self.fraction_bits, other.fraction_bits)
-        return self if "int64" in (self.kind, other.kind) else replace(self, fraction_bits=digits)
+        if self.fraction_bits is None or other.fraction_bits is None:
+            return self
+        return replace(self, fraction_bits=min(self.fraction_bits, other.fraction_bits))
 
     def that_holds(self, magnitude: float) -> "StateFormat":
         """Return this format, with as few digits less that 32-bit states hold numbers of this magnitude.
+
+        Args:
+            magnitude: the largest to hold, head room included.
 
         Raises:
             ValueError: if 32-bit states cannot.
 
         """
-        if self.kind == "int64":
+        if self.fraction_bits is None:
             return self
         for digits in range(self.fraction_bits, LEAST_FRACTION_BITS - 1, -1):
             if magnitude <= FixedPoint(torch.int32, digits).maximum_magnitude:
                 return replace(self, fraction_bits=digits)
         raise ValueError(
-            f"32-bit states do not hold a magnitude of {magnitude:g}, which this model needs; take 64-bit states "
-            f'(states="int64", or revformers.set_states(model, "int64")).'
+            f"32-bit states do not hold a magnitude of {magnitude:g}, which this model needs with head room; take "
+            f'64-bit states (states="int64", or revformers.set_states(model, "int64")).'
         )
 
 
@@ -131,4 +141,4 @@ def parse_states(states: StateFormat | str) -> StateFormat:
             f"There are no states {states!r}; choose auto, int32 or int64, or give the binary digits after the point "
             f"of 32-bit states, as in auto:14."
         )
-    return StateFormat(kind, int(digits) if colon else FRACTION_BITS)  # type: ignore[arg-type]
+    return StateFormat(kind, int(digits) if colon else None)  # type: ignore[arg-type]

@@ -56,8 +56,8 @@ class StatePair:
         if keep_side_information and coefficients.side_information_bits:
             size = packed_size(self.previous.numel(), coefficients.side_information_bits)
             side_information = torch.empty(size, dtype=torch.uint8, device=self.previous.device)
-        point = self.fixed_point.fraction_bits
-        ops.advance(self.previous, self.current, coefficients, update, side_information, point)
+        fraction_bits = self.fixed_point.fraction_bits
+        ops.advance(self.previous, self.current, coefficients, update, side_information, fraction_bits)
         self.previous, self.current = self.current, self.previous
         return side_information
 
@@ -73,8 +73,8 @@ class StatePair:
             If |a| > 1: bool[], whether X[l+1] is the successor of any state. Otherwise None, because it always is.
 
         """
-        point = self.fixed_point.fraction_bits
-        possible = ops.retreat(self.current, self.previous, coefficients, update, side_information, point)
+        fraction_bits = self.fixed_point.fraction_bits
+        possible = ops.retreat(self.current, self.previous, coefficients, update, side_information, fraction_bits)
         self.previous, self.current = self.current, self.previous
         return possible
 
