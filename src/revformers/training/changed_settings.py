@@ -52,8 +52,6 @@ def compare_recipes(run: Path, values: dict[str, Any], recipe: RunRecipe, step: 
 
     """
     before, now = flat(values), flat(yaml.safe_load(yaml.safe_dump(recipe.to_dict())))
-    if "dynamics.states" in now:
-        before.setdefault("dynamics.states", "int64")  # earlier versions had no others
     changed = [name for name in now if now[name] != before.get(name)]
     changed += [name for name in before if name not in now and before[name] is not None]
     for name in changed:
