@@ -110,6 +110,10 @@ class MetaCopies:
         return copy.tensor
 
 
+Reference = Callable[[], "KeptInput | None"]
+"""Returns a kept input, or None if there is none or nothing needs it any more; a weak reference, mostly."""
+
+
 class KeptInput:
     """The input of one step.
 
@@ -117,11 +121,11 @@ class KeptInput:
         on_host: its copy.
         on_device: the input itself until its copy is waited for, then None.
         overwritten: whether it was written to while it was copied.
-        before: returns the kept input of the step before, or None if there is none or nothing needs it any more.
+        before: the kept input of the step before.
 
     """
 
-    def __init__(self, hidden: Tensor, on_host: Copy, before: Callable[[], "KeptInput | None"]) -> None:
+    def __init__(self, hidden: Tensor, on_host: Copy, before: Reference) -> None:
         self.on_host = on_host
         self.on_device: Tensor | None = hidden
         self.overwritten = False
@@ -149,9 +153,9 @@ class OverlappedInputs:
 
     def __init__(self, copies: Copies) -> None:
         self._copies = copies
-        self._leaving = deque[Callable[[], KeptInput | None]]()
-        self._last: Callable[[], KeptInput | None] = _nothing
-        self._coming: tuple[Callable[[], KeptInput | None], Copy] | None = None
+        self._leaving = deque[Reference]()
+        self._last: Reference = _nothing
+        self._coming: tuple[Reference, Copy] | None = None
 
     def keep(self, hidden: Tensor) -> InputSource:
         """Begin to copy an input to the host, and return a source of it."""
