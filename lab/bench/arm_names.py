@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import torch
 
 from lab.bench.rivals import Rival
+from lab.bench.workload import MeasuredWorkload
 from revformers.activations import ACTIVATIONS, Budget, Checkpoint
 from revformers.activations.budget.budget import Recompute
 from revformers.activations.budget.budgeted import smallest_budget
 from revformers.byte_size import parse_size
 from revformers.dynamics import BlendedMidpoint, Dynamics, Midpoint
 from revformers.engine.state_format import parse_states
-from revformers.setup import CHECKPOINT, OFFLOAD, STORE, Setup, Workload
+from revformers.setup import CHECKPOINT, OFFLOAD, STORE, Setup
 
 # Recipes and committed results call the ordinary network plain.
 ORDINARY = "plain_"
@@ -127,15 +128,16 @@ def budget_of(setup: Setup) -> int | None:
     return parse_size(size) if isinstance(size, str) else int(size)
 
 
-def smallest_budget_of(setup: Setup, workload: Workload) -> int:
+def smallest_budget_of(setup: Setup, workload: MeasuredWorkload) -> int:
     """Return the least number of bytes that a pass of a budget arm keeps."""
     assert setup.dynamics is not None
     assert isinstance(setup.activations, Budget)
-    layers = torch.float32 if workload.precision == "float32" else torch.bfloat16
+    with workload.autocast():
+        states = setup.states.of_pass(workload.dtype, torch.device(workload.device))
     return smallest_budget(
         workload.layer_input_elements,
         workload.dtype.itemsize,
-        setup.states.of_pass(layers, torch.device("cpu")).dtype.itemsize,
+        states.dtype.itemsize,
         setup.dynamics.steps(workload.layers),
         may_rebuild=setup.activations.recompute == "rebuild",
     )

@@ -58,7 +58,7 @@ def read_depth(depth: Mapping[str, Any]) -> list[str]:
     if worse:
         sentences.append(
             f"At {numbers.listed([str(number) for number in worse])} layers checkpointing needs less: rebuilding holds "
-            f"a pair of 64-bit states, which so few layers do not pay for."
+            f"two states in integers, which so few layers do not pay for."
         )
     kept = [row["side_information_share"] for row in depth["growth"] if row["arm"] == "rebuild"]
     if any(kept):

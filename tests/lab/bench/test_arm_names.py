@@ -1,7 +1,8 @@
 import pytest
 
-from lab.bench.arm_names import ARM_NAMES, ArmName, arm_name, setups_of
+from lab.bench.arm_names import ARM_NAMES, ArmName, arm_name, setups_of, smallest_budget_of
 from lab.bench.rivals import Rival
+from lab.bench.workload import MeasuredWorkload, llama_config
 from revformers.activations import Budget, Checkpoint, Rebuild
 from revformers.dynamics import BlendedMidpoint, Leapfrog, Midpoint
 from revformers.engine.state_format import StateFormat
@@ -65,3 +66,11 @@ def test_a_budget_that_nobody_settled_is_no_arm():
 def test_an_arm_knows_its_name(name):
     text = "plain_every:2" if name == "plain_every" else name
     assert arm_name(setups_of([text], OWN, 2**20)[text]) == name
+
+
+@pytest.mark.parametrize(
+    ("precision", "state_size"), [("float32", 8), ("bfloat16", 4), ("bfloat16_autocast", 4)], ids=str
+)
+def test_the_smallest_budget_is_the_pair_of_states_in_the_format_of_the_training(precision, state_size):
+    workload = MeasuredWorkload(llama_config(16, 8, 16, 4), sequence_length=4, precision=precision)
+    assert smallest_budget_of(ArmName.parse("budget").setup(Midpoint(), 1), workload) == 2 * 4 * 8 * state_size
