@@ -107,7 +107,7 @@ def checkpoint_layers(model: PreTrainedModel, how: Mapping[str, Any] | None = No
     """
     how = {"use_reentrant": False, **(how or {})}
     if not options:
-        # As above.
+        # Later versions deprecate this name, as in `Setup.apply`.
         with warnings.catch_warnings(action="ignore", category=FutureWarning):
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
         return

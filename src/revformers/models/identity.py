@@ -37,7 +37,7 @@ class Identity:
     def differences(self, other: "Identity") -> list[str]:
         """Return the names of the properties in which two networks differ; an empty list if only weights may differ.
 
-        The format of the states does not make another network: it rounds them, more finely than the layers do.
+        The format of the states does not make another network: it only rounds them.
         """
         own, others = self.dynamics.to_dict(), other.dynamics.to_dict()
         names = sorted(name for name in own.keys() | others.keys() if own.get(name) != others.get(name))

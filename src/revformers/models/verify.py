@@ -30,7 +30,8 @@ class GradientReport:
         loss: the loss with stored activations.
         rebuilt_loss: the loss with rebuilt activations.
         recurrence: the dynamics in one line.
-        states: the format of the states in both passes, e.g. "int32, 14 bits after the point".
+        states: the format of the states in both passes, e.g. "32-bit integers up to 32,512 with 16 binary
+            digits after the point".
         dtype: the dtype of the parameters, e.g. "float32".
         device: the device of the parameters, e.g. "cpu".
 

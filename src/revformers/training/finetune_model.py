@@ -181,9 +181,8 @@ def _convert(model: Any, recipe: FinetuneRecipe, blocks: torch.Tensor, console: 
         warnings.catch_warnings(),
     ):
         warnings.filterwarnings("ignore", "The loss rises by", UserWarning)  # the remarks say it
-        options = {"predictor": section.predictor, "progress": progress, **section.options}
-        options["states"] = section.states or "auto"
-        conversion = convert(model, section.bits, blocks, **options)
+        options = {"predictor": section.predictor, "states": section.states or "auto", **section.options}
+        conversion = convert(model, section.bits, blocks, progress=progress, **options)
     for remark in conversion.remarks:
         say(console, remark)
 
