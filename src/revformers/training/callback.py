@@ -50,7 +50,8 @@ class ReversibleCallback(TrainerCallback):
 
     * `reversible/state_magnitude`: the largest magnitude of a state or update since the last log, in training and
       evaluation, and `reversible/state_range`, the same as a fraction of what the states hold in the format of the
-      training (2**22 in 64 bits, 2**15 in 32 bits with 16 binary digits after the point).
+      training (4 million in 64 bits, 32,512 in 32 bits with 16 binary digits after the point). In 32 bits a
+      step also has to hold the sum of its terms, so a `StateRangeError` may come while this is below 1.
     * `reversible/memory_<category>` and `reversible/memory_total`: once, in bytes, the peak of a forward and backward
       pass of the first batch with the model's own activation policy; see `revformers.planning.meter`.
     * `reversible/cuda_peak`: on CUDA, bytes, the allocator's peak so far.

@@ -49,9 +49,9 @@ class ConversionSection:
             recurrence. A budget such as budget:20GiB stores what fits and rebuilds the rest; budget:20GiB:checkpoint
             checkpoints the rest.
         states: Format of the states: int32, int64, or auto, which is int32 for layers in bfloat16 or float16 and under
-            autocast. auto:14 gives 32-bit states at most 14 binary digits after the point; the conversion chooses as
-            many as leave the model's states their range. By default auto, and the format that a reversible model was
-            saved with.
+            autocast. auto:14 gives 32-bit states 14 binary digits after the point, or fewer where the conversion chose
+            fewer for the range of the states, or the model was saved with fewer. By default auto for a conversion,
+            and the saved format for a model that is reversible already.
 
     """
 
