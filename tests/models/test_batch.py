@@ -12,7 +12,7 @@ def test_tensors_move_to_the_device_and_the_rest_stays_as_it_is():
     assert inputs["settings"] is settings
 
 
-@pytest.mark.parametrize("batch", [torch.ones(1, 2), [torch.ones(1, 2)], None])
+@pytest.mark.parametrize("batch", [torch.ones(1, 2), None], ids=["tensor", "none"])
 def test_another_batch_than_a_mapping_is_refused(batch):
     with pytest.raises(TypeError, match=rf"A batch is a mapping .* not {type(batch).__name__}"):
         inputs_of(batch, torch.device("cpu"))

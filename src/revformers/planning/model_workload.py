@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
 
 from revformers.checkpoints.model_config import unmark_config
 from revformers.models.batch import inputs_of
@@ -18,7 +17,8 @@ def workload_of(model: nn.Module, batch: Mapping[str, Any], optimizer: Optimizer
     """Return the training of `model` on batches of this shape, as the planner describes it, and what that leaves out.
 
     Raises:
-        ValueError: if the planner has no description of it.
+        TypeError: if the batch is no mapping.
+        ValueError: if the planner cannot describe it.
 
     """
     ids = inputs_of(batch, torch.device("meta")).get("input_ids")
@@ -38,9 +38,10 @@ def workload_of(model: nn.Module, batch: Mapping[str, Any], optimizer: Optimizer
         remarks.append(f"Activations and time are those of LoRA of rank {rank} on all linear layers.")
     if not adapters and not all(trained):
         remarks.append("The time and the activations are those of training all weights, also the frozen ones.")
-    config = unwrap(model).config
+    ordinary = copy.deepcopy(unwrap(model).config)
+    unmark_config(ordinary)
     workload = Workload(
-        _ordinary(config),
+        ordinary,
         batch_size=ids.shape[0],
         sequence_length=ids.shape[1],
         precision="float32" if dtype == torch.float32 else "bfloat16",
@@ -50,13 +51,6 @@ def workload_of(model: nn.Module, batch: Mapping[str, Any], optimizer: Optimizer
         rank=rank,
     )
     return workload, tuple(remarks)
-
-
-def _ordinary(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Return a copy of the configuration of a reversible model for the ordinary network."""
-    result = copy.deepcopy(config)
-    unmark_config(result)
-    return result
 
 
 def _training(model: nn.Module) -> Training:
