@@ -1,5 +1,6 @@
 import copy
 import math
+import weakref
 
 import pytest
 import torch
@@ -24,8 +25,8 @@ def test_a_pass_without_a_backward_pass_is_checked_by_a_later_one(others_have_on
     for _ in range(MOST_WAITING - 1):
         watch.raise_for_abandoned()
         other = checked(1.0)
-        other.is_unseen = not others_have_one
         watch.add(other)
+        other.is_unseen = not others_have_one
     with pytest.raises(rf.StateRangeError, match="embedding has magnitude inf"):
         model(**batch)
     model(**batch)
@@ -38,6 +39,19 @@ def test_a_pass_that_was_looked_at_does_not_wait():
         watch.add(check)
         check.is_unseen = False  # as its backward pass does
         watch.raise_for_abandoned()
+
+
+def test_a_check_that_was_looked_at_in_its_forward_pass_is_not_kept():
+    """On a CPU every one is; its magnitudes would take memory for every layer."""
+    watch, kept = RangeWatch(), []
+    for looks in (True, False):
+        check = checked(1.0)
+        if looks:
+            check.raise_if_exceeded()
+        watch.add(check)
+        kept.append(weakref.ref(check))
+        del check
+    assert [reference() is None for reference in kept] == [True, False]
 
 
 def test_the_largest_magnitude_is_that_of_all_passes():

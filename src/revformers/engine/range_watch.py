@@ -14,7 +14,7 @@ MOST_WAITING = 4
 
 
 class RangeWatch:
-    """Remembers the largest magnitude of all passes, and the checks of the last ones."""
+    """Remembers the largest magnitude of all passes, and the checks of the last ones that nobody looked at."""
 
     def __init__(self) -> None:
         self._largest: Tensor | float = 0.0
@@ -38,7 +38,8 @@ class RangeWatch:
         """Note the magnitudes of a forward pass that has ended, which stay on its device."""
         largest = check.largest()
         with self._lock, without_dispatch_modes():  # the first pass takes another operator than later ones
-            self._last.append(check)
+            if check.is_unseen:
+                self._last.append(check)
             if isinstance(self._largest, Tensor):
                 self._largest = torch.maximum(largest, self._largest.to(largest.device))
             else:
