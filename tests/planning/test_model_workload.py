@@ -35,7 +35,14 @@ def test_what_the_planner_leaves_out_is_a_remark():
     assert remarks == ("Activations and time are those of LoRA of rank 4 on all linear layers.",)
 
 
-@pytest.mark.parametrize("batch", [{"labels": torch.ones(2, 3)}, {"input_ids": torch.ones(3)}])
+def test_so_is_a_mask_of_padding():
+    model, mask = reversible(), torch.ones(2, 3, dtype=torch.int64)
+    assert workload_of(model, BATCH | {"attention_mask": mask}, "adamw")[1] == ()
+    mask[0, 0] = 0
+    assert "mask of padding" in "".join(workload_of(model, BATCH | {"attention_mask": mask}, "adamw")[1])
+
+
+@pytest.mark.parametrize("batch", [{"labels": torch.ones(2, 3)}, {"input_ids": torch.ones(3)}, {"input_ids": [[1, 2]]}])
 def test_a_batch_without_a_shape_is_refused(batch):
     with pytest.raises(ValueError, match='A batch holds "input_ids"'):
         workload_of(reversible(), batch, "adamw")

@@ -6,8 +6,11 @@ import revformers as rf
 from lab.bench.workload import llama_config
 from revformers.errors import UserError
 from revformers.models.parts import require_reversible
+from revformers.planning.devices import DEVICES, Machine
 from revformers.planning.meter import peak_by_category
-from revformers.training.fit_to_memory import fit_to_memory
+from revformers.planning.model_size import model_size
+from revformers.planning.model_workload import workload_of
+from revformers.training.fit_to_memory import _Search, fit_to_memory
 
 BATCH = {"input_ids": torch.randint(256, (4, 512), generator=torch.Generator().manual_seed(0))}
 MIB = 2**20
@@ -41,6 +44,21 @@ def without_limit():
     assert {"store", "rebuild", "offload"} <= rows.keys()
     assert sorted(rows.values(), key=lambda row: row.seconds) == list(rows.values())
     return rows
+
+
+@pytest.mark.thorough
+def test_no_budget_that_fits_is_faster_than_the_chosen_one():
+    """Against budgets of a grid. What a first kept layer takes is partly memory that its second evaluation took."""
+    model, machine = network(), Machine(DEVICES["h100"], 2**40, 0)
+    search = _Search(model, workload_of(model, BATCH, "adamw")[0], model_size(model, "adamw"), machine)
+    stored, rebuilt = (search._row(rf.Midpoint(), policy, None, False) for policy in (rf.Store(), rf.Rebuild()))
+    memory = int(rebuilt.memory + 0.3 * (stored.memory - rebuilt.memory))
+    others = [
+        search._row(rf.Midpoint(), rf.Budget(int(size * (stored.memory - rebuilt.memory))), None, False)
+        for size in (0.3, 0.4, 0.5)
+    ]
+    fastest = min(row.seconds for row in others if row.memory <= memory)
+    assert fit_to_memory(model, BATCH, memory, device="h100").chosen.seconds <= fastest
 
 
 def test_if_all_fits_all_is_stored():

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from revformers.checkpoints.model_config import unmark_config
 from revformers.models.batch import inputs_of
@@ -21,8 +21,8 @@ def workload_of(model: nn.Module, batch: Mapping[str, Any], optimizer: Optimizer
         ValueError: if the planner cannot describe it.
 
     """
-    ids = inputs_of(batch, torch.device("meta")).get("input_ids")
-    if ids is None or ids.dim() != 2 or not ids.numel():
+    ids, mask = inputs_of(batch, torch.device("meta")).get("input_ids"), batch.get("attention_mask")
+    if not isinstance(ids, Tensor) or ids.dim() != 2 or not ids.numel():
         raise ValueError('A batch holds "input_ids", int64[batch, tokens], whose shape is planned for.')
     dtype = next(value.dtype for value in unwrap(model).parameters() if value.is_floating_point())
     if dtype not in (torch.float32, torch.bfloat16) or torch.is_autocast_enabled(next(model.parameters()).device.type):
@@ -38,6 +38,8 @@ def workload_of(model: nn.Module, batch: Mapping[str, Any], optimizer: Optimizer
         remarks.append(f"Activations and time are those of LoRA of rank {rank} on all linear layers.")
     if not adapters and not all(trained):
         remarks.append("The time and the activations are those of training all weights, also the frozen ones.")
+    if isinstance(mask, Tensor) and not mask.is_meta and not mask.all():
+        remarks.append("The mask of padding, up to tokens x tokens numbers a sequence in attention, is not counted.")
     ordinary = copy.deepcopy(unwrap(model).config)
     unmark_config(ordinary)
     workload = Workload(

@@ -31,7 +31,7 @@ SMALLEST_TILE = 256
 """Tokens below which a tile's products no longer fill a device."""
 
 REFINEMENTS = 4
-"""How often a budget is lowered whose step takes more than was left for it."""
+"""How many budgets are tried in search of the largest that fits."""
 
 
 def fit_to_memory(
@@ -136,24 +136,33 @@ class _Search:
             yield self._row(dynamics, Checkpoint(), tile, in_backward)
         if self.machine.host_memory:
             yield self._row(dynamics, Offload(), tile, in_backward)
-        if least.memory <= self.machine.memory < stored.memory:
-            yield from self._budget(dynamics, tile, in_backward, least)
+        if least.memory < self.machine.memory < stored.memory:
+            budgeted = self._largest_budget(dynamics, tile, in_backward, least, stored)
+            if budgeted:
+                yield budgeted
 
-    def _budget(self, dynamics: Dynamics, tile: int | None, in_backward: bool, least: Settings) -> Iterator[Settings]:
-        """Yield the settings of the largest budget that fits, starting from what `least` leaves."""
+    def _largest_budget(
+        self, dynamics: Dynamics, tile: int | None, in_backward: bool, least: Settings, stored: Settings
+    ) -> Settings | None:
+        """Return the settings of the largest budget that fits, between those that keep the least and everything."""
         how = "rebuild" if dynamics.reversible else "checkpoint"
         kept = self._predict(dynamics, least.activations, tile).memory
-        smallest = kept.states + kept.side_information + (0 if dynamics.reversible else kept.activations)
-        budget = smallest + self.machine.memory - least.memory
+        low = kept.states + kept.side_information + (0 if dynamics.reversible else kept.activations)
+        high = low + stored.memory - least.memory
+        layer = (high - low) / require_reversible(self.model).number_of_layers
+        budget, found = low + self.machine.memory - least.memory, None
         for _ in range(REFINEMENTS):
-            if budget <= smallest:
-                return
             row = self._row(dynamics, Budget(budget, how), tile, in_backward)  # type: ignore[arg-type]
-            if row.memory <= self.machine.memory:
-                yield row
-                return
-            # The working set is larger than that of the least, e.g. by a second pair of states.
-            budget -= row.memory - self.machine.memory
+            left = self.machine.memory - row.memory
+            if left >= 0:
+                found, low = row, budget
+            else:
+                high = budget
+            # What is kept and the working set are no sum: a kept layer is not computed again, and layers are whole.
+            budget = budget + left if low < budget + left < high else (low + high) // 2
+            if high - low <= layer:
+                break
+        return found
 
     def _row(self, dynamics: Dynamics, policy: ActivationPolicy, tile: int | None, in_backward: bool) -> Settings:
         found = self._predict(dynamics, policy, tile)
