@@ -104,6 +104,19 @@ def test_a_step_after_a_look_is_unseen():
     assert check.is_unseen
 
 
+def test_a_backward_pass_that_fails_has_not_looked():
+    check, hidden = RangeCheck(INT32, torch.tensor([1.0])), torch.ones(3, requires_grad=True)
+    doubled = hidden * 2
+    doubled.register_hook(check.in_backward)
+    failing = hidden.register_hook(lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        doubled.sum().backward(retain_graph=True)
+    assert check.is_unseen
+    failing.remove()
+    doubled.sum().backward()
+    assert not check.is_unseen
+
+
 def test_of_no_numbers_the_largest_is_zero():
     check = RangeCheck(INT64, torch.empty(0, 3))
     check.step("layer 0", MIDPOINT, torch.empty(0, 3), torch.empty(0, 3))

@@ -26,7 +26,8 @@ def test_a_pass_without_a_backward_pass_is_checked_by_a_later_one(others_have_on
         watch.raise_for_abandoned()
         other = checked(1.0)
         watch.add(other)
-        other.is_unseen = not others_have_one
+        if others_have_one:
+            other.raise_if_exceeded()
     with pytest.raises(rf.StateRangeError, match="embedding has magnitude inf"):
         model(**batch)
     model(**batch)
@@ -37,7 +38,8 @@ def test_a_pass_that_was_looked_at_does_not_wait():
     for _ in range(2 * MOST_WAITING):
         check = checked(float("inf"))
         watch.add(check)
-        check.is_unseen = False  # as its backward pass does
+        with pytest.raises(rf.StateRangeError):
+            check.raise_if_exceeded()
         watch.raise_for_abandoned()
 
 

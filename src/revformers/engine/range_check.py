@@ -36,8 +36,7 @@ class RangeCheck:
         self._known: tuple[Tensor, ...] | None = None
         self._verdicts = Verdicts(at_once=False)
         self._backward_pass: int | None = None
-        self.is_unseen = True
-        """Whether nobody has looked at the magnitudes, and no backward pass is about to."""
+        self._waits = True  # for somebody to look, or for a backward pass to begin that will
 
     def step(self, name: str, coefficients: Coefficients, update: Tensor, state: Tensor) -> None:
         """Add a step: f(p[l]) and p[l+1] in the compute dtype, any shape."""
@@ -45,7 +44,12 @@ class RangeCheck:
         self._coefficients.append(coefficients)
         self._extremes.extend((*_extremes(update), *_extremes(state)))
         self._known = None
-        self.is_unseen = True
+        self._waits = True
+
+    @property
+    def is_unseen(self) -> bool:
+        """Whether nobody has looked at all magnitudes, as a backward pass does at its end, and not if it fails."""
+        return self._waits or self._verdicts.are_waiting
 
     def largest(self) -> Tensor:
         """Return the largest magnitude of a state or a weighted update, float64[], without waiting for the device."""
@@ -60,7 +64,7 @@ class RangeCheck:
 
     def raise_if_exceeded(self) -> None:
         """Raise StateRangeError for the first value that is out of range; waits for the device."""
-        self.is_unseen = False
+        self._waits = False
         if not self.within().item():
             raise self.error()
 
@@ -68,7 +72,7 @@ class RangeCheck:
         """Let the end of the current backward pass raise StateRangeError; a hook for the gradients of the states."""
         backward_pass = current_backward_pass()
         if backward_pass != self._backward_pass:
-            self._backward_pass, self.is_unseen = backward_pass, False
+            self._backward_pass, self._waits = backward_pass, False
             self._verdicts.add(self.within(), self.error)
 
     def error(self) -> StateRangeError:

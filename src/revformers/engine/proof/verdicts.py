@@ -49,6 +49,11 @@ class Verdicts:
         else:
             _look_at_end_of(this_pass, self)
 
+    @property
+    def are_waiting(self) -> bool:
+        """Whether there are results that nobody has looked at."""
+        return bool(self._waiting)
+
     def look(self) -> None:
         """Wait for all results; raise the error of the first that is false."""
         _raise_first(self.take())
