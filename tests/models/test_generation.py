@@ -34,6 +34,20 @@ def test_every_cache_gives_the_same_tokens(family, dynamics):
     assert torch.equal(model.generate(PROMPT, cache_implementation="static", **GREEDY), plain)
 
 
+def test_a_token_whose_states_are_out_of_range_ends_a_generation_with_a_cache():
+    """Whether the model writes it or the prompt holds it."""
+    model = model_of("llama", rf.Midpoint(), tie_word_embeddings=False, initializer_range=0.3)
+    rf.set_states(model, "int32")
+    tokens = model.generate(PROMPT, **GREEDY)
+    assert torch.equal(model.generate(PROMPT, use_cache=False, **GREEDY), tokens)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[tokens[0, 11]] = 1e5
+    assert tokens[0, 11] not in tokens[:, :11]
+    for prompt in (PROMPT, tokens[:, :12]):
+        with pytest.raises(rf.StateRangeError, match="embedding has magnitude"):
+            model.generate(prompt, **GREEDY)
+
+
 @each_dynamics
 @each_family
 def test_padding_on_the_left_changes_no_tokens(family, dynamics):

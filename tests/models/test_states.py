@@ -66,6 +66,27 @@ def test_in_32_bits_every_policy_gives_the_same_gradients_to_the_bit(family, dyn
     assert torch.allclose(others[0], stored[0], atol=1e-3)
 
 
+@pytest.mark.parametrize("policy", ["store", "rebuild", "checkpoint"])
+def test_a_pass_keeps_the_format_that_it_began_with(policy):
+    """One loss of two passes in different formats, which is set to a third before its backward pass."""
+    model = rf.make_reversible(tiny("llama", dtype=torch.bfloat16), rf.BlendedMidpoint("1/4"), policy, states="int32")
+
+    def of_passes(*formats):
+        model.zero_grad()
+        losses = []
+        for states in formats:
+            rf.set_states(model, states)
+            losses.append(model(**batch(model)).loss)
+        rf.set_states(model, "int32:8")
+        sum(losses).backward()
+        return [weight.grad.clone() for weight in model.parameters()]
+
+    found = of_passes("int32", "int64")
+    rf.set_activations(model, rf.Store())
+    assert all(map(torch.equal, found, of_passes("int32", "int64")))
+    assert not all(map(torch.equal, found, of_passes("int32:8", "int32:8"))), "the negative control"
+
+
 def test_a_budget_counts_the_bytes_of_the_states():
     model = rf.make_reversible(tiny("llama", num_hidden_layers=12), rf.Midpoint())
     shape = batch(model)["input_ids"].shape
