@@ -50,14 +50,24 @@ def set_mlp_tiles(model: nn.Module, tokens: int | None) -> None:
                 if isinstance(module.forward, StandIn):
                     del module.forward
         return
-    mlps = {index: _find_mlp(layer) for index, layer in enumerate(find_stack(model).layers)}
-    for mlp in mlps.values():
-        if "tokens_in_tile" not in vars(mlp):
-            refuse_replaced(mlp, "call set_mlp_tiles first (before accelerate's dispatch or hooks).")
-    for index, mlp in mlps.items():
+    for index, mlp in enumerate(mlps_for_tiles(model)):
         if "forward" not in vars(mlp):
             mlp.forward = StandIn(_tiled_forward, mlp, index)
         mlp.tokens_in_tile = tokens
+
+
+def mlps_for_tiles(model: nn.Module) -> list[Any]:
+    """Return the MLP of every layer, in order, without a change to the model.
+
+    Raises:
+        NotReversibleError, ValueError: if the MLPs cannot be evaluated in tiles; see `set_mlp_tiles`.
+
+    """
+    mlps = [_find_mlp(layer) for layer in find_stack(model).layers]
+    for mlp in mlps:
+        if "tokens_in_tile" not in vars(mlp):
+            refuse_replaced(mlp, "call set_mlp_tiles first (before accelerate's dispatch or hooks).")
+    return mlps
 
 
 def _tiled_forward(mlp: Any, layer: int, hidden: Tensor) -> Tensor:
