@@ -11,6 +11,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
+import revformers as rf
 from lab.__main__ import main as lab_main
 from lab.bench import process
 from revformers.cli.main import main
@@ -129,10 +130,19 @@ def test_the_python_of_a_page_runs(page, workspace, one_process):
     exec(compile(code, page, "exec"), names)
 
 
-def test_the_readme_proves_its_gradients_and_is_short(workspace, capsys):
+@pytest.mark.parametrize("are_large", [False, True])
+def test_the_readme_proves_its_gradients_and_is_short(are_large, workspace, capsys):
+    """Also where a value exceeds the range that states have by default, as one token of SmolLM2 does in bfloat16."""
     (block,) = blocks("README.md", "python")
     for here, there in NAMES.items():
         block = block.replace(here, there)
+    if are_large:
+        model = AutoModelForCausalLM.from_pretrained("pretrained").bfloat16()
+        with torch.no_grad():
+            model.get_input_embeddings().weight[:, 0] = 36_000.0
+        model.save_pretrained("pretrained")
+        with pytest.raises(rf.StateRangeError, match="choose_states"):
+            exec(block.replace("rf.choose_states", "#"), {})
     exec(block, {})
     assert "to the bit" in capsys.readouterr().out
     assert (workspace / "reversible-model/model.reversible.safetensors").is_file()
