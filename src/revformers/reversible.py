@@ -42,7 +42,7 @@ def make_reversible(
         states: the format of the states: ``"int32"`` (8 bytes an element for the pair), ``"int64"`` (16), or
             ``"auto"``: int32 for layers in bfloat16 or float16 and under autocast, int64 for layers in float32 or
             float64. ``"auto:14"`` and ``"int32:14"`` also set the binary digits after the point of 32-bit states, which
-            are 16 otherwise and hold magnitudes up to 2**15; see `choose_states`.
+            are 16 otherwise and hold magnitudes up to 32,512; see `choose_states`.
 
     Returns:
         The same model.

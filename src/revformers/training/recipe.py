@@ -69,7 +69,7 @@ class DynamicsSection(RecurrenceSection):
             recurrence. A budget such as budget:20GiB stores what fits and rebuilds the rest; budget:20GiB:checkpoint
             checkpoints the rest.
         states: Format of the states: int32, int64, or auto, which is int32 for layers in bfloat16 or float16 and under
-            autocast. 32-bit states hold magnitudes up to 2^15 with 16 binary digits after the point, and more with
+            autocast. 32-bit states hold magnitudes up to 32,512 with 16 binary digits after the point, and more with
             fewer, as in auto:14.
 
     """
