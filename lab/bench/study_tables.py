@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 
 from lab.bench import numbers
 from lab.bench.arm_names import ORDINARY_CHECKPOINT, ORDINARY_STORE
+from lab.bench.equal_peaks import budgets_at_peaks
 from lab.bench.study_axis import AXES
 from revformers.byte_size import size_in_words
 from revformers.training.titled_table import TitledTable
@@ -18,7 +19,7 @@ Row = Mapping[str, Any]
 
 def study_tables(result: Row) -> RenderableType:
     """Return the tables of the result of `Study.run`."""
-    tables = [_at_values(result), _at_largest(result)]
+    tables = [_at_values(result), _at_peaks(result), _at_largest(result)]
     return Group(*(table for table in tables if table.rows))
 
 
@@ -69,6 +70,26 @@ def _at_values(result: Row) -> TitledTable:
             numbers.ratio(ratios[ORDINARY_CHECKPOINT]) if ORDINARY_CHECKPOINT in ratios else NOTHING,
         )
         last = point["value"]
+    return table
+
+
+def _at_peaks(result: Row) -> TitledTable:
+    """Return one line per budget that was measured at the peak of another arm."""
+    table = TitledTable(
+        f"bench {result['study']}: budgets at the peaks of their rivals",
+        "Times: over the rival, within a round (quartiles).",
+        left=("rival", "arm"),
+        right=("peak of the rival", "peak", "over the rival"),
+    )
+    for rival, budget in budgets_at_peaks(result):
+        ratio = budget.get("ratios", {}).get(rival["arm"])
+        table.add(
+            rival["arm"],
+            budget["arm"],
+            _fits(rival, "peak"),
+            _fits(budget, "peak"),
+            NOTHING if ratio is None else numbers.ratio(ratio),
+        )
     return table
 
 

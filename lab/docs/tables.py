@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any
 
 from lab import REPOSITORY
+from lab.bench.equal_peaks import budgets_at_peaks
 from lab.bench.step_time import Quartiles
 from revformers.training.argument_table import (
     ARGUMENTS,
@@ -197,8 +198,7 @@ def _rivals(study: Mapping[str, Any]) -> None:
         ),
     )
     rows = []
-    for value in values:
-        rival, budget = points[value, f"plain_{value}"], points[value, "budget"]
+    for rival, budget in budgets_at_peaks(study):
         both = rival["fits"] and budget["fits"]
         peaks = (mebibytes(rival["peak"]), mebibytes(budget["peak"])) if both else ("-", "none equal")
         rows.append((f"`{rival['arm']}`", *peaks, _over(budget, rival["arm"])))

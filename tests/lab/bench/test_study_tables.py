@@ -98,6 +98,13 @@ def test_why_the_largest_is_no_larger(study, sentence):
 
 
 @pytest.mark.thorough
+def test_budgets_are_shown_against_the_arms_at_whose_peaks_they_are():
+    text = shown(RESULTS["budget"]).split("budgets at the peaks of their rivals")[1]
+    assert re.search(r"plain_checkpoint +budget_checkpoint +207 MiB +507 MiB +2.25 \(", text)
+    assert "2GiB" not in text, "a size has no rival"
+    assert "budgets at the peaks" not in shown(RESULTS["depth"])
+
+
 @pytest.mark.parametrize(("name", "panels"), [("depth", 4), ("batch", 2), ("length", 4), ("budget", 1)])
 def test_a_plot_has_every_panel_and_arm(name, panels, tmp_path):
     path = tmp_path / "plot.svg"
