@@ -141,6 +141,7 @@ class Workload:
         optimizer: ``"none"`` ends a step with the backward pass.
         training: all weights; a LoRA adapter ("lora"); or a LoRA adapter on frozen NF4 weights ("qlora").
         rank: rank of the adapter.
+        adapter: the adapter as a configuration of PEFT; None for LoRA of `rank` on all linear layers but the head.
 
     Raises:
         ValueError: for a value that does not exist or is too small.
@@ -155,6 +156,7 @@ class Workload:
     optimizer: Optimizer = "none"
     training: Training = "full"
     rank: int = 16
+    adapter: Any = None
 
     def __post_init__(self) -> None:
         for name, values in (

@@ -1,9 +1,10 @@
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 
 import revformers as rf
 from revformers.checkpoints.model_config import identity_of
+from revformers.planning.model_size import model_size, size_in
 from revformers.planning.model_workload import workload_of
 from tests.tiny_models import tiny
 
@@ -21,6 +22,7 @@ def test_a_workload_is_that_of_the_ordinary_network_on_batches_of_the_shape():
     assert (workload.precision, workload.training, workload.optimizer) == ("float32", "full", "sgd")
     assert workload_of(model.bfloat16(), BATCH, "sgd")[0].precision == "bfloat16"
     assert remarks == ()
+    assert workload_of(model.to("meta"), BATCH, "sgd")[0].precision == "bfloat16"
     assert identity_of(model.config)
     assert not identity_of(workload.model_config)
 
@@ -29,10 +31,53 @@ def test_what_the_planner_leaves_out_is_a_remark():
     model = reversible()
     model.get_input_embeddings().requires_grad_(False)
     assert "training all weights, also the frozen ones" in " ".join(workload_of(model, BATCH, "adamw")[1])
-    adapted = get_peft_model(reversible(), LoraConfig(r=4, target_modules=["q_proj"]))
+
+
+def test_an_adapter_is_planned_as_it_is():
+    config = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights="gaussian")
+    adapted = get_peft_model(reversible(), config)
     workload, remarks = workload_of(adapted, BATCH, "adamw")
-    assert (workload.training, workload.rank) == ("lora", 4)
-    assert remarks == ("Activations and time are those of LoRA of rank 4 on all linear layers.",)
+    assert (workload.training, workload.adapter.r, workload.adapter.target_modules) == ("lora", 4, {"q_proj"})
+    assert remarks == ()
+    assert size_in(workload, None).trained == model_size(adapted, "adamw").trained
+    assert adapted.peft_config["default"].init_lora_weights == "gaussian"
+
+
+def test_an_adapter_of_some_layers_is_planned_in_all_of_them():
+    some = LoraConfig(r=4, target_modules=["q_proj"], layers_to_transform=[1])
+    adapted = get_peft_model(reversible(), some)
+    workload, remarks = workload_of(adapted, BATCH, "adamw")
+    assert "those of the adapter in every layer" in " ".join(remarks)
+    assert size_in(workload, None).trained > model_size(adapted, "adamw").trained
+    ranks = LoraConfig(r=4, target_modules=["q_proj"], rank_pattern={"layers.1.self_attn.q_proj": 8})
+    assert "layers like the first ones" in " ".join(workload_of(get_peft_model(reversible(), ranks), BATCH, "sgd")[1])
+
+
+def test_adapters_without_a_plan_are_refused():
+    adapted = get_peft_model(reversible(), LoraConfig(r=4, target_modules=["q_proj"]))
+    adapted.get_input_embeddings().weight.requires_grad_()
+    with pytest.raises(ValueError, match=r"Beside the adapter, [0-9,]+ weights of the model train"):
+        workload_of(adapted, BATCH, "adamw")
+    adapted.add_adapter("second", LoraConfig(r=2, target_modules=["q_proj"]))
+    with pytest.raises(ValueError, match="the model has default, second"):
+        workload_of(adapted, BATCH, "adamw")
+    prompted = get_peft_model(reversible(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    with pytest.raises(ValueError, match="not PROMPT_TUNING"):
+        workload_of(prompted, BATCH, "adamw")
+
+
+def test_a_model_of_which_nothing_trains_is_refused():
+    with pytest.raises(ValueError, match="Nothing trains"):
+        workload_of(reversible().requires_grad_(False), BATCH, "adamw")
+
+
+@pytest.mark.parametrize(
+    "family", ["LlamaForSequenceClassification", "LlamaModel", "BertForMaskedLM", "Gemma3ForConditionalGeneration"]
+)
+def test_what_is_no_causal_language_model_is_refused(family):
+    """The planner would take the causal language model of the same configuration, with another head, for it."""
+    with pytest.raises(ValueError, match=f"causal language models .*, and {family} is none"):
+        workload_of(rf.make_reversible(tiny(family), rf.Midpoint()), BATCH, "adamw")
 
 
 def test_so_is_a_mask_of_padding():

@@ -1,26 +1,44 @@
+import re
+
 import pytest
 import torch
+from peft import IA3Config, LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import revformers as rf
 from lab.bench.workload import llama_config
 from revformers.errors import UserError
+from revformers.head.loss import HeadLoss, head_loss, set_head_loss
+from revformers.head.teacher import FrozenCopy
+from revformers.models.attach import add_update_predictors
 from revformers.models.parts import require_reversible
+from revformers.models.update_predictor import PredictorForm
 from revformers.planning.devices import DEVICES, Machine
 from revformers.planning.meter import peak_by_category
 from revformers.planning.model_size import model_size
 from revformers.planning.model_workload import workload_of
 from revformers.training.fit_to_memory import _Search, fit_to_memory
+from tests.tiny_models import tiny
 
 BATCH = {"input_ids": torch.randint(256, (4, 512), generator=torch.Generator().manual_seed(0))}
+SMALL = {"input_ids": torch.ones(2, 32, dtype=torch.int64)}
+FOR_TILES = {"input_ids": torch.ones(2, 512, dtype=torch.int64)}
 MIB = 2**20
 
 
-def network():
+def network(device="cpu"):
     torch.manual_seed(0)
     config = AutoConfig.for_model(**llama_config(8, 128, 256, 512))
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     return rf.make_reversible(model, rf.Midpoint())
+
+
+def reversible(family, dynamics=None):
+    """A tiny network whose step is planned in little time."""
+    options = {"max_seq_len": 512} if family == "MptForCausalLM" else {}
+    model = tiny(family, dtype=torch.bfloat16, num_hidden_layers=2, **options)
+    return rf.make_reversible(model, dynamics or rf.Midpoint())
 
 
 def measured(model):
@@ -39,7 +57,7 @@ def measured(model):
 @pytest.fixture(scope="module")
 def without_limit():
     """What every way takes."""
-    fitted = fit_to_memory(network(), BATCH, "100GiB", host_memory="1GiB")
+    fitted = fit_to_memory(network("meta"), BATCH, "100GiB", host_memory="1GiB")
     rows = {str(row): row for row in (fitted.chosen, *fitted.others)}
     assert {"store", "rebuild", "offload"} <= rows.keys()
     assert sorted(rows.values(), key=lambda row: row.seconds) == list(rows.values())
@@ -87,8 +105,91 @@ def test_the_settings_are_the_fastest_that_fit_and_a_real_step_fits(without_limi
 @pytest.mark.thorough
 def test_inputs_go_to_the_host_if_it_has_memory(without_limit):
     memory = without_limit["offload"].memory + MIB
-    assert fit_to_memory(network(), BATCH, memory, host_memory="1GiB").chosen.activations == rf.Offload()
-    assert fit_to_memory(network(), BATCH, memory, host_memory=1000).chosen.activations != rf.Offload()
+    assert fit_to_memory(network("meta"), BATCH, memory, host_memory="1GiB").chosen.activations == rf.Offload()
+    assert fit_to_memory(network("meta"), BATCH, memory, host_memory=1000).chosen.activations != rf.Offload()
+
+
+def test_nothing_is_offloaded_from_a_cpu():
+    """There, the inputs of layers would stay in the memory that they are to leave."""
+    model, none = reversible("llama"), reversible("llama")
+    fitted = fit_to_memory(model, SMALL, "1GiB", host_memory="1GiB")
+    assert "Nothing is offloaded: the model is on a CPU" in str(fitted)
+    without = fit_to_memory(none, SMALL, "1GiB", host_memory="0")
+    assert without.remarks == fit_to_memory(none, SMALL, "1GiB").remarks
+    assert (fitted.chosen, fitted.others) == (without.chosen, without.others)
+    assert all(row.activations != rf.Offload() for row in (fitted.chosen, *fitted.others))
+
+
+@pytest.mark.parametrize(
+    ("family", "words"),
+    [("mixtral", "a part, MixtralTopKRouter,"), ("MptForCausalLM", "The MLP of MptBlock is not known")],
+    ids=["experts", "unknown layout"],
+)
+def test_models_without_tiles_get_the_other_settings(family, words):
+    fitted = fit_to_memory(reversible(family), FOR_TILES, "1GiB")
+    assert fitted.chosen.activations == rf.Store()
+    assert all(row.mlp_tile is None for row in (fitted.chosen, *fitted.others))
+    assert re.search(f"Tiles were not compared: .*{words}", str(fitted))
+    assert "Tiles were not compared" not in str(fit_to_memory(reversible("llama"), FOR_TILES, "1GiB"))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: reversible("MptForCausalLM"), "where MptBlock splits into attention and MLP is not known"),
+        (lambda: reversible("llama", rf.TwoEvaluationMidpoint("1/2")), "TwoEvaluationMidpoint"),
+        (lambda: with_predictors(reversible("llama")), "the model has update predictors"),
+    ],
+    ids=["unknown layout", "two evaluations", "predictors"],
+)
+def test_models_without_branches_get_the_other_settings(make, words):
+    model = make()
+    dynamics = require_reversible(model).dynamics
+    fitted = fit_to_memory(model, SMALL, "1GiB", may_step_by_branch=True)
+    assert re.search(f"Steps by branch were not compared: .*{words}", str(fitted))
+    assert {row.dynamics for row in (fitted.chosen, *fitted.others)} == {dynamics}
+
+
+def with_predictors(model):
+    add_update_predictors(model, PredictorForm(features=("state",)))
+    return model
+
+
+def test_a_head_loss_of_the_user_stays():
+    model = reversible("llama")
+    loss = HeadLoss(cross_entropy=0.5)
+    set_head_loss(model, loss)
+    assert "chunks of the usual size" not in str(fit_to_memory(model, SMALL, "1GiB"))
+    assert head_loss(model) is loss
+    set_head_loss(model, HeadLoss(chunk=7))
+    assert "chunks of the usual size" in str(fit_to_memory(model, SMALL, "1GiB"))
+    assert head_loss(model).chunk == 7
+    set_head_loss(model, None)
+    fit_to_memory(model, SMALL, "1GiB")
+    assert head_loss(model) == HeadLoss(required=False)
+
+
+ADAPTERS = {
+    "few modules": (rf.Rebuild(), LoraConfig(r=4, target_modules=["q_proj"])),
+    "dropout": (rf.Store(), LoraConfig(r=4, target_modules=["q_proj", "down_proj"], lora_dropout=0.1)),
+    "DoRA": (rf.Rebuild(), LoraConfig(r=4, target_modules=["q_proj", "v_proj"], use_dora=True)),
+    "saved modules": (rf.Store(), LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"])),
+    "ranks": (rf.Store(), LoraConfig(r=4, target_modules=["q_proj", "v_proj"], rank_pattern={"v_proj": 32})),
+    "IA3": (rf.Rebuild(), IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"])),
+}
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(("policy", "adapter"), ADAPTERS.values(), ids=ADAPTERS.keys())
+def test_a_step_with_an_adapter_takes_what_was_predicted(policy, adapter):
+    model = get_peft_model(network(), adapter).train()
+    rf.set_activations(model, policy)
+    set_head_loss(model, HeadLoss())
+    workload, remarks = workload_of(model, BATCH, "adamw")
+    assert remarks == ()
+    machine = Machine(DEVICES["h100"], 2**40, 0)
+    row = _Search(model, workload, model_size(model, "adamw"), machine)._row(rf.Midpoint(), policy, None, False)
+    assert row.memory == pytest.approx(measured(model), rel=0.01)
 
 
 def test_what_fits_nowhere_is_refused_with_the_least_that_would():
@@ -114,15 +215,23 @@ def test_the_network_changes_only_if_it_may(without_limit):
     assert "step_in_backward" not in str(by_branch)
 
 
+def taught(model):
+    set_head_loss(model, HeadLoss(distillation=1.0, teacher=FrozenCopy(model)))
+    return model
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ({"memory": "much"}, "A size of memory is"),
         ({"memory": 0}, "A memory is a number of bytes"),
         ({"device": "abacus"}, "no data sheet of 'abacus'; choose one of a100"),
+        ({"host_memory": -1}, "A memory is a number of bytes"),
         ({"model": rf.make_residual(network())}, "is an ordinary network"),
+        ({"model": network().requires_grad_(False)}, "Nothing trains: every parameter is frozen"),
+        ({"model": taught(network())}, "A step with a teacher cannot be planned"),
     ],
-    ids=["size", "zero", "device", "ordinary"],
+    ids=["size", "zero", "device", "host", "ordinary", "frozen", "teacher"],
 )
 def test_bad_input_is_refused(arguments, words):
     given = {"model": network(), "batch": BATCH, "memory": "1GiB"} | arguments

@@ -1,5 +1,6 @@
 """Builds a model of any depth on the meta device and adds up the memory of its parameters."""
 
+import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ def trained_model(workload: Workload, layers: int, setup: Setup | None = None) -
     if setup is not None:
         setup.apply(model)
     apply_head(model, workload.head)
-    return model if workload.training == "full" else with_adapter(model, workload.rank)
+    return model if workload.training == "full" else with_adapter(model, workload.rank, workload.adapter)
 
 
 def meta_model(config: PreTrainedConfig, layers: int, dtype: torch.dtype) -> Any:
@@ -107,15 +108,17 @@ def longest_readable(model: Any, longest: int | None) -> int | None:
     return longest if any(longest <= size <= longest + 2 for size in (*tables, *sizes)) else None
 
 
-def with_adapter(model: nn.Module, rank: int) -> Any:
-    """Freeze a meta model and add a LoRA adapter to all its linear layers except the head.
+def with_adapter(model: nn.Module, rank: int, adapter: Any = None) -> Any:
+    """Freeze a meta model and add an adapter: LoRA on all its linear layers except the head if `adapter` is None.
 
     Raises:
         MissingPackageError: if the package peft is not installed.
+        ValueError: if PEFT does not find the modules that `adapter` names.
 
     """
     peft = require_package("peft", "finetune", "Planning an adapter")
-    adapter = peft.LoraConfig(r=rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    # PEFT writes to the configuration that it is given.
+    adapter = copy.deepcopy(adapter) or peft.LoraConfig(r=rank, target_modules="all-linear", task_type="CAUSAL_LM")
     # PEFT warns about settings that it chooses itself, and reads a deprecated attribute for checkpointing.
     with torch.device("meta"), autocast_without_meta(), warnings.catch_warnings(action="ignore"):
         return peft.get_peft_model(model, adapter)

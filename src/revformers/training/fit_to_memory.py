@@ -6,16 +6,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from revformers.activations import ActivationPolicy, Budget, Checkpoint, Offload, Rebuild, Store
 from revformers.byte_size import parse_size, size_in_words
 from revformers.dynamics.base import Dynamics
 from revformers.errors import UserError
-from revformers.head.loss import apply_head
-from revformers.models.attach import set_activations
+from revformers.head.loss import apply_head, head_loss
+from revformers.models.attach import check, set_activations
+from revformers.models.discovery import unwrap
+from revformers.models.identity import Identity
 from revformers.models.parts import require_reversible
-from revformers.models.tiles import set_mlp_tiles
+from revformers.models.tiles import mlps_for_tiles, set_mlp_tiles
 from revformers.planning.devices import DEVICES, Machine, speeds_of
 from revformers.planning.model_size import ModelSize, model_size
 from revformers.planning.model_workload import workload_of
@@ -48,20 +51,21 @@ def fit_to_memory(
     """Give a reversible model the settings with the shortest step that fits a memory, in place.
 
     The activation policy, the tiles of the MLPs and a chunked head loss are chosen together, by the count of
-    `revformers plan`, without running the model. The network stays the same, unless
-    `may_step_by_branch` is set.
+    `revformers plan`, without running the model. They replace the model's own policy and tiles; a head loss that the
+    model has stays. The network stays the same, unless `may_step_by_branch` is set.
 
     Args:
-        model: a reversible model, or a PEFT model around one.
+        model: a reversible causal language model, or a PEFT model around one.
         batch: a batch as the model gets it, of which ``input_ids``, int64[batch, tokens], gives the shape.
         memory: memory of the device for weights, gradients, optimizer states and the step, in bytes or as a size such
             as ``"20GiB"``. The allocator, libraries and kernels take memory of their own, so leave a tenth or so.
         optimizer: the optimizer, for the size of its states.
         host_memory: memory of the host that may hold inputs of layers; 0 for none, so that nothing is offloaded.
+            Without a CUDA device nothing is offloaded either.
         device: the name of the GPU whose data sheet gives the times (`revformers plan --help`); None for that of the
             model, or an H100 if it is not known.
         may_step_by_branch: whether the recurrence may be changed to step by branch, which is another network: for
-            training from scratch.
+            training from scratch. The changed model has no provenance, and its layers are no longer compiled.
         may_step_in_backward: whether the optimizer may step inside the backward pass, which the caller then switches
             on (`training.step_in_backward`). It does so only if nothing else fits.
 
@@ -70,22 +74,29 @@ def fit_to_memory(
 
     Raises:
         UserError: if nothing fits; names the least memory that a step needs.
-        ValueError: if the model is not reversible, is not one that can be planned, or an argument is not valid.
+        ValueError: if the model is not reversible, is not one that can be planned (no causal language model, several
+            adapters, a head loss with a teacher), nothing trains, or an argument is not valid.
 
     """
     if device is not None and device not in DEVICES:
         raise ValueError(f"There is no data sheet of {device!r}; choose one of {', '.join(DEVICES)}.")
-    speeds, remark = (DEVICES[device], None) if device else speeds_of(next(model.parameters()).device)
-    machine = Machine(speeds, _size(memory), _size(host_memory) if host_memory else 0)
+    loss = head_loss(model)
+    if loss is not None and loss.teacher is not None:
+        raise ValueError("A step with a teacher cannot be planned; choose the settings of a distillation yourself.")
+    on_host, host_remark = _host_memory(host_memory, next(model.parameters()).device)
+    speeds, speed_remark = (DEVICES[device], None) if device else speeds_of(next(model.parameters()).device)
+    machine = Machine(speeds, _size(memory), on_host)
     workload, remarks = workload_of(model, batch, optimizer)
     size = model_size(model, optimizer)
     search = _Search(model, workload, size, machine)
-    ways = list(itertools.product(_dynamics(model, may_step_by_branch), _tiles(workload)))
+    dynamics, branch_remark = _dynamics(model, may_step_by_branch)
+    tiles, tile_remark = _tiles(model, workload)
+    ways = list(itertools.product(dynamics, tiles))
     rows = [row for way in ways for row in search.rows(*way, in_backward=False)]
-    fitting = [row for row in rows if row.fits(machine.memory, machine.host_memory or 0)]
+    fitting = [row for row in rows if row.fits(machine.memory, on_host)]
     if not fitting and may_step_in_backward:
         rows += [row for way in ways for row in search.rows(*way, in_backward=True)]
-        fitting = [row for row in rows if row.fits(machine.memory, machine.host_memory or 0)]
+        fitting = [row for row in rows if row.fits(machine.memory, on_host)]
     if not fitting:
         least = min(rows, key=lambda row: row.memory)
         raise UserError(
@@ -95,13 +106,16 @@ def fit_to_memory(
             f"memory, an adapter, or an optimizer with smaller states."
         )
     chosen = min(fitting, key=_order)
+    if loss is None:
+        apply_head(model, "auto")
     if chosen.dynamics != require_reversible(model).dynamics:
         make_reversible(model, chosen.dynamics, chosen.activations, require_reversible(model).states)
     set_activations(model, chosen.activations)
     set_mlp_tiles(model, chosen.mlp_tile)
-    apply_head(model, "auto")
     others = tuple(row for row in sorted(rows, key=_order) if row is not chosen and not _is_dominated(row, rows))
-    return Fitted(chosen, others, machine.memory, machine.host_memory or 0, (*remarks, *filter(None, [remark])))
+    chunk_remark = "The loss is counted in chunks of the usual size." if loss is not None and loss.chunk else None
+    further = filter(None, (chunk_remark, tile_remark, branch_remark, host_remark, speed_remark))
+    return Fitted(chosen, others, machine.memory, on_host, (*remarks, *further))
 
 
 def _order(row: Settings) -> tuple[float, int]:
@@ -178,16 +192,43 @@ class _Search:
         return predict(self.workload, setup, self.machine)
 
 
-def _dynamics(model: nn.Module, may_step_by_branch: bool) -> Sequence[Dynamics]:
-    own = require_reversible(model).dynamics
+def _dynamics(model: nn.Module, may_step_by_branch: bool) -> tuple[Sequence[Dynamics], str | None]:
+    """Return the recurrences to compare, and a remark if the steps by branch that may be taken cannot be."""
+    stack = require_reversible(model)
+    own = stack.dynamics
     if not may_step_by_branch or own.granularity == "branch":
-        return [own]
-    return [own, dataclasses.replace(own, granularity="branch")]
+        return [own], None
+    if stack.predictor_form is not None:
+        return [own], "Steps by branch were not compared: the model has update predictors, which step by block."
+    try:
+        by_branch = dataclasses.replace(own, granularity="branch")
+        check(unwrap(model), Identity(dynamics=by_branch, activations=Store(), states=stack.states))
+    except ValueError as error:  # also NotReversibleError
+        return [own], f"Steps by branch were not compared: {error}"
+    return [own, by_branch], None
 
 
-def _tiles(workload: Workload) -> list[int | None]:
+def _tiles(model: nn.Module, workload: Workload) -> tuple[Sequence[int | None], str | None]:
+    """Return the tiles to compare, and a remark if the MLPs cannot be evaluated in tiles."""
     tokens = workload.batch_size * workload.sequence_length
-    return [None, *(tokens // share for share in SHARES if tokens // share >= SMALLEST_TILE)]
+    tiles = [tokens // share for share in SHARES if tokens // share >= SMALLEST_TILE]
+    if not tiles:
+        return [None], None
+    try:
+        mlps_for_tiles(model)
+    except ValueError as error:  # also NotReversibleError
+        return [None], f"Tiles were not compared: {error}"
+    return [None, *tiles], None
+
+
+def _host_memory(size: int | str, device: torch.device) -> tuple[int, str | None]:
+    """Return the memory of the host for inputs of layers, and a remark if nothing can be offloaded from a device."""
+    if size in (0, "0"):
+        return 0, None
+    size = _size(size)
+    if device.type not in ("cuda", "meta"):
+        return 0, f"Nothing is offloaded: the model is on a {device.type.upper()}, and only CUDA devices gain memory."
+    return size, None
 
 
 def _size(size: int | str) -> int:
