@@ -5,7 +5,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lab.bench.workload import llama_config
 from revformers.activations import Budget, Rebuild, Store
-from revformers.dynamics import Midpoint, Residual
+from revformers.dynamics import Hamiltonian, Midpoint, Residual
 from revformers.engine.state_format import StateFormat
 from revformers.models.parts import require_reversible, update_predictors
 from revformers.models.update_predictor import PredictorForm
@@ -34,6 +34,10 @@ def test_a_setup_gives_its_states_to_the_model():
         (lambda: Setup(None, Budget("2GiB")), "ordinary network has no activation policy budget:2GiB"),
         (lambda: Setup(Residual(), Rebuild()), "no inverse"),
         (lambda: Setup(None, Store(), predictors=PredictorForm()), "no update predictors"),
+        (
+            lambda: Setup(Hamiltonian(), Rebuild(), predictors=PredictorForm()),
+            "Update predictors correct steps by block",
+        ),
         (lambda: Workload(llama_config(2, 32, 13, 8), optimizer="adam"), "no optimizer 'adam'"),
         (lambda: Workload(llama_config(2, 32, 13, 8), training="some"), "no training 'some'"),
     ],

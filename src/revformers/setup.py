@@ -17,6 +17,7 @@ from revformers.dynamics.base import Dynamics
 from revformers.engine.state_format import StateFormat
 from revformers.head.loss import Head
 from revformers.models.attach import add_update_predictors
+from revformers.models.fields import require_blocks
 from revformers.models.tiles import set_mlp_tiles
 from revformers.models.update_predictor import PredictorForm
 from revformers.reversible import make_residual, make_reversible
@@ -40,8 +41,8 @@ class Setup:
         mlp_tile: tokens of the batch that an MLP evaluates at a time; None for all at once.
 
     Raises:
-        ValueError: for any other policy or predictors of the ordinary network, or a policy that needs an inverse that
-            the dynamics lack.
+        ValueError: for any other policy or predictors of the ordinary network, predictors of dynamics that step by
+            branch, or a policy that needs an inverse that the dynamics lack.
 
     """
 
@@ -54,6 +55,8 @@ class Setup:
     def __post_init__(self) -> None:
         if self.dynamics is not None:
             self.activations.check(self.dynamics)
+            if self.predictors is not None:
+                require_blocks(self.dynamics)
         elif not isinstance(self.activations, Store | Checkpoint | Offload):
             raise ValueError(f"The ordinary network has no activation policy {self.activations}; give dynamics.")
         elif self.predictors is not None:

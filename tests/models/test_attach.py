@@ -1,5 +1,6 @@
 import contextlib
 import inspect
+from dataclasses import replace
 
 import pytest
 import torch
@@ -44,6 +45,16 @@ def test_the_first_layer_has_no_layer_before_it_to_predict_from(model):
     predictors = add_update_predictors(model.to(torch.bfloat16), PredictorForm(("state", "previous_update")))
     assert [predictor.form.features for predictor in predictors] == [("state",), *[("state", "previous_update")] * 3]
     assert {parameter.dtype for predictor in predictors for parameter in predictor.parameters()} == {torch.bfloat16}
+
+
+def test_a_model_that_steps_by_branch_gets_no_predictors(model):
+    by_branch = Identity(dynamics=rf.Midpoint(granularity="branch"), activations=rf.Store())
+    with pytest.raises(ValueError, match="Update predictors correct steps by block"):
+        attach(model, replace(by_branch, predictor_form=PredictorForm()))
+    assert not hasattr(model.model, "_reversible_stack"), "it stays what it was"
+    attach(model, by_branch)
+    with pytest.raises(ValueError, match="Midpoint steps by branch here"):
+        add_update_predictors(model, PredictorForm())
 
 
 @pytest.mark.parametrize("policy", [rf.Checkpoint(), "no policy"])

@@ -15,11 +15,13 @@ def test_the_table_has_a_row_for_every_budget_of_side_information():
 
 def test_choices_hold_for_all_setups_that_can_have_them():
     form = PredictorForm(("state",))
-    choices = Choices((0, 2), "branch", form, 64)
+    choices = Choices((0, 2), predictors=form, mlp_tile=64)
     assert {setup.mlp_tile for setup in [*choices.setups, choices.budgeted(1)]} == {64}
     *others, zero, two = choices.setups
     assert not any(setup.predictors for setup in others)
     assert {setup.predictors for setup in (zero, two, choices.budgeted(1))} == {form}
+    choices = Choices((0, 2), "branch")
+    *others, zero, two = choices.setups
     assert {setup.steps_per_layer for setup in (zero, two, choices.budgeted(1))} == {2}
     assert {setup.steps_per_layer for setup in others} == {1}
     assert two.dynamics == rf.BlendedMidpoint("1/4", granularity="branch")

@@ -11,7 +11,7 @@ from revformers.activations import ActivationPolicy, parse_policy
 from revformers.dynamics import DYNAMICS
 from revformers.models.discovery import DecoderStack, find_stack, unwrap
 from revformers.models.families import find_layout
-from revformers.models.fields import no_branches, require_features
+from revformers.models.fields import no_branches, require_blocks, require_features
 from revformers.models.forward import LayerRole, ReversibleStack, decoder_forward, layer_forward
 from revformers.models.identity import Identity
 from revformers.models.parts import require_reversible
@@ -27,11 +27,13 @@ def check(model: nn.Module, identity: Identity) -> DecoderStack:
         NotReversibleError: if the model does more than pass one hidden state through its layers in order, or a layout
             does not fit its layers.
         TypeError: if dynamics of your own have no name, or return something else than coefficients.
-        ValueError: if the policy does not support the dynamics, or the dynamics are for another depth, or have the
-            name of others.
+        ValueError: if the policy does not support the dynamics, or the dynamics are for another depth, have the name of
+            others, or step by branch and are to have update predictors.
 
     """
     stack = find_stack(model)
+    if identity.predictor_form is not None:
+        require_blocks(identity.dynamics)
     require_own_name(type(identity.dynamics), DYNAMICS)
     identity.activations.check(identity.dynamics)
     identity.dynamics.check(len(stack.layers))
@@ -144,9 +146,11 @@ def add_update_predictors(model: nn.Module, form: PredictorForm) -> list[UpdateP
 
     Raises:
         NotReversibleError: if a feature needs the branches of a family whose branches are not known.
+        ValueError: if the model is not reversible, or steps by branch.
 
     """
     stack = find_stack(model)
+    require_blocks(require_reversible(model).dynamics)
     require_features(form, stack.layers[0])
     own = tuple(feature for feature in form.features if not feature.startswith("previous_")) or ("state",)
     width = unwrap(model).config.get_text_config(decoder=True).hidden_size

@@ -183,6 +183,15 @@ def require_features(form: PredictorForm, layer: nn.Module) -> None:
         _layout_of_mlp(layer)
 
 
+def require_blocks(dynamics: Dynamics) -> None:
+    """Raise ValueError if a step is no whole block, as update predictors correct the update of a block."""
+    if dynamics.granularity == "branch":
+        raise ValueError(
+            f"Update predictors correct steps by block, and {type(dynamics).__name__} steps by branch here; use no "
+            f"predictors, or dynamics that step by block."
+        )
+
+
 def _layout_of_mlp(layer: nn.Module) -> BlockLayout:
     layout = find_layout(layer)
     if layout is None:
