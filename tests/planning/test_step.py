@@ -170,5 +170,8 @@ def test_the_planned_peak_with_tiles_is_the_measured_one(setup):
 
 
 def test_fused_kernels_take_no_workspace():
-    plain, fused = (step_memory(WORKLOAD, rebuild(2), 1, 64, fused=fused).device.total for fused in (False, True))
-    assert fused <= plain
+    narrow = Workload(AutoConfig.for_model(**CONFIG | {"intermediate_size": 16}), head="own")
+    for setup, differ in ((rebuild(2), True), (STORE, False)):
+        plain, fused = (step_memory(narrow, setup, 1, 64, fused=fused).device.total for fused in (False, True))
+        assert (fused < plain) == differ, "the ordinary network has none of the engine's kernels"
+        assert fused <= plain

@@ -11,15 +11,15 @@ def test_a_product_is_bound_by_operations_or_by_bytes():
     work = work_of(lambda: first @ second)
     operations, moved = 2 * 30 * 20 * 10, 4 * (30 * 20 + 20 * 10 + 30 * 10)
     assert work.operations == operations
-    assert work.time(1.0) == operations
-    assert work.time(100.0) == 100 * moved
+    assert work.forward.time(1.0) == operations
+    assert work.forward.time(100.0) == 100 * moved
 
 
 def test_views_are_free_and_what_is_written_in_place_is_not():
     tensor = torch.empty(100, device="meta")
-    assert work_of(lambda: tensor.view(10, 10).t()).time(1.0) == 0
-    assert work_of(lambda: tensor.add_(1)).time(1.0) == 2 * 400
-    assert work_of(lambda: tensor[:1].expand(100).clone()).time(1.0) == 400 + 400
+    assert work_of(lambda: tensor.view(10, 10).t()).forward.time(1.0) == 0
+    assert work_of(lambda: tensor.add_(1)).forward.time(1.0) == 2 * 400
+    assert work_of(lambda: tensor[:1].expand(100).clone()).forward.time(1.0) == 400 + 400
 
 
 @pytest.mark.parametrize(("causal", "share"), [(True, 2), (False, 1)])

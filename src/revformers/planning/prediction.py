@@ -25,11 +25,6 @@ class Prediction:
     host: int
     seconds: float
 
-    def fits(self, machine: Machine) -> bool:
-        """Say whether the step fits a machine; a host whose memory is not known holds any step."""
-        on_host = machine.host_memory is None or self.host <= machine.host_memory
-        return on_host and self.memory.total <= machine.memory
-
 
 def predict(workload: Workload, setup: Setup, machine: Machine) -> Prediction:
     """Predict a step of `setup` on the batch of `workload`, without running it; takes seconds.

@@ -9,14 +9,13 @@ the model compares ways to train but does not predict seconds.
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from revformers.engine.ops import KERNELS
-from revformers.planning.kernels import Described, alone, described, fused_bytes
+from revformers.planning.kernels import Described, described, fused_bytes
 from revformers.planning.results import makes_new_tensors, tensors_in
 from revformers.private_api import (
     CPU_ATTENTION,
@@ -28,7 +27,6 @@ from revformers.private_api import (
     sdpa_backward_flop_count,
     sdpa_flop_count,
     storage_number,
-    without_dispatch_modes,
 )
 
 aten = torch.ops.aten
@@ -58,20 +56,21 @@ class PassWork:
         """Total number of floating-point operations."""
         return sum(number * operations for (operations, _), number in self.operators.items())
 
-    def time(self, operations_per_byte: float, *, fused: bool = True) -> float:
+    def time(self, operations_per_byte: float) -> float:
         """Return the time of the pass, in units of one floating-point operation at the device's peak.
+
+        An operator of the engine is one kernel, as on CUDA, which is bound by memory.
 
         Args:
             operations_per_byte: operations that the device performs in the time that it moves one byte.
-            fused: whether an operator of the engine is one kernel, as on CUDA, or many operators of PyTorch.
 
         """
-        kernels = sum(
-            number
-            * (fused_bytes(*kernel) * operations_per_byte if fused else _time(_inside(*kernel), operations_per_byte))
-            for kernel, number in self.kernels.items()
+        operators = sum(
+            number * max(operations, bytes_moved * operations_per_byte)
+            for (operations, bytes_moved), number in self.operators.items()
         )
-        return _time(self.operators, operations_per_byte) + kernels
+        kernels = sum(number * fused_bytes(*kernel) for kernel, number in self.kernels.items())
+        return operators + kernels * operations_per_byte
 
 
 @dataclass(frozen=True)
@@ -85,10 +84,6 @@ class Work:
     def operations(self) -> int:
         """Total number of floating-point operations."""
         return self.forward.operations + self.backward.operations
-
-    def time(self, operations_per_byte: float, *, fused: bool = True) -> float:
-        """Return the time of both passes; see `PassWork.time`."""
-        return sum(one.time(operations_per_byte, fused=fused) for one in (self.forward, self.backward))
 
 
 def work_of(step: Callable[[], object]) -> Work:
@@ -122,20 +117,6 @@ class WorkCounter(TorchDispatchMode):
         operations = int(count(*args, **kwargs, out_val=result)) if count else 0
         work.operators[operations, sum(map(_bytes, tensors_in((args, kwargs, result))))] += 1
         return result
-
-
-def _time(operators: Operators, operations_per_byte: float) -> float:
-    return sum(
-        number * max(operations, bytes_moved * operations_per_byte)
-        for (operations, bytes_moved), number in operators.items()
-    )
-
-
-@lru_cache(maxsize=4096)
-def _inside(kernel: Any, arguments: Described) -> Operators:
-    """Return the operators that a plain kernel of the engine runs."""
-    with without_dispatch_modes():
-        return work_of(alone(kernel, arguments)).forward.operators
 
 
 def _is_view(result: Any, arguments: Any) -> bool:
