@@ -1,13 +1,15 @@
 import json
+from typing import get_args, get_type_hints
 
 import pytest
 from transformers import BertConfig, BitsAndBytesConfig, GPT2Config, GPTNeoConfig, LlamaConfig, T5Config
 
 import revformers as rf
 from revformers.cli.main import main
-from revformers.cli.plan import parse_memory
+from revformers.cli.plan import PlanOptions, parse_memory
 from revformers.models.attach import add_update_predictors
 from revformers.models.update_predictor import PredictorForm
+from revformers.planning.devices import DEVICES
 from tests.test_reversible import llama
 
 
@@ -87,6 +89,10 @@ def test_a_missing_model_is_named(capsys):
     assert "There is no directory './nowhere'" in capsys.readouterr().err
 
 
+def test_a_gpu_has_a_data_sheet():
+    assert get_args(get_type_hints(PlanOptions)["gpu"]) == tuple(DEVICES)
+
+
 def test_sizes():
     assert [parse_memory(text) for text in ("24GiB", "80 GB", "1.5mib")] == [24 * 2**30, 80 * 10**9, 3 * 2**19]
 
@@ -136,7 +142,7 @@ def planned(config, directory, capsys, *words):
 def test_learned_positions_end_the_longest_context(config, longest, tmp_path, capsys):
     plan, _ = planned(config, tmp_path, capsys, "--plot", str(tmp_path / "plan.svg"))
     assert plan["sequence_length"] == longest  # by default, as 2,048 tokens are too many
-    assert {row["longest_context"] for row in plan["setups"]} == {longest}
+    assert {row["longest_context"] for row in plan["setups"] if row["name"] != "budget"} == {longest}
     assert main(["plan", str(tmp_path), "--memory", "8MB", "--sequence_length", str(longest + 1)]) == 2
     assert f"the model has positions for {longest} tokens only" in capsys.readouterr().err
 
@@ -240,6 +246,8 @@ def test_predictors_are_those_of_the_model_unless_others_are_asked_for(tmp_path,
     weights = [plan[0]["setups"][4]["memory"]["weights"] for plan in (own, others)]
     width = model.config.hidden_size
     assert weights[0] - weights[1] == 2 * 4 * (3 * 2 * width + width)
+    assert main([*words, "--granularity", "branch"]) == 2
+    assert "--granularity branch of a model with update predictors needs --predictors none" in capsys.readouterr().err
 
 
 @pytest.mark.thorough

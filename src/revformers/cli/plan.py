@@ -39,8 +39,8 @@ class PlanOptions:
         granularity: Whether rebuilt networks step by block or by branch (attention, then MLP).
         predictors: Last input of the update predictors of rebuilt networks; by default those of the model, if it has
             any.
-        mlp_tile: Tokens of the batch that an MLP evaluates at a time. By default all, or where not one sequence fits in
-            that way, the largest power of two with which it does.
+        mlp_tile: Tokens of the batch that an MLP evaluates at a time. By default all, or in rows of which not one
+            sequence fits in that way, a power of two with which it does, the same in all of them.
         host_memory: Memory of the host for activations, such as 200GiB, or 0 for none; by default it is not known.
             Divide it by the number of GPUs that share the host.
         link: Bytes a second between host and GPU in one direction, such as 25GB; by default those of the data sheet.
@@ -82,9 +82,54 @@ def run(arguments: Sequence[str]) -> int:
 
     """
     options = read_options(PlanOptions, "revformers plan", arguments)
-    memory = parse_memory(options.memory)
-    host_memory = _parse_host_memory(options.host_memory)
-    link = None if options.link is None else parse_memory(options.link.removesuffix("/s"), "--link")
+    sizes = _sizes(options)
+    _check(options)
+    # imported here, so that the help does not wait for PyTorch
+    from revformers.cli.quiet import quiet_libraries
+    from revformers.planning.plan import make_plan
+    from revformers.training.console import command_console, signs_of_life
+
+    quiet_libraries()
+    gc.freeze()  # the objects of the libraries stay, and searching them for garbage takes long
+    config, own_predictors = _config(options.model)
+    choices = _choices(options, own_predictors)
+    longest = max(0, getattr(config, "max_position_embeddings", None) or 0) or math.inf
+    workload = _workload(options, config, options.sequence_length or int(min(DEFAULT_LENGTH, longest)))
+    if workload.sequence_length > longest:
+        asked = f"{workload.sequence_length:,} were asked for"
+        print(f"The model reads at most {longest:,} tokens; {asked}.", file=sys.stderr)
+    if (remark := _quantised(config, options.train)) is not None:
+        print(f"{options.model}: {remark}", file=sys.stderr)
+    machine, named = _machine(options, sizes, workload.dtype)
+    with as_user_error(_unplannable(options)), signs_of_life(command_console(stderr=True), "planning"):
+        plan = make_plan(workload, machine, choices)
+    _write(options, workload, plan)
+    if options.json == "-":
+        print(_json(plan), end="")
+    else:
+        _show(plan, named, longest)
+    return 0
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Memory of the device and of the host, bytes, and bytes a second between them; None for what is not given."""
+
+    memory: int
+    host_memory: int | None
+    link: int | None
+
+
+def _sizes(options: PlanOptions) -> _Sizes:
+    return _Sizes(
+        parse_memory(options.memory),
+        _parse_host_memory(options.host_memory),
+        None if options.link is None else parse_memory(options.link.removesuffix("/s"), "--link"),
+    )
+
+
+def _check(options: PlanOptions) -> None:
+    """Raise UserError for numbers out of range, and for files that cannot be written."""
     if options.mlp_tile is not None and options.mlp_tile < 1:
         raise UserError(f"--mlp_tile takes a number of tokens, not {options.mlp_tile}.")
     if options.sequence_length is not None and options.sequence_length < 2:
@@ -102,25 +147,29 @@ def run(arguments: Sequence[str]) -> int:
         check_place(options.plot)
     if options.json and options.json != "-":
         check_place(Path(options.json))
-    # imported here, so that the help does not wait for PyTorch
-    from revformers.cli.plan_table import plan_table
-    from revformers.cli.quiet import quiet_libraries
-    from revformers.models.update_predictor import predictor_form_of
-    from revformers.planning.devices import DEVICES, Machine
-    from revformers.planning.plan import make_plan
-    from revformers.planning.setups import Choices
-    from revformers.setup import Workload
-    from revformers.training.console import command_console, signs_of_life
 
-    quiet_libraries()
-    gc.freeze()  # the objects of the libraries stay, and searching them for garbage takes long
-    config, own_predictors = _config(options.model)
+
+def _unplannable(options: PlanOptions) -> str:
+    return f"No step of {options.model} can be planned"
+
+
+def _choices(options: PlanOptions, own_predictors: Any) -> Any:
+    """Return what the plan compares; `own_predictors` is the form of those of the model, or None."""
+    from revformers.models.update_predictor import predictor_form_of
+    from revformers.planning.setups import Choices
+
     predictors = own_predictors if options.predictors is None else predictor_form_of(options.predictors)
-    longest = max(0, getattr(config, "max_position_embeddings", None) or 0) or math.inf
-    length = options.sequence_length or int(min(DEFAULT_LENGTH, longest))
-    unplannable = f"No step of {options.model} can be planned"
-    with as_user_error(unplannable):
-        workload = Workload(
+    if predictors is not None and options.granularity == "branch":
+        raise UserError("--granularity branch of a model with update predictors needs --predictors none.")
+    return Choices(options.bits, options.granularity, predictors, options.mlp_tile)
+
+
+def _workload(options: PlanOptions, config: Any, length: int) -> Any:
+    """Return the training that is planned, on sequences of `length` tokens."""
+    from revformers.setup import Workload
+
+    with as_user_error(_unplannable(options)):
+        return Workload(
             config,
             sequence_length=length,
             precision=options.dtype,
@@ -128,41 +177,52 @@ def run(arguments: Sequence[str]) -> int:
             optimizer=options.optimizer,
             training=options.train,
         )
-    if length > longest:
-        print(f"The model reads at most {longest:,} tokens; {length:,} were asked for.", file=sys.stderr)
-    if (remark := _quantised(config, options.train)) is not None:
-        print(f"{options.model}: {remark}", file=sys.stderr)
+
+
+def _machine(options: PlanOptions, sizes: _Sizes, dtype: Any) -> tuple[Any, str]:
+    """Return the machine, and what its predicted times are called."""
+    from revformers.planning.devices import DEVICES, Machine
+
     device, named = DEVICES[options.gpu], str(options.gpu)
     if options.operations_per_byte is not None:
-        device = dataclasses.replace(device, memory=device.operations(workload.dtype) / options.operations_per_byte)
+        device = dataclasses.replace(device, memory=device.operations(dtype) / options.operations_per_byte)
         named = f"{options.operations_per_byte:g} operations a byte"
-    if link is not None:
-        device = dataclasses.replace(device, link=link)
-    choices = Choices(options.bits, options.granularity, predictors, options.mlp_tile)
-    with (
-        as_user_error(unplannable),
-        signs_of_life(command_console(stderr=True), "planning"),
-    ):
-        plan = make_plan(workload, Machine(device, memory, host_memory), choices)
+    if sizes.link is not None:
+        device = dataclasses.replace(device, link=sizes.link)
+    return Machine(device, sizes.memory, sizes.host_memory), named
+
+
+def _write(options: PlanOptions, workload: Any, plan: Any) -> None:
+    """Write the files that are asked for."""
     if options.json and options.json != "-":
         write_text(Path(options.json), _json(plan))
     if options.plot:
         from revformers.cli.plan_plot import draw
 
         draw(workload, plan, options.plot_axis, options.plot)
-    if options.json == "-":
-        print(_json(plan), end="")
-        return 0
+
+
+def _show(plan: Any, device: str, longest: float) -> None:
+    """Print the table and the sentences of a plan.
+
+    Args:
+        plan: the plan.
+        device: what the predicted times are called.
+        longest: the most tokens that the model reads by its configuration, or infinity.
+
+    """
+    from revformers.cli.plan_table import plan_table
+    from revformers.training.console import command_console
+
     console = command_console()
-    console.print(plan_table(plan, named))
+    console.print(plan_table(plan, device))
     if plan.refusal:
         console.print(f"Not rebuilt: {plan.refusal}")
     if limited := [row.title for row in plan.setups if row.limited_by_host]:
         console.print(f"Limited by the memory of the host: {', '.join(limited)}.")
-    if length <= longest < max(row.longest_context for row in plan.setups):
+    if plan.sequence_length <= longest < max(row.longest_context or 0 for row in plan.setups):
         console.print(f"The model reads at most {longest:,} tokens; longer contexts only fit the memory.")
     console.print(plan.recommendation)
-    return 0
 
 
 def _json(plan: Any) -> str:
