@@ -16,6 +16,7 @@ from typing import Any
 from lab import REPOSITORY
 from lab.bench.equal_peaks import budgets_at_peaks
 from lab.bench.step_time import Quartiles
+from revformers.errors import counted
 from revformers.training.argument_table import (
     ARGUMENTS,
     AS_USUAL,
@@ -573,7 +574,8 @@ def plan_advice() -> None:
     """Print what the planner advises for every model and machine of the study."""
     rows = []
     for case in result("plan-advice")["rows"]:
-        advice = re.split(r"[:,] (?:this|which) ", case["plan"]["recommendation"])[0]
+        chosen = case["plan"]["chosen"]
+        advice = "nothing fits" if chosen is None else _way(case["plan"]["setups"][chosen])
         host = case["host"] if case["link"] is None else f"{case['host']}, {case['link']}/s"
         rows.append((case["case"], case["memory"], host, advice))
     show("training | device | host | advice", rows)
@@ -584,10 +586,16 @@ def plan_rows() -> None:
     cases, rows = result("plan-advice")["rows"], []
     for case in (cases[0], cases[-1]):
         for row in case["plan"]["setups"]:
-            name = row["name"] if row["bits"] is None else f"{row['name']}, {row['bits']} bits"
             sizes = f"{sum(row['memory'].values()) / 2**30:.1f} GiB", f"{row['host'] / 2**30:.1f} GiB"
-            rows.append((case["case"], name, *sizes, row["largest_batch"], f"{row['time']:.2f}"))
+            rows.append((case["case"], _way(row), *sizes, row["largest_batch"], f"{row['time']:.2f}"))
     show("training | activations | one sequence | host | sequences that fit | time", rows)
+
+
+def _way(row: Mapping[str, Any]) -> str:
+    """Return the name of a row of a plan, with its bits and its tiles."""
+    bits = "" if row["bits"] is None else f", {counted(row['bits'], 'bit')}"
+    tiles = "" if row["mlp_tile"] is None else f", in MLP tiles of {row['mlp_tile']:,} tokens"
+    return f"{row['name']}{bits}{tiles}"
 
 
 def largest_batches() -> None:

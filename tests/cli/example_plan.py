@@ -19,9 +19,21 @@ def example_plan(memory=64 * MIB, unit=MIB, longest=None):
         weights=20 * unit, activations=3 * unit, side_information=unit, working=unit // 2, other=unit
     )
     rows = [
-        SetupCost(STORE, taken, 0, 4, 0, 1024, 1.0, 1.0),
-        SetupCost(OVERLAPPED, taken, 7 * unit, 1234, 70 * unit, 999_936, 1.25, 1.3),
-        SetupCost(rebuild(2), taken, 0, 12, 0, 4096, 1.3, 1.456),
+        SetupCost(
+            setup,
+            memory=taken,
+            host=host * unit,
+            largest_batch=batch,
+            host_of_largest_batch=10 * host * unit,
+            longest_context=context,
+            operations=1.25,
+            time=time,
+        )
+        for setup, host, batch, context, time in (
+            (STORE, 0, 4, 1024, 1.0),
+            (OVERLAPPED, 7, 1234, 999_936, 1.3),
+            (rebuild(2), 0, 12, 4096, 1.456),
+        )
     ]
     machine = Machine(DEVICES["h100"], memory)
-    return Plan(machine, Choices((2,)), 512, size, rows, None, "Store activations.", longest)
+    return Plan(machine, Choices((2,)), 512, size, rows, 0, None, "Store activations.", longest)

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from revformers.cli.plan_table import plan_table
 from revformers.models.update_predictor import PredictorForm
-from revformers.planning.setups import Choices
+from revformers.planning.setups import Choices, budgeted
 from tests.cli.example_plan import example_plan
 
 
@@ -46,6 +46,16 @@ def test_a_million_tokens_and_more_fit_the_row():
     assert row[-4:] == ["2,225", "1.13", "M", "1.00"]
 
 
+def test_a_budget_has_no_context_and_the_batch_of_checkpointing():
+    plan = example_plan()
+    assert "budget" not in shown(plan)
+    plan.setups.append(dataclasses.replace(plan.setups[2], setup=budgeted(2**20), longest_context=None))
+    text = shown(plan)
+    (row,) = (line.split() for line in text.splitlines() if line.startswith(" budget, 0 bits"))
+    assert row[-3:] == ["12", "-", "1.46"]
+    assert "budget: at the largest batch of checkpointing" in text
+
+
 def test_notes_below_the_table_say_what_rows_have_in_common_and_what_sets_one_apart():
     plan = example_plan()
     form = PredictorForm(("state", "update"))
@@ -56,7 +66,7 @@ def test_notes_below_the_table_say_what_rows_have_in_common_and_what_sets_one_ap
     for note in (
         "rebuilt by branch",
         "with update predictors of state, update",
-        "fits (tokens: rebuild, 2 bits: 2,048)",
+        "* in MLP tiles of 2,048 tokens, without which not one sequence fits",
     ):
         assert note in " ".join(text.split())
     assert "in MLP tiles of 64 tokens" in shown(dataclasses.replace(example_plan(), choices=Choices((2,), mlp_tile=64)))

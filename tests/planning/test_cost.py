@@ -7,6 +7,17 @@ from revformers.planning.setups import OVERLAPPED, rebuild
 from revformers.planning.timeline import MemoryByCategory
 from revformers.setup import OFFLOAD, STORE
 
+ROW = SetupCost(
+    STORE,
+    memory=MemoryByCategory(weights=7),
+    host=0,
+    largest_batch=1,
+    host_of_largest_batch=0,
+    longest_context=256,
+    operations=1.0,
+    time=1.5,
+)
+
 
 @pytest.mark.parametrize(
     ("setup", "title", "bits"),
@@ -19,7 +30,7 @@ from revformers.setup import OFFLOAD, STORE
     ],
 )
 def test_a_row_is_called_by_its_policy_and_its_bits(setup, title, bits):
-    row = SetupCost(setup, MemoryByCategory(weights=7), 0, 1, 0, 256, 1.0, 1.5)
+    row = dataclasses.replace(ROW, setup=setup)
     assert row.title == title
     written = row.to_dict()
     assert list(written)[:4] == ["name", "bits", "mlp_tile", "memory"]
@@ -30,6 +41,6 @@ def test_a_row_is_called_by_its_policy_and_its_bits(setup, title, bits):
 
 def test_a_way_is_a_setup_without_its_tiles():
     setup = dataclasses.replace(rebuild(2), mlp_tile=64)
-    row = SetupCost(setup, MemoryByCategory(), 0, 1, 0, 256, 1.0, 1.5)
+    row = dataclasses.replace(ROW, setup=setup)
     assert row.way == rebuild(2)
     assert row.to_dict()["mlp_tile"] == 64

@@ -72,7 +72,7 @@ def _places(rows: Sequence[SetupCost], axis: Axis, tokens: int, longest: int | N
     `longest` is the most tokens of a sequence that the model can read; None for no limit.
     """
     least = min(256, tokens) if axis == "length" else 1
-    limits = [row.longest_context if axis == "length" else row.largest_batch for row in rows if not row.host]
+    limits = [(row.longest_context or 0) if axis == "length" else row.largest_batch for row in rows if not row.host]
     most = max(1.2 * max(limits, default=0), 2 * (tokens if axis == "length" else 1))
     if axis == "length" and longest is not None:
         most = min(most, longest)

@@ -38,7 +38,7 @@ def plan_table(plan: Plan, device: str) -> TitledTable:
             written(memory.total),
             written(row.host),
             _count(row.largest_batch),
-            _count(row.longest_context),
+            "-" if row.longest_context is None else _count(row.longest_context),
             f"{row.time:.2f}",
         )
     return table
@@ -53,13 +53,10 @@ def _notes(plan: Plan) -> str:
         notes.append("rebuilt by branch")
     if choices.predictors is not None:
         notes.append(f"rebuilt with update predictors of {', '.join(choices.predictors.features)}")
-    tiles = [
-        f"{row.title}: {row.setup.mlp_tile:,}"
-        for row in plan.setups
-        if row.setup.mlp_tile not in (None, choices.mlp_tile)
-    ]
-    if tiles:
-        notes.append(f"* in MLP tiles, without which not one sequence fits (tokens: {'; '.join(tiles)})")
+    if any(row.setup.activations.observes for row in plan.setups):
+        notes.append("budget: at the largest batch of checkpointing")
+    for tile in {row.setup.mlp_tile for row in plan.setups} - {None, choices.mlp_tile}:
+        notes.append(f"* in MLP tiles of {tile:,} tokens, without which not one sequence fits")
     return "".join(f"\n{note}" for note in notes)
 
 

@@ -20,7 +20,7 @@ class SetupCost:
         largest_batch: sequences that fit; 0 if not even one fits.
         host_of_largest_batch: host memory that a step on the largest batch holds, bytes.
         longest_context: tokens of a single sequence that fit, a multiple of 256, accurate to one percent; or all
-            that the model's table of positions allows.
+            that the model's table of positions allows. None for a budget, which is of a batch of the planned length.
         operations: floating-point operations of a step, relative to storing.
         time: predicted time of a step, relative to storing.
         limited_by_host: whether more sequences or tokens would fit if the host had more memory.
@@ -32,7 +32,7 @@ class SetupCost:
     host: int
     largest_batch: int
     host_of_largest_batch: int
-    longest_context: int
+    longest_context: int | None
     operations: float
     time: float
     limited_by_host: bool = False

@@ -11,14 +11,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from revformers.errors import NotReversibleError
+from revformers.planning.advice import advise
+from revformers.planning.choose import candidates, choose
 from revformers.planning.cost import SetupCost
 from revformers.planning.devices import Machine
 from revformers.planning.model_size import ModelSize, longest_readable, size_in, trained_model
 from revformers.planning.prediction import with_model
-from revformers.planning.recommend import choose, recommend
 from revformers.planning.search import largest_within
 from revformers.planning.setups import Choices
 from revformers.planning.step import host_memory, step_memory, step_operations, step_time
+from revformers.planning.tiling import can_tile
 from revformers.setup import CHECKPOINT, STORE, Setup, Workload
 
 CONTEXT_UNIT = 256
@@ -33,6 +35,9 @@ FEW_TILES = 4
 SMALLEST_TILE = 1024
 """Tokens of the smallest tile that is chosen without being asked for."""
 
+RESERVE = 0.03
+"""Share of the device's memory that steps in a chosen tile leave to what is not counted: allocator and kernels."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -44,6 +49,7 @@ class Plan:
         sequence_length: tokens in a sequence.
         size: weights, gradients and optimizer states, without update predictors.
         setups: what every setup costs, in the order of the table.
+        chosen: the place in `setups` of the one that is recommended; None if nothing fits.
         refusal: the reason that the model cannot be reversed, or None.
         recommendation: a few sentences.
         longest_readable: tokens that the model's table of positions allows; None if any number is allowed.
@@ -55,6 +61,7 @@ class Plan:
     sequence_length: int
     size: ModelSize
     setups: list[SetupCost]
+    chosen: int | None
     refusal: str | None
     recommendation: str
     longest_readable: int | None
@@ -92,14 +99,15 @@ def make_plan(workload: Workload, machine: Machine, choices: Choices | None = No
         raise ValueError(f"the model has positions for {limit} tokens only, and a sequence of {tokens} was asked for.")
     refusal = _refusal(workload, choices.rebuild(0))
     costs = _Costs(workload, machine, limit)
-    rows = [costs.of_any_tile(setup) for setup in (choices.ordinary if refusal else choices.setups)]
+    rows = costs.in_one_tile([costs.of(setup) for setup in (choices.ordinary if refusal else choices.setups)])
     if mixed := costs.of_budget(choices, rows):
         rows.append(mixed)
-    pretrained = workload.training != "full"
-    chosen = choose(rows, machine, pretrained=pretrained)
+    may_be_chosen = candidates(rows, pretrained=workload.training != "full")
+    chosen = choose(may_be_chosen, host_is_known=machine.host_memory is not None)
     tiled = None if chosen is None or chosen.way == STORE else costs.longest_with_tiles(chosen)
-    recommendation = recommend(rows, chosen, size.total, machine, refusal, pretrained=pretrained, tiled=tiled)
-    return Plan(machine, choices, tokens, size, rows, refusal, recommendation, limit)
+    recommendation = advise(may_be_chosen, chosen, size.total, machine, refusal, tiled)
+    place = None if chosen is None else rows.index(chosen)
+    return Plan(machine, choices, tokens, size, rows, place, refusal, recommendation, limit)
 
 
 def _refusal(workload: Workload, setup: Setup) -> str | None:
@@ -135,32 +143,40 @@ class _Costs:
         """Return the bytes that the model leaves to a step."""
         return self.machine.memory - size_in(self.workload, setup.predictors).total
 
-    def of_any_tile(self, setup: Setup) -> SetupCost:
-        """Return the row of a setup, with tiles if one sequence fits with them only.
+    def in_one_tile(self, rows: Sequence[SetupCost]) -> list[SetupCost]:
+        """Return the rows, with those in MLP tiles of which not one sequence fits the device without.
 
-        Storing is planned without them: MLPs in tiles are computed twice, and what is left to store is large.
+        All have the same tile, so that they can be compared: the largest in which every row fits that fits in any.
+        Storing is planned without tiles: MLPs in tiles are computed twice, and what is left to store is large.
         """
-        row = self.of(setup)
-        if row.memory.total <= self.machine.memory or setup.mlp_tile is not None or setup == STORE:
-            return row
-        tiled = self._with_fitting_tile(setup, row.memory.total)
-        return row if tiled is None else self.of(tiled)
+        large = [
+            row
+            for row in rows
+            if row.memory.total > self.machine.memory and row.setup.mlp_tile is None and row.setup != STORE
+        ]
+        if not large or not can_tile(self.workload):
+            return list(rows)
+        on_host = self.machine.host_memory
+        tiles = [self._largest_tile(row) for row in large if on_host is None or row.host <= on_host]
+        tile = min(filter(None, tiles), default=None)
+        return [self.of(replace(row.setup, mlp_tile=tile)) if tile and row in large else row for row in rows]
 
     def of(self, setup: Setup) -> SetupCost:
         """Return the row of a setup."""
         # A run that counts the operations of a step also counts its memory, but not the reverse.
-        work = self._work_over_store(setup)
+        operations, time = self._work_over_store(setup)
         one = step_memory(self.workload, setup, 1, self.tokens, fused=True)
         batch, batch_without_host = self._largest(lambda _: setup, lambda number: (number, self.tokens))
         context, context_without_host = self._longest_context(setup)
         return SetupCost(
             setup,
-            with_model(size_in(self.workload, setup.predictors), one.device),
-            one.host,
-            batch,
-            host_memory(self.workload, setup, batch, self.tokens) if batch else 0,
-            context,
-            *work,
+            memory=with_model(size_in(self.workload, setup.predictors), one.device),
+            host=one.host,
+            largest_batch=batch,
+            host_of_largest_batch=host_memory(self.workload, setup, batch, self.tokens) if batch else 0,
+            longest_context=context,
+            operations=operations,
+            time=time,
             limited_by_host=batch < batch_without_host or context < context_without_host,
         )
 
@@ -180,44 +196,44 @@ class _Costs:
         budget = least.states + room - least.total
         while budget >= least.states:
             setup = choices.budgeted(budget)
-            work = self._work_over_store(setup)
+            operations, time = self._work_over_store(setup)
             one = step_memory(self.workload, setup, 1, self.tokens, fused=True)
             if one.device.total <= room:
-                memory = with_model(size_in(self.workload, setup.predictors), one.device)
-                batch, context = checkpoint.largest_batch, rebuilt.longest_context
-                return SetupCost(setup, memory, 0, batch, 0, context, *work)
+                return SetupCost(
+                    setup,
+                    memory=with_model(size_in(self.workload, setup.predictors), one.device),
+                    host=0,
+                    largest_batch=checkpoint.largest_batch,
+                    host_of_largest_batch=0,
+                    longest_context=None,
+                    operations=operations,
+                    time=time,
+                )
             # The working set is larger than that of rebuilding alone, e.g. by a second pair of states.
             budget -= one.device.total - room
         return None
 
     def longest_with_tiles(self, row: SetupCost) -> tuple[int, int] | None:
         """Return the tokens of a tile and of the longest context of a row with few tiles; None without such tiles."""
-        if row.setup.mlp_tile is not None:
+        if row.setup.mlp_tile is not None or not can_tile(self.workload):
             return None
-        try:
-            tokens, _ = self._longest_context(row.setup, row.longest_context, FEW_TILES)
-        except ValueError:
-            return None
+        tokens, _ = self._longest_context(row.setup, row.longest_context, FEW_TILES)
         return tokens // FEW_TILES, tokens
 
-    def _with_fitting_tile(self, setup: Setup, total: int) -> Setup | None:
-        """Return the setup with the largest tile with which one sequence fits, or None.
+    def _largest_tile(self, row: SetupCost) -> int | None:
+        """Return the largest tile in which one sequence fits and leaves the reserve, or None.
 
         Args:
-            setup: a setup without tiles, which does not fit.
-            total: the memory that it takes with the model, bytes.
+            row: a row without tiles, which does not fit.
 
         """
-        held = self.machine.memory - self.room(setup)
+        model, total = size_in(self.workload, row.setup.predictors).total, row.memory.total
         tile = 2 ** ((self.tokens - 1).bit_length() - 1)
         while tile >= SMALLEST_TILE:
-            tiled = replace(setup, mlp_tile=tile)
-            try:
-                smaller = held + step_memory(self.workload, tiled, 1, self.tokens, fused=True).device.total
-            except ValueError:
-                return None
-            if smaller <= self.machine.memory:
-                return tiled
+            tiled = replace(row.setup, mlp_tile=tile)
+            smaller = model + step_memory(self.workload, tiled, 1, self.tokens, fused=True).device.total
+            if smaller <= (1 - RESERVE) * self.machine.memory:
+                return tile
             if smaller > 0.99 * total:  # the peak lies elsewhere
                 return None
             tile, total = tile // 2, smaller

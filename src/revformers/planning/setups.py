@@ -22,8 +22,8 @@ class Choices:
         bits: budgets of side information, each from 0 to 8 bits per element and layer.
         granularity: whether rebuilt networks step by block or by branch.
         predictors: the form of the update predictors of rebuilt networks; None without them.
-        mlp_tile: tokens of the batch that an MLP evaluates at a time. None: all, or where one sequence does not fit in
-            that way, the largest power of two with which it does.
+        mlp_tile: tokens of the batch that an MLP evaluates at a time. None: all, or for setups with which one sequence
+            does not fit in that way, a power of two with which it does, the same for all of them.
 
     """
 

@@ -2,45 +2,16 @@ import dataclasses
 
 import pytest
 
-from revformers.conversion.allocation import USUAL_BITS
-from revformers.planning.cost import SetupCost
+from revformers.planning.advice import advise
+from revformers.planning.choose import candidates, choose
 from revformers.planning.devices import DEVICES, Machine
-from revformers.planning.recommend import NEAR_BITS, choose, recommend
-from revformers.planning.setups import OVERLAPPED, budgeted, rebuild
-from revformers.planning.timeline import MemoryByCategory
-from revformers.setup import CHECKPOINT as CHECKPOINTING
-from revformers.setup import OFFLOAD, STORE
-
-GIB = 2**30
-
-SETUPS = {
-    "store": STORE,
-    "checkpoint": CHECKPOINTING,
-    "serial offload": OFFLOAD,
-    "offload": OVERLAPPED,
-    "budget": budgeted(GIB),
-}
-
-
-def row(name, batch, context=0, time=1.0, bits=None, limited=False, **memory):
-    host = GIB * name.endswith("offload")
-    return SetupCost(
-        SETUPS.get(name) or rebuild(bits),
-        MemoryByCategory(**memory),
-        host,
-        batch,
-        3 * host * bool(batch),
-        context or 1024 * batch,
-        time,
-        time,
-        limited,
-    )
+from tests.planning.rows import GIB, row
 
 
 def advice(rows, refusal=None, host=None, pretrained=False, tiled=None, fixed=GIB):
-    machine = Machine(DEVICES["h100"], 2 * GIB, host)
-    chosen = choose(rows, machine, pretrained=pretrained)
-    return recommend(rows, chosen, fixed, machine, refusal, pretrained=pretrained, tiled=tiled)
+    rows = candidates(rows, pretrained=pretrained)
+    chosen = choose(rows, host_is_known=host is not None)
+    return advise(rows, chosen, fixed, Machine(DEVICES["h100"], 2 * GIB, host), refusal, tiled)
 
 
 CHECKPOINT = row("checkpoint", 4, time=1.2, activations=100)
@@ -70,7 +41,7 @@ REBUILT = row("rebuild", 6, 9999, 1.32, 0)
         (
             [row("store", 0), CHECKPOINT, row("rebuild", 5, 4200, time=1.8, bits=0, states=50)],
             None,
-            "rebuilding fits up to 5 sequences or 4,200 tokens, at 1.50 times the time of checkpointing, which is",
+            "rebuilding with 0 bits fits up to 5 sequences or 4,200 tokens, at 1.50 times the time of checkpointing,",
         ),
         ([row("store", 0), CHECKPOINT], "Its layers differ.", "the model cannot be reversed (Its layers differ)."),
         (
@@ -150,12 +121,24 @@ def test_what_fits_alone_is_advised_even_if_the_host_is_unknown():
     assert advice([row("checkpoint", 0), OFFLOADED]).startswith("Offload the inputs")
 
 
-def test_tiles_that_make_a_setup_fit_or_a_context_longer_are_named():
-    tiled = dataclasses.replace(CHECKPOINT, setup=dataclasses.replace(CHECKPOINTING, mlp_tile=8192))
-    assert advice([tiled]).startswith("Use checkpointing, in MLP tiles of 8,192 tokens, which fits up to 4 sequences")
-    assert "With MLP tiles of 4,096 tokens, it fits 8,000 tokens, for one more" in advice(
-        [CHECKPOINT], tiled=(4096, 8000)
+def in_tiles(one, tokens):
+    return dataclasses.replace(one, setup=dataclasses.replace(one.setup, mlp_tile=tokens))
+
+
+def test_tiles_that_make_a_row_fit_are_named():
+    assert advice([in_tiles(CHECKPOINT, 8192)]).startswith(
+        "Use checkpointing in MLP tiles of 8,192 tokens, which fits up to 4 sequences"
     )
+    better = row("rebuild", 9, bits=2, time=1.3)
+    assert "where checkpointing in MLP tiles of 8,192 tokens fits 4" in advice([in_tiles(CHECKPOINT, 8192), better])
+    assert "where checkpointing fits 4" in advice([in_tiles(one, 8192) for one in (CHECKPOINT, better)])
+
+
+def test_tiles_that_make_a_context_longer_are_those_of_the_recommended_row():
+    longer = "With MLP tiles of 4,096 tokens, {} fits 40,000 tokens, for one more evaluation of the MLPs."
+    assert longer.format("checkpointing") in advice([CHECKPOINT], tiled=(4096, 40_000))
+    assert longer.format("rebuilding with 0 bits") in advice([CHECKPOINT, REBUILT], tiled=(4096, 40_000))
+    assert longer.format("offloading") in advice([CHECKPOINT, OFFLOADED, REBUILT], host=100 * GIB, tiled=(4096, 40_000))
     assert "tiles" not in advice([CHECKPOINT], tiled=(4096, 4200))
 
 
@@ -172,7 +155,11 @@ SCRATCH, NEAR = row("rebuild", 9, time=1.3, bits=0), row("rebuild", 6, time=1.4,
             "Use checkpointing, which fits up to 4 sequences",
         ),
         ([SCRATCH], True, "a pretrained model becomes another network when it is rebuilt with fewer than 2 bits"),
-        ([SCRATCH, NEAR], False, "from scratch. A pretrained model needs 2 bits or more, which fit up to 6 sequences"),
+        (
+            [SCRATCH, NEAR],
+            False,
+            "from scratch. A pretrained model needs 2 bits or more; rebuilding with 2 bits fits up to 6 seq",
+        ),
         ([SCRATCH], False, "This is for training from scratch: a pretrained model needs 2 bits or more."),
     ],
 )
@@ -180,10 +167,6 @@ def test_a_pretrained_model_is_not_made_another_network(rows, pretrained, expect
     sentence = advice([CHECKPOINT, *rows], pretrained=pretrained)
     assert expected in sentence
     assert sentence.startswith("Rebuild with 0 bits") != pretrained
-
-
-def test_near_is_what_a_conversion_gives_by_default():
-    assert NEAR_BITS == USUAL_BITS  # planning and conversion do not import each other
 
 
 def test_a_network_near_the_pretrained_one_needs_no_word_about_it():
