@@ -27,6 +27,14 @@ def test_a_workload_is_that_of_the_ordinary_network_on_batches_of_the_shape():
     assert not identity_of(workload.model_config)
 
 
+def test_a_batch_longer_than_the_table_of_positions_is_refused():
+    model = rf.make_reversible(tiny("gpt2"), rf.Midpoint())
+    longest = model.config.max_position_embeddings
+    assert workload_of(model, {"input_ids": torch.zeros(1, longest, dtype=torch.int64)}, "sgd")
+    with pytest.raises(ValueError, match=f"positions for {longest} tokens only, and the batch has {longest + 1}"):
+        workload_of(model, {"input_ids": torch.zeros(1, longest + 1, dtype=torch.int64)}, "sgd")
+
+
 def test_what_the_planner_leaves_out_is_a_remark():
     model = reversible()
     model.get_input_embeddings().requires_grad_(False)

@@ -197,6 +197,10 @@ def test_what_fits_nowhere_is_refused_with_the_least_that_would():
         UserError, match=r"4 x 512 tokens fits 10 MiB: the least, .*, takes .* MiB, of which .* weights"
     ):
         fit_to_memory(network(), BATCH, "10MiB")
+    with pytest.raises(UserError, match=r"takes ([0-9.]+) MiB, of which ([0-9.]+) MiB are weights and opt") as error:
+        fit_to_memory(network(), BATCH, "10MiB", may_step_in_backward=True)
+    total, held = map(float, re.search(r"takes ([0-9.]+) MiB, of which ([0-9.]+) MiB", str(error.value)).groups())
+    assert held < total, "its gradients are not held"
 
 
 @pytest.mark.thorough

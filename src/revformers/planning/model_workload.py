@@ -12,7 +12,7 @@ from revformers.checkpoints.model_config import unmark_config
 from revformers.models.batch import inputs_of
 from revformers.models.discovery import find_stack, unwrap
 from revformers.models.parts import require_reversible
-from revformers.planning.model_size import model_size, size_in
+from revformers.planning.model_size import longest_readable, model_size, size_in
 from revformers.setup import Optimizer, Training, Workload
 
 
@@ -31,10 +31,12 @@ def workload_of(model: nn.Module, batch: Mapping[str, Any], optimizer: Optimizer
     dtype = next(value.dtype for value in unwrap(model).parameters() if value.is_floating_point())
     device = next(model.parameters()).device.type
     # The meta device has no autocast.
-    if dtype not in (torch.float32, torch.bfloat16) or (device != "meta" and torch.is_autocast_enabled(device)):
+    autocast = device != "meta" and torch.is_autocast_enabled(device)
+    if autocast or dtype not in (torch.float32, torch.bfloat16):
+        found = "under autocast" if autocast else f"in {str(dtype).removeprefix('torch.')}"
         raise ValueError(
-            f"Only steps in float32 or in bfloat16 without autocast can be planned, not in "
-            f"{str(dtype).removeprefix('torch.')}; load the model with dtype=torch.bfloat16."
+            f"Only steps in float32 or bfloat16 without autocast can be planned, not {found}; load the model with "
+            f"dtype=torch.bfloat16."
         )
     trained = [parameter.requires_grad for parameter in model.parameters()]
     if not any(trained):
@@ -57,6 +59,9 @@ def workload_of(model: nn.Module, batch: Mapping[str, Any], optimizer: Optimizer
         training="full" if adapter is None else _training(model),
         adapter=adapter,
     )
+    longest = longest_readable(unwrap(model), workload.longest_sequence)
+    if longest is not None and ids.shape[1] > longest:
+        raise ValueError(f"The model has positions for {longest} tokens only, and the batch has {ids.shape[1]}.")
     if adapter is not None:
         _refuse_other_weights(model, workload)
     return workload, tuple(remarks)

@@ -99,11 +99,12 @@ def fit_to_memory(
         fitting = [row for row in rows if row.fits(machine.memory, on_host)]
     if not fitting:
         least = min(rows, key=lambda row: row.memory)
+        held = size.total - (size.gradients if least.optimizer_in_backward else 0)
         raise UserError(
             f"No step on a batch of {workload.batch_size} x {workload.sequence_length} tokens fits "
             f"{size_in_words(machine.memory)}: the least, {least}, takes {size_in_words(least.memory)}, of which "
-            f"{size_in_words(size.total)} are weights, gradients and optimizer states. Take a smaller batch, more "
-            f"memory, an adapter, or an optimizer with smaller states."
+            f"{size_in_words(held)} are {'weights' if least.optimizer_in_backward else 'weights, gradients'} and "
+            f"optimizer states. Take a smaller batch, more memory, an adapter, or an optimizer with smaller states."
         )
     chosen = min(fitting, key=_order)
     if loss is None:
