@@ -9,6 +9,8 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 
 import revformers as rf
 from revformers.engine.fixed_point import INT64, FixedPoint
+from revformers.engine.range_check import RangeCheck
+from revformers.engine.range_watch import MOST_WAITING
 from revformers.models import forward
 from tests.test_reversible import llama
 from tests.tiny_models import tiny
@@ -145,6 +147,50 @@ def test_a_pass_that_a_hook_ends_early_has_no_wrapped_states(model, batch, state
     else:
         features()
         assert kept[0].abs().max() > 2**15
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize(
+    ("error", "of_device"),
+    [(torch.OutOfMemoryError("device"), True), (torch.AcceleratorError("device", 1), True), (KeyError("hook"), False)],
+)
+def test_an_error_of_the_device_is_not_hidden_by_the_range(model, batch, error, of_device, at_once, monkeypatch):
+    """The control is an error of a hook. No later pass raises for the range of this one."""
+    model = rf.make_reversible(model, rf.Midpoint(), states="int32")
+    model.get_input_embeddings().weight.data.mul_(1e9)
+    if not at_once:
+        monkeypatch.setattr(forward, "_checks_range_at_once", lambda *_: False)
+
+    def fail(*_):
+        raise error
+
+    handle = model.model.layers[1].register_forward_hook(fail)
+    with pytest.raises(type(error) if of_device else rf.StateRangeError) as raised:
+        model(**batch)
+    assert error in (raised.value, raised.value.__context__)
+    handle.remove()
+    model.get_input_embeddings().weight.data.mul_(1e-9)
+    for _ in range(MOST_WAITING + 1):
+        model(**batch)
+
+
+def test_a_plain_runtime_error_is_of_the_device_if_there_is_one():
+    error = RuntimeError("CUDA error: device-side assert triggered")
+    assert forward._may_be_of_device(error, torch.device("cuda", 0))
+    assert not forward._may_be_of_device(error, torch.device("cpu"))
+    assert not forward._may_be_of_device(StopForwardError(), torch.device("cuda", 0))
+
+
+def test_a_device_that_cannot_say_the_range_does_not_hide_the_error_of_the_pass(model, batch, monkeypatch):
+    model = rf.make_reversible(model, rf.Midpoint())
+
+    def fail(*_):
+        monkeypatch.setattr(RangeCheck, "within", lambda _: torch.empty((), device="meta"))
+        raise StopForwardError
+
+    model.model.layers[1].register_forward_hook(fail)
+    with pytest.raises(StopForwardError):
+        model(**batch)
 
 
 def test_a_head_that_is_stepped_in_the_backward_pass_is_not_stepped_before_the_range_is_known(batch):

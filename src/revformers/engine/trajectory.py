@@ -113,16 +113,12 @@ class Trajectory:
             StateRangeError: if a value of this forward pass is out of range, unless the backward pass reports that.
 
         """
-        self.check_range()
+        if self._range_at_once or not self.hidden.requires_grad:
+            self.range_check.raise_if_exceeded()
         if self._dynamics.readout == "last":
             return self.hidden
         # Gradients go past `hidden` here.
         return self._watched(_Mean.apply(self._previous, self._current, self.states, self._dtype))
-
-    def check_range(self) -> None:
-        """Raise StateRangeError if a value is out of range so far, unless the backward pass reports that."""
-        if self._range_at_once or not self.hidden.requires_grad:
-            self.range_check.raise_if_exceeded()
 
     @property
     def report(self) -> Any:

@@ -5,6 +5,7 @@ decoder's opens a `Pass`, and each layer's takes its steps in it. So module name
 layers, masks, position embeddings and caches do not change.
 """
 
+import contextlib
 import dataclasses
 import inspect
 import warnings
@@ -213,17 +214,24 @@ class Pass:
     def finish(self) -> None:
         """Raise NotReversibleError if the decoder ran fewer layers than it has."""
         if self._next != self.stack.number_of_layers:
-            self.end_early()
             raise NotReversibleError(
                 f"{type(self._decoder).__name__} ran {self._next} of its {self.stack.number_of_layers} layers; only "
                 f"decoders that run every layer once and in order can be reversed."
             )
 
-    def end_early(self) -> None:
-        """Look at the range of the states if the pass ends before the last layer: a hook may have kept some."""
-        if self._trajectory is not None and self._next < self.stack.number_of_layers:
-            self._trajectory.check_range()
-            self.stack.range_watch.add(self._trajectory.range_check)
+    def end_early(self, error: Exception) -> None:
+        """Look at the range of the states if `error` ends the pass before the last layer: a hook may have kept some.
+
+        Raises:
+            StateRangeError: if a value is out of range; never after an error of the device, nor if it cannot answer.
+
+        """
+        if self._trajectory is None or self._next == self.stack.number_of_layers:
+            return
+        if not _may_be_of_device(error, self._trajectory.hidden.device):
+            with contextlib.suppress(RuntimeError):
+                self._trajectory.range_check.raise_if_exceeded()
+                self.stack.range_watch.add(self._trajectory.range_check)
 
     def _refuse_other_devices(self, layer: nn.Module, hidden: Tensor) -> None:
         """Refuse layers on several devices, and training with weights that accelerate offloads to disk or host memory.
@@ -354,8 +362,8 @@ def _run_decoder(decoder: Any, compiling: bool, arguments: tuple[Any, ...], keyw
     token = CURRENT_RUN.set(current)
     try:
         output = type(decoder).forward(decoder, *arguments, **keywords)
-    except Exception:
-        current.end_early()
+    except Exception as error:
+        current.end_early(error)
         raise
     finally:
         CURRENT_RUN.reset(token)
@@ -468,6 +476,12 @@ def _checks_range_at_once(stack: ReversibleStack, decoder: nn.Module, hidden: Te
     """
     model = (stack.owner and stack.owner()) or decoder
     return hidden.is_cpu or any(map(has_accumulation_hooks, model.parameters()))
+
+
+def _may_be_of_device(error: Exception, device: torch.device) -> bool:
+    """Whether a device may have raised this error, and waiting for it might raise another, or never end."""
+    of_device = isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError)
+    return of_device or (isinstance(error, RuntimeError) and device.type != "cpu")
 
 
 def _recomputes(stack: ReversibleStack) -> bool:
