@@ -196,6 +196,19 @@ def test_on_cuda_a_stream_of_its_own_copies_in_pinned_memory_after_what_was_comp
         assert (again.device, again.dtype, again.shape) == (device, torch.bfloat16, hidden.shape)
 
 
+def test_each_stream_that_computes_has_copies_of_its_own(monkeypatch):
+    """Memory that copies use again is safe in the order of one computing stream: another might still read it."""
+    computing, device = ["one", "other", "one"], torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: Mock())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: computing[0])
+    begin, used = rf.Offload().bind(1), []
+    with FakeTensorMode():
+        while computing:
+            used.append(begin(StatePair.empty(device), [])._inputs._copies)
+            computing.pop(0)
+    assert used[0] is used[2] is not used[1]
+
+
 def gigabytes(count):
     """Layers' inputs whose copies take milliseconds."""
     return [torch.randn(2**27 // count, device="cuda") for _ in range(count)]

@@ -26,7 +26,8 @@ class Offload(ActivationPolicy):
 
     def bind(self, steps_per_layer: int) -> BeginPass:
         """Return a function that begins a forward pass that copies the inputs to the host."""
-        streams: dict[torch.device, StreamCopies] = {}  # one for each model
+        # One for each model and stream that computes, because the memory of a copy is used again in the order of one.
+        streams: dict[torch.cuda.Stream, StreamCopies] = {}
 
         def begin(states: StatePair, _: object) -> ForwardPass:
             device = states.current.device
@@ -34,9 +35,10 @@ class Offload(ActivationPolicy):
                 return OffloadedPass(states, OverlappedInputs(MetaCopies()))
             if device.type != "cuda":
                 return OffloadedPass(states)
-            if device not in streams:
-                streams[device] = StreamCopies(device)
-            return OffloadedPass(states, OverlappedInputs(streams[device]))
+            computing = torch.cuda.current_stream(device)
+            if computing not in streams:
+                streams[computing] = StreamCopies(device)
+            return OffloadedPass(states, OverlappedInputs(streams[computing]))
 
         return begin
 

@@ -60,7 +60,7 @@ class Copies(Protocol):
 
 
 class StreamCopies:
-    """Copies on a CUDA stream of their own.
+    """Copies on a CUDA stream of their own, beside one stream that computes.
 
     The tensors that `to_device` returns belong to this stream. If one is dropped, even while its copy is under way, its
     memory goes to a later copy of this stream; that copy waits for everything that the computing stream did before.
