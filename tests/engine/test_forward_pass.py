@@ -15,7 +15,7 @@ def test_a_field_is_evaluated_once_in_ordinary_autograd_and_the_states_advance()
         calls.append(hidden)
         return hidden**2
 
-    forward_pass = ForwardPass(StatePair(*(INT64.quantise(hidden.detach()) for _ in range(2))))
+    forward_pass = ForwardPass(StatePair(*(INT64.quantise(hidden.detach()) for _ in range(2)), INT64))
     coefficients = Coefficients(Fraction(1), Fraction(0), 2.0)
     update = forward_pass.evaluate("layer 0", coefficients, field, hidden)
     forward_pass.advance(coefficients, update.detach())

@@ -67,6 +67,22 @@ def test_the_largest_magnitude_is_that_of_all_passes():
     assert math.isinf(watch.largest)
 
 
+def test_a_block_that_measures_begins_at_zero_and_leaves_nothing_behind():
+    watch = RangeWatch()
+    watch.add(checked(3.0))
+
+    def measure():
+        with watch.set_aside():
+            assert watch.largest == 0.0
+            watch.add(checked(5.0))
+            assert watch.largest == 5.0
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        measure()
+    assert watch.largest == 3.0
+
+
 def test_a_copy_has_met_no_pass():
     watch = RangeWatch()
     watch.add(checked(3.0))

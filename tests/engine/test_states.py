@@ -116,7 +116,7 @@ def test_side_information_has_the_theoretical_size(step):
 @pytest.mark.parametrize("denominator", [2, 3, 4, 7, 16, 256])
 def test_without_side_information_a_contraction_loses_the_state(denominator):
     previous = torch.arange(-600, 600).view(1, 1, -1)
-    pair = StatePair(previous.clone(), torch.zeros_like(previous))
+    pair = StatePair(previous.clone(), torch.zeros_like(previous), INT64)
     coefficients = Coefficients(previous=Fraction(1, denominator), current=Fraction(0), update=1.0)
     update = torch.zeros(previous.shape)
     pair.advance(coefficients, update, keep_side_information=True)
@@ -136,7 +136,7 @@ def test_states_are_read_rounded_once(fixed_point):
 
 
 def test_a_copy_has_its_own_memory_and_an_empty_pair_none():
-    pair = StatePair(torch.zeros(2, dtype=torch.int64), torch.ones(2, dtype=torch.int64))
+    pair = StatePair(torch.zeros(2, dtype=torch.int64), torch.ones(2, dtype=torch.int64), INT64)
     copy = pair.copy()
     pair.previous.add_(7)
     pair.current.add_(7)
@@ -145,7 +145,7 @@ def test_a_copy_has_its_own_memory_and_an_empty_pair_none():
 
 
 def test_checksum_sees_one_unit_in_either_state():
-    pair = StatePair(torch.randint(-LIMIT, LIMIT, (2, 3, 4)), torch.randint(-LIMIT, LIMIT, (2, 3, 4)))
+    pair = StatePair(*torch.randint(-LIMIT, LIMIT, (2, 2, 3, 4)), INT64)
     before = pair.checksum()
     pair.previous[1, 2, 3] += 1
     assert not torch.equal(before, pair.checksum())

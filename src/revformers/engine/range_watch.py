@@ -2,6 +2,8 @@
 
 import threading
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -32,7 +34,19 @@ class RangeWatch:
 
     @largest.setter
     def largest(self, value: float) -> None:
-        self._largest = value
+        with self._lock:
+            self._largest = value
+
+    @contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """Set the largest magnitude to 0 for a block that measures, and to what it was after it."""
+        before = self._largest  # it may be on a device, for which nothing waits here
+        self.largest = 0.0
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._largest = before
 
     def add(self, check: RangeCheck) -> None:
         """Note the magnitudes of a forward pass that has ended, which stay on its device."""

@@ -27,13 +27,13 @@ class StatePair:
 
     previous: Tensor
     current: Tensor
-    fixed_point: FixedPoint = INT64
+    fixed_point: FixedPoint
 
     @classmethod
     def empty(cls, device: torch.device) -> "StatePair":
         """Return a pair without elements, for passes in which no step is undone."""
         nothing = torch.empty(0, dtype=torch.int64, device=device)
-        return cls(nothing, nothing)
+        return cls(nothing, nothing, INT64)
 
     def copy(self) -> "StatePair":
         """Return a copy with its own memory."""

@@ -129,12 +129,13 @@ def activations_set_to(model: nn.Module, activations: ActivationPolicy | str) ->
 
     """
     reversible = require_reversible(model)
-    before = reversible.activations, reversible.budget_report, reversible.largest_magnitude
-    try:
-        set_activations(model, activations)
-        yield
-    finally:
-        reversible.activations, reversible.budget_report, reversible.largest_magnitude = before
+    before = reversible.activations, reversible.budget_report
+    with reversible.range_watch.set_aside():
+        try:
+            set_activations(model, activations)
+            yield
+        finally:
+            reversible.activations, reversible.budget_report = before
 
 
 def add_update_predictors(model: nn.Module, form: PredictorForm) -> list[UpdatePredictor]:

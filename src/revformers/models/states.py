@@ -76,12 +76,13 @@ def choose_states(model: nn.Module, batch: Mapping[str, Any], head_room: float =
 
 def run_in_64_bits(reversible: ReversibleStack, run: Callable[[], Result]) -> tuple[Result, float]:
     """Return what `run` returns, whose passes have 64-bit states, and the largest magnitude that they met."""
-    before = reversible.states, reversible.largest_magnitude
-    reversible.states, reversible.largest_magnitude = StateFormat("int64"), 0.0
-    try:
-        return run(), reversible.largest_magnitude
-    finally:
-        reversible.states, reversible.largest_magnitude = before
+    before = reversible.states
+    with reversible.range_watch.set_aside():
+        try:
+            reversible.states = StateFormat("int64")
+            return run(), reversible.largest_magnitude
+        finally:
+            reversible.states = before
 
 
 def format_for(

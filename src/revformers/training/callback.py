@@ -188,7 +188,6 @@ class ReversibleCallback(TrainerCallback):
                 stacklevel=2,
             )
             return
-        largest = reversible.largest_magnitude
         if self._verifies and reversible.dynamics.reversible:
             report = verify_gradients(model, inputs, loss=_loss_of)
             logger.info("%s", report)
@@ -197,10 +196,10 @@ class ReversibleCallback(TrainerCallback):
             self.report = report
             self._pending["gradients_exact"] = 1.0
         if self._counts:
-            self.memory = _peak(model, inputs, optimizer)
+            with reversible.range_watch.set_aside():
+                self.memory = _peak(model, inputs, optimizer)
             sizes = {**dataclasses.asdict(self.memory), "total": self.memory.total}
             self._pending.update({f"memory_{name}": float(size) for name, size in sizes.items()})
-        reversible.largest_magnitude = largest
 
     def _stop_waiting(self) -> None:
         if self._handle is not None:
