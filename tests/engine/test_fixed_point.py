@@ -5,11 +5,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from revformers.engine.fixed_point import INT64, FixedPoint
+from revformers.engine.fixed_point import INT64, USABLE_SHARE, FixedPoint
 from revformers.engine.ops.cpu import read
 
 INT32 = FixedPoint(torch.int32, 16)
 FORMATS = [INT64, INT32, FixedPoint(torch.int32, 10)]
+
+
+def test_what_states_may_not_fill_covers_what_bfloat16_rounds_down():
+    """Which is nearly 2**-8 of a number just below the middle between a power of two and the next number."""
+    values = torch.linspace(1, 2, 2**16 + 1, dtype=torch.float64)
+    lost = ((values - values.bfloat16().double()) / values).max().item()
+    assert 0.99 * 2.0**-8 < lost < 2.0**-8 < 1 - USABLE_SHARE
 
 
 @given(st.sampled_from(FORMATS), st.floats(-1, 1, width=32))

@@ -5,7 +5,7 @@ stored ones.
 
 A state of 64 bits resolves 2**-30, which is finer than float32 for every |x| above 2**-6; a float32 update of magnitude
 2**-7 or more is represented without rounding. A state of 32 bits has a binary point that the model chooses; with 16
-fraction bits it resolves 2**-16 and holds values up to 2**15, while bfloat16 resolves 2**-6 at a magnitude of 2.
+fraction bits it resolves 2**-16 and holds values up to 32,512, while bfloat16 resolves 2**-6 at a magnitude of 2.
 """
 
 from dataclasses import dataclass

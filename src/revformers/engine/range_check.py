@@ -24,7 +24,8 @@ class RangeCheck:
 
     Args:
         fixed_point: the format of the states.
-        embedding: p[0], any shape. p[-1] is the same or 0.
+        embedding: p[0], any shape. It counts as p[-1] too, which may be 0: the sum of the first step's terms is then
+            taken to be larger than it is.
 
     """
 
@@ -100,7 +101,7 @@ class RangeCheck:
 
     def _computed(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         device = self._extremes[0].device
-        extremes = torch.stack([extreme.to(device, torch.float64) for extreme in self._extremes])
+        extremes = torch.stack(self._extremes).to(torch.float64)  # of dtypes that differ, the one that holds them all
         embedding, *steps = extremes.view(-1, 2).abs().amax(dim=1).split((1, 2 * len(self._names)))
         updates, states = steps[0].view(-1, 2).unbind(1)
         a, b, c = _weights(tuple(self._coefficients), device).unbind(1)

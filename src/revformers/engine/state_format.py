@@ -13,7 +13,7 @@ Kind = Literal["auto", "int32", "int64"]
 FRACTION_BITS = 16
 """Binary digits after the point of 32-bit states, unless a model needs more range.
 
-They hold |x| up to 2**15 in steps of 2**-16. The layers of a bfloat16 model read a state of magnitude 2 to 6 in steps
+They hold |x| up to 32,512 in steps of 2**-16. The layers of a bfloat16 model read a state of magnitude 2 to 6 in steps
 of 2**-6 or 2**-5: the states are hundreds of times finer. More digits would cost range and give nothing to bfloat16.
 """
 
