@@ -6,7 +6,8 @@ from torch import nn
 
 import revformers as rf
 from revformers.activations import parse_policy
-from revformers.engine.fixed_point import INT64
+from revformers.engine.gradient_dtype import gradient_dtype
+from revformers.engine.state_format import StateFormat
 from revformers.engine.trajectory import Trajectory
 
 WIDTH, DEPTH = 16, 6
@@ -30,10 +31,10 @@ def bound(activations, dynamics, depth=DEPTH):
 
 
 def trajectory_of(dynamics, begin, embedding, **options):
-    """Return a trajectory in 64 bits whose gradients are summed as float32 layers need it."""
+    """Return a trajectory as a model has it: states and sums of gradients follow from the dtype of the embedding."""
     defaults = {
-        "fixed_point": INT64,
-        "gradient_dtype": torch.promote_types(embedding.dtype, torch.float32),
+        "fixed_point": StateFormat().of_pass(embedding.dtype, embedding.device),
+        "gradient_dtype": gradient_dtype(embedding.dtype, dynamics.steps(DEPTH)),
         "range_at_once": embedding.is_cpu,
     }
     return Trajectory(dynamics, begin, embedding, **defaults | options)

@@ -10,19 +10,25 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import revformers as rf
 from revformers.dynamics import Coefficients
 from revformers.engine.forward_pass import ForwardPass
+from revformers.engine.state_format import parse_states
 from revformers.engine.tape import Tape
 from tests.engine.network import Network, each_reversible, equal, trajectory_of
 
 
 @each_reversible
-@pytest.mark.parametrize(("dtype", "dropout"), [(torch.float32, 0.3), (torch.bfloat16, 0.0)])
-def test_every_policy_gives_the_stored_gradients_to_the_bit(dynamics, dtype, dropout):
+@pytest.mark.parametrize(
+    ("dtype", "dropout", "states"),
+    [(torch.float32, 0.3, "auto"), (torch.bfloat16, 0.0, "auto"), (torch.bfloat16, 0.3, "int64")],
+)
+def test_every_policy_gives_the_stored_gradients_to_the_bit(dynamics, dtype, dropout, states):
+    """In bfloat16 with states of 32 bits, whose gradients some dynamics sum in bfloat16, and with states of 64."""
     network = Network(dropout, dtype)
-    loss = network.run(dynamics, "store")
+    options = {"fixed_point": parse_states(states).of_pass(dtype, torch.device("cpu"))}
+    loss = network.run(dynamics, "store", **options)
     stored = network.gradients(loss)
     after = torch.get_rng_state()
     for activations in ("checkpoint", "offload", "rebuild"):
-        other = network.run(dynamics, activations)
+        other = network.run(dynamics, activations, **options)
         assert torch.equal(other, loss)
         assert equal(network.gradients(other), stored)
         assert torch.equal(torch.get_rng_state(), after), "the outer random stream must not move"
@@ -205,7 +211,7 @@ def test_the_largest_magnitude_is_that_of_a_state_or_an_update():
 def test_gradients_of_half_precision_add_up_in_float32(dtype):
     """Each of 64 layers adds less to the gradient than half precision can add to one."""
     embedding = torch.zeros(1, 1, 4, dtype=dtype, requires_grad=True)
-    trajectory = trajectory_of(rf.Residual(), ForwardPass, embedding)
+    trajectory = trajectory_of(rf.Residual(), ForwardPass, embedding, gradient_dtype=torch.float32)
     for layer in range(64):
         trajectory.step(f"layer {layer}", rf.Residual().coefficients(layer), lambda hidden: hidden * 2.0**-12)
     hidden = trajectory.readout()

@@ -7,8 +7,8 @@ from transformers import AutoConfig
 from lab.bench.memory import Measurer
 from lab.bench.workload import MeasuredWorkload as Measured
 from lab.bench.workload import llama_config
-from revformers.activations import Checkpoint, Offload
-from revformers.dynamics import Residual
+from revformers.activations import Checkpoint, Offload, Rebuild
+from revformers.dynamics import BlendedMidpoint, Leapfrog, Midpoint, Residual
 from revformers.planning.devices import DEVICES
 from revformers.planning.setups import rebuild, title_of
 from revformers.planning.step import (
@@ -34,6 +34,25 @@ def test_the_planned_peak_is_the_measured_one(setup, head):
     measured = Measurer().peak(Measured(CONFIG, 2, 256, head=head), setup).peak
     workload = dataclasses.replace(WORKLOAD, head=head)
     assert step_memory(workload, setup, 2, 256).device.total == pytest.approx(measured, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("dynamics", "further"),
+    [
+        (Midpoint(), 1),
+        (BlendedMidpoint("1/4"), 1),
+        (BlendedMidpoint("1/4", 1.25), 1),
+        (BlendedMidpoint("1/4", 0.5), 2),
+        (Leapfrog(), 4),
+    ],
+    ids=lambda value: getattr(value, "recurrence", None),
+)
+def test_rebuilding_holds_one_gradient_more_than_checkpointing_while_a_layer_is_differentiated(dynamics, further):
+    """In tensors of the stream's size; two if |c| < 1, and in float32 four: two gradients, and one for the layer."""
+    workload = Workload(llama_config(6, 256, 64, 512), sequence_length=512, precision="bfloat16")
+    memory = [step_memory(workload, setup, 4, 512).device for setup in (CHECKPOINT, Setup(dynamics, Rebuild()))]
+    checkpointed, rebuilt = (device.working + device.head for device in memory)
+    assert (rebuilt - checkpointed) / (4 * 512 * 256 * 2) == pytest.approx(further, abs=0.01)
 
 
 @pytest.mark.thorough
