@@ -20,7 +20,8 @@ from revformers.planning.plan import make_plan
 from revformers.setup import Workload
 from revformers.training.console import command_console
 
-WIDE = llama_config(32, 4096, 128256, 131072) | {"intermediate_size": 14336, "num_key_value_heads": 8}
+LLAMA_8B = {"intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8}
+WIDE = llama_config(32, 4096, 128256, 131072) | LLAMA_8B
 SHALLOW = WIDE | {"num_hidden_layers": 3}
 NARROW = llama_config(48, 1024, 32000, 131072)
 
