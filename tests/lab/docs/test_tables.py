@@ -68,6 +68,7 @@ def point(value, arm, peak, *seconds, **ratios):
     return {
         "value": value,
         "arm": arm,
+        "memory": None,
         "fits": peak is not None,
         "peak": peak and peak * 2**20,
         "ratios": {name: ratio(median) for name, median in ratios.items()},
