@@ -94,7 +94,8 @@ def test_a_process_that_is_ended_in_the_middle_of_its_answer_has_not_answered(mo
 
 def test_a_setup_reaches_the_process_whole():
     states, predictors = StateFormat("int32", 12), PredictorForm(("state",), 4)
-    for setup in (STORE, Setup(BlendedMidpoint("1/4", granularity="branch"), Rebuild(), states, predictors, 64)):
+    by_branch = Setup(BlendedMidpoint("1/4", granularity="branch"), Rebuild(), states, None, 64)
+    for setup in (STORE, by_branch, Setup(BlendedMidpoint("1/4"), Rebuild(), states, predictors)):
         assert module._setup(json.loads(json.dumps(module._written(setup)))) == setup
 
 
