@@ -26,7 +26,7 @@ def parse_size(text: str) -> int:
     match = re.fullmatch(r"\s*(\d{1,20}(?:\.\d{1,20})?)\s*([A-Za-z]+)\s*", text)
     units = {unit.lower(): size for unit, size in UNITS.items()}
     if match is None or match[2].lower() not in units or not float(match[1]):
-        raise ValueError(f"A size of memory is a number with a unit, such as 24GiB or 80GB, not {reprlib.repr(text)}.")
+        raise ValueError(f"A size is a number with a unit, such as 24GiB or 80GB, not {reprlib.repr(text)}.")
     return int(float(match[1]) * units[match[2].lower()])
 
 

@@ -68,8 +68,8 @@ def test_a_plot_has_a_curve_a_way(config, tmp_path):
     [
         (["--memory", "much"], "such as 24GiB"),
         (["--memory", "1GiB", "--bits", "9"], "from 0 to 8"),
-        (["--memory", "1GiB", "--host_memory", "much"], "--host_memory: A size of memory"),
-        (["--memory", "1GiB", "--link", "fast"], "--link: A size of memory"),
+        (["--memory", "1GiB", "--host_memory", "much"], "--host_memory: A size is"),
+        (["--memory", "1GiB", "--link", "fast"], "--link: A size is"),
         (["--memory", "1GiB", "--mlp_tile", "0"], "--mlp_tile takes a number of tokens, not 0"),
         (["--memory", "1GiB", "--sequence_length", "1"], "two tokens"),
         (["--memory", "1GiB", "--operations_per_byte", "0"], "a positive number"),

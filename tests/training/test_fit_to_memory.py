@@ -227,7 +227,7 @@ def taught(model):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"memory": "much"}, "A size of memory is"),
+        ({"memory": "much"}, "A size is a number"),
         ({"memory": 0}, "A memory is a number of bytes"),
         ({"device": "abacus"}, "no data sheet of 'abacus'; choose one of a100"),
         ({"host_memory": -1}, "A memory is a number of bytes"),
