@@ -1,0 +1,190 @@
+"""Trains several dynamics from scratch on equal terms, several times each, and compares their validation losses.
+
+    python -m lab.studies.pretraining recipes/pretraining/wikitext-10m.yaml --run.data.source train.txt \
+        --run.data.validation_source valid.txt --output RESULT.json
+
+Two parts. Every arm is trained with every learning rate for a few steps, and takes the one with the lowest validation
+loss. Then every arm is trained with its learning rate from every seed. A seed gives the initial weights and the order of
+the text, which are the same in all arms, so that arms are compared seed by seed; the seed of the first part is none of
+those. Every run is one of `revformers pretrain`, in a process of its own. An interrupted study goes on with the runs
+that its result lacks. A run that diverges is a row without a validation loss.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from lab.bench.environment import describe_environment, output_file, write_result
+from revformers.errors import StateRangeError, UserError, require
+from revformers.training.console import command_console
+from revformers.training.pretrain import pretrain
+from revformers.training.recipe import DynamicsSection, Recipe
+from revformers.training.recipe_file import read_recipe
+
+
+@dataclass(frozen=True)
+class TuningSection:
+    """The choice of a learning rate for every arm.
+
+    Attributes:
+        learning_rates: Peak learning rates to try.
+        max_steps: Optimizer steps of a trial.
+        seed: Seed of the trials.
+
+    """
+
+    learning_rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3)
+    max_steps: int = 150
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class PretrainingStudy:
+    """What is trained, and how often.
+
+    Attributes:
+        run: The recipe of every run, but for its dynamics, learning rate and seeds.
+        arms: Sections `dynamics` by name. The random_seed of a blend is that of the run.
+        tuning: The choice of a learning rate for every arm.
+        seeds: Seeds of the compared runs.
+
+    """
+
+    run: Recipe = field(default_factory=Recipe)
+    arms: dict[str, Any] = field(default_factory=dict)
+    tuning: TuningSection = field(default_factory=TuningSection)
+    seeds: tuple[int, ...] = (1, 2, 3)
+
+    def __post_init__(self) -> None:
+        require(self.tuning.seed not in self.seeds, "tuning.seed", "none of the seeds", self.tuning.seed)
+        for arm in self.arms:
+            self.recipe(Trial(arm, 1e-3, 0, 1))
+
+    def recipe(self, trial: "Trial") -> Recipe:
+        """Return the recipe of one run."""
+        values = self.arms[trial.arm]
+        options = dict(values.get("options", {}))
+        if "random_seed" in options:
+            options["random_seed"] = trial.seed
+        return dataclasses.replace(
+            self.run,
+            model=dataclasses.replace(self.run.model, seed=trial.seed),
+            # The gradients of storing are those of rebuilding, to the bit, and take less time.
+            dynamics=DynamicsSection(**{"activations": "store", **values, "options": options}),
+            training=dataclasses.replace(
+                self.run.training,
+                seed=trial.seed,
+                learning_rate=trial.learning_rate,
+                max_steps=trial.max_steps,
+                eval_steps=min(self.run.training.eval_steps, trial.max_steps),
+                save_steps=trial.max_steps,
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run: an arm, its learning rate and seed, and the number of optimizer steps."""
+
+    arm: str
+    learning_rate: float
+    seed: int
+    max_steps: int
+
+
+def train(study: PretrainingStudy, trial: Trial) -> dict[str, Any]:
+    """Train once and return the row of the result: the trial, its validation loss and its loss curve."""
+    row: dict[str, Any] = dataclasses.asdict(trial) | {"git_commit": describe_environment()["git_commit"]}
+    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w", encoding="utf-8") as nowhere:
+        recipe = dataclasses.replace(study.recipe(trial), output=f"{folder}/run")
+        try:
+            result = pretrain(recipe, console=Console(file=nowhere))
+        except (UserError, StateRangeError) as error:
+            return row | {"validation_loss": None, "error": str(error).replace(folder, ""), "curve": []}
+        curve = json.loads((Path(recipe.output) / "history.json").read_text(encoding="utf-8"))
+    kept = ("parameters", "tokens", "training_loss", "validation_loss")
+    return row | {name: result.metrics[name] for name in kept} | {"error": None, "curve": curve}
+
+
+def trials_to_tune(study: PretrainingStudy) -> list[Trial]:
+    """Return the runs of the first part."""
+    tuning = study.tuning
+    return [Trial(arm, rate, tuning.seed, tuning.max_steps) for rate in tuning.learning_rates for arm in study.arms]
+
+
+def best_rates(study: PretrainingStudy, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the learning rate of every arm; an arm all of whose trials diverged has none."""
+    trials = set(trials_to_tune(study))
+    best: dict[str, tuple[float, float]] = {}
+    for row in rows:
+        if trial_of(row) in trials and row["validation_loss"] is not None:
+            found = row["validation_loss"], row["learning_rate"]
+            best[row["arm"]] = min(best.get(row["arm"], found), found)
+    return {arm: rate for arm, (_, rate) in best.items()}
+
+
+def trials_to_compare(study: PretrainingStudy, rates: Mapping[str, float]) -> list[Trial]:
+    """Return the runs of the second part, all arms of a seed after each other."""
+    steps = study.run.training.max_steps
+    return [Trial(arm, rates[arm], seed, steps) for seed in study.seeds for arm in study.arms if arm in rates]
+
+
+def trial_of(row: Mapping[str, Any]) -> Trial:
+    """Return the trial of a row."""
+    return Trial(*(row[item.name] for item in dataclasses.fields(Trial)))
+
+
+def run_study(study: PretrainingStudy, rows: list[dict[str, Any]], workers: int, save: Any) -> None:
+    """Train what `rows` lacks, add it there, and call `save` after every run."""
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for part in (trials_to_tune, lambda study: trials_to_compare(study, best_rates(study, rows))):
+            known = set(map(trial_of, rows))
+            runs = [pool.submit(train, study, trial) for trial in part(study) if trial not in known]
+            for run in as_completed(runs):
+                rows.append(run.result())
+                save()
+
+
+def main() -> None:
+    """Run the study, or what is left of it, and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--output", type=output_file, required=True)
+    parser.add_argument("--workers", type=int, default=2, help="runs at once")
+    options, overrides = parser.parse_known_args()
+    study = read_recipe(PretrainingStudy(), options.recipe, overrides)
+    settings = dataclasses.asdict(study)
+    for name in ("source", "validation_source"):
+        settings["run"]["data"][name] = Path(settings["run"]["data"][name] or "").name
+    settings = json.loads(json.dumps(settings))
+    rows: list[dict[str, Any]] = []
+    if options.output.exists():
+        former = json.loads(options.output.read_text(encoding="utf-8"))
+        if former["study"] != settings:
+            sys.exit(f"{options.output} holds another study; name another --output, or move it away.")
+        rows = former["rows"]
+    console = command_console()
+
+    def save() -> None:
+        row = rows[-1]
+        console.print(f"{row['arm']}, {row['learning_rate']}, seed {row['seed']}: {row['validation_loss']}")
+        write_result(
+            options.output, {"study": settings, "rows": rows}, sys.argv[1:], "python -m lab.studies.pretraining"
+        )
+
+    run_study(study, rows, options.workers, save)
+
+
+if __name__ == "__main__":
+    main()
