@@ -5,7 +5,6 @@ output of the function. ``make lint`` fails if a page differs from the results.
 """
 
 import dataclasses
-import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 from lab import REPOSITORY
 from lab.bench.equal_peaks import budgets_at_peaks
 from lab.bench.step_time import Quartiles
+from lab.docs.markdown import committed, mebibytes, quartiles, result, show, spread
 from revformers.errors import counted
 from revformers.training.argument_table import (
     ARGUMENTS,
@@ -25,44 +25,7 @@ from revformers.training.argument_table import (
     Argument,
 )
 
-RESULTS = REPOSITORY / "lab" / "results"
 ARMS = ("store", "checkpoint", "rebuild")
-
-
-def result(name: str) -> dict[str, Any]:
-    """Return a committed result by the name of its file."""
-    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def mebibytes(size: float) -> str:
-    """Return a size in bytes as text, in MiB."""
-    return f"{size / 2**20:,.0f} MiB" if size >= 10 * 2**20 else f"{size / 2**20:.1f} MiB"
-
-
-def quartiles(ratio: Mapping[str, float]) -> str:
-    """Return a median with its quartiles."""
-    return f"{ratio['median']:.2f} ({ratio['lower']:.2f} to {ratio['upper']:.2f})"
-
-
-def spread(shares: Sequence[float]) -> str:
-    """Return the mean of some shares, with the lowest and the highest if there are several."""
-    mean = f"{sum(shares) / len(shares):+.2%}"
-    return mean if len(shares) == 1 else f"{mean} ({min(shares):+.2%} to {max(shares):+.2%})"
-
-
-def show(columns: str, rows: Iterable[Sequence[Any]]) -> None:
-    """Print a Markdown table; `columns` holds its headings, separated by ``|``."""
-    heads = [head.strip() for head in columns.split("|")]
-    print(f"\n| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
-    for row in rows:
-        assert len(row) == len(heads)
-        print(f"| {' | '.join(map(str, row))} |")
-    print()
-
-
-def code(file: str) -> None:
-    """Print a file of the repository as a block of Python."""
-    print(f"\n```python\n{(REPOSITORY / file).read_text(encoding='utf-8')}```\n")
 
 
 def peaks_by_depth() -> dict[int, dict[str, int]]:
@@ -206,23 +169,15 @@ def _rivals(study: Mapping[str, Any]) -> None:
     show("at the peak of | its peak | peak of the budget | time of the budget over it", rows)
 
 
-def _committed(pattern: str) -> list[dict[str, Any]]:
-    """Return the results whose names match a pattern; print a sentence if there are none."""
-    studies = [result(file.stem) for file in sorted(RESULTS.glob(f"{pattern}.json"))]
-    if not studies:
-        print("\nNot measured yet.\n")
-    return studies
-
-
 def rivals() -> None:
     """Print the strongest rivals, and budgets at their peaks."""
-    for study in _committed("bench-rivals*"):
+    for study in committed("bench-rivals*"):
         _rivals(study)
 
 
 def gpu_rivals() -> None:
     """Print the same on a GPU."""
-    for study in _committed("bench-gpu-rivals-*"):
+    for study in committed("bench-gpu-rivals-*"):
         print(f"\n{study['environment']['accelerator']}:")
         _rivals(study)
 
@@ -230,7 +185,7 @@ def gpu_rivals() -> None:
 def states() -> None:
     """Print rebuilding with 32-bit states against 64-bit states, and 2 bits of side information against none."""
     rows, bits_rows = [], []
-    for study in _committed("bench-states-*"):
+    for study in committed("bench-states-*"):
         points = {(point["value"], point["arm"]): point for point in study["points"]}
         for layers in dict.fromkeys(layers for layers, _ in points):
             for bits in (0, 2):
@@ -551,7 +506,7 @@ def conversion_of_families() -> None:
 
 def families() -> None:
     """Print how many architectures the survey found to be exact, as a sentence."""
-    page = (RESULTS.parents[1] / "docs/appendix/families.md").read_text(encoding="utf-8")
+    page = (REPOSITORY / "docs/appendix/families.md").read_text(encoding="utf-8")
     blocks = [line.split(" | ")[2] for line in page.splitlines() if line.startswith("| ")][1:]
     exact = blocks.count("exact")
     print(f"Of the {len(blocks)} causal language models of transformers, {exact} train with exact gradients.")

@@ -4,9 +4,9 @@
         --run.data.validation_source valid.txt --output RESULT.json
 
 Two parts. Every arm is trained with every learning rate for a few steps, and takes the one with the lowest validation
-loss. Then every arm is trained with its learning rate from every seed. A seed gives the initial weights and the order of
-the text, which are the same in all arms, so that arms are compared seed by seed; the seed of the first part is none of
-those. Every run is one of `revformers pretrain`, in a process of its own. An interrupted study goes on with the runs
+loss. Then every arm is trained with its learning rate from every seed. A seed gives the initial weights and the order
+of the text, which are the same in all arms, so that arms are compared seed by seed; the seed of the first part is none
+of those. Every run is one of `revformers pretrain`, in a process of its own. An interrupted study goes on with the runs
 that its result lacks. A run that diverges is a row without a validation loss.
 """
 

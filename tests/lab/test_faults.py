@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import revformers as rf
-from lab.docs import tables
+from lab.docs import markdown
 from lab.studies.faults import command as command_module
 from lab.studies.faults import in_data, in_runs, in_shards, in_training
 from lab.studies.faults.__main__ import SECTIONS, main
@@ -46,7 +46,7 @@ def test_every_fault_has_words_of_its_own_and_a_remedy():
 
 
 def test_the_committed_table_has_every_fault_and_none_is_wrong():
-    rows = tables.result("faults")["faults"]
+    rows = markdown.result("faults")["faults"]
     assert [(row["section"], row["fault"], row["remedy"]) for row in rows] == [
         (section, fault.words, fault.remedy) for section, faults in SECTIONS.items() for fault in faults()
     ]

@@ -1,17 +1,25 @@
+import importlib
 import inspect
 import json
+import pkgutil
 import re
 
 import pytest
 
-from lab.docs import tables
+import lab.docs
+from lab.docs import markdown, tables
 from tests.docs.pages import PAGES, ROOT
 
-HELPERS = {"result", "mebibytes", "quartiles", "spread", "show", "peaks_by_depth"}
+MODULES = [
+    importlib.import_module(f"lab.docs.{found.name}")
+    for found in pkgutil.iter_modules(lab.docs.__path__)
+    if found.name != "home"
+]
 FUNCTIONS = {
-    name: function
-    for name, function in vars(tables).items()
-    if inspect.isfunction(function) and function.__module__ == tables.__name__ and not name.startswith("_")
+    (module.__name__.rpartition(".")[2], name): function
+    for module in MODULES
+    for name, function in vars(module).items()
+    if inspect.isfunction(function) and function.__module__ == module.__name__ and not name.startswith("_")
 }
 
 
@@ -19,13 +27,13 @@ def written():
     """The calls on all pages and in the figure, with the text behind each."""
     text = "\n".join([*PAGES.values(), (ROOT / "docs/memory.svg").read_text(encoding="utf-8")])
     return re.findall(
-        r"<!-- \[\[\[cog tables\.(\w+)\((.*?)\)\]\]\] -->\n(.*?) *<!-- \[\[\[end\]\]\] -->", text, re.DOTALL
+        r"<!-- \[\[\[cog (\w+)\.(\w+)\((.*?)\)\]\]\] -->\n(.*?) *<!-- \[\[\[end\]\]\] -->", text, re.DOTALL
     )
 
 
-@pytest.mark.parametrize(("name", "argument", "text"), written())
-def test_the_figures_of_a_page_are_those_of_committed_results(name, argument, text, capsys):
-    FUNCTIONS[name](*filter(None, [argument.strip('"')]))
+@pytest.mark.parametrize(("module", "name", "argument", "text"), written())
+def test_the_figures_of_a_page_are_those_of_committed_results(module, name, argument, text, capsys):
+    FUNCTIONS[module, name](*filter(None, [argument.strip('"')]))
     printed = capsys.readouterr().out
     assert [line.strip() for line in printed.strip().splitlines()] == [
         line.strip() for line in text.strip().splitlines()
@@ -33,17 +41,20 @@ def test_the_figures_of_a_page_are_those_of_committed_results(name, argument, te
 
 
 def test_every_table_is_on_a_page():
-    assert {name for name, _, _ in written()} == FUNCTIONS.keys() - HELPERS
+    tables = {key for key, function in FUNCTIONS.items() if inspect.signature(function).return_annotation is None}
+    assert {key for key in tables if key[0] != "markdown"} == {(module, name) for module, name, _, _ in written()} - {
+        ("markdown", "code")
+    }
 
 
 def test_a_table_has_a_row_for_every_result(capsys):
-    tables.show("layers | peak", [(4, tables.mebibytes(7 * 2**20)), (64, tables.mebibytes(339 * 2**20))])
+    markdown.show("layers | peak", [(4, markdown.mebibytes(7 * 2**20)), (64, markdown.mebibytes(339 * 2**20))])
     assert capsys.readouterr().out == "\n| layers | peak |\n|---|---|\n| 4 | 7.0 MiB |\n| 64 | 339 MiB |\n\n"
 
 
 def test_shares_have_their_spread():
-    assert tables.spread([0.01]) == "+1.00%"
-    assert tables.spread([0.01, 0.03]) == "+2.00% (+1.00% to +3.00%)"
+    assert markdown.spread([0.01]) == "+1.00%"
+    assert markdown.spread([0.01, 0.03]) == "+2.00% (+1.00% to +3.00%)"
 
 
 def test_a_fault_shows_the_policies_under_which_something_else_happens():
@@ -77,7 +88,7 @@ def point(value, arm, peak, *seconds, **ratios):
 
 
 def test_budgets_are_shown_at_the_peaks_of_the_rivals(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(markdown, "RESULTS", tmp_path)
     tables.gpu_rivals()
     assert capsys.readouterr().out.strip() == "Not measured yet."
     arms = {"plain_checkpoint": 20, "plain_selective": 30, "plain_every:2": None}
@@ -96,7 +107,7 @@ def test_budgets_are_shown_at_the_peaks_of_the_rivals(tmp_path, monkeypatch, cap
 
 
 def test_formats_of_states_are_compared_within_a_round(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(markdown, "RESULTS", tmp_path)
     points = [
         point(24, f"rebuild:{bits}:{states}", peak, *seconds)
         for bits, states, peak, *seconds in [
