@@ -12,7 +12,7 @@ import revformers as rf
 
 EXTRAS = (
     *("accelerate", "bitsandbytes", "datasets", "gguf", "jinja2", "lm_eval", "markupsafe", "matplotlib", "peft"),
-    *("psutil", "rich", "torchao", "trl", "tyro", "wrapt"),
+    *("psutil", "rich", "scipy", "torchao", "trl", "tyro", "wrapt"),
 )
 """Packages that a plain install lacks, and one that it once needed."""
 

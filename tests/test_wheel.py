@@ -57,6 +57,7 @@ def test_an_extra_asks_for_what_a_user_does(metadata):
         "quantize": {"bitsandbytes", "torchao"},
         "gguf": {"gguf"},
         "plot": plot,
-        "lab": train | plot | {"jinja2", "lm-eval", "markupsafe"},
+        "analyze": cli | plot | {"scipy"},
+        "lab": train | plot | {"scipy"} | {"jinja2", "lm-eval", "markupsafe"},
         **{extra: required(metadata, extra) for extra in ("docs", "lint", "test")},  # for those who work on it
     }

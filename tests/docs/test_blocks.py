@@ -179,7 +179,7 @@ def test_files_that_a_page_names_exist():
 def test_the_readme_installs_every_extra_for_users():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     install = next(block for block in blocks("README.md", "bash") if "pip install" in block)
-    for_users = extras.keys() - {"test", "docs", "lint", "cli", "plot"}  # cli and plot are parts of train and lab
+    for_users = extras.keys() - {"test", "docs", "lint", "cli", "plot", "analyze"}  # the last three are parts of lab
     assert [extra for extra in sorted(for_users) if not re.search(rf"\b{extra}\b", install)] == []
 
 
