@@ -24,7 +24,7 @@ def stepped(pair, q, p):
 
 
 @given(complex_number, complex_number, complex_number, complex_number)
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 def test_matrix_determinant_trace_and_roots(a, b, alpha, beta):
     pair = HamiltonianPair(a, b, alpha, beta)
     assert np.allclose(pair.matrix @ [0.3, -0.7j], stepped(pair, 0.3, -0.7j), atol=1e-12)
@@ -37,7 +37,7 @@ def test_matrix_determinant_trace_and_roots(a, b, alpha, beta):
 
 
 @given(phase, phase, complex_number, complex_number)
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 def test_stable_iff_both_roots_are_on_the_unit_circle(a, b, alpha, beta):
     pair = HamiltonianPair(a, b, alpha, beta)
     largest = max(abs(np.linalg.eigvals(pair.matrix)))
@@ -47,7 +47,7 @@ def test_stable_iff_both_roots_are_on_the_unit_circle(a, b, alpha, beta):
 
 
 @given(real, real)
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 def test_with_real_branches_the_criterion_of_the_paper_is_complete(alpha, beta):
     pair = HamiltonianPair(1, 1, alpha, beta)
     assert pair.is_stable == pair.meets_paper_criterion == (-4 - 1e-9 <= alpha * beta <= 1e-9)

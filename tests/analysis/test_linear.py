@@ -27,7 +27,7 @@ def companion(step, eigenvalue):
 
 
 @given(coefficients, eigenvalues)
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 def test_roots_are_the_eigenvalues_of_the_companion_matrix(step, eigenvalue):
     found = roots(step, eigenvalue)
     assume(abs(found[0] - found[1]) > 0.01)  # near a double root no method in float64 has eight digits
@@ -38,7 +38,7 @@ def test_roots_are_the_eigenvalues_of_the_companion_matrix(step, eigenvalue):
 
 
 @given(coefficients, eigenvalues)
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 def test_the_growth_of_the_inverse_is_that_of_the_inverted_matrix(step, eigenvalue):
     assume(abs(np.subtract(*roots(step, eigenvalue))) > 0.01)
     matrix = companion(step, eigenvalue)
@@ -49,7 +49,7 @@ def test_the_growth_of_the_inverse_is_that_of_the_inverted_matrix(step, eigenval
 
 
 @given(coefficients, eigenvalues)
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 def test_the_regime_is_that_of_a_high_power(step, eigenvalue):
     growth = max(forward_growth(step, eigenvalue), inverse_growth(step, eigenvalue))
     assume(growth > 1.02 or regime(step, eigenvalue) == "bounded")

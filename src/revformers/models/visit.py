@@ -75,3 +75,45 @@ def visit_layer(model: nn.Module, batch: Mapping[str, Tensor], index: int, visit
         type(decoder).forward(decoder, **batch, use_cache=False)
     finally:
         CURRENT_RUN.reset(token)
+
+
+class _Collection:
+    """A run of the decoder that records the calls of its layers and skips the layers themselves."""
+
+    def __init__(self, stack: ReversibleStack) -> None:
+        self.stack = stack
+        self.embedding: Tensor | None = None
+        self.calls: list[LayerCall] = []
+
+    def layer(self, layer: Any, hidden: Tensor, inputs: dict[str, Any]) -> Any:
+        """Record the call of `layer`; return the hidden state unchanged."""
+        if self.embedding is None:
+            self.embedding = hidden.detach()
+        call, returned = LayerCall(layer, layer._reversible_role.index, inputs), LayerReturn()
+        self.calls.append(call)
+        field = ordinary_field(call, returned)
+        if find_layout(layer) is None:
+            field(hidden)  # as in `_Visit`
+        others = returned.finish()
+        return hidden if others is None else (hidden, *others)
+
+
+def layer_calls(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, list[LayerCall]]:
+    """Run the decoder on `batch` and return p[0], (batch, tokens, width), and the calls of all layers, in order.
+
+    The calls hold masks and positions, and stay valid; `named_fields` makes the fields of any dynamics from them.
+
+    Args:
+        model: a reversible model.
+        batch: keyword arguments of the decoder, e.g. ``{"input_ids": int64[batch, tokens]}``.
+
+    """
+    decoder = find_stack(model).decoder
+    collection = _Collection(decoder._reversible_stack)
+    token = CURRENT_RUN.set(collection)
+    try:
+        type(decoder).forward(decoder, **batch, use_cache=False)
+    finally:
+        CURRENT_RUN.reset(token)
+    assert collection.embedding is not None
+    return collection.embedding, collection.calls

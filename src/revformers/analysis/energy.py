@@ -1,0 +1,48 @@
+"""Energy along depth: the mean square of every state and update, and the quantity that a linear step conserves.
+
+For a step with |a| = 1 it is
+
+    E[l] = <p[l], p[l]> + a <p[l-1], p[l+1]>,
+
+the mean over elements (our derivation; a test confirms it). For p[l+1] = a p[l-1] + t p[l] with a number t on the
+stable segment (`linear`) it does not change with l: with a = -1 and p[l] = cos(l x) it is sin(x)^2. For vectors it is
+conserved if the matrices of the field are the same in all layers, and symmetric for a = -1 (leapfrog) or antisymmetric
+for a = 1 (midpoint). The layers of a transformer are neither: its change shows how far they are from it.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from revformers.analysis.walk import NamedStep
+
+
+def mean_squares(states: Sequence[Tensor]) -> list[float]:
+    """Return the mean of squares of every state."""
+    return [state.double().square().mean().item() for state in states]
+
+
+def update_mean_squares(steps: Sequence[NamedStep], states: Sequence[Tensor], dtype: torch.dtype) -> list[float]:
+    """Return the mean of squares of every f_l(p[l]).
+
+    Args:
+        steps: n steps.
+        states: p[-1], p[0], ..., p[n], as `walk.walk` returns them.
+        dtype: what the fields compute in.
+
+    """
+    with torch.no_grad():
+        return mean_squares([step.field(state.to(dtype)) for step, state in zip(steps, states[1:], strict=False)])
+
+
+def invariants(steps: Sequence[NamedStep], states: Sequence[Tensor]) -> list[float] | None:
+    """Return E[0], ..., E[n-1] for n steps, or None unless |a| = 1 in all of them; see `update_mean_squares`."""
+    if not all(abs(step.coefficients.previous) == 1 for step in steps):
+        return None
+    return [
+        (states[place + 1].square() + float(step.coefficients.previous) * states[place] * states[place + 2])
+        .mean()
+        .item()
+        for place, step in enumerate(steps)
+    ]

@@ -1,0 +1,102 @@
+"""Rebuilding the states of a network by its inverse: in floating point, and as this library does, in fixed point.
+
+`step_forwards` and `step_back` are the two formulas in the arithmetic of their arguments, for comparisons of the kind
+"what if the states were floats".
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from revformers.analysis.walk import NamedStep, weights
+from revformers.dynamics.base import Coefficients, Start
+from revformers.engine.fixed_point import FixedPoint
+from revformers.engine.states import StatePair
+
+
+def step_forwards(previous: Tensor, current: Tensor, update: Tensor, coefficients: Coefficients) -> Tensor:
+    """Return a p[l-1] + b p[l] + c f(p[l]), every operation rounded to the dtype of the states."""
+    a, b, c = weights(coefficients)
+    return a * previous + b * current + c * update.to(current.dtype)
+
+
+def step_back(current: Tensor, following: Tensor, update: Tensor, coefficients: Coefficients) -> Tensor:
+    """Return p[l-1] = (p[l+1] - b p[l] - c f(p[l])) / a, every operation rounded to the dtype of the states."""
+    a, b, c = weights(coefficients)
+    return (following - b * current - c * update.to(current.dtype)) / a
+
+
+@torch.no_grad()
+def float_reversal_errors(
+    steps: Sequence[NamedStep], embedding: Tensor, start: Start, dtype: torch.dtype
+) -> list[float]:
+    """Return the relative errors of the states that the inverse rebuilds, with states in `dtype`.
+
+    The forward pass keeps its states; then the inverse starts from the last two and evaluates every field at the state
+    that it has rebuilt, as the backward pass would.
+
+    Args:
+        steps: n steps, whose fields compute in the dtype of `embedding`.
+        embedding: p[0].
+        start: of the dynamics.
+        dtype: of the states, e.g. torch.float32.
+
+    Returns:
+        n + 2 numbers, |rebuilt - true| / |true| of p[-1], p[0], ..., p[n]; the last two are 0. If p[-1] is 0,
+        its number is |rebuilt|.
+
+    Raises:
+        ValueError: if a step has no inverse.
+
+    """
+    _require_inverses(steps)
+    current = embedding.to(dtype)
+    states = [current.clone() if start == "repeat" else torch.zeros_like(current), current]
+    for step in steps:
+        update = step.field(states[-1].to(embedding.dtype))
+        states.append(step_forwards(states[-2], states[-1], update, step.coefficients))
+    current, following = states[-2], states[-1]
+    errors = [0.0, 0.0]
+    for step, true in zip(reversed(steps), reversed(states[:-2]), strict=True):
+        update = step.field(current.to(embedding.dtype))
+        current, following = step_back(current, following, update, step.coefficients), current
+        errors.append(_relative_error(current, true))
+    return errors[::-1]
+
+
+@torch.no_grad()
+def exact_reversal_errors(
+    steps: Sequence[NamedStep], embedding: Tensor, start: Start, fixed_point: FixedPoint
+) -> list[float]:
+    """Return the same with the library's states: fixed point, with side information where |a| < 1.
+
+    Exact zeros, unless a field is evaluated to other bits the second time.
+    """
+    _require_inverses(steps)
+    current = fixed_point.quantise(embedding.contiguous())
+    previous = current.clone() if start == "repeat" else torch.zeros_like(current)
+    pair = StatePair(previous, current, fixed_point)
+    kept, information = [pair.previous.clone(), pair.current.clone()], []
+    for step in steps:
+        update = step.field(pair.read_current(embedding.dtype))
+        information.append(pair.advance(step.coefficients, update, keep_side_information=True))
+        kept.append(pair.current.clone())
+    errors = [0.0, 0.0]
+    for step, extra, true in zip(reversed(steps), reversed(information), reversed(kept[:-2]), strict=True):
+        update = step.field(pair.read_previous(embedding.dtype))
+        pair.retreat(step.coefficients, update, extra)
+        errors.append(_relative_error(pair.previous.double(), true.double()))
+    return errors[::-1]
+
+
+def _require_inverses(steps: Sequence[NamedStep]) -> None:
+    if not all(step.coefficients.previous for step in steps):
+        raise ValueError("The ordinary residual network has no inverse, so its states cannot be rebuilt.")
+
+
+def _relative_error(rebuilt: Tensor, true: Tensor) -> float:
+    """Return |rebuilt - true| / |true|, and |rebuilt| if `true` is 0; infinite if `rebuilt` is not finite."""
+    difference, size = (rebuilt.double() - true.double()).norm().item(), true.double().norm().item()
+    error = difference / size if size else difference
+    return error if error == error else float("inf")

@@ -1,0 +1,117 @@
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import revformers as rf
+from revformers.analysis import analyze
+from revformers.analysis.hamiltonian import product_roots
+from revformers.analysis.linear import forward_growth, inverse_growth
+from revformers.models.parts import reversible_stack
+from tests.tiny_models import batch, tiny
+
+DYNAMICS = ["residual", "midpoint", "leapfrog", "blended_midpoint", "hamiltonian"]
+
+
+def text(model):
+    return {"input_ids": batch(model)["input_ids"][:1, :3]}
+
+
+@pytest.fixture(scope="module")
+def found():
+    model = tiny("llama", initializer_range=0.2)
+    return model, analyze(model, text(model))
+
+
+def test_an_ordinary_model(found):
+    model, analysis = found
+    n = model.config.num_hidden_layers
+    assert (analysis.own, analysis.layers, analysis.tokens, analysis.dtype) == ("residual", n, 3, "float32")
+    assert [one.name for one in analysis.dynamics] == DYNAMICS
+    assert [spectrum.layer for spectrum in analysis.spectra] == list(range(n))
+    for one in analysis.dynamics:
+        steps = 2 * n if one.name == "hamiltonian" else n
+        assert len(one.growth_forwards) == steps + 1
+        assert len(one.mean_squares) == steps + 2
+        assert (one.growth_backwards is None) == (one.name == "residual")
+        assert (one.invariants is None) == (one.name in ("residual", "blended_midpoint"))
+        if one.name != "residual":
+            assert set(one.reversal_errors["exact"]) == {0.0}
+            assert one.reversal_errors["float32"][1] > 0
+
+
+def test_the_model_is_not_changed(found):
+    model = tiny("llama")
+    model.model.layers[0].eval()
+    before, kind = {name: value.clone() for name, value in model.state_dict().items()}, type(model)
+    analyze(model, text(model), layers=[], dynamics=[rf.Midpoint()])
+    assert reversible_stack(model) is None
+    assert type(model) is kind
+    assert model.training
+    assert not model.model.layers[0].training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_predictions_are_the_closed_forms_of_the_eigenvalues(found):
+    _, analysis = found
+    by_name = {one.name: one for one in analysis.dynamics}
+    for place, spectrum in enumerate(analysis.spectra):
+        values = spectrum.block.found
+        step = rf.Leapfrog().coefficients(0)
+        assert by_name["leapfrog"].predicted_forward[place] == max(forward_growth(step, values))
+        assert by_name["leapfrog"].predicted_inverse[place] == max(inverse_growth(step, values))
+        assert by_name["residual"].predicted_inverse[place] == math.inf
+        expected = np.abs(product_roots(spectrum.branches.found)).max()
+        assert by_name["hamiltonian"].predicted_forward[place] == pytest.approx(expected)
+
+
+def test_a_reversible_model_keeps_its_dynamics():
+    model = rf.make_reversible(tiny("llama", initializer_range=0.2), rf.Hamiltonian())
+    analysis = analyze(model, text(model), layers=[1])
+    assert analysis.own == "hamiltonian"
+    assert analysis.dynamics[0].name == "hamiltonian"
+    assert reversible_stack(model).dynamics == rf.Hamiltonian()
+    assert [spectrum.layer for spectrum in analysis.spectra] == [1]
+
+
+def test_an_unknown_family_has_no_branches():
+    model = tiny("BloomForCausalLM")
+    analysis = analyze(model, text(model), layers=[0])
+    known = analysis.spectra[0].branches is not None
+    assert known == ("hamiltonian" in [one.name for one in analysis.dynamics])
+
+
+def test_it_is_plain_in_json(found):
+    _, analysis = found
+    values = json.loads(json.dumps(analysis.to_dict(), allow_nan=False))
+    assert values["verdict"] == analysis.verdict
+    assert len(values["spectra"][0]["block"]["magnitude"]) == 2
+    assert values["dynamics"][0]["predicted_inverse"][0] is None  # infinite
+
+
+def test_the_verdict_names_the_least_growth(found):
+    _, analysis = found
+    best = min((one for one in analysis.dynamics if one.round_trip), key=lambda one: one.round_trip)
+    assert f"With {best.name} a perturbation" in analysis.verdict
+    worse = dataclasses.replace(best, name="another", growth_forwards=(1.0, 1e-30))
+    assert "With another" in dataclasses.replace(analysis, dynamics=(*analysis.dynamics, worse)).verdict
+    alone = dataclasses.replace(analysis, dynamics=analysis.dynamics[:1])
+    assert "on the way back" not in alone.verdict
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options", "message"),
+    [
+        (torch.bfloat16, {}, "bfloat16 are too coarse"),
+        (torch.float32, {"layers": [9]}, "no layer 9"),
+        (torch.float32, {"dynamics": [rf.BlendedMidpoint([0.5])]}, "1 blends"),
+    ],
+)
+def test_mistakes_are_one_sentence(dtype, options, message):
+    model = tiny("llama", dtype=dtype)
+    with pytest.raises(ValueError, match=message):
+        analyze(model, text(model), **options)
+    assert reversible_stack(model) is None
