@@ -64,7 +64,7 @@ def test_type_checkers_see_the_public_names():
     tree = ast.parse(Path(rf.__file__).read_text(encoding="utf-8"))
     (block,) = (node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
     seen = {alias.asname: statement.module for statement in block.body for alias in statement.names}
-    assert seen == rf._MODULES | dict.fromkeys(("activations", "dynamics", "errors"), "revformers")
+    assert seen == rf._MODULES | dict.fromkeys(("activations", "analysis", "dynamics", "errors"), "revformers")
 
 
 def test_threads_may_use_public_names_for_the_first_time_at_once(tmp_path, monkeypatch):
@@ -125,7 +125,14 @@ for module in pkgutil.walk_packages(revformers.__path__, "revformers."):
 
 @pytest.mark.parametrize(
     ("command", "extra"),
-    [("pretrain", "train"), ("finetune", "finetune"), ("verify", "cli"), ("convert", "train"), ("plan", "cli")],
+    [
+        ("pretrain", "train"),
+        ("finetune", "finetune"),
+        ("verify", "cli"),
+        ("convert", "train"),
+        ("plan", "cli"),
+        ("analyze", "analyze"),
+    ],
 )
 def test_in_a_plain_install_a_command_says_what_to_install(command, extra):
     result = run_in_a_plain_install(f"import revformers.cli.main; sys.exit(revformers.cli.main.main(['{command}']))")

@@ -9,6 +9,7 @@ from revformers import integrations
 
 if TYPE_CHECKING:
     from revformers import activations as activations
+    from revformers import analysis as analysis
     from revformers import dynamics as dynamics
     from revformers import errors as errors
     from revformers.activations import ActivationPolicy as ActivationPolicy
@@ -103,7 +104,7 @@ only loads saved models start fast. Type checkers read the imports above."""
 
 _MODULES = {name: f"revformers.{module}" for module, names in _NAMES.items() for name in names}
 
-__all__ = sorted([*_MODULES, "activations", "dynamics", "errors"])
+__all__ = sorted([*_MODULES, "activations", "analysis", "dynamics", "errors"])
 
 _IMPORTING = threading.RLock()
 """Held while a public name is imported, because two threads could otherwise each wait for a module that the other is

@@ -83,22 +83,34 @@ def test_the_product_of_two_branches():
     assert abs(found.magnitude) != pytest.approx(max(abs(np.linalg.eigvals(mlp))), abs=1e-3)
 
 
-class _NoForwardDerivative(torch.autograd.Function):
+class _NoSecondDerivative(torch.autograd.Function):
     @staticmethod
     def forward(ctx, values):
         ctx.save_for_backward(values)
+        ctx.save_for_forward(values)
         return values**3
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
         (values,) = ctx.saved_tensors
         return 3 * values**2 * gradient
 
+    @staticmethod
+    def jvp(ctx, tangent):
+        (values,) = ctx.saved_tensors
+        return 3 * values**2 * tangent
 
-def test_a_field_without_a_forward_derivative():
+
+def test_a_field_without_a_second_derivative():
     state = torch.linspace(-1, 1, 5, dtype=torch.float64).view(1, 1, 5)
-    product = jacobian_product(_NoForwardDerivative.apply, state)
-    assert torch.allclose(product(torch.ones_like(state)), 3 * state**2, rtol=1e-12)
+
+    def field(p):
+        cubed = _NoSecondDerivative.apply(p)
+        return cubed * 2
+
+    product = jacobian_product(field, state)
+    assert torch.allclose(product(torch.ones_like(state)), 6 * state**2, rtol=1e-12)
 
 
 def test_a_field_that_does_not_depend_on_the_state():

@@ -267,11 +267,10 @@ def _analysis_of(
 ) -> DynamicsAnalysis:
     steps = steps_of(calls, dynamics)
     states = walk(steps, embedding, dynamics.start)
-    at = [state.to(embedding.dtype) for state in states[1:]]
-    products = [jacobian_product(step.field, state) for step, state in zip(steps, at, strict=False)]
+    measured: dict[str, Any] = {"dtype": embedding.dtype, "probes": probes, "seed": seed}
     backwards, errors = None, dict[str, tuple[float, ...]]()
     if dynamics.reversible:
-        backwards = tuple(growth_backwards(steps, products, embedding, probes=probes, seed=seed))
+        backwards = tuple(growth_backwards(steps, states, **measured))
         errors = _reversal_errors(steps, embedding, dynamics, states)
     predicted = [_predicted(dynamics, spectrum) for spectrum in spectra]
     conserved = invariants(steps, states)
@@ -280,7 +279,7 @@ def _analysis_of(
         recurrence=dynamics.recurrence,
         predicted_forward=tuple(forward for forward, _ in predicted),
         predicted_inverse=tuple(inverse for _, inverse in predicted),
-        growth_forwards=tuple(growth_forwards(steps, products, embedding, dynamics.start, probes=probes, seed=seed)),
+        growth_forwards=tuple(growth_forwards(steps, states, dynamics.start, **measured)),
         growth_backwards=backwards,
         reversal_errors=errors,
         mean_squares=tuple(mean_squares(states)),

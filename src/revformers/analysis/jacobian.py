@@ -1,7 +1,7 @@
 """Eigenvalues of a field's Jacobian J_l = df_l/dp at the state that the layer read, without forming the matrix.
 
-J acts on all elements of the state, (batch, tokens, width). Its product with a vector is one forward derivative, and
-ARPACK's Arnoldi iteration (scipy) needs nothing else.
+J acts on all elements of the state, (batch, tokens, width). ARPACK's Arnoldi iteration (scipy) needs only its product
+with vectors, which automatic differentiation computes without the matrix.
 
 In a causal model a token does not depend on later ones. So J is block lower triangular in the tokens, and its
 eigenvalues are those of its diagonal blocks d f(p)_t / d p_t, each width x width (our remark; a test confirms it).
@@ -62,25 +62,44 @@ class Extremes:
 def jacobian_product(field: Field, state: Tensor) -> Product:
     """Return the function v -> J v of `field` at `state`; v and the result have the shape and dtype of `state`.
 
-    Forward-mode derivatives are taken where the field supports them, otherwise two backward passes. Fused attention
-    supports neither: call both this function and the result inside `walk.differentiable_attention`.
+    The field is evaluated and differentiated once: u -> J^T u is linear, and its derivative, a second backward pass, is
+    J v. If an operation has no second derivative, every product is a forward-mode derivative instead. Fused attention
+    has neither: call this function inside `walk.differentiable_attention`, and the result as well.
     """
-
-    def forwards(tangent: Tensor) -> Tensor:
-        with torch.no_grad(), forward_ad.dual_level():
-            update = field(forward_ad.make_dual(state, tangent))
-            derivative = forward_ad.unpack_dual(update).tangent
-        return torch.zeros_like(state) if derivative is None else derivative.to(state.dtype)
-
-    def backwards(tangent: Tensor) -> Tensor:
-        with torch.enable_grad():
-            return torch.autograd.functional.jvp(field, state, tangent)[1].to(state.dtype)
-
     try:
-        forwards(torch.zeros_like(state))
+        return _by_transposing_twice(field, state)
     except (NotImplementedError, RuntimeError):
-        return backwards
-    return forwards
+        return partial(_forward_derivative, field, state)
+
+
+def _by_transposing_twice(field: Field, state: Tensor) -> Product:
+    with torch.enable_grad():
+        leaf = state.detach().requires_grad_()
+        update = field(leaf)
+        weights = torch.zeros_like(update, requires_grad=True)
+        if not update.requires_grad:
+            return torch.zeros_like
+        (transposed,) = torch.autograd.grad(update, leaf, weights, create_graph=True, allow_unused=True)
+    if transposed is None:
+        return torch.zeros_like
+
+    def product(tangent: Tensor) -> Tensor:
+        (derivative,) = torch.autograd.grad(transposed, weights, tangent, retain_graph=True, allow_unused=True)
+        return torch.zeros_like(tangent) if derivative is None else derivative.to(tangent.dtype)
+
+    # an operation without a second derivative may drop its part without an error, but then <u, J v> is not <J^T u, v>
+    v, u = (torch.sin(torch.arange(1.0, like.numel() + 1)).view_as(like).to(like) for like in (state, update))
+    image, (pulled,) = product(v), torch.autograd.grad(update, leaf, u, retain_graph=True)
+    difference = (image.double() * u).sum() - (pulled.double() * v).sum()
+    if not difference.abs() <= 1e-3 * image.double().norm() * u.double().norm():
+        raise RuntimeError("The second derivative of the field is not complete.")
+    return product
+
+
+def _forward_derivative(field: Field, state: Tensor, tangent: Tensor) -> Tensor:
+    with torch.no_grad(), forward_ad.dual_level():
+        derivative = forward_ad.unpack_dual(field(forward_ad.make_dual(state, tangent))).tangent
+    return torch.zeros_like(state) if derivative is None else derivative.to(state.dtype)
 
 
 def composed(*products: Product) -> Product:

@@ -14,16 +14,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from revformers.analysis.jacobian import Product
+from revformers.analysis.jacobian import jacobian_product
 from revformers.analysis.walk import NamedStep, weights
 from revformers.dynamics.base import Start
 
 
 def growth_forwards(
     steps: Sequence[NamedStep],
-    products: Sequence[Product],
-    like: Tensor,
+    states: Sequence[Tensor],
     start: Start,
+    dtype: torch.dtype,
     *,
     probes: int = 2,
     seed: int = 0,
@@ -34,9 +34,9 @@ def growth_forwards(
 
     Args:
         steps: n steps.
-        products: v -> J v of every step at the state that it reads.
-        like: a state, for shape and compute dtype.
+        states: p[-1], p[0], ..., p[n], as `walk.walk` returns them.
         start: of the dynamics: "repeat" perturbs p[-1] as well.
+        dtype: what the fields compute in.
         probes: number of random directions.
         seed: of the directions.
 
@@ -44,23 +44,28 @@ def growth_forwards(
         n + 1 numbers, of which the first is 1.
 
     """
-
-    def one(generator: torch.Generator) -> list[Tensor]:
-        current = _random(like, generator)
-        previous = current.clone() if start == "repeat" else torch.zeros_like(current)
-        sizes = [_size(previous, current)]
-        for step, product in zip(steps, products, strict=True):
-            a, b, c = weights(step.coefficients)
-            following = a * previous + b * current + c * product(current.to(like.dtype)).double()
-            previous, current = current, following
-            sizes.append(_size(previous, current))
-        return sizes
-
-    return _relative(one, probes, seed)
+    current = [_random(states[0], generator) for generator in _generators(probes, seed)]
+    previous = [one.clone() if start == "repeat" else torch.zeros_like(one) for one in current]
+    sizes = [_sizes(previous, current)]
+    for step, state in zip(steps, states[1:], strict=False):
+        product = jacobian_product(step.field, state.to(dtype))
+        a, b, c = weights(step.coefficients)
+        following = [
+            a * before + b * now + c * product(now.to(dtype)).double()
+            for before, now in zip(previous, current, strict=True)
+        ]
+        previous, current = current, following
+        sizes.append(_sizes(previous, current))
+    return _relative(sizes)
 
 
 def growth_backwards(
-    steps: Sequence[NamedStep], products: Sequence[Product], like: Tensor, *, probes: int = 2, seed: int = 0
+    steps: Sequence[NamedStep],
+    states: Sequence[Tensor],
+    dtype: torch.dtype,
+    *,
+    probes: int = 2,
+    seed: int = 0,
 ) -> list[float]:
     """Return the size of a perturbation of the last two states after every step of the inverse, relative to its start.
 
@@ -75,29 +80,29 @@ def growth_backwards(
     """
     if not all(step.coefficients.previous for step in steps):
         raise ValueError("The ordinary residual network has no inverse through which a perturbation could grow.")
-
-    def one(generator: torch.Generator) -> list[Tensor]:
-        current, following = _random(like, generator), _random(like, generator)
-        sizes = [_size(current, following)]
-        for step, product in zip(reversed(steps), reversed(products), strict=True):
-            a, b, c = weights(step.coefficients)
-            previous = (following - b * current - c * product(current.to(like.dtype)).double()) / a
-            current, following = previous, current
-            sizes.append(_size(current, following))
-        return sizes
-
-    return _relative(one, probes, seed)
+    pairs = [(_random(states[0], one), _random(states[0], one)) for one in _generators(probes, seed)]
+    sizes = [_sizes(*zip(*pairs, strict=True))]
+    for step, state in reversed(list(zip(steps, states[1:], strict=False))):
+        product = jacobian_product(step.field, state.to(dtype))
+        a, b, c = weights(step.coefficients)
+        pairs = [((following - b * now - c * product(now.to(dtype)).double()) / a, now) for now, following in pairs]
+        sizes.append(_sizes(*zip(*pairs, strict=True)))
+    return _relative(sizes)
 
 
-def _relative(one: object, probes: int, seed: int) -> list[float]:
-    assert callable(one)
-    squares = torch.stack([torch.stack(one(torch.Generator().manual_seed(seed + n))) ** 2 for n in range(probes)])
-    return (squares / squares[:, :1]).mean(0).sqrt().tolist()
+def _generators(probes: int, seed: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed + number) for number in range(probes)]
 
 
 def _random(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(like.shape, dtype=torch.float64, generator=generator).to(like.device)
 
 
-def _size(first: Tensor, second: Tensor) -> Tensor:
-    return (first.square().sum() + second.square().sum()).sqrt().cpu()
+def _sizes(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+    """Return the squared size of the pair of every probe, float64[probes]."""
+    return torch.stack([(a.square().sum() + b.square().sum()).cpu() for a, b in zip(first, second, strict=True)])
+
+
+def _relative(sizes: Sequence[Tensor]) -> list[float]:
+    squares = torch.stack(list(sizes))
+    return (squares / squares[0]).mean(1).sqrt().tolist()

@@ -26,6 +26,11 @@ COMMANDS = {
     "verify": ("revformers.cli.verify", "compare rebuilt gradients with stored ones", "cli"),
     "convert": ("revformers.cli.convert", "make a pretrained model reversible with little loss", "train"),
     "plan": ("revformers.cli.plan", "predict memory, largest batch and longest context of training", "cli"),
+    "analyze": (
+        "revformers.cli.analyze",
+        "measure the stability of a model's layers under several dynamics",
+        "analyze",
+    ),
     "run": ("revformers.cli.run", "run another library's command line on saved reversible models", ""),
 }
 """For each command its module, which has ``run(arguments) -> exit code``, its purpose, and the package's extra that it
