@@ -14,8 +14,10 @@ TEXT = "a text of a few words, and of a few more words. " * 20
 
 @pytest.fixture
 def ordinary(tmp_path):
-    llama().save_pretrained(tmp_path / "ordinary")
-    train_tokenizer([TEXT], 61).save_pretrained(tmp_path / "ordinary")
+    model = llama()
+    model.resize_token_embeddings(300)
+    model.save_pretrained(tmp_path / "ordinary")
+    train_tokenizer([TEXT], 300).save_pretrained(tmp_path / "ordinary")
     return str(tmp_path / "ordinary")
 
 
@@ -68,6 +70,13 @@ def test_mistakes_are_one_sentence_and_exit_code_2(ordinary, options, message, c
     shown = capsys.readouterr().err
     assert message in shown
     assert shown.count("\n") == 1
+
+
+def test_a_tokenizer_of_another_model(ordinary, tmp_path, capsys):
+    llama().save_pretrained(ordinary)
+    (tmp_path / "text.txt").write_text(TEXT)
+    assert main(["analyze", ordinary, "--text", str(tmp_path / "text.txt"), "--length", "4"]) == 2
+    assert "its tokenizer" in capsys.readouterr().err
 
 
 def test_a_text_that_is_too_short(ordinary, tmp_path, capsys):

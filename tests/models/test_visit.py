@@ -3,8 +3,9 @@ import torch
 
 import revformers as rf
 from revformers.models.attach import add_update_predictors
+from revformers.models.fields import LayerReturn, ordinary_field
 from revformers.models.update_predictor import PredictorForm
-from revformers.models.visit import visit_layer
+from revformers.models.visit import layer_calls, visit_layer
 from tests.tiny_models import tiny
 
 IDS = torch.randint(61, (2, 6), generator=torch.Generator().manual_seed(0))
@@ -68,3 +69,17 @@ def test_layers_without_a_layout_are_run_to_see_what_they_return():
     with torch.no_grad():
         visit_layer(model, {"input_ids": IDS}, 1, found.append)
     assert len(found) == 1
+
+
+def test_the_calls_of_all_layers_stay_valid():
+    model = rf.make_reversible(tiny("llama"), rf.Midpoint(), "store")
+    with torch.no_grad():
+        embedding, calls = layer_calls(model, {"input_ids": IDS})
+        expected = []
+        for index in range(len(calls)):
+            visit_layer(model, {"input_ids": IDS}, index, lambda visit: expected.append(visit.ordinary(embedding)))
+        fields = [ordinary_field(call, LayerReturn()) for call in calls]
+        assert [call.index for call in calls] == list(range(model.config.num_hidden_layers))
+        assert torch.equal(embedding, model.get_input_embeddings()(IDS))
+        assert all(torch.equal(field(embedding), value) for field, value in zip(fields, expected, strict=True))
+    assert not torch.equal(expected[0], expected[1])

@@ -141,6 +141,12 @@ def _tokens(options: AnalyzeOptions, model: Any) -> "Tensor":
     ids = load_tokenizer(options.model)(text[: 40 * length], add_special_tokens=False)["input_ids"][:length]
     if len(ids) < length:
         raise UserError(f"{options.text} holds {len(ids)} tokens, fewer than --length {length}.")
+    entries = model.get_input_embeddings().weight.shape[0]
+    if max(ids) >= entries:
+        raise UserError(
+            f"{options.model!r} has {entries} tokens, and its tokenizer gives {max(ids)}; analyse random ones, without "
+            f"--text."
+        )
     return torch.tensor([ids]).to(options.device)
 
 

@@ -1,0 +1,82 @@
+"""The study of stability on a tiny model, its figures and its tables."""
+
+import json
+import re
+import sys
+
+import pytest
+
+from lab.docs import markdown, stability
+from lab.studies import stability as study
+from lab.studies import stability_figures
+from revformers.data.tokenizer import train_tokenizer
+from tests.tiny_models import tiny
+
+TEXT = "".join(f"line {number} of a text, twice {2 * number}\n" for number in range(60))
+
+
+@pytest.mark.thorough
+def test_the_study_and_what_is_drawn_from_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    model = tiny("llama", num_hidden_layers=2)
+    model.resize_token_embeddings(300)
+    model.save_pretrained("SmolLM2")
+    train_tokenizer([TEXT], 300).save_pretrained("SmolLM2")
+    (tmp_path / "text.txt").write_text(TEXT)
+    sizes = ["--length", "3", "--layers", "2", "--blocks", "2", "--probes", "1"]
+    words = ["SmolLM2", "--fresh", "SmolLM2", "--text", "text.txt", *sizes, "--output", "stability.json"]
+    monkeypatch.setattr(sys, "argv", ["stability.py", *words])
+    study.main()
+    result = json.loads((tmp_path / "stability.json").read_text())
+    trained, fresh = result["models"]
+    assert (trained["name"], fresh["name"]) == ("SmolLM2", "SmolLM2, fresh weights")
+    assert trained["spectra"] != fresh["spectra"]
+    assert [block["layer"] for block in trained["blocks"]] == [0, 1]
+    assert {one["name"] for one in trained["dynamics"]} == set(stability.DYNAMICS)
+    files = stability_figures.draw(result, tmp_path)
+    assert len(files) == 4
+    monkeypatch.setattr(markdown, "RESULTS", tmp_path)
+    capsys.readouterr()
+    stability.growth()
+    assert capsys.readouterr().out.count("| SmolLM2 |") == len(stability.DYNAMICS)
+
+
+def shape(svg):
+    """The texts and the curves of a figure; coordinates rounded, as other versions of matplotlib may draw them."""
+    texts = sorted(re.findall(r">([^<>]*\w[^<>]*)</text>", svg))
+    curves = [tuple(map(float, re.findall(r"-?\d+\.?\d*", path))) for path in re.findall(r' d="([^"]*)"', svg)]
+    return texts, sorted(curves)
+
+
+@pytest.mark.thorough
+def test_the_committed_figures_are_those_of_the_committed_result(tmp_path):
+    for file in stability_figures.draw(markdown.result("stability"), tmp_path):
+        committed = (stability_figures.FOLDER / file.name).read_text(encoding="utf-8")
+        (texts, curves), (other_texts, other_curves) = shape(file.read_text(encoding="utf-8")), shape(committed)
+        assert texts == other_texts
+        assert len(curves) == len(other_curves)
+        for curve, other in zip(curves, other_curves, strict=True):
+            assert curve == pytest.approx(other, abs=0.05)
+
+
+def test_layers_are_spread_from_the_first_to_the_last():
+    assert study.spread(3, 12) == [0, 6, 11]
+    assert study.spread(40, 4) == [0, 1, 2, 3]
+    assert study.spread(1, 5) == [0]
+
+
+def test_numbers_of_tables():
+    numbers = (None, 0, 0.0123, 1.234, 12345.6, 1e-7, 1.9e13)
+    assert [stability.number(value) for value in numbers] == [
+        "-",
+        "0",
+        "0.0123",
+        "1.23",
+        "1.2 · 10^4",
+        "1.0 · 10^-7",
+        "1.9 · 10^13",
+    ]
+
+
+def test_eigenvalues_come_with_their_conjugates():
+    assert stability_figures.points_of([[1.0, 2.0], [3.0, 0.0]]) == ([1.0, 3.0, 1.0, 3.0], [2.0, 0.0, -2.0, -0.0])
