@@ -397,6 +397,12 @@ def states_of_the_real_model() -> None:
     show("bits | states | held-out loss | against int64", rows)
 
 
+def largest_magnitude() -> None:
+    """Print the largest magnitude in the real model and the format that it gets, as a sentence."""
+    row = result("state-loss")["converted"][0]
+    print(f"SmolLM2-135M-Instruct holds a magnitude of {row['largest_magnitude']:,.0f} and gets `{row['chosen']}`.")
+
+
 def states_in_training() -> None:
     """Print the validation loss after trainings with states of 64 and of 32 bits, and what other seeds change."""
     study, rows, spreads = result("state-loss"), [], []
