@@ -7,6 +7,7 @@ TESTS = Path(__file__).parent
 SOURCE = TESTS.parent / "src" / "revformers"
 PACKAGES = {
     "activations": "activations/test_policies.py",
+    "analysis": "analysis/test_analyze.py",
     "dynamics": "dynamics/test_dynamics.py",
     "engine": "engine/test_vector_math.py",
     "engine/ops": "engine/ops/test_operators.py",

@@ -28,6 +28,7 @@ finetune --help
 verify --help
 convert --help
 plan --help
+analyze --help
 run --help
 compare --help
 evaluate --help

@@ -35,6 +35,7 @@ RUNS = {
         CONVERT,
         "evaluate converted --against model --tasks local_piqa --data data --limit 4 --out evaluation.json",
     ],
+    "analyze": ["analyze model --length 4 --layers 0 --dynamics midpoint --json analysis.json"],
     "plan": ["plan model --memory 4MB --sequence_length 64 --bits 0 --json plan.json"],
     "compare": ["compare pretrain.yaml --out run --dynamics_steps 2 --arm_steps 2 --depths 2 3"],
     "report": [PRETRAIN, "report run --out page.html"],

@@ -325,8 +325,8 @@ def _spectrum_in_words(spectra: Sequence[LayerSpectrum]) -> str:
     positive = sum(any(value.real > 1e-3 for value in spectrum.block.found) for spectrum in spectra)
     return (
         f"The extreme eigenvalues of the layers have real parts from {min(real):.3g} to {max(real):.3g} and imaginary "
-        f"parts up to {max(imaginary):.3g}; {positive} of {counted(len(spectra), 'analysed layer')} have one with a "
-        f"positive real part, where neither midpoint nor leapfrog is stable."
+        f"parts up to {max(imaginary):.3g}. One with a positive real part, where neither midpoint nor leapfrog is "
+        f"stable, was found in {positive} of {counted(len(spectra), 'layer')}."
     )
 
 
