@@ -95,6 +95,11 @@ def text_of(model: str, file: Path, shape: tuple[int, int]) -> Callable[[int], T
     return lambda seed: tokens[seed * number : (seed + 1) * number].view(shape)
 
 
+def pretrained(path: str) -> Callable[[int], Any]:
+    """Return the function that loads a model, whatever the seed."""
+    return lambda _: load_causal_lm(path, dtype=torch.float32)
+
+
 def fresh(config: Any) -> Callable[[int], Any]:
     """Return the function that makes networks with random weights."""
 
@@ -110,7 +115,7 @@ def networks(options: argparse.Namespace) -> Iterator[Network]:
     shape = options.batch, options.tokens
     for path in options.models:
         text, name = text_of(path, options.text, shape), Path(path).name
-        yield Network(name, lambda _, path=path: load_causal_lm(path, dtype=torch.float32), text, options.seeds)
+        yield Network(name, pretrained(path), text, options.seeds)
         if name == options.fresh:
             yield Network(f"{name}, fresh", fresh(AutoConfig.from_pretrained(path)), text, options.seeds)
     if options.layers:
@@ -128,8 +133,7 @@ def networks(options: argparse.Namespace) -> Iterator[Network]:
             print(error, file=sys.stderr)
             return
         text = text_of(path, options.text, shape)
-        seeds = options.smollm2_seeds
-        yield Network(SMOLLM2, lambda _: load_causal_lm(path, dtype=torch.float32), text, seeds, controlled=False)
+        yield Network(SMOLLM2, pretrained(path), text, options.smollm2_seeds, controlled=False)
 
 
 @dataclass(frozen=True)
