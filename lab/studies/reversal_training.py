@@ -56,7 +56,7 @@ def trained(options: argparse.Namespace, dynamics: str, states: str, seed: int) 
     ids, errors = held_out[0]["input_ids"], {}
     for arm, model in models.items():
         model.model.layers = layers[arm]
-    for name, model in (("fresh", untrained), *models.items()):
+    for name, model in {"fresh": untrained, **models}.items():
         errors[name] = gradient_error(model, ids, dynamics, STATES[states])
     row = {"dynamics": dynamics, "states": states, "seed": seed}
     return {**row, "curves": curves, "held_out": after, "gradient": errors}
