@@ -54,10 +54,10 @@ def trained(options: argparse.Namespace, dynamics: str, states: str, seed: int) 
     curves = train_in_turns(workload, models, batches, options.learning_rate).losses
     after = {arm: mean_loss(workload, model, held_out) for arm, model in models.items()}
     ids, errors = held_out[0]["input_ids"], {}
-    for arm, model in models.items():
-        model.model.layers = layers[arm]
-    for name, model in {"fresh": untrained, **models}.items():
-        errors[name] = gradient_error(model, ids, dynamics, STATES[states])
+    for name, model in models.items():
+        model.model.layers = layers[name]
+    for weights, model in {"fresh": untrained, **models}.items():
+        errors[weights] = gradient_error(model, ids, dynamics, STATES[states])
     row = {"dynamics": dynamics, "states": states, "seed": seed}
     return {**row, "curves": curves, "held_out": after, "gradient": errors}
 
