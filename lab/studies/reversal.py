@@ -17,7 +17,7 @@ import contextlib
 import copy
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -187,9 +187,12 @@ def of_first_layer(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in gradients.items() if name.startswith("model.layers.0.")}
 
 
-def float_rows(network: Network, model: Any, ids: Tensor, seed: int) -> Iterator[dict[str, Any]]:
-    """Yield the errors of the floating-point inverse, in all dynamics and formats."""
-    for kind_name, kind in FORMATS.items():
+def float_rows(
+    network: Network, model: Any, ids: Tensor, seed: int, formats: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    """Yield the errors of the floating-point inverse, in all dynamics."""
+    for kind_name in formats:
+        kind = FORMATS[kind_name]
         model = model.to(kind.weights)
         for name, dynamics in DYNAMICS.items():
             reference = run(model, ids, dynamics, kind, "autograd")
@@ -205,9 +208,11 @@ def float_rows(network: Network, model: Any, ids: Tensor, seed: int) -> Iterator
             yield row
 
 
-def library_rows(network: Network, model: Any, ids: Tensor, seed: int) -> Iterator[dict[str, Any]]:
+def library_rows(
+    network: Network, model: Any, ids: Tensor, seed: int, formats: Sequence[str]
+) -> Iterator[dict[str, Any]]:
     """Yield how many parameters have the same gradients, to the bit, with rebuilt and with stored activations."""
-    for kind_name in OF_THE_LIBRARY:
+    for kind_name in filter(OF_THE_LIBRARY.__contains__, formats):
         kind = FORMATS[kind_name]
         for name, dynamics in DYNAMICS.items():
             reversible = rf.make_reversible(copy.deepcopy(model).to(kind.weights), dynamics, rf.Rebuild())
@@ -242,6 +247,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=[], help="directories of models that are built like Llama")
     parser.add_argument("--fresh", help="the name of one of them, of which fresh weights are measured too")
     parser.add_argument("--text", type=Path, required=True, help="the text that pretrained models read")
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--layers", type=int, default=24, help="of the sharpened network; 0 for none")
@@ -256,8 +262,8 @@ def main() -> None:
             model = network.make(seed).train()
             ids = network.ids(seed)
             if not seed:
-                of_the_library += library_rows(network, model, ids, seed)
-            rows += float_rows(network, model, ids, seed)
+                of_the_library += library_rows(network, model, ids, seed, options.formats)
+            rows += float_rows(network, model, ids, seed, options.formats)
             print(f"{network.name}, seed {seed}: done", file=sys.stderr, flush=True)
     settings = {
         name: value
