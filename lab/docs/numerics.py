@@ -16,7 +16,11 @@ FORMATS = {
 }
 """The headings of the formats that the study names."""
 
-RUNS = ("reversal", "reversal-smollm2")
+RUNS = ("reversal",)
+
+
+TRAINED = ("wikitext-12L", "wikitext-32L")
+"""The pretrained networks that are not shallow."""
 
 
 def _rows() -> list[dict[str, Any]]:
@@ -56,11 +60,11 @@ def _errors() -> Iterator[tuple[str, ...]]:
 
 def reversal_conditions() -> None:
     """Print what the networks read, as a sentence."""
-    small, large = (result(name) for name in RUNS)
-    print(
-        f"Tokens: {small['batch']} x {small['tokens']}, and {large['batch']} x {large['tokens']} for SmolLM2. Seeds: "
-        f"{small['seeds']}, and {large['smollm2_seeds']} for SmolLM2."
-    )
+    for name in RUNS:
+        study = result(name)
+        networks = dict.fromkeys(row["network"] for row in study["rows"])
+        seeds = 1 + max(row["seed"] for row in study["rows"])
+        print(f"{study['batch']} x {study['tokens']} tokens, seeds: {seeds} ({', '.join(networks)}).")
 
 
 def reversal() -> None:
@@ -101,6 +105,21 @@ def growth() -> None:
     )
 
 
+def trained_ranges() -> None:
+    """Print the range of the errors on the deeper trained networks in the dynamics with |a| = 1, as a sentence."""
+    ranges = []
+    for name, heading in FORMATS.items():
+        errors = [
+            error
+            for (network, dynamics), formats in _by_setup().items()
+            if network in TRAINED and "blended" not in dynamics and formats[name]
+            for error in [_median([row["inverse"]["whole"]["error"] for row in formats[name]])]
+        ]
+        lowest, *_, highest = sorted(error for error in errors if error is not None)
+        ranges.append((f"{_size(lowest)} to {_size(highest)}" if highest else "0") + f" ({heading})")
+    print(f"For |a| = 1 on {' and '.join(TRAINED)}, these errors are {', '.join(ranges)}.")
+
+
 def kept_states() -> None:
     """Print how far the same backward pass is off with the states of the forward pass, as a sentence."""
     largest: dict[str, float] = defaultdict(float)
@@ -121,31 +140,4 @@ def library_gradients() -> None:
         f"In {len(measured)} of {len(rows)} set-ups the library ran, and {equal:,} of {parameters:,} gradients of "
         f"parameters were equal to the bit."
         + (f" It refused states beyond their range in: {'; '.join(refused)}." if refused else "")
-    )
-
-
-def training() -> None:
-    """Print the held-out losses of networks that are trained both ways, and the errors of their gradients."""
-    study = result("reversal-training")
-    show(
-        "dynamics | loss, right gradients | loss, by the inverse | error, fresh | error, trained | cosine, trained",
-        (
-            (
-                row["dynamics"],
-                *(f"{row['held_out'][arm]:.3f}" for arm in ("autograd", "inverse")),
-                _size(row["gradient"]["fresh"]["error"]),
-                _size(row["gradient"]["inverse"]["error"]),
-                f"{row['gradient']['inverse']['cosine'] or 0.0:.3f}",
-            )
-            for row in study["rows"]
-        ),
-    )
-
-
-def training_conditions() -> None:
-    """Print the conditions of the training, as a sentence."""
-    study = result("reversal-training")
-    print(
-        f"{study['layers']} layers of width {study['width']}, {study['steps']} steps of {study['batch']} x "
-        f"{study['length']} bytes, learning rate {study['learning_rate']:g}, {study['seeds']} seed."
     )

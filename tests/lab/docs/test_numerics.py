@@ -17,12 +17,11 @@ def row(error, *, kept=None, seed=0, dynamics="midpoint", kind="float32"):
 @pytest.fixture
 def results(tmp_path, monkeypatch):
     monkeypatch.setattr(markdown, "RESULTS", tmp_path)
+    monkeypatch.setattr(numerics, "RUNS", ("reversal",))
 
     def write(*rows, library=()):
-        for name in numerics.RUNS:
-            given = rows if name == "reversal" else ()
-            study = {"rows": given, "library": library if given else (), "batch": 1, "tokens": 8}
-            (tmp_path / f"{name}.json").write_text(json.dumps({**study, "seeds": 3, "smollm2_seeds": 1}))
+        study = {"rows": rows, "library": library, "batch": 1, "tokens": 8}
+        (tmp_path / "reversal.json").write_text(json.dumps(study))
 
     return write
 
@@ -71,3 +70,18 @@ def test_set_ups_that_the_library_refuses_are_named(results, capsys):
     shown = capsys.readouterr().out
     assert "In 1 of 2 set-ups the library ran, and 9 of 10 gradients" in shown
     assert "small, leapfrog, float32" in shown
+
+
+def test_the_conditions_name_the_networks(results, capsys):
+    results(row(0.1), row(0.1, seed=2))
+    numerics.reversal_conditions()
+    assert capsys.readouterr().out.startswith("1 x 8 tokens, seeds: 3 (small).\n")
+
+
+def test_ranges_are_those_of_trained_networks_without_blends(results, capsys, monkeypatch):
+    monkeypatch.setattr(numerics, "TRAINED", ("small",))
+    monkeypatch.setattr(numerics, "FORMATS", {"float32": "in float32"})
+    rows = [row(0.1), row(0.3, dynamics="leapfrog"), row(0.9, dynamics="blended 1/2")]
+    results(*rows, {**row(0.8), "network": "random"})
+    numerics.trained_ranges()
+    assert capsys.readouterr().out == "For |a| = 1 on small, these errors are 0.1 to 0.3 (in float32).\n"
