@@ -80,7 +80,7 @@ def first_layers() -> None:
         for name in ("float32", "autocast"):
             cosine = _median([-(row["inverse"]["first_layer"]["cosine"] or 0.0) for row in formats[name]])
             state = _median([row["state_errors"][0] for row in formats[name]])
-            figures += [f"{-(cosine or 0.0):.3f}", _size(state)]
+            figures += [f"{round(-(cosine or 0.0), 3) + 0.0:.3f}", _size(state)]
         rows.append((network, dynamics, *figures))
     show("network | dynamics | cosine, float32 | p[0], float32 | cosine, autocast | p[0], autocast", rows)
 
