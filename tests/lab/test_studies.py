@@ -359,3 +359,41 @@ def test_the_loss_of_states_in_32_bits(folder, monkeypatch):
         wide, narrow = (run_of_seed["curves"][states] for states in ("int64", "auto"))
         assert wide == pytest.approx(narrow, rel=1e-2)
     assert result["from scratch"][0]["before"] != result["from scratch"][1]["before"], "other weights"
+
+
+@pytest.mark.thorough
+def test_reversal(folder, monkeypatch):
+    """The inverse forgets what a blend of 1/16 shifts out; the library does not."""
+    sizes = ["--tokens", "8", "--layers", "3", "--seeds", "1", "--smollm2_seeds", "0"]
+    words = ["reversal.py", "--models", "model", "--text", "text.txt", *sizes, "--output", "result.json"]
+    monkeypatch.setattr(sys, "argv", words)
+    runpy.run_path(str(BENCHMARKS / "reversal.py"), run_name="__main__")
+    result = json.loads(Path("result.json").read_text())
+    networks = {row["network"] for row in result["rows"]}
+    assert networks == {"model", "random, sharpened"}
+    assert all(row["equal"] == row["parameters"] > 0 for row in result["library"])
+    assert len(result["library"]) == 2 * 3 * 5
+    rows = {(row["dynamics"], row["format"]): row for row in result["rows"] if row["network"] == "random, sharpened"}
+    for row in rows.values():
+        assert row["kept"]["whole"]["cosine"] > 0.999
+        assert row["inverse"]["whole"]["error"] >= 0
+    forgetful = rows["blended 1/16", "bfloat16 weights and states"]
+    assert forgetful["inverse"]["whole"]["error"] > 10 * forgetful["kept"]["whole"]["error"]
+    assert forgetful["state_errors"][0] > forgetful["state_errors"][1] > forgetful["state_errors"][2] == 0
+    assert rows["midpoint", "float32"]["inverse"]["whole"]["error"] < 1e-3
+
+
+@pytest.mark.thorough
+def test_reversal_training(folder, monkeypatch):
+    sizes = ["--layers", "3", "--width", "16", "--length", "16", "--batch", "2", "--steps", "3", "--held_out", "2"]
+    texts = ["--training", "text.txt", "--validation", "text.txt"]
+    options = [*texts, *sizes, "--dynamics", "midpoint", "--output", "result.json"]
+    monkeypatch.setattr(sys, "argv", ["reversal_training.py", *options])
+    runpy.run_path(str(BENCHMARKS / "reversal_training.py"), run_name="__main__")
+    wide, narrow = json.loads(Path("result.json").read_text())["rows"]
+    for row in (wide, narrow):
+        autograd, inverse = row["curves"]["autograd"], row["curves"]["inverse"]
+        assert autograd[0] == inverse[0], "the same weights"
+        assert autograd[2] != autograd[0], "they are trained"
+    assert wide["gradient"]["fresh"]["error"] < 1e-3 < narrow["gradient"]["fresh"]["error"]
+    assert narrow["held_out"]["autograd"] != narrow["held_out"]["inverse"]

@@ -1,4 +1,9 @@
-"""The fit of update predictors, layer by layer and in closed form."""
+"""The fit of update predictors, layer by layer and in closed form.
+
+Related work: Ghosted Layers (arXiv 2605.15491) solves such a regression where layers were removed; NBL (2505.21077) and
+ReplaceMe (2505.02819) replace layers by fitted linear maps. Here no layer is removed: the map predicts the update
+before a state, so that the step keeps its exact inverse. docs/science/prior-art.md has more.
+"""
 
 import dataclasses
 import tempfile

@@ -68,8 +68,11 @@ class UpdatePredictor(nn.Module):
     """u = sum over features of M x + c, an affine function of values that a step and its inverse both compute.
 
     A blended step p[l+1] = a p[l-1] + (1 - a) p[l] + f subtracts a (p[l] - p[l-1]), a times the last update, from the
-    result of the ordinary network. The inverse does not know p[l-1], but the last update is largely a linear function
+    result of the ordinary network. The inverse does not know p[l-1], but part of the last update is a linear function
     of p[l] and of functions of it. Adding u keeps the step exactly invertible, for any u.
+
+    Related work: linear maps in place of layers, in arXiv 2405.12250, 2505.21077, 2505.02819 and 2605.15491; see
+    docs/science/prior-art.md.
 
     Attributes:
         form: the features and the rank.

@@ -1,0 +1,143 @@
+"""Tables of docs/science/numerics.md: what the floating-point inverse does to gradients."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from statistics import median
+from typing import Any
+
+from lab.docs.markdown import result, show
+
+FORMATS = {
+    "float32": "float32",
+    "float32, states in float64": "states in float64",
+    "autocast": "autocast",
+    "bfloat16 weights": "bfloat16 weights",
+    "bfloat16 weights and states": "bfloat16 weights and states",
+}
+"""The headings of the formats that the study names."""
+
+RUNS = ("reversal",)
+
+
+TRAINED = ("wikitext-12L", "wikitext-32L")
+"""The pretrained networks that are not shallow."""
+
+
+def _rows() -> list[dict[str, Any]]:
+    return [row for name in RUNS for row in result(name)["rows"]]
+
+
+def _by_setup() -> dict[tuple[str, str], dict[str, list[dict[str, Any]]]]:
+    """Return the rows of all seeds, by network and dynamics, then by format."""
+    found: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    for row in _rows():
+        found[row["network"], row["dynamics"]][row["format"]].append(row)
+    return found
+
+
+def _size(error: float | None) -> str:
+    """Return an error relative to the norm of the reference as text; None is one that is not finite."""
+    if error is None:
+        return "not finite"
+    if error == 0:
+        return "0"
+    if error < 1e-4 or error >= 1e3:
+        return f"{error:.0e}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
+    return f"{error:.2g}" if error < 10 else f"{error:.0f}"
+
+
+def _median(values: list[float | None]) -> float | None:
+    """Return the median; values that are not finite count as the largest."""
+    middle = median(float("inf") if value is None else value for value in values)
+    return None if middle == float("inf") else middle
+
+
+def _errors() -> Iterator[tuple[str, ...]]:
+    for (network, dynamics), formats in _by_setup().items():
+        values = ([row["inverse"]["whole"]["error"] for row in formats[name]] for name in FORMATS)
+        yield network, dynamics, *(_size(_median(list(found))) if found else "" for found in values)
+
+
+def reversal_conditions() -> None:
+    """Print what the networks read, as a sentence."""
+    for name in RUNS:
+        study = result(name)
+        networks = dict.fromkeys(row["network"] for row in study["rows"])
+        seeds = 1 + max(row["seed"] for row in study["rows"])
+        print(f"{study['batch']} x {study['tokens']} tokens, seeds: {seeds} ({', '.join(networks)}).")
+
+
+def reversal() -> None:
+    """Print the error of the whole gradient by the floating-point inverse."""
+    show(f"network | dynamics | {' | '.join(FORMATS.values())}", _errors())
+
+
+def first_layers() -> None:
+    """Print the cosine of the first layer's gradient, and the error of p[0], in float32 and under autocast."""
+    rows = []
+    for (network, dynamics), formats in _by_setup().items():
+        figures = []
+        for name in ("float32", "autocast"):
+            cosine = _median([-(row["inverse"]["first_layer"]["cosine"] or 0.0) for row in formats[name]])
+            state = _median([row["state_errors"][0] for row in formats[name]])
+            figures += [f"{round(-(cosine or 0.0), 3) + 0.0:.3f}", _size(state)]
+        rows.append((network, dynamics, *figures))
+    show("network | dynamics | cosine, float32 | p[0], float32 | cosine, autocast | p[0], autocast", rows)
+
+
+def growth() -> None:
+    """Print by which factor a step backwards enlarges the error of the states in float32."""
+    rows = []
+    for (network, dynamics), formats in _by_setup().items():
+        factors = []
+        for row in formats["float32"]:
+            errors = row["state_errors"]
+            # The field of the last step reads p[L-1], which is kept; p[L-2] is the first state that is rebuilt.
+            if errors[0] is not None and errors[-2]:
+                factors.append((errors[0] / errors[-2]) ** (1 / (len(errors) - 2)))
+        rows.append((network, dynamics, f"{median(factors):.2f}" if factors else "not finite"))
+    networks = list(dict.fromkeys(row[0] for row in rows))
+    by_pair = {row[:2]: row[2] for row in rows}
+    columns = list(dict.fromkeys(row[1] for row in rows))
+    show(
+        f"network | {' | '.join(columns)}",
+        ((network, *(by_pair[network, name] for name in columns)) for network in networks),
+    )
+
+
+def trained_ranges() -> None:
+    """Print the range of the errors on the deeper trained networks in the dynamics with |a| = 1, as a sentence."""
+    ranges = []
+    for name, heading in FORMATS.items():
+        errors = [
+            error
+            for (network, dynamics), formats in _by_setup().items()
+            if network in TRAINED and "blended" not in dynamics and formats[name]
+            for error in [_median([row["inverse"]["whole"]["error"] for row in formats[name]])]
+        ]
+        lowest, *_, highest = sorted(error for error in errors if error is not None)
+        ranges.append((f"{_size(lowest)} to {_size(highest)}" if highest else "0") + f" ({heading})")
+    print(f"For |a| = 1 on {' and '.join(TRAINED)}, these errors are {', '.join(ranges)}.")
+
+
+def kept_states() -> None:
+    """Print how far the same backward pass is off with the states of the forward pass, as a sentence."""
+    largest: dict[str, float] = defaultdict(float)
+    for row in _rows():
+        if "kept" in row:
+            largest[row["format"]] = max(largest[row["format"]], row["kept"]["whole"]["error"])
+    words = (f"{_size(largest[name])} ({heading})" for name, heading in FORMATS.items())
+    print(f"With the states of the forward pass, the same backward pass is off by at most {', '.join(words)}.")
+
+
+def library_gradients() -> None:
+    """Print how many parameters of the library's models have equal gradients, as a sentence."""
+    rows = [row for name in RUNS for row in result(name)["library"]]
+    measured = [row for row in rows if "refused" not in row]
+    equal, parameters = (sum(row[name] for row in measured) for name in ("equal", "parameters"))
+    refused = [f"{row['network']}, {row['dynamics']}, {row['format']}" for row in rows if "refused" in row]
+    print(
+        f"In {len(measured)} of {len(rows)} set-ups the library ran, and {equal:,} of {parameters:,} gradients of "
+        f"parameters were equal to the bit."
+        + (f" It refused states beyond their range in: {'; '.join(refused)}." if refused else "")
+    )

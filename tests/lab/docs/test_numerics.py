@@ -1,0 +1,87 @@
+import json
+
+import pytest
+
+from lab.docs import markdown, numerics
+
+
+def row(error, *, kept=None, seed=0, dynamics="midpoint", kind="float32"):
+    """A row of a result whose errors are all the same."""
+    found = {part: {"error": error, "cosine": 1.0} for part in ("whole", "first_layer")}
+    controls = {} if kept is None else {"kept": {"whole": {"error": kept, "cosine": 1.0}}}
+    states = [error, None if error is None else error / 8, None if error is None else error / 64, 0.0]
+    names = {"network": "small", "dynamics": dynamics, "format": kind, "seed": seed}
+    return {**names, "inverse": found, "state_errors": states, **controls}
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    monkeypatch.setattr(markdown, "RESULTS", tmp_path)
+    monkeypatch.setattr(numerics, "RUNS", ("reversal",))
+
+    def write(*rows, library=()):
+        study = {"rows": rows, "library": library, "batch": 1, "tokens": 8}
+        (tmp_path / "reversal.json").write_text(json.dumps(study))
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (None, "not finite"),
+        (0.0, "0"),
+        (2.3e-6, "2e-6"),
+        (0.0123, "0.012"),
+        (0.97, "0.97"),
+        (34.3, "34"),
+        (1.6e30, "2e30"),
+    ],
+)
+def test_sizes_of_errors(error, text):
+    assert numerics._size(error) == text
+
+
+def test_a_figure_is_the_median_of_the_seeds(results, capsys):
+    results(*(row(error, seed=seed) for seed, error in enumerate((0.1, 0.3, None))))
+    numerics.reversal()
+    assert "| small | midpoint | 0.3 |  |  |  |  |" in capsys.readouterr().out
+    results(*(row(error, seed=seed) for seed, error in enumerate((0.1, None, None))))
+    numerics.reversal()
+    assert "| small | midpoint | not finite |  |  |  |  |" in capsys.readouterr().out
+
+
+def test_growth_is_per_step(results, capsys):
+    results(row(0.64))
+    numerics.growth()
+    assert "| small | 8.00 |" in capsys.readouterr().out
+
+
+def test_the_largest_error_of_the_control(results, capsys):
+    results(*(row(0.5, kept=kept, kind=kind) for kind in numerics.FORMATS for kept in (1e-7, 3e-7)))
+    numerics.kept_states()
+    assert "at most 3e-7 (float32), 3e-7 (states in float64)" in capsys.readouterr().out
+
+
+def test_set_ups_that_the_library_refuses_are_named(results, capsys):
+    ran = {"network": "small", "dynamics": "midpoint", "format": "float32", "parameters": 10, "equal": 9}
+    results(row(0.1), library=[ran, {**ran, "dynamics": "leapfrog", "refused": "too large"}])
+    numerics.library_gradients()
+    shown = capsys.readouterr().out
+    assert "In 1 of 2 set-ups the library ran, and 9 of 10 gradients" in shown
+    assert "small, leapfrog, float32" in shown
+
+
+def test_the_conditions_name_the_networks(results, capsys):
+    results(row(0.1), row(0.1, seed=2))
+    numerics.reversal_conditions()
+    assert capsys.readouterr().out.startswith("1 x 8 tokens, seeds: 3 (small).\n")
+
+
+def test_ranges_are_those_of_trained_networks_without_blends(results, capsys, monkeypatch):
+    monkeypatch.setattr(numerics, "TRAINED", ("small",))
+    monkeypatch.setattr(numerics, "FORMATS", {"float32": "in float32"})
+    rows = [row(0.1), row(0.3, dynamics="leapfrog"), row(0.9, dynamics="blended 1/2")]
+    results(*rows, {**row(0.8), "network": "random"})
+    numerics.trained_ranges()
+    assert capsys.readouterr().out == "For |a| = 1 on small, these errors are 0.1 to 0.3 (in float32).\n"
