@@ -16,7 +16,7 @@ FORMATS = {
 }
 """The headings of the formats that the study names."""
 
-RUNS = ("reversal",)
+RUNS = ("reversal", "reversal-smollm2")
 
 
 TRAINED = ("wikitext-12L", "wikitext-32L")
@@ -78,6 +78,9 @@ def first_layers() -> None:
     for (network, dynamics), formats in _by_setup().items():
         figures = []
         for name in ("float32", "autocast"):
+            if not formats[name]:
+                figures += ["", ""]
+                continue
             cosine = _median([-(row["inverse"]["first_layer"]["cosine"] or 0.0) for row in formats[name]])
             state = _median([row["state_errors"][0] for row in formats[name]])
             figures += [f"{round(-(cosine or 0.0), 3) + 0.0:.3f}", _size(state)]
