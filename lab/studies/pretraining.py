@@ -6,7 +6,7 @@
 Two parts. Every arm is trained with every learning rate for a few steps, and takes the one with the lowest validation
 loss. Then every arm is trained with its learning rate from every seed. A seed gives the initial weights and the order
 of the text, which are the same in all arms, so that arms are compared seed by seed; the seed of the first part is none
-of those. Every run is one of `revformers pretrain`, in a process of its own. An interrupted study goes on with the runs
+of those. Every run is one of `revformers pretrain`. An interrupted study goes on with the runs
 that its result lacks. A run that diverges is a row without a validation loss.
 """
 
@@ -16,7 +16,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -28,6 +28,7 @@ from rich.console import Console
 from lab.bench.environment import describe_environment, output_file, write_result
 from revformers.errors import StateRangeError, UserError, require
 from revformers.training.console import command_console
+from revformers.training.model import build_dynamics
 from revformers.training.pretrain import pretrain
 from revformers.training.recipe import DynamicsSection, Recipe
 from revformers.training.recipe_file import read_recipe
@@ -69,7 +70,7 @@ class PretrainingStudy:
     def __post_init__(self) -> None:
         require(self.tuning.seed not in self.seeds, "tuning.seed", "none of the seeds", self.tuning.seed)
         for arm in self.arms:
-            self.recipe(Trial(arm, 1e-3, 0, 1))
+            build_dynamics(self.recipe(Trial(arm, 1e-3, 0, 1)).dynamics)
 
     def recipe(self, trial: "Trial") -> Recipe:
         """Return the recipe of one run."""
@@ -145,15 +146,22 @@ def trial_of(row: Mapping[str, Any]) -> Trial:
     return Trial(*(row[item.name] for item in dataclasses.fields(Trial)))
 
 
-def run_study(study: PretrainingStudy, rows: list[dict[str, Any]], workers: int, save: Any) -> None:
+def run_study(study: PretrainingStudy, rows: list[dict[str, Any]], workers: int, save: Callable[[], object]) -> None:
     """Train what `rows` lacks, add it there, and call `save` after every run."""
+    for part in (trials_to_tune, lambda study: trials_to_compare(study, best_rates(study, rows))):
+        known = set(map(trial_of, rows))
+        for row in trained(study, [trial for trial in part(study) if trial not in known], workers):
+            rows.append(row)
+            save()
+
+
+def trained(study: PretrainingStudy, trials: Sequence[Trial], workers: int) -> Iterator[dict[str, Any]]:
+    """Yield the rows of the trials as they end; several workers are processes of their own."""
+    if workers == 1:
+        yield from (train(study, trial) for trial in trials)
+        return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for part in (trials_to_tune, lambda study: trials_to_compare(study, best_rates(study, rows))):
-            known = set(map(trial_of, rows))
-            runs = [pool.submit(train, study, trial) for trial in part(study) if trial not in known]
-            for run in as_completed(runs):
-                rows.append(run.result())
-                save()
+        yield from (run.result() for run in as_completed([pool.submit(train, study, trial) for trial in trials]))
 
 
 def main() -> None:

@@ -1,0 +1,83 @@
+"""The tables and the figure of a study of pretraining, from rows whose figures are known."""
+
+import json
+
+import pytest
+
+from lab.docs import markdown, pretraining
+
+ARMS = {"residual": {}, "midpoint": {}}
+RUN = {
+    "model": {"architecture": "llama", "config": {"num_hidden_layers": 2, "hidden_size": 8}},
+    "data": {"block_length": 16},
+    "training": {"max_steps": 4, "per_device_train_batch_size": 2},
+}
+LOSSES = {("residual", 1): 5.0, ("residual", 2): 6.0, ("midpoint", 1): 5.25, ("midpoint", 2): 6.75}
+
+
+def row(arm, seed, loss, steps=4, rate=1e-3):
+    curve = [{"step": 2, "loss": 9.0}, {"step": 2, "eval_loss": 7.0 + seed}, {"step": 4, "eval_loss": loss}]
+    return {
+        "arm": arm,
+        "seed": seed,
+        "learning_rate": rate,
+        "max_steps": steps,
+        "validation_loss": loss,
+        "parameters": 1234,
+        "error": loss is None,
+        "curve": curve,
+    }
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    monkeypatch.setattr(markdown, "RESULTS", tmp_path)
+    monkeypatch.setattr(pretraining, "RESULTS", tmp_path)
+    tuning = {"learning_rates": [1e-3, 2e-3], "max_steps": 2, "seed": 0}
+    trials = [row("residual", 0, 7.5, 2), row("residual", 0, 7.0, 2, 2e-3), row("midpoint", 0, 8.0, 2)]
+    trials += [row("midpoint", 0, None, 2, 2e-3)]
+    rows = [*trials, *(row(arm, seed, loss) for (arm, seed), loss in LOSSES.items())]
+    study = {"study": {"run": RUN, "arms": ARMS, "tuning": tuning, "seeds": [1, 2]}, "rows": rows}
+    (tmp_path / "pretraining-x.json").write_text(json.dumps(study))
+    return study
+
+
+def test_arms_are_compared_seed_by_seed(study, capsys):
+    pretraining.pretraining_losses("x")
+    shown = capsys.readouterr().out
+    assert "| residual | 1e-3 | 5.500 | 5.000 to 6.000 | - | - |" in shown
+    assert "| midpoint | 1e-3 | 6.000 | 5.250 to 6.750 | +0.500 | +0.250, +0.750 |" in shown
+
+
+def test_the_chosen_learning_rate_stands_out_and_diverged_trials_are_named(study, capsys):
+    pretraining.pretraining_rates("x")
+    shown = capsys.readouterr().out
+    assert "| residual | 7.500 | **7.000** |" in shown
+    assert "| midpoint | **8.000** | diverged |" in shown
+
+
+def test_the_spread_of_pairs_is_that_of_their_differences(study, capsys):
+    pretraining.pretraining_spread("x")
+    shown = capsys.readouterr().out
+    # Standard deviations of (5, 6) and (5.25, 6.75), and of (0.25, 0.75).
+    assert "0.884 for the loss of one dynamics, and 0.354 for its difference" in shown
+
+
+def test_the_conditions_name_the_tokens(study, capsys):
+    pretraining.pretraining_conditions("x")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "1,234 parameters in every arm; 4 steps of 2 x 16 tokens, 128 in all" in shown
+
+
+def test_the_figure_has_every_difference_and_the_curve_of_means(study):
+    left, right = pretraining.figure_of(study).axes
+    assert [list(line.get_xdata()) for line in left.get_lines()][:2] == [[0.25, 0.75], [0.5, 0.5]]
+    assert list(right.get_lines()[0].get_ydata()) == [0.0, 0.5]
+
+
+def test_a_figure_drawn_again_is_the_same_file(study, tmp_path):
+    first = [file.read_bytes() for file in pretraining.save_figures(tmp_path)]
+    assert first == [file.read_bytes() for file in pretraining.save_figures(tmp_path)]
+    study["rows"][-1]["validation_loss"] += 0.5
+    (tmp_path / "pretraining-x.json").write_text(json.dumps(study))
+    assert first != [file.read_bytes() for file in pretraining.save_figures(tmp_path)]

@@ -1,0 +1,102 @@
+"""The study of pretraining: which runs it makes, in which order, and what it takes from them."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from lab.studies import pretraining
+from lab.studies.pretraining import PretrainingStudy, Trial, TuningSection
+from revformers.errors import UserError
+from revformers.training.pretrain import pretrain
+from revformers.training.recipe_file import read_recipe
+
+RECIPES = Path(__file__).parents[2] / "recipes/pretraining"
+ARMS = {"residual": {"name": "residual"}, "random": {"name": "blended_midpoint", "options": {"random_seed": 0}}}
+STUDY = PretrainingStudy(arms=ARMS, tuning=TuningSection((1e-3, 2e-3), max_steps=10), seeds=(1, 2))
+TEXT = "".join(f"line {number} of a text, twice {2 * number}\n" for number in range(300))
+
+
+def row(arm, rate, loss, seed=0, steps=10):
+    return {"arm": arm, "learning_rate": rate, "seed": seed, "max_steps": steps, "validation_loss": loss}
+
+
+def test_every_arm_takes_the_learning_rate_with_its_lowest_loss():
+    rows = [row("residual", 1e-3, 3.0), row("residual", 2e-3, 2.0), row("random", 1e-3, 4.0), row("random", 2e-3, None)]
+    elsewhere = [row("residual", 1e-3, 1.0, seed=1), row("residual", 1e-3, 1.0, steps=1000)]
+    assert pretraining.best_rates(STUDY, rows + elsewhere) == {"residual": 2e-3, "random": 1e-3}
+
+
+def test_an_arm_that_always_diverges_is_not_compared():
+    rates = pretraining.best_rates(STUDY, [row("residual", 1e-3, 3.0), row("random", 1e-3, None)])
+    assert {trial.arm for trial in pretraining.trials_to_compare(STUDY, rates)} == {"residual"}
+
+
+def test_runs_differ_in_their_arm_alone():
+    trials = pretraining.trials_to_compare(STUDY, {"residual": 1e-3, "random": 2e-3})
+    assert [(trial.seed, trial.arm) for trial in trials] == [
+        (1, "residual"),
+        (1, "random"),
+        (2, "residual"),
+        (2, "random"),
+    ]
+    one, other = (STUDY.recipe(trial) for trial in trials[:2])
+    assert one.model == other.model
+    assert one.data == other.data
+    assert dataclasses.replace(one.training, learning_rate=2e-3) == other.training
+    assert (one.model.seed, one.training.seed, other.dynamics.options) == (1, 1, {"random_seed": 1})
+
+
+def test_the_seed_of_the_trials_is_none_of_the_compared_ones():
+    with pytest.raises(UserError, match=r"tuning\.seed"):
+        PretrainingStudy(arms=ARMS, seeds=(0, 1))
+
+
+def test_an_arm_without_such_a_dynamics_is_refused_before_any_run():
+    with pytest.raises(UserError, match="midpiont"):
+        PretrainingStudy(arms={"midpoint": {"name": "midpiont"}})
+
+
+@pytest.mark.parametrize("file", sorted(RECIPES.glob("*.yaml")), ids=lambda file: file.stem)
+def test_a_recipe_compares_the_same_arms_with_the_ordinary_network(file):
+    study = read_recipe(PretrainingStudy(), file)
+    assert "residual" in study.arms
+    assert list(study.arms) == list(read_recipe(PretrainingStudy(), RECIPES / "wikitext-10m.yaml").arms)
+    first, *others = (study.recipe(Trial(arm, 1e-3, 1, 10)) for arm in study.arms)
+    assert all(dataclasses.replace(other, dynamics=first.dynamics) == first for other in others)
+
+
+@pytest.mark.thorough
+def test_a_study_goes_on_with_the_runs_that_its_result_lacks(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text(TEXT)
+    model = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    words = [f"--run.model.config.{name}={value}" for name, value in model.items()]
+    words += ["--run.data.source=text.txt", "--run.data.vocabulary_size=300", "--run.data.block_length=16"]
+    words += ["--run.training.max_steps=3", "--tuning.max_steps=2", "--tuning.learning_rates", "1e-3", "--seeds", "1"]
+    words += ["--run.training.arguments.use_cpu", "true"]
+    Path("study.yaml").write_text(json.dumps({"arms": ARMS}))
+
+    def run(*more):
+        command = ["pretraining", "study.yaml", *words, "--workers=1", "--output=result.json", *more]
+        monkeypatch.setattr(sys, "argv", command)
+        pretraining.main()
+        return json.loads(Path("result.json").read_text())
+
+    result = run()
+    assert len(result["rows"]) == 4
+    assert all(row["error"] is None for row in result["rows"])
+    Path("result.json").write_text(json.dumps(result | {"rows": result["rows"][:-1]}))
+    again = run()
+    assert again["rows"][:-1] == result["rows"][:-1]
+    removed, repeated = ({**found["rows"][-1], "curve": None} for found in (result, again))
+    assert repeated == removed  # the same run gives the same loss
+    assert len({row["validation_loss"] for row in result["rows"]}) == 4
+
+    recipe = read_recipe(PretrainingStudy(), "study.yaml", words).recipe(pretraining.trial_of(removed))
+    own = pretrain(dataclasses.replace(recipe, output="own"))
+    assert own.metrics["validation_loss"] == removed["validation_loss"]
+    with pytest.raises(SystemExit, match="holds another study"):
+        run("--seeds=2")
