@@ -1,3 +1,4 @@
+import dataclasses
 from fractions import Fraction
 
 import pytest
@@ -21,3 +22,16 @@ def test_the_recurrence_in_words():
 def test_other_step_sizes_are_refused(step_size):
     with pytest.raises(ValueError, match=r"Midpoint takes a .* step_size"):
         rf.Midpoint(step_size)
+
+
+@pytest.mark.parametrize("step_size", [0.5, 1.0])
+def test_the_mean_of_two_states_has_every_update_with_weight_h(step_size):
+    dynamics = rf.Midpoint(step_size, readout="mean")
+    states, mean = [0.75, 0.75], 0.75
+    for layer in range(7):
+        a, b, c = dataclasses.astuple(dynamics.coefficients(layer))
+        update = (layer + 1) * states[-1] ** 2 / 8
+        states.append(float(a) * states[-2] + float(b) * states[-1] + c * update)
+        mean += step_size * update
+    assert (states[-1] + states[-2]) / 2 == pytest.approx(mean, rel=1e-12)
+    assert states[-1] != pytest.approx(mean, rel=1e-2)
