@@ -18,6 +18,7 @@ DIRECTORY = Path(__file__).parents[3] / "recipes/bench"
 STUDIES = {
     "table3.yaml": "batch",
     "table4.yaml": "depth",
+    "cpu-table4.yaml": "depth",
     "cpu-time.yaml": "batch",
     "cpu-length.yaml": "budget",
     "cpu-rivals.yaml": "budget",
