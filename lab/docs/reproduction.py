@@ -10,7 +10,8 @@ from statistics import linear_regression
 from typing import Any
 
 from lab import REPOSITORY
-from lab.docs.markdown import RESULTS, mebibytes, result, show
+from lab.bench.step_time import Quartiles
+from lab.docs.markdown import RESULTS, mebibytes, quartiles, result, show
 from lab.docs.tables import ARMS, peaks_by_depth
 from revformers.byte_size import parse_size
 
@@ -116,6 +117,27 @@ def table_4_growth() -> None:
         f"The logits of {most:,} sequences of {length:,} tokens over {vocabulary:,} words would take "
         f"{2 * most * length * vocabulary / 1e9:,.0f} GB in bfloat16."
     )
+
+
+def table_4_measured() -> None:
+    """Print the largest batches of Table 4 in miniature, and the sequences per second there over those of storing."""
+    study, arms = result("bench-table4-cpu"), ("plain_store", "plain_checkpoint", "rebuild")
+    points = {
+        (point["value"], point["arm"]): point
+        for point in study["points"]
+        if point["memory"] in study["recipe"]["memory"]
+    }
+    rows = []
+    for layers in sorted({value for value, _ in points}):
+        batches, speeds = [], []
+        for arm in arms:
+            point, store = points[layers, arm], points[layers, "plain_store"]
+            rounds = zip(store["seconds_by_round"], point["seconds_by_round"], strict=True)
+            gain = point["batch_size"] / store["batch_size"]
+            batches.append(f"{point['batch_size']:,}")
+            speeds.append(quartiles(vars(Quartiles.of([gain * stored / own for stored, own in rounds]))))
+        rows.append((layers, *batches, *speeds[1:]))
+    show("layers | store | checkpoint | rebuild | speed of checkpointing over storing | of rebuilding", rows)
 
 
 def _planned(table: int) -> list[dict[str, Any]]:
