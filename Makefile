@@ -7,7 +7,7 @@ QUICKSTART := recipes/quickstart.yaml
 RUN := runs/quickstart
 DATA ?= ../shared/data
 
-TABLES := $(BIN)/cog -P -I . -p "from lab.docs import markdown, numerics, reproduction, stability, tables"
+TABLES := $(BIN)/cog -P -I . -p "from lab.docs import markdown, numerics, pretraining, reproduction, stability, tables"
 PAGES := README.md docs/*.md docs/*/*.md docs/memory.svg
 
 .PHONY: run real test test-thorough coverage test-all lint docs tables clean

@@ -5,11 +5,12 @@ import json
 import pytest
 
 from lab.docs import markdown, pretraining
+from lab.studies import pretraining_figures
 
 ARMS = {"residual": {}, "midpoint": {}}
 RUN = {
     "model": {"architecture": "llama", "config": {"num_hidden_layers": 2, "hidden_size": 8}},
-    "data": {"block_length": 16},
+    "data": {"block_length": 16, "validation_blocks": 3},
     "training": {"max_steps": 4, "per_device_train_batch_size": 2},
 }
 LOSSES = {("residual", 1): 5.0, ("residual", 2): 6.0, ("midpoint", 1): 5.25, ("midpoint", 2): 6.75}
@@ -32,7 +33,7 @@ def row(arm, seed, loss, steps=4, rate=1e-3):
 @pytest.fixture
 def study(tmp_path, monkeypatch):
     monkeypatch.setattr(markdown, "RESULTS", tmp_path)
-    monkeypatch.setattr(pretraining, "RESULTS", tmp_path)
+    monkeypatch.setattr(pretraining_figures, "RESULTS", tmp_path)
     tuning = {"learning_rates": [1e-3, 2e-3], "max_steps": 2, "seed": 0}
     trials = [row("residual", 0, 7.5, 2), row("residual", 0, 7.0, 2, 2e-3), row("midpoint", 0, 8.0, 2)]
     trials += [row("midpoint", 0, None, 2, 2e-3)]
@@ -67,17 +68,29 @@ def test_the_conditions_name_the_tokens(study, capsys):
     pretraining.pretraining_conditions("x")
     shown = " ".join(capsys.readouterr().out.split())
     assert "1,234 parameters in every arm; 4 steps of 2 x 16 tokens, 128 in all" in shown
+    assert "48 tokens of validation text" in shown
 
 
 def test_the_figure_has_every_difference_and_the_curve_of_means(study):
-    left, right = pretraining.figure_of(study).axes
+    left, right = pretraining_figures.figure_of(study).axes
     assert [list(line.get_xdata()) for line in left.get_lines()][:2] == [[0.25, 0.75], [0.5, 0.5]]
     assert list(right.get_lines()[0].get_ydata()) == [0.0, 0.5]
 
 
 def test_a_figure_drawn_again_is_the_same_file(study, tmp_path):
-    first = [file.read_bytes() for file in pretraining.save_figures(tmp_path)]
-    assert first == [file.read_bytes() for file in pretraining.save_figures(tmp_path)]
+    first = [file.read_bytes() for file in pretraining_figures.save_figures(tmp_path)]
+    assert first == [file.read_bytes() for file in pretraining_figures.save_figures(tmp_path)]
     study["rows"][-1]["validation_loss"] += 0.5
     (tmp_path / "pretraining-x.json").write_text(json.dumps(study))
-    assert first != [file.read_bytes() for file in pretraining.save_figures(tmp_path)]
+    assert first != [file.read_bytes() for file in pretraining_figures.save_figures(tmp_path)]
+
+
+def test_an_unfinished_study_says_so(study, tmp_path, capsys):
+    study["rows"] = study["rows"][:3]
+    (tmp_path / "pretraining-x.json").write_text(json.dumps(study))
+    pretraining.pretraining_losses("x")
+    pretraining.pretraining_spread("x")
+    assert capsys.readouterr().out.count("Not finished: 5 of 8 runs are missing.") == 2
+    pretraining.pretraining_rates("x")
+    assert "| midpoint | **8.000** | - |" in capsys.readouterr().out
+    assert pretraining_figures.save_figures(tmp_path) == []

@@ -1,0 +1,87 @@
+"""Draws the figures of docs/science/pretraining.md from the committed studies of pretraining.
+
+python -m lab.studies.pretraining_figures
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lab import REPOSITORY
+from lab.bench.study_plot import MARKERS, STYLE
+from lab.docs.markdown import RESULTS, result
+from lab.docs.pretraining import ORDINARY, compared, is_compared, is_finished, paired
+
+FOLDER = REPOSITORY / "docs" / "science"
+
+Row = Mapping[str, Any]
+
+
+def figure_of(study: Row) -> Figure:
+    """Return the differences by seed, and the mean difference of the validation losses along the training."""
+    losses = compared(study)
+    arms = sorted((arm for arm in losses if arm != ORDINARY), key=lambda arm: -mean(losses[arm].values()))
+    figure = Figure(figsize=(9.4, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for place, arm in enumerate(arms):
+        differences = paired(losses[arm], losses[ORDINARY])
+        left.plot(differences, [place] * len(differences), MARKERS[place], color=f"C{place}", alpha=0.7)
+        left.plot([mean(differences)] * 2, [place - 0.3, place + 0.3], color=f"C{place}")
+        steps, means = _curve(study, arm)
+        right.plot(steps, means, f"-{MARKERS[place]}", color=f"C{place}", label=arm)
+    left.set_yticks(range(len(arms)), arms)
+    left.grid(axis="y", visible=False)
+    left.set_title("after training: every seed, and the mean")
+    right.set_title("along the training: the mean")
+    right.set_xlabel("optimizer steps")
+    for axes in (left, right):
+        _zero(axes, vertical=axes is left)
+    left.set_xlabel("validation loss over that of the ordinary network, nats per token")
+    figure.legend(*right.get_legend_handles_labels(), loc="outside right center", frameon=False)
+    return figure
+
+
+def save_figures(folder: Path = FOLDER) -> list[Path]:
+    """Write the figure of every committed study that is finished."""
+    files = []
+    for file in sorted(RESULTS.glob("pretraining-*.json")):
+        study = result(file.stem)
+        if is_finished(study):
+            with matplotlib.rc_context(STYLE):
+                files.append(folder / f"{file.stem}.svg")
+                figure_of(study).savefig(files[-1], metadata={"Date": None})
+    return files
+
+
+def _curve(study: Row, arm: str) -> tuple[list[int], list[float]]:
+    """Return the steps of the validations, and the mean paired difference at each."""
+    by_step: dict[int, list[float]] = {}
+    curves = {(row["arm"], row["seed"]): dict(_validations(row)) for row in study["rows"] if is_compared(study, row)}
+    for (other, seed), curve in curves.items():
+        if other == arm and (ORDINARY, seed) in curves:
+            for step, loss in curve.items():
+                by_step.setdefault(step, []).append(loss - curves[ORDINARY, seed][step])
+    return list(by_step), [mean(found) for found in by_step.values()]
+
+
+def _validations(row: Row) -> Iterator[tuple[int, float]]:
+    return ((entry["step"], entry["eval_loss"]) for entry in row["curve"] if "eval_loss" in entry)
+
+
+def _zero(axes: Axes, *, vertical: bool) -> None:
+    (axes.axvline if vertical else axes.axhline)(0, color="#888888", linewidth=1)
+
+
+def main() -> None:
+    """Write the figures."""
+    for file in save_figures():
+        print(file.relative_to(REPOSITORY))
+
+
+if __name__ == "__main__":
+    main()
