@@ -62,7 +62,8 @@ def pretraining_rates(name: str) -> None:
     }
     rows = []
     for arm in study["study"]["arms"]:
-        best = min((loss for rate in rates if (loss := losses.get((arm, rate))) is not None), default=None)
+        tried = all((arm, rate) in losses for rate in rates)
+        best = min((loss for rate in rates if tried and (loss := losses[arm, rate]) is not None), default=None)
         rows.append((arm, *(_trial(losses, (arm, rate), best) for rate in rates)))
     show(" | ".join(("dynamics", *map(_rate, rates))), rows)
 

@@ -42,13 +42,22 @@ def test_sizes_of_errors(error, text):
     assert numerics._size(error) == text
 
 
-def test_a_figure_is_the_median_of_the_seeds(results, capsys):
-    results(*(row(error, seed=seed) for seed, error in enumerate((0.1, 0.3, None))))
+def test_a_figure_has_the_lowest_and_the_highest_of_the_seeds(results, capsys):
+    results(*(row(error, seed=seed) for seed, error in enumerate((0.3, None, 0.1))))
+    numerics.reversal()
+    assert "| small | midpoint | 0.1 to not finite |  |  |  |  |" in capsys.readouterr().out
+    results(*(row(error, seed=seed) for seed, error in enumerate((0.3, 0.3))))
     numerics.reversal()
     assert "| small | midpoint | 0.3 |  |  |  |  |" in capsys.readouterr().out
-    results(*(row(error, seed=seed) for seed, error in enumerate((0.1, None, None))))
-    numerics.reversal()
-    assert "| small | midpoint | not finite |  |  |  |  |" in capsys.readouterr().out
+
+
+def test_the_last_two_steps_are_those_of_trained_networks(results, capsys, monkeypatch):
+    monkeypatch.setattr(numerics, "TRAINED", ("small",))
+    results(row(0.64), {**row(0.5), "network": "random"}, row(0.5, dynamics="blended 1/2"))
+    errors = row(0.64)["state_errors"]
+    numerics.last_steps()
+    shown = capsys.readouterr().out
+    assert f"enlarge the error {errors[0] / errors[2]:.0f} to {errors[0] / errors[2]:.0f} times" in shown
 
 
 def test_growth_is_per_step(results, capsys):
@@ -84,4 +93,6 @@ def test_ranges_are_those_of_trained_networks_without_blends(results, capsys, mo
     rows = [row(0.1), row(0.3, dynamics="leapfrog"), row(0.9, dynamics="blended 1/2")]
     results(*rows, {**row(0.8), "network": "random"})
     numerics.trained_ranges()
-    assert capsys.readouterr().out == "For |a| = 1 on small, these errors are 0.1 to 0.3 (in float32).\n"
+    assert (
+        capsys.readouterr().out == "For |a| = 1 on small, over all seeds, these errors are 0.1 to 0.3 (in float32).\n"
+    )

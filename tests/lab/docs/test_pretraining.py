@@ -92,5 +92,5 @@ def test_an_unfinished_study_says_so(study, tmp_path, capsys):
     pretraining.pretraining_spread("x")
     assert capsys.readouterr().out.count("Not finished: 5 of 8 runs are missing.") == 2
     pretraining.pretraining_rates("x")
-    assert "| midpoint | **8.000** | - |" in capsys.readouterr().out
+    assert "| midpoint | 8.000 | - |" in capsys.readouterr().out
     assert pretraining_figures.save_figures(tmp_path) == []
