@@ -17,7 +17,7 @@ from revformers.analysis.linear import forward_growth, inverse_growth, roots_of
 from revformers.analysis.perturbation import growth_backwards, growth_forwards
 from revformers.analysis.reversal import exact_reversal_errors, float_reversal_errors
 from revformers.analysis.walk import NamedStep, differentiable_attention, steps_of, walk
-from revformers.dynamics import BlendedMidpoint, Dynamics, Hamiltonian, Leapfrog, Midpoint, Residual
+from revformers.dynamics import Dynamics, Residual, create
 from revformers.engine.fixed_point import INT64
 from revformers.errors import counted
 from revformers.models.batch import inputs_of
@@ -26,6 +26,14 @@ from revformers.models.fields import LayerCall
 from revformers.models.parts import reversible_stack
 from revformers.models.visit import layer_calls
 from revformers.reversible import make_residual, make_reversible
+
+COMPARED: dict[str, dict[str, str]] = {
+    "midpoint": {},
+    "leapfrog": {},
+    "blended_midpoint": {"blend": "1/2"},
+    "hamiltonian": {},
+}
+"""The dynamics that are compared by default, with their options."""
 
 LAYERS = 5
 """Layers whose eigenvalues are found unless others are asked for, spread evenly over the stack."""
@@ -214,7 +222,8 @@ def _chosen_layers(layers: Sequence[int] | None, number: int) -> list[int]:
 
 def _default_dynamics(own: Dynamics, calls: Sequence[LayerCall]) -> list[Dynamics]:
     found: dict[str, Dynamics] = {own.name: own}
-    for one in (Midpoint(), Leapfrog(), BlendedMidpoint("1/2"), Hamiltonian()):
+    for name, options in COMPARED.items():
+        one = create(name, **options)
         if one.granularity == "block" or all(find_layout(call.layer) is not None for call in calls):
             found.setdefault(one.name, one)
     return list(found.values())
