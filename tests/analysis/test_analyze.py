@@ -10,7 +10,9 @@ import revformers as rf
 from revformers.analysis import analyze
 from revformers.analysis.hamiltonian import product_roots
 from revformers.analysis.linear import forward_growth, inverse_growth
+from revformers.models.attach import add_update_predictors
 from revformers.models.parts import reversible_stack
+from revformers.models.update_predictor import PredictorForm
 from tests.tiny_models import batch, tiny
 
 DYNAMICS = ["residual", "midpoint", "leapfrog", "blended_midpoint", "hamiltonian"]
@@ -115,3 +117,33 @@ def test_mistakes_are_one_sentence(dtype, options, message):
     with pytest.raises(ValueError, match=message):
         analyze(model, text(model), **options)
     assert reversible_stack(model) is None
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_the_spectrum_of_a_layer_is_that_of_its_jacobian_at_its_own_state(found, layer):
+    model, analysis = found
+    module, seen = model.model.layers[layer], {}
+
+    def record(_, args, keywords):
+        seen.update(state=args[0].detach(), keywords=keywords)
+
+    handle = module.register_forward_pre_hook(record, with_kwargs=True)
+    model.eval()(**text(model), use_cache=False)
+    handle.remove()
+    state = seen["state"]
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        jacobian = torch.autograd.functional.jacobian(lambda p: module(p, **seen["keywords"]) - p, state)
+    values = np.linalg.eigvals(jacobian.reshape(state.numel(), -1).double().numpy())
+    block = analysis.spectra[layer].block
+    assert block.real_high.real == pytest.approx(values.real.max(), rel=1e-3)
+    assert block.real_low.real == pytest.approx(values.real.min(), rel=1e-3)
+    assert block.imaginary.imag == pytest.approx(values.imag.max(), rel=1e-3, abs=1e-4)
+    assert analysis.spectra[layer].state_rms == pytest.approx(state.square().mean().sqrt().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("feature", ["previous_mlp", "previous_update"])
+def test_a_predictor_may_evaluate_the_layer_before(feature):
+    model = rf.make_reversible(tiny("llama", num_hidden_layers=2), rf.BlendedMidpoint("1/2"), activations="store")
+    add_update_predictors(model, PredictorForm(("state", feature)))
+    analysis = analyze(model, text(model), layers=[1], dynamics=[rf.Midpoint()], probes=1)
+    assert [spectrum.layer for spectrum in analysis.spectra] == [1]

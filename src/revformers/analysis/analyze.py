@@ -237,12 +237,13 @@ class _Finder:
     ) -> None:
         self._calls, self._own, self._seed, self._tolerance = calls, own, seed, tolerance
         self._dtype = embedding.dtype
-        self._steps = steps_of(calls, own)
-        self._states = walk(self._steps, embedding, own.start)[1:]
+        # of the whole stack: predictors may evaluate the layer before
+        self._blocks = steps_of(calls, Residual())
+        self._states = walk(steps_of(calls, own), embedding, own.start)[1:]
 
     def spectrum(self, layer: int, branches: bool) -> LayerSpectrum:
         """Return the eigenvalues of one layer."""
-        (block,) = steps_of(self._calls[layer : layer + 1], Residual())
+        block = self._blocks[layer]
         state = self._state(layer * self._own.steps_per_layer)
         known = branches and find_layout(self._calls[layer].layer) is not None
         return LayerSpectrum(
