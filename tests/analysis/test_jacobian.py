@@ -124,3 +124,13 @@ def test_an_eigenvalue_that_does_not_converge_is_none():
     found = extreme_eigenvalues(lambda v: v @ matrix.T, state, tolerance=0.0, krylov=6, restarts=1)
     assert found.found == []
     assert found.magnitude is None
+
+
+def test_a_field_that_is_zero_has_zero_eigenvalues():
+    found = extreme_eigenvalues(torch.zeros_like, torch.zeros(1, 3, 100, dtype=torch.float64))
+    assert found.found == [0j] * 4
+
+
+def test_a_product_that_is_not_finite_is_refused():
+    with pytest.raises(ValueError, match="not finite"):
+        extreme_eigenvalues(lambda v: v * torch.nan, torch.zeros(1, 3, 100, dtype=torch.float64))

@@ -156,7 +156,7 @@ def analyze(
             `Hamiltonian` where the branches of the layers are known.
         layers: the layers whose eigenvalues are found; by default five. An empty list finds none.
         branches: whether to also find the eigenvalues of J_mlp J_attention.
-        tolerance: of the eigenvalues, relative.
+        tolerance: of the residuals of eigenvalues, relative; see `extreme_eigenvalues`.
         probes: random directions of perturbations.
         seed: of the random directions.
 
@@ -164,7 +164,7 @@ def analyze(
         MissingPackageError: without scipy, if eigenvalues are to be found.
         NotReversibleError: for a model that does more than pass one state through its layers.
         TypeError: if the batch is no mapping.
-        ValueError: for another dtype, or a layer that the model does not have.
+        ValueError: for another dtype, no probes, a layer that the model does not have, or values that are not finite.
 
     """
     weight = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
@@ -173,6 +173,8 @@ def analyze(
             f"Derivatives in {str(weight.dtype).removeprefix('torch.')} are too coarse to analyse; call model.float() "
             f"first."
         )
+    if probes < 1:
+        raise ValueError(f"probes is {probes}; a perturbation needs at least 1 random direction.")
     inputs = inputs_of(batch, weight.device)
     with _reversible_and_silent(model) as own, torch.no_grad(), differentiable_attention():
         embedding, calls = layer_calls(model, inputs)

@@ -121,13 +121,15 @@ def extreme_eigenvalues(
     Args:
         product: v -> J v; see `jacobian_product`.
         like: a tensor of v's shape, dtype (float32 or float64) and device.
-        tolerance: of ARPACK, relative to the eigenvalue; 0 asks for the precision of the dtype.
+        tolerance: of ARPACK's residual, relative to the eigenvalue; 0 asks for the precision of the dtype. For a matrix
+            that is far from normal it does not bound the error of an eigenvalue.
         krylov: vectors of the Krylov space.
         restarts: after how many restarts an eigenvalue counts as not converged.
         seed: of the first vector.
 
     Raises:
         MissingPackageError: without scipy.
+        ValueError: if a product is not finite.
 
     """
     linalg = require_package("scipy.sparse.linalg", "analyze", "Finding eigenvalues")
@@ -148,6 +150,13 @@ def extreme_eigenvalues(
         dtype = np.float64 if like.dtype == torch.float64 else np.float32
         operator = linalg.LinearOperator((size, size), matvec=multiply, dtype=dtype)
         first = np.random.default_rng(seed).normal(size=size).astype(dtype)
+        image = multiply(first)
+        if not np.isfinite(image).all():
+            raise ValueError(
+                "The field returns values that are not finite, so it has no eigenvalues; check the weights."
+            )
+        if not image.any():  # a field that is zero everywhere, which ARPACK refuses
+            return Extremes(0j, 0j, 0j, 0j, residual=0.0, products=count)
         options = {"k": 2, "v0": first, "ncv": min(krylov, size - 1), "tol": tolerance, "maxiter": restarts}
         pairs = {}
         for kind, which in KINDS.items():

@@ -4,9 +4,9 @@ A perturbation d of the states follows the linearised recurrence
 
     d[l+1] = a d[l-1] + b d[l] + c J_l d[l],        d[l-1] = (d[l+1] - b d[l] - c J_l d[l]) / a,
 
-with the Jacobians J_l at the states of the network. It is computed in float64 from exact derivatives, so that rounding
-does not set a floor, as it would for a difference of two runs. Random directions show typical growth. The direction of
-the worst growth is not searched.
+with the Jacobians J_l at the states of the network. Derivatives are exact up to the rounding of the model's dtype, and
+sums are in float64, so that no floor is set, as it would be for a difference of two runs. Random directions show
+typical growth. The direction of the worst growth is not searched.
 """
 
 from collections.abc import Sequence
