@@ -32,7 +32,7 @@ def pretraining_conditions(name: str) -> None:
 def pretraining_losses(name: str) -> None:
     """Print the validation loss of every arm and its paired difference from the ordinary network."""
     study = result(f"pretraining-{name}")
-    if not is_finished(study):
+    if _say_if_unfinished(study):
         return
     ordinary = compared(study)[ORDINARY]
     rows = []
@@ -71,7 +71,7 @@ def pretraining_rates(name: str) -> None:
 def pretraining_spread(name: str) -> None:
     """Print how much seeds alone change a loss and a paired difference, as a sentence."""
     study = result(f"pretraining-{name}")
-    if not is_finished(study):
+    if _say_if_unfinished(study):
         return
     losses = compared(study)
     alone = mean(stdev(found.values()) for found in losses.values())
@@ -97,13 +97,27 @@ def paired(losses: Mapping[int, float], ordinary: Mapping[int, float]) -> list[f
 
 
 def is_finished(study: Row) -> bool:
-    """Return whether all runs are there; otherwise print how many are missing."""
-    lists = study["study"]["seeds"], study["study"]["tuning"]["learning_rates"]
-    number = len(study["study"]["arms"]) * sum(map(len, lists))
-    missing = number - len(study["rows"])
+    """Return whether all runs are there; an arm all of whose trials diverged has no others."""
+    return not _missing(study)
+
+
+def _missing(study: Row) -> int:
+    tuning, seeds = study["study"]["tuning"], study["study"]["seeds"]
+    by_arm = {arm: [row for row in study["rows"] if row["arm"] == arm] for arm in study["study"]["arms"]}
+    missing = 0
+    for rows in by_arm.values():
+        trials = [row for row in rows if _is_trial(study, row)]
+        diverged = len(trials) == len(tuning["learning_rates"]) and all(row["error"] for row in trials)
+        missing += len(tuning["learning_rates"]) + (0 if diverged else len(seeds)) - len(rows)
+    return missing
+
+
+def _say_if_unfinished(study: Row) -> bool:
+    """Print how many runs are missing, if any, and return whether some are."""
+    missing = _missing(study)
     if missing:
-        print(f"\nNot finished: {missing} of {number} runs are missing.\n")
-    return not missing
+        print(f"\nNot finished: {missing} of {len(study['rows']) + missing} runs are missing.\n")
+    return bool(missing)
 
 
 def _trial(losses: Mapping[tuple[str, float], float | None], key: tuple[str, float], best: float | None) -> str:

@@ -35,10 +35,13 @@ def draw(analysis: Analysis, folder: Path) -> list[Path]:
             files.append(folder / f"{name}.svg")
             figure.savefig(files[-1], metadata={"Date": None})
 
+    colours = {name: f"C{place}" for place, name in enumerate(names)}
+
     def curves(axes: Axes, series: Iterable[tuple[str, Any]], y_label: str) -> None:
-        for colour, (name, values) in enumerate(series):
-            share = [place / max(1, len(values) - 1) * analysis.layers for place in range(len(values))]
-            axes.plot(share, values, label=name, gid=name, color=f"C{colour}")
+        for name, values in series:
+            steps = len(names[name].growth_forwards) - 1
+            layers = [place / steps * analysis.layers for place in range(len(values))]
+            axes.plot(layers, values, label=name, gid=name, color=colours[name])
         axes.set(xlabel="layer", ylabel=y_label, yscale="log")
 
     def eigenvalues(axes: Axes) -> None:

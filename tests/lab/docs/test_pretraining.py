@@ -94,3 +94,12 @@ def test_an_unfinished_study_says_so(study, tmp_path, capsys):
     pretraining.pretraining_rates("x")
     assert "| midpoint | 8.000 | - |" in capsys.readouterr().out
     assert pretraining_figures.save_figures(tmp_path) == []
+
+
+def test_an_arm_that_always_diverged_has_no_runs_to_wait_for(study):
+    for row in study["rows"]:
+        row["error"] = row["arm"] == "midpoint"
+    study["rows"] = [row for row in study["rows"] if row["arm"] == "residual" or row["seed"] == 0]
+    assert pretraining.is_finished(study)
+    study["rows"] = study["rows"][1:]
+    assert not pretraining.is_finished(study)
