@@ -12,13 +12,10 @@ from lab.bench.arm_names import ORDINARY, ORDINARY_CHECKPOINT
 from lab.bench.study_axis import AXES
 from lab.bench.study_tables import network_in_words, rate, rate_heading
 from revformers.byte_size import UNITS
+from revformers.cli import plot_style
 
 STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "revformers",
-    "font.size": 9.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
+    **plot_style.STYLE,
     "axes.grid": True,
     "axes.axisbelow": True,
     "axes.titlelocation": "left",

@@ -9,14 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from revformers.analysis import Analysis
-
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "revformers",
-    "font.size": 9.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
+from revformers.cli.plot_style import STYLE
 
 
 def draw(analysis: Analysis, folder: Path) -> list[Path]:
