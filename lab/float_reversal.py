@@ -1,7 +1,7 @@
 """The recurrence in floating point, and a backward pass that rebuilds its states by the floating-point inverse.
 
-This is what revformers does not do. It is here to be measured: plain PyTorch, which shares only the coefficients with
-the library, for models that are built like Llama. `FloatStack` takes the place of a model's layers.
+This is what revformers does not do. It is here to be measured, for models that are built like Llama. `FloatStack` takes
+the place of a model's layers; all but the two formulas of a step is plain PyTorch.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from revformers.analysis.walk import step_back, step_forwards
 from revformers.dynamics.base import Coefficients, Dynamics
 
 States = Literal["autograd", "kept", "inverse"]
@@ -34,15 +35,11 @@ class FloatStep:
 
     def advance(self, previous: Tensor, current: Tensor) -> Tensor:
         """Return p[l+1] from p[l-1] and p[l]."""
-        step = self.coefficients
-        update = self.field(current).to(current.dtype)
-        return float(step.previous) * previous + float(step.current) * current + step.update * update
+        return step_forwards(previous, current, self.field(current), self.coefficients)
 
     def retreat(self, current: Tensor, successor: Tensor, update: Tensor) -> Tensor:
         """Return p[l-1] from p[l], p[l+1] and f(p[l]), by the inverse that is exact for real numbers."""
-        step = self.coefficients
-        rest = successor - float(step.current) * current - step.update * update.to(current.dtype)
-        return rest / float(step.previous)
+        return step_back(current, successor, update, self.coefficients)
 
 
 def trajectory(steps: Sequence[FloatStep], start: Tensor) -> list[Tensor]:

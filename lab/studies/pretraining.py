@@ -26,7 +26,7 @@ from typing import Any
 from rich.console import Console
 
 from lab.bench.environment import describe_environment, output_file, write_result
-from revformers.errors import StateRangeError, UserError, require
+from revformers.errors import DivergedError, StateRangeError, require
 from revformers.training.console import command_console
 from revformers.training.model import build_dynamics
 from revformers.training.pretrain import pretrain
@@ -111,7 +111,7 @@ def train(study: PretrainingStudy, trial: Trial) -> dict[str, Any]:
         recipe = dataclasses.replace(study.recipe(trial), output=f"{folder}/run")
         try:
             result = pretrain(recipe, console=Console(file=nowhere))
-        except (UserError, StateRangeError) as error:
+        except (DivergedError, StateRangeError) as error:
             return row | {"validation_loss": None, "error": str(error).replace(folder, ""), "curve": []}
         curve = json.loads((Path(recipe.output) / "history.json").read_text(encoding="utf-8"))
     kept = ("parameters", "tokens", "training_loss", "validation_loss")

@@ -13,6 +13,10 @@ class UserError(ValueError):
     """A recipe, an option or the data it names cannot be used; the message says what to change."""
 
 
+class DivergedError(UserError):
+    """The loss or the weights of a run are no longer finite, and no model is saved; the message says since when."""
+
+
 class NotReversibleError(ValueError):
     """This model cannot be given reversible dynamics; the message says which part of it is the cause."""
 

@@ -66,7 +66,7 @@ def test_predictions_are_the_closed_forms_of_the_eigenvalues(found):
         assert by_name["leapfrog"].predicted_forward[place] == max(forward_growth(step, values))
         assert by_name["leapfrog"].predicted_inverse[place] == max(inverse_growth(step, values))
         assert by_name["residual"].predicted_inverse[place] == math.inf
-        expected = np.abs(product_roots(spectrum.branches.found)).max()
+        expected = np.abs(product_roots(rf.Hamiltonian().coefficients(0), spectrum.branches.found)).max()
         assert by_name["hamiltonian"].predicted_forward[place] == pytest.approx(expected)
 
 
@@ -77,6 +77,27 @@ def test_a_reversible_model_keeps_its_dynamics():
     assert analysis.dynamics[0].name == "hamiltonian"
     assert reversible_stack(model).dynamics == rf.Hamiltonian()
     assert [spectrum.layer for spectrum in analysis.spectra] == [1]
+
+
+def test_dynamics_of_one_name_have_their_options_in_it():
+    model = rf.make_reversible(tiny("llama", initializer_range=0.2), rf.BlendedMidpoint("1/4"))
+    analysis = analyze(model, text(model), layers=[])
+    assert [one.name for one in analysis.dynamics] == [
+        "blended_midpoint:blend=1/4",
+        "midpoint",
+        "leapfrog",
+        "blended_midpoint:blend=1/2",
+        "hamiltonian",
+    ]
+    repeated = analyze(model, text(model), layers=[], dynamics=[rf.Midpoint(), rf.Midpoint(0.5)])
+    assert [one.name for one in repeated.dynamics] == ["midpoint"]
+
+
+def test_eigenvalues_predict_nothing_of_two_evaluations():
+    model = tiny("llama", initializer_range=0.2)
+    analysis = analyze(model, text(model), layers=[1], dynamics=[rf.TwoEvaluationMidpoint("1/4")], branches=False)
+    assert analysis.dynamics[0].predicted_forward == (None,)
+    assert analysis.dynamics[0].growth_forwards[-1] > 1
 
 
 def test_an_unknown_family_has_no_branches():

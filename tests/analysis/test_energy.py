@@ -29,6 +29,21 @@ def test_what_is_conserved_and_by_which_fields(dynamics, kind, other):
     assert drift(other, dynamics, scale=0.2) > 1e-2
 
 
+def test_branches_conserve_their_symplectic_form_if_they_are_symmetric():
+    drift = {}
+    for kind in ("symmetric", "general"):
+        pair = list(matrices(2, 6, 0.2, kind=kind))
+        steps = linear_steps(pair * 10, rf.Hamiltonian())
+        states = walk(steps, torch.randn(1, 1, 6, generator=torch.Generator().manual_seed(0)).double(), "zero")
+        values = invariants(steps, states, "branch")
+        assert len(values) == 10
+        q, p, next_q, next_p = (state.flatten() for state in states[:4])
+        assert values[0] == pytest.approx(((q @ next_p - p @ next_q) / 6).item(), rel=1e-12)
+        drift[kind] = max(abs(value - values[0]) for value in values) / abs(values[0])
+    assert drift["symmetric"] < 1e-8
+    assert drift["general"] > 1e-2
+
+
 def test_a_cosine_has_the_energy_of_its_frequency():
     angle = torch.tensor(0.3, dtype=torch.float64)
     value = 2 * (torch.cos(angle) - 1)  # leapfrog's lambda of this frequency
@@ -39,9 +54,10 @@ def test_a_cosine_has_the_energy_of_its_frequency():
 
 
 def test_there_is_none_for_blends_and_the_ordinary_network():
-    for dynamics in (rf.BlendedMidpoint(0.5), rf.Residual()):
+    for dynamics in (rf.BlendedMidpoint(0.5), rf.Residual(), rf.Leapfrog(granularity="branch")):
         steps = linear_steps(matrices(2, 3, 0.1), dynamics)
-        assert invariants(steps, walk(steps, torch.ones(1, 1, 3, dtype=torch.float64), "repeat")) is None
+        states = walk(steps, torch.ones(1, 1, 3, dtype=torch.float64), "repeat")
+        assert invariants(steps, states, dynamics.granularity) is None
 
 
 def test_mean_squares():

@@ -1,14 +1,12 @@
 """The reference is NumPy's eigenvalues, and powers of the matrix."""
 
-import itertools
-
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from revformers import Leapfrog
-from revformers.analysis.hamiltonian import HamiltonianPair, invariant, product_roots
+from revformers import Hamiltonian, Leapfrog, Midpoint
+from revformers.analysis.hamiltonian import HamiltonianPair, product_roots
 from revformers.analysis.linear import forward_growth
 
 real = st.floats(-3, 3)
@@ -65,34 +63,26 @@ def test_a_determinant_off_the_circle_is_never_stable():
     assert not HamiltonianPair(1.1, 1 / 1.2, 0.1, -0.1).is_stable
 
 
-def test_matrices_in_place_of_numbers():
-    """The eigenvalues of the whole pair are those of B A, two for each."""
+@pytest.mark.parametrize("dynamics", [Hamiltonian(), Midpoint(0.3, granularity="branch")])
+def test_matrices_in_place_of_numbers(dynamics):
+    """The eigenvalues of both steps together are those of B A, two for each."""
     generator = np.random.default_rng(0)
     A, B = generator.normal(size=(2, 5, 5))
-    eye = np.eye(5)
-    reference = np.linalg.eigvals(np.block([[eye, A], [B, eye + B @ A]]))
-    found = product_roots(np.linalg.eigvals(B @ A)).ravel()
+    step = dynamics.coefficients(0)
+    eye, zero = np.eye(5), np.zeros((5, 5))
+    first, second = (np.block([[zero, eye], [float(step.previous) * eye, step.update * M]]) for M in (A, B))
+    reference = np.linalg.eigvals(second @ first)
+    found = product_roots(step, np.linalg.eigvals(B @ A)).ravel()
     assert all(min(abs(reference - root)) < 1e-8 for root in found)
     assert all(min(abs(found - root)) < 1e-8 for root in reference)
+
+
+def test_other_steps_by_branch_do_not_follow_from_the_product():
+    with pytest.raises(ValueError, match="b must be 0"):
+        product_roots(Leapfrog(granularity="branch").coefficients(0), [1.0])
 
 
 def test_the_product_takes_the_place_of_leapfrogs_eigenvalue():
     products = [-5, -4, -2.5, 0, 0.5, -1 + 1j, 2j]
     expected = forward_growth(Leapfrog().coefficients(0), products)
-    assert np.abs(product_roots(products)[:, 0]) == pytest.approx(expected, abs=1e-12)
-
-
-def test_the_invariant_is_conserved_by_symmetric_branches_alone():
-    generator = np.random.default_rng(1)
-    drift = {}
-    for symmetric in (True, False):
-        A, B = 0.2 * generator.normal(size=(2, 6, 6))
-        A, B = (A + A.T, B + B.T) if symmetric else (A, B)
-        states = [generator.normal(size=(2, 6))]
-        for _ in range(10):
-            q = states[-1][0] + A @ states[-1][1]
-            states.append(np.stack([q, states[-1][1] + B @ q]))
-        values = [invariant(*now, *after) for now, after in itertools.pairwise(states)]
-        drift[symmetric] = max(abs(value - values[0]) for value in values) / abs(values[0])
-    assert drift[True] < 1e-8
-    assert drift[False] > 1e-2
+    assert np.abs(product_roots(Hamiltonian().coefficients(0), products)[:, 0]) == pytest.approx(expected, abs=1e-12)

@@ -113,6 +113,14 @@ def test_a_field_without_a_second_derivative():
     assert torch.allclose(product(torch.ones_like(state)), 6 * state**2, rtol=1e-12)
 
 
+def test_memory_that_runs_out_is_no_missing_derivative():
+    def field(p):
+        raise torch.OutOfMemoryError("no memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        jacobian_product(field, torch.ones(1, 1, 5))
+
+
 def test_a_field_that_does_not_depend_on_the_state():
     state = torch.ones(1, 1, 5)
     assert torch.equal(jacobian_product(lambda p: torch.zeros(1, 1, 5), state)(state), torch.zeros(1, 1, 5))

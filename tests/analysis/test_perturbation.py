@@ -58,6 +58,20 @@ def test_an_eigenvector_grows_as_its_closed_form():
     assert growth[-1] / growth[-2] == pytest.approx(forward_growth(dynamics.coefficients(0), value), rel=1e-8)
 
 
+def test_growth_beyond_the_range_of_float32():
+    """Perturbations are scaled back, so the dtype of the fields does not bound their growth, nor their decay."""
+    value = 1000 * torch.eye(WIDTH)
+    step = rf.Midpoint().coefficients(0)
+    states = [torch.zeros(1, 1, WIDTH)] * 32
+    growth = growth_forwards(linear_steps([value] * 30, rf.Midpoint()), states, "repeat", torch.float32)
+    assert growth[-1] > 1e80
+    assert growth[-1] / growth[-2] == pytest.approx(forward_growth(step, 1000.0), rel=1e-6)
+    shrinking = growth_forwards(
+        linear_steps([-0.999 * torch.eye(WIDTH)] * 30, rf.Residual()), states, "zero", torch.float32
+    )
+    assert shrinking[-1] == pytest.approx(1e-3**29, rel=1e-2)
+
+
 def test_a_small_difference_of_two_runs_grows_as_much():
     dynamics = rf.Leapfrog(0.5)
     _, embedding, steps = of_tiny(dynamics=dynamics)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import revformers as rf
-from revformers.analysis.walk import differentiable_attention, walk
+from revformers.analysis.walk import differentiable_attention, step_back, step_forwards, walk
 from tests.analysis.networks import linear_steps, matrices, of_tiny
 from tests.tiny_models import batch
 
@@ -18,6 +18,15 @@ def test_a_walk_is_the_recurrence():
         assert torch.allclose(state.flatten(), current, rtol=1e-12)
     assert len(found) == 6
     assert torch.equal(walk(steps, embedding, "repeat")[0], embedding)
+
+
+def test_steps_undo_each_other_in_exact_numbers():
+    """In float64 with small dyadic numbers nothing is rounded."""
+    step = rf.BlendedMidpoint(0.5).coefficients(0)
+    previous, current, update = (torch.tensor([value], dtype=torch.float64) for value in (1.5, -0.25, 3.0))
+    following = step_forwards(previous, current, update, step)
+    assert following.item() == 0.5 * 1.5 + 0.5 * -0.25 + 3.0
+    assert step_back(current, following, update, step).item() == 1.5
 
 
 @pytest.mark.parametrize("dynamics", [rf.Residual(), rf.Leapfrog(0.5), rf.Hamiltonian()])

@@ -3,10 +3,8 @@ import json
 import pytest
 
 from revformers import Hamiltonian, make_reversible
-from revformers.cli.analyze import parse_dynamics
 from revformers.cli.main import main
 from revformers.data.tokenizer import train_tokenizer
-from revformers.errors import UserError
 from tests.cli.test_verify import llama
 
 TEXT = "a text of a few words, and of a few more words. " * 20
@@ -30,6 +28,7 @@ def test_an_ordinary_model(ordinary, tmp_path, capsys):
     assert [one["name"] for one in values["dynamics"]][1:3] == ["midpoint", "leapfrog"]
     assert " ".join(values["verdict"].split()) in " ".join(shown.split())
     assert "hamiltonian" in shown
+    assert "3 tokens, random ones of seed 0." in shown
     names = {"eigenvalues", "growth-forwards", "growth-inverse", "reversal", "energy"}
     assert {one.name for one in plots.iterdir()} == {f"{name}.svg" for name in names}
 
@@ -46,6 +45,23 @@ def test_text_and_dynamics_may_be_given(ordinary, tmp_path, capsys):
     assert values["tokens"] == 4
 
 
+def test_without_eigenvalues(ordinary, capsys):
+    assert main(["analyze", ordinary, "--no-eigenvalues", "--length", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert "eigenvalues" not in shown
+    assert "growth of a perturbation" in shown
+
+
+def test_dynamics_of_one_name_are_told_apart(ordinary, tmp_path, capsys):
+    dynamics = ["midpoint", "midpoint:step_size=1.0", "midpoint", "leapfrog"]
+    options = ["--no-eigenvalues", "--length", "2", "--plot", str(tmp_path), "--dynamics", *dynamics]
+    assert main(["analyze", ordinary, *options]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("midpoint:step_size=1.0") == 1
+    assert shown.count("leapfrog") == 1
+    assert "midpoint:step_size=1.0" in (tmp_path / "energy.svg").read_text()
+
+
 def test_a_reversible_model(tmp_path, capsys):
     make_reversible(llama(), Hamiltonian()).save_pretrained(tmp_path / "reversible")
     assert main(["analyze", str(tmp_path / "reversible"), "--length", "2", "--layers", "0"]) == 0
@@ -56,11 +72,10 @@ def test_a_reversible_model(tmp_path, capsys):
     ("options", "message"),
     [
         (["--dynamics", "euler"], "no dynamics called 'euler'"),
-        (["--dynamics", "leapfrog:2"], "such as blend=1/4, not '2'"),
-        (["--dynamics", "leapfrog:blend=1"], "no option 'blend'"),
         (["--layers", "7", "--length", "2"], "no layer 7"),
         (["--length", "41"], "at most 40"),
-        (["--length", "0"], "at least one token"),
+        (["--length", "0"], "at least 1 token"),
+        (["--plot", "/dev/null"], "is a file; name a directory"),
         (["--text", "nowhere.txt"], "nowhere.txt"),
         (["--device", "nonsense"], "cannot use the device 'nonsense'"),
     ],
@@ -83,10 +98,3 @@ def test_a_text_that_is_too_short(ordinary, tmp_path, capsys):
     (tmp_path / "text.txt").write_text("few words")
     assert main(["analyze", ordinary, "--text", str(tmp_path / "text.txt"), "--length", "40"]) == 2
     assert "fewer than --length 40" in capsys.readouterr().err
-
-
-def test_options_of_dynamics_are_read_as_in_recipes():
-    assert str(parse_dynamics("blended_midpoint:blend=1/4,step_size=0.5").blend) == "1/4"
-    assert parse_dynamics("midpoint:readout=mean").readout == "mean"
-    with pytest.raises(UserError, match="option"):
-        parse_dynamics("midpoint:h=1")

@@ -65,7 +65,7 @@ def test_an_ordinary_model_is_given_dynamics(ordinary, capsys):
         (["--dynamics", "euler"], "no dynamics called 'euler'"),
         (["--dynamics", "residual"], "no inverse"),
         (["--dynamics", "midpoint", "--length", "41"], "reads at most 40 tokens"),
-        (["--dynamics", "midpoint", "--length", "1"], "two tokens"),
+        (["--dynamics", "midpoint", "--length", "1"], "at least 2 tokens"),
         (["--dynamics", "midpoint", "--device", "nonsense"], "cannot use the device 'nonsense'"),
     ],
 )

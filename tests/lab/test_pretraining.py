@@ -9,7 +9,7 @@ import pytest
 
 from lab.studies import pretraining
 from lab.studies.pretraining import PretrainingStudy, Trial, TuningSection
-from revformers.errors import UserError
+from revformers.errors import DivergedError, StateRangeError, UserError
 from revformers.training.pretrain import pretrain
 from revformers.training.recipe_file import read_recipe
 
@@ -32,6 +32,26 @@ def test_every_arm_takes_the_learning_rate_with_its_lowest_loss():
 def test_an_arm_that_always_diverges_is_not_compared():
     rates = pretraining.best_rates(STUDY, [row("residual", 1e-3, 3.0), row("random", 1e-3, None)])
     assert {trial.arm for trial in pretraining.trials_to_compare(STUDY, rates)} == {"residual"}
+
+
+@pytest.mark.parametrize("error", [DivergedError("the loss is nan"), StateRangeError("layer 3 is too large")])
+def test_a_run_that_diverges_is_a_row_without_a_loss(monkeypatch, error):
+    monkeypatch.setattr(pretraining, "pretrain", raiser(error))
+    row = pretraining.train(STUDY, Trial("residual", 1e-3, 0, 10))
+    assert (row["validation_loss"], row["error"]) == (None, str(error))
+
+
+def test_a_run_that_cannot_start_is_no_divergence(monkeypatch):
+    monkeypatch.setattr(pretraining, "pretrain", raiser(UserError("there is no such text")))
+    with pytest.raises(UserError, match="no such text"):
+        pretraining.train(STUDY, Trial("residual", 1e-3, 0, 10))
+
+
+def raiser(error):
+    def fail(recipe, console):
+        raise error
+
+    return fail
 
 
 def test_runs_differ_in_their_arm_alone():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import TrainerControl, TrainerState
 
-from revformers.errors import UserError
+from revformers.errors import DivergedError, UserError
 from revformers.training.divergence import StopAfterDivergence
 from revformers.training.run_directory import RunDirectory
 
@@ -28,8 +28,9 @@ def parts(tmp_path):
     ],
 )
 def test_a_loss_that_is_not_finite_ends_the_run(parts, step, logs, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(DivergedError if step else UserError, match=message) as raised:
         parts[1].on_log(None, TrainerState(global_step=step), None, logs)
+    assert isinstance(raised.value, DivergedError) == bool(step), "weights that came so did not diverge"
 
 
 def test_a_finite_loss_does_not(parts):
@@ -50,7 +51,7 @@ def test_what_is_not_finite_is_not_saved(parts, when):
     end_step(parts, **when)
     end_step(parts, save=False, weight=NAN)
     end_step(parts, **when, weight=NAN, frozen=True)  # not the training's doing
-    with pytest.raises(UserError, match="The weights are not finite after step"):
+    with pytest.raises(DivergedError, match="The weights are not finite after step"):
         end_step(parts, **when, weight=NAN)
-    with pytest.raises(UserError, match="The training loss is not finite at step"):
+    with pytest.raises(DivergedError, match="The training loss is not finite at step"):
         end_step(parts, **when, loss=NAN)

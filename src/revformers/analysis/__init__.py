@@ -2,7 +2,7 @@
 
 from revformers.analysis.analyze import Analysis, DynamicsAnalysis, LayerSpectrum, analyze
 from revformers.analysis.hamiltonian import HamiltonianPair
-from revformers.analysis.jacobian import Extremes, extreme_eigenvalues, jacobian_product
+from revformers.analysis.jacobian import Extremes, extreme_eigenvalues, jacobian_product, token_block
 from revformers.analysis.linear import (
     Region,
     forward_growth,
@@ -12,6 +12,8 @@ from revformers.analysis.linear import (
     roots,
     stable_segment,
 )
+from revformers.analysis.walk import NamedStep, differentiable_attention, steps_of, walk
+from revformers.models.visit import layer_calls
 
 __all__ = [
     "Analysis",
@@ -19,14 +21,20 @@ __all__ = [
     "Extremes",
     "HamiltonianPair",
     "LayerSpectrum",
+    "NamedStep",
     "Region",
     "analyze",
+    "differentiable_attention",
     "extreme_eigenvalues",
     "forward_growth",
     "inverse_growth",
     "jacobian_product",
+    "layer_calls",
     "regime",
     "region",
     "roots",
     "stable_segment",
+    "steps_of",
+    "token_block",
+    "walk",
 ]

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from revformers.analysis.energy import invariants, mean_squares, update_mean_squares
+from revformers.analysis.hamiltonian import product_roots
 from revformers.analysis.jacobian import Extremes, Product, composed, extreme_eigenvalues, jacobian_product
-from revformers.analysis.linear import forward_growth, inverse_growth, roots_of
+from revformers.analysis.linear import forward_growth, inverse_growth
 from revformers.analysis.perturbation import growth_backwards, growth_forwards
 from revformers.analysis.reversal import exact_reversal_errors, float_reversal_errors
 from revformers.analysis.walk import NamedStep, differentiable_attention, steps_of, walk
 from revformers.dynamics import Dynamics, Residual, create
+from revformers.dynamics.text import described
 from revformers.engine.fixed_point import INT64
 from revformers.errors import counted
 from revformers.models.batch import inputs_of
@@ -65,10 +67,10 @@ class DynamicsAnalysis:
     """What a dynamics does on the model's fields.
 
     Attributes:
-        name: the dynamics.
+        name: the dynamics; with its options, as the command takes them, if others of the same name are compared.
         recurrence: its recurrence in one line.
         predicted_forward: the largest growth per layer that the eigenvalues found predict, by analysed layer; None
-            where they predict none (steps by branch with b other than 0).
+            where they predict none (steps by branch with b other than 0, and two evaluations per step).
         predicted_inverse: the same for the inverse; infinite without one.
         growth_forwards: the size of a perturbation of the embedding after 0, 1, ..., n steps, relative to its start.
         growth_backwards: the same for the last pair through the inverse, in its order; None without an inverse.
@@ -76,7 +78,7 @@ class DynamicsAnalysis:
             p[-1], ..., p[n]; empty without an inverse. "exact" is missing where a state leaves the range of 64 bits.
         mean_squares: mean squares of p[-1], p[0], ..., p[n].
         update_mean_squares: mean squares of f_l(p[l]) of all steps.
-        invariants: see `revformers.analysis.energy`; None unless |a| = 1.
+        invariants: E of every layer, see `revformers.analysis.energy`; None where none is known.
 
     """
 
@@ -152,8 +154,8 @@ def analyze(
     Args:
         model: a model of transformers in float32 or float64, ordinary or reversible, or a PEFT model around one.
         batch: keyword arguments of the decoder, e.g. ``{"input_ids": int64[1, tokens]}``.
-        dynamics: what to compare; by default the model's own, `Midpoint`, `Leapfrog`, `BlendedMidpoint(1/2)`, and
-            `Hamiltonian` where the branches of the layers are known.
+        dynamics: what to compare, without those that are named twice; by default the model's own, `Midpoint`,
+            `Leapfrog`, `BlendedMidpoint(1/2)`, and `Hamiltonian` where the branches of the layers are known.
         layers: the layers whose eigenvalues are found; by default five. An empty list finds none.
         branches: whether to also find the eigenvalues of J_mlp J_attention.
         tolerance: of the residuals of eigenvalues, relative; see `extreme_eigenvalues`.
@@ -179,12 +181,16 @@ def analyze(
     with _reversible_and_silent(model) as own, torch.no_grad(), differentiable_attention():
         embedding, calls = layer_calls(model, inputs)
         chosen = _chosen_layers(layers, len(calls))
-        tried = list(dynamics) if dynamics is not None else _default_dynamics(own, calls)
+        tried = _without_repetitions(_default_dynamics(own, calls) if dynamics is None else dynamics)
         for one in tried:
             one.check(len(calls))
         finder = _Finder(calls, own, embedding, tolerance, seed)
         spectra = tuple(finder.spectrum(layer, branches) for layer in chosen)
-        analysed = tuple(_analysis_of(one, calls, embedding, spectra, probes, seed) for one in tried)
+        names = _names_of(tried)
+        analysed = tuple(
+            _analysis_of(name, one, calls, embedding, spectra, probes, seed)
+            for name, one in zip(names, tried, strict=True)
+        )
     return Analysis(
         own=own.name,
         layers=len(calls),
@@ -223,12 +229,19 @@ def _chosen_layers(layers: Sequence[int] | None, number: int) -> list[int]:
 
 
 def _default_dynamics(own: Dynamics, calls: Sequence[LayerCall]) -> list[Dynamics]:
-    found: dict[str, Dynamics] = {own.name: own}
-    for name, options in COMPARED.items():
-        one = create(name, **options)
-        if one.granularity == "block" or all(find_layout(call.layer) is not None for call in calls):
-            found.setdefault(one.name, one)
-    return list(found.values())
+    compared = [create(name, **options) for name, options in COMPARED.items()]
+    by_branch = all(find_layout(call.layer) is not None for call in calls)
+    return [own, *(one for one in compared if one.granularity == "block" or by_branch)]
+
+
+def _without_repetitions(dynamics: Sequence[Dynamics]) -> list[Dynamics]:
+    return [one for place, one in enumerate(dynamics) if one not in dynamics[:place]]
+
+
+def _names_of(dynamics: Sequence[Dynamics]) -> list[str]:
+    """Return a name for each of different dynamics, with the options of those that share a name."""
+    names = [one.name for one in dynamics]
+    return [one.name if names.count(one.name) == 1 else described(one) for one in dynamics]
 
 
 class _Finder:
@@ -270,6 +283,7 @@ class _Finder:
 
 
 def _analysis_of(
+    name: str,
     dynamics: Dynamics,
     calls: Sequence[LayerCall],
     embedding: Tensor,
@@ -285,9 +299,9 @@ def _analysis_of(
         backwards = tuple(growth_backwards(steps, states, **measured))
         errors = _reversal_errors(steps, embedding, dynamics, states)
     predicted = [_predicted(dynamics, spectrum) for spectrum in spectra]
-    conserved = invariants(steps, states)
+    conserved = invariants(steps, states, dynamics.granularity)
     return DynamicsAnalysis(
-        name=dynamics.name,
+        name=name,
         recurrence=dynamics.recurrence,
         predicted_forward=tuple(forward for forward, _ in predicted),
         predicted_inverse=tuple(inverse for _, inverse in predicted),
@@ -316,6 +330,8 @@ def _reversal_errors(
 def _predicted(dynamics: Dynamics, spectrum: LayerSpectrum) -> tuple[float | None, float | None]:
     """Return the largest growth per layer that eigenvalues predict, forwards and of the inverse."""
     step = dynamics.coefficients(spectrum.layer)
+    if dynamics.evaluations_per_step != 1:
+        return None, None
     if dynamics.granularity == "block":
         values = spectrum.block.found
         if not values:
@@ -323,9 +339,7 @@ def _predicted(dynamics: Dynamics, spectrum: LayerSpectrum) -> tuple[float | Non
         return float(forward_growth(step, values).max()), float(inverse_growth(step, values).max())
     if step.current or spectrum.branches is None or not spectrum.branches.found:
         return None, None
-    # two steps with b = 0: r^2 - (2 a + c^2 mu) r + a^2 = 0, as in `hamiltonian`
-    a, products = float(step.previous), np.asarray(spectrum.branches.found)
-    sizes = np.abs(roots_of(2 * a + step.update**2 * products, a * a))
+    sizes = np.abs(product_roots(step, spectrum.branches.found))
     return float(sizes.max()), float(1 / sizes.min())
 
 
@@ -337,8 +351,8 @@ def _spectrum_in_words(spectra: Sequence[LayerSpectrum]) -> str:
     positive = sum(any(value.real > 1e-3 for value in spectrum.block.found) for spectrum in spectra)
     return (
         f"The extreme eigenvalues of the layers have real parts from {min(real):.3g} to {max(real):.3g} and imaginary "
-        f"parts up to {max(imaginary):.3g}. One with a positive real part, where neither midpoint nor leapfrog is "
-        f"stable, was found in {positive} of {counted(len(spectra), 'layer')}."
+        f"parts up to {max(imaginary):.3g}. A positive real part, at which a perturbation grows under "
+        f"midpoint and leapfrog alike, was found in {positive} of {counted(len(spectra), 'layer')}."
     )
 
 

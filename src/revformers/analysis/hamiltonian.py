@@ -12,16 +12,18 @@ b = 1, where the criterion reads -4 <= alpha beta <= 0. In general they do not: 
 |trace| = 1 and a root of modulus 1.618. `is_stable` adds the missing condition (our derivation; see also `linear`).
 
 With matrices A and B for alpha and beta (the Jacobians of attention and MLP) and a = b = 1, an eigenvector p of B A
-with the eigenvalue mu obeys r^2 - (2 + mu) r + 1 = 0. So the pair is stable iff all mu are real and between -4 and 0,
-which is leapfrog's condition with the product of the branches in the place of lambda.
+with the eigenvalue mu obeys r^2 - (2 + mu) r + 1 = 0. So the pair is stable iff all mu are real and between -4 and 0
+(at both ends a perturbation grows linearly), which is leapfrog's condition with the product of the branches in the
+place of lambda.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from revformers.analysis.linear import Complex, roots_of
+from revformers.dynamics.base import Coefficients
 
 TOLERANCE = 1e-9
 """Rounding up to which |a b| counts as 1, and a number as real or as within its bounds."""
@@ -70,19 +72,24 @@ class HamiltonianPair:
         return bool(abs((self.trace / np.emath.sqrt(self.determinant)).imag) <= TOLERANCE)
 
 
-def product_roots(eigenvalues: ArrayLike) -> Complex:
-    """Return the roots of the pair with a = b = 1 for eigenvalues mu of B A, the larger one first, complex128[..., 2].
+def product_roots(coefficients: Coefficients, eigenvalues: ArrayLike) -> Complex:
+    """Return the roots of two steps by branch, for eigenvalues mu of J_mlp J_attention.
 
-    The stable mu are `linear.stable_segment` of leapfrog with h = 1, from -4 to 0.
+    Both steps have the coefficients a, b = 0 and c, so that q' = a q + c alpha p and p' = a p + c beta q', and r^2 -
+    (2 a + c^2 mu) r + a^2 = 0. With a = c = 1 the stable mu are `linear.stable_segment` of leapfrog with h = 1, from -4
+    to 0.
+
+    Returns:
+        complex128[..., 2], the larger root first.
+
+    Raises:
+        ValueError: if b is not 0; then the roots do not follow from the product alone.
+
     """
-    return roots_of(2 + np.asarray(eigenvalues, np.complex128), 1.0)
-
-
-def invariant(
-    q: NDArray[np.float64], p: NDArray[np.float64], next_q: NDArray[np.float64], next_p: NDArray[np.float64]
-) -> float:
-    """Return <q, p'> - <p, q'>, which a linear pair with a b = 1 does not change.
-
-    It is the symplectic form of a state and its successor. For vectors it is conserved if A and B are symmetric.
-    """
-    return float(np.vdot(q, next_p) - np.vdot(p, next_q))
+    if coefficients.current:
+        raise ValueError(
+            f"Steps by branch with b = {coefficients.current} have roots that do not follow from the eigenvalues of "
+            f"J_mlp J_attention; b must be 0."
+        )
+    a = float(coefficients.previous)
+    return roots_of(2 * a + coefficients.update**2 * np.asarray(eigenvalues, np.complex128), a * a)

@@ -68,7 +68,9 @@ def jacobian_product(field: Field, state: Tensor) -> Product:
     """
     try:
         return _by_transposing_twice(field, state)
-    except (NotImplementedError, RuntimeError):
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:  # which NotImplementedError is as well
         return partial(_forward_derivative, field, state)
 
 

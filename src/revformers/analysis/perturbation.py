@@ -5,18 +5,24 @@ A perturbation d of the states follows the linearised recurrence
     d[l+1] = a d[l-1] + b d[l] + c J_l d[l],        d[l-1] = (d[l+1] - b d[l] - c J_l d[l]) / a,
 
 with the Jacobians J_l at the states of the network. Derivatives are exact up to the rounding of the model's dtype, and
-sums are in float64, so that no floor is set, as it would be for a difference of two runs. Random directions show
-typical growth. The direction of the worst growth is not searched.
+sums are in float64, so that no floor is set, as it would be for a difference of two runs. After every step d is scaled
+back to its size at the start, because what grows a factor of 1e38 would leave the range of float32. Random directions
+show typical growth. The direction of the worst growth is not searched.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from revformers.analysis.jacobian import jacobian_product
-from revformers.analysis.walk import NamedStep, weights
-from revformers.dynamics.base import Start
+from revformers.analysis.jacobian import Product, jacobian_product
+from revformers.analysis.walk import NamedStep, before, require_inverses, step_back, step_forwards
+from revformers.dynamics.base import Coefficients, Start
+
+Pair = tuple[Tensor, Tensor]
+"""Perturbations of two neighbouring states, float64 of the states' shape; the earlier state is first."""
 
 
 def growth_forwards(
@@ -44,19 +50,12 @@ def growth_forwards(
         n + 1 numbers, of which the first is 1.
 
     """
-    current = [_random(states[0], generator) for generator in _generators(probes, seed)]
-    previous = [one.clone() if start == "repeat" else torch.zeros_like(one) for one in current]
-    sizes = [_sizes(previous, current)]
-    for step, state in zip(steps, states[1:], strict=False):
-        product = jacobian_product(step.field, state.to(dtype))
-        a, b, c = weights(step.coefficients)
-        following = [
-            a * before + b * now + c * product(now.to(dtype)).double()
-            for before, now in zip(previous, current, strict=True)
-        ]
-        previous, current = current, following
-        sizes.append(_sizes(previous, current))
-    return _relative(sizes)
+    currents = [_random(states[0], generator) for generator in _generators(probes, seed)]
+    moves = (
+        partial(_advance, step.coefficients, jacobian_product(step.field, state.to(dtype)), dtype)
+        for step, state in zip(steps, states[1:], strict=False)
+    )
+    return _growth([(before(current, start), current) for current in currents], moves)
 
 
 def growth_backwards(
@@ -78,16 +77,43 @@ def growth_backwards(
         ValueError: if a step has no inverse.
 
     """
-    if not all(step.coefficients.previous for step in steps):
-        raise ValueError("The ordinary residual network has no inverse through which a perturbation could grow.")
+    require_inverses(steps)
     pairs = [(_random(states[0], one), _random(states[0], one)) for one in _generators(probes, seed)]
-    sizes = [_sizes(*zip(*pairs, strict=True))]
-    for step, state in reversed(list(zip(steps, states[1:], strict=False))):
-        product = jacobian_product(step.field, state.to(dtype))
-        a, b, c = weights(step.coefficients)
-        pairs = [((following - b * now - c * product(now.to(dtype)).double()) / a, now) for now, following in pairs]
-        sizes.append(_sizes(*zip(*pairs, strict=True)))
-    return _relative(sizes)
+    moves = (
+        partial(_retreat, step.coefficients, jacobian_product(step.field, state.to(dtype)), dtype)
+        for step, state in reversed(list(zip(steps, states[1:], strict=False)))
+    )
+    return _growth(pairs, moves)
+
+
+def _advance(coefficients: Coefficients, product: Product, dtype: torch.dtype, pair: Pair) -> Pair:
+    """Return (d[l], d[l+1]) from (d[l-1], d[l])."""
+    return pair[1], step_forwards(*pair, product(pair[1].to(dtype)), coefficients)
+
+
+def _retreat(coefficients: Coefficients, product: Product, dtype: torch.dtype, pair: Pair) -> Pair:
+    """Return (d[l-1], d[l]) from (d[l], d[l+1])."""
+    return step_back(*pair, product(pair[0].to(dtype)), coefficients), pair[0]
+
+
+def _growth(pairs: Sequence[Pair], moves: Iterable[Callable[[Pair], Pair]]) -> list[float]:
+    """Return the size of the pairs at the start and after every move, relative to the start."""
+    pairs = [_scaled(pair)[0] for pair in pairs]
+    logarithms = torch.zeros(len(pairs), dtype=torch.float64)
+    sizes = [logarithms]
+    for move in moves:
+        pairs, factors = zip(*(_scaled(move(pair)) for pair in pairs), strict=True)
+        logarithms = logarithms + torch.tensor(factors, dtype=torch.float64).log()
+        sizes.append(logarithms)
+    logarithm_of_mean_square = torch.stack(sizes).mul(2).logsumexp(1) - math.log(len(pairs))
+    return logarithm_of_mean_square.div(2).exp().tolist()
+
+
+def _scaled(pair: Pair) -> tuple[Pair, float]:
+    """Return the pair with root mean square 1, and its former root mean square; zeros are returned unchanged."""
+    size = ((pair[0].square().mean() + pair[1].square().mean()) / 2).sqrt()
+    factor = size if size else torch.ones_like(size)
+    return (pair[0] / factor, pair[1] / factor), size.item()
 
 
 def _generators(probes: int, seed: int) -> list[torch.Generator]:
@@ -96,13 +122,3 @@ def _generators(probes: int, seed: int) -> list[torch.Generator]:
 
 def _random(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(like.shape, dtype=torch.float64, generator=generator).to(like.device)
-
-
-def _sizes(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
-    """Return the squared size of the pair of every probe, float64[probes]."""
-    return torch.stack([(a.square().sum() + b.square().sum()).cpu() for a, b in zip(first, second, strict=True)])
-
-
-def _relative(sizes: Sequence[Tensor]) -> list[float]:
-    squares = torch.stack(list(sizes))
-    return (squares / squares[0]).mean(1).sqrt().tolist()

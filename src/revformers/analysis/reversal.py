@@ -1,30 +1,14 @@
-"""Rebuilding the states of a network by its inverse: in floating point, and as this library does, in fixed point.
-
-`step_forwards` and `step_back` are the two formulas in the arithmetic of their arguments, for comparisons of the kind
-"what if the states were floats".
-"""
+"""Rebuilding the states of a network by its inverse: in floating point, and as this library does, in fixed point."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from revformers.analysis.walk import NamedStep, weights
-from revformers.dynamics.base import Coefficients, Start
+from revformers.analysis.walk import NamedStep, before, require_inverses, step_back, walk
+from revformers.dynamics.base import Start
 from revformers.engine.fixed_point import FixedPoint
 from revformers.engine.states import StatePair
-
-
-def step_forwards(previous: Tensor, current: Tensor, update: Tensor, coefficients: Coefficients) -> Tensor:
-    """Return a p[l-1] + b p[l] + c f(p[l]), every operation rounded to the dtype of the states."""
-    a, b, c = weights(coefficients)
-    return a * previous + b * current + c * update.to(current.dtype)
-
-
-def step_back(current: Tensor, following: Tensor, update: Tensor, coefficients: Coefficients) -> Tensor:
-    """Return p[l-1] = (p[l+1] - b p[l] - c f(p[l])) / a, every operation rounded to the dtype of the states."""
-    a, b, c = weights(coefficients)
-    return (following - b * current - c * update.to(current.dtype)) / a
 
 
 @torch.no_grad()
@@ -50,12 +34,8 @@ def float_reversal_errors(
         ValueError: if a step has no inverse.
 
     """
-    _require_inverses(steps)
-    current = embedding.to(dtype)
-    states = [current.clone() if start == "repeat" else torch.zeros_like(current), current]
-    for step in steps:
-        update = step.field(states[-1].to(embedding.dtype))
-        states.append(step_forwards(states[-2], states[-1], update, step.coefficients))
+    require_inverses(steps)
+    states = walk(steps, embedding, start, dtype)
     current, following = states[-2], states[-1]
     errors = [0.0, 0.0]
     for step, true in zip(reversed(steps), reversed(states[:-2]), strict=True):
@@ -73,10 +53,9 @@ def exact_reversal_errors(
 
     Exact zeros, unless a field is evaluated to other bits the second time.
     """
-    _require_inverses(steps)
+    require_inverses(steps)
     current = fixed_point.quantise(embedding.contiguous())
-    previous = current.clone() if start == "repeat" else torch.zeros_like(current)
-    pair = StatePair(previous, current, fixed_point)
+    pair = StatePair(before(current, start), current, fixed_point)
     kept, information = [pair.previous.clone(), pair.current.clone()], []
     for step in steps:
         update = step.field(pair.read_current(embedding.dtype))
@@ -88,11 +67,6 @@ def exact_reversal_errors(
         pair.retreat(step.coefficients, update, extra)
         errors.append(_relative_error(pair.previous.double(), true.double()))
     return errors[::-1]
-
-
-def _require_inverses(steps: Sequence[NamedStep]) -> None:
-    if not all(step.coefficients.previous for step in steps):
-        raise ValueError("The ordinary residual network has no inverse, so its states cannot be rebuilt.")
 
 
 def _relative_error(rebuilt: Tensor, true: Tensor) -> float:

@@ -1,7 +1,6 @@
 """``revformers analyze MODEL``."""
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from revformers.cli.dynamics_option import parse_dynamics
+from revformers.cli.model_input import move, random_tokens, sequence_length
 from revformers.cli.options import read_options
-from revformers.errors import UserError, as_user_error, require_package
+from revformers.errors import UserError, as_user_error, counted, require_package
 from revformers.files import check_place, write_text
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class AnalyzeOptions:
         text: File of text to take the tokens from; by default they are random.
         length: Tokens; by default 32, or the model's maximum if that is smaller. The eigenvalues take some hundred
             evaluations of a layer.
+        eigenvalues: Whether to find eigenvalues, which takes most of the time.
         layers: Numbers of the layers whose eigenvalues are found, from 0; by default five, from the first to the last.
         device: Device to compute on, such as cuda.
         seed: Seed of the random tokens and directions.
@@ -45,6 +47,7 @@ class AnalyzeOptions:
     dynamics: tuple[str, ...] = ()
     text: Path | None = None
     length: int | None = None
+    eigenvalues: bool = True
     layers: tuple[int, ...] = ()
     device: str = "cpu"
     seed: int = 0
@@ -68,6 +71,8 @@ def run(arguments: Sequence[str]) -> int:
         require_package("matplotlib", "analyze", "--plot")
     if options.json and options.json != "-":
         check_place(Path(options.json))
+    if options.plot:
+        check_place(options.plot, directory=True)
     # imported here, so that the help does not wait for PyTorch
     from revformers.analysis import analyze
     from revformers.checkpoints.adapter import load_model_or_adapter
@@ -77,15 +82,11 @@ def run(arguments: Sequence[str]) -> int:
     quiet_libraries()
     dynamics = [parse_dynamics(text) for text in options.dynamics] or None
     model: Any = load_model_or_adapter(options.model).float()
-    try:
-        model.to(options.device)
-    except (AssertionError, RuntimeError) as error:
-        raise UserError(f"PyTorch cannot use the device {options.device!r} here: {error}") from error
+    move(model, options.device)
     tokens = _tokens(options, model)
+    layers: Sequence[int] | None = (options.layers or None) if options.eigenvalues else ()
     with as_user_error(), signs_of_life(command_console(stderr=True), "analysing"):
-        analysis = analyze(
-            model, {"input_ids": tokens}, dynamics=dynamics, layers=options.layers or None, seed=options.seed
-        )
+        analysis = analyze(model, {"input_ids": tokens}, dynamics=dynamics, layers=layers, seed=options.seed)
     written = json.dumps(analysis.to_dict(), indent=2, allow_nan=False) + "\n"
     if options.json and options.json != "-":
         write_text(Path(options.json), written)
@@ -96,30 +97,8 @@ def run(arguments: Sequence[str]) -> int:
     if options.json == "-":
         print(written, end="")
     else:
-        _show(analysis)
+        _show(analysis, f"random ones of seed {options.seed}" if options.text is None else f"from {options.text}")
     return 0
-
-
-def parse_dynamics(text: str) -> Any:
-    """Return the dynamics of a text such as "midpoint" or "blended_midpoint:blend=1/4,step_size=0.5".
-
-    Raises:
-        UserError: if there are no such dynamics or options.
-
-    """
-    import yaml
-
-    from revformers import dynamics
-
-    name, _, rest = text.partition(":")
-    options = {}
-    for pair in filter(None, rest.split(",")):
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise UserError(f"--dynamics {text}: after the colon it has options, such as blend=1/4, not {pair!r}.")
-        options[key] = yaml.safe_load(value)
-    with as_user_error(kinds=(ValueError, TypeError)):
-        return dynamics.create(name, **options)
 
 
 def _tokens(options: AnalyzeOptions, model: Any) -> "Tensor":
@@ -128,15 +107,10 @@ def _tokens(options: AnalyzeOptions, model: Any) -> "Tensor":
 
     from revformers.checkpoints.load import load_tokenizer
 
-    longest = getattr(model.config, "max_position_embeddings", None) or math.inf
-    length = options.length if options.length is not None else int(min(DEFAULT_LENGTH, longest))
-    if not 1 <= length <= longest:
-        most = "" if longest == math.inf else f" and at most {longest}"
-        raise UserError(f"The model reads at least one token{most}; change --length, which is {length}.")
+    length = sequence_length(model, options.length, DEFAULT_LENGTH, least=1)
     if options.text is None:
-        generator = torch.Generator().manual_seed(options.seed)
-        vocabulary = model.config.get_text_config().vocab_size
-        return torch.randint(vocabulary, (1, length), generator=generator).to(options.device)
+        torch.manual_seed(options.seed)
+        return random_tokens(model, 1, length)
     text = options.text.read_text(encoding="utf-8", errors="replace")
     ids = load_tokenizer(options.model)(text[: 40 * length], add_special_tokens=False)["input_ids"][:length]
     if len(ids) < length:
@@ -150,8 +124,8 @@ def _tokens(options: AnalyzeOptions, model: Any) -> "Tensor":
     return torch.tensor([ids]).to(options.device)
 
 
-def _show(analysis: "Analysis") -> None:
-    """Print the tables and the verdict."""
+def _show(analysis: "Analysis", tokens: str) -> None:
+    """Print the tables, where the tokens are from, and the verdict."""
     from revformers.cli.analyze_table import dynamics_table, spectrum_table
     from revformers.training.console import command_console
 
@@ -159,4 +133,4 @@ def _show(analysis: "Analysis") -> None:
     if analysis.spectra:
         console.print(spectrum_table(analysis))
     console.print(dynamics_table(analysis))
-    console.print(analysis.verdict)
+    console.print(f"{counted(analysis.tokens, 'token')}, {tokens}. {analysis.verdict}")

@@ -8,7 +8,7 @@ def spectrum_table(analysis: Analysis) -> TitledTable:
     """Return a table of the extreme eigenvalues, and the growth per layer that they predict."""
     named = [one for one in analysis.dynamics if any(value is not None for value in one.predicted_forward)]
     table = TitledTable(
-        caption=f"eigenvalues of the layers on {analysis.tokens} tokens, and the growth per step that they predict, "
+        caption=f"eigenvalues of the layers on {analysis.tokens} tokens, and the growth per layer that they predict, "
         "forwards / of the inverse",
         right=("layer", "real parts", "imaginary", *(one.name for one in named)),
     )

@@ -1,14 +1,15 @@
 """``revformers verify MODEL_OR_RECIPE``."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from revformers.cli.dynamics_option import parse_dynamics
 from revformers.cli.exit_codes import CHECK_FAILED
 from revformers.cli.help_text import wrapped_report
+from revformers.cli.model_input import move, random_tokens, sequence_length
 from revformers.cli.options import read_options
 from revformers.errors import UserError, as_user_error
 
@@ -24,8 +25,8 @@ class VerifyOptions:
 
     Attributes:
         model: A recipe (.yaml), or a directory, hub id or GGUF file of a causal language model.
-        dynamics: Recurrence of the model, such as midpoint or hamiltonian. An ordinary model needs
-            one; that of a reversible model is replaced.
+        dynamics: Recurrence of the model, such as midpoint or hamiltonian; options follow a colon, as in
+            blended_midpoint:blend=1/4. An ordinary model needs one; that of a reversible model is replaced.
         states: Format of the states, such as int32, int64 or auto:14; by default that of the model or the recipe.
         dtype: Type of the weights; by default that of the saved model or the recipe.
         device: Device to compare on, such as cuda.
@@ -65,23 +66,14 @@ def run(arguments: Sequence[str]) -> int:
 
     quiet_libraries()
     model = _model(options).train()
-    longest = getattr(model.config, "max_position_embeddings", None) or math.inf
-    length = options.length if options.length is not None else int(min(DEFAULT_LENGTH, longest))
-    if options.batch_size < 1 or length < 2:
-        raise UserError(
-            "A batch needs at least one sequence, and a sequence at least two tokens: raise --batch_size or --length."
-        )
-    if length > longest:
-        raise UserError(f"The model reads at most {longest} tokens; lower --length, which is {length}.")
+    length = sequence_length(model, options.length, DEFAULT_LENGTH, least=2)
+    if options.batch_size < 1:
+        raise UserError(f"A batch needs at least 1 sequence; raise --batch_size, which is {options.batch_size}.")
     if options.dtype:
         model.to(getattr(torch, options.dtype))
-    try:
-        model.to(options.device)
-    except (AssertionError, RuntimeError) as error:
-        raise UserError(f"PyTorch cannot use the device {options.device!r} here: {error}") from error
+    move(model, options.device)
     torch.manual_seed(options.seed)
-    shape = (options.batch_size, length)
-    input_ids = torch.randint(model.config.get_text_config().vocab_size, shape).to(options.device)
+    input_ids = random_tokens(model, options.batch_size, length)
     with as_user_error(), signs_of_life(command_console(), "comparing"):
         report = verify_gradients(model, {"input_ids": input_ids, "labels": input_ids})
     print(wrapped_report(f"{report}\n  batch               {options.batch_size} x {length} random tokens"))
@@ -90,7 +82,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _model(options: VerifyOptions) -> "PreTrainedModel":
     """Return the reversible model that the options name."""
-    from revformers import dynamics, make_reversible, set_states
+    from revformers import make_reversible, set_states
     from revformers.checkpoints.adapter import load_model_or_adapter
     from revformers.models.hint import without_hint
     from revformers.models.parts import reversible_stack
@@ -104,7 +96,7 @@ def _model(options: VerifyOptions) -> "PreTrainedModel":
         model = load_model_or_adapter(options.model, trainable=True)
         if options.dynamics:
             with as_user_error(), without_hint():  # the hint is about the network's loss, which does not matter here
-                make_reversible(model, dynamics.create(options.dynamics))
+                make_reversible(model, parse_dynamics(options.dynamics))
     reversible = reversible_stack(model)
     if reversible is None:
         raise UserError(f"{options.model!r} is an ordinary model; name a recurrence for it with --dynamics.")

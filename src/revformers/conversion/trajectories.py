@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from revformers.conversion.measure import Batch
 from revformers.dynamics.base import Coefficients
-from revformers.models.visit import LayerVisit, visit_layer
+from revformers.models.visit import layer_calls, visit_layer
 
 
 class Trajectories:
@@ -64,22 +64,20 @@ class Trajectories:
                 is enough for both.
 
         """
-        shape = self._batches[index]["input_ids"].shape
+        visit = visit_layer(self._model, self._batches[index], layer)
 
-        def evaluate(visit: LayerVisit) -> None:
-            def at(states: Tensor, field: Callable[[Tensor], Tensor]) -> Tensor:
-                return field(states.view(*shape, -1).to(visit.embedding)).to("cpu", torch.float32).flatten(0, -2)
+        def at(states: Tensor, field: Callable[[Tensor], Tensor]) -> Tensor:
+            read = states.view(visit.embedding.shape).to(visit.embedding)
+            return field(read).to("cpu", torch.float32).flatten(0, -2)
 
-            added = at(self.original[index], visit.ordinary)
-            self.original[index].add_(added)
-            self.update[index].copy_(added if original_only else at(self.current[index], visit.update))
-            for name, field in visit.previous.items():
-                value = at(self.current[index], field)
-                if name not in self._features[index]:
-                    self._features[index][name] = self._mapped(f"{name}-{index}", value)
-                self._features[index][name].copy_(value)
-
-        visit_layer(self._model, self._batches[index], layer, evaluate)
+        added = at(self.original[index], visit.ordinary)
+        self.original[index].add_(added)
+        self.update[index].copy_(added if original_only else at(self.current[index], visit.update))
+        for name, field in visit.previous.items():
+            value = at(self.current[index], field)
+            if name not in self._features[index]:
+                self._features[index][name] = self._mapped(f"{name}-{index}", value)
+            self._features[index][name].copy_(value)
 
     def features(self, index: int, names: Sequence[str]) -> list[Tensor]:
         """Return the named features of an update predictor at the last evaluated layer."""
@@ -97,9 +95,8 @@ class Trajectories:
         self.current[index].copy_(successor)
 
     def _embedding(self, batch: Batch) -> Tensor:
-        found: list[Tensor] = []
-        visit_layer(self._model, batch, 0, lambda visit: found.append(visit.embedding))
-        return found[0].to("cpu", torch.float32).flatten(0, -2)
+        embedding, _ = layer_calls(self._model, batch)
+        return embedding.to("cpu", torch.float32).flatten(0, -2)
 
     def _mapped(self, name: str, values: Tensor) -> Tensor:
         """Return a memory-mapped copy of `values`."""

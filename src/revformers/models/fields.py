@@ -64,6 +64,13 @@ class LayerReturn:
         return others
 
 
+def unread() -> LayerReturn:
+    """Return a record that keeps none of the further values, for a caller who reads the hidden state alone."""
+    returned = LayerReturn()
+    returned.finish()
+    return returned
+
+
 def evaluate(function: Callable[..., Any], layer: nn.Module, inputs: tuple[Any, ...], hidden: Tensor) -> Any:
     """Return `function(layer, hidden, *inputs)`; every evaluation of a layer, compiled or not, calls this function."""
     return function(layer, hidden, *inputs)

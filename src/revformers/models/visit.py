@@ -1,6 +1,6 @@
 """Visits to single layers of a reversible model, through the decoder, which prepares masks, positions and the like."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from revformers.engine.field import Field
 from revformers.models.discovery import find_stack
 from revformers.models.families import find_layout
-from revformers.models.fields import LayerCall, LayerReturn, block_field, ordinary_field, previous_fields
+from revformers.models.fields import LayerCall, LayerReturn, block_field, ordinary_field, previous_fields, unread
 from revformers.models.forward import CURRENT_RUN, ReversibleStack
 
 
@@ -31,52 +31,6 @@ class LayerVisit:
     previous: Mapping[str, Field]
 
 
-class _Visit:
-    """A run of the decoder that passes the functions of one layer to a visitor and skips the others."""
-
-    def __init__(self, stack: ReversibleStack, index: int, visit: Callable[[LayerVisit], None]) -> None:
-        self.stack = stack
-        self._index = index
-        self._visit = visit
-        self._before: LayerCall | None = None
-
-    def layer(self, layer: Any, hidden: Tensor, inputs: dict[str, Any]) -> Any:
-        """Call the visitor if `layer` is the chosen one; return the hidden state unchanged."""
-        call, returned = LayerCall(layer, layer._reversible_role.index, inputs), LayerReturn()
-        ordinary = ordinary_field(call, returned)
-        if call.index == self._index:
-            predictor = getattr(layer, "update_predictor", None)
-            previous = previous_fields(predictor.form, self._before) if predictor is not None else {}
-            update = block_field(call, self._before, self.stack.dynamics, returned)
-            self._visit(LayerVisit(hidden, ordinary, update, previous))
-        if find_layout(layer) is None:
-            ordinary(hidden)  # only an evaluation shows in what form such a layer returns its hidden state
-        self._before = call
-        others = returned.finish()
-        return hidden if others is None else (hidden, *others)
-
-
-def visit_layer(model: nn.Module, batch: Mapping[str, Tensor], index: int, visit: Callable[[LayerVisit], None]) -> None:
-    """Run the decoder on `batch` and call `visit` with the functions of layer `index`.
-
-    The other layers are skipped where their form is known, so that a caller can walk through the stack layer by layer
-    on states that it keeps.
-
-    Args:
-        model: a reversible model that steps by block.
-        batch: keyword arguments of the decoder, e.g. ``{"input_ids": int64[batch, tokens]}``.
-        index: the number of the layer, from 0.
-        visit: receives the functions of the layer, which are valid until it returns.
-
-    """
-    decoder = find_stack(model).decoder
-    token = CURRENT_RUN.set(_Visit(decoder._reversible_stack, index, visit))
-    try:
-        type(decoder).forward(decoder, **batch, use_cache=False)
-    finally:
-        CURRENT_RUN.reset(token)
-
-
 class _Collection:
     """A run of the decoder that records the calls of its layers and skips the layers themselves."""
 
@@ -93,7 +47,7 @@ class _Collection:
         self.calls.append(call)
         field = ordinary_field(call, returned)
         if find_layout(layer) is None:
-            field(hidden)  # as in `_Visit`
+            field(hidden)  # only an evaluation shows in what form such a layer returns its hidden state
         others = returned.finish()
         return hidden if others is None else (hidden, *others)
 
@@ -101,7 +55,7 @@ class _Collection:
 def layer_calls(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, list[LayerCall]]:
     """Run the decoder on `batch` and return p[0], (batch, tokens, width), and the calls of all layers, in order.
 
-    The calls hold masks and positions, and stay valid; `named_fields` makes the fields of any dynamics from them.
+    The calls hold masks and positions; `named_fields` makes the fields of any dynamics from them.
 
     Args:
         model: a reversible model.
@@ -117,3 +71,27 @@ def layer_calls(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, lis
         CURRENT_RUN.reset(token)
     assert collection.embedding is not None
     return collection.embedding, collection.calls
+
+
+def visit_layer(model: nn.Module, batch: Mapping[str, Any], index: int) -> LayerVisit:
+    """Run the decoder on `batch` and return the functions of layer `index`.
+
+    The layers are skipped where their form is known, so that a caller can walk through the stack layer by layer on
+    states that it keeps.
+
+    Args:
+        model: a reversible model that steps by block.
+        batch: keyword arguments of the decoder, e.g. ``{"input_ids": int64[batch, tokens]}``.
+        index: the number of the layer, from 0.
+
+    """
+    embedding, calls = layer_calls(model, batch)
+    call, before = calls[index], calls[index - 1] if index else None
+    predictor = getattr(call.layer, "update_predictor", None)
+    dynamics = find_stack(model).decoder._reversible_stack.dynamics
+    return LayerVisit(
+        embedding,
+        ordinary=ordinary_field(call, unread()),
+        update=block_field(call, before, dynamics, unread()),
+        previous={} if predictor is None else previous_fields(predictor.form, before),
+    )

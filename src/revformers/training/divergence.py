@@ -8,6 +8,7 @@ import torch
 from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
+from revformers.errors import DivergedError
 from revformers.private_api import unlogged_loss
 from revformers.training.main_process import refuse_once
 from revformers.training.run_directory import RunDirectory
@@ -36,7 +37,7 @@ class StopAfterDivergence(TrainerCallback):
         logs: Mapping[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Raise UserError for a training or validation loss that is not finite; all processes log the same."""
+        """Raise DivergedError for a training or validation loss that is not finite; all processes log the same."""
         for name, value in (logs or {}).items():
             if (name == "loss" or name.endswith("_loss")) and not math.isfinite(value):
                 kind = "training" if name == "loss" else "validation"
@@ -48,7 +49,7 @@ class StopAfterDivergence(TrainerCallback):
                 )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Raise UserError if the weights, or the losses since the last log, are not finite and would be saved."""
+        """Raise DivergedError if the weights, or the losses since the last log, are not finite and would be saved."""
         if not control.should_save and state.global_step < state.max_steps:
             return
         loss, _ = unlogged_loss(self._trainer)
@@ -62,7 +63,8 @@ class StopAfterDivergence(TrainerCallback):
         again = ", or --overwrite to start again" if self._run.checkpoints.complete() else ""
         refuse_once(
             f"{fact}: the run has diverged, and no model is saved. A lower training.learning_rate, or a "
-            f"training.precision of float32 or bfloat16, may prevent that; {self._run.remedy()}{again}."
+            f"training.precision of float32 or bfloat16, may prevent that; {self._run.remedy()}{again}.",
+            DivergedError,
         )
 
 

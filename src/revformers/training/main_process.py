@@ -34,8 +34,8 @@ def on_main_process(work: Callable[[], Result]) -> Result:
     return result
 
 
-def refuse_once(sentence: str) -> None:
-    """Raise UserError on the main process, and end the others, on all of which this is called.
+def refuse_once(sentence: str, kind: type[UserError] = UserError) -> None:
+    """Raise UserError, or a kind of it, on the main process, and end the others, on all of which this is called.
 
     Raises:
         UserError, SystemExit: see `on_main_process`.
@@ -43,6 +43,6 @@ def refuse_once(sentence: str) -> None:
     """
 
     def refuse() -> None:
-        raise UserError(sentence)
+        raise kind(sentence)
 
     on_main_process(refuse)

@@ -1,0 +1,38 @@
+"""Reads dynamics from one word of a command, such as "midpoint" or "blended_midpoint:blend=1/4,step_size=0.5"."""
+
+import re
+from typing import TYPE_CHECKING
+
+from revformers.errors import UserError, as_user_error
+
+if TYPE_CHECKING:
+    from revformers.dynamics import Dynamics
+
+_COMMA = re.compile(r",(?![^\[]*\])")
+"""A comma that is not within a list, such as the one in blend=[1/2,1/4]."""
+
+
+def parse_dynamics(text: str) -> "Dynamics":
+    """Return the dynamics of a text: a name, and options after a colon, whose values are written as in a recipe.
+
+    Raises:
+        UserError: if there are no such dynamics or options, or the text has another form.
+
+    """
+    import yaml
+
+    from revformers import dynamics
+    from revformers.training.recipe_file import parse_yaml
+
+    name, _, rest = text.partition(":")
+    options = {}
+    for pair in filter(None, _COMMA.split(rest)):
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise UserError(f"--dynamics {text}: after the colon it has options, such as blend=1/4, not {pair!r}.")
+        try:
+            options[key.strip()] = parse_yaml(value)
+        except yaml.YAMLError:
+            raise UserError(f"--dynamics {text}: the value of {pair!r} cannot be read.") from None
+    with as_user_error(kinds=(ValueError, TypeError)):
+        return dynamics.create(name, **options)

@@ -1,0 +1,45 @@
+"""What the commands that read a batch do with their model: its device, the length of a sequence, random tokens."""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from revformers.errors import UserError, counted
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def move(model: Any, device: str) -> None:
+    """Move `model` to a device.
+
+    Raises:
+        UserError: if PyTorch cannot use it.
+
+    """
+    try:
+        model.to(device)
+    except (AssertionError, RuntimeError) as error:
+        raise UserError(f"PyTorch cannot use the device {device!r} here: {error}") from error
+
+
+def sequence_length(model: Any, asked: int | None, default: int, least: int) -> int:
+    """Return the tokens of a sequence: what was asked for, or `default`, or the model's maximum if that is smaller.
+
+    Raises:
+        UserError: for fewer than `least` tokens, or more than the model reads.
+
+    """
+    longest = getattr(model.config, "max_position_embeddings", None) or math.inf
+    length = int(min(default, longest)) if asked is None else asked
+    if length < least:
+        raise UserError(f"A sequence needs at least {counted(least, 'token')}; raise --length, which is {length}.")
+    if length > longest:
+        raise UserError(f"The model reads at most {longest} tokens; lower --length, which is {length}.")
+    return length
+
+
+def random_tokens(model: Any, sequences: int, length: int) -> "Tensor":
+    """Return random tokens of the model's vocabulary, int64[sequences, length], on its device."""
+    import torch
+
+    return torch.randint(model.config.get_text_config().vocab_size, (sequences, length)).to(model.device)
