@@ -65,8 +65,9 @@ def regions(study: Mapping[str, Any]) -> Figure:
             ends = np.array(segment)
             axes.plot(ends.real, ends.imag, color="#2a7f3f", linewidth=4, solid_capstyle="round", gid="stable segment")
         if of == "block":
-            for block in model["blocks"][-2:-1]:  # one layer: a figure of more takes megabytes
-                axes.plot(*points_of(block["eigenvalues"]), ",", color="#666666", gid=f"layer {block['layer']}")
+            for block in model["blocks"][-2:-1]:  # those of more layers would hide each other
+                dots = {"color": "#666666", "gid": f"layer {block['layer']}", "rasterized": True}
+                axes.plot(*points_of(block["eigenvalues"]), ",", **dots)
         axes.plot(*points_of(extremes_of(model, of)), "x", color="#b03030", markersize=5, gid="extremes")
         axes.set(title=title, xlim=REAL, ylim=IMAGINARY)
         axes.set_xlabel("real part of lambda" if of == "block" else "real part of mu")
@@ -136,8 +137,9 @@ def energy(study: Mapping[str, Any]) -> Figure:
             yield name, [place / (len(kept) - 1) * model["layers"] for place in range(len(kept))], kept
 
     def moved(model: Mapping[str, Any]) -> Iterator[tuple[str, list[float], Any]]:
-        for name, places, values in curves(model, "invariants"):
-            yield name, places[1:], [abs(value - values[0]) / abs(values[0]) for value in values[1:]]
+        for name, _, values in curves(model, "invariants"):  # one per layer, by block and by branch
+            moved = [abs(value - values[0]) / abs(values[0]) for value in values[1:]]
+            yield name, list(map(float, range(1, len(values)))), moved
 
     return _grid(study, [("mean square of p[l]", squares), ("|E[l] - E[0]| / |E[0]|", moved)])
 
@@ -175,7 +177,7 @@ def draw(study: Mapping[str, Any], folder: Path) -> list[Path]:
     with matplotlib.rc_context(STYLE):
         for name, figure_of in FIGURES.items():
             files.append(folder / f"stability-{name}.svg")
-            figure_of(study).savefig(files[-1], metadata={"Date": None})
+            figure_of(study).savefig(files[-1], metadata={"Date": None}, dpi=150)
     return files
 
 

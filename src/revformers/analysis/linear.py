@@ -10,7 +10,8 @@ What follows from r1 + r2 = t and r1 r2 = -a (our derivation; the tests compare 
 
 * Forwards a perturbation grows by max |r| a step, backwards by 1 / min |r|. Their quotient is |a|: growth forwards =
   |a| x growth backwards. So |a| < 1 moves growth to the inverse, and at |a| = 1 both directions grow alike.
-* Nothing grows in either direction iff |r1| = |r2| = 1, which requires |a| = |r1 r2| = 1 and |t| = |r1 + r2| <= 2.
+* Nothing grows exponentially in either direction iff |r1| = |r2| = 1, which requires |a| = |r1 r2| = 1 and |t| = |r1 +
+  r2| <= 2.
 * These two do not suffice. With r1 = w e^(i x) and r2 = w e^(-i x), |w| = 1, we get a = -w^2 and t = 2 w cos x. So t
   lies on the segment from -2 w to 2 w, w = sqrt(-a): t is imaginary for a = 1, and real for a = -1. Off the segment
   one root is outside of the unit circle however small |t| is.
@@ -80,9 +81,9 @@ def inverse_growth(coefficients: Coefficients, eigenvalues: ArrayLike) -> Real:
 
 
 def stable_segment(coefficients: Coefficients) -> tuple[complex, complex] | None:
-    """Return the ends of the segment of lambda on which nothing grows, forwards or backwards.
+    """Return the ends of the segment of lambda on which nothing grows exponentially, forwards or backwards.
 
-    Midpoint: from -i/h to i/h. Leapfrog: from -4/h^2 to 0.
+    Midpoint: from -i/h to i/h. Leapfrog: from -4/h^2 to 0. At the ends themselves growth is linear; see `regime`.
 
     Returns:
         The ends, or None if there are no such lambda: for |a| other than 1, or an update that does not count (c = 0).
