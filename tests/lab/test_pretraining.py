@@ -83,7 +83,7 @@ def test_an_arm_without_such_a_dynamics_is_refused_before_any_run():
 def test_a_recipe_compares_the_same_arms_with_the_ordinary_network(file):
     study = read_recipe(PretrainingStudy(), file)
     assert "residual" in study.arms
-    assert list(study.arms) == list(read_recipe(PretrainingStudy(), RECIPES / "wikitext-10m.yaml").arms)
+    assert study.arms.items() <= read_recipe(PretrainingStudy(), RECIPES / "wikitext-10m.yaml").arms.items()
     first, *others = (study.recipe(Trial(arm, 1e-3, 1, 10)) for arm in study.arms)
     assert all(dataclasses.replace(other, dynamics=first.dynamics) == first for other in others)
 
