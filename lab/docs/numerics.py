@@ -153,9 +153,13 @@ def library_gradients() -> None:
     rows = [row for name in RUNS for row in result(name)["library"]]
     measured = [row for row in rows if "refused" not in row]
     equal, parameters = (sum(row[name] for row in measured) for name in ("equal", "parameters"))
-    refused = [f"{row['network']}, {row['dynamics']}, {row['format']}" for row in rows if "refused" in row]
+    causes: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        if "refused" in row:
+            causes[row["refused"]].append(f"{row['network']}, {row['dynamics']}, {row['format']}")
     print(
         f"In {len(measured)} of {len(rows)} set-ups the library ran, and {equal:,} of {parameters:,} gradients of "
         f"parameters were equal to the bit."
-        + (f" It refused states beyond their range in: {'; '.join(refused)}." if refused else "")
     )
+    for cause, setups in causes.items():
+        print(f"It refused {'; '.join(setups)}: {cause.rstrip('.')}.")

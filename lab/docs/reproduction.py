@@ -1,30 +1,50 @@
 """Tables of docs/science/reproduction.md: figures of the paper and of others beside ours, and commands of results.
 
-What others report is in lab/docs/paper.json, with where it was read. Ours come from committed results.
+What others report is in lab/docs/paper.json, with where it was read. Ours come from committed results. What the
+commands of the results read is in lab/docs/inputs.json.
 """
 
 import json
 import re
+import shlex
 from collections.abc import Iterator
-from statistics import linear_regression
+from itertools import pairwise
+from pathlib import Path
+from statistics import linear_regression, median
 from typing import Any
 
 from lab import REPOSITORY
-from lab.bench.step_time import Quartiles
-from lab.docs.markdown import RESULTS, mebibytes, quartiles, result, show
+from lab.docs.markdown import RESULTS, mebibytes, result, show
 from lab.docs.tables import ARMS, peaks_by_depth
 from revformers.byte_size import parse_size
 
 PAPER: dict[str, Any] = json.loads((REPOSITORY / "lab/docs/paper.json").read_text(encoding="utf-8"))
+INPUTS: list[dict[str, Any]] = json.loads((REPOSITORY / "lab/docs/inputs.json").read_text(encoding="utf-8"))["inputs"]
 HEADS = ("chunked", "own")
-DYNAMICS = ("residual", "midpoint", "blended_midpoint", "leapfrog", "hamiltonian")
+DYNAMICS = {
+    "residual": "ordinary",
+    "midpoint": "midpoint",
+    "other_midpoint": "midpoint",  # a step that keeps the residual; the page says which
+    "blended_midpoint": "blended",
+    "leapfrog": "leapfrog",
+    "hamiltonian": "Hamiltonian",
+}
+"""What the networks of others are called on the page."""
 
 RENAMED = (
     (r"^python benchmarks/(\w+)\.py", r"python -m lab.studies.\1"),
     (r"^revformers (bench|evaluate|compare|report)\b", r"python -m lab \1"),
     (r"(?<= )(?:lab|benchmarks)/results/", ""),
+    (r" --overwrite\b", ""),
+    (r"\bSmolLM2-135M-Instruct-Q4_1\b", "SmolLM2-135M-Instruct"),
+    (r"\bconverted4\b", "converted-4"),
+    (r"(?<= )'0 bits, update, seed 0'", "'kept/0 bits, update, seed 0'"),
+    (r"--out cmp$", "--out quickstart-comparison"),
 )
-"""What commands were called when some of the results were measured, and what they are called now."""
+"""What commands, and the files that they name, were called when some results were measured, and are called now."""
+
+OUTPUTS = ("--out", "--output", "--keep", "--plot")
+"""Options whose word is written, not read."""
 
 NARROW = (
     "python -m lab bench depth recipes/bench/cpu-time.yaml --batch_size 4 --sequence_length 256 --depths 4 16 48 96 "
@@ -64,11 +84,19 @@ def table_3() -> None:
 
 
 def table_3_lines() -> None:
-    """Print the line through the paper's batches against the memory, for each of its columns."""
-    memory = [parse_size(row["memory"]) / 1e9 for row in PAPER["table_3"]["rows"]]
+    """Print the line through the paper's batches against the memory, and its slopes from card to card, by column."""
+    rows = PAPER["table_3"]["rows"]
+    memory = [parse_size(row["memory"]) / 1e9 for row in rows]
     for column in ("stored", "midpoint"):
-        slope, rest = linear_regression([row[column] for row in PAPER["table_3"]["rows"]], memory)
-        print(f"{column.capitalize()}: {slope:.2f} GB a sequence, and {rest:.1f} GB beside the sequences.")
+        batches = [row[column] for row in rows]
+        slope, rest = linear_regression(batches, memory)
+        slopes = [
+            (more - less) / (many - few) for (less, few), (more, many) in pairwise(zip(memory, batches, strict=True))
+        ]
+        print(
+            f"{column.capitalize()}: {slope:.2f} GB a sequence ({min(slopes):.2f} to {max(slopes):.2f} from one card "
+            f"to the next), and {rest:.1f} GB beside the sequences."
+        )
     case = _planned(3)[0]
     logits = 4 * case["length"] * case["vocabulary"] / 1e9
     print(f"The logits of {case['length']:,} tokens over {case['vocabulary']:,} words: {logits:.2f} GB in float32.")
@@ -120,7 +148,10 @@ def table_4_growth() -> None:
 
 
 def table_4_measured() -> None:
-    """Print the largest batches of Table 4 in miniature, and the sequences per second there over those of storing."""
+    """Print the largest batches of Table 4 in miniature, and the sequences per second there over those of storing.
+
+    A speed is the median of the rounds, with the lowest and the highest of them.
+    """
     study, arms = result("bench-table4-cpu"), ("plain_store", "plain_checkpoint", "rebuild")
     points = {
         (point["value"], point["arm"]): point
@@ -135,7 +166,8 @@ def table_4_measured() -> None:
             rounds = zip(store["seconds_by_round"], point["seconds_by_round"], strict=True)
             gain = point["batch_size"] / store["batch_size"]
             batches.append(f"{point['batch_size']:,}")
-            speeds.append(quartiles(vars(Quartiles.of([gain * stored / own for stored, own in rounds]))))
+            ratios = [gain * stored / own for stored, own in rounds]
+            speeds.append(f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
         rows.append((layers, *batches, *speeds[1:]))
     show("layers | store | checkpoint | rebuild | speed of checkpointing over storing | of rebuilding", rows)
 
@@ -150,30 +182,67 @@ def indexed() -> None:
     show("measure | figure", PAPER["indexed"]["rows"])
 
 
+def _link(one: dict[str, Any]) -> str:
+    """Return a link to the file of a public reproduction that its figures were read in."""
+    address = f"https://github.com/{one['repository']}/blob/{one['commit']}/{one['path']}"
+    return f"[{one['repository'].partition('/')[0]}]({address})"
+
+
 def public_reproductions() -> None:
-    """Print what public reproductions report."""
+    """Print the set-ups of public reproductions, and their losses at one batch."""
+    columns = list(dict.fromkeys(DYNAMICS.values()))
     rows = []
     for one in PAPER["reproductions"]:
-        link = f"[{one['repository'].partition('/')[0]}](https://github.com/{one['repository']})"
-        losses = (f"{one['loss'][name]:.3f}" if name in one["loss"] else "" for name in DYNAMICS)
-        speed = one["tokens_per_second"]
-        few, many = one["largest_batch"]
-        before, after = one["loss_at_larger_batch"]
-        rows.append(
-            (
-                link,
-                f"{one['data']}, {one['device']}",
-                *losses,
-                f"{speed['reversible'] / speed['residual']:.2f}",
-                f"{few} to {many:,}",
-                f"{before:.3f} to {after:.3f}",
-            )
-        )
+        losses = {
+            DYNAMICS[name]: f"{loss:.3f}{' *' * (name == 'other_midpoint')}" for name, loss in one["loss"].items()
+        }
+        setup = f"{one['data']}, {one['device']}", one["layers"], one["step_size"], one["start"]
+        rows.append((_link(one), *setup, *(losses.get(name, "") for name in columns)))
+    show(f"who | data, device | layers | h | start | {' | '.join(columns)}", rows)
+
+
+def compared_losses() -> None:
+    """Print how often each dynamics had a lower loss than the ordinary network in the public reproductions."""
+    counts = []
+    for name in ("midpoint", "leapfrog", "hamiltonian"):
+        pairs = [(one["loss"][name], one["loss"]["residual"]) for one in PAPER["reproductions"] if name in one["loss"]]
+        lower = sum(loss < ordinary for loss, ordinary in pairs)
+        counts.append(f"{DYNAMICS[name]} in {lower} of {len(pairs)}")
+    print(f"The loss was lower than that of the ordinary network with {', '.join(counts)}.")
+    for one in PAPER["reproductions"]:
+        if again := one.get("loss_of_another_seed"):
+            both = (f"{one['loss'][name]:.3f} and {loss:.3f} ({DYNAMICS[name]})" for name, loss in again.items())
+            print(f"With two seeds, {one['repository'].partition('/')[0]} found {', '.join(both)}.")
+
+
+def larger_batches() -> None:
+    """Print what public reproductions report of a larger batch: losses, and speeds over the ordinary network's."""
+    rows = []
+    for one in PAPER["reproductions"]:
+        larger = one["larger_batch"]
+        speed, before_and_after = larger["tokens_per_second"], larger["loss"]
+        shares = (f"{speed[size] / speed['residual']:.2f}" for size in ("small", "large"))
+        batches = (" to ".join(f"{size:,}" for size in sizes) for sizes in (one["largest_batch"], larger["batch"]))
+        losses = " to ".join(f"{loss:.3f}" for loss in before_and_after)
+        rows.append((_link(one), DYNAMICS[larger["network"]], *batches, *shares, losses))
     show(
-        "who | data, device | ordinary | midpoint | blended | leapfrog | Hamiltonian | speed at the same batch "
-        "| largest batch | loss at a larger batch",
+        "who | network | largest batch, ordinary to reversible | trained at | speed at the smaller batch "
+        "| at the larger one | loss",
         rows,
     )
+
+
+def checkpointing_of_others() -> None:
+    """Print what public reproductions report of checkpointing."""
+    for one in PAPER["reproductions"]:
+        if other := one.get("checkpointing"):
+            speed, few, many = one["larger_batch"]["tokens_per_second"], *one["largest_batch"]
+            print(
+                f"{one['repository'].partition('/')[0]} also trained the ordinary network with checkpointing: at most "
+                f"{other['largest_batch']} sequences, between {few} stored and {many} reversible, and "
+                f"{other['tokens_per_second']:,} tokens per second at {other['batch']}, between "
+                f"{speed['small']:,} reversible and {speed['residual']:,} stored."
+            )
 
 
 def two_evaluations() -> None:
@@ -187,9 +256,66 @@ def two_evaluations() -> None:
     show("bits | " + " | ".join(arms), ((f"{one:g}", *(increase[arm, one] for arm in arms)) for one in bits))
 
 
+def availability(one: dict[str, Any], name: str) -> str:
+    """Return whether an outsider has an input, by its name: as `lab/docs/inputs.json` says it."""
+    available = one["availability"]
+    return available if isinstance(available, str) else available[name]
+
+
+def inputs() -> None:
+    """Print what the commands read, where it is from, how to get or make it, and whether it is public."""
+    rows = []
+    for one in INPUTS:
+        names = one["names"]
+        origin = f"[{one['what']}]({one['origin']})" if "origin" in one else one["what"]
+        available = list(dict.fromkeys(availability(one, name) for name in names))
+        words = (
+            available[0] if len(available) == 1 else ", ".join(f"{availability(one, name)} ({name})" for name in names)
+        )
+        rows.append((", ".join(f"`{name}`" for name in names), origin, one["making"], words))
+    show("name | what it is, and its licence | how to get or make it | public", rows)
+
+
+def digests() -> None:
+    """Print the sha256 of the input files that one can compare."""
+    for one in INPUTS:
+        for name, digest in one.get("sha256", {}).items():
+            print(f"{digest}  {name}")
+
+
+def read_by(command: str) -> list[str]:
+    """Return the names of the inputs that a command reads, in its order."""
+    names = {name for one in INPUTS for name in one["names"]}
+    words = shlex.split(command)
+    given = (Path(word).parts[:1] for before, word in pairwise(words) if before not in OUTPUTS)
+    return list(dict.fromkeys(part for parts in given for part in parts if part in names))
+
+
+def irreproducible() -> None:
+    """Print which results an outsider cannot measure anew, because an input is not public or only one alike is."""
+    kinds = {name: availability(one, name) for one in INPUTS for name in one["names"]}
+    for kind, words in (
+        ("not public", "These read a model that is not public, so that an outsider gets figures of another model"),
+        ("alike", "These read a text or a model of which an outsider gets one alike, so that figures differ a little"),
+    ):
+        found = [
+            name
+            for name, command in commands_of_results()
+            if kind in (read := {kinds[one] for one in read_by(command)})
+            and (kind != "alike" or "not public" not in read)
+        ]
+        print(f"\n{words}: {', '.join(f'`{name}`' for name in found)}.")
+
+
 def commands() -> None:
-    """Print today's command of every committed result."""
-    show("result | command", ((f"`{name}.json`", f"`{command}`") for name, command in commands_of_results()))
+    """Print today's command of every committed result, and what it reads."""
+    show(
+        "result | reads | command",
+        (
+            (f"`{name}.json`", ", ".join(f"`{one}`" for one in read_by(command)), f"`{command}`")
+            for name, command in commands_of_results()
+        ),
+    )
 
 
 def commands_of_results() -> Iterator[tuple[str, str]]:

@@ -19,6 +19,9 @@ def leads(blends: Sequence[Fraction], parts: Sequence[float] | None = None) -> l
     from the last layer to the first. Every layer adds what the next one will subtract, so the errors do not add up, and
     the last state is the sum of all updates. Blends above 1/2 are not compensated.
 
+    BDIA-transformers (Zhang, Lewis and Kleijn, https://arxiv.org/abs/2407.09093) have a weight of 1 + a in every layer,
+    from an average of two integration steps; docs/science/prior-art.md says how that differs.
+
     Args:
         blends: a for every layer.
         parts: for every layer, the part of its share to lead by, from 0 to 1, if something else compensates for the
@@ -34,5 +37,8 @@ def leads(blends: Sequence[Fraction], parts: Sequence[float] | None = None) -> l
 
 
 def compensating_step_sizes(blends: Sequence[Fraction]) -> list[float]:
-    """Return the step size h of every layer that produces these `leads`: 1 + a between layers of the same blend."""
+    """Return the step size h of every layer that produces these `leads`.
+
+    It is 1 in the last layer, and before it tends to 1 + a where neighbouring layers have the same blend a.
+    """
     return [1 / (1 - share) for share in leads(blends)[1:]]

@@ -72,13 +72,30 @@ def test_the_largest_error_of_the_control(results, capsys):
     assert "at most 3e-7 (float32), 3e-7 (states in float64)" in capsys.readouterr().out
 
 
-def test_set_ups_that_the_library_refuses_are_named(results, capsys):
+def test_set_ups_that_the_library_refuses_are_named_with_the_recorded_cause(results, capsys):
     ran = {"network": "small", "dynamics": "midpoint", "format": "float32", "parameters": 10, "equal": 9}
-    results(row(0.1), library=[ran, {**ran, "dynamics": "leapfrog", "refused": "too large"}])
+    refused = [
+        {**ran, "dynamics": "leapfrog", "refused": "A state is too large."},
+        {**ran, "dynamics": "hamiltonian", "refused": "A state is too large."},
+        {**ran, "format": "autocast", "refused": "The layers have no branches"},
+    ]
+    results(row(0.1), library=[ran, *refused])
     numerics.library_gradients()
-    shown = capsys.readouterr().out
-    assert "In 1 of 2 set-ups the library ran, and 9 of 10 gradients" in shown
-    assert "small, leapfrog, float32" in shown
+    first, *sentences = capsys.readouterr().out.splitlines()
+    assert first == (
+        "In 1 of 4 set-ups the library ran, and 9 of 10 gradients of parameters were equal to the bit."
+    )
+    assert sentences == [
+        "It refused small, leapfrog, float32; small, hamiltonian, float32: A state is too large.",
+        "It refused small, midpoint, autocast: The layers have no branches.",
+    ]
+
+
+def test_nothing_is_said_of_refusals_where_there_are_none(results, capsys):
+    ran = {"network": "small", "dynamics": "midpoint", "format": "float32", "parameters": 10, "equal": 10}
+    results(row(0.1), library=[ran])
+    numerics.library_gradients()
+    assert "refused" not in capsys.readouterr().out
 
 
 def test_the_conditions_name_the_networks(results, capsys):
