@@ -278,9 +278,8 @@ def inputs() -> None:
 
 def digests() -> None:
     """Print the sha256 of the input files that one can compare."""
-    for one in INPUTS:
-        for name, digest in one.get("sha256", {}).items():
-            print(f"{digest}  {name}")
+    lines = [f"{digest}  {name}" for one in INPUTS for name, digest in one.get("sha256", {}).items()]
+    print("\n".join(["", "```text", *lines, "```", ""]))
 
 
 def read_by(command: str) -> list[str]:

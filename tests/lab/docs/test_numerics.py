@@ -82,9 +82,7 @@ def test_set_ups_that_the_library_refuses_are_named_with_the_recorded_cause(resu
     results(row(0.1), library=[ran, *refused])
     numerics.library_gradients()
     first, *sentences = capsys.readouterr().out.splitlines()
-    assert first == (
-        "In 1 of 4 set-ups the library ran, and 9 of 10 gradients of parameters were equal to the bit."
-    )
+    assert first == ("In 1 of 4 set-ups the library ran, and 9 of 10 gradients of parameters were equal to the bit.")
     assert sentences == [
         "It refused small, leapfrog, float32; small, hamiltonian, float32: A state is too large.",
         "It refused small, midpoint, autocast: The layers have no branches.",
