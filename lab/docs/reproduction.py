@@ -236,7 +236,8 @@ def checkpointing_of_others() -> None:
     """Print what public reproductions report of checkpointing."""
     for one in PAPER["reproductions"]:
         if other := one.get("checkpointing"):
-            speed, few, many = one["larger_batch"]["tokens_per_second"], *one["largest_batch"]
+            speed = one["larger_batch"]["tokens_per_second"]
+            few, many = one["largest_batch"]
             print(
                 f"{one['repository'].partition('/')[0]} also trained the ordinary network with checkpointing: at most "
                 f"{other['largest_batch']} sequences, between {few} stored and {many} reversible, and "
