@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 from lab.docs.markdown import result, show
@@ -163,3 +163,38 @@ def library_gradients() -> None:
     )
     for cause, setups in causes.items():
         print(f"It refused {'; '.join(setups)}: {cause.rstrip('.')}.")
+
+
+def training_conditions() -> None:
+    """Print what was trained by the floating-point inverse, as a sentence."""
+    study = result("reversal-training")
+    print(
+        f"{study['layers']} layers of width {study['width']}, float32 layers with states in "
+        f"{' and '.join(study['states'])}, {study['steps']} steps of {study['batch']} x {study['length']} bytes of "
+        f"WikiText-2, AdamW with a learning rate of {study['learning_rate']:g}, seeds: {study['seeds']}."
+    )
+
+
+def training() -> None:
+    """Print the held-out losses after training by autograd and by the inverse, and the errors of the gradient."""
+    rows: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for row in result("reversal-training")["rows"]:
+        rows[row["dynamics"], row["states"]].append(row)
+    table = []
+    for (dynamics, states), seeds in rows.items():
+        differences = [row["held_out"]["inverse"] - row["held_out"]["autograd"] for row in seeds]
+        table.append(
+            (
+                dynamics,
+                states,
+                f"{mean(row['held_out']['autograd'] for row in seeds):.3f}",
+                ", ".join(f"{one:+.3f}" for one in differences),
+                *(_range([row["gradient"][when]["error"] for row in seeds]) for when in ("fresh", "autograd")),
+                f"{min(row['gradient']['autograd']['cosine'] or 0.0 for row in seeds):.3f}",
+            )
+        )
+    show(
+        "dynamics | states | loss by autograd | by the inverse, over it | error, fresh | error, trained | cosine, "
+        "trained",
+        table,
+    )

@@ -66,8 +66,8 @@ def regions(study: Mapping[str, Any]) -> Figure:
             axes.plot(ends.real, ends.imag, color="#2a7f3f", linewidth=4, solid_capstyle="round", gid="stable segment")
         if of == "block":
             for block in model["blocks"][-2:-1]:  # those of more layers would hide each other
-                dots = {"color": "#666666", "gid": f"layer {block['layer']}", "rasterized": True}
-                axes.plot(*points_of(block["eigenvalues"]), ",", **dots)
+                (dots,) = axes.plot(*points_of(block["eigenvalues"]), ",", color="#666666")
+                dots.set(gid=f"layer {block['layer']}", rasterized=True)
         axes.plot(*points_of(extremes_of(model, of)), "x", color="#b03030", markersize=5, gid="extremes")
         axes.set(title=title, xlim=REAL, ylim=IMAGINARY)
         axes.set_xlabel("real part of lambda" if of == "block" else "real part of mu")

@@ -111,3 +111,18 @@ def test_ranges_are_those_of_trained_networks_without_blends(results, capsys, mo
     assert (
         capsys.readouterr().out == "For |a| = 1 on small, over all seeds, these errors are 0.1 to 0.3 (in float32).\n"
     )
+
+
+def test_training_shows_what_the_inverse_adds_to_the_loss_of_every_seed(results, tmp_path, capsys):
+    def trained(seed, by_inverse, error):
+        gradient = {when: {"error": error, "cosine": 1 - error} for when in ("fresh", "autograd", "inverse")}
+        losses = {"autograd": 2.0 + seed, "inverse": by_inverse}
+        return {"dynamics": "leapfrog", "states": "bfloat16", "seed": seed, "held_out": losses, "gradient": gradient}
+
+    study = {"rows": [trained(0, 2.5, 0.25), trained(1, 2.9, 0.5)]}
+    (tmp_path / "reversal-training.json").write_text(json.dumps(study))
+    numerics.training()
+    assert (
+        "| leapfrog | bfloat16 | 2.500 | +0.500, -0.100 | 0.25 to 0.5 | 0.25 to 0.5 | 0.500 |"
+        in capsys.readouterr().out
+    )
