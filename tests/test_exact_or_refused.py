@@ -861,7 +861,9 @@ def test_a_predictor_names_the_layer_before_that_it_reads():
         loss.backward()
 
 
-@pytest.mark.parametrize("activations", ["rebuild", "checkpoint", "budget:rebuild"])
+@pytest.mark.parametrize(
+    "activations", [pytest.param("rebuild", marks=pytest.mark.thorough), "checkpoint", "budget:rebuild"]
+)
 def test_two_threads_may_go_backward_through_one_graph(activations):
     def losses(model):
         logits = model(input_ids=tokens()).logits

@@ -43,6 +43,9 @@ RUNS = {
 }
 """By command: the lines to run, of which the last one is pinned."""
 
+SLOW = ("plan", "compare", "bench")
+"""The runs that take many seconds."""
+
 RESULTS = ("metrics", "history", "comparison", "conversion", "evaluation", "bench", "plan", "start", "reversible")
 """Names of the JSON files whose keys are pinned."""
 
@@ -142,7 +145,9 @@ def content(path):
     return []
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.thorough) if name in SLOW else name for name in RUNS]
+)
 def test_a_run_prints_and_writes_what_it_did(name, workspace, capsys):
     *before, line = (line.split() for line in RUNS[name])
     assert all(main(words) == 0 for words in before)

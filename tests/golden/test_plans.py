@@ -63,6 +63,7 @@ def same(expected, found, tolerance):
     return expected == found
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", MODELS)
 def test_a_plan_is_that_of_the_golden_file(name, tmp_path, capsys):
     (config_class, fields), options = MODELS[name]

@@ -79,6 +79,7 @@ def test_no_budget_that_fits_is_faster_than_the_chosen_one():
     assert fit_to_memory(model, BATCH, memory, device="h100").chosen.seconds <= fastest
 
 
+@pytest.mark.thorough
 def test_if_all_fits_all_is_stored():
     model = network()
     fitted = fit_to_memory(model, BATCH, "100GiB")
