@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from revformers.analysis.jacobian import Product, jacobian_product
-from revformers.analysis.walk import NamedStep, before, require_inverses, step_back, step_forwards
+from revformers.analysis.walk import NamedStep, require_inverses, state_before, step_back, step_forwards
 from revformers.dynamics.base import Coefficients, Start
 
 Pair = tuple[Tensor, Tensor]
@@ -55,7 +55,7 @@ def growth_forwards(
         partial(_advance, step.coefficients, jacobian_product(step.field, state.to(dtype)), dtype)
         for step, state in zip(steps, states[1:], strict=False)
     )
-    return _growth([(before(current, start), current) for current in currents], moves)
+    return _growth([(state_before(current, start), current) for current in currents], moves)
 
 
 def growth_backwards(

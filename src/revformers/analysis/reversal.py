@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from revformers.analysis.walk import NamedStep, before, require_inverses, step_back, walk
+from revformers.analysis.walk import NamedStep, require_inverses, state_before, step_back, walk
 from revformers.dynamics.base import Start
 from revformers.engine.fixed_point import FixedPoint
 from revformers.engine.states import StatePair
@@ -55,7 +55,7 @@ def exact_reversal_errors(
     """
     require_inverses(steps)
     current = fixed_point.quantise(embedding.contiguous())
-    pair = StatePair(before(current, start), current, fixed_point)
+    pair = StatePair(state_before(current, start), current, fixed_point)
     kept, information = [pair.previous.clone(), pair.current.clone()], []
     for step in steps:
         update = step.field(pair.read_current(embedding.dtype))

@@ -59,14 +59,14 @@ def walk(
 ) -> list[Tensor]:
     """Return p[-1], p[0], ..., p[n] of n steps in `dtype`; the fields read them in the dtype of `embedding`."""
     current = embedding.to(dtype)
-    states = [before(current, start), current]
+    states = [state_before(current, start), current]
     for step in steps:
         update = step.field(states[-1].to(embedding.dtype))
         states.append(step_forwards(states[-2], states[-1], update, step.coefficients))
     return states
 
 
-def before(embedding: Tensor, start: Start) -> Tensor:
+def state_before(embedding: Tensor, start: Start) -> Tensor:
     """Return p[-1], a tensor of its own."""
     return embedding.clone() if start == "repeat" else torch.zeros_like(embedding)
 
