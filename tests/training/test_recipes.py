@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from revformers import Hamiltonian
+from revformers import Leapfrog
 from revformers.training import model as model_module
 from revformers.training.finetune import finetune_arguments
 from revformers.training.finetune_data import FinetuneData
@@ -66,4 +66,4 @@ def test_the_models_of_the_paper(name, layers, width, heads, monkeypatch):
     config = build_config(recipe)
     assert (config.n_layer, config.n_embd, config.n_head) == (layers, width, heads)
     assert (config.vocab_size, config.n_positions, recipe.data.block_length) == (50257, 1024, 1024)
-    assert isinstance(build_dynamics(recipe.dynamics), Hamiltonian)
+    assert isinstance(build_dynamics(recipe.dynamics), Leapfrog)
