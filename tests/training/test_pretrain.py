@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
 
 import revformers
+from revformers import Residual, from_pretrained
 from revformers.data.tokenizer import train_tokenizer
 from revformers.errors import UserError
 from revformers.models.parts import reversible_stack
@@ -434,6 +435,15 @@ def test_the_ordinary_network_is_saved_as_one(tmp_path):
     model = AutoModelForCausalLM.from_pretrained(result.directory / "model")
     assert reversible_stack(model) is None
     assert json.loads((result.directory / "model/config.json").read_text())["model_type"] == "gpt2"
+
+
+@pytest.mark.parametrize("option", [{"readout": "mean"}, {"step_size": 2.0}])
+def test_a_residual_network_that_others_would_compute_differently_is_not_saved_as_the_ordinary_one(tmp_path, option):
+    changes = {"dynamics.name": "residual", "dynamics.activations": "store", "dynamics.options": option}
+    result = run(tiny_recipe(tmp_path, changes))
+    stack = reversible_stack(from_pretrained(result.directory / "model"))
+    assert stack is not None
+    assert stack.dynamics == Residual(**option)
 
 
 @pytest.mark.parametrize(("head", "chunked"), [("auto", True), ("chunked", True), ("own", False)])

@@ -101,7 +101,8 @@ def _pretrain(recipe: Recipe, run: RunDirectory, console: Console, resume: bool,
 
     metrics = run_metrics(trainer, trainer.state.global_step * tokens_per_step)
     if trainer.is_world_process_zero():
-        if isinstance(build_dynamics(recipe.dynamics), Residual):
+        dynamics = build_dynamics(recipe.dynamics)
+        if isinstance(dynamics, Residual) and dynamics.ordinary:
             make_residual(model)  # saved as an ordinary network, which any software can load
         with run.saving(run.model), written_whole(run.model) as directory:
             trainer.accelerator.unwrap_model(model).save_pretrained(directory)
