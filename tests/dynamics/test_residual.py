@@ -30,9 +30,8 @@ def test_only_the_default_is_the_ordinary_network():
 
 
 def test_scaling_the_updates_is_scaling_the_embedding_before_pre_norm_layers():
-    config = LlamaConfig(
-        hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2, vocab_size=32, rms_norm_eps=0.0
-    )
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
+    config = LlamaConfig(**sizes, vocab_size=32, rms_norm_eps=0.0)
     torch.manual_seed(0)
     model = LlamaForCausalLM(config).double()
     tokens = torch.randint(32, (2, 7))
