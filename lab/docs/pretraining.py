@@ -57,15 +57,26 @@ def pretraining_rates(name: str) -> None:
     """Print the validation loss of every trial by which the learning rates were chosen."""
     study = result(f"pretraining-{name}")
     rates = study["study"]["tuning"]["learning_rates"]
-    losses = {
-        (row["arm"], row["learning_rate"]): row["validation_loss"] for row in study["rows"] if _is_trial(study, row)
-    }
+    losses = _trial_losses(study)
     rows = []
     for arm in study["study"]["arms"]:
         tried = all((arm, rate) in losses for rate in rates)
         best = min((loss for rate in rates if tried and (loss := losses[arm, rate]) is not None), default=None)
         rows.append((arm, *(_trial(losses, (arm, rate), best) for rate in rates)))
     show(" | ".join(("dynamics", *map(_rate, rates))), rows)
+
+
+def pretraining_by_rate(name: str, *arms: str) -> None:
+    """Print how far arms are from the ordinary network at every learning rate tried, a line for each."""
+    study = result(f"pretraining-{name}")
+    losses = _trial_losses(study)
+    for arm in arms:
+        at_rates = []
+        for rate in study["study"]["tuning"]["learning_rates"]:
+            loss, ordinary = losses.get((arm, rate)), losses.get((ORDINARY, rate))
+            if loss is not None and ordinary is not None:
+                at_rates.append(f"{loss - ordinary:+.3f} at {_rate(rate)}")
+        print(f"* {arm}: {', '.join(at_rates)}.")
 
 
 def pretraining_spread(name: str) -> None:
@@ -118,6 +129,12 @@ def _say_if_unfinished(study: Row) -> bool:
     if missing:
         print(f"\nNot finished: {missing} of {len(study['rows']) + missing} runs are missing.\n")
     return bool(missing)
+
+
+def _trial_losses(study: Row) -> dict[tuple[str, float], float | None]:
+    """Return the validation loss of every trial by arm and learning rate, None where it diverged."""
+    trials = (row for row in study["rows"] if _is_trial(study, row))
+    return {(row["arm"], row["learning_rate"]): row["validation_loss"] for row in trials}
 
 
 def _trial(losses: Mapping[tuple[str, float], float | None], key: tuple[str, float], best: float | None) -> str:

@@ -57,6 +57,11 @@ def test_the_chosen_learning_rate_stands_out_and_diverged_trials_are_named(study
     assert "| midpoint | **8.000** | diverged |" in shown
 
 
+def test_arms_are_compared_at_every_learning_rate_that_did_not_diverge(study, capsys):
+    pretraining.pretraining_by_rate("x", "midpoint")
+    assert capsys.readouterr().out == "* midpoint: +0.500 at 1e-3.\n"
+
+
 def test_the_spread_of_pairs_is_that_of_their_differences(study, capsys):
     pretraining.pretraining_spread("x")
     shown = capsys.readouterr().out
