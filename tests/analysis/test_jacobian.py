@@ -139,6 +139,9 @@ def test_a_field_that_is_zero_has_zero_eigenvalues():
     assert found.found == [0j] * 4
 
 
-def test_a_product_that_is_not_finite_is_refused():
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_a_product_that_is_not_finite_is_refused(tokens):
+    state = torch.zeros(1, tokens, 100, dtype=torch.float64)
+    assert (state.numel() <= DENSE_BELOW) == (tokens == 1)
     with pytest.raises(ValueError, match="not finite"):
-        extreme_eigenvalues(lambda v: v * torch.nan, torch.zeros(1, 3, 100, dtype=torch.float64))
+        extreme_eigenvalues(lambda v: v * torch.nan, state)

@@ -141,7 +141,10 @@ def extreme_eigenvalues(
         nonlocal count
         count += 1
         tangent = torch.from_numpy(np.ascontiguousarray(vector)).to(like).view_as(like)
-        return product(tangent).flatten().cpu().numpy()
+        image = product(tangent).flatten().cpu().numpy()
+        if not np.isfinite(image).all():
+            raise ValueError("The derivative of the field is not finite, so it has no eigenvalues; check the weights.")
+        return image
 
     if size <= DENSE_BELOW:
         matrix = np.stack([multiply(unit) for unit in np.eye(size)], axis=1)
@@ -153,10 +156,6 @@ def extreme_eigenvalues(
         operator = linalg.LinearOperator((size, size), matvec=multiply, dtype=dtype)
         first = np.random.default_rng(seed).normal(size=size).astype(dtype)
         image = multiply(first)
-        if not np.isfinite(image).all():
-            raise ValueError(
-                "The field returns values that are not finite, so it has no eigenvalues; check the weights."
-            )
         if not image.any():  # a field that is zero everywhere, which ARPACK refuses
             return Extremes(0j, 0j, 0j, 0j, residual=0.0, products=count)
         options = {"k": 2, "v0": first, "ncv": min(krylov, size - 1), "tol": tolerance, "maxiter": restarts}
