@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM
 import revformers as rf
 from lab.bench.environment import output_file, write_result
 from revformers.analysis import analyze
+from revformers.analysis.analyze import spread_layers
 from revformers.analysis.jacobian import token_block
 from revformers.analysis.walk import differentiable_attention, steps_of, walk
 from revformers.checkpoints.load import load_causal_lm, load_tokenizer
@@ -30,11 +31,6 @@ from revformers.models.visit import layer_calls
 from revformers.training.console import command_console
 
 DYNAMICS = (rf.Residual(), rf.Midpoint(), rf.Leapfrog(), rf.BlendedMidpoint("1/2"), rf.Hamiltonian())
-
-
-def spread(number: int, depth: int) -> list[int]:
-    """Return `number` layers of `depth`, from the first to the last, evenly spread."""
-    return sorted({round(place * (depth - 1) / max(1, number - 1)) for place in range(number)})
 
 
 def tokens_of(model: str, text: Path, length: int) -> Tensor:
@@ -68,14 +64,14 @@ def analysed(name: str, model: Any, ids: Tensor, options: argparse.Namespace) ->
     model = model.float().eval()
     depth = model.config.num_hidden_layers
     analysis = analyze(
-        model, {"input_ids": ids}, dynamics=DYNAMICS, layers=spread(options.layers, depth), probes=options.probes
+        model, {"input_ids": ids}, dynamics=DYNAMICS, layers=spread_layers(options.layers, depth), probes=options.probes
     )
     console = command_console()
     console.print(f"\n{name}")
     for table in (spectrum_table(analysis), dynamics_table(analysis)):
         console.print(table)
     console.print(analysis.verdict)
-    blocks = blocks_of(model, ids, spread(options.blocks, depth)) if options.blocks else []
+    blocks = blocks_of(model, ids, spread_layers(options.blocks, depth)) if options.blocks else []
     return {"name": name, **analysis.to_dict(), "blocks": blocks}
 
 

@@ -8,6 +8,7 @@ import torch
 
 import revformers as rf
 from revformers.analysis import analyze
+from revformers.analysis.analyze import spread_layers
 from revformers.analysis.hamiltonian import product_roots
 from revformers.analysis.linear import forward_growth, inverse_growth
 from revformers.models.attach import add_update_predictors
@@ -45,7 +46,7 @@ def test_an_ordinary_model(found):
             assert one.reversal_errors["float32"][1] > 0
 
 
-def test_the_model_is_not_changed(found):
+def test_the_model_is_not_changed():
     model = tiny("llama")
     model.model.layers[0].eval()
     before, kind = {name: value.clone() for name, value in model.state_dict().items()}, type(model)
@@ -100,11 +101,18 @@ def test_eigenvalues_predict_nothing_of_two_evaluations():
     assert analysis.dynamics[0].growth_forwards[-1] > 1
 
 
-def test_an_unknown_family_has_no_branches():
-    model = tiny("BloomForCausalLM")
+def test_layers_whose_branches_are_not_known_have_no_product_and_no_hamiltonian_steps():
+    model = tiny("BartForCausalLM")
     analysis = analyze(model, text(model), layers=[0])
-    known = analysis.spectra[0].branches is not None
-    assert known == ("hamiltonian" in [one.name for one in analysis.dynamics])
+    assert analysis.spectra[0].branches is None
+    assert analysis.spectra[0].block.found
+    assert [one.name for one in analysis.dynamics] == [name for name in DYNAMICS if name != "hamiltonian"]
+
+
+def test_layers_are_spread_from_the_first_to_the_last():
+    assert spread_layers(3, 12) == [0, 6, 11]
+    assert spread_layers(40, 4) == [0, 1, 2, 3]
+    assert spread_layers(1, 5) == [0]
 
 
 def test_it_is_plain_in_json(found):

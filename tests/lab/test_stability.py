@@ -59,12 +59,6 @@ def test_the_committed_figures_are_those_of_the_committed_result(tmp_path):
             assert curve == pytest.approx(other, abs=0.05)
 
 
-def test_layers_are_spread_from_the_first_to_the_last():
-    assert study.spread(3, 12) == [0, 6, 11]
-    assert study.spread(40, 4) == [0, 1, 2, 3]
-    assert study.spread(1, 5) == [0]
-
-
 def test_numbers_of_tables():
     numbers = (None, 0, 0.0123, 1.234, 12345.6, 1e-7, 1.9e13)
     assert [stability.number(value) for value in numbers] == [

@@ -18,7 +18,7 @@ from revformers.analysis.linear import forward_growth, inverse_growth
 from revformers.analysis.perturbation import growth_backwards, growth_forwards
 from revformers.analysis.reversal import exact_reversal_errors, float_reversal_errors
 from revformers.analysis.walk import NamedStep, differentiable_attention, steps_of, walk
-from revformers.dynamics import Dynamics, Residual, create
+from revformers.dynamics import BlendedMidpoint, Dynamics, Hamiltonian, Leapfrog, Midpoint, Residual
 from revformers.dynamics.text import described
 from revformers.engine.fixed_point import INT64
 from revformers.errors import counted
@@ -29,13 +29,8 @@ from revformers.models.parts import reversible_stack
 from revformers.models.visit import layer_calls
 from revformers.reversible import make_residual, make_reversible
 
-COMPARED: dict[str, dict[str, str]] = {
-    "midpoint": {},
-    "leapfrog": {},
-    "blended_midpoint": {"blend": "1/2"},
-    "hamiltonian": {},
-}
-"""The dynamics that are compared by default, with their options."""
+COMPARED: tuple[Dynamics, ...] = (Midpoint(), Leapfrog(), BlendedMidpoint("1/2"), Hamiltonian())
+"""The dynamics that are compared by default, besides the model's own."""
 
 LAYERS = 5
 """Layers whose eigenvalues are found unless others are asked for, spread evenly over the stack."""
@@ -125,7 +120,7 @@ class Analysis:
 
     @property
     def verdict(self) -> str:
-        """What was measured, in a few sentences: the spectrum, and which dynamics amplifies a perturbation least."""
+        """What was measured, in a few sentences: the spectrum, and the dynamics with the least `round_trip`."""
         return " ".join(filter(None, (_spectrum_in_words(self.spectra), _least_growth_in_words(self.dynamics))))
 
     def to_dict(self) -> dict[str, Any]:
@@ -219,9 +214,14 @@ def _reversible_and_silent(model: nn.Module) -> Iterator[Dynamics]:
             module.training = was
 
 
+def spread_layers(number: int, depth: int) -> list[int]:
+    """Return the numbers of at most `number` of `depth` layers, evenly spread from the first to the last."""
+    return sorted({round(place * (depth - 1) / max(1, number - 1)) for place in range(number)})
+
+
 def _chosen_layers(layers: Sequence[int] | None, number: int) -> list[int]:
     if layers is None:
-        return sorted({round(place * (number - 1) / (LAYERS - 1)) for place in range(LAYERS)})
+        return spread_layers(LAYERS, number)
     for layer in layers:
         if not 0 <= layer < number:
             raise ValueError(f"The model has {counted(number, 'layer')}, from 0 to {number - 1}, and no layer {layer}.")
@@ -229,9 +229,8 @@ def _chosen_layers(layers: Sequence[int] | None, number: int) -> list[int]:
 
 
 def _default_dynamics(own: Dynamics, calls: Sequence[LayerCall]) -> list[Dynamics]:
-    compared = [create(name, **options) for name, options in COMPARED.items()]
     by_branch = all(find_layout(call.layer) is not None for call in calls)
-    return [own, *(one for one in compared if one.granularity == "block" or by_branch)]
+    return [own, *(one for one in COMPARED if one.granularity == "block" or by_branch)]
 
 
 def _without_repetitions(dynamics: Sequence[Dynamics]) -> list[Dynamics]:
@@ -362,12 +361,13 @@ def _least_growth_in_words(dynamics: Sequence[DynamicsAnalysis]) -> str:
         return ""
     best = min(with_inverse, key=lambda one: one.round_trip or 0.0)
     assert best.growth_backwards is not None
-    among = "" if len(with_inverse) == 1 else f", the least of {len(with_inverse)} dynamics with an inverse"
+    product = f"; the product of both is the least of {len(with_inverse)} dynamics with an inverse"
     error = best.reversal_errors["float32"][1]
     return (
         f"With {best.name} a perturbation of the embedding grows {best.growth_forwards[-1]:.3g}-fold to the end, and "
-        f"one of the last states {best.growth_backwards[-1]:.3g}-fold on the way back{among}; rebuilt in float32, the "
-        f"embedding is off by {error:.1g} of its size."
+        f"one of the last states {best.growth_backwards[-1]:.3g}-fold on the way back"
+        f"{product if len(with_inverse) > 1 else ''}. Rebuilt in float32, the embedding is off by {error:.1g} of its "
+        f"size."
     )
 
 
