@@ -6,8 +6,8 @@
 Two parts. Every arm is trained with every learning rate for a few steps, and takes the one with the lowest validation
 loss. Then every arm is trained with its learning rate from every seed. A seed gives the initial weights and the order
 of the text, which are the same in all arms, so that arms are compared seed by seed; the seed of the first part is none
-of those. Every run is one of `revformers pretrain`. An interrupted study goes on with the runs
-that its result lacks. A run that diverges is a row without a validation loss.
+of those. Every run is one of `revformers pretrain`. An interrupted study goes on with the runs that its result lacks. A
+run that diverges is a row without a validation loss.
 """
 
 import argparse
@@ -26,12 +26,12 @@ from typing import Any
 from rich.console import Console
 
 from lab.bench.environment import describe_environment, output_file, write_result
-from revformers.errors import DivergedError, StateRangeError, require
+from revformers.errors import DivergedError, StateRangeError, UserError, require
 from revformers.training.console import command_console
 from revformers.training.model import build_dynamics
 from revformers.training.pretrain import pretrain
 from revformers.training.recipe import DynamicsSection, Recipe
-from revformers.training.recipe_file import read_recipe
+from revformers.training.recipe_file import filled, read_recipe
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ class PretrainingStudy:
     def recipe(self, trial: "Trial") -> Recipe:
         """Return the recipe of one run."""
         values = self.arms[trial.arm]
+        require(isinstance(values, Mapping), f"arms.{trial.arm}", "a section such as {name: leapfrog}", values)
         options = dict(values.get("options", {}))
         if "random_seed" in options:
             options["random_seed"] = trial.seed
@@ -82,7 +83,7 @@ class PretrainingStudy:
             self.run,
             model=dataclasses.replace(self.run.model, seed=trial.seed),
             # The gradients of storing are those of rebuilding, to the bit, and take less time.
-            dynamics=DynamicsSection(**{"activations": "store", **values, "options": options}),
+            dynamics=filled(DynamicsSection(activations="store"), {**values, "options": options}, "arms", trial.arm),
             training=dataclasses.replace(
                 self.run.training,
                 seed=trial.seed,
@@ -171,9 +172,18 @@ def main() -> None:
     parser.add_argument("--output", type=output_file, required=True)
     parser.add_argument("--workers", type=int, default=2, help="runs at once")
     options, overrides = parser.parse_known_args()
+    if options.workers < 1:
+        parser.error("--workers must be at least 1.")
+    try:
+        _measure(options, overrides)
+    except (UserError, FileNotFoundError) as error:
+        sys.exit(str(error))
+
+
+def _measure(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     study = read_recipe(PretrainingStudy(), options.recipe, overrides)
     settings = dataclasses.asdict(study)
-    for name in ("source", "validation_source"):
+    for name in ("source", "validation_source"):  # a result names no directories of its machine
         settings["run"]["data"][name] = Path(settings["run"]["data"][name] or "").name
     settings = json.loads(json.dumps(settings))
     rows: list[dict[str, Any]] = []

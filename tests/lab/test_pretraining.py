@@ -74,9 +74,35 @@ def test_the_seed_of_the_trials_is_none_of_the_compared_ones():
         PretrainingStudy(arms=ARMS, seeds=(0, 1))
 
 
-def test_an_arm_without_such_a_dynamics_is_refused_before_any_run():
-    with pytest.raises(UserError, match="midpiont"):
-        PretrainingStudy(arms={"midpoint": {"name": "midpiont"}})
+@pytest.mark.parametrize(
+    ("arm", "message"),
+    [
+        ({"name": "midpiont"}, "midpiont"),
+        ({"nam": "midpoint"}, "has no 'nam'; did you mean 'name'"),
+        ("midpoint", r"arms\.midpoint must be a section"),
+        ({"name": "midpoint", "options": {"step": 1}}, "no option 'step'"),
+    ],
+)
+def test_an_arm_that_cannot_be_built_is_refused_before_any_run(arm, message):
+    with pytest.raises(UserError, match=message):
+        PretrainingStudy(arms={"midpoint": arm})
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere.yaml"], "There is no recipe 'nowhere.yaml'."),
+        (["wikitext-10m.yaml", "--tuning.learning_rates", "high"], "takes a list of numbers"),
+        (["wikitext-10m.yaml", "--run.data.source", "nowhere.txt", "--workers=1"], "nowhere.txt"),
+    ],
+)
+def test_a_mistake_is_one_sentence(words, message, tmp_path, monkeypatch):
+    words = [str(RECIPES / words[0]), *words[1:]] if words[0] != "nowhere.yaml" else words
+    monkeypatch.setattr(sys, "argv", ["pretraining", *words, "--output", str(tmp_path / "result.json")])
+    with pytest.raises(SystemExit) as stop:
+        pretraining.main()
+    assert message in str(stop.value)
+    assert "\n" not in str(stop.value)
 
 
 @pytest.mark.parametrize("file", sorted(RECIPES.glob("*.yaml")), ids=lambda file: file.stem)

@@ -25,7 +25,7 @@ EXPECTED = {str: "a text", int: "a whole number", float: "a number", bool: "true
 TEXTS = {"texts": True}
 """Metadata of a dict field whose values on the command line are texts as they are, not YAML, such as templates."""
 
-LISTS = {str: "a list of texts", int: "a list of whole numbers"}
+LISTS = {str: "a list of texts", int: "a list of whole numbers", float: "a list of numbers such as 1e-3 or 2.0"}
 
 
 class RecipeLoader(yaml.SafeLoader):
@@ -141,9 +141,9 @@ def read_recipe(
     if not isinstance(values, Mapping):
         raise UserError(f"{path} does not hold the sections of a recipe, such as model, data and training.")
     run_directory = {"output": str(Path("runs") / path.stem)} if hasattr(default, "output") else {}
-    recipe = _filled(default, {**run_directory, **values}, origin=str(path))
+    recipe = filled(default, {**run_directory, **values}, origin=str(path))
     options = overrides if isinstance(overrides, Mapping) else split_options(overrides or ())
-    return _filled(recipe, _nested(options), origin="options") if options else recipe
+    return filled(recipe, _nested(options), origin="options") if options else recipe
 
 
 def parse_yaml(text: str) -> Any:
@@ -199,7 +199,7 @@ def _nested(options: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _filled(section: Section, values: Mapping[str, Any], origin: str, path: str = "") -> Section:
+def filled(section: Section, values: Mapping[str, Any], origin: str, path: str = "") -> Section:
     """Return a copy of the dataclass instance `section` with new values of its fields.
 
     Args:
@@ -233,7 +233,7 @@ def _filled(section: Section, values: Mapping[str, Any], origin: str, path: str 
             if isinstance(current, dict):
                 changes[name] = _merged(current, given, "texts" in fields[name].metadata)
             else:
-                changes[name] = _filled(current, given, origin, dotted)
+                changes[name] = filled(current, given, origin, dotted)
         else:
             try:
                 changes[name] = _converted(value, hints[name])
