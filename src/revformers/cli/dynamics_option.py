@@ -1,7 +1,7 @@
 """Reads dynamics from one word of a command, such as "midpoint" or "blended_midpoint:blend=1/4,step_size=0.5"."""
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from revformers.errors import UserError, as_user_error
 
@@ -25,13 +25,16 @@ def parse_dynamics(text: str) -> "Dynamics":
     from revformers.training.recipe_file import parse_yaml
 
     name, _, rest = text.partition(":")
-    options = {}
+    options: dict[str, Any] = {}
     for pair in filter(None, _COMMA.split(rest)):
         key, equals, value = pair.partition("=")
+        key = key.strip()
         if not equals:
             raise UserError(f"--dynamics {text}: after the colon it has options, such as blend=1/4, not {pair!r}.")
+        if key in options:
+            raise UserError(f"--dynamics {text}: {key} is given twice; give it once.")
         try:
-            options[key.strip()] = parse_yaml(value)
+            options[key] = parse_yaml(value)
         except yaml.YAMLError:
             raise UserError(f"--dynamics {text}: the value of {pair!r} cannot be read.") from None
     with as_user_error(kinds=(ValueError, TypeError)):
