@@ -9,7 +9,6 @@ from statistics import mean
 from typing import Any
 
 import matplotlib
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lab import REPOSITORY
@@ -39,8 +38,8 @@ def figure_of(study: Row) -> Figure:
     left.set_title("after training: every seed, and the mean")
     right.set_title("along the training: the mean")
     right.set_xlabel("optimizer steps")
-    for axes in (left, right):
-        _zero(axes, vertical=axes is left)
+    left.axvline(0, color="#888888", linewidth=1)
+    right.axhline(0, color="#888888", linewidth=1)
     left.set_xlabel("validation loss over that of the ordinary network, nats per token")
     figure.legend(*right.get_legend_handles_labels(), loc="outside right center", frameon=False)
     return figure
@@ -59,9 +58,13 @@ def save_figures(folder: Path = FOLDER) -> list[Path]:
 
 
 def _curve(study: Row, arm: str) -> tuple[list[int], list[float]]:
-    """Return the steps of the validations, and the mean paired difference at each."""
+    """Return the steps of the validations, and the mean paired difference at each; diverged runs are left out."""
     by_step: dict[int, list[float]] = {}
-    curves = {(row["arm"], row["seed"]): dict(_validations(row)) for row in study["rows"] if is_compared(study, row)}
+    curves = {
+        (row["arm"], row["seed"]): dict(_validations(row))
+        for row in study["rows"]
+        if is_compared(study, row) and row["validation_loss"] is not None
+    }
     for (other, seed), curve in curves.items():
         if other == arm and (ORDINARY, seed) in curves:
             for step, loss in curve.items():
@@ -71,10 +74,6 @@ def _curve(study: Row, arm: str) -> tuple[list[int], list[float]]:
 
 def _validations(row: Row) -> Iterator[tuple[int, float]]:
     return ((entry["step"], entry["eval_loss"]) for entry in row["curve"] if "eval_loss" in entry)
-
-
-def _zero(axes: Axes, *, vertical: bool) -> None:
-    (axes.axvline if vertical else axes.axhline)(0, color="#888888", linewidth=1)
 
 
 def main() -> None:

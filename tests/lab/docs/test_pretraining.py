@@ -82,6 +82,14 @@ def test_the_figure_has_every_difference_and_the_curve_of_means(study):
     assert list(right.get_lines()[0].get_ydata()) == [0.0, 0.5]
 
 
+def test_a_seed_whose_ordinary_network_diverged_is_in_no_difference(study):
+    (ordinary,) = (row for row in study["rows"] if (row["arm"], row["seed"]) == ("residual", 2))
+    ordinary.update(validation_loss=None, error="the loss is nan", curve=[])
+    left, right = pretraining_figures.figure_of(study).axes
+    assert list(left.get_lines()[0].get_xdata()) == [0.25]
+    assert list(right.get_lines()[0].get_ydata()) == [0.0, 0.25]
+
+
 def test_a_figure_drawn_again_is_the_same_file(study, tmp_path):
     first = [file.read_bytes() for file in pretraining_figures.save_figures(tmp_path)]
     assert first == [file.read_bytes() for file in pretraining_figures.save_figures(tmp_path)]
