@@ -18,7 +18,6 @@ FORMATS = {
 
 RUNS = ("reversal", "reversal-smollm2")
 
-
 TRAINED = ("wikitext-12L", "wikitext-32L")
 """The pretrained networks that are not shallow."""
 
@@ -92,18 +91,16 @@ def first_layers() -> None:
 
 def growth() -> None:
     """Print by which factor a step backwards enlarges the error of the states in float32."""
-    rows = []
-    for (network, dynamics), formats in _by_setup().items():
+    by_pair = {}
+    for pair, formats in _by_setup().items():
         factors = []
         for row in formats["float32"]:
             errors = row["state_errors"]
             # The field of the last step reads p[L-1], which is kept; p[L-2] is the first state that is rebuilt.
             if errors[0] is not None and errors[-2]:
                 factors.append((errors[0] / errors[-2]) ** (1 / (len(errors) - 2)))
-        rows.append((network, dynamics, f"{median(factors):.2f}" if factors else "not finite"))
-    networks = list(dict.fromkeys(row[0] for row in rows))
-    by_pair = {row[:2]: row[2] for row in rows}
-    columns = list(dict.fromkeys(row[1] for row in rows))
+        by_pair[pair] = f"{median(factors):.2f}" if factors else "not finite"
+    networks, columns = (list(dict.fromkeys(names)) for names in zip(*by_pair, strict=True))
     show(
         f"network | {' | '.join(columns)}",
         ((network, *(by_pair[network, name] for name in columns)) for network in networks),

@@ -15,7 +15,7 @@ DYNAMICS = {
 
 
 def number(value: float | None) -> str:
-    """Return a number with about two digits; a power of ten where it is large or small."""
+    """Return a number with two or three digits; with a power of ten where it is large or small, and "-" for None."""
     if value is None:
         return "-"
     if value == 0 or 0.01 <= abs(value) < 10_000:
@@ -64,10 +64,7 @@ def growth() -> None:
                     DYNAMICS[one["name"]],
                     number(one["growth_forwards"][-1]),
                     number(back and back[-1]),
-                    *(number(errors[states][1]) if states in errors else "-" for states in ("float32", "bfloat16")),
-                    "0"
-                    if "exact" in errors and not any(errors["exact"])
-                    else number((errors.get("exact") or [0, None])[1]),
+                    *(number(errors[kind][1]) if kind in errors else "-" for kind in ("float32", "bfloat16", "exact")),
                 )
             )
     show("network | dynamics | forwards | inverse | float32 states | bfloat16 states | fixed point", rows)

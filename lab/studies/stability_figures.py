@@ -4,7 +4,8 @@ python -m lab.studies.stability_figures
 """
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,17 @@ import revformers as rf
 from lab import REPOSITORY
 from lab.bench.study_plot import STYLE
 from lab.docs.markdown import result
+from revformers.analysis.jacobian import KINDS
 from revformers.analysis.linear import Region, region, stable_segment
 from revformers.dynamics import Coefficients
 
 FOLDER = REPOSITORY / "docs" / "science"
+
+Curves = Iterator[tuple[str, list[float], Sequence[float]]]
+"""The name of a dynamics, the layers of its points, and their values."""
+
+ValuesOf = Callable[[Mapping[str, Any]], Sequence[float] | None]
+"""What is drawn of one dynamics of the result."""
 
 COLOURS = {"residual": "C7", "midpoint": "C0", "leapfrog": "C1", "blended_midpoint": "C2", "hamiltonian": "C3"}
 NAMES = {name: name for name in COLOURS} | {"blended_midpoint": "blend 1/2"}
@@ -47,8 +55,7 @@ def points_of(values: Sequence[Sequence[float]]) -> tuple[list[float], list[floa
 
 def extremes_of(model: Mapping[str, Any], of: str) -> list[list[float]]:
     """Return the extreme eigenvalues of all analysed layers, of "block" or of "branches"."""
-    kinds = ("magnitude", "real_high", "real_low", "imaginary")
-    found = [spectrum[of][kind] for spectrum in model["spectra"] if spectrum[of] for kind in kinds]
+    found = [spectrum[of][kind] for spectrum in model["spectra"] if spectrum[of] for kind in KINDS]
     return [value for value in found if value is not None]
 
 
@@ -89,15 +96,12 @@ def _region(axes: Axes, found: Region, forwards: bool) -> None:
     axes.clabel(lines, fontsize=7)
 
 
-def curves(model: Mapping[str, Any], of: str, *, reverse: bool = False) -> Iterator[tuple[str, list[float], Any]]:
-    """Yield the name of every dynamics, the layers of its points, and its values; missing ones are left out."""
+def curves(model: Mapping[str, Any], values_of: ValuesOf) -> Curves:
+    """Yield the name of every dynamics, the layers of its points, and its values by step; empty ones are left out."""
     for one in model["dynamics"]:
-        values = one[of]
-        if values is None:
-            continue
-        steps = len(one["growth_forwards"]) - 1
-        values = values[::-1] if reverse else values
-        yield one["name"], [place / steps * model["layers"] for place in range(len(values))], values
+        if values := values_of(one):
+            steps = len(one["growth_forwards"]) - 1
+            yield one["name"], [place / steps * model["layers"] for place in range(len(values))], values
 
 
 def growth(study: Mapping[str, Any]) -> Figure:
@@ -105,8 +109,8 @@ def growth(study: Mapping[str, Any]) -> Figure:
     return _grid(
         study,
         [
-            ("growth forwards", lambda model: curves(model, "growth_forwards")),
-            ("growth of the inverse", lambda model: curves(model, "growth_backwards", reverse=True)),
+            ("growth forwards", partial(curves, values_of=lambda one: one["growth_forwards"])),
+            ("growth of the inverse", partial(curves, values_of=lambda one: (one["growth_backwards"] or [])[::-1])),
         ],
     )
 
@@ -114,37 +118,29 @@ def growth(study: Mapping[str, Any]) -> Figure:
 def reversal(study: Mapping[str, Any]) -> Figure:
     """Return the errors of states that are rebuilt in floating point, along depth."""
 
-    def errors(states: str) -> Any:
-        def of(model: Mapping[str, Any]) -> Iterator[tuple[str, list[float], Any]]:
-            for one in model["dynamics"]:
-                if states in one["reversal_errors"]:
-                    values = one["reversal_errors"][states][1:-2]
-                    steps = len(one["growth_forwards"]) - 1
-                    yield one["name"], [place / steps * model["layers"] for place in range(len(values))], values
+    def errors(states: str) -> ValuesOf:
+        return lambda one: one["reversal_errors"].get(states, [])[1:-2]  # from p[0]; the last two states are kept
 
-        return of
-
-    rows = [(f"relative error, {states} states", errors(states)) for states in ("float32", "bfloat16")]
+    rows = [
+        (f"relative error, {states} states", partial(curves, values_of=errors(states)))
+        for states in ("float32", "bfloat16")
+    ]
     return _grid(study, rows)
 
 
 def energy(study: Mapping[str, Any]) -> Figure:
     """Return the mean square of the states along depth, and how far what a linear step conserves has moved."""
 
-    def squares(model: Mapping[str, Any]) -> Iterator[tuple[str, list[float], Any]]:
-        for name, _, values in curves(model, "mean_squares"):
-            kept = values[1:]
-            yield name, [place / (len(kept) - 1) * model["layers"] for place in range(len(kept))], kept
-
-    def moved(model: Mapping[str, Any]) -> Iterator[tuple[str, list[float], Any]]:
-        for name, _, values in curves(model, "invariants"):  # one per layer, by block and by branch
+    def moved(model: Mapping[str, Any]) -> Curves:
+        for name, _, values in curves(model, lambda one: one["invariants"]):  # one per layer, by block and by branch
             moved = [abs(value - values[0]) / abs(values[0]) for value in values[1:]]
             yield name, list(map(float, range(1, len(values)))), moved
 
+    squares = partial(curves, values_of=lambda one: one["mean_squares"][1:])  # from p[0]
     return _grid(study, [("mean square of p[l]", squares), ("|E[l] - E[0]| / |E[0]|", moved)])
 
 
-def _grid(study: Mapping[str, Any], rows: Sequence[tuple[str, Any]]) -> Figure:
+def _grid(study: Mapping[str, Any], rows: Sequence[tuple[str, Callable[[Mapping[str, Any]], Curves]]]) -> Figure:
     """Return a figure with a row per quantity and a column per model; the values have a logarithmic axis."""
     models = study["models"]
     figure = Figure(figsize=(3.6 * len(models), 2.7 * len(rows) + 0.6), layout="constrained")
