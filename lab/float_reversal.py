@@ -1,7 +1,8 @@
 """The recurrence in floating point, and a backward pass that rebuilds its states by the floating-point inverse.
 
 This is what revformers does not do. It is here to be measured, for models that are built like Llama. `FloatStack` takes
-the place of a model's layers; all but the two formulas of a step is plain PyTorch.
+the place of a model's layers. The two formulas of a step are those of `revformers.analysis.walk`; the rest is plain
+PyTorch.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,8 +17,9 @@ from revformers.analysis.walk import step_back, step_forwards
 from revformers.dynamics.base import Coefficients, Dynamics
 
 States = Literal["autograd", "kept", "inverse"]
-"""Where the backward pass has the states from: ordinary autograd; the pass of "inverse", but with the states of the
-forward pass, which shows what is owed to the pass itself; the floating-point inverse of the recurrence."""
+"""Where the backward pass has the states from: "autograd" is ordinary automatic differentiation; "inverse" rebuilds
+them by the floating-point inverse of the recurrence; "kept" is the same pass with the states of the forward pass, so
+that its error is the rounding of the pass itself."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Reversal(torch.autograd.Function):
 
     @staticmethod
     def forward(context: Any, start: Tensor, stack: "FloatStack", steps: Sequence[FloatStep]) -> Tensor:
-        """Compute p[L], and keep p[L-1] and p[L]; the other states only where the pass is to use or to judge them."""
+        """Compute p[L]. All states are kept, to judge the rebuilt ones; "inverse" computes with the last two alone."""
         states = trajectory(steps, start)
         context.stack, context.steps = stack, steps
         context.states = [state.detach() for state in states]

@@ -92,7 +92,13 @@ def text_of(model: str, file: Path, shape: tuple[int, int]) -> Callable[[int], T
     """Return the function that reads stretches of a text, by the tokenizer of a model."""
     tokens = torch.tensor(load_tokenizer(model)(file.read_text(encoding="utf-8")[:200_000])["input_ids"])
     number = math.prod(shape)
-    return lambda seed: tokens[seed * number : (seed + 1) * number].view(shape)
+
+    def stretch(seed: int) -> Tensor:
+        if len(tokens) < (seed + 1) * number:
+            raise SystemExit(f"{file} holds too little text for seed {seed}.")
+        return tokens[seed * number : (seed + 1) * number].view(shape)
+
+    return stretch
 
 
 def pretrained(path: str) -> Callable[[int], Any]:
@@ -164,7 +170,10 @@ def run(model: Any, ids: Tensor, dynamics: Dynamics, kind: Format, states: State
 
 
 def comparison(found: dict[str, Tensor], reference: dict[str, Tensor]) -> dict[str, float | None]:
-    """Return the error of some gradients relative to the norm of all of them, and their cosine; None if not finite."""
+    """Return the norm of the difference of gradients relative to that of the reference, and their cosine.
+
+    Either is None if it is not finite; the cosine with gradients that are all 0 is 0.
+    """
     sums = torch.zeros(4, dtype=torch.float64)
     for name, expected in reference.items():
         one, other = found[name].double(), expected.double()
