@@ -73,6 +73,8 @@ def test_a_reversible_model(tmp_path, capsys):
     [
         (["--dynamics", "euler"], "no dynamics called 'euler'"),
         (["--layers", "7", "--length", "2"], "no layer 7"),
+        (["--layers", "0", "--no_eigenvalues"], "give one of both"),
+        (["--seed", "-1"], "--seed must be"),
         (["--length", "41"], "at most 40"),
         (["--length", "0"], "at least 1 token"),
         (["--plot", "/dev/null"], "is a file; name a directory"),

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from revformers.cli.model_input import move, random_tokens, sequence_length
+from revformers.cli.model_input import move, random_tokens, sequence_length, set_seed
 from revformers.errors import UserError
 from tests.tiny_models import tiny
 
@@ -21,12 +21,18 @@ def test_tokens_are_of_the_vocabulary_and_follow_the_seed():
     model = tiny("llama")
     drawn = []
     for seed in (0, 0, 1):
-        torch.manual_seed(seed)
+        set_seed(seed)
         drawn.append(random_tokens(model, 3, 50))
     assert drawn[0].shape == (3, 50)
     assert 0 <= drawn[0].min() < drawn[0].max() < model.config.vocab_size
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_that_a_generator_would_refuse(seed):
+    with pytest.raises(UserError, match="--seed must be a whole number from 0"):
+        set_seed(seed)
 
 
 def test_a_device_that_does_not_exist():

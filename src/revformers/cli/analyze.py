@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from revformers.cli.dynamics_option import parse_dynamics
-from revformers.cli.model_input import move, random_tokens, sequence_length
+from revformers.cli.model_input import move, random_tokens, sequence_length, set_seed
 from revformers.cli.options import read_options
 from revformers.errors import UserError, as_user_error, counted, require_package
 from revformers.files import check_place, write_text
@@ -69,6 +69,10 @@ def run(arguments: Sequence[str]) -> int:
     require_package("scipy", "analyze", "revformers analyze")
     if options.plot:
         require_package("matplotlib", "analyze", "--plot")
+    if options.layers and not options.eigenvalues:
+        raise UserError(
+            "--layers chooses layers for the eigenvalues, which --no_eigenvalues leaves out; give one of both."
+        )
     if options.json and options.json != "-":
         check_place(Path(options.json))
     if options.plot:
@@ -80,6 +84,7 @@ def run(arguments: Sequence[str]) -> int:
     from revformers.training.console import command_console, signs_of_life
 
     quiet_libraries()
+    set_seed(options.seed)
     dynamics = [parse_dynamics(text) for text in options.dynamics] or None
     model: Any = load_model_or_adapter(options.model).float()
     move(model, options.device)
@@ -109,7 +114,6 @@ def _tokens(options: AnalyzeOptions, model: Any) -> "Tensor":
 
     length = sequence_length(model, options.length, DEFAULT_LENGTH, least=1)
     if options.text is None:
-        torch.manual_seed(options.seed)
         return random_tokens(model, 1, length)
     text = options.text.read_text(encoding="utf-8", errors="replace")
     ids = load_tokenizer(options.model)(text[: 40 * length], add_special_tokens=False)["input_ids"][:length]

@@ -1,9 +1,9 @@
-"""What the commands that read a batch do with their model: its device, the length of a sequence, random tokens."""
+"""What the commands that read a batch do with their model: its device, the seed, a sequence's length, random tokens."""
 
 import math
 from typing import TYPE_CHECKING, Any
 
-from revformers.errors import UserError, counted
+from revformers.errors import UserError, counted, require
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,6 +20,19 @@ def move(model: Any, device: str) -> None:
         model.to(device)
     except (AssertionError, RuntimeError) as error:
         raise UserError(f"PyTorch cannot use the device {device!r} here: {error}") from error
+
+
+def set_seed(seed: int) -> None:
+    """Seed PyTorch.
+
+    Raises:
+        UserError: for a seed that is negative or exceeds 63 bits, which NumPy or PyTorch refuse.
+
+    """
+    import torch
+
+    require(0 <= seed < 2**63, "--seed", "a whole number from 0 to 2^63 - 1", seed)
+    torch.manual_seed(seed)
 
 
 def sequence_length(model: Any, asked: int | None, default: int, least: int) -> int:

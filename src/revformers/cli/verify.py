@@ -9,7 +9,7 @@ import tyro
 from revformers.cli.dynamics_option import parse_dynamics
 from revformers.cli.exit_codes import CHECK_FAILED
 from revformers.cli.help_text import wrapped_report
-from revformers.cli.model_input import move, random_tokens, sequence_length
+from revformers.cli.model_input import move, random_tokens, sequence_length, set_seed
 from revformers.cli.options import read_options
 from revformers.errors import UserError, as_user_error
 
@@ -72,7 +72,7 @@ def run(arguments: Sequence[str]) -> int:
     if options.dtype:
         model.to(getattr(torch, options.dtype))
     move(model, options.device)
-    torch.manual_seed(options.seed)
+    set_seed(options.seed)
     input_ids = random_tokens(model, options.batch_size, length)
     with as_user_error(), signs_of_life(command_console(), "comparing"):
         report = verify_gradients(model, {"input_ids": input_ids, "labels": input_ids})

@@ -1,3 +1,4 @@
+import ast
 import importlib
 import inspect
 import json
@@ -31,9 +32,9 @@ def written():
     )
 
 
-@pytest.mark.parametrize(("module", "name", "argument", "text"), written())
-def test_the_figures_of_a_page_are_those_of_committed_results(module, name, argument, text, capsys):
-    FUNCTIONS[module, name](*filter(None, [argument.strip('"')]))
+@pytest.mark.parametrize(("module", "name", "arguments", "text"), written())
+def test_the_figures_of_a_page_are_those_of_committed_results(module, name, arguments, text, capsys):
+    FUNCTIONS[module, name](*(ast.literal_eval(f"({arguments},)") if arguments else ()))
     printed = capsys.readouterr().out
     assert [line.strip() for line in printed.strip().splitlines()] == [
         line.strip() for line in text.strip().splitlines()
