@@ -215,6 +215,24 @@ def compared_losses() -> None:
             print(f"With two seeds, {one['repository'].partition('/')[0]} found {', '.join(both)}.")
 
 
+def along_training() -> None:
+    """Print how the order of dynamics changed in the course of public reproductions, a line for each."""
+    for one in PAPER["reproductions"]:
+        if change := one.get("along_training"):
+            print(f"* {_link(one)}: {change}.")
+
+
+def floating_point_reversal() -> None:
+    """Print what public reproductions report of reversal in floating point."""
+    rows = []
+    for one in PAPER["reproductions"]:
+        if found := one.get("floating_point_reversal"):
+            loss = found.get("loss")
+            losses = f"{loss['inverse']} and {loss['reference']} ({DYNAMICS[loss['network']]})" if loss else ""
+            rows.append((_link(one), found["conditions"], found["states"], found["gradients"], losses))
+    show("who | conditions | error of rebuilt states over their size | gradients | losses, inverse and reference", rows)
+
+
 def larger_batches() -> None:
     """Print what public reproductions report of a larger batch: losses, and speeds over the ordinary network's."""
     rows = []
