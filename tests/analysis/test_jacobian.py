@@ -145,3 +145,17 @@ def test_a_product_that_is_not_finite_is_refused(tokens):
     assert (state.numel() <= DENSE_BELOW) == (tokens == 1)
     with pytest.raises(ValueError, match="not finite"):
         extreme_eigenvalues(lambda v: v * torch.nan, state)
+
+
+@pytest.mark.parametrize("size", [1e-6, 1e30])
+def test_eigenvalues_far_from_1_are_as_accurate(size):
+    """ARPACK alone is off by a part of the small ones, and stops at the large ones, whose squares overflow."""
+    (matrix,) = matrices(1, 300, 1.0)
+    state = torch.ones(1, 1, 300)
+    scaled = (size * matrix / 300**0.5).float()
+    found = extreme_eigenvalues(lambda tangent: tangent @ scaled.T, state, tolerance=1e-2)
+    expected = extremes_of(np.linalg.eigvals(scaled.double().numpy()))
+    assert abs(found.magnitude) == pytest.approx(expected["magnitude"], rel=0.03)
+    assert found.real_low.real == pytest.approx(expected["real_low"], rel=0.03)
+    assert found.imaginary.imag == pytest.approx(expected["imaginary"], rel=0.03)
+    assert found.residual < 0.03 * expected["magnitude"]

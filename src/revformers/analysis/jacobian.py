@@ -135,13 +135,13 @@ def extreme_eigenvalues(
 
     """
     linalg = require_package("scipy.sparse.linalg", "analyze", "Finding eigenvalues")
-    size, count = like.numel(), 0
+    size, count, scale = like.numel(), 0, 1.0
 
     def multiply(vector: Any) -> Any:
         nonlocal count
         count += 1
         tangent = torch.from_numpy(np.ascontiguousarray(vector)).to(like).view_as(like)
-        image = product(tangent).flatten().cpu().numpy()
+        image = product(tangent).flatten().cpu().numpy() / scale
         if not np.isfinite(image).all():
             raise ValueError("The derivative of the field is not finite, so it has no eigenvalues; check the weights.")
         return image
@@ -158,6 +158,8 @@ def extreme_eigenvalues(
         image = multiply(first)
         if not image.any():  # a field that is zero everywhere, which ARPACK refuses
             return Extremes(0j, 0j, 0j, 0j, residual=0.0, products=count)
+        # ARPACK counts values far below 1 as converged too early, and the squares of large ones overflow
+        scale = float(np.abs(image).max())
         options = {"k": 2, "v0": first, "ncv": min(krylov, size - 1), "tol": tolerance, "maxiter": restarts}
         pairs = {}
         for kind, which in KINDS.items():
@@ -168,8 +170,9 @@ def extreme_eigenvalues(
             pairs[kind] = [(complex(value), vectors[:, place]) for place, value in enumerate(values)]
     chosen = {kind: max(found, key=partial(_order, kind)) for kind, found in pairs.items() if found}
     residuals = [_residual(multiply, value, vector) for value, vector in chosen.values()]
-    upper = {kind: complex(value.real, abs(value.imag)) for kind, (value, _) in chosen.items()}
-    return Extremes(**{kind: upper.get(kind) for kind in KINDS}, residual=max(residuals, default=0.0), products=count)
+    upper = {kind: scale * complex(value.real, abs(value.imag)) for kind, (value, _) in chosen.items()}
+    residual = scale * max(residuals, default=0.0)
+    return Extremes(**{kind: upper.get(kind) for kind in KINDS}, residual=residual, products=count)
 
 
 def token_block(field: Field, state: Tensor, token: int, *, at_a_time: int = 64) -> Any:
