@@ -19,3 +19,8 @@ def test_the_recurrence_in_words():
 def test_other_step_sizes_are_refused(step_size):
     with pytest.raises(ValueError, match=r"Leapfrog takes a .* step_size"):
         rf.Leapfrog(step_size)
+
+
+def test_a_step_size_whose_square_is_no_float_is_refused():
+    with pytest.raises(ValueError, match="update is inf; choose a finite number"):
+        rf.Leapfrog(1e200).coefficients(0)

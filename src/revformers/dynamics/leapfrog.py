@@ -31,9 +31,14 @@ class Leapfrog(Dynamics):
 
     def coefficients(self, layer: int) -> Coefficients:
         """Return a = -1, b = 2, c = h^2."""
-        return Coefficients(previous=-ONE, current=Fraction(2), update=float(self.step_size) ** 2)
+        return Coefficients(previous=-ONE, current=Fraction(2), update=self._squared_step)
 
     @property
     def recurrence(self) -> str:
         """The recurrence in one line."""
-        return f"p[l+1] = 2 p[l] - p[l-1] + {times(float(self.step_size) ** 2, 'f(p[l])')}"
+        return f"p[l+1] = 2 p[l] - p[l-1] + {times(self._squared_step, 'f(p[l])')}"
+
+    @property
+    def _squared_step(self) -> float:
+        step = float(self.step_size)
+        return step * step  # which is infinite where step**2 raises OverflowError; the coefficients refuse it
