@@ -41,6 +41,7 @@ def test_options_are_written_as_in_recipes():
         ("leapfrog:blend=1", "no option 'blend'"),
         ("leapfrog:step_size=[1", r"'step_size=\[1' cannot be read"),
         ("midpoint:step_size=[1]", "number as step_size"),
+        ("midpoint:name=leapfrog", "no option 'name'"),
         ("midpoint:step_size=1, step_size=2", "step_size is given twice"),
     ],
 )

@@ -32,7 +32,7 @@ def register(kind: type[Dynamics]) -> type[Dynamics]:
     return add(kind, Dynamics, DYNAMICS)
 
 
-def create(name: str, **options: Any) -> Dynamics:
+def create(name: str, /, **options: Any) -> Dynamics:
     """Return the dynamics called `name` with the given options.
 
     Raises:
