@@ -1,4 +1,6 @@
+import dataclasses
 import re
+import warnings
 
 from revformers.cli.analyze_plot import draw
 from tests.cli.test_analyze_table import example
@@ -15,3 +17,11 @@ def test_every_dynamics_has_its_curve(tmp_path):
 def test_drawn_again_it_is_the_same(tmp_path):
     first = [file.read_text() for file in draw(example(), tmp_path)]
     assert [file.read_text() for file in draw(example(), tmp_path)] == first
+
+
+def test_zeros_need_no_logarithmic_axis(tmp_path):
+    analysis = example()
+    zeros = tuple(dataclasses.replace(one, mean_squares=(0.0, 0.0)) for one in analysis.dynamics)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draw(dataclasses.replace(analysis, dynamics=zeros), tmp_path)

@@ -31,11 +31,13 @@ def draw(analysis: Analysis, folder: Path) -> list[Path]:
     colours = {name: f"C{place}" for place, name in enumerate(names)}
 
     def curves(axes: Axes, series: Iterable[tuple[str, Any]], y_label: str) -> None:
+        positive = False
         for name, values in series:
             steps = len(names[name].growth_forwards) - 1
             layers = [place / steps * analysis.layers for place in range(len(values))]
             axes.plot(layers, values, label=name, gid=name, color=colours[name])
-        axes.set(xlabel="layer", ylabel=y_label, yscale="log")
+            positive |= any(value > 0 for value in values)
+        axes.set(xlabel="layer", ylabel=y_label, yscale="log" if positive else "linear")
 
     def eigenvalues(axes: Axes) -> None:
         for spectrum in analysis.spectra:
