@@ -38,3 +38,8 @@ def test_a_seed_that_a_generator_would_refuse(seed):
 def test_a_device_that_does_not_exist():
     with pytest.raises(UserError, match="cannot use the device 'nonsense'"):
         move(tiny("llama"), "nonsense")
+
+
+def test_a_device_without_values():
+    with pytest.raises(UserError, match="'meta' have no values"):
+        move(tiny("llama"), "meta")

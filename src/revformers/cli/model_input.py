@@ -13,9 +13,11 @@ def move(model: Any, device: str) -> None:
     """Move `model` to a device.
 
     Raises:
-        UserError: if PyTorch cannot use it.
+        UserError: if PyTorch cannot use it, or it is "meta", where tensors have no values.
 
     """
+    if device.partition(":")[0] == "meta":
+        raise UserError(f"Tensors on the device {device!r} have no values; name a device that computes, such as cpu.")
     try:
         model.to(device)
     except (AssertionError, RuntimeError) as error:
