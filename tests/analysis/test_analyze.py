@@ -176,3 +176,25 @@ def test_a_predictor_may_evaluate_the_layer_before(feature):
     add_update_predictors(model, PredictorForm(("state", feature)))
     analysis = analyze(model, text(model), layers=[1], dynamics=[rf.Midpoint()], probes=1)
     assert [spectrum.layer for spectrum in analysis.spectra] == [1]
+
+
+@pytest.mark.parametrize("dynamics", [rf.Residual(), rf.Midpoint(), rf.Hamiltonian()], ids=lambda one: one.name)
+@pytest.mark.parametrize("layers", [[], [0]])
+def test_states_that_are_not_finite_are_refused_by_their_layer(dynamics, layers):
+    model = rf.make_reversible(tiny("llama", num_hidden_layers=3), dynamics, "store")
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"Layer 1 returns values that are not finite.*check the weights"):
+        analyze(model, text(model), layers=layers)
+    with torch.no_grad():
+        model.model.embed_tokens.weight.fill_(torch.inf)
+    with pytest.raises(ValueError, match="The embedding has values that are not finite"):
+        analyze(model, text(model), layers=layers)
+
+
+def test_long_options_of_the_model_are_not_its_name():
+    dynamics = rf.BlendedMidpoint(["1/4", "1/2"], [1.003085613576762, 0.998975897])
+    model = rf.make_reversible(tiny("llama", num_hidden_layers=2), dynamics)
+    names = [one.name for one in analyze(model, text(model), layers=[]).dynamics]
+    assert names[0] == "blended_midpoint of the model"
+    assert "blended_midpoint:blend=1/2" in names

@@ -35,6 +35,9 @@ COMPARED: tuple[Dynamics, ...] = (Midpoint(), Leapfrog(), BlendedMidpoint("1/2")
 LAYERS = 5
 """Layers whose eigenvalues are found unless others are asked for, spread evenly over the stack."""
 
+LONGEST_NAME = 40
+"""Characters up to which the model's own dynamics are named by their options; more would fill tables and legends."""
+
 
 @dataclass(frozen=True)
 class LayerSpectrum:
@@ -62,7 +65,8 @@ class DynamicsAnalysis:
     """What a dynamics does on the model's fields.
 
     Attributes:
-        name: the dynamics; with its options, as the command takes them, if others of the same name are compared.
+        name: the dynamics; with its options, as the command takes them, if others of the same name are compared, or
+            "NAME of the model" where the model's own options are long.
         recurrence: its recurrence in one line.
         predicted_forward: the largest growth per layer that the eigenvalues found predict, by analysed layer; None
             where they predict none (steps by branch with b other than 0, and two evaluations per step).
@@ -180,8 +184,9 @@ def analyze(
         for one in tried:
             one.check(len(calls))
         finder = _Finder(calls, own, embedding, tolerance, seed)
+        finder.require_finite_states()
         spectra = tuple(finder.spectrum(layer, branches) for layer in chosen)
-        names = _names_of(tried)
+        names = _names_of(tried, own)
         analysed = tuple(
             _analysis_of(name, one, calls, embedding, spectra, probes, seed)
             for name, one in zip(names, tried, strict=True)
@@ -237,10 +242,16 @@ def _without_repetitions(dynamics: Sequence[Dynamics]) -> list[Dynamics]:
     return [one for place, one in enumerate(dynamics) if one not in dynamics[:place]]
 
 
-def _names_of(dynamics: Sequence[Dynamics]) -> list[str]:
+def _names_of(dynamics: Sequence[Dynamics], own: Dynamics) -> list[str]:
     """Return a name for each of different dynamics, with the options of those that share a name."""
     names = [one.name for one in dynamics]
-    return [one.name if names.count(one.name) == 1 else described(one) for one in dynamics]
+    return [_name_with_options(one, own) if names.count(one.name) > 1 else one.name for one in dynamics]
+
+
+def _name_with_options(dynamics: Dynamics, own: Dynamics) -> str:
+    """Return the name with options, or "NAME of the model" for a converted model's, which has two numbers per layer."""
+    name = described(dynamics)
+    return f"{dynamics.name} of the model" if dynamics == own and len(name) > LONGEST_NAME else name
 
 
 class _Finder:
@@ -254,6 +265,13 @@ class _Finder:
         # of the whole stack: predictors may evaluate the layer before
         self._blocks = steps_of(calls, Residual())
         self._states = walk(steps_of(calls, own), embedding, own.start)[1:]
+
+    def require_finite_states(self) -> None:
+        """Raise ValueError if a state of the model's own forward pass is not finite."""
+        for step, state in enumerate(self._states):
+            if not state.isfinite().all():
+                where = f"Layer {(step - 1) // self._own.steps_per_layer} returns" if step else "The embedding has"
+                raise ValueError(f"{where} values that are not finite, so nothing can be analysed; check the weights.")
 
     def spectrum(self, layer: int, branches: bool) -> LayerSpectrum:
         """Return the eigenvalues of one layer."""
