@@ -19,8 +19,9 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from rich.console import Console
@@ -157,12 +158,30 @@ def run_study(study: PretrainingStudy, rows: list[dict[str, Any]], workers: int,
 
 
 def trained(study: PretrainingStudy, trials: Sequence[Trial], workers: int) -> Iterator[dict[str, Any]]:
-    """Yield the rows of the trials as they end; several workers are processes of their own."""
+    """Yield the rows of the trials as they end; several workers are processes of their own.
+
+    After an error no further trial begins. Otherwise it would be raised only when all of them have ended.
+    """
     if workers == 1:
         yield from (train(study, trial) for trial in trials)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=end_with_parent)
+    try:
         yield from (run.result() for run in as_completed([pool.submit(train, study, trial) for trial in trials]))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def end_with_parent() -> None:
+    """End this process when its parent has ended, however that ended; else it would train on, and then wait forever."""
+    parent = parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    Thread(target=wait, daemon=True).start()
 
 
 def main() -> None:

@@ -2,9 +2,14 @@
 
 import dataclasses
 import json
+import os
+import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 
 from lab.studies import pretraining
@@ -149,3 +154,42 @@ def test_a_study_goes_on_with_the_runs_that_its_result_lacks(tmp_path, monkeypat
     assert own.metrics["validation_loss"] == removed["validation_loss"]
     with pytest.raises(SystemExit, match="holds another study"):
         run("--seeds=2")
+
+
+def test_after_an_error_no_further_trial_begins(monkeypatch):
+    begun = []
+
+    def fail_first(study, trial):
+        begun.append(trial)
+        if trial.seed == 0:
+            raise UserError("there is no such text")
+        time.sleep(0.1)
+        return {}
+
+    monkeypatch.setattr(pretraining, "train", fail_first)
+    monkeypatch.setattr(pretraining, "ProcessPoolExecutor", lambda workers, **_: ThreadPoolExecutor(workers))
+    trials = [Trial("residual", 1e-3, seed, 10) for seed in range(20)]
+    with pytest.raises(UserError, match="no such text"):
+        list(pretraining.trained(STUDY, trials, 2))
+    assert len(begun) < 6
+
+
+def test_a_worker_ends_with_its_parent(tmp_path):
+    """The parent is killed; its worker would otherwise sleep on."""
+    (tmp_path / "parent.py").write_text(
+        "import os, sys, time\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "from multiprocessing import get_context\n"
+        "from lab.studies.pretraining import end_with_parent\n"
+        "if __name__ == '__main__':\n"
+        "    pool = ProcessPoolExecutor(1, mp_context=get_context('spawn'), initializer=end_with_parent)\n"
+        "    print(pool.submit(os.getpid).result(), flush=True)\n"
+        "    pool.submit(time.sleep, 600)\n"
+        "    time.sleep(600)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, str(tmp_path / "parent.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        worker = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+    worker.wait(timeout=20)
