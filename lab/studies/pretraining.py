@@ -24,6 +24,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 
 from lab.bench.environment import describe_environment, output_file, write_result
@@ -205,12 +206,13 @@ def _measure(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     for name in ("source", "validation_source"):  # a result names no directories of its machine
         settings["run"]["data"][name] = Path(settings["run"]["data"][name] or "").name
     settings = json.loads(json.dumps(settings))
-    rows: list[dict[str, Any]] = []
-    if options.output.exists():
-        former = json.loads(options.output.read_text(encoding="utf-8"))
-        if former["study"] != settings:
-            sys.exit(f"{options.output} holds another study; name another --output, or move it away.")
-        rows = former["rows"]
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(options.output.with_name(f".{options.output.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"Another study writes {options.output}; wait for its end, or name another --output.") from None
+    rows = former_rows(options.output, settings)
     console = command_console()
 
     def save() -> None:
@@ -220,7 +222,29 @@ def _measure(options: argparse.Namespace, overrides: Sequence[str]) -> None:
             options.output, {"study": settings, "rows": rows}, sys.argv[1:], "python -m lab.studies.pretraining"
         )
 
-    run_study(study, rows, options.workers, save)
+    try:
+        run_study(study, rows, options.workers, save)
+    finally:
+        lock.release()
+
+
+def former_rows(file: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of an interrupted study, none where `file` does not exist.
+
+    Raises:
+        UserError: if the file holds something else.
+
+    """
+    if not file.is_file():  # a device holds no study
+        return []
+    try:
+        former = json.loads(file.read_text(encoding="utf-8"))
+        if former["study"] == settings:
+            list(map(trial_of, former["rows"]))
+            return list(former["rows"])
+    except (ValueError, KeyError, TypeError, IndexError):
+        raise UserError(f"{file} holds no study of pretraining; name another --output, or move it away.") from None
+    raise UserError(f"{file} holds another study; name another --output, or move it away.")
 
 
 if __name__ == "__main__":

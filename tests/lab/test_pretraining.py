@@ -193,3 +193,33 @@ def test_a_worker_ends_with_its_parent(tmp_path):
         worker = psutil.Process(int(parent.stdout.readline()))
         parent.kill()
     worker.wait(timeout=20)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "\udcff", '{"study": {}, "rows": [{}]}', '{"study": {}}'])
+def test_a_file_that_holds_no_study_is_refused(content, tmp_path):
+    file = tmp_path / "result.json"
+    file.write_text(content, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(UserError, match=r"holds no study of pretraining; name another --output"):
+        pretraining.former_rows(file, {})
+
+
+def test_former_rows_are_those_of_the_same_study(tmp_path):
+    file = tmp_path / "result.json"
+    rows = [row("residual", 1e-3, 3.0)]
+    file.write_text(json.dumps({"study": {"seeds": [1]}, "rows": rows}))
+    assert pretraining.former_rows(file, {"seeds": [1]}) == rows
+    with pytest.raises(UserError, match="holds another study"):
+        pretraining.former_rows(file, {"seeds": [2]})
+    assert pretraining.former_rows(tmp_path / "none.json", {}) == pretraining.former_rows(Path(os.devnull), {}) == []
+
+
+def test_two_studies_do_not_write_one_file(tmp_path, monkeypatch):
+    """The one that writes last would drop the rows of the other."""
+    file = tmp_path / "result.json"
+    monkeypatch.setattr(sys, "argv", ["pretraining", str(RECIPES / "wikitext-10m.yaml"), "--output", str(file)])
+    monkeypatch.setattr(pretraining, "run_study", lambda *_: pretraining.main())
+    with pytest.raises(SystemExit, match=r"Another study writes .*result\.json; wait for its end"):
+        pretraining.main()
+    monkeypatch.setattr(pretraining, "run_study", lambda *_: None)
+    pretraining.main()
+    pretraining.main()  # the lock of the former is released
