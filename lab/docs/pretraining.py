@@ -1,6 +1,6 @@
 """Tables of docs/science/pretraining.md, from the committed studies of pretraining."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from statistics import mean, stdev
 from typing import Any
 
@@ -17,10 +17,11 @@ def pretraining_conditions(name: str) -> None:
     run, tuning = study["run"], study["tuning"]
     config, training = run["model"]["config"], run["training"]
     tokens = training["per_device_train_batch_size"] * run["data"]["block_length"]
-    parameters = {row["parameters"] for row in result(f"pretraining-{name}")["rows"] if not row["error"]}
+    counts = {row["parameters"] for row in result(f"pretraining-{name}")["rows"] if not row["error"]}
+    parameters = f"{_one(counts):,} parameters" if counts else "equal parameters"  # a diverged run says none
     print(
         f"{run['model']['architecture'].capitalize()} of {config['num_hidden_layers']} layers and width "
-        f"{config['hidden_size']}, {_one(parameters):,} parameters in every arm; {training['max_steps']} steps of "
+        f"{config['hidden_size']}, {parameters} in every arm; {training['max_steps']} steps of "
         f"{training['per_device_train_batch_size']} x {run['data']['block_length']} tokens, "
         f"{training['max_steps'] * tokens:,} in all; AdamW, cosine schedule; learning rates "
         f"{', '.join(map(_rate, tuning['learning_rates']))} tried in {tuning['max_steps']} steps each with seed "
@@ -34,9 +35,10 @@ def pretraining_losses(name: str) -> None:
     study = result(f"pretraining-{name}")
     if _say_if_unfinished(study):
         return
-    ordinary = compared(study)[ORDINARY]
+    losses_of = compared(study)
+    ordinary = losses_of.get(ORDINARY, {})
     rows = []
-    for arm, losses in sorted(compared(study).items(), key=lambda item: mean(item[1].values())):
+    for arm, losses in sorted(losses_of.items(), key=lambda item: mean(item[1].values())):
         found = list(losses.values())
         differences = paired(losses, ordinary)
         rates = {row["learning_rate"] for row in study["rows"] if is_compared(study, row) and row["arm"] == arm}
@@ -46,11 +48,21 @@ def pretraining_losses(name: str) -> None:
                 _rate(_one(rates)),
                 f"{mean(found):.3f}",
                 f"{min(found):.3f} to {max(found):.3f}",
-                "-" if arm == ORDINARY else f"{mean(differences):+.3f}",
-                "-" if arm == ORDINARY else ", ".join(f"{one:+.3f}" for one in differences),
+                "-" if arm == ORDINARY or not differences else f"{mean(differences):+.3f}",
+                ", ".join(_difference(arm, losses.get(seed), ordinary.get(seed)) for seed in study["study"]["seeds"])
+                if arm != ORDINARY or len(losses) < len(study["study"]["seeds"])
+                else "-",
             )
         )
+    rows += [(arm, "-", "diverged", "-", "-", "-") for arm in study["study"]["arms"] if arm not in losses_of]
     show("dynamics | learning rate | loss | seeds | over the ordinary network | by seed", rows)
+
+
+def _difference(arm: str, loss: float | None, ordinary: float | None) -> str:
+    """Return the difference of a seed in words; "-" where there is none to take."""
+    if loss is None:
+        return "diverged"
+    return "-" if arm == ORDINARY or ordinary is None else f"{loss - ordinary:+.3f}"
 
 
 def pretraining_rates(name: str) -> None:
@@ -85,12 +97,22 @@ def pretraining_spread(name: str) -> None:
     if _say_if_unfinished(study):
         return
     losses = compared(study)
-    alone = mean(stdev(found.values()) for found in losses.values())
-    pairs = mean(stdev(paired(found, losses[ORDINARY])) for arm, found in losses.items() if arm != ORDINARY)
+    ordinary = losses.get(ORDINARY, {})
+    alone = _mean_deviation(found.values() for found in losses.values())
+    pairs = _mean_deviation(paired(found, ordinary) for arm, found in losses.items() if arm != ORDINARY)
+    if alone is None or pairs is None:
+        print("Too few runs did not diverge to tell how much seeds change a loss.")
+        return
     print(
         f"The standard deviation between seeds is {alone:.3f} for the loss of one dynamics, and {pairs:.3f} for its "
         f"difference from the ordinary network with the same seed (means over the dynamics)."
     )
+
+
+def _mean_deviation(groups: Iterable[Collection[float]]) -> float | None:
+    """Return the mean of the standard deviations of the groups of two or more numbers; None without such a group."""
+    deviations = [stdev(group) for group in groups if len(group) > 1]
+    return mean(deviations) if deviations else None
 
 
 def compared(study: Row) -> dict[str, dict[int, float]]:

@@ -24,15 +24,17 @@ Row = Mapping[str, Any]
 def figure_of(study: Row) -> Figure:
     """Return the differences by seed, and the mean difference of the validation losses along the training."""
     losses = compared(study)
-    arms = sorted((arm for arm in losses if arm != ORDINARY), key=lambda arm: -mean(losses[arm].values()))
+    ordinary = losses.get(ORDINARY, {})
+    others = (arm for arm in losses if arm != ORDINARY and paired(losses[arm], ordinary))
+    arms = sorted(others, key=lambda arm: -mean(losses[arm].values()))
     figure = Figure(figsize=(9.4, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     for place, arm in enumerate(arms):
-        differences = paired(losses[arm], losses[ORDINARY])
-        left.plot(differences, [place] * len(differences), MARKERS[place], color=f"C{place}", alpha=0.7)
+        differences = paired(losses[arm], ordinary)
+        left.plot(differences, [place] * len(differences), MARKERS[place % len(MARKERS)], color=f"C{place}", alpha=0.7)
         left.plot([mean(differences)] * 2, [place - 0.3, place + 0.3], color=f"C{place}")
         steps, means = _curve(study, arm)
-        right.plot(steps, means, f"-{MARKERS[place]}", color=f"C{place}", label=arm)
+        right.plot(steps, means, f"-{MARKERS[place % len(MARKERS)]}", color=f"C{place}", label=arm)
     left.set_yticks(range(len(arms)), arms)
     left.grid(axis="y", visible=False)
     left.set_title("after training: every seed, and the mean")

@@ -116,3 +116,67 @@ def test_an_arm_that_always_diverged_has_no_runs_to_wait_for(study):
     assert pretraining.is_finished(study)
     study["rows"] = study["rows"][1:]
     assert not pretraining.is_finished(study)
+
+
+def shown_by_all(study, folder, capsys):
+    """What every table and sentence prints of a study; its figure is drawn as well."""
+    (folder / "pretraining-x.json").write_text(json.dumps(study))
+    for show in (pretraining.pretraining_losses, pretraining.pretraining_spread, pretraining.pretraining_rates):
+        show("x")
+    pretraining.pretraining_conditions("x")
+    assert len(pretraining_figures.save_figures(folder)) == 1
+    return capsys.readouterr().out
+
+
+def diverged(study, *runs):
+    rows = [
+        {**row, "validation_loss": None, "error": "nan", "curve": []} if (row["arm"], row["seed"]) in runs else row
+        for row in study["rows"]
+    ]
+    return {**study, "rows": rows}
+
+
+def test_a_seed_that_diverged_is_named(study, tmp_path, capsys):
+    shown = shown_by_all(diverged(study, ("midpoint", 1)), tmp_path, capsys)
+    assert "| midpoint | 1e-3 | 6.750 | 6.750 to 6.750 | +0.750 | diverged, +0.750 |" in shown
+    assert "Too few runs" in shown
+    shown = shown_by_all(diverged(study, ("residual", 1)), tmp_path, capsys)
+    assert "| residual | 1e-3 | 6.000 | 6.000 to 6.000 | - | diverged, - |" in shown
+    assert "| midpoint | 1e-3 | 6.000 | 5.250 to 6.750 | +0.750 | -, +0.750 |" in shown
+
+
+@pytest.mark.parametrize("arm", ["residual", "midpoint"])
+def test_an_arm_whose_compared_runs_all_diverged_is_named(arm, study, tmp_path, capsys):
+    shown = shown_by_all(diverged(study, (arm, 1), (arm, 2)), tmp_path, capsys)
+    assert f"| {arm} | - | diverged | - | - | - |" in shown
+
+
+@pytest.mark.parametrize("arm", ["residual", "midpoint"])
+def test_an_arm_whose_trials_all_diverged_is_named(arm, study, tmp_path, capsys):
+    study = diverged(study, (arm, 0))
+    study["rows"] = [row for row in study["rows"] if row["arm"] != arm or row["seed"] == 0]
+    shown = shown_by_all(study, tmp_path, capsys)
+    assert f"| {arm} | - | diverged | - | - | - |" in shown
+    assert f"| {arm} | diverged | diverged |" in shown
+
+
+def test_all_runs_diverged(study, tmp_path, capsys):
+    runs = [(row["arm"], row["seed"]) for row in study["rows"]]
+    study = diverged(study, *runs)
+    study["rows"] = [row for row in study["rows"] if row["seed"] == 0]
+    assert shown_by_all(study, tmp_path, capsys).count("| - | diverged |") == 2
+
+
+def test_one_seed(study, tmp_path, capsys):
+    study["study"]["seeds"] = [1]
+    study["rows"] = [row for row in study["rows"] if row["seed"] < 2]
+    shown = shown_by_all(study, tmp_path, capsys)
+    assert "| midpoint | 1e-3 | 5.250 | 5.250 to 5.250 | +0.250 | +0.250 |" in shown
+    assert "nan" not in shown
+
+
+def test_a_study_may_have_more_arms_than_there_are_markers(study, tmp_path, capsys):
+    study["study"]["arms"] = {**ARMS, **{f"arm {number}": {} for number in range(12)}}
+    for number in range(12):
+        study["rows"] += [{**row, "arm": f"arm {number}"} for row in study["rows"] if row["arm"] == "midpoint"]
+    assert "| arm 11 |" in shown_by_all(study, tmp_path, capsys)
