@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -206,13 +207,6 @@ def _measure(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     for name in ("source", "validation_source"):  # a result names no directories of its machine
         settings["run"]["data"][name] = Path(settings["run"]["data"][name] or "").name
     settings = json.loads(json.dumps(settings))
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(options.output.with_name(f".{options.output.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"Another study writes {options.output}; wait for its end, or name another --output.") from None
-    rows = former_rows(options.output, settings)
     console = command_console()
 
     def save() -> None:
@@ -222,9 +216,29 @@ def _measure(options: argparse.Namespace, overrides: Sequence[str]) -> None:
             options.output, {"study": settings, "rows": rows}, sys.argv[1:], "python -m lab.studies.pretraining"
         )
 
-    try:
+    with sole_writer(options.output):
+        rows = former_rows(options.output, settings)
         run_study(study, rows, options.workers, save)
+
+
+@contextmanager
+def sole_writer(file: Path) -> Iterator[None]:
+    """Lock `file` in the block; raise UserError if another process has locked it. A device or a pipe has no lock."""
+    if file.exists() and not file.is_file():
+        yield
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    mark = file.with_name(f".{file.name}.lock")
+    lock = FileLock(mark)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"Another study writes {file}; wait for its end, or name another --output.") from None
+    try:
+        yield
     finally:
+        with suppress(OSError):  # Windows removes it itself, at the release
+            mark.unlink()
         lock.release()
 
 

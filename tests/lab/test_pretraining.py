@@ -223,3 +223,12 @@ def test_two_studies_do_not_write_one_file(tmp_path, monkeypatch):
     monkeypatch.setattr(pretraining, "run_study", lambda *_: None)
     pretraining.main()
     pretraining.main()  # the lock of the former is released
+    assert list(tmp_path.glob("*.lock")) == list(tmp_path.glob(".*")) == []
+
+
+def test_a_file_that_is_refused_and_a_device_leave_no_lock(tmp_path):
+    with pytest.raises(UserError, match="first"), pretraining.sole_writer(tmp_path / "new" / "result.json"):
+        raise UserError("first")
+    with pretraining.sole_writer(Path(os.devnull)), pretraining.sole_writer(Path(os.devnull)):
+        assert not list(Path(os.devnull).parent.glob(".null.lock"))
+    assert list((tmp_path / "new").iterdir()) == []
