@@ -41,6 +41,7 @@ def pretraining_losses(name: str) -> None:
     for arm, losses in sorted(losses_of.items(), key=lambda item: mean(item[1].values())):
         found = list(losses.values())
         differences = paired(losses, ordinary)
+        by_seed = [_difference(arm, losses.get(seed), ordinary.get(seed)) for seed in study["study"]["seeds"]]
         rates = {row["learning_rate"] for row in study["rows"] if is_compared(study, row) and row["arm"] == arm}
         rows.append(
             (
@@ -49,9 +50,7 @@ def pretraining_losses(name: str) -> None:
                 f"{mean(found):.3f}",
                 f"{min(found):.3f} to {max(found):.3f}",
                 "-" if arm == ORDINARY or not differences else f"{mean(differences):+.3f}",
-                ", ".join(_difference(arm, losses.get(seed), ordinary.get(seed)) for seed in study["study"]["seeds"])
-                if arm != ORDINARY or len(losses) < len(study["study"]["seeds"])
-                else "-",
+                "-" if set(by_seed) == {"-"} else ", ".join(by_seed),
             )
         )
     rows += [(arm, "-", "diverged", "-", "-", "-") for arm in study["study"]["arms"] if arm not in losses_of]
