@@ -90,6 +90,19 @@ def pretraining_by_rate(name: str, *arms: str) -> None:
         print(f"* {arm}: {', '.join(at_rates)}.")
 
 
+def pretraining_along(name: str) -> None:
+    """Print the mean difference of every arm from the ordinary network at every validation of the compared runs."""
+    study = result(f"pretraining-{name}")
+    if _say_if_unfinished(study):
+        return
+    curves = {arm: along_training(study, arm) for arm in study["study"]["arms"] if arm != ORDINARY}
+    steps = sorted({step for curve in curves.values() for step in curve})
+    show(
+        " | ".join(("dynamics", *(f"{step} steps" for step in steps))),
+        ((arm, *(f"{curve[step]:+.3f}" for step in steps)) for arm, curve in curves.items() if curve),
+    )
+
+
 def pretraining_spread(name: str) -> None:
     """Print how much seeds alone change a loss and a paired difference, as a sentence."""
     study = result(f"pretraining-{name}")
@@ -121,6 +134,21 @@ def compared(study: Row) -> dict[str, dict[int, float]]:
         if is_compared(study, row) and row["validation_loss"] is not None:
             losses.setdefault(row["arm"], {})[row["seed"]] = row["validation_loss"]
     return {arm: dict(sorted(losses[arm].items())) for arm in study["study"]["arms"] if arm in losses}
+
+
+def along_training(study: Row, arm: str) -> dict[int, float]:
+    """Return the mean paired difference from the ordinary network at every validation; diverged runs are left out."""
+    differences: dict[int, list[float]] = {}
+    curves = {
+        (row["arm"], row["seed"]): {entry["step"]: entry["eval_loss"] for entry in row["curve"] if "eval_loss" in entry}
+        for row in study["rows"]
+        if is_compared(study, row) and row["validation_loss"] is not None
+    }
+    for (other, seed), curve in curves.items():
+        if other == arm and (ORDINARY, seed) in curves:
+            for step, loss in curve.items():
+                differences.setdefault(step, []).append(loss - curves[ORDINARY, seed][step])
+    return {step: mean(found) for step, found in differences.items()}
 
 
 def paired(losses: Mapping[int, float], ordinary: Mapping[int, float]) -> list[float]:

@@ -3,7 +3,7 @@
 python -m lab.studies.pretraining_figures
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from lab import REPOSITORY
 from lab.bench.study_plot import MARKERS, STYLE
 from lab.docs.markdown import RESULTS, result
-from lab.docs.pretraining import ORDINARY, compared, is_compared, is_finished, paired
+from lab.docs.pretraining import ORDINARY, along_training, compared, is_finished, paired
 
 FOLDER = REPOSITORY / "docs" / "science"
 
@@ -33,8 +33,8 @@ def figure_of(study: Row) -> Figure:
         differences = paired(losses[arm], ordinary)
         left.plot(differences, [place] * len(differences), MARKERS[place % len(MARKERS)], color=f"C{place}", alpha=0.7)
         left.plot([mean(differences)] * 2, [place - 0.3, place + 0.3], color=f"C{place}")
-        steps, means = _curve(study, arm)
-        right.plot(steps, means, f"-{MARKERS[place % len(MARKERS)]}", color=f"C{place}", label=arm)
+        along = along_training(study, arm)
+        right.plot(list(along), list(along.values()), f"-{MARKERS[place % len(MARKERS)]}", color=f"C{place}", label=arm)
     left.set_yticks(range(len(arms)), arms)
     left.grid(axis="y", visible=False)
     left.set_title("after training: every seed, and the mean")
@@ -57,25 +57,6 @@ def save_figures(folder: Path = FOLDER) -> list[Path]:
                 files.append(folder / f"{file.stem}.svg")
                 figure_of(study).savefig(files[-1], metadata={"Date": None})
     return files
-
-
-def _curve(study: Row, arm: str) -> tuple[list[int], list[float]]:
-    """Return the steps of the validations, and the mean paired difference at each; diverged runs are left out."""
-    by_step: dict[int, list[float]] = {}
-    curves = {
-        (row["arm"], row["seed"]): dict(_validations(row))
-        for row in study["rows"]
-        if is_compared(study, row) and row["validation_loss"] is not None
-    }
-    for (other, seed), curve in curves.items():
-        if other == arm and (ORDINARY, seed) in curves:
-            for step, loss in curve.items():
-                by_step.setdefault(step, []).append(loss - curves[ORDINARY, seed][step])
-    return list(by_step), [mean(found) for found in by_step.values()]
-
-
-def _validations(row: Row) -> Iterator[tuple[int, float]]:
-    return ((entry["step"], entry["eval_loss"]) for entry in row["curve"] if "eval_loss" in entry)
 
 
 def main() -> None:

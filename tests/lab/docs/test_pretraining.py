@@ -76,6 +76,12 @@ def test_the_conditions_name_the_tokens(study, capsys):
     assert "48 tokens of validation text" in shown
 
 
+def test_differences_along_the_training_are_means_over_the_seeds(study, capsys):
+    pretraining.pretraining_along("x")
+    assert "| dynamics | 2 steps | 4 steps |" in (shown := capsys.readouterr().out)
+    assert "| midpoint | +0.000 | +0.500 |" in shown
+
+
 def test_the_figure_has_every_difference_and_the_curve_of_means(study):
     left, right = pretraining_figures.figure_of(study).axes
     assert [list(line.get_xdata()) for line in left.get_lines()][:2] == [[0.25, 0.75], [0.5, 0.5]]
