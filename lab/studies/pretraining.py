@@ -72,6 +72,8 @@ class PretrainingStudy:
 
     def __post_init__(self) -> None:
         require(self.tuning.seed not in self.seeds, "tuning.seed", "none of the seeds", self.tuning.seed)
+        for name, values in (("seeds", self.seeds), ("tuning.learning_rates", self.tuning.learning_rates)):
+            require(0 < len(set(values)) == len(values), name, "one or more, each once", list(values))
         for arm in self.arms:
             build_dynamics(self.recipe(Trial(arm, 1e-3, 0, 1)).dynamics)
 
@@ -203,6 +205,7 @@ def main() -> None:
 
 def _measure(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     study = read_recipe(PretrainingStudy(), options.recipe, overrides)
+    require(bool(study.arms), "arms", "one or more dynamics by name", study.arms)
     settings = dataclasses.asdict(study)
     for name in ("source", "validation_source"):  # a result names no directories of its machine
         settings["run"]["data"][name] = Path(settings["run"]["data"][name] or "").name

@@ -29,6 +29,7 @@ def assert_extreme(found, values):
     assert found.real_high.real == pytest.approx(expected["real_high"], abs=1e-8)
     assert found.real_low.real == pytest.approx(expected["real_low"], abs=1e-8)
     assert found.imaginary.imag == pytest.approx(expected["imaginary"], abs=1e-8)
+    assert found.residual is not None
     assert found.residual < 1e-7
 
 
@@ -132,6 +133,7 @@ def test_an_eigenvalue_that_does_not_converge_is_none():
     found = extreme_eigenvalues(lambda v: v @ matrix.T, state, tolerance=0.0, krylov=6, restarts=1)
     assert found.found == []
     assert found.magnitude is None
+    assert found.residual is None
 
 
 def test_a_field_that_is_zero_has_zero_eigenvalues():
@@ -158,4 +160,5 @@ def test_eigenvalues_far_from_1_are_as_accurate(size):
     assert abs(found.magnitude) == pytest.approx(expected["magnitude"], rel=0.03)
     assert found.real_low.real == pytest.approx(expected["real_low"], rel=0.03)
     assert found.imaginary.imag == pytest.approx(expected["imaginary"], rel=0.03)
+    assert found.residual is not None
     assert found.residual < 0.03 * expected["magnitude"]

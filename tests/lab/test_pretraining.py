@@ -74,6 +74,14 @@ def test_runs_differ_in_their_arm_alone():
     assert (one.model.seed, one.training.seed, other.dynamics.options) == (1, 1, {"random_seed": 1})
 
 
+@pytest.mark.parametrize("seeds", [(), (1, 1)])
+def test_seeds_and_rates_are_there_and_differ(seeds):
+    with pytest.raises(UserError, match="seeds must be one or more, each once"):
+        PretrainingStudy(arms=ARMS, seeds=seeds)
+    with pytest.raises(UserError, match=r"tuning\.learning_rates must be"):
+        PretrainingStudy(arms=ARMS, tuning=TuningSection(seeds))
+
+
 def test_the_seed_of_the_trials_is_none_of_the_compared_ones():
     with pytest.raises(UserError, match=r"tuning\.seed"):
         PretrainingStudy(arms=ARMS, seeds=(0, 1))
@@ -97,12 +105,15 @@ def test_an_arm_that_cannot_be_built_is_refused_before_any_run(arm, message):
     ("words", "message"),
     [
         (["nowhere.yaml"], "There is no recipe 'nowhere.yaml'."),
+        (["no-arms.yaml"], "arms must be one or more dynamics by name"),
         (["wikitext-10m.yaml", "--tuning.learning_rates", "high"], "takes a list of numbers"),
         (["wikitext-10m.yaml", "--run.data.source", "nowhere.txt", "--workers=1"], "nowhere.txt"),
     ],
 )
 def test_a_mistake_is_one_sentence(words, message, tmp_path, monkeypatch):
-    words = [str(RECIPES / words[0]), *words[1:]] if words[0] != "nowhere.yaml" else words
+    (tmp_path / "no-arms.yaml").write_text("seeds: [1]")
+    monkeypatch.chdir(tmp_path)
+    words = [str(RECIPES / words[0]), *words[1:]] if words[0] == "wikitext-10m.yaml" else words
     monkeypatch.setattr(sys, "argv", ["pretraining", *words, "--output", str(tmp_path / "result.json")])
     with pytest.raises(SystemExit) as stop:
         pretraining.main()

@@ -41,7 +41,7 @@ class Extremes:
         real_high: that of largest real part.
         real_low: that of smallest real part.
         imaginary: that of largest imaginary part; the conjugate belongs to it.
-        residual: the largest |J v - lambda v| / |v| of those found.
+        residual: the largest |J v - lambda v| / |v| of those found; None if none was.
         products: number of products J v that were computed.
 
     """
@@ -50,7 +50,7 @@ class Extremes:
     real_high: complex | None
     real_low: complex | None
     imaginary: complex | None
-    residual: float
+    residual: float | None
     products: int
 
     @property
@@ -171,7 +171,7 @@ def extreme_eigenvalues(
     chosen = {kind: max(found, key=partial(_order, kind)) for kind, found in pairs.items() if found}
     residuals = [_residual(multiply, value, vector) for value, vector in chosen.values()]
     upper = {kind: scale * complex(value.real, abs(value.imag)) for kind, (value, _) in chosen.items()}
-    residual = scale * max(residuals, default=0.0)
+    residual = scale * max(residuals) if residuals else None
     return Extremes(**{kind: upper.get(kind) for kind in KINDS}, residual=residual, products=count)
 
 
