@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from lab.bench.environment import output_file
+from lab.command import as_command
 from lab.tiny import perturb_, tiny_batch, tiny_model
 from revformers.dynamics import BlendedMidpoint, Hamiltonian, Midpoint, Residual
 from revformers.errors import NotReversibleError
@@ -331,4 +332,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

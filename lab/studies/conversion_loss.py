@@ -20,6 +20,7 @@ from torch import Tensor
 
 import revformers as rf
 from lab.bench.environment import output_file, write_result
+from lab.command import as_command
 from revformers.checkpoints.load import load_causal_lm, load_tokenizer
 from revformers.conversion.convert import Converter, Method
 from revformers.data.blocks import calibration_blocks
@@ -195,4 +196,4 @@ def table(rows: list[dict[str, Any]]) -> TitledTable:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

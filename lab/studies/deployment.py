@@ -20,6 +20,7 @@ from rich.console import Console
 
 import revformers as rf
 from lab.bench.environment import output_file, write_result
+from lab.command import as_command
 from revformers.checkpoints.load import load_causal_lm, load_tokenizer
 from revformers.training.console import command_console
 from revformers.training.finetune import finetune
@@ -144,4 +145,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

@@ -24,6 +24,7 @@ from lab.bench.arm_names import ORDINARY_CHECKPOINT
 from lab.bench.environment import output_file, write_result
 from lab.bench.step_time import Quartiles, measure_step_times
 from lab.bench.workload import MeasuredWorkload, llama_config
+from lab.command import as_command
 from revformers.engine import step as step_module
 from revformers.engine.proof.evidence import Evidence, LaterEvidence, Leaf
 from revformers.engine.proof.situation import Situation
@@ -181,4 +182,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

@@ -21,6 +21,7 @@ from transformers import AutoTokenizer
 
 import revformers as rf
 from lab.bench.environment import output_file, write_result
+from lab.command import as_command
 from revformers.cli.main import main as revformers
 from revformers.training.console import command_console
 from revformers.training.titled_table import TitledTable
@@ -144,4 +145,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

@@ -22,6 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lab.bench.environment import output_file, write_result
 from lab.bench.meter import peak_allocated_bytes
 from lab.bench.step_time import measure_step_times
+from lab.command import as_command
 from revformers.head.loss import apply_head
 from revformers.training.console import command_console
 from revformers.training.titled_table import TitledTable
@@ -163,4 +164,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from lab.bench.environment import output_file, write_result
+from lab.command import as_command
 from revformers.training.console import command_console
 from revformers.training.finetune import finetune
 from revformers.training.finetune_recipe import load_finetune_recipe
@@ -209,4 +210,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

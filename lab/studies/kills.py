@@ -32,6 +32,7 @@ from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lab.bench.environment import output_file, write_result
+from lab.command import as_command
 from lab.processes import be_rank, free_port
 from lab.text import sentences
 from lab.weights import same_weights
@@ -324,4 +325,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    as_command(main)

@@ -20,6 +20,7 @@ from lab.bench.environment import output_file, write_result
 from lab.bench.meter import peak_allocated_bytes
 from lab.bench.step_time import measure_step_times
 from lab.bench.workload import MeasuredWorkload, llama_config
+from lab.command import as_command
 from revformers.models.tiles import set_mlp_tiles
 from revformers.setup import CHECKPOINT, Setup
 from revformers.training.console import command_console
@@ -120,4 +121,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

@@ -25,6 +25,7 @@ from lab.bench.environment import output_file, write_result
 from lab.bench.meter import peak_allocated_bytes
 from lab.bench.numbers import mebibytes
 from lab.bench.step_time import measure_step_times
+from lab.command import as_command
 from revformers.checkpoints.load import load_causal_lm
 from revformers.head.loss import HeadLoss, set_head_loss
 from revformers.training.console import command_console
@@ -145,4 +146,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

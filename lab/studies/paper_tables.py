@@ -18,6 +18,7 @@ import yaml
 
 from lab import REPOSITORY
 from lab.bench.environment import output_file, write_result
+from lab.command import as_command
 from revformers.byte_size import parse_size
 from revformers.head.loss import Head
 from revformers.planning.devices import DEVICES
@@ -120,4 +121,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

@@ -17,6 +17,7 @@ from lab.bench.environment import output_file, write_result
 from lab.bench.memory import PeakMemory, Task
 from lab.bench.process import measure_side_by_side
 from lab.bench.workload import MeasuredWorkload, llama_config
+from lab.command import as_command
 from revformers.engine.state_format import StateFormat
 from revformers.head.loss import Head
 from revformers.models.update_predictor import PredictorForm
@@ -165,4 +166,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

@@ -14,6 +14,7 @@ from typing import Any
 
 from lab.bench.environment import output_file, write_result
 from lab.bench.workload import llama_config
+from lab.command import as_command
 from revformers.byte_size import parse_size
 from revformers.planning.devices import DEVICES, Machine
 from revformers.planning.plan import make_plan
@@ -104,4 +105,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

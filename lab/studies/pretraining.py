@@ -29,6 +29,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from lab.bench.environment import describe_environment, output_file, write_result
+from lab.command import as_command
 from revformers.errors import DivergedError, StateRangeError, UserError, require
 from revformers.training.console import command_console
 from revformers.training.model import build_dynamics
@@ -197,13 +198,6 @@ def main() -> None:
     options, overrides = parser.parse_known_args()
     if options.workers < 1:
         parser.error("--workers must be at least 1.")
-    try:
-        _measure(options, overrides)
-    except (UserError, FileNotFoundError) as error:
-        sys.exit(str(error))
-
-
-def _measure(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     study = read_recipe(PretrainingStudy(), options.recipe, overrides)
     require(bool(study.arms), "arms", "one or more dynamics by name", study.arms)
     settings = dataclasses.asdict(study)
@@ -265,4 +259,4 @@ def former_rows(file: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

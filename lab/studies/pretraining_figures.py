@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from lab import REPOSITORY
 from lab.bench.study_plot import MARKERS, STYLE
+from lab.command import as_command
 from lab.docs.markdown import RESULTS, result
 from lab.docs.pretraining import ORDINARY, along_training, compared, is_finished, paired
 
@@ -66,4 +67,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

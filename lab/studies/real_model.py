@@ -23,6 +23,7 @@ from pathlib import Path
 
 from lab import REPOSITORY
 from lab.bench.smollm2 import ModelUnavailableError, fetch_model
+from lab.command import as_command
 from revformers.data.cache import file_digest
 
 RECIPE = os.path.relpath(REPOSITORY / "recipes" / "lora-instructions.yaml")
@@ -128,4 +129,4 @@ def run(name: str, program: list[object], words: tuple[object, ...]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

@@ -30,6 +30,7 @@ import revformers as rf
 from lab.bench import smollm2
 from lab.bench.environment import output_file, write_result
 from lab.bench.workload import llama_config
+from lab.command import as_command
 from lab.float_reversal import FloatStack, States, put_in_place
 from revformers.checkpoints.load import load_causal_lm, load_tokenizer
 from revformers.dynamics.base import Dynamics
@@ -289,4 +290,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

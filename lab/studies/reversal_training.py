@@ -21,6 +21,7 @@ from torch import Tensor
 from lab.bench.environment import output_file, write_result
 from lab.bench.short_training import mean_loss, train_in_turns
 from lab.bench.workload import MeasuredWorkload, llama_config
+from lab.command import as_command
 from lab.float_reversal import FloatStack, States, put_in_place
 from lab.studies.reversal import DYNAMICS, Format, comparison, fresh, run
 from lab.studies.state_loss import batches_of, bytes_of
@@ -106,4 +107,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

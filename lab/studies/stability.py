@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM
 
 import revformers as rf
 from lab.bench.environment import output_file, write_result
+from lab.command import as_command
 from revformers.analysis import analyze
 from revformers.analysis.analyze import spread_layers
 from revformers.analysis.jacobian import token_block
@@ -101,4 +102,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 import revformers as rf
 from lab import REPOSITORY
 from lab.bench.study_plot import STYLE
+from lab.command import as_command
 from lab.docs.markdown import result
 from revformers.analysis.jacobian import KINDS
 from revformers.analysis.linear import Region, region, stable_segment
@@ -185,4 +186,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

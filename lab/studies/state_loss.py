@@ -24,6 +24,7 @@ import revformers as rf
 from lab.bench.environment import output_file, write_result
 from lab.bench.short_training import mean_loss, train_in_turns
 from lab.bench.workload import MeasuredWorkload, llama_config
+from lab.command import as_command
 from revformers.checkpoints.load import load_causal_lm, load_tokenizer
 from revformers.conversion import measure
 from revformers.conversion.convert import Converter, Method
@@ -213,4 +214,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

@@ -30,6 +30,7 @@ from lab import REPOSITORY
 from lab.bench import smollm2
 from lab.bench.environment import output_file, write_result
 from lab.bench.workload import llama_config
+from lab.command import as_command
 from revformers.dynamics.base import Dynamics
 from revformers.models import forward
 from revformers.training.console import command_console
@@ -140,4 +141,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

@@ -98,10 +98,21 @@ def run_command(
         print(f"{called}: {sentence}", file=sys.stderr)
         return USER_ERROR
     except Exception as error:
-        if not _can_be_put_right(error) or os.environ.get("REVFORMERS_TRACEBACK"):
-            raise
-        print(f"{called}: {_sentence(error)}", file=sys.stderr)
-        return USER_ERROR
+        return report_mistake(called, error)
+
+
+def report_mistake(called: str, error: Exception) -> int:
+    """Print a mistake that the user can correct as one sentence and return its exit code; raise any other error.
+
+    Args:
+        called: the command, as the user called it.
+        error: what it raised.
+
+    """
+    if not _can_be_put_right(error) or os.environ.get("REVFORMERS_TRACEBACK"):
+        raise error
+    print(f"{called}: {_sentence(error)}", file=sys.stderr)
+    return USER_ERROR
 
 
 def _can_be_put_right(error: Exception) -> bool:
