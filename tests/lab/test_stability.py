@@ -1,7 +1,6 @@
 """The study of stability on a tiny model, its figures and its tables."""
 
 import json
-import re
 import sys
 
 import pytest
@@ -10,6 +9,7 @@ from lab.docs import markdown, stability
 from lab.studies import stability as study
 from lab.studies import stability_figures
 from revformers.data.tokenizer import train_tokenizer
+from tests.lab.figures import assert_alike
 from tests.tiny_models import tiny
 
 TEXT = "".join(f"line {number} of a text, twice {2 * number}\n" for number in range(60))
@@ -41,22 +41,10 @@ def test_the_study_and_what_is_drawn_from_it(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.count("| SmolLM2 |") == len(stability.DYNAMICS)
 
 
-def shape(svg):
-    """The texts and the curves of a figure; coordinates rounded, as other versions of matplotlib may draw them."""
-    texts = sorted(re.findall(r">([^<>]*\w[^<>]*)</text>", svg))
-    curves = [tuple(map(float, re.findall(r"-?\d+\.?\d*", path))) for path in re.findall(r' d="([^"]*)"', svg)]
-    return texts, sorted(curves)
-
-
 @pytest.mark.thorough
 def test_the_committed_figures_are_those_of_the_committed_result(tmp_path):
     for file in stability_figures.draw(markdown.result("stability"), tmp_path):
-        committed = (stability_figures.FOLDER / file.name).read_text(encoding="utf-8")
-        (texts, curves), (other_texts, other_curves) = shape(file.read_text(encoding="utf-8")), shape(committed)
-        assert texts == other_texts
-        assert len(curves) == len(other_curves)
-        for curve, other in zip(curves, other_curves, strict=True):
-            assert curve == pytest.approx(other, abs=0.05)
+        assert_alike(file, stability_figures.FOLDER / file.name)
 
 
 def test_numbers_of_tables():

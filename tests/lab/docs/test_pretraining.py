@@ -6,6 +6,7 @@ import pytest
 
 from lab.docs import markdown, pretraining
 from lab.studies import pretraining_figures
+from tests.lab.figures import assert_alike
 
 ARMS = {"residual": {}, "midpoint": {}}
 RUN = {
@@ -94,6 +95,14 @@ def test_a_seed_whose_ordinary_network_diverged_is_in_no_difference(study):
     left, right = pretraining_figures.figure_of(study).axes
     assert list(left.get_lines()[0].get_xdata()) == [0.25]
     assert list(right.get_lines()[0].get_ydata()) == [0.0, 0.25]
+
+
+@pytest.mark.thorough
+def test_the_committed_figures_are_those_of_the_committed_results(tmp_path):
+    drawn = pretraining_figures.save_figures(tmp_path)
+    assert {file.name for file in drawn} == {file.name for file in pretraining_figures.FOLDER.glob("pretraining-*.svg")}
+    for file in drawn:
+        assert_alike(file, pretraining_figures.FOLDER / file.name)
 
 
 def test_a_figure_drawn_again_is_the_same_file(study, tmp_path):
