@@ -215,6 +215,13 @@ def compared_losses() -> None:
             print(f"With two seeds, {one['repository'].partition('/')[0]} found {', '.join(both)}.")
 
 
+def differences_of_others() -> None:
+    """Print how far the networks of public reproductions are from the ordinary ones, a line for each dynamics."""
+    for name in ("midpoint", "leapfrog", "hamiltonian"):
+        found = [one["loss"][name] - one["loss"]["residual"] for one in PAPER["reproductions"] if name in one["loss"]]
+        print(f"* {DYNAMICS[name]}: {min(found):+.3f} to {max(found):+.3f}, in {len(found)} of them.")
+
+
 def along_training() -> None:
     """Print how the order of dynamics changed in the course of public reproductions, a line for each."""
     for one in PAPER["reproductions"]:

@@ -43,7 +43,7 @@ def figure_of(study: Row) -> Figure:
     right.set_xlabel("optimizer steps")
     left.axvline(0, color="#888888", linewidth=1)
     right.axhline(0, color="#888888", linewidth=1)
-    left.set_xlabel("validation loss over that of the ordinary network, nats per token")
+    left.set_xlabel("validation loss over that of the\nordinary network, nats per token")
     figure.legend(*right.get_legend_handles_labels(), loc="outside right center", frameon=False)
     return figure
 
