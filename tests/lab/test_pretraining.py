@@ -185,6 +185,7 @@ def test_after_an_error_no_further_trial_begins(monkeypatch):
     assert len(begun) < 6
 
 
+@pytest.mark.thorough
 def test_a_worker_ends_with_its_parent(tmp_path):
     """The parent is killed; its worker would otherwise sleep on."""
     (tmp_path / "parent.py").write_text(

@@ -18,7 +18,7 @@ from revformers.analysis.linear import forward_growth, inverse_growth
 from revformers.analysis.perturbation import growth_backwards, growth_forwards
 from revformers.analysis.reversal import exact_reversal_errors, float_reversal_errors
 from revformers.analysis.walk import NamedStep, differentiable_attention, steps_of, walk
-from revformers.dynamics import BlendedMidpoint, Dynamics, Hamiltonian, Leapfrog, Midpoint, Residual
+from revformers.dynamics import Dynamics, Residual, create
 from revformers.dynamics.text import described
 from revformers.engine.fixed_point import INT64
 from revformers.errors import counted
@@ -29,7 +29,12 @@ from revformers.models.parts import reversible_stack
 from revformers.models.visit import layer_calls
 from revformers.reversible import make_residual, make_reversible
 
-COMPARED: tuple[Dynamics, ...] = (Midpoint(), Leapfrog(), BlendedMidpoint("1/2"), Hamiltonian())
+COMPARED: tuple[Dynamics, ...] = (
+    create("midpoint"),
+    create("leapfrog"),
+    create("blended_midpoint", blend="1/2"),
+    create("hamiltonian"),
+)
 """The dynamics that are compared by default, besides the model's own."""
 
 LAYERS = 5
@@ -153,8 +158,8 @@ def analyze(
     Args:
         model: a model of transformers in float32 or float64, ordinary or reversible, or a PEFT model around one.
         batch: keyword arguments of the decoder, e.g. ``{"input_ids": int64[1, tokens]}``.
-        dynamics: what to compare, without those that are named twice; by default the model's own, `Midpoint`,
-            `Leapfrog`, `BlendedMidpoint(1/2)`, and `Hamiltonian` where the branches of the layers are known.
+        dynamics: what to compare, without those that are named twice; by default the model's own, midpoint,
+            leapfrog, a blend of 1/2, and hamiltonian where the branches of the layers are known.
         layers: the layers whose eigenvalues are found; by default five. An empty list finds none.
         branches: whether to also find the eigenvalues of J_mlp J_attention.
         tolerance: of the residuals of eigenvalues, relative; see `extreme_eigenvalues`.
