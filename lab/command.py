@@ -15,6 +15,6 @@ def as_command(main: Callable[[], int | None]) -> None:
         code = main()
     except Exception as error:
         spec = sys.modules["__main__"].__spec__
-        code = report_mistake(f"python -m {spec.name if spec else __name__}", error)
+        code = report_mistake(f"python -m {spec.name}" if spec else sys.argv[0], error)
     if code:
         sys.exit(code)
