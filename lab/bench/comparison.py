@@ -39,7 +39,7 @@ Progress = Callable[[str], object]
 
 @dataclass(frozen=True)
 class ComparisonOptions:
-    """How much to measure; the defaults take about two minutes on two cores with the quickstart's recipe.
+    """How much to measure; the defaults take a few minutes on two cores with the quickstart's recipe.
 
     Attributes:
         dynamics_steps: Optimizer steps of each dynamics.

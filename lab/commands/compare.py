@@ -15,7 +15,7 @@ from revformers.files import check_place
 class CompareOptions:
     """Compare every dynamics, and storing, checkpointing and rebuilding, on the network and the text of a recipe.
 
-    Takes about two minutes on two cores with recipes/quickstart.yaml.
+    Takes a few minutes on two cores with recipes/quickstart.yaml.
 
     Attributes:
         recipe: The recipe (.yaml).
