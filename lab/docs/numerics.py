@@ -2,10 +2,12 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from math import log2
 from statistics import mean, median
 from typing import Any
 
 from lab.docs.markdown import result, show
+from revformers.errors import counted
 
 FORMATS = {
     "float32": "float32",
@@ -65,8 +67,8 @@ def reversal_conditions() -> None:
     for name in RUNS:
         study = result(name)
         networks = dict.fromkeys(row["network"] for row in study["rows"])
-        seeds = 1 + max(row["seed"] for row in study["rows"])
-        print(f"{study['batch']} x {study['tokens']} tokens, seeds: {seeds} ({', '.join(networks)}).")
+        seeds = counted(1 + max(row["seed"] for row in study["rows"]), "seed")
+        print(f"{study['batch']} x {study['tokens']} tokens, {seeds}: {'; '.join(networks)}.")
 
 
 def reversal() -> None:
@@ -89,8 +91,35 @@ def first_layers() -> None:
     show("network | dynamics | cosine, float32 | p[0], float32 | cosine, autocast | p[0], autocast", rows)
 
 
-def growth() -> None:
-    """Print by which factor a step backwards enlarges the error of the states in float32."""
+def first_layer_over_whole() -> None:
+    """Print how often the first layer's gradient has a larger error than all gradients together, as a sentence."""
+    pairs = [(row["inverse"]["first_layer"]["error"], row["inverse"]["whole"]["error"]) for row in _rows()]
+    wrong = [(first, whole) for first, whole in pairs if first is not None and whole]
+    larger = sum(first > whole for first, whole in wrong)
+    print(
+        f"Its error, relative to its own norm, is larger than that of the gradient of all parameters in {larger} of "
+        f"the {len(wrong)} runs in which the latter is not 0."
+    )
+
+
+def bfloat16_states() -> None:
+    """Print the lowest error with states in bfloat16, and that of the pass itself in the same set-up, as a sentence."""
+    rows = [row for row in _rows() if row["format"] == "bfloat16 weights and states"]
+    lowest = min(rows, key=lambda row: row["inverse"]["whole"]["error"])
+    setup = lowest["network"], lowest["dynamics"]
+    kept = max(row["kept"]["whole"]["error"] for row in rows if "kept" in row and setup == _setup(row))
+    print(
+        f"The lowest error is {_size(lowest['inverse']['whole']['error'])}, of {setup[1]} on {setup[0]}, where the "
+        f"same pass with kept states is off by {_size(kept)}."
+    )
+
+
+def _setup(row: dict[str, Any]) -> tuple[str, str]:
+    return row["network"], row["dynamics"]
+
+
+def _growth() -> dict[tuple[str, str], float | None]:
+    """Return the median factor of a step backwards in float32, by network and dynamics; None if none is finite."""
     by_pair = {}
     for pair, formats in _by_setup().items():
         factors = []
@@ -99,12 +128,28 @@ def growth() -> None:
             # The field of the last step reads p[L-1], which is kept; p[L-2] is the first state that is rebuilt.
             if errors[0] is not None and errors[-2]:
                 factors.append((errors[0] / errors[-2]) ** (1 / (len(errors) - 2)))
-        by_pair[pair] = f"{median(factors):.2f}" if factors else "not finite"
+        by_pair[pair] = median(factors) if factors else None
+    return by_pair
+
+
+def growth() -> None:
+    """Print by which factor a step backwards enlarges the error of the states in float32."""
+    by_pair = {pair: "not finite" if factor is None else f"{factor:.2f}" for pair, factor in _growth().items()}
     networks, columns = (list(dict.fromkeys(names)) for names in zip(*by_pair, strict=True))
     show(
         f"network | {' | '.join(columns)}",
         ((network, *(by_pair[network, name] for name in columns)) for network in networks),
     )
+
+
+def digits_of_blends() -> None:
+    """Print how many binary digits a step backwards costs blends on the first of `TRAINED`, as a sentence."""
+    digits = [
+        f"{log2(factor):.1f} ({dynamics})"
+        for (network, dynamics), factor in _growth().items()
+        if network == TRAINED[0] and "blended" in dynamics and factor
+    ]
+    print(f"On {TRAINED[0]} these are {' and '.join(digits)} binary digits a step.")
 
 
 def last_steps() -> None:

@@ -99,7 +99,7 @@ def test_nothing_is_said_of_refusals_where_there_are_none(results, capsys):
 def test_the_conditions_name_the_networks(results, capsys):
     results(row(0.1), row(0.1, seed=2))
     numerics.reversal_conditions()
-    assert capsys.readouterr().out.startswith("1 x 8 tokens, seeds: 3 (small).\n")
+    assert capsys.readouterr().out.startswith("1 x 8 tokens, 3 seeds: small.\n")
 
 
 def test_ranges_are_those_of_trained_networks_without_blends(results, capsys, monkeypatch):
@@ -126,3 +126,33 @@ def test_training_shows_what_the_inverse_adds_to_the_loss_of_every_seed(results,
         "| leapfrog | bfloat16 | 2.500 | +0.500, -0.100 | 0.25 to 0.5 | 0.25 to 0.5 | 0.500 |"
         in capsys.readouterr().out
     )
+
+
+def test_the_first_layer_is_compared_where_the_gradient_is_wrong(results, capsys):
+    larger, smaller, right = row(0.5), row(0.5, seed=1), row(0.0, seed=2)
+    larger["inverse"]["first_layer"]["error"] = 0.6
+    smaller["inverse"]["first_layer"]["error"] = 0.4
+    results(larger, smaller, right)
+    numerics.first_layer_over_whole()
+    assert "in 1 of the 2 runs" in capsys.readouterr().out
+
+
+def test_the_lowest_error_of_bfloat16_states_stands_beside_its_own_control(results, capsys):
+    kind = "bfloat16 weights and states"
+    results(
+        row(0.3, kept=0.02, kind=kind),
+        row(0.2, seed=1, kind=kind),
+        row(0.5, kept=0.04, kind=kind, dynamics="leapfrog"),
+        row(0.1),
+    )
+    numerics.bfloat16_states()
+    assert "error is 0.2, of midpoint on small, where the same pass with kept states is off by 0.02." in (
+        capsys.readouterr().out
+    )
+
+
+def test_the_digits_of_blends(results, capsys, monkeypatch):
+    monkeypatch.setattr(numerics, "TRAINED", ("small",))
+    results(row(0.64), row(0.64, dynamics="blended 1/2"))
+    numerics.digits_of_blends()
+    assert "On small these are 3.0 (blended 1/2) binary digits a step." in capsys.readouterr().out
