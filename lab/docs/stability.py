@@ -70,6 +70,52 @@ def growth() -> None:
     show("network | dynamics | forwards | inverse | float32 states | bfloat16 states | fixed point", rows)
 
 
+def radius_and_size() -> None:
+    """Print, for fresh weights, how the largest eigenvalue and the size of the state change over the layers."""
+    for model in result("stability")["models"]:
+        found = [
+            (one["layer"], abs(complex(*one["block"]["magnitude"])), one["state_rms"])
+            for one in model["spectra"]
+            if one["block"]["magnitude"]
+        ]
+        if "fresh" in model["name"]:
+            (first, large, small_state), (second, *_), (last, small, large_state) = found[0], found[1], found[-1]
+            products = [radius * size for _, radius, size in found]
+            print(
+                f"From layer {first} to layer {last} the largest magnitude falls {large / small:.0f} times and the "
+                f"root mean square of the state rises {large_state / small_state:.0f} times; their product is "
+                f"{products[0]:.3f} in layer {first} and {min(products[1:]):.3f} to {max(products[1:]):.3f} from layer "
+                f"{second} on."
+            )
+
+
+def both_directions() -> None:
+    """Print by how much growth forwards and growth of the inverse differ for the dynamics with |a| = 1."""
+    ratios = []
+    for model in result("stability")["models"]:
+        for one in model["dynamics"]:
+            if one["name"] in ("midpoint", "leapfrog", "hamiltonian"):
+                ratio = one["growth_backwards"][-1] / one["growth_forwards"][-1]
+                ratios.append((max(ratio, 1 / ratio), f"{DYNAMICS[one['name']]} on {model['name']}"))
+    *others, (most, name) = sorted(ratios)
+    print(
+        f"For |a| = 1 they differ by a factor of {most:.1f} for {name}, and of at most {others[-1][0]:.1f} elsewhere."
+    )
+
+
+def equal_growth() -> None:
+    """Print growth of the inverse and error in float32 of midpoint and Hamiltonian on wikitext-12L, as a sentence."""
+    (model,) = (one for one in result("stability")["models"] if one["name"] == "wikitext-12L")
+    by_name = {one["name"]: one for one in model["dynamics"]}
+    midpoint, hamiltonian = by_name["midpoint"], by_name["hamiltonian"]
+    growth = hamiltonian["growth_backwards"][-1] / midpoint["growth_backwards"][-1]
+    error = hamiltonian["reversal_errors"]["float32"][1] / midpoint["reversal_errors"]["float32"][1]
+    print(
+        f"On {model['name']} the inverse of Hamiltonian grows {growth:.2f} times as much as that of midpoint, and its "
+        f"error in float32 is {error:.0f} times as large."
+    )
+
+
 def _interval(found: Mapping[str, Any]) -> str:
     low, high = (found.get(kind) for kind in ("real_low", "real_high"))
     return f"{number(low and low[0])} to {number(high and high[0])}"

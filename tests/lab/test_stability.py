@@ -62,3 +62,43 @@ def test_numbers_of_tables():
 
 def test_eigenvalues_come_with_their_conjugates():
     assert stability_figures.points_of([[1.0, 2.0], [3.0, 0.0]]) == ([1.0, 3.0, 1.0, 3.0], [2.0, 0.0, -2.0, -0.0])
+
+
+def test_sentences_on_growth(monkeypatch, capsys):
+    def growing(name, forwards, backwards, error):
+        errors = {"float32": [0.0, error]}
+        return {
+            "name": name,
+            "growth_forwards": [1.0, forwards],
+            "growth_backwards": [1.0, backwards],
+            "reversal_errors": errors,
+        }
+
+    rows = [
+        growing("midpoint", 2.0, 6.0, 0.001),
+        growing("leapfrog", 5.0, 4.0, 0.1),
+        growing("hamiltonian", 8, 4, 0.02),
+    ]
+    blend = growing("blended_midpoint", 1.0, 1e9, 1.0)
+    monkeypatch.setattr(
+        stability, "result", lambda _: {"models": [{"name": "wikitext-12L", "dynamics": [*rows, blend]}]}
+    )
+    stability.both_directions()
+    shown = "a factor of 3.0 for midpoint on wikitext-12L, and of at most 2.0 elsewhere."
+    assert shown in capsys.readouterr().out
+    stability.equal_growth()
+    assert "0.67 times as much as that of midpoint, and its error in float32 is 20 times" in capsys.readouterr().out
+
+
+def test_the_sizes_of_eigenvalues_and_states_are_those_of_fresh_weights(monkeypatch, capsys):
+    def spectrum(layer, magnitude, size):
+        return {"layer": layer, "block": {"magnitude": magnitude}, "state_rms": size}
+
+    fresh = [spectrum(0, [3.0, 4.0], 0.1), spectrum(2, [1.0, 0.0], 0.4), spectrum(5, [0.0, 0.5], 1.0)]
+    models = [{"name": "a", "spectra": [spectrum(0, [99.0, 0.0], 9.0)]}, {"name": "a, fresh weights", "spectra": fresh}]
+    monkeypatch.setattr(stability, "result", lambda _: {"models": models})
+    stability.radius_and_size()
+    assert capsys.readouterr().out == (
+        "From layer 0 to layer 5 the largest magnitude falls 10 times and the root mean square of the state rises 10 "
+        "times; their product is 0.500 in layer 0 and 0.400 to 0.500 from layer 2 on.\n"
+    )
