@@ -27,7 +27,7 @@ _WRITTEN = re.compile(r"[^e]{1,40}(e[-+]?\d{1,3})?", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class BlendedMidpoint(Dynamics):
-    """p[l+1] = a p[l-1] + (1 - a) p[l] + h f_l(p[l]) (arXiv 2512.02056, section 3.6).
+    """p[l+1] = a p[l-1] + (1 - a) p[l] + h f_l(p[l]) (arXiv 2512.02056, equation 3.6).
 
     A blend near 0 is close to the ordinary network and needs side information, ceil(log2(ceil(1/|a|))) bits per element
     and step; |a| >= 1 needs none. Blends are exact fractions: a float is rounded to the nearest fraction with a

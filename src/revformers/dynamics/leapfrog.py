@@ -10,8 +10,8 @@ from revformers.dynamics.base import ONE, Coefficients, Dynamics, finite_step, t
 class Leapfrog(Dynamics):
     """p[l+1] = 2 p[l] - p[l-1] + h^2 f_l(p[l]) (arXiv 2512.02056, equation 2.6).
 
-    It is stable if the eigenvalues of f's Jacobian are real and negative (section 3 of the paper). With
-    ``start="repeat"`` the initial velocity is 0.
+    It is stable if the eigenvalues of f's Jacobian are real and negative (section 3 of the paper) and at least -4/h^2.
+    With ``start="repeat"`` the initial velocity is 0.
 
     Attributes:
         step_size: h; the weight of the update is h^2.

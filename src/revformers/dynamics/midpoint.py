@@ -9,10 +9,10 @@ from revformers.dynamics.base import ONE, ZERO, Coefficients, Dynamics, finite_s
 class Midpoint(Dynamics):
     """p[l+1] = p[l-1] + 2h f_l(p[l]) (arXiv 2512.02056, equation 2.4).
 
-    It is stable if the eigenvalues of f's Jacobian are imaginary (section 3 of the paper). The even and the odd states
-    form two streams of half the depth that interact only inside f. The head reads one of them with ``readout="last"``,
-    and both with ``readout="mean"``: the mean of two neighbouring states follows s[l+1] = s[l] + h f_l(p[l]), so it has
-    the update of every layer with the weight h.
+    It is stable if the eigenvalues of f's Jacobian are imaginary (section 3 of the paper), from -i/h to i/h. The even
+    and the odd states form two streams of half the depth that interact only inside f. The head reads one of them with
+    ``readout="last"``, and both with ``readout="mean"``: the mean of two neighbouring states follows s[l+1] = s[l] + h
+    f_l(p[l]), so it has the update of every layer with the weight h.
 
     Attributes:
         step_size: h. With the default, 1/2, the weight of the update is 1, as in the ordinary network.
