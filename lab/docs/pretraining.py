@@ -1,9 +1,10 @@
 """Tables of docs/science/pretraining.md, from the committed studies of pretraining."""
 
-from collections.abc import Collection, Iterable, Mapping
-from statistics import mean, stdev
+from collections.abc import Mapping
+from statistics import mean, variance
 from typing import Any
 
+from lab.docs.many_to_one import Comparison, compare_with_control
 from lab.docs.markdown import result, show
 
 ORDINARY = "residual"
@@ -104,27 +105,29 @@ def pretraining_along(name: str) -> None:
 
 
 def pretraining_spread(name: str) -> None:
-    """Print how much seeds alone change a loss and a paired difference, as a sentence."""
+    """Print how much seeds alone change a loss and a difference, and which differences are larger than that."""
     study = result(f"pretraining-{name}")
     if _say_if_unfinished(study):
         return
-    losses = compared(study)
-    ordinary = losses.get(ORDINARY, {})
-    alone = _mean_deviation(found.values() for found in losses.values())
-    pairs = _mean_deviation(paired(found, ordinary) for arm, found in losses.items() if arm != ORDINARY)
-    if alone is None or pairs is None:
+    comparison = compared_with_ordinary(study)
+    if comparison is None:
         print("Too few runs did not diverge to tell how much seeds change a loss.")
         return
+    alone = mean(variance(found) for found in complete(study).values()) ** 0.5
     print(
-        f"The standard deviation between seeds is {alone:.3f} for the loss of one dynamics, and {pairs:.3f} for its "
-        f"difference from the ordinary network with the same seed (means over the dynamics)."
+        f"Between seeds, the loss of one dynamics has a standard deviation of {alone:.3f}, and its difference from the "
+        f"ordinary network with the same seed one of {comparison.deviation:.3f}. The mean difference of "
+        f"{len(study['study']['seeds'])} seeds has a standard error of {comparison.standard_error:.3f}. It counts as "
+        f"found beyond {comparison.threshold:.1f} of these, which is {comparison.least_difference:.3f}, by Dunnett's "
+        f"test at 5 % for {len(comparison.differences)} dynamics that are compared with one:\n"
     )
-
-
-def _mean_deviation(groups: Iterable[Collection[float]]) -> float | None:
-    """Return the mean of the standard deviations of the groups of two or more numbers; None without such a group."""
-    deviations = [stdev(group) for group in groups if len(group) > 1]
-    return mean(deviations) if deviations else None
+    arms = sorted(comparison.differences, key=comparison.differences.__getitem__)
+    groups = {-1: "found below the ordinary network", 0: "not told from it", 1: "found above it"}
+    for sign, words in groups.items():
+        named = "; ".join(arm for arm in arms if comparison.sign(arm) == sign)
+        print(f"* {words}: {named or 'none'}.")
+    if diverged := "; ".join(arm for arm in study["study"]["arms"] if arm not in {ORDINARY, *arms}):
+        print(f"* not compared, because a run diverged: {diverged}.")
 
 
 def compared(study: Row) -> dict[str, dict[int, float]]:
@@ -134,6 +137,17 @@ def compared(study: Row) -> dict[str, dict[int, float]]:
         if is_compared(study, row) and row["validation_loss"] is not None:
             losses.setdefault(row["arm"], {})[row["seed"]] = row["validation_loss"]
     return {arm: dict(sorted(losses[arm].items())) for arm in study["study"]["arms"] if arm in losses}
+
+
+def complete(study: Row) -> dict[str, list[float]]:
+    """Return the validation losses of the arms of which no compared run diverged, in the order of the seeds."""
+    seeds = study["study"]["seeds"]
+    return {arm: list(found.values()) for arm, found in compared(study).items() if len(found) == len(seeds)}
+
+
+def compared_with_ordinary(study: Row) -> Comparison | None:
+    """Return the comparison of the complete arms with the ordinary network; None if there is too little to compare."""
+    return compare_with_control(complete(study), ORDINARY)
 
 
 def along_training(study: Row, arm: str) -> dict[int, float]:

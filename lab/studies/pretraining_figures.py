@@ -15,7 +15,7 @@ from lab import REPOSITORY
 from lab.bench.study_plot import MARKERS, STYLE
 from lab.command import as_command
 from lab.docs.markdown import RESULTS, result
-from lab.docs.pretraining import ORDINARY, along_training, compared, is_finished, paired
+from lab.docs.pretraining import ORDINARY, along_training, compared, compared_with_ordinary, is_finished, paired
 
 FOLDER = REPOSITORY / "docs" / "science"
 
@@ -42,8 +42,13 @@ def figure_of(study: Row) -> Figure:
     right.set_title("along the training: the mean")
     right.set_xlabel("optimizer steps")
     left.axvline(0, color="#888888", linewidth=1)
+    if comparison := compared_with_ordinary(study):
+        least = comparison.least_difference
+        left.axvspan(-least, least, color="#888888", alpha=0.15, linewidth=0)
     right.axhline(0, color="#888888", linewidth=1)
-    left.set_xlabel("validation loss over that of the\nordinary network, nats per token")
+    left.set_xlabel(
+        "validation loss over that of the\nordinary network, nats per token;\na mean in grey is not told from zero"
+    )
     figure.legend(*right.get_legend_handles_labels(), loc="outside right center", frameon=False)
     return figure
 

@@ -67,7 +67,28 @@ def test_the_spread_of_pairs_is_that_of_their_differences(study, capsys):
     pretraining.pretraining_spread("x")
     shown = capsys.readouterr().out
     # Standard deviations of (5, 6) and (5.25, 6.75), and of (0.25, 0.75).
-    assert "0.884 for the loss of one dynamics, and 0.354 for its difference" in shown
+    assert "a standard deviation of 0.901, and its difference" in shown
+    assert "the same seed one of 0.354." in shown
+    assert "* not told from it: midpoint." in shown
+
+
+def test_differences_are_sorted_into_those_found_and_those_not_told_from_zero(study, tmp_path, capsys):
+    study["study"]["arms"] = {"residual": {}, "leapfrog": {}, "hamiltonian": {}}
+    study["rows"] = [row for row in study["rows"] if row["arm"] != "midpoint"]
+    for arm, difference in (("leapfrog", -1.0), ("hamiltonian", 1.0)):
+        study["rows"] += [row(arm, 0, 7.0, 2), row(arm, 0, 7.0, 2, 2e-3)]
+        study["rows"] += [row(arm, seed, LOSSES["residual", seed] + difference + seed / 100) for seed in (1, 2)]
+    (tmp_path / "pretraining-x.json").write_text(json.dumps(study))
+    pretraining.pretraining_spread("x")
+    shown = capsys.readouterr().out
+    assert "* found below the ordinary network: leapfrog." in shown
+    assert "* not told from it: none." in shown
+    assert "* found above it: hamiltonian." in shown
+    (tmp_path / "pretraining-x.json").write_text(json.dumps(diverged(study, ("hamiltonian", 2))))
+    pretraining.pretraining_spread("x")
+    shown = capsys.readouterr().out
+    assert "* found below the ordinary network: leapfrog." in shown
+    assert "* not compared, because a run diverged: hamiltonian." in shown
 
 
 def test_the_conditions_name_the_tokens(study, capsys):
