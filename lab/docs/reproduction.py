@@ -15,6 +15,7 @@ from typing import Any
 
 from lab import REPOSITORY
 from lab.docs.markdown import RESULTS, mebibytes, result, show
+from lab.docs.pretraining import compared_with_ordinary
 from lab.docs.tables import ARMS, peaks_by_depth
 from revformers.byte_size import parse_size
 
@@ -215,11 +216,21 @@ def compared_losses() -> None:
             print(f"With two seeds, {one['repository'].partition('/')[0]} found {', '.join(both)}.")
 
 
-def differences_of_others() -> None:
-    """Print how far the networks of public reproductions are from the ordinary ones, a line for each dynamics."""
+def differences_of_others(study: str) -> None:
+    """Print how far public reproductions are from their ordinary networks, and how many farther than a seed moves it.
+
+    A seed moves it by twice the standard deviation of a difference in a study of pretraining.
+    """
+    comparison = compared_with_ordinary(result(f"pretraining-{study}"))
+    assert comparison is not None
+    limit = 2 * comparison.deviation
     for name in ("midpoint", "leapfrog", "hamiltonian"):
         found = [one["loss"][name] - one["loss"]["residual"] for one in PAPER["reproductions"] if name in one["loss"]]
-        print(f"* {DYNAMICS[name]}: {min(found):+.3f} to {max(found):+.3f}, in {len(found)} of them.")
+        beyond = sum(abs(difference) > limit for difference in found)
+        print(
+            f"* {DYNAMICS[name]}: {min(found):+.3f} to {max(found):+.3f}, in {len(found)} of them; "
+            f"beyond ±{limit:.3f} in {beyond}."
+        )
 
 
 def along_training() -> None:

@@ -194,12 +194,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--output", type=output_file, required=True)
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help="of the recipe's arms; default: all")
     parser.add_argument("--workers", type=int, default=2, help="runs at once")
     options, overrides = parser.parse_known_args()
     if options.workers < 1:
         parser.error("--workers must be at least 1.")
     study = read_recipe(PretrainingStudy(), options.recipe, overrides)
     require(bool(study.arms), "arms", "one or more dynamics by name", study.arms)
+    if options.arms:
+        require(
+            set(options.arms) <= set(study.arms), "--arms", f"some of {', '.join(map(repr, study.arms))}", options.arms
+        )
+        study = dataclasses.replace(study, arms={arm: study.arms[arm] for arm in options.arms})
     settings = dataclasses.asdict(study)
     for name in ("source", "validation_source"):  # a result names no directories of its machine
         settings["run"]["data"][name] = Path(settings["run"]["data"][name] or "").name

@@ -108,6 +108,7 @@ def test_an_arm_that_cannot_be_built_is_refused_before_any_run(arm, message):
         (["no-arms.yaml"], "arms must be one or more dynamics by name"),
         (["wikitext-10m.yaml", "--tuning.learning_rates", "high"], "takes a list of numbers"),
         (["wikitext-10m.yaml", "--run.data.source", "nowhere.txt", "--workers=1"], "nowhere.txt"),
+        (["wikitext-10m.yaml", "--arms", "residual", "leap"], "--arms must be some of 'residual', 'midpoint'"),
     ],
 )
 def test_a_mistake_is_one_sentence(words, message, tmp_path, monkeypatch):
@@ -223,6 +224,16 @@ def test_former_rows_are_those_of_the_same_study(tmp_path):
     with pytest.raises(UserError, match="holds another study"):
         pretraining.former_rows(file, {"seeds": [2]})
     assert pretraining.former_rows(tmp_path / "none.json", {}) == pretraining.former_rows(Path(os.devnull), {}) == []
+
+
+def test_a_study_may_be_of_some_arms(tmp_path, monkeypatch):
+    words = ["--arms", "leapfrog", "midpoint, mean", "--tuning.learning_rates", "8e-3", "--output", str(tmp_path / "r")]
+    monkeypatch.setattr(sys, "argv", ["pretraining", str(RECIPES / "wikitext-10m.yaml"), *words])
+    found = []
+    monkeypatch.setattr(pretraining, "run_study", lambda study, *_: found.append(study))
+    pretraining.main()
+    assert list(found[0].arms) == ["leapfrog", "midpoint, mean"]
+    assert found[0].tuning.learning_rates == (8e-3,)
 
 
 def test_two_studies_do_not_write_one_file(tmp_path, monkeypatch):
