@@ -20,6 +20,9 @@ def pretraining_conditions(name: str) -> None:
     tokens = training["per_device_train_batch_size"] * run["data"]["block_length"]
     counts = {row["parameters"] for row in result(f"pretraining-{name}")["rows"] if not row["error"]}
     parameters = f"{_one(counts):,} parameters" if counts else "equal parameters"  # a diverged run says none
+    text = run["data"]["source"]
+    if text == "stdlib":  # the text is another one with another Python
+        text = f"the standard library of Python {result(f'pretraining-{name}')['environment']['python']}"
     print(
         f"{run['model']['architecture'].capitalize()} of {config['num_hidden_layers']} layers and width "
         f"{config['hidden_size']}, {parameters} in every arm; {training['max_steps']} steps of "
@@ -27,7 +30,8 @@ def pretraining_conditions(name: str) -> None:
         f"{training['max_steps'] * tokens:,} in all; AdamW, cosine schedule; learning rates "
         f"{', '.join(map(_rate, tuning['learning_rates']))} tried in {tuning['max_steps']} steps each with seed "
         f"{tuning['seed']}; seeds {', '.join(map(str, study['seeds']))} compared; "
-        f"{run['data']['validation_blocks'] * run['data']['block_length']:,} tokens of validation text."
+        f"{run['data']['validation_blocks'] * run['data']['block_length']:,} tokens of validation "
+        f"text; the text is {text}."
     )
 
 
@@ -119,7 +123,8 @@ def pretraining_spread(name: str) -> None:
         f"ordinary network with the same seed one of {comparison.deviation:.3f}. The mean difference of "
         f"{len(study['study']['seeds'])} seeds has a standard error of {comparison.standard_error:.3f}. It counts as "
         f"found beyond {comparison.threshold:.1f} of these, which is {comparison.least_difference:.3f}, by Dunnett's "
-        f"test at 5 % for {len(comparison.differences)} dynamics that are compared with one:\n"
+        f"test at 5 % for {len(comparison.differences)} dynamics that are compared with one. The test takes the spread "
+        f"of all dynamics to be equal:\n"
     )
     arms = sorted(comparison.differences, key=comparison.differences.__getitem__)
     groups = {-1: "found below the ordinary network", 0: "not told from it", 1: "found above it"}

@@ -191,9 +191,12 @@ def end_with_parent() -> None:
 
 def main() -> None:
     """Run the study, or what is left of it, and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("--output", type=output_file, required=True)
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        epilog="Other options override fields of the recipe, as in --run.training.max_steps 100 or --seeds 1 2.",
+    )
+    parser.add_argument("recipe", type=Path, help="a file of recipes/pretraining, or one like them")
+    parser.add_argument("--output", type=output_file, required=True, help="the result; its missing runs are made")
     parser.add_argument("--arms", nargs="+", metavar="ARM", help="of the recipe's arms; default: all")
     parser.add_argument("--workers", type=int, default=2, help="runs at once")
     options, overrides = parser.parse_known_args()

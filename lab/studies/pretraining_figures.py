@@ -3,6 +3,7 @@
 python -m lab.studies.pretraining_figures
 """
 
+import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
@@ -67,6 +68,7 @@ def save_figures(folder: Path = FOLDER) -> list[Path]:
 
 def main() -> None:
     """Write the figures."""
+    argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0]).parse_args()
     for file in save_figures():
         print(file.relative_to(REPOSITORY))
 

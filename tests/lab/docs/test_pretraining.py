@@ -11,7 +11,7 @@ from tests.lab.figures import assert_alike
 ARMS = {"residual": {}, "midpoint": {}}
 RUN = {
     "model": {"architecture": "llama", "config": {"num_hidden_layers": 2, "hidden_size": 8}},
-    "data": {"block_length": 16, "validation_blocks": 3},
+    "data": {"source": "text.txt", "block_length": 16, "validation_blocks": 3},
     "training": {"max_steps": 4, "per_device_train_batch_size": 2},
 }
 LOSSES = {("residual", 1): 5.0, ("residual", 2): 6.0, ("midpoint", 1): 5.25, ("midpoint", 2): 6.75}
