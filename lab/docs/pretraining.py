@@ -14,15 +14,16 @@ Row = Mapping[str, Any]
 
 def pretraining_conditions(name: str) -> None:
     """Print the network, the text and the training of a study, as a paragraph."""
-    study = result(f"pretraining-{name}")["study"]
+    whole = result(f"pretraining-{name}")
+    study = whole["study"]
     run, tuning = study["run"], study["tuning"]
     config, training = run["model"]["config"], run["training"]
     tokens = training["per_device_train_batch_size"] * run["data"]["block_length"]
-    counts = {row["parameters"] for row in result(f"pretraining-{name}")["rows"] if not row["error"]}
+    counts = {row["parameters"] for row in whole["rows"] if not row["error"]}
     parameters = f"{_one(counts):,} parameters" if counts else "equal parameters"  # a diverged run says none
     text = run["data"]["source"]
     if text == "stdlib":  # the text is another one with another Python
-        text = f"the standard library of Python {result(f'pretraining-{name}')['environment']['python']}"
+        text = f"the standard library of Python {whole['environment']['python']}"
     print(
         f"{run['model']['architecture'].capitalize()} of {config['num_hidden_layers']} layers and width "
         f"{config['hidden_size']}, {parameters} in every arm; {training['max_steps']} steps of "
