@@ -224,6 +224,7 @@ def main() -> None:
 
     with sole_writer(options.output):
         rows = former_rows(options.output, settings)
+        refuse_other_runs(study, rows, options.output)
         run_study(study, rows, options.workers, save)
 
 
@@ -265,6 +266,17 @@ def former_rows(file: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]
     except (ValueError, KeyError, TypeError, IndexError):
         raise UserError(f"{file} holds no study of pretraining; name another --output, or move it away.") from None
     raise UserError(f"{file} holds another study; name another --output, or move it away.")
+
+
+def refuse_other_runs(study: PretrainingStudy, rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Raise UserError for runs that the study does not make, such as those of a rate that further trials outdid."""
+    made = {*trials_to_tune(study), *trials_to_compare(study, best_rates(study, rows))}
+    for trial in map(trial_of, rows):
+        if trial not in made:
+            raise UserError(
+                f"{file} holds a run that its study does not make: {trial.arm}, {trial.learning_rate}, seed "
+                f"{trial.seed}, {trial.max_steps} steps; remove it from the rows, or name another --output."
+            )
 
 
 if __name__ == "__main__":

@@ -226,6 +226,23 @@ def test_former_rows_are_those_of_the_same_study(tmp_path):
     assert pretraining.former_rows(tmp_path / "none.json", {}) == pretraining.former_rows(Path(os.devnull), {}) == []
 
 
+def test_runs_of_a_rate_that_further_trials_outdid_are_refused():
+    """Else they would stand in the result beside those of the rate that is chosen now."""
+    former = [row("residual", 1e-3, 3.0), row("residual", 1e-3, 2.5, seed=1, steps=STUDY.run.training.max_steps)]
+    pretraining.refuse_other_runs(STUDY, former, Path("result.json"))
+    with pytest.raises(UserError, match=r"does not make: residual, 0\.001, seed 1, \d+ steps; remove it"):
+        pretraining.refuse_other_runs(STUDY, [*former, row("residual", 2e-3, 2.0)], Path("result.json"))
+
+
+@pytest.mark.parametrize("name", ["stdlib-1m", "wikitext-10m", "wikitext-30m"])
+def test_a_committed_result_holds_runs_of_its_study_alone(name):
+    result = json.loads((RECIPES.parents[1] / f"lab/results/pretraining-{name}.json").read_text(encoding="utf-8"))
+    study = read_recipe(PretrainingStudy(), RECIPES / f"{name}.yaml", [])
+    assert result["study"]["arms"] == study.arms
+    pretraining.refuse_other_runs(study, result["rows"], Path(name))
+    assert len(set(map(pretraining.trial_of, result["rows"]))) == len(result["rows"])
+
+
 def test_a_study_may_be_of_some_arms(tmp_path, monkeypatch):
     words = ["--arms", "leapfrog", "midpoint, mean", "--tuning.learning_rates", "8e-3", "--output", str(tmp_path / "r")]
     monkeypatch.setattr(sys, "argv", ["pretraining", str(RECIPES / "wikitext-10m.yaml"), *words])
