@@ -12,13 +12,13 @@ def test_one_treatment_gives_the_paired_test_of_student():
     comparison = compare_with_control(values, "control")
     reference = ttest_rel(values["treatment"], values["control"])
     assert comparison.differences["treatment"] / comparison.standard_error == pytest.approx(reference.statistic)
-    assert comparison.threshold == pytest.approx(t.ppf(0.975, 3), abs=0.06)
+    assert comparison.threshold == pytest.approx(t.ppf(0.975, 3), abs=1e-4)
 
 
 @pytest.mark.parametrize(("comparisons", "degrees", "published"), [(2, 10, 2.57), (5, 20, 2.73), (9, 20, 2.95)])
 def test_critical_values_are_the_published_ones(comparisons, degrees, published):
     # Dunnett 1964, New tables for multiple comparisons with a control, two-sided, 5 %.
-    assert critical_value(comparisons, degrees, 0.05) == pytest.approx(published, abs=0.06)
+    assert critical_value(comparisons, degrees, 0.05) == pytest.approx(published, abs=0.006)
 
 
 def test_false_findings_are_as_rare_as_promised_however_blocks_differ():
