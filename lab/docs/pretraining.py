@@ -18,7 +18,8 @@ def pretraining_conditions(name: str) -> None:
     study = whole["study"]
     run, tuning = study["run"], study["tuning"]
     config, training = run["model"]["config"], run["training"]
-    tokens = training["per_device_train_batch_size"] * run["data"]["block_length"]
+    batch = training["per_device_train_batch_size"] * training["gradient_accumulation_steps"]
+    tokens = batch * run["data"]["block_length"]
     counts = {row["parameters"] for row in whole["rows"] if not row["error"]}
     parameters = f"{_one(counts):,} parameters" if counts else "equal parameters"  # a diverged run says none
     text = run["data"]["source"]
@@ -27,7 +28,7 @@ def pretraining_conditions(name: str) -> None:
     print(
         f"{run['model']['architecture'].capitalize()} of {config['num_hidden_layers']} layers and width "
         f"{config['hidden_size']}, {parameters} in every arm; {training['max_steps']} steps of "
-        f"{training['per_device_train_batch_size']} x {run['data']['block_length']} tokens, "
+        f"{batch} x {run['data']['block_length']} tokens, "
         f"{training['max_steps'] * tokens:,} in all; AdamW, cosine schedule; learning rates "
         f"{', '.join(map(_rate, tuning['learning_rates']))} tried in {tuning['max_steps']} steps each with seed "
         f"{tuning['seed']}; seeds {', '.join(map(str, study['seeds']))} compared; "

@@ -12,7 +12,7 @@ ARMS = {"residual": {}, "midpoint": {}}
 RUN = {
     "model": {"architecture": "llama", "config": {"num_hidden_layers": 2, "hidden_size": 8}},
     "data": {"source": "text.txt", "block_length": 16, "validation_blocks": 3},
-    "training": {"max_steps": 4, "per_device_train_batch_size": 2},
+    "training": {"max_steps": 4, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1},
 }
 LOSSES = {("residual", 1): 5.0, ("residual", 2): 6.0, ("midpoint", 1): 5.25, ("midpoint", 2): 6.75}
 
@@ -96,6 +96,13 @@ def test_the_conditions_name_the_tokens(study, capsys):
     shown = " ".join(capsys.readouterr().out.split())
     assert "1,234 parameters in every arm; 4 steps of 2 x 16 tokens, 128 in all" in shown
     assert "48 tokens of validation text" in shown
+
+
+def test_the_conditions_count_the_batches_of_a_step_that_are_accumulated(study, tmp_path, capsys):
+    study["study"]["run"]["training"] = {**RUN["training"], "gradient_accumulation_steps": 3}
+    (tmp_path / "pretraining-x.json").write_text(json.dumps(study))
+    pretraining.pretraining_conditions("x")
+    assert "4 steps of 6 x 16 tokens, 384 in all" in " ".join(capsys.readouterr().out.split())
 
 
 def test_differences_along_the_training_are_means_over_the_seeds(study, capsys):
