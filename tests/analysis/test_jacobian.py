@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import revformers as rf
-from revformers.analysis.jacobian import DENSE_BELOW, composed, extreme_eigenvalues, jacobian_product, token_block
+from revformers.analysis.jacobian import DENSE_UP_TO, composed, extreme_eigenvalues, jacobian_product, token_block
 from revformers.analysis.walk import differentiable_attention
 from tests.analysis.networks import matrices, of_tiny
 
@@ -41,7 +41,7 @@ def whole(field, state):
 @pytest.mark.parametrize("width", [6, 300])
 def test_a_known_matrix(width):
     """Dense for a small one, by ARPACK for the other."""
-    assert (width <= DENSE_BELOW) == (width == 6)
+    assert (width <= DENSE_UP_TO) == (width == 6)
     (matrix,) = matrices(1, width, 1.0)
     state = torch.ones(1, 1, width, dtype=torch.float64)
     product = jacobian_product(lambda p: p @ matrix.T + 3.0, state)
@@ -52,7 +52,7 @@ def test_a_known_matrix(width):
 def test_a_layer_of_a_transformer(length):
     """Dense for a short sequence, by ARPACK for the other."""
     _, embedding, steps = of_tiny(length=length)
-    assert (embedding.numel() <= DENSE_BELOW) == (length == 2)
+    assert (embedding.numel() <= DENSE_UP_TO) == (length == 2)
     with differentiable_attention():
         reference = whole(steps[1].field, embedding)
         product = jacobian_product(steps[1].field, embedding)
@@ -114,6 +114,20 @@ def test_a_field_without_a_second_derivative():
     assert torch.allclose(product(torch.ones_like(state)), 6 * state**2, rtol=1e-12)
 
 
+class _DroppedSecondDerivative(_NoSecondDerivative):
+    @staticmethod
+    def backward(ctx, gradient):
+        (values,) = ctx.saved_tensors
+        return 3 * values**2 * gradient.detach()
+
+
+def test_a_second_derivative_that_is_dropped_without_an_error_is_seen():
+    """Transposed twice, only the derivative of the square would be left."""
+    state = torch.linspace(0.5, 1, 5, dtype=torch.float64).view(1, 1, 5)
+    product = jacobian_product(lambda p: p**2 + _DroppedSecondDerivative.apply(p), state)
+    assert torch.allclose(product(torch.ones_like(state)), 2 * state + 3 * state**2, rtol=1e-12)
+
+
 def test_memory_that_runs_out_is_no_missing_derivative():
     def field(p):
         raise torch.OutOfMemoryError("no memory")
@@ -144,7 +158,7 @@ def test_a_field_that_is_zero_has_zero_eigenvalues():
 @pytest.mark.parametrize("tokens", [1, 3])
 def test_a_product_that_is_not_finite_is_refused(tokens):
     state = torch.zeros(1, tokens, 100, dtype=torch.float64)
-    assert (state.numel() <= DENSE_BELOW) == (tokens == 1)
+    assert (state.numel() <= DENSE_UP_TO) == (tokens == 1)
     with pytest.raises(ValueError, match="not finite"):
         extreme_eigenvalues(lambda v: v * torch.nan, state)
 

@@ -170,7 +170,8 @@ def analyze(
         MissingPackageError: without scipy, if eigenvalues are to be found.
         NotReversibleError: for a model that does more than pass one state through its layers.
         TypeError: if the batch is no mapping.
-        ValueError: for another dtype, no probes, a layer that the model does not have, or values that are not finite.
+        ValueError: for another dtype, no probes, a layer that the model does not have, dynamics for another number of
+            layers, or values that are not finite.
 
     """
     weight = next(parameter for parameter in model.parameters() if parameter.is_floating_point())

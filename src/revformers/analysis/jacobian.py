@@ -28,7 +28,7 @@ Product = Callable[[Tensor], Tensor]
 KINDS = {"magnitude": "LM", "real_high": "LR", "real_low": "SR", "imaginary": "LI"}
 """The extreme eigenvalues, as attributes of `Extremes`, and their names in ARPACK."""
 
-DENSE_BELOW = 256
+DENSE_UP_TO = 256
 """Elements of a state up to which the matrix is formed: ARPACK would need as many products."""
 
 
@@ -146,7 +146,7 @@ def extreme_eigenvalues(
             raise ValueError("The derivative of the field is not finite, so it has no eigenvalues; check the weights.")
         return image
 
-    if size <= DENSE_BELOW:
+    if size <= DENSE_UP_TO:
         matrix = np.stack([multiply(unit) for unit in np.eye(size)], axis=1)
         values, vectors = np.linalg.eig(matrix.astype(np.float64))
         all_pairs = [(complex(value), vectors[:, place]) for place, value in enumerate(values)]
@@ -160,6 +160,7 @@ def extreme_eigenvalues(
             return Extremes(0j, 0j, 0j, 0j, residual=0.0, products=count)
         # ARPACK counts values far below 1 as converged too early, and the squares of large ones overflow
         scale = float(np.abs(image).max())
+        # two values, because complex ones come in conjugate pairs
         options = {"k": 2, "v0": first, "ncv": min(krylov, size - 1), "tol": tolerance, "maxiter": restarts}
         pairs = {}
         for kind, which in KINDS.items():

@@ -34,7 +34,7 @@ Real = NDArray[np.float64]
 
 Regime = Literal["bounded", "linear", "exponential"]
 
-ON_CIRCLE = 1e-9
+ON_SEGMENT = 1e-9
 """Distance from the segment of stable t up to which a number counts as on it, relative to its length."""
 
 
@@ -105,9 +105,9 @@ def regime(coefficients: Coefficients, eigenvalue: complex) -> Regime:
         return "exponential"
     # t / w is real and within [-2, 2] on the segment
     place = complex(traces(coefficients, eigenvalue)) / complex(np.emath.sqrt(-float(coefficients.previous)))
-    if abs(place.imag) > 4 * ON_CIRCLE or abs(place.real) > 2 + 4 * ON_CIRCLE:
+    if abs(place.imag) > 4 * ON_SEGMENT or abs(place.real) > 2 + 4 * ON_SEGMENT:
         return "exponential"
-    return "linear" if abs(abs(place.real) - 2) <= 4 * ON_CIRCLE else "bounded"
+    return "linear" if abs(abs(place.real) - 2) <= 4 * ON_SEGMENT else "bounded"
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,12 @@ def exact_reversal_errors(
 ) -> list[float]:
     """Return the same with the library's states: fixed point, with side information where |a| < 1.
 
-    Exact zeros, unless a field is evaluated to other bits the second time.
+    Exact zeros, unless a field is evaluated to other bits the second time. The caller sees to it that the states do not
+    leave the range of `fixed_point`; nothing here would notice.
+
+    Raises:
+        ValueError: if a step has no inverse.
+
     """
     require_inverses(steps)
     current = fixed_point.quantise(embedding.contiguous())
