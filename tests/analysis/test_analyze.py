@@ -11,9 +11,11 @@ from revformers.analysis import analyze
 from revformers.analysis.analyze import spread_layers
 from revformers.analysis.hamiltonian import product_roots
 from revformers.analysis.linear import forward_growth, inverse_growth
+from revformers.analysis.walk import steps_of, walk
 from revformers.models.attach import add_update_predictors
 from revformers.models.parts import reversible_stack
 from revformers.models.update_predictor import PredictorForm
+from revformers.models.visit import layer_calls
 from tests.tiny_models import batch, tiny
 
 DYNAMICS = ["residual", "midpoint", "leapfrog", "blended_midpoint", "hamiltonian"]
@@ -67,8 +69,9 @@ def test_predictions_are_the_closed_forms_of_the_eigenvalues(found):
         assert by_name["leapfrog"].predicted_forward[place] == max(forward_growth(step, values))
         assert by_name["leapfrog"].predicted_inverse[place] == max(inverse_growth(step, values))
         assert by_name["residual"].predicted_inverse[place] == math.inf
-        expected = np.abs(product_roots(rf.Hamiltonian().coefficients(0), spectrum.branches.found)).max()
-        assert by_name["hamiltonian"].predicted_forward[place] == pytest.approx(expected)
+        sizes = np.abs(product_roots(rf.Hamiltonian().coefficients(0), spectrum.branches.found))
+        assert by_name["hamiltonian"].predicted_forward[place] == pytest.approx(sizes.max())
+        assert by_name["hamiltonian"].predicted_inverse[place] == pytest.approx((1 / sizes).max())
 
 
 def test_a_reversible_model_keeps_its_dynamics():
@@ -138,6 +141,7 @@ def test_the_verdict_names_the_least_growth(found):
     [
         (torch.bfloat16, {}, "bfloat16 are too coarse"),
         (torch.float32, {"layers": [9]}, "no layer 9"),
+        (torch.float32, {"probes": 0}, "probes is 0"),
         (torch.float32, {"dynamics": [rf.BlendedMidpoint([0.5])]}, "1 blends"),
     ],
 )
@@ -162,12 +166,41 @@ def test_the_spectrum_of_a_layer_is_that_of_its_jacobian_at_its_own_state(found,
     state = seen["state"]
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         jacobian = torch.autograd.functional.jacobian(lambda p: module(p, **seen["keywords"]) - p, state)
-    values = np.linalg.eigvals(jacobian.reshape(state.numel(), -1).double().numpy())
+    values = eigenvalues_of(jacobian)
     block = analysis.spectra[layer].block
     assert block.real_high.real == pytest.approx(values.real.max(), rel=1e-3)
     assert block.real_low.real == pytest.approx(values.real.min(), rel=1e-3)
     assert block.imaginary.imag == pytest.approx(values.imag.max(), rel=1e-3, abs=1e-4)
     assert analysis.spectra[layer].state_rms == pytest.approx(state.square().mean().sqrt().item(), rel=1e-5)
+    with torch.no_grad():
+        update = module(state, **seen["keywords"]) - state
+    assert analysis.spectra[layer].update_rms == pytest.approx(update.square().mean().sqrt().item(), rel=1e-4)
+
+
+def eigenvalues_of(jacobian):
+    size = math.isqrt(jacobian.numel())
+    return np.linalg.eigvals(jacobian.reshape(size, size).double().numpy())
+
+
+@pytest.mark.parametrize("dynamics", [rf.Residual(), rf.Hamiltonian()], ids=lambda one: one.name)
+def test_the_mlp_of_a_product_of_branches_is_differentiated_where_it_reads(dynamics):
+    """After attention in the ordinary network; at the next state under Hamiltonian."""
+    model = rf.make_reversible(tiny("llama", initializer_range=0.3, num_hidden_layers=2), dynamics, "store").eval()
+    analysis = analyze(model, text(model), layers=[1], dynamics=[dynamics])
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        with torch.no_grad():
+            embedding, calls = layer_calls(model, text(model))
+        attention, mlp = (step.field for step in steps_of(calls, rf.Hamiltonian())[2:])
+        states = [state.float() for state in walk(steps_of(calls, dynamics), embedding, "repeat")[1:]]
+        state = states[dynamics.steps_per_layer]
+        following = states[3] if dynamics == rf.Hamiltonian() else state + attention(state).detach()
+        first, second, elsewhere = (
+            torch.autograd.functional.jacobian(field, at).reshape(state.numel(), -1).double()
+            for field, at in ((attention, state), (mlp, following), (mlp, state))
+        )
+    found = abs(analysis.spectra[0].branches.magnitude)
+    assert found == pytest.approx(abs(eigenvalues_of(second @ first)).max(), rel=1e-3)
+    assert found != pytest.approx(abs(eigenvalues_of(elsewhere @ first)).max(), rel=1e-2)
 
 
 @pytest.mark.parametrize("feature", ["previous_mlp", "previous_update"])

@@ -58,6 +58,15 @@ def test_an_eigenvector_grows_as_its_closed_form():
     assert growth[-1] / growth[-2] == pytest.approx(forward_growth(dynamics.coefficients(0), value), rel=1e-8)
 
 
+def test_several_probes_give_the_root_of_the_mean_of_squares():
+    steps = linear_steps(matrices(3, WIDTH, 0.6), rf.Leapfrog())
+    states = [torch.zeros(1, 1, WIDTH, dtype=torch.float64)] * 5
+    one, other = (growth_forwards(steps, states, "zero", torch.float64, probes=1, seed=seed) for seed in (5, 6))
+    assert one[-1] != pytest.approx(other[-1], rel=0.1)
+    both = growth_forwards(steps, states, "zero", torch.float64, probes=2, seed=5)
+    assert both == pytest.approx([((x**2 + y**2) / 2) ** 0.5 for x, y in zip(one, other, strict=True)], rel=1e-8)
+
+
 def test_growth_beyond_the_range_of_float32():
     """Perturbations are scaled back, so the dtype of the fields does not bound their growth, nor their decay."""
     value = 1000 * torch.eye(WIDTH)
