@@ -203,12 +203,12 @@ def float_rows(
     """Yield the errors of the floating-point inverse, in all dynamics."""
     for kind_name in formats:
         kind = FORMATS[kind_name]
-        model = model.to(kind.weights)
+        cast = copy.deepcopy(model).to(kind.weights)  # a copy, because weights that were rounded stay so
         for name, dynamics in DYNAMICS.items():
-            reference = run(model, ids, dynamics, kind, "autograd")
+            reference = run(cast, ids, dynamics, kind, "autograd")
             row = {"network": network.name, "dynamics": name, "format": kind_name, "seed": seed, "loss": reference.loss}
             for states in ("kept", "inverse") if network.controlled and not seed else ("inverse",):
-                found = run(model, ids, dynamics, kind, states)
+                found = run(cast, ids, dynamics, kind, states)
                 assert found.loss == reference.loss or math.isnan(reference.loss), "the same forward pass"
                 row[states] = {
                     "whole": comparison(found.gradients, reference.gradients),

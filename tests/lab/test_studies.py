@@ -20,6 +20,7 @@ from lab.bench import smollm2
 from lab.bench.memory import Measurer, PeakMemory
 from lab.bench.smollm2 import ModelUnavailableError
 from lab.bench.workload import llama_config
+from lab.studies import reversal
 from revformers.conversion.convert import Converter
 from revformers.data import standard_library
 from revformers.data.tokenizer import train_tokenizer
@@ -381,6 +382,19 @@ def test_reversal(folder, monkeypatch):
     assert forgetful["inverse"]["whole"]["error"] > 10 * forgetful["kept"]["whole"]["error"]
     assert forgetful["state_errors"][0] > forgetful["state_errors"][1] > forgetful["state_errors"][2] == 0
     assert rows["midpoint", "float32"]["inverse"]["whole"]["error"] < 1e-3
+
+
+def test_the_order_of_the_formats_changes_no_row_of_the_reversal(monkeypatch):
+    """Weights that were rounded to bfloat16 for one format are not those of float32."""
+    monkeypatch.setattr(reversal, "DYNAMICS", {"midpoint": rf.Midpoint()})
+    model = tiny("llama", num_hidden_layers=2)
+    ids = batch(model)["input_ids"]
+    network = reversal.Network("tiny", lambda _: model, lambda _: ids, seeds=1)
+    formats = ["float32", "bfloat16 weights"]
+    rows = list(reversal.float_rows(network, model, ids, 0, formats))
+    again = list(reversal.float_rows(network, model, ids, 0, formats[::-1]))
+    assert rows == again[::-1]
+    assert rows[0]["loss"] != rows[1]["loss"]
 
 
 @pytest.mark.thorough
