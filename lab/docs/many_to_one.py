@@ -1,7 +1,11 @@
-"""Which of several treatments differ from a control, when all share the same blocks: Dunnett's test."""
+"""Which of several treatments differ from a control, when all share the same blocks: Dunnett's test.
+
+`scipy.stats.dunnett` has no blocks: it would count what blocks differ by as error.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.polynomial.hermite_e import hermegauss
@@ -71,6 +75,7 @@ def compare_with_control(
     )
 
 
+@cache
 def critical_value(comparisons: int, degrees: int, error_rate: float) -> float:
     """Return the two-sided critical value of Dunnett's test (Dunnett 1955, equal numbers of values).
 
