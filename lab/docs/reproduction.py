@@ -71,11 +71,7 @@ def table_3() -> None:
     """Print the paper's Table 3 and what the planner finds for the shape of GPT-2 large."""
     rows = []
     for row in PAPER["table_3"]["rows"]:
-        planned = (
-            case["largest_batch"][way][row["memory"]]
-            for case in _planned(3)
-            for way in ("store", "checkpoint", "rebuild")
-        )
+        planned = (case["largest_batch"][way][row["memory"]] for case in _planned(3) for way in ARMS)
         rows.append((f"{row['memory']} ({row['gpus']})", row["stored"], row["midpoint"], *planned))
     show(
         "memory | paper: stored | paper: midpoint | chunked head: store | checkpoint | rebuild "
@@ -109,9 +105,7 @@ def table_4() -> None:
     rows = []
     for row in PAPER["table_4"]["rows"]:
         batches = [
-            next(iter(planned[row["layers"], head]["largest_batch"][way].values()))
-            for head in HEADS
-            for way in ("store", "checkpoint", "rebuild")
+            next(iter(planned[row["layers"], head]["largest_batch"][way].values())) for head in HEADS for way in ARMS
         ]
         time = planned[row["layers"], "chunked"]["time_over_store"]["rebuild"]
         theirs = row["stored"], row["midpoint"], f"{row['throughput']:+.1%}"
@@ -183,10 +177,21 @@ def indexed() -> None:
     show("measure | figure", PAPER["indexed"]["rows"])
 
 
+def _who(one: dict[str, Any]) -> str:
+    """Return the owner of a public reproduction."""
+    return str(one["repository"]).partition("/")[0]
+
+
 def _link(one: dict[str, Any]) -> str:
     """Return a link to the file of a public reproduction that its figures were read in."""
-    address = f"https://github.com/{one['repository']}/blob/{one['commit']}/{one['path']}"
-    return f"[{one['repository'].partition('/')[0]}]({address})"
+    return f"[{_who(one)}](https://github.com/{one['repository']}/blob/{one['commit']}/{one['path']})"
+
+
+def _differences() -> Iterator[tuple[str, list[float]]]:
+    """Yield a dynamics in words, and its losses over those of the ordinary network in the public reproductions."""
+    for name in ("midpoint", "leapfrog", "hamiltonian"):
+        losses = [one["loss"] for one in PAPER["reproductions"] if name in one["loss"]]
+        yield DYNAMICS[name], [loss[name] - loss["residual"] for loss in losses]
 
 
 def public_reproductions() -> None:
@@ -204,16 +209,12 @@ def public_reproductions() -> None:
 
 def compared_losses() -> None:
     """Print how often each dynamics had a lower loss than the ordinary network in the public reproductions."""
-    counts = []
-    for name in ("midpoint", "leapfrog", "hamiltonian"):
-        pairs = [(one["loss"][name], one["loss"]["residual"]) for one in PAPER["reproductions"] if name in one["loss"]]
-        lower = sum(loss < ordinary for loss, ordinary in pairs)
-        counts.append(f"{DYNAMICS[name]} in {lower} of {len(pairs)}")
+    counts = (f"{name} in {sum(one < 0 for one in found)} of {len(found)}" for name, found in _differences())
     print(f"The loss was lower than that of the ordinary network with {', '.join(counts)}.")
     for one in PAPER["reproductions"]:
         if again := one.get("loss_of_another_seed"):
             both = (f"{one['loss'][name]:.3f} and {loss:.3f} ({DYNAMICS[name]})" for name, loss in again.items())
-            print(f"With two seeds, {one['repository'].partition('/')[0]} found {', '.join(both)}.")
+            print(f"With two seeds, {_who(one)} found {', '.join(both)}.")
 
 
 def differences_of_others(study: str) -> None:
@@ -224,11 +225,10 @@ def differences_of_others(study: str) -> None:
     comparison = compared_with_ordinary(result(f"pretraining-{study}"))
     assert comparison is not None
     limit = 2 * comparison.deviation
-    for name in ("midpoint", "leapfrog", "hamiltonian"):
-        found = [one["loss"][name] - one["loss"]["residual"] for one in PAPER["reproductions"] if name in one["loss"]]
+    for name, found in _differences():
         beyond = sum(abs(difference) > limit for difference in found)
         print(
-            f"* {DYNAMICS[name]}: {min(found):+.3f} to {max(found):+.3f}, in {len(found)} of them; "
+            f"* {name}: {min(found):+.3f} to {max(found):+.3f}, in {len(found)} of them; "
             f"beyond ±{limit:.3f} in {beyond}."
         )
 
@@ -275,7 +275,7 @@ def checkpointing_of_others() -> None:
             speed = one["larger_batch"]["tokens_per_second"]
             few, many = one["largest_batch"]
             print(
-                f"{one['repository'].partition('/')[0]} also trained the ordinary network with checkpointing: at most "
+                f"{_who(one)} also trained the ordinary network with checkpointing: at most "
                 f"{other['largest_batch']} sequences, between {few} stored and {many} reversible, and "
                 f"{other['tokens_per_second']:,} tokens per second at {other['batch']}, between "
                 f"{speed['small']:,} reversible and {speed['residual']:,} stored."

@@ -13,6 +13,7 @@ import tyro
 from lab.__main__ import COMMANDS as LAB_COMMANDS
 from lab.commands import bench
 from lab.docs import markdown, reproduction
+from lab.docs.many_to_one import Comparison
 from lab.fuzz.__main__ import Arguments
 from lab.studies import pretraining
 from revformers.cli.main import COMMANDS
@@ -247,6 +248,20 @@ def test_losses_of_others_are_counted(monkeypatch, capsys):
     counts, seeds = capsys.readouterr().out.splitlines()
     assert counts.endswith("with midpoint in 1 of 2, leapfrog in 0 of 1, Hamiltonian in 0 of 1.")
     assert seeds == "With two seeds, c found 2.000 and 2.050 (ordinary)."
+
+
+def test_differences_of_others_are_told_from_those_of_seeds(monkeypatch, capsys):
+    some = [{"loss": {"residual": 2.0, "midpoint": loss}} for loss in (1.9, 2.05, 2.5)]
+    some += [{"loss": {"residual": 2.0, "leapfrog": 2.1, "hamiltonian": 2.0}}]
+    monkeypatch.setitem(reproduction.PAPER, "reproductions", some)
+    comparison = Comparison({}, deviation=0.045, standard_error=0.1, threshold=3.0)
+    monkeypatch.setattr(reproduction, "compared_with_ordinary", lambda _: comparison)
+    reproduction.differences_of_others("wikitext-10m")
+    assert capsys.readouterr().out.splitlines() == [
+        "* midpoint: -0.100 to +0.500, in 3 of them; beyond ±0.090 in 2.",
+        "* leapfrog: +0.100 to +0.100, in 1 of them; beyond ±0.090 in 1.",
+        "* Hamiltonian: +0.000 to +0.000, in 1 of them; beyond ±0.090 in 0.",
+    ]
 
 
 def test_the_line_through_the_table_is_the_one_through_its_ends(capsys):
