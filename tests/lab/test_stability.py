@@ -47,6 +47,42 @@ def test_the_committed_figures_are_those_of_the_committed_result(tmp_path):
         assert_alike(file, stability_figures.FOLDER / file.name)
 
 
+def test_what_the_page_says_in_prose():
+    """In the lists of docs/science/stability.md, and in the claims of docs/science/reproduction.md."""
+    for model in markdown.result("stability")["models"]:
+        blocks = [spectrum["block"] for spectrum in model["spectra"]]
+        assert all(block["real_high"][0] > 0 for block in blocks), "every layer has a positive real part"
+        sizes = [abs(complex(*block["magnitude"])) for block in blocks]
+        assert max(sizes) == sizes[0], "the first layer has the largest eigenvalues"
+        by_name = {one["name"]: one for one in model["dynamics"] if one["growth_backwards"]}
+        forwards = {name: one["growth_forwards"][-1] for name, one in by_name.items()}
+        backwards = {name: one["growth_backwards"][-1] for name, one in by_name.items()}
+        assert min(forwards, key=forwards.get) == max(backwards, key=backwards.get) == "blended_midpoint"
+        assert all(one["reversal_errors"]["bfloat16"][1] > 0.1 for one in by_name.values()), "more than a tenth"
+        del forwards["blended_midpoint"]
+        largest = "leapfrog" if model["name"].startswith("wikitext-12L") else "midpoint"
+        assert max(forwards, key=forwards.get) == largest
+        if model["name"].startswith("SmolLM2"):
+            pairs = zip(*(by_name[name]["predicted_forward"] for name in ("leapfrog", "midpoint")), strict=True)
+            assert sum(leapfrog <= midpoint for leapfrog, midpoint in pairs) == 1, "predicted the other way round"
+
+
+def test_a_row_of_spectra_has_the_growth_of_its_own_layer(monkeypatch, capsys):
+    def spectrum(layer, real):
+        block = {"real_low": [-real, 0.0], "real_high": [real, 0.0], "imaginary": [0.0, 2.0]}
+        return {"layer": layer, "state_rms": 2.0, "update_rms": real, "block": block, "branches": None}
+
+    names = ("midpoint", "leapfrog", "hamiltonian")
+    dynamics = [{"name": name, "predicted_forward": [place + 0.25, place + 0.5]} for place, name in enumerate(names, 1)]
+    model = {"name": "a", "dynamics": dynamics, "spectra": [spectrum(0, 1.0), spectrum(4, 3.0)]}
+    monkeypatch.setattr(stability, "result", lambda _: {"models": [model]})
+    stability.spectra()
+    assert capsys.readouterr().out.splitlines()[3:5] == [
+        "| a | 0 | 0.5 | -1 to 1 | 2 | - to - | 1.25 | 2.25 | 3.25 |",
+        "| a | 4 | 1.5 | -3 to 3 | 2 | - to - | 1.5 | 2.5 | 3.5 |",
+    ]
+
+
 def test_numbers_of_tables():
     numbers = (None, 0, 0.0123, 1.234, 12345.6, 1e-7, 1.9e13)
     assert [stability.number(value) for value in numbers] == [

@@ -156,3 +156,29 @@ def test_the_digits_of_blends(results, capsys, monkeypatch):
     results(row(0.64), row(0.64, dynamics="blended 1/2"))
     numerics.digits_of_blends()
     assert "On small these are 3.0 (blended 1/2) binary digits a step." in capsys.readouterr().out
+
+
+def test_the_first_layer_has_the_lowest_cosine_and_the_range_of_the_rebuilt_embedding(results, capsys):
+    aligned, turned = row(0.5), row(0.25, seed=1)
+    turned["inverse"]["first_layer"]["cosine"] = 0.75
+    results(aligned, turned)
+    numerics.first_layers()
+    assert "| small | midpoint | 0.750 | 0.25 to 0.5 |  |  |" in capsys.readouterr().out
+
+
+def errors_of(kind, dynamics=""):
+    """The errors of the committed results in a format, of dynamics whose names have a word, on all networks but one."""
+    rows = [row for row in numerics._rows() if row["format"] == kind and row["network"] != "stories260K"]
+    assert rows
+    return [row["inverse"]["whole"]["error"] for row in rows if dynamics in row["dynamics"]]
+
+
+def test_what_the_page_says_in_prose():
+    """Under "How to read it" in docs/science/numerics.md."""
+    for kind in numerics.FORMATS:
+        assert min(errors_of(kind, "blended 1/16")) > 0.5, "far off on 12 layers or more"
+    for dynamics in ("midpoint", "leapfrog", "hamiltonian"):
+        assert max(errors_of("float32, states in float64", dynamics)) == 0, "the right gradient"
+        assert min(errors_of("autocast", dynamics)) > 10 * min(errors_of("float32", dynamics)), "much larger"
+    wrong = [row["inverse"]["whole"]["error"] for row in numerics._rows() if row["format"].endswith("and states")]
+    assert min(wrong) > 0.03, "several percent at least"

@@ -223,3 +223,16 @@ def test_a_study_may_have_more_arms_than_there_are_markers(study, tmp_path, caps
     for number in range(12):
         study["rows"] += [{**row, "arm": f"arm {number}"} for row in study["rows"] if row["arm"] == "midpoint"]
     assert "| arm 11 |" in shown_by_all(study, tmp_path, capsys)
+
+
+@pytest.mark.parametrize(
+    ("sign", "both", "either"), [(-1, {"leapfrog"}, {"leapfrog, h² = 1/4"}), (1, set(), {"blend 1/2"})]
+)
+def test_what_the_pages_say_of_dynamics_in_prose(sign, both, either):
+    """In the introduction of docs/science/pretraining.md, and where docs/guides/from-scratch.md chooses a dynamics."""
+    found = []
+    for name in ("wikitext-10m", "stdlib-1m"):
+        comparison = pretraining.compared_with_ordinary(markdown.result(f"pretraining-{name}"))
+        found.append({arm for arm in comparison.differences if comparison.sign(arm) == sign})
+    assert set.intersection(*found) == both
+    assert set.union(*found) - both == either
