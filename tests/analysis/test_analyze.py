@@ -142,6 +142,8 @@ def test_the_verdict_names_the_least_growth(found):
         (torch.bfloat16, {}, "bfloat16 are too coarse"),
         (torch.float32, {"layers": [9]}, "no layer 9"),
         (torch.float32, {"probes": 0}, "probes is 0"),
+        (torch.float32, {"tolerance": float("nan")}, "tolerance must be above 0"),
+        (torch.float32, {"seed": -1}, "seed must be at least 0"),
         (torch.float32, {"dynamics": [rf.BlendedMidpoint([0.5])]}, "1 blends"),
     ],
 )
@@ -150,6 +152,18 @@ def test_mistakes_are_one_sentence(dtype, options, message):
     with pytest.raises(ValueError, match=message):
         analyze(model, text(model), **options)
     assert reversible_stack(model) is None
+
+
+@pytest.mark.parametrize("dynamics", [rf.Midpoint(), ["midpoint"]])
+def test_only_a_list_of_dynamics_can_be_compared(dynamics):
+    model = tiny("llama")
+    with pytest.raises(TypeError, match="dynamics is a list of dynamics such as"):
+        analyze(model, text(model), dynamics=dynamics)
+
+
+def test_a_model_without_weights_is_refused():
+    with pytest.raises(ValueError, match="no floating-point weights"):
+        analyze(torch.nn.Identity(), {})
 
 
 @pytest.mark.parametrize("layer", [0, 1])

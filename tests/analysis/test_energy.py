@@ -53,8 +53,9 @@ def test_a_cosine_has_the_energy_of_its_frequency():
     assert invariants(steps, states) == pytest.approx([torch.sin(angle).item() ** 2] * 8, rel=1e-12)
 
 
-def test_there_is_none_for_blends_and_the_ordinary_network():
-    for dynamics in (rf.BlendedMidpoint(0.5), rf.Residual(), rf.Leapfrog(granularity="branch")):
+def test_there_is_none_for_blends_signs_that_alternate_and_the_ordinary_network():
+    by_branch = rf.Leapfrog(granularity="branch")
+    for dynamics in (rf.BlendedMidpoint(0.5), rf.BlendedMidpoint([1, -1]), rf.Residual(), by_branch):
         steps = linear_steps(matrices(2, 3, 0.1), dynamics)
         states = walk(steps, torch.ones(1, 1, 3, dtype=torch.float64), "repeat")
         assert invariants(steps, states, dynamics.granularity) is None

@@ -21,7 +21,7 @@ from revformers.analysis.walk import NamedStep, differentiable_attention, steps_
 from revformers.dynamics import Dynamics, Residual, create
 from revformers.dynamics.text import described
 from revformers.engine.fixed_point import INT64
-from revformers.errors import counted
+from revformers.errors import counted, require
 from revformers.models.batch import inputs_of
 from revformers.models.families import find_layout
 from revformers.models.fields import LayerCall
@@ -174,7 +174,9 @@ def analyze(
             layers, or values that are not finite.
 
     """
-    weight = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
+    weight = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), None)
+    if weight is None:
+        raise ValueError("The model has no floating-point weights; give a model of transformers.")
     if weight.dtype not in (torch.float32, torch.float64):
         raise ValueError(
             f"Derivatives in {str(weight.dtype).removeprefix('torch.')} are too coarse to analyse; call model.float() "
@@ -182,6 +184,10 @@ def analyze(
         )
     if probes < 1:
         raise ValueError(f"probes is {probes}; a perturbation needs at least 1 random direction.")
+    require(0 < tolerance < 1, "tolerance", "above 0 and below 1", tolerance)
+    require(seed >= 0, "seed", "at least 0", seed)
+    if isinstance(dynamics, Dynamics) or not all(isinstance(one, Dynamics) for one in dynamics or ()):
+        raise TypeError(f"dynamics is a list of dynamics such as [revformers.Midpoint()], not {dynamics!r}.")
     inputs = inputs_of(batch, weight.device)
     with _reversible_and_silent(model) as own, torch.no_grad(), differentiable_attention():
         embedding, calls = layer_calls(model, inputs)

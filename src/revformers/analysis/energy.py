@@ -50,7 +50,10 @@ def update_mean_squares(steps: Sequence[NamedStep], states: Sequence[Tensor], dt
 def invariants(
     steps: Sequence[NamedStep], states: Sequence[Tensor], granularity: Granularity = "block"
 ) -> list[float] | None:
-    """Return E of every layer, or None where none is known: |a| other than 1, or steps by branch unless a = 1, b = 0.
+    """Return E of every layer, or None where none is known.
+
+    None is known for |a| other than 1, for an a or b that differs between layers, and for steps by branch unless a = 1
+    and b = 0.
 
     Args:
         steps: n steps.
@@ -58,12 +61,13 @@ def invariants(
         granularity: of the dynamics.
 
     """
+    recurrences = {(step.coefficients.previous, step.coefficients.current) for step in steps}
     if granularity == "branch":
-        if not all((step.coefficients.previous, step.coefficients.current) == (1, 0) for step in steps):
+        if recurrences != {(1, 0)}:
             return None
         pairs = list(zip(states[::2], states[1::2], strict=True))
         return [(q * next_p - p * next_q).mean().item() for (q, p), (next_q, next_p) in pairwise(pairs)]
-    if not all(abs(step.coefficients.previous) == 1 for step in steps):
+    if len(recurrences) > 1 or any(abs(previous) != 1 for previous, _ in recurrences):
         return None
     return [
         (states[place + 1].square() + float(step.coefficients.previous) * states[place] * states[place + 2])
