@@ -169,9 +169,9 @@ def analyze(
     Raises:
         MissingPackageError: without scipy, if eigenvalues are to be found.
         NotReversibleError: for a model that does more than pass one state through its layers.
-        TypeError: if the batch is no mapping.
-        ValueError: for another dtype, no probes, a layer that the model does not have, dynamics for another number of
-            layers, or values that are not finite.
+        TypeError: if the batch is no mapping, or something other than dynamics is to be compared.
+        ValueError: for another dtype, no probes, a tolerance or seed out of range, a layer that the model does not
+            have, dynamics for another number of layers, or values that are not finite.
 
     """
     weight = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), None)
