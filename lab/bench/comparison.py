@@ -154,7 +154,7 @@ class Comparison:
             row.update(_times(training.times, row["recurrence"], {"ordinary": ordinary.recurrence}))
             if row["activations"] == "rebuild":
                 report = verify_gradients(model, self._held_out[0])
-                row["bit_exact"] = report.bit_exact
+                row["bit_exact"], row["decided"] = report.bit_exact, report.decided
                 row["max_relative_error"] = report.max_relative_error
         return rows
 

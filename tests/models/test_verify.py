@@ -7,6 +7,7 @@ import revformers as rf
 from revformers.engine.forward_pass import ForwardPass
 from revformers.engine.states import StatePair
 from revformers.models.parts import require_reversible
+from tests.models.varying_kernels import varying_backward
 from tests.test_reversible import llama
 from tests.tiny_models import batch, tiny
 
@@ -48,19 +49,55 @@ def test_wrong_gradients_are_reported_with_their_names_and_size(monkeypatch):
     assert "DIFFER" in str(report)
 
 
-@pytest.mark.parametrize("lacks", [0, 1], ids=["rebuilt", "stored"])
+@pytest.mark.parametrize("lacks", ["rebuild", "store"])
 def test_a_gradient_that_one_of_the_two_lacks_is_named(lacks):
     model = rf.make_reversible(llama(), rf.Midpoint())
-    passes = []
 
     def loss(output):
-        passes.append(None)
-        return output.loss if len(passes) - 1 != lacks else model.model.norm.weight.sum()
+        return output.loss if rf.describe(model).activations != lacks else model.model.norm.weight.sum()
 
     report = rf.verify_gradients(model, BATCH | {"labels": BATCH["input_ids"]}, loss=loss)
     assert not report.bit_exact
+    assert report.decided
     assert "model.layers.0.mlp.up_proj.weight" in report.differing
     assert report.max_relative_error > 0
+
+
+def test_kernels_that_vary_in_the_backward_pass_are_replaced_by_deterministic_ones(monkeypatch):
+    report = rf.verify_gradients(varying_backward(monkeypatch, rf.make_reversible(llama(), rf.Midpoint())), BATCH)
+    assert report.bit_exact
+    assert report.decided
+    assert report.kernels == "deterministic"
+    # What the hook changes reaches the projection itself and what is below it, and nothing above.
+    assert "model.layers.2.self_attn.o_proj.weight" in report.varying
+    assert not any(name.startswith("model.layers.3.") for name in report.varying)
+    assert report.differing == ()
+    assert "two passes with stored activations differ in" in str(report)
+    assert "PyTorch's deterministic ones" in str(report)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_wrong_gradient_is_found_among_kernels_that_vary(monkeypatch):
+    model = varying_backward(monkeypatch, rf.make_reversible(llama(), rf.Midpoint()))
+    rf.set_activations(model, Detached())
+    report = rf.verify_gradients(model, BATCH)
+    assert not report.bit_exact
+    assert report.decided
+    assert report.kernels == "deterministic"
+    assert "DIFFER" in str(report)
+
+
+def test_kernels_without_a_deterministic_form_leave_the_comparison_undecided(monkeypatch):
+    report = rf.verify_gradients(
+        varying_backward(monkeypatch, rf.make_reversible(llama(), rf.Midpoint()), deterministic_form=False), BATCH
+    )
+    assert not report.bit_exact
+    assert not report.decided
+    assert report.kernels == "as set"
+    assert report.varying
+    assert 0 < report.max_relative_error < 1e-4
+    assert "CANNOT BE COMPARED" in str(report)
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_a_mismatch_raises_and_the_model_is_left_as_it_was(monkeypatch):

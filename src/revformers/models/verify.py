@@ -1,19 +1,28 @@
 """Verification that rebuilt gradients equal stored ones, for a given model, batch, device and random state."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from revformers.activations import Rebuild, Store
+from revformers.activations import ActivationPolicy, Rebuild, Store
 from revformers.engine.replay import RandomState
+from revformers.errors import counted
 from revformers.models.attach import activations_set_to
 from revformers.models.batch import inputs_of
+from revformers.models.deterministic_kernels import (
+    NoDeterministicKernelError,
+    deterministic_kernels,
+    kernels_are_deterministic,
+)
 from revformers.models.parts import require_reversible
+
+Gradients = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -22,6 +31,13 @@ class GradientReport:
 
     Attributes:
         bit_exact: whether the losses and every parameter's gradient are equal to the bit.
+        decided: whether the comparison tells rebuilt activations from stored ones. False if the gradients differ and
+            those of two passes with stored activations do so as well, at equal losses, because a kernel of the backward
+            pass varies from call to call and PyTorch has no deterministic one in its place.
+        kernels: "as set" by the caller, or "deterministic" if PyTorch's deterministic kernels had to be used.
+        varying: the names of the parameters whose gradients differ between two passes with stored activations and the
+            kernels as set, largest difference first; empty if that was not tried, because the gradients were equal or
+            the losses were not.
         max_relative_error: the largest difference of any gradient entry, relative to the largest entry of the whole
             gradient. All parameters share one scale, because some have a true gradient of zero (OPT's key bias).
         differing: the names of the parameters whose gradients differ, largest difference first.
@@ -38,6 +54,9 @@ class GradientReport:
     """
 
     bit_exact: bool
+    decided: bool
+    kernels: Literal["as set", "deterministic"]
+    varying: tuple[str, ...]
     max_relative_error: float
     differing: tuple[str, ...]
     parameters: int
@@ -51,20 +70,37 @@ class GradientReport:
 
     def __str__(self) -> str:
         """Return the report as a few lines of text."""
-        verdict = (
-            "rebuilt gradients equal stored gradients to the bit"
-            if self.bit_exact
-            else f"rebuilt gradients DIFFER from stored gradients in {len(self.differing)} parameters, at worst "
-            f"{', '.join(self.differing[:3])}"
-        )
+        kernels = f"  kernels             {self._kernels}\n" if self.varying else ""
         return (
-            f"{verdict}\n"
+            f"{self._verdict}\n"
             f"  dynamics            {self.recurrence}\n"
             f"  states              {self.states}\n"
             f"  compared            {self.parameters} parameters, {self.entries:,} numbers, {self.dtype} on "
             f"{self.device}\n"
+            f"{kernels}"
             f"  max relative error  {self.max_relative_error:.3g}\n"
             f"  loss                {self.loss:.6f} stored, {self.rebuilt_loss:.6f} rebuilt"
+        )
+
+    @property
+    def _kernels(self) -> str:
+        variation = f"two passes with stored activations differ in {counted(len(self.varying), 'parameter')}"
+        if self.kernels == "deterministic":
+            return f"PyTorch's deterministic ones, because with the usual ones {variation}"
+        return f"they vary: {variation}"
+
+    @property
+    def _verdict(self) -> str:
+        if self.bit_exact:
+            return "rebuilt gradients equal stored gradients to the bit"
+        if not self.decided:
+            return (
+                "rebuilt gradients CANNOT BE COMPARED with stored gradients to the bit: PyTorch has no deterministic "
+                "form of a kernel that this model uses"
+            )
+        return (
+            f"rebuilt gradients DIFFER from stored gradients in {len(self.differing)} parameters, at worst "
+            f"{', '.join(self.differing[:3])}"
         )
 
 
@@ -74,8 +110,12 @@ def verify_gradients(
     """Compare the gradient with rebuilt activations against the one with stored activations.
 
     Runs the model twice on the same batch from the same random state (so dropout draws the same masks), in its current
-    mode. The model's gradients, its policy, the report of a budget and the random state are restored. Buffers are not:
-    a module outside of the layers that keeps running statistics counts both passes. A model whose policy is not one of
+    mode. If only the gradients differ and not the losses, a second pass with stored activations shows whether kernels
+    of the backward pass vary from call to call, as those of fused attention do on GPUs. In that case the comparison is
+    repeated with PyTorch's deterministic kernels, and the report says so.
+
+    The model's gradients, its policy, the report of a budget and the random state are restored. Buffers are not: a
+    module outside of the layers that keeps running statistics counts every pass. A model whose policy is not one of
     this library runs with that policy instead of `Rebuild`.
 
     Args:
@@ -102,39 +142,100 @@ def verify_gradients(
         loss = attrgetter("loss")
     activations = reversible.activations
     is_of_this_library = type(activations).__module__.startswith("revformers.")
+    policy = Rebuild() if is_of_this_library else activations
     with gradients_set_aside(model) as random_state:
-        with activations_set_to(model, Rebuild() if is_of_this_library else activations):
-            rebuilt_loss, rebuilt = _gradients(model, trainable, inputs, loss, random_state)
-        with activations_set_to(model, Store()):
-            stored_loss, stored = _gradients(model, trainable, inputs, loss, random_state)
-    if not torch.isfinite(stored_loss):
-        raise ValueError(
-            f"The loss is {stored_loss.item()} with stored activations, so there are no gradients to compare; verify "
-            f"on a batch and weights that give a finite loss."
-        )
-    missing = rebuilt.keys() ^ stored.keys()  # a gradient that exists in only one pass counts as zero in the other
-    zero = torch.zeros(())
-    errors = {
-        name: _largest(rebuilt.get(name, zero).double() - stored.get(name, zero).double())
-        for name in trainable
-        if name in rebuilt or name in stored
-    }
-    scale = max((_largest(gradient) for gradient in stored.values()), default=0.0)
-    differing = [name for name in errors if name in missing or not torch.equal(rebuilt[name], stored[name])]
-    largest = torch.tensor(list(errors.values()), dtype=torch.float64).max().item() if errors else 0.0
+
+        def gradients(policy: ActivationPolicy) -> tuple[Tensor, Gradients]:
+            with activations_set_to(model, policy):
+                return _gradients(model, trainable, inputs, loss, random_state)
+
+        compared = _compare(gradients, policy)
+        kernels: Literal["as set", "deterministic"] = "as set"
+        varying = compared.varying
+        if varying and not kernels_are_deterministic():
+            with contextlib.suppress(NoDeterministicKernelError), deterministic_kernels():
+                compared = _compare(gradients, policy)
+                kernels = "deterministic"
     return GradientReport(
-        bit_exact=not differing and torch.equal(rebuilt_loss, stored_loss),
-        max_relative_error=largest / scale if largest else 0.0,
-        differing=tuple(sorted(differing, key=lambda name: -errors[name])),
-        parameters=len(stored),
-        entries=sum(gradient.numel() for gradient in stored.values()),
-        loss=stored_loss.item(),
-        rebuilt_loss=rebuilt_loss.item(),
+        bit_exact=compared.equal,
+        decided=compared.equal or not compared.varying,
+        kernels=kernels,
+        varying=varying,
+        max_relative_error=compared.max_relative_error,
+        differing=compared.differing,
+        parameters=compared.parameters,
+        entries=compared.entries,
+        loss=compared.loss,
+        rebuilt_loss=compared.rebuilt_loss,
         recurrence=reversible.dynamics.recurrence,
         states=str(reversible.fixed_point),
         dtype=str(first.dtype).removeprefix("torch."),
         device=str(first.device),
     )
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """Rebuilt against stored gradients with one kind of kernels; `varying` is of two stored passes."""
+
+    equal: bool
+    differing: tuple[str, ...]
+    varying: tuple[str, ...]
+    max_relative_error: float
+    parameters: int
+    entries: int
+    loss: float
+    rebuilt_loss: float
+
+
+def _compare(
+    gradients: Callable[[ActivationPolicy], tuple[Tensor, Gradients]], policy: ActivationPolicy
+) -> _Comparison:
+    """Compare the gradients of `policy` with stored ones, and, if they alone differ, stored ones with stored ones.
+
+    If a loss differs too, it is the forward pass that does not repeat itself, and rebuilding cannot be right.
+    """
+    rebuilt_loss, rebuilt = gradients(policy)
+    stored_loss, stored = gradients(Store())
+    if not torch.isfinite(stored_loss):
+        raise ValueError(
+            f"The loss is {stored_loss.item()} with stored activations, so there are no gradients to compare; verify "
+            f"on a batch and weights that give a finite loss."
+        )
+    errors = _errors(rebuilt, stored)
+    equal = not errors and torch.equal(rebuilt_loss, stored_loss)
+    scale = max((_largest(gradient) for gradient in stored.values()), default=0.0)
+    largest = torch.tensor([0.0, *errors.values()], dtype=torch.float64).max().item()
+    varying: tuple[str, ...] = ()
+    if not equal and torch.equal(rebuilt_loss, stored_loss):
+        rebuilt.clear()  # a third set of gradients might not fit beside it
+        again_loss, again = gradients(Store())
+        if torch.equal(again_loss, stored_loss):
+            varying = tuple(_errors(again, stored))
+    return _Comparison(
+        equal=equal,
+        differing=tuple(errors),
+        varying=varying,
+        max_relative_error=0.0 if not largest else largest / scale if scale else math.inf,
+        parameters=len(stored),
+        entries=sum(gradient.numel() for gradient in stored.values()),
+        loss=stored_loss.item(),
+        rebuilt_loss=rebuilt_loss.item(),
+    )
+
+
+def _errors(values: Gradients, stored: Gradients) -> dict[str, float]:
+    """Return the largest difference of every gradient that differs, by its parameter's name, largest first.
+
+    A gradient that only one of the two has differs, and counts as zero in the other.
+    """
+    zero = torch.zeros(())
+    errors = {
+        name: _largest(values.get(name, zero).double() - stored.get(name, zero).double())
+        for name in stored | values
+        if name not in values or name not in stored or not torch.equal(values[name], stored[name])
+    }
+    return dict(sorted(errors.items(), key=lambda item: -item[1]))
 
 
 @contextlib.contextmanager
@@ -161,7 +262,7 @@ def _gradients(
     inputs: Mapping[str, Any],
     loss_of: Callable[[Any], Tensor],
     random_state: RandomState,
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> tuple[Tensor, Gradients]:
     for parameter in trainable.values():
         parameter.grad = None
     with random_state.restored(), torch.enable_grad():

@@ -50,6 +50,8 @@ def test_a_dynamics_that_is_not_exact_is_named():
     assert "All 2 reversible dynamics" in read_dynamics(rows, 20)[0]
     rows[2]["bit_exact"] = False
     assert "gradients of leapfrog differ" in read_dynamics(rows, 20)[0]
+    rows[2]["decided"] = False
+    assert "gradients of leapfrog could not be compared" in read_dynamics(rows, 20)[0]
     assert "20 steps" in read_dynamics(rows, 20)[1]
 
 
