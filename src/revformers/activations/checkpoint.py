@@ -57,9 +57,10 @@ def checkpointed(name: str, field: Field, hidden: Tensor) -> Tensor:
 
     """
     # Saved like any tensor of the layer, so that it is rebuilt with the layer, or stored with it.
-    saved = _Save.apply(torch.empty(0, requires_grad=True), hidden).grad_fn
+    # The tensor is held and not its node, because PyTorch 2.11 empties a node when its tensor is gone.
+    anchor = _Save.apply(torch.empty(0, requires_grad=True), hidden)
     return Tape.without_states(hidden.device, covers_pass=False).evaluate(
-        name, None, field, hidden, keep=lambda _: lambda: saved.saved_tensors[0]
+        name, None, field, hidden, keep=lambda _: lambda: anchor.grad_fn.saved_tensors[0]
     )
 
 
