@@ -50,6 +50,14 @@ def set_attention(model: PreTrainedModel, name: str) -> None:
     model.config._attn_implementation = name
 
 
+def run_experts_in_turn(model: PreTrainedModel) -> None:
+    """Let a mixture of experts run its experts one after another; no effect on other models.
+
+    transformers: `_experts_implementation`; the public `set_experts_implementation` refuses models without experts.
+    """
+    model.config._experts_implementation = "eager"
+
+
 NOISE = (
     "`pretrained` model kwarg is not of type `str`",
     "Passed an already-initialized model",

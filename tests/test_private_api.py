@@ -189,6 +189,21 @@ def test_products_save_their_factors_under_known_names(name, function):
     assert private_api.held_for_saved(node, "what_no_node_saves") is None
 
 
+def test_the_node_of_compiled_code_is_known_by_name_and_holds_what_the_pack_hook_returned():
+    packed = []
+
+    def pack(tensor):
+        packed.append([tensor])
+        return packed[-1]
+
+    with saved_tensors_hooks(pack, lambda held: held[0]):
+        result = torch.compile(lambda one: one.sin() * one, backend="aot_eager")(torch.ones(2, requires_grad=True))
+    assert result.grad_fn.name().startswith(private_api.COMPILED_NODES)
+    held = private_api.held_by_function(result.grad_fn)
+    assert len(held) == len(packed) > 0
+    assert all(one is other for one, other in zip(held, packed, strict=True))
+
+
 def test_no_product_saves_more_than_its_factors():
     for name, factors in private_api.NODES_THAT_SAVE_THEIR_FACTORS.items():
         kind = getattr(torch._C._functions, name)

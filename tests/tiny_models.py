@@ -51,4 +51,6 @@ def tiny(family, *, dropout=0.0, dtype=torch.float32, lora=False, **options):
 
 
 def batch(model):
-    return tiny_batch(model.get_base_model() if hasattr(model, "get_base_model") else model)
+    """A batch on the device of the model, the same each time."""
+    inputs = tiny_batch(model.get_base_model() if hasattr(model, "get_base_model") else model)
+    return {name: tensor.to(model.device) for name, tensor in inputs.items()}

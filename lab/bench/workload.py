@@ -35,7 +35,7 @@ class MeasuredWorkload(Workload):
                 f"Training {self.training} with {self.optimizer} is not measured; train all weights, with no optimizer "
                 f"or with adamw."
             )
-        _check_device(self.device)
+        check_device(self.device)
 
     __hash__ = Workload.__hash__
 
@@ -117,7 +117,7 @@ def llama_config(
     }
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
     """Raise ValueError if PyTorch cannot use `device`; a GPU is not touched, because its context would need memory."""
     try:
         parsed = torch.device(device)

@@ -7,12 +7,14 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import tyro
 from rich.progress import track
 
 from lab.bench.environment import write_result
+from lab.bench.workload import check_device
 from lab.fuzz.case import Case
 from lab.fuzz.run import Outcome, run_seed
 from revformers.errors import UserError, counted
@@ -30,6 +32,8 @@ class Arguments:
         cases: Number of set-ups; a single one is described with its outcome.
         seed: Seed of the first set-up; the others follow it.
         workers: Number of processes.
+        device: Device to run on, such as cuda, whose kernels have to be deterministic: a model that has others is
+            impossible there.
         out: File for the counts, in JSON.
 
     """
@@ -37,16 +41,18 @@ class Arguments:
     cases: int = 200
     seed: int = 0
     workers: int = 1
+    device: str = "cpu"
     out: Path | None = None
 
 
-def _outcomes(seeds: range, workers: int) -> Iterator[tuple[Case, Outcome]]:
+def _outcomes(seeds: range, workers: int, device: str) -> Iterator[tuple[Case, Outcome]]:
+    run = partial(run_seed, device=device)
     if workers < 2:
-        yield from map(run_seed, seeds)
+        yield from map(run, seeds)
         return
     # Forked processes would inherit the state of PyTorch's threads.
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(run_seed, seeds, chunksize=10)
+        yield from pool.map(run, seeds, chunksize=10)
 
 
 MEANINGS = {
@@ -62,6 +68,10 @@ def main(arguments: Arguments) -> int:
     """Return 1 if a set-up failed, and 0 otherwise."""
     if arguments.cases < 1 or arguments.workers < 1:
         raise SystemExit("There is nothing to run: --cases and --workers must be at least 1.")
+    try:
+        check_device(arguments.device)
+    except ValueError as error:
+        raise SystemExit(f"python -m lab.fuzz: {error}") from error
     if arguments.out is not None:
         try:
             check_place(arguments.out)
@@ -70,7 +80,7 @@ def main(arguments: Arguments) -> int:
     kinds: collections.Counter[str] = collections.Counter()
     compared, distances, failures, start = 0, [], [], time.monotonic()
     seeds = range(arguments.seed, arguments.seed + arguments.cases)
-    outcomes = _outcomes(seeds, arguments.workers)
+    outcomes = _outcomes(seeds, arguments.workers, arguments.device)
     progress = command_console(stderr=True)
     told = start
     for number, (case, outcome) in enumerate(

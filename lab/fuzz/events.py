@@ -47,7 +47,8 @@ def _nothing(scene: Scene) -> bool:
 
 
 def _draw_random_numbers(scene: Scene) -> bool:
-    torch.rand(17)
+    for device in {"cpu", scene.weight.device.type}:
+        torch.rand(17, device=device)
     return False
 
 

@@ -8,10 +8,10 @@ from typing import Any, cast
 
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 
 from lab.fuzz.case import OF_ANY_WIDTH, Case
-from lab.private_api import set_attention
+from lab.private_api import run_experts_in_turn, set_attention
 from lab.tiny import perturb_, tiny_model
 from revformers.activations import Budget
 from revformers.activations.budget.budget import Recompute
@@ -42,7 +42,7 @@ def _impossible_where(kind: type[Exception]) -> Iterator[None]:
         raise ImpossibleError(f"{type(error).__name__}: {error}") from error
 
 
-def ordinary_model(case: Case) -> Any:
+def ordinary_model(case: Case, device: torch.device) -> Any:
     """Return the ordinary model of a set-up with its adapters, tiles and head, compiled if the case says so.
 
     Raises:
@@ -50,14 +50,14 @@ def ordinary_model(case: Case) -> Any:
 
     """
     with _impossible_where(Exception):
-        model = _with_adapters(_build(case), case)
+        model = _with_adapters(_build(case, device), case)
     if case.compiled:
         for layer in find_stack(model).layers:
             layer.compile(fullgraph=True, backend="aot_eager")
     return _with_parts(model, case).train()
 
 
-def reversible_model(case: Case, policy: str) -> Any:
+def reversible_model(case: Case, policy: str, device: torch.device) -> Any:
     """Return the model of a set-up with its dynamics and a policy; its weights are the same every time.
 
     Raises:
@@ -65,7 +65,7 @@ def reversible_model(case: Case, policy: str) -> Any:
 
     """
     with _impossible_where(Exception):
-        model = _build(case)
+        model = _build(case, device)
     with _impossible_where(ValueError):
         make_reversible(model, from_dict(case.dynamics), "store", case.states)
         if case.predictors:
@@ -82,12 +82,12 @@ def reversible_model(case: Case, policy: str) -> Any:
     return model.train()
 
 
-def draw_batches(case: Case) -> list[dict[str, Any]]:
+def draw_batches(case: Case, device: torch.device) -> list[dict[str, Any]]:
     """Return two batches of a set-up with different tokens."""
-    return [_draw_batch(case, number) for number in range(2)]
+    return [{name: value.to(device) for name, value in _draw_batch(case, number).items()} for number in range(2)]
 
 
-def _build(case: Case) -> Any:
+def _build(case: Case, device: torch.device) -> Any:
     kind = getattr(transformers, case.family)
     fields = {field.name for field in dataclasses.fields(kind.config_class)}
     dropouts = {name for name in fields if name.endswith(("dropout", "pdrop", "dropout_prob"))}
@@ -103,7 +103,9 @@ def _build(case: Case) -> Any:
     torch.manual_seed(case.seed)
     model = tiny_model(kind, **names)
     set_attention(model, case.attention)
-    return perturb_(model, case.perturbation).to(getattr(torch, case.dtype))
+    if device.type == "cuda":  # the default counts by torch.histc, which has no deterministic kernel there
+        run_experts_in_turn(model)
+    return perturb_(model, case.perturbation).to(device, getattr(torch, case.dtype))
 
 
 def _with_adapters(model: nn.Module, case: Case) -> Any:
@@ -154,10 +156,10 @@ def _policy(model: nn.Module, case: Case, policy: str) -> str | Budget:
     return Budget(int(float(share) * least) + 1, cast(Recompute, recompute))
 
 
-def _draw_batch(case: Case, number: int) -> dict[str, Any]:
+def _draw_batch(case: Case, number: int) -> dict[str, Tensor]:
     rows, tokens = case.batch
     generator = torch.Generator().manual_seed(case.seed + number)
-    batch: dict[str, Any] = {"input_ids": torch.randint(10, 100, (rows, tokens), generator=generator)}
+    batch: dict[str, Tensor] = {"input_ids": torch.randint(10, 100, (rows, tokens), generator=generator)}
     batch["labels"] = batch["input_ids"].clone()
     if case.padding in ("left", "right"):
         mask = torch.ones(rows, tokens, dtype=torch.int64)

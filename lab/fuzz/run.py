@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
+from lab.deterministic import deterministic_kernels
 from lab.fuzz.case import Case, draw_case
 from lab.fuzz.events import HARMFUL, HARMLESS, OF_ONE_LAYER, Scene
 from lab.fuzz.models import ImpossibleError, draw_batches, ordinary_model, reversible_model
@@ -73,15 +74,15 @@ class _Result:
     layer: int = 0
 
 
-def run_seed(seed: int) -> tuple[Case, Outcome]:
-    """Draw the set-up of a seed, run it on one thread, and judge it."""
+def run_seed(seed: int, device: str = "cpu") -> tuple[Case, Outcome]:
+    """Draw the set-up of a seed, run it on a device and on one thread of the CPU, and judge it."""
     logging.set_verbosity_error()
     case = draw_case(seed)
-    return case, run_case(case)
+    return case, run_case(case, device)
 
 
-def run_case(case: Case) -> Outcome:
-    """Run a set-up and judge it."""
+def run_case(case: Case, device: str = "cpu") -> Outcome:
+    """Run a set-up on a device and judge it."""
     threads = torch.get_num_threads()
     # Layers with different frozen weights have graphs of their own.
     graphs = torch.compiler.config.patch(recompile_limit=GRAPHS)  # type: ignore[attr-defined]
@@ -91,9 +92,10 @@ def run_case(case: Case) -> Outcome:
             warnings.catch_warnings(),
             graphs if case.compiled else contextlib.nullcontext(),
             late if case.late else contextlib.nullcontext(),
+            deterministic_kernels() if torch.device(device).type == "cuda" else contextlib.nullcontext(),
         ):
             warnings.simplefilter("ignore")
-            return _judge(case)
+            return _judge(case, torch.device(device))
     except ImpossibleError as error:
         return Outcome("impossible", str(error))
     except Exception as error:
@@ -108,14 +110,14 @@ def _late_verdicts(verdicts: type[Verdicts], *, at_once: bool) -> Verdicts:
     return verdicts(at_once=False)
 
 
-def _judge(case: Case) -> Outcome:
-    stored = _run(case, reversible_model(case, "store"))
+def _judge(case: Case, device: torch.device) -> Outcome:
+    stored = _run(case, reversible_model(case, "store", device))
     try:
-        other = _run(case, reversible_model(case, case.policy))
+        other = _run(case, reversible_model(case, case.policy, device))
     except ImpossibleError as error:
         return Outcome("FAILED", f"no model with this policy, and one that stores: {error}")
     if isinstance(stored.found, Exception) or isinstance(other.found, Exception):
-        return _judge_errors(case, stored, other)
+        return _judge_errors(case, stored, other, device)
     gradients = stored.found
     different = [name for name in gradients | other.found if not _same(gradients.get(name), other.found.get(name))]
     if different:
@@ -123,32 +125,38 @@ def _judge(case: Case) -> Outcome:
         return Outcome("FAILED", note)
     if not any(gradient.isfinite().all() and gradient.any() for gradient in gradients.values()):
         return Outcome("FAILED", "there is no finite gradient to compare")
-    distance = _distance_from_recurrence(case, gradients) if _has_recurrence(case) else None
+    distance = _distance_from_recurrence(case, gradients, device) if _has_recurrence(case) else None
     if distance is not None and not distance <= FARTHEST:
         return Outcome("FAILED", f"the stored gradient is {distance:.2g} away from that of the recurrence")
     return Outcome("exact", "", len(gradients), distance)
 
 
-def _judge_errors(case: Case, stored: _Result, other: _Result) -> Outcome:
+def _judge_errors(case: Case, stored: _Result, other: _Result, device: torch.device) -> Outcome:
     error = other.found
     if not isinstance(error, Exception):
         return Outcome("FAILED", f"ran where storing raises {_say(stored.found)}")
     if type(stored.found) is type(error) is StateRangeError and str(stored.found) == str(error):
         return Outcome("out of range", _say(error))
-    if other.changed and _names_the_layer(case, error, other.layer) and _is_answer_of_storing(case, stored.found):
+    if (
+        other.changed
+        and _names_the_layer(case, error, other.layer)
+        and _is_answer_of_storing(case, stored.found, device)
+    ):
         return Outcome("refused", _say(error))
-    if type(stored.found) is type(error) and _is_of_the_ordinary_model(case, error):
+    if type(stored.found) is type(error) and _is_of_the_ordinary_model(case, error, device):
         return Outcome("refused" if other.changed else "impossible", _say(error))
     why = "an error that is no answer" if other.changed else "an error where nothing had changed"
     return Outcome("FAILED", f"{why}: {_say(error)}")
 
 
-def _is_answer_of_storing(case: Case, found: object) -> bool:
+def _is_answer_of_storing(case: Case, found: object, device: torch.device) -> bool:
     """Return whether storing may end like this after a change: in gradients, in PyTorch's error, or in a tile's."""
     if not isinstance(found, Exception):
         return True
     of_a_tile = case.tile > 0 and _named_layer(found) is not None
-    return of_a_tile or "modified by an inplace operation" in str(found) or _is_of_the_ordinary_model(case, found)
+    return (
+        of_a_tile or "modified by an inplace operation" in str(found) or _is_of_the_ordinary_model(case, found, device)
+    )
 
 
 def _names_the_layer(case: Case, error: object, changed: int) -> bool:
@@ -168,10 +176,12 @@ def _evaluates_the_layer_before(case: Case) -> bool:
     return "previous_update" in case.predictors or from_dict(case.dynamics).evaluations_per_step > 1
 
 
-def _is_of_the_ordinary_model(case: Case, error: object) -> bool:
+def _is_of_the_ordinary_model(case: Case, error: object, device: torch.device) -> bool:
     """Return whether the ordinary model with the same parts and passes ends in an error of the same kind."""
     # Only this library raises mismatches, but the tiles of an ordinary model can raise them too.
-    return not isinstance(error, RebuildMismatchError) and type(_run(case, ordinary_model(case)).found) is type(error)
+    if isinstance(error, RebuildMismatchError):
+        return False
+    return type(_run(case, ordinary_model(case, device)).found) is type(error)
 
 
 def _say(error: object) -> str:
@@ -189,11 +199,12 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 
 def _run(case: Case, model: Any) -> _Result:
-    """Run the passes of a set-up on a model of it, on one thread."""
-    batches, changed, layer = draw_batches(case), False, 0
+    """Run the passes of a set-up on a model of it, on its device and on one thread of the CPU."""
+    device = next(model.parameters()).device
+    batches, changed, layer = draw_batches(case, device), False, 0
 
     def loss(number: int) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=case.autocast):
+        with torch.autocast(device.type, torch.bfloat16, enabled=case.autocast):
             value: Tensor = model(**batches[number]).loss
         return value
 
@@ -208,7 +219,8 @@ def _run(case: Case, model: Any) -> _Result:
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         changed, layer = _happen(case, model, batches, loss)
         parts = enumerate(order.run(losses, parameters))
-        found = {f"part {index}": torch.zeros(()) if part is None else part.detach() for index, part in parts}
+        none = torch.zeros((), device=device)
+        found = {f"part {index}": none if part is None else part.detach() for index, part in parts}
         grown = {name: one.grad.detach().clone() for name, one in model.named_parameters() if one.grad is not None}
         # A gradient that has a graph of its own is part of a cycle that is never freed.
         model.zero_grad()
@@ -245,9 +257,9 @@ def _has_recurrence(case: Case) -> bool:
     )
 
 
-def _distance_from_recurrence(case: Case, stored: Gradients) -> float | None:
+def _distance_from_recurrence(case: Case, stored: Gradients, device: torch.device) -> float | None:
     """Return the distance of the stored gradient from that of the recurrence; None if it is not continuous."""
-    model = reversible_model(case, "store")
+    model = reversible_model(case, "store", device)
     layers = find_stack(model).layers
     if any("expert" in name or "router" in name for layer in layers for name, _ in layer.named_modules()):
         return None  # the choice of experts is discontinuous
@@ -263,7 +275,7 @@ def _distance_from_recurrence(case: Case, stored: Gradients) -> float | None:
     # transformers takes packed documents for a cached text if there is a cache, which models create by default.
     model.config.use_cache = False
     with Recurrence(from_dict(case.dynamics), predictors).on(layers):
-        model(**draw_batches(case)[0]).loss.backward()
+        model(**draw_batches(case, device)[0]).loss.backward()
     theirs = {name: parameter.grad for name, parameter in (*model.named_parameters(), *copies)}
     return _distance(stored, {name: gradient for name, gradient in theirs.items() if gradient is not None})
 

@@ -11,7 +11,7 @@ gradient is computed without it.
 
 import contextlib
 import inspect
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from types import FrameType, FunctionType, SimpleNamespace
@@ -198,6 +198,22 @@ LOG_SUM_EXPS = ("logsumexp", "log_sumexp")
 
 RANDOM_STATES = ("philox_seed", "philox_offset", "rng_state", "unused")
 """Names under which these nodes save the state of a random generator, which is not written without dropout."""
+
+
+COMPILED_NODES = "CompiledFunction"
+"""The prefix of the names of nodes of compiled code.
+
+PyTorch: one such node stands for all kernels of a graph, so that what attention kernels save has no names there. If the
+name changes, compiled layers with attention kernels of GPUs are refused.
+"""
+
+
+def held_by_function(node: Any) -> Sequence[Any]:
+    """Return what the node of an autograd function in Python holds for its saved tensors: the results of the pack hook.
+
+    PyTorch: the attribute `_raw_saved_tensors`, like those of `held_for_saved`.
+    """
+    return [saved.data for saved in node._raw_saved_tensors]
 
 
 def attention_dropout(node: Any) -> float:

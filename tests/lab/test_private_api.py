@@ -6,9 +6,11 @@ import logging
 import pytest
 import torch
 import transformers
+from transformers.integrations import moe
 
 from lab import private_api
 from lab.tiny import tiny_options
+from tests.tiny_models import batch, tiny
 
 
 def test_the_profiler_tells_what_the_allocator_gave_and_took_back():
@@ -28,6 +30,22 @@ def test_models_are_made_from_configurations_in_their_dtype():
     assert model.dtype == torch.bfloat16
     private_api.set_attention(model, "eager")
     assert model.model.config._attn_implementation == "eager"
+
+
+def test_experts_run_in_turn(monkeypatch):
+    model, chosen = tiny("mixtral"), []
+    get = moe.ExpertsInterface.get_interface
+    monkeypatch.setattr(
+        moe.ExpertsInterface,
+        "get_interface",
+        lambda self, name, default: chosen.append(get(self, name, default) is default) or get(self, name, default),
+    )
+    model(**batch(model))
+    assert not any(chosen)
+    chosen.clear()
+    private_api.run_experts_in_turn(model)
+    model(**batch(model))
+    assert chosen == [True] * 4
 
 
 def test_every_request_that_is_scored_goes_through_one_method_with_its_tokens():

@@ -19,7 +19,7 @@ def step(model, activations, autocast=False):
     """The loss and the gradient of every trained parameter."""
     rf.set_activations(model, activations)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    with torch.autocast("cpu", torch.bfloat16) if autocast else contextlib.nullcontext():
+    with torch.autocast(model.device.type, torch.bfloat16) if autocast else contextlib.nullcontext():
         if isinstance(activations, rf.Budget):
             model(**batch(model))  # the first pass of a batch shape is observed, and stores no layer
         torch.manual_seed(1)

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from revformers.engine.proof import determined as determined_module
 from revformers.engine.proof import unwritten
-from revformers.engine.proof.evidence import SMALL_WEIGHT, Evidence, Leaf
+from revformers.engine.proof.evidence import SMALL_WEIGHT, Evidence, Leaf, Saved, _Words
 from revformers.engine.proof.situation import Situation
 from revformers.engine.ticket import Packed
 
@@ -375,3 +375,18 @@ def test_what_no_kernel_wrote_is_not_compared(monkeypatch, place, is_seen):
     save(evidence, run, hidden)
     log_sum_exp[..., place] = 1.0
     assert equal(evidence, run, hidden) != is_seen
+
+
+@pytest.mark.parametrize("places", [("cpu", "meta"), ("meta", "cpu")])
+def test_numbers_on_the_cpu_are_compared_there_and_nothing_is_copied_from_or_to_a_device(places):
+    """As those that attention kernels of GPUs save; a copy from the meta device would be an error."""
+
+    def compared(value, shape):
+        words, tensors = _Words(), {"cpu": torch.tensor(value), "meta": torch.ones(shape, device="meta")}
+        for number, place in enumerate(places):
+            words.add(number, Saved(is_read=True), tensors[place])
+        together, rest = words.checksum()
+        assert together.device.type == "meta"
+        return rest
+
+    assert compared(7, 3) == compared(7, 3) != compared(8, 3)

@@ -1,9 +1,12 @@
+from itertools import count
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
 
 import revformers as rf
 from revformers.engine import step as rebuild
@@ -103,3 +106,106 @@ def test_without_dropout_the_state_of_a_generator_is_not_written(elsewhere, drop
     evaluation = object()
     update = SimpleNamespace(grad_fn=Node(dropout, Packed(evaluation, 3)))
     assert written_parts(update, torch.ones(1), evaluation) == found
+
+
+GARBAGE = count(1)
+KINDS = {
+    "flash": lambda query: (query.new_empty(query.shape[:3]), torch.uint64, (2,)),
+    "efficient": lambda query: (query.new_empty((*query.shape[:2], 32)), torch.int64, ()),
+    "cudnn": lambda query: (query.new_empty((*query.shape[:3], 1)), torch.int64, ()),
+}
+"""The log-sum-exp of a kernel, and the form of the state of a generator; with 16 tokens."""
+
+
+def _empty(query, kind):
+    log_sum_exp, dtype, shape = KINDS[kind](query)
+    states = (torch.empty(size, dtype=dtype, device=query.device) for size in (shape, ()))
+    return torch.empty_like(query), log_sum_exp.float(), *states
+
+
+@torch.library.custom_op("tests::attention_with_garbage", mutates_args=())
+def attention(query: Tensor, key: Tensor, value: Tensor, kind: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As a kernel of GPUs: what it does not write is different in every call."""
+    result, log_sum_exp, *states = _empty(query, kind)
+    scores = (query @ key.mT).logsumexp(-1)
+    log_sum_exp.fill_(next(GARBAGE)).view(-1, log_sum_exp[0, 0].numel())[:, :16] = scores.view(-1, 16)
+    result.copy_(scaled_dot_product_attention(query, key, value))
+    return result, log_sum_exp, *(state.fill_(next(GARBAGE)) for state in states)
+
+
+@attention.register_fake
+def _(query, key, value, kind):
+    return _empty(query, kind)
+
+
+@torch.library.custom_op("tests::attention_with_garbage_backward", mutates_args=())
+def attention_backward(
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, scores: Tensor, seed: Tensor, offset: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    scale = query.shape[-1] ** -0.5
+    weights = (query @ key.mT * scale).softmax(-1)
+    of_weights = gradient @ value.mT
+    of_scores = weights * (of_weights - (of_weights * weights).sum(-1, keepdim=True)) * scale
+    return of_scores @ key, of_scores.mT @ query, weights.mT @ gradient
+
+
+@attention_backward.register_fake
+def _(gradient, query, key, value, scores, seed, offset):
+    return tuple(map(torch.empty_like, (query, key, value)))
+
+
+def _keep(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:3], *output[1:])
+
+
+attention.register_autograd(
+    lambda ctx, gradient, *_: (*attention_backward(gradient, *ctx.saved_tensors), None), setup_context=_keep
+)
+
+
+@pytest.fixture(params=KINDS)
+def compiled(request, elsewhere):
+    """A model whose compiled layers run such a kernel."""
+
+    def run(module, query, key, value, mask, **_):
+        groups = query.shape[1] // key.shape[1]
+        key, value = (one.repeat_interleave(groups, 1) for one in (key, value))
+        return attention(query, key, value, request.param)[0].transpose(1, 2).contiguous(), None
+
+    AttentionInterface.register("with_garbage", run)
+    torch.compiler.reset()
+    model = rf.make_reversible(tiny("llama", attn_implementation="with_garbage"), rf.Midpoint())
+    yield rf.compile_layers(model, backend="aot_eager")
+    torch.compiler.reset()
+
+
+def test_what_no_kernel_of_a_compiled_layer_wrote_is_not_compared(compiled):
+    assert rf.verify_gradients(compiled, batch(compiled)).bit_exact
+
+
+def test_what_the_kernels_of_a_compiled_layer_wrote_is_compared(compiled):
+    loss = compiled(**batch(compiled)).loss
+    compiled.model.layers[2].self_attn.q_proj.weight.data.mul_(1.5)
+    with pytest.raises(rf.RebuildMismatchError, match="Layer 2"):
+        loss.backward()
+
+
+def test_a_log_sum_exp_of_compiled_code_is_known_by_the_other_shapes():
+    evaluation = object()
+
+    def found(*saved):
+        tensors = [torch.empty(shape, dtype=dtype) for shape, dtype in saved]
+        return unwritten._written_by_compiled(
+            [SavedTensor(None, 0, evaluation, number, tensor) for number, tensor in enumerate(tensors)]
+        )
+
+    query, padded, number = ((2, 4, 40, 16), torch.float32), ((2, 4, 64), torch.float32), ((), torch.int64)
+    assert found(query, padded) == {1: 40}
+    assert found(query, ((2, 4, 96), torch.float32), ((2, 5, 64), torch.float32), ((2, 4, 64), torch.bfloat16)) == {}
+    assert found(query, padded, number, number) == {1: 40, 2: 0, 3: 0}
+    assert found(query, padded, number, number, number) == {1: 40}, "one of them is something else"
+    assert found(number, number) == {}, "no attention"
+    assert found(query, ((2, 4, 40, 1), torch.float32), number, number) == {2: 0, 3: 0}
+    flash = [query, ((2, 4, 40), torch.float32), ((2,), torch.uint64), ((), torch.uint64)]
+    assert found(*flash) == {1: 40, 2: 0, 3: 0}
+    assert found(*flash, number) == {1: 40, 2: 0, 3: 0}, "the state of flash attention has another form"

@@ -8,6 +8,7 @@ from lab.fuzz import run as run_module
 from lab.fuzz.__main__ import Arguments, main
 from lab.fuzz.case import FAMILIES, Case, draw_case
 from lab.fuzz.events import HARMFUL, HARMLESS
+from lab.fuzz.models import draw_batches, ordinary_model, reversible_model
 from lab.fuzz.orders import ORDERS
 from lab.fuzz.reference import Recurrence
 from lab.fuzz.run import run_case
@@ -51,6 +52,28 @@ def test_random_set_ups_are_exact_or_refused(first):
     assert not {seed: outcome for seed, outcome in outcomes.items() if outcome.kind == "FAILED"}
     assert sum(outcome.kind == "exact" for outcome in outcomes.values()) >= 2
     assert sum(outcome.kind == "impossible" for outcome in outcomes.values()) <= 6
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("first", range(0, 60, GROUP))
+def test_random_set_ups_on_a_gpu_are_exact_or_refused(first):
+    outcomes = {seed: run_case(draw_case(seed), "cuda") for seed in range(first, first + GROUP)}
+    assert not {seed: outcome for seed, outcome in outcomes.items() if outcome.kind == "FAILED"}
+    assert any(outcome.kind == "exact" for outcome in outcomes.values())
+
+
+def test_models_and_batches_lie_on_the_device():
+    """Adapters and predictors among them; on the meta device, which computes nothing."""
+    device = torch.device("meta")
+    case = dataclasses.replace(PLAIN, adapters="trained", padding="4-d mask", predictors=("state", "update"))
+    for model in (reversible_model(case, "rebuild", device), ordinary_model(case, device)):
+        assert {tensor.device for tensor in (*model.parameters(), *model.buffers())} == {device}
+    assert {tensor.device for batch in draw_batches(case, device) for tensor in batch.values()} == {device}
+
+
+def test_a_device_that_pytorch_cannot_use_is_refused():
+    with pytest.raises(SystemExit, match="PyTorch cannot use the device 'cuda:99'"):
+        main(Arguments(device="cuda:99"))
 
 
 def test_a_seed_is_one_set_up_and_seeds_draw_everything():
@@ -98,7 +121,7 @@ def test_an_error_has_to_name_the_layer_that_was_changed():
         for layer in range(5):
             error = RebuildMismatchError(f"Layer {layer} differs")
             outcomes[between, layer] = run_module._judge_errors(
-                case, run_module._Result({}, True, 2), run_module._Result(error, True, 2)
+                case, run_module._Result({}, True, 2), run_module._Result(error, True, 2), torch.device("cpu")
             ).kind
     assert [layer for layer in range(5) if outcomes["optimizer step", layer] == "refused"] == [2]
     assert [layer for layer in range(5) if outcomes["change the dtype", layer] == "refused"] == [0, 1, 2, 3]

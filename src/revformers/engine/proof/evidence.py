@@ -281,13 +281,23 @@ class _Words:
         self._layouts.pop(number, None)
 
     def checksum(self) -> tuple[Tensor, int] | None:
-        """Return the checksum of all added tensors, int64[], and a hash of their layouts; None if there are none."""
+        """Return the checksum of all added tensors, int64[], and a hash of their layouts; None if there are none.
+
+        Of tensors on several devices, the checksum covers those of a device, and the hash those of the CPU.
+        """
         if not self._words:
             return None
-        device = next(iter(self._words.values())).device
         numbers = sorted(self._words)
+        devices = [self._words[number].device for number in numbers]
+        device = next((one for one in devices if one.type != "cpu"), devices[0])
+        apart: list[tuple[int, ...]] = []
+        if device.type != "cpu":
+            # Attention kernels of GPUs save numbers on the CPU. A copy of them to the device would wait for it.
+            on_cpu = [number for number in numbers if self._words[number].device.type == "cpu"]
+            apart = [(number, *self._words[number].tolist()) for number in on_cpu]
+            numbers = sorted(set(numbers) - set(on_cpu))
         together = checksum_of(self._words[number].to(device) for number in numbers)
-        return together, hash(tuple(self._layouts[number] for number in numbers))
+        return together, hash((tuple(self._layouts[number] for number in sorted(self._words)), *apart))
 
 
 def _leaf_of(tensor: Tensor) -> Tensor | None:

@@ -2,20 +2,35 @@
 
 A fused attention kernel of GPUs saves a log-sum-exp whose rows are padded, and without dropout the state of a random
 generator that it did not use. The unwritten parts contain arbitrary values, which differ in every evaluation.
+
+Compiled code is one node for many kernels, and does not name what they save. There a log-sum-exp is known by its shape:
+the queries, keys or results of the kernel are saved too, of the same batch and heads, and of as many tokens or a few
+less. The state of a generator has one of two forms. It is not compared there with dropout either: another state gives
+other results, which are saved and compared.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from revformers.engine.ticket import Packed, SavedTensor, packed_by
-from revformers.private_api import ATTENTION_NODES, LOG_SUM_EXPS, RANDOM_STATES, attention_dropout
+from revformers.private_api import (
+    ATTENTION_NODES,
+    COMPILED_NODES,
+    LOG_SUM_EXPS,
+    RANDOM_STATES,
+    attention_dropout,
+    held_by_function,
+)
 
 WRITE_EVERYTHING = {"cpu", "meta"}
 """Devices whose kernels write all elements of every saved tensor."""
 
 _RANDOM_NUMBERS = 4
+_PADDED_TO = 32
+"""Tokens to whose multiples kernels pad the rows of their log-sum-exp."""
 
 
 def may_be_unwritten(tensor: Tensor) -> bool:
@@ -48,6 +63,9 @@ def written_parts(update: Tensor, hidden: Tensor, evaluation: object) -> dict[in
             continue
         seen.add(node)
         nodes += [source for source, _ in node.next_functions]
+        if node.name().startswith(COMPILED_NODES):
+            tickets = [held for held in held_by_function(node) if isinstance(held, SavedTensor)]
+            found |= _written_by_compiled([ticket for ticket in tickets if ticket.evaluation is evaluation])
         if not node.name().startswith(ATTENTION_NODES):
             continue
 
@@ -64,4 +82,29 @@ def written_parts(update: Tensor, hidden: Tensor, evaluation: object) -> dict[in
             ticket = saved(name)
             if ticket is not None and not attention_dropout(node):
                 found[ticket.number] = 0
+    return found
+
+
+def _written_by_compiled(saved: Sequence[SavedTensor]) -> dict[int, int]:
+    """Return the same as `written_parts`, of what one node of compiled code saved."""
+    heads = [ticket.shape for ticket in saved if len(ticket.shape) == 4 and ticket.shape[-1] > 1]
+    found: dict[int, int] = {}
+    kernels = 0
+    for ticket in saved:
+        if ticket.dtype != torch.float32:
+            continue
+        if len(ticket.shape) == 3:
+            *rows, padded = ticket.shape
+            tokens = [shape[2] for shape in heads if [*shape[:2]] == rows and padded - _PADDED_TO < shape[2] <= padded]
+            if tokens:
+                found[ticket.number] = max(tokens)
+                kernels += 1
+        elif ticket.shape[-1:] == (1,) and any(shape[:3] == ticket.shape[:3] for shape in heads):
+            kernels += 1  # cuDNN's log-sum-exp, which is not padded
+    of_flash = [ticket for ticket in saved if ticket.dtype == torch.uint64 and ticket.shape.numel() <= 2]
+    of_others = [ticket for ticket in saved if ticket.dtype == torch.int64 and not ticket.shape]
+    found |= dict.fromkeys((ticket.number for ticket in of_flash), 0)
+    # A seed and an offset each. If there are more such numbers, some are something else, and all are compared.
+    if len(of_others) <= 2 * (kernels - sum(ticket.shape == (2,) for ticket in of_flash)):
+        found |= dict.fromkeys((ticket.number for ticket in of_others), 0)
     return found
