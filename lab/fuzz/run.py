@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from lab.deterministic import deterministic_kernels
 from lab.fuzz.case import Case, draw_case
 from lab.fuzz.events import HARMFUL, HARMLESS, OF_ONE_LAYER, Scene
 from lab.fuzz.models import ImpossibleError, draw_batches, ordinary_model, reversible_model
@@ -26,6 +25,7 @@ from revformers.dynamics import from_dict
 from revformers.engine import tape
 from revformers.engine.proof.verdicts import Verdicts
 from revformers.errors import RebuildMismatchError, StateRangeError
+from revformers.models.deterministic_kernels import deterministic_kernels
 from revformers.models.discovery import find_stack
 from revformers.models.parts import reversible_stack, update_predictors
 from revformers.reversible import make_residual

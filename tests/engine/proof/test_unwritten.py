@@ -163,7 +163,7 @@ attention.register_autograd(
 )
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=["efficient", *(pytest.param(kind, marks=pytest.mark.thorough) for kind in ("flash", "cudnn"))])
 def compiled(request, elsewhere):
     """A model whose compiled layers run such a kernel."""
 
