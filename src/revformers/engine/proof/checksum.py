@@ -13,7 +13,7 @@ are a multiple of it apart only if 2,053 of them lie between, and if each has 12
 And 129 is odd, so nothing cancels if all words change alike, as they do when a tensor is negated.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import lru_cache
 
 import torch
@@ -42,18 +42,23 @@ def checksum_of_all(tensor: Tensor) -> Tensor:
 
 
 def condensed(tensor: Tensor, few: int = FEW) -> Tensor:
-    """Return a copy of the words that represent a tensor of any dtype in a checksum: int64, at most `few`."""
+    """Return a copy of the words that represent a tensor of any dtype in a checksum: int64, one for every block.
+
+    A tensor of at most `few` words represents itself.
+    """
     words = _words(tensor.detach())
     if words.is_meta:
         return words[:1]
-    return words.clone() if words.numel() <= few else checksum_of([words]).view(1)
+    if words.numel() <= few:
+        return words.clone()
+    return _weighted(_sums_of_columns(words) if words.numel() > _MANY else words.view(1, -1))
 
 
 def checksum_of(parts: Iterable[Tensor]) -> Tensor:
     """Return the checksum of what `condensed` returned for tensors on one device, in this order: int64[]."""
     words = _joined(list(parts))
-    while words.numel() > _MANY:
-        words = _joined(list(_fewer(words)))
+    while words.numel() > _MANY and not words.is_meta:
+        words = _weighted(_sums_of_columns(words))
     return _weighted(words)
 
 
@@ -66,31 +71,30 @@ def layout_of(tensor: Tensor) -> int:
     return 0 if tensor.is_contiguous() else hash((_repeated(tensor), _order(tensor)))
 
 
-def _fewer(words: Tensor) -> Iterator[Tensor]:
-    """Yield one number for every block, the column sums of the remaining rows, and the remaining words."""
-    blocks = words.numel() // BLOCK
-    if blocks:
-        yield _weighted(_sums_of_columns(words[: blocks * BLOCK], ROWS))
-    left = words[blocks * BLOCK :]
-    rows = left.numel() // COLUMNS
-    if rows > 2:
-        rows -= 1 - rows % 2
-        yield _sums_of_columns(left[: rows * COLUMNS], rows).view(-1)
-        left = left[rows * COLUMNS :]
-    yield left
+def _sums_of_columns(words: Tensor) -> Tensor:
+    """Return the sums of the columns of all blocks of more than `_MANY` words: int64[blocks, `COLUMNS`].
 
-
-def _sums_of_columns(words: Tensor, rows: int) -> Tensor:
-    """Return int64[blocks, `COLUMNS`] for blocks of so many rows."""
-    return words.view(-1, rows, COLUMNS).sum(1)
+    After the blocks of `ROWS` rows come one of fewer rows, an odd number, and two of one row each, which reach the last
+    word and may begin in the block before.
+    """
+    sums = []
+    whole, rest = divmod(words.numel(), BLOCK)
+    if whole:
+        sums.append(words[: whole * BLOCK].view(whole, ROWS, COLUMNS).sum(1))
+    if rest >= COLUMNS:
+        rows = (rest // COLUMNS - 1) | 1
+        sums.append(words[whole * BLOCK :][: rows * COLUMNS].view(1, rows, COLUMNS).sum(1))
+    if rest:
+        sums.append(words[-2 * COLUMNS :].view(2, COLUMNS))
+    return _joined(sums)
 
 
 def _weighted(words: Tensor) -> Tensor:
     """Return the sums of the last dimension, of which each half of a word is multiplied by a number of its own."""
     if words.is_meta:
         return words.sum(-1)
-    halves = words.view(torch.int32).to(torch.int64)
-    return halves.mul_(_factors(words.device)[: halves.shape[-1]]).sum(-1)
+    halves = words.view(torch.int32)
+    return (halves * _factors(words.device)[: halves.shape[-1]]).sum(-1)
 
 
 def _words(tensor: Tensor) -> Tensor:
