@@ -13,8 +13,10 @@ import revformers as rf
 EXTRAS = (
     *("accelerate", "bitsandbytes", "datasets", "gguf", "jinja2", "lm_eval", "markupsafe", "matplotlib", "peft"),
     *("psutil", "rich", "scipy", "torchao", "trl", "tyro", "wrapt"),
+    *("sklearn", "scikit_learn"),
 )
-"""Packages that a plain install lacks, and one that it once needed."""
+"""Packages that a plain install lacks: those of the extras, one that it once needed, and one that lm_eval brings, which
+transformers 5.17 imports where it is installed."""
 
 PLAIN = f"""
 import sys

@@ -360,6 +360,14 @@ def test_operations_are_counted():
     assert counts["aten::_scaled_dot_product_flash_attention_for_cpu"] == 2 * (2 * 2 * 2 * 5 * 5 * 4)
 
 
+@pytest.mark.parametrize("name", ["flash_attention_for_cpu", "flash_attention", "efficient_attention"])
+def test_attention_whose_keys_have_fewer_heads_is_counted_like_that_with_all(name):
+    kernel = getattr(torch.ops.aten, f"_scaled_dot_product_{name}").default
+    query, key = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 5, 8)
+    found = private_api.operations_of(kernel, (query, key, key), {}, query)
+    assert found == private_api.operations_of(kernel, (query, query, query), {}, query) == 2 * (2 * 4 * 2 * 5 * 5 * 8)
+
+
 # Counting what a step computes
 
 

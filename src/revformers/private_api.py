@@ -245,6 +245,16 @@ CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 CPU_ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 """The backward pass of `CPU_ATTENTION`."""
 
+_ATTENTION_WITH_HEADS_SECOND = frozenset(
+    {
+        CPU_ATTENTION,
+        torch.ops.aten._scaled_dot_product_flash_attention,
+        torch.ops.aten._scaled_dot_product_efficient_attention,
+        torch.ops.aten._scaled_dot_product_cudnn_attention,
+    }
+)
+"""Kernels whose first arguments are queries, keys and values of shape (batch, heads, tokens, width)."""
+
 READ_NUMBER = torch.ops.aten._local_scalar_dense.default
 """The kernel behind `Tensor.item`, `bool(tensor)` and the like."""
 
@@ -260,9 +270,12 @@ def operations_of(kernel: Any, arguments: tuple[Any, ...], keywords: Mapping[str
 
     PyTorch: the registry behind `FlopCounterMode`, which counts only whole blocks, and not the CPU's fused attention.
     """
-    if kernel is CPU_ATTENTION.default:
-        return sdpa_flop_count(*(argument.shape for argument in arguments[:3]))
-    count = flop_registry.get(getattr(kernel, "overloadpacket", kernel))
+    packet = getattr(kernel, "overloadpacket", kernel)
+    if packet in _ATTENTION_WITH_HEADS_SECOND:
+        query, *others = (argument.shape for argument in arguments[:3])
+        # PyTorch 2.11 refuses to count keys and values with fewer heads than the queries (grouped-query attention).
+        return sdpa_flop_count(query, *((batch, query[1], *rest) for batch, _, *rest in others))
+    count = flop_registry.get(packet)
     return int(count(*arguments, **keywords, out_val=output)) if count else 0
 
 
@@ -371,7 +384,9 @@ def is_refused_write(error: RuntimeError, function: str) -> bool:
 
     PyTorch: the text of its error, which has no type of its own.
     """
-    return f"of {function} is a view and is being modified inplace" in str(error)
+    # PyTorch 2.11 names the function's node.
+    names = (function, f"{function}Backward")
+    return any(f"of {name} is a view and is being modified inplace" in str(error) for name in names)
 
 
 # transformers

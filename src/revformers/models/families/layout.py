@@ -34,6 +34,10 @@ class ModuleCall:
         return module(**{self.hidden: hidden}, **self.inputs)
 
 
+_ONLY_HIDDEN = ModuleCall()
+"""How MLPs are called. One object for all calls, because torch.compile of PyTorch 2.11 cannot always make new ones."""
+
+
 @dataclass(frozen=True)
 class Branch:
     """One branch of a layer: x -> scale * after_n(...after_1(module(before(x)))), by the layer's attribute names.
@@ -186,7 +190,7 @@ class BlockLayout:
 
     def mlp_update(self, layer: nn.Module, hidden: Tensor) -> Tensor:
         """Return the MLP's update of `hidden`, (batch, tokens, width)."""
-        return self.mlp(layer, hidden, ModuleCall())[0]
+        return self.mlp(layer, hidden, _ONLY_HIDDEN)[0]
 
     def block_update(self, layer: nn.Module, hidden: Tensor, call: ModuleCall) -> tuple[Tensor, tuple[Any, ...]]:
         """Return the whole layer's update of `hidden`, and the further outputs of its attention.
@@ -197,7 +201,7 @@ class BlockLayout:
             # As in the layer's own forward, the shared norm is evaluated once.
             hidden = self.attention.norm(layer, hidden)
             attention, others = self.attention.after_norm(layer, hidden, call)
-            return attention + self.mlp.after_norm(layer, hidden, ModuleCall())[0], others
+            return attention + self.mlp.after_norm(layer, hidden, _ONLY_HIDDEN)[0], others
         attention, others = self.attention_update(layer, hidden, call)
         return attention + self.mlp_update(layer, hidden if self.parallel else hidden + attention), others
 
