@@ -84,6 +84,8 @@ def test_a_model_of_which_nothing_trains_is_refused():
 )
 def test_what_is_no_causal_language_model_is_refused(family):
     """The planner would take the causal language model of the same configuration, with another head, for it."""
+    if family == "Gemma3ForConditionalGeneration":
+        pytest.importorskip("transformers", minversion="5.24", reason="before, it has no tiny models of several parts")
     with pytest.raises(ValueError, match=f"causal language models .*, and {family} is none"):
         workload_of(rf.make_reversible(tiny(family), rf.Midpoint()), BATCH, "adamw")
 

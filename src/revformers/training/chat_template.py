@@ -48,13 +48,16 @@ class ChatTemplate:
 
     def trains(self, messages: list[Record], tools: list[Any] | None = None) -> bool:
         """Whether a token of a conversation is marked as one that the assistant says."""
-        encoded: Any = self._tokenizer.apply_chat_template(
-            messages,
-            tools=tools,
-            chat_template=self.replacement,
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-        )
+        try:
+            encoded: Any = self._tokenizer.apply_chat_template(
+                messages,
+                tools=tools,
+                chat_template=self.replacement,
+                return_dict=True,
+                return_assistant_tokens_mask=True,
+            )
+        except OverflowError:  # what transformers 5.17 raises for a text that begins with an empty turn
+            return False
         return 1 in encoded["assistant_masks"]
 
     def reads(self, field: str, tools: list[Any] | None = None) -> bool:

@@ -61,6 +61,8 @@ def step(model):
     ],
 )
 def test_a_rival_computes_again_what_it_says_and_the_same_gradients(name, evaluations, attention, model):
+    if "every" in name:
+        pytest.importorskip("transformers", minversion="5.24", reason="5.17 has no every_n_layers")
     stored = step(STORE.apply(model))[0]
     for _ in range(2):  # and another setup leaves nothing of it
         gradients, counted, kernels = step(setup(name).apply(model))
@@ -75,6 +77,6 @@ def test_a_process_is_told_of_it_as_it_is(name):
 
 
 def test_an_older_transformers_is_named(model, monkeypatch):
-    monkeypatch.setattr(type(model), "activation_checkpointing_enable", lambda self, kwargs: None)
+    monkeypatch.setattr(type(model), "activation_checkpointing_enable", lambda self, kwargs: None, raising=False)
     with pytest.raises(ValueError, match=r"with every_n_layers needs a transformers .* such as 5.24"):
         setup("plain_every:2").apply(model)

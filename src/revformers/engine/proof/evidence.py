@@ -304,7 +304,10 @@ def _leaf_of(tensor: Tensor) -> Tensor | None:
     """Return the leaf that a saved tensor is, or is a view of; None for a computed tensor."""
     base = base_of(tensor)
     origin = tensor if base is None else base
-    return origin if isinstance(origin, nn.Parameter) or (origin.requires_grad and origin.is_leaf) else None
+    if isinstance(origin, nn.Parameter):
+        return origin
+    # One without elements has nothing to compare; `checkpoint` of PyTorch 2.11 makes and saves such a leaf each time.
+    return origin if origin.requires_grad and origin.is_leaf and origin.numel() else None
 
 
 def _place_in_memory(tensor: Tensor) -> tuple[Any, ...] | None:
