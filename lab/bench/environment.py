@@ -8,6 +8,7 @@ import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,18 @@ from revformers.engine.ops import SWITCH
 from revformers.errors import UserError
 from revformers.files import check_place, write_json
 
-PACKAGES = ("revformers", "torch", "transformers")
+PACKAGES = ("revformers", "torch", "transformers", "triton")
+COMMIT = "REVFORMERS_COMMIT"
+"""Environment variable that names the commit of a copy without git."""
 
 
 def describe_environment() -> dict[str, Any]:
     """Return the machine and the software of a measurement, in types that JSON supports.
 
-    Memory is in bytes. `kernels` is "plain" if the fused kernels were switched off, else None. `git_commit` is that of
-    the running code, with "-modified" if tracked Python files differ from it, or None outside a checkout. The result
-    does not identify the machine, its user or its directories.
+    Memory is in bytes. `driver` is that of the GPU, and `cuda` the version that PyTorch was built for. `kernels` is
+    "plain" if the fused kernels were switched off, else None. `git_commit` is that of the running code, with
+    "-modified" if tracked Python files differ from it; where there is no git or no checkout, it is what the environment
+    variable REVFORMERS_COMMIT says, or None. The result does not identify the machine, its user or its directories.
     """
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -36,10 +40,12 @@ def describe_environment() -> dict[str, Any]:
         "memory_bytes": psutil.virtual_memory().total,
         "kernels": os.environ.get(SWITCH),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "driver": _driver_version() if torch.cuda.is_available() else None,
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         **{package: _version(package) for package in PACKAGES},
-        "git_commit": _git_commit(),
+        "git_commit": _git_commit() or os.environ.get(COMMIT),
     }
 
 
@@ -86,6 +92,21 @@ def _processor_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+@cache
+def _driver_version() -> str | None:
+    """Return the version of NVIDIA's driver as its own tool says it, or None without that tool."""
+    try:
+        run = subprocess.run(
+            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return run.stdout.split("\n", 1)[0].strip() or None
 
 
 def _version(package: str) -> str | None:

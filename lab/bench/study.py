@@ -126,17 +126,24 @@ class Study:
             return
         workload = self._axis.at(self._workload, value)
 
-        def measured(name: ArmName) -> Point:
-            with MeasuringProcess() as process:
-                arm = self._arm_at(process, name, workload, value)
-                peak = self._peaks.measure(process, name.text, arm, workload, resident=True) if arm else None
+        def measured(process: MeasuringProcess, name: ArmName) -> Point:
+            arm = self._arm_at(process, name, workload, value)
+            peak = self._peaks.measure(process, name.text, arm, workload, resident=True) if arm else None
             return Point(value, None, name.text, workload, arm, peak)
 
         self._time(self._of_all(measured), self._recipe.rounds, self._recipe.warm_up_rounds, None)
 
-    def _of_all(self, point: Callable[[ArmName], Point]) -> list[Point]:
-        """Return the points of all arms in the recipe's order; open budgets are measured last, as others set them."""
-        points = {name.text: point(name) for name in sorted(self._names, key=lambda name: name.open)}
+    def _of_all(self, point: Callable[[MeasuringProcess, ArmName], Point]) -> list[Point]:
+        """Return the points of all arms in the recipe's order; open budgets are measured last, as others set them.
+
+        Resident memory needs a fresh process for every arm. The allocator of a GPU counts whatever came before, so arms
+        share a process there, because starting one takes longer than most steps.
+        """
+        in_order = sorted(self._names, key=lambda name: name.open)
+        points = {}
+        for together in [in_order] if self._limits_allocator else [[name] for name in in_order]:
+            with MeasuringProcess() as process:
+                points |= {name.text: point(process, name) for name in together}
         return [points[name.text] for name in self._names]
 
     def _arm_at(
@@ -164,18 +171,17 @@ class Study:
             # Every arm has already taken a step when the rounds begin, and a step at the largest size takes long.
             self._time(points, self._recipe.rounds_at_largest, 0, self._limit(memory))
 
-    def _largest(self, name: ArmName, value: Value, text: str) -> Point:
+    def _largest(self, process: MeasuringProcess, name: ArmName, value: Value, text: str) -> Point:
         """Return the point of an arm at the largest workload that fits."""
         axis, memory = self._axis, self._memory[text]
         workload = axis.at(self._workload, value)
         key = {"arm": name.text, "value": value, "memory": text}
         row = self._file.find("largest", **key)
         if row is None:
-            with MeasuringProcess() as process:
-                if name.open:
-                    size, budget = self._search_budget(process, name, workload, value, text)
-                else:
-                    size, budget = self._search(process, name, workload, memory), name.budget
+            if name.open:
+                size, budget = self._search_budget(process, name, workload, value, text)
+            else:
+                size, budget = self._search(process, name, workload, memory), name.budget
             row = {**key, axis.grows: size, "budget": budget}
             self._file.add("largest", row)
             where = "" if value is None else f" at {axis.heading} {value}"
@@ -184,8 +190,7 @@ class Study:
             return Point(value, text, name.text, workload, None if name.open else name.setup(self._dynamics), None)
         arm = name.setup(self._dynamics, row["budget"] if name.open else None)
         sized = axis.sized(workload, row[axis.grows])
-        with MeasuringProcess() as process:  # it does not start, because the search has already measured this
-            peak = self._peaks.measure(process, name.text, arm, sized, limit=self._limit(memory))
+        peak = self._peaks.measure(process, name.text, arm, sized, limit=self._limit(memory))
         return Point(value, text, name.text, sized, arm, peak)
 
     def _search(self, process: MeasuringProcess, name: ArmName, workload: MeasuredWorkload, memory: int) -> int:

@@ -4,13 +4,14 @@ import socket
 import subprocess
 from pathlib import Path
 
-from lab.bench.environment import _git_commit, command_line, describe_environment, write_result
+import torch
+
+from lab.bench import environment as environment_module
+from lab.bench.environment import _driver_version, _git_commit, command_line, describe_environment, write_result
 from revformers.engine.ops import SWITCH
 
 
 def test_the_environment_names_versions_and_no_machine(monkeypatch):
-    import torch
-
     environment = describe_environment()
     # The distributions of some builds leave out the local part, as in 2.11.0+cu130.
     assert environment["torch"] in (torch.__version__, torch.__version__.partition("+")[0])
@@ -29,6 +30,31 @@ def test_kernels_that_were_switched_off_are_named(monkeypatch):
     assert describe_environment()["kernels"] is None
     monkeypatch.setenv(SWITCH, "plain")
     assert describe_environment()["kernels"] == "plain"
+
+
+def test_a_copy_without_git_names_its_commit_in_the_environment(monkeypatch):
+    monkeypatch.setenv(environment_module.COMMIT, "0123456789ab")
+    assert describe_environment()["git_commit"] != "0123456789ab", "git knows better"
+    monkeypatch.setattr(environment_module, "_git_commit", lambda: None)
+    assert describe_environment()["git_commit"] == "0123456789ab"
+    monkeypatch.delenv(environment_module.COMMIT)
+    assert describe_environment()["git_commit"] is None
+
+
+def test_a_gpu_is_described_with_its_driver(monkeypatch, tmp_path):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 580.159.04\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    _driver_version.cache_clear()
+    environment = describe_environment()
+    assert (environment["accelerator"], environment["driver"]) == ("NVIDIA H200", "580.159.04")
+    tool.unlink()
+    _driver_version.cache_clear()
+    assert describe_environment()["driver"] is None
+    _driver_version.cache_clear()
 
 
 def test_the_commit_is_that_of_the_code(tmp_path):

@@ -2,6 +2,7 @@ import json
 from typing import ClassVar
 
 import pytest
+import torch
 
 from lab.bench import environment, study_file
 from lab.bench import study as module
@@ -98,6 +99,35 @@ def run(tmp_path, axis, bench_recipe, **options):
 
 def points(result, memory=None):
     return {(row["value"], row["arm"]): row for row in result["points"] if row["memory"] == memory}
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_arms_share_a_process_where_the_allocator_of_a_gpu_counts(device, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(Study, "_check", lambda self: None)
+    arms_of, alive = {}, set()
+
+    class Counted(Machine):
+        def __enter__(self):
+            alive.add(self)
+            assert len(alive) == 1, "another process would take a part of the memory"
+            return self
+
+        def __exit__(self, *_):
+            alive.remove(self)
+
+        def peak(self, workload, arm, **options):
+            assert self in alive
+            arms_of.setdefault(self, set()).add(arm_name(arm))
+            return super().peak(workload, arm, **options)
+
+    monkeypatch.setattr(module, "MeasuringProcess", Counted)
+    run(tmp_path, "depth", recipe(depths=(4, 16), memory=("0.1MB",), device=device))
+    together = [arms for arms in arms_of.values() if len(arms) == len(ARMS)]
+    assert len(together) == (4 if device == "cuda" else 0)
+    if device == "cpu":
+        # A budget is compared with the peak of checkpointing, which has been measured by then.
+        assert all(len(arms) == 1 for arms in arms_of.values())
 
 
 @pytest.mark.thorough
