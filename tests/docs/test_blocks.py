@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -54,6 +55,7 @@ def run_command(words):
     else:
         assert words[0] == "revformers", f"no test runs {words[0]}"
         entry, words = main, words[1:]
+    words = ["cpu" if word == "cuda" else word for word in words]
     smaller = SMALLER.get(" ".join(words[:2]), SMALLER.get(words[0], ""))
     assert entry([*words, *smaller.split()]) == 0, words
 
@@ -81,6 +83,18 @@ def check_module(words, monkeypatch, capsys):
     assert all(option in shown for option in words[3:] if option.startswith("--"))
 
 
+def check_pytest(words):
+    """Only that there are such tests: they need what their mark says."""
+    arguments = [word for word in words[3:] if not re.fullmatch(r"-n|\d+", word)]
+    found = subprocess.run(
+        [sys.executable, *words[1:3], "--collect-only", "-q", "-p", "no:cacheprovider", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 0, found.stdout
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
 def test_the_commands_of_a_page_run(page, workspace, monkeypatch, capsys):
@@ -90,6 +104,8 @@ def test_the_commands_of_a_page_run(page, workspace, monkeypatch, capsys):
             check_make(words)
         elif words[:2] == ["pip", "install"]:
             check_install(words)
+        elif words[:3] == ["python", "-m", "pytest"]:
+            check_pytest(words)
         elif words[:2] == ["python", "-m"] and words[2].startswith("lab."):
             check_module(words, monkeypatch, capsys)
         elif words[:3] == ["revformers", "finetune", "recipes/lora-instructions.yaml"]:
