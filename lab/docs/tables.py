@@ -260,6 +260,23 @@ def evidence() -> None:
     )
 
 
+def kernel_launches() -> None:
+    """Print how many kernels a layer launches in a step."""
+    rows = result("kernel-launches")["rows"]
+    checkpoint = next(row["launches_per_layer"] for row in rows if row["arm"] == "plain_checkpoint")
+    show(
+        "activations | operations per layer | over `plain_checkpoint`",
+        (
+            (
+                f"`{row['arm']}`" if " " not in row["arm"] else row["arm"],
+                f"{row['launches_per_layer']:.0f}",
+                f"{row['launches_per_layer'] / checkpoint:.2f}",
+            )
+            for row in rows
+        ),
+    )
+
+
 def stream_gradients() -> None:
     """Print the error of whole gradients by the dtype in which those of states are summed."""
     found: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))

@@ -1,6 +1,7 @@
 """The studies in lab/studies/ that are scripts of their own run, on a tiny model, and write what they measured."""
 
 import contextlib
+import importlib
 import importlib.util
 import json
 import os
@@ -318,6 +319,22 @@ def test_evidence_cost(folder, monkeypatch):
             loss = model(**batch(model)).loss
             model.model.layers[0].mlp.up_proj.weight.data.mul_(2)
             loss.backward()
+
+
+@pytest.mark.thorough
+def test_kernel_launches(folder, monkeypatch):
+    """What one layer adds, the same at other depths; the number of products follows from the layer."""
+    module = importlib.import_module("lab.studies.kernel_launches")
+    sizes = {"width": 64, "batch": 2, "tokens": 32, "precision": "float32"}
+    counts = {arm: module.launches_per_layer(arm, **sizes) for arm in module.ARMS}
+    # 7 in the forward pass, 6 again, as transformers stops when all tensors are saved, and 2 x 7 backwards.
+    assert counts["plain_checkpoint"]["aten::mm"] == 27
+    assert counts["rebuild"]["revformers::retreat"] == counts["rebuild"]["revformers::advance"] == 1
+    assert "aten::view" not in counts["rebuild"]
+    total = {arm: sum(count.values()) for arm, count in counts.items()}
+    assert total["plain_checkpoint"] < total["rebuild without evidence"] < total["checkpoint"] < total["rebuild"]
+    monkeypatch.setattr(module, "DEPTHS", (1, 2))
+    assert module.launches_per_layer("rebuild", **sizes) == counts["rebuild"]
 
 
 @pytest.mark.thorough
