@@ -3,8 +3,8 @@
     python -m lab.studies.kernel_launches --output RESULT.json
 
 On a GPU a step of narrow layers or of few tokens takes as long as the launches of its kernels. Their number is the same
-on every machine, so it can be counted on a CPU: every operation that PyTorch dispatches counts once, unless it returns a
-view or memory that nothing is written to. A step of the states is one operation, as it is one kernel on a GPU. The
+on every machine, so it can be counted on a CPU: every operation that PyTorch dispatches counts once, unless it returns
+a view or memory that nothing is written to. A step of the states is one operation, as it is one kernel on a GPU. The
 figures of one layer are those of a deeper network less those of a shallower one.
 """
 
