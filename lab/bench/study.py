@@ -140,7 +140,7 @@ class Study:
         share a process there, because starting one takes longer than most steps.
         """
         in_order = sorted(self._names, key=lambda name: name.open)
-        points = {}
+        points: dict[str, Point] = {}
         for together in [in_order] if self._limits_allocator else [[name] for name in in_order]:
             with MeasuringProcess() as process:
                 points |= {name.text: point(process, name) for name in together}

@@ -11,7 +11,7 @@ figures of one layer are those of a deeper network less those of a shallower one
 import argparse
 import sys
 from collections import Counter
-from typing import Any
+from typing import Any, get_args
 
 from lab.bench.arm_names import ORDINARY_CHECKPOINT
 from lab.bench.environment import output_file, write_result
@@ -19,6 +19,7 @@ from lab.bench.workload import MeasuredWorkload, llama_config
 from lab.command import as_command
 from lab.studies.evidence_cost import ARMS, step_of
 from revformers.private_api import TorchDispatchMode
+from revformers.setup import Precision
 from revformers.training.console import command_console
 from revformers.training.titled_table import TitledTable
 
@@ -41,7 +42,7 @@ class Launches(TorchDispatchMode):
         return operation(*arguments, **(keywords or {}))
 
 
-def launches_per_layer(arm: str, width: int, batch: int, tokens: int, precision: str) -> dict[str, float]:
+def launches_per_layer(arm: str, width: int, batch: int, tokens: int, precision: Precision) -> dict[str, float]:
     """Return how often every operation is launched in a step, per layer, most frequent first."""
     counts = []
     for layers in DEPTHS:
@@ -64,7 +65,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--batch", type=int, default=4, help="sequences")
     parser.add_argument("--tokens", type=int, default=512, help="of a sequence")
-    parser.add_argument("--precision", default="bfloat16")
+    parser.add_argument("--precision", choices=get_args(Precision), default="bfloat16")
     parser.add_argument("--output", type=output_file, required=True)
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []

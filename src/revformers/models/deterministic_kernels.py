@@ -12,8 +12,20 @@ _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 """PyTorch refuses products of matrices on CUDA in its deterministic mode unless this environment variable is set."""
 
 
+_MISSING = " does not have a deterministic implementation"
+
+
 class NoDeterministicKernelError(RuntimeError):
-    """An operation has no deterministic implementation; the message is that of PyTorch."""
+    """An operation has no deterministic implementation; the message is that of PyTorch.
+
+    Attributes:
+        operation: the name that PyTorch gives it, e.g. "_histc_cuda with floating point input".
+
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.operation = message.partition(_MISSING)[0].rpartition("\n")[2]
 
 
 def kernels_are_deterministic() -> bool:
@@ -42,7 +54,7 @@ def deterministic_kernels() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, RebuildMismatchError) or "deterministic implementation" not in str(error):
+        if isinstance(error, RebuildMismatchError) or _MISSING not in str(error):
             raise
         raise NoDeterministicKernelError(str(error)) from error
     finally:

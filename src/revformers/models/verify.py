@@ -38,6 +38,7 @@ class GradientReport:
         varying: the names of the parameters whose gradients differ between two passes with stored activations and the
             kernels as set, largest difference first; empty if that was not tried, because the gradients were equal or
             the losses were not.
+        missing: the operation without a deterministic form that left the comparison undecided, as PyTorch names it.
         max_relative_error: the largest difference of any gradient entry, relative to the largest entry of the whole
             gradient. All parameters share one scale, because some have a true gradient of zero (OPT's key bias).
         differing: the names of the parameters whose gradients differ, largest difference first.
@@ -57,6 +58,7 @@ class GradientReport:
     decided: bool
     kernels: Literal["as set", "deterministic"]
     varying: tuple[str, ...]
+    missing: str
     max_relative_error: float
     differing: tuple[str, ...]
     parameters: int
@@ -94,10 +96,8 @@ class GradientReport:
         if self.bit_exact:
             return "rebuilt gradients equal stored gradients to the bit"
         if not self.decided:
-            return (
-                "rebuilt gradients CANNOT BE COMPARED with stored gradients to the bit: PyTorch has no deterministic "
-                "form of a kernel that this model uses"
-            )
+            reason = f"PyTorch has no deterministic form of {self.missing}" if self.missing else "its kernels vary"
+            return f"rebuilt gradients CANNOT BE COMPARED with stored gradients to the bit: {reason}"
         return (
             f"rebuilt gradients DIFFER from stored gradients in {len(self.differing)} parameters, at worst "
             f"{', '.join(self.differing[:3])}"
@@ -151,16 +151,20 @@ def verify_gradients(
 
         compared = _compare(gradients, policy)
         kernels: Literal["as set", "deterministic"] = "as set"
-        varying = compared.varying
+        varying, missing = compared.varying, ""
         if varying and not kernels_are_deterministic():
-            with contextlib.suppress(NoDeterministicKernelError), deterministic_kernels():
-                compared = _compare(gradients, policy)
+            try:
+                with deterministic_kernels():
+                    compared = _compare(gradients, policy)
                 kernels = "deterministic"
+            except NoDeterministicKernelError as error:
+                missing = error.operation
     return GradientReport(
         bit_exact=compared.equal,
         decided=compared.equal or not compared.varying,
         kernels=kernels,
         varying=varying,
+        missing=missing,
         max_relative_error=compared.max_relative_error,
         differing=compared.differing,
         parameters=compared.parameters,
