@@ -37,6 +37,9 @@ SMALL_WEIGHT = 2**14
 WORDS_OF_LAST_TOKENS = 2**12
 """Most words of the last tokens of a tensor that enter the checksum uncondensed."""
 
+_Checksum = tuple[Tensor, tuple[Any, ...]]
+"""What `_Words.checksum` returns."""
+
 
 class Leaf:
     """A leaf of autograd that an evaluation saved, or a view of one.
@@ -131,10 +134,11 @@ class Evidence:
         self._situation = situation
         self._saved: list[Saved] = []
         self._determined = Determined(hidden)
+        self._device = hidden.device
         self.evaluation = self._determined.evaluation
         self._words = _Words()
         self._deferred: dict[int, Tensor] = {}
-        self._checksum: tuple[Tensor, int] | None = None
+        self._checksum: _Checksum | None = None
 
     def add(self, tensor: Tensor) -> None:
         """Read the next tensor that autograd saves, which is freed while the layer runs."""
@@ -148,7 +152,7 @@ class Evidence:
         saved = Saved(None if leaf is None else Leaf(tensor, leaf), derivation, is_read)
         number = len(self._saved)
         self._saved.append(saved)
-        if may_be_unwritten(tensor):
+        if may_be_unwritten(tensor, self._device):
             self._deferred[number] = tensor.detach()
         else:
             self._words.add(number, saved, tensor)
@@ -213,7 +217,7 @@ class LaterEvidence:
 
     """
 
-    def __init__(self, first: list[Saved], expected: tuple[Tensor, int] | None, hidden: Tensor) -> None:
+    def __init__(self, first: list[Saved], expected: _Checksum | None, hidden: Tensor) -> None:
         self._first = first
         self._expected = expected
         self._determined = Determined(hidden)
@@ -280,10 +284,10 @@ class _Words:
         self._words.pop(number, None)
         self._layouts.pop(number, None)
 
-    def checksum(self) -> tuple[Tensor, int] | None:
-        """Return the checksum of all added tensors, int64[], and a hash of their layouts; None if there are none.
+    def checksum(self) -> _Checksum | None:
+        """Return the checksum of all added tensors, int64[], and what is compared beside it; None if there are none.
 
-        Of tensors on several devices, the checksum covers those of a device, and the hash those of the CPU.
+        Beside it are the hash of all layouts and, if other tensors are on a device, the words of those on the CPU.
         """
         if not self._words:
             return None
@@ -297,7 +301,8 @@ class _Words:
             apart = [(number, *self._words[number].tolist()) for number in on_cpu]
             numbers = sorted(set(numbers) - set(on_cpu))
         together = checksum_of(self._words[number].to(device) for number in numbers)
-        return together, hash((tuple(self._layouts[number] for number in sorted(self._words)), *apart))
+        # The words themselves and no hash of them: that of -1 is that of -2.
+        return together, (hash(tuple(self._layouts[number] for number in sorted(self._words))), *apart)
 
 
 def _leaf_of(tensor: Tensor) -> Tensor | None:

@@ -33,12 +33,13 @@ _PADDED_TO = 32
 """Tokens to whose multiples kernels pad the rows of their log-sum-exp."""
 
 
-def may_be_unwritten(tensor: Tensor) -> bool:
-    """Whether a saved tensor may be a log-sum-exp, (batch, heads, tokens), or the state of a random generator.
+def may_be_unwritten(tensor: Tensor, device: torch.device) -> bool:
+    """Whether a tensor that a field on `device` saves may be a log-sum-exp or the state of a random generator.
 
-    Neither has a node in the graph.
+    A log-sum-exp has the shape (batch, heads, tokens). Neither has a node in the graph. Some kernels of GPUs save the
+    state on the CPU, so that the device of the field counts, not that of the tensor.
     """
-    if tensor.device.type in WRITE_EVERYTHING or tensor.grad_fn is not None:
+    if device.type in WRITE_EVERYTHING or tensor.grad_fn is not None:
         return False
     return (tensor.dim() == 3 and tensor.dtype == torch.float32) or tensor.numel() <= _RANDOM_NUMBERS
 
