@@ -515,6 +515,17 @@ def test_a_write_to_what_a_function_returned_is_refused_in_known_words():
     assert not private_api.is_refused_write(refused.value, "Other")
 
 
+def test_an_operation_without_a_deterministic_form_is_named():
+    torch.use_deterministic_algorithms(True)
+    try:
+        with pytest.raises(RuntimeError) as refused:
+            torch.zeros(1).put_(torch.tensor([0]), torch.ones(1))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert private_api.without_deterministic_form(refused.value) == "put_"
+    assert private_api.without_deterministic_form(RuntimeError("shapes cannot be multiplied")) is None
+
+
 # transformers
 
 

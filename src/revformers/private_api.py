@@ -389,6 +389,16 @@ def is_refused_write(error: RuntimeError, function: str) -> bool:
     return any(f"of {name} is a view and is being modified inplace" in str(error) for name in names)
 
 
+def without_deterministic_form(error: RuntimeError) -> str | None:
+    """Return the operation that an error says has no deterministic form, as PyTorch names it; None for another error.
+
+    PyTorch: the text of its error, which has no type of its own. If it changes, a verification of such an operation
+    ends in that error.
+    """
+    before, found, _ = str(error).partition(" does not have a deterministic implementation")
+    return before.rpartition("\n")[2] if found else None
+
+
 # transformers
 
 

@@ -6,13 +6,10 @@ from collections.abc import Iterator
 
 import torch
 
-from revformers.errors import RebuildMismatchError
+from revformers.private_api import without_deterministic_form
 
 _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 """PyTorch refuses products of matrices on CUDA in its deterministic mode unless this environment variable is set."""
-
-
-_MISSING = " does not have a deterministic implementation"
 
 
 class NoDeterministicKernelError(RuntimeError):
@@ -23,9 +20,9 @@ class NoDeterministicKernelError(RuntimeError):
 
     """
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, operation: str) -> None:
         super().__init__(message)
-        self.operation = message.partition(_MISSING)[0].rpartition("\n")[2]
+        self.operation = operation
 
 
 def kernels_are_deterministic() -> bool:
@@ -54,9 +51,10 @@ def deterministic_kernels() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, RebuildMismatchError) or _MISSING not in str(error):
+        operation = without_deterministic_form(error)
+        if operation is None:
             raise
-        raise NoDeterministicKernelError(str(error)) from error
+        raise NoDeterministicKernelError(str(error), operation) from error
     finally:
         torch.use_deterministic_algorithms(enabled, warn_only=only_warns)
         if workspace is None:

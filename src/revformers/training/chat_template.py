@@ -56,7 +56,8 @@ class ChatTemplate:
                 return_dict=True,
                 return_assistant_tokens_mask=True,
             )
-        except OverflowError:  # what transformers 5.17 raises for a text that begins with an empty turn
+        except OverflowError:
+            # transformers 5.17 raises it, in training too, where a text begins with an empty turn.
             return False
         return 1 in encoded["assistant_masks"]
 
