@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import revformers as rf
-from tests.tiny_models import batch
+from tests.tiny_models import batch, tiny
 
 POLICIES = ("rebuild", "checkpoint", "offload", "budget:rebuild", "budget:checkpoint")
 SHARE = 8.0
@@ -28,16 +28,22 @@ def each_device(*on_cpu):
 on_gpu = pytest.mark.parametrize("device", [pytest.param("cuda", marks=pytest.mark.gpu)])
 
 
-def set_policy(model, policy, inputs):
-    """Set an activation policy; a budget is `SHARE` times the smallest for these inputs."""
+def network(device, dynamics=None, activations="store", states="auto", **options):
+    """A reversible model of six layers whose updates are not small."""
+    model = tiny("llama", num_hidden_layers=6, initializer_range=0.1, **options).to(device)
+    return rf.make_reversible(model, dynamics or rf.BlendedMidpoint("1/4"), activations, states)
+
+
+def set_policy(model, policy, inputs, share=SHARE):
+    """Set an activation policy; a budget is `share` times the smallest for these inputs."""
     if policy.startswith("budget:"):
         recompute = policy.removeprefix("budget:")
         smallest = rf.smallest_budget(model, *inputs["input_ids"].shape, recompute)
-        policy = rf.Budget(int(SHARE * smallest), recompute)
+        policy = rf.Budget(int(share * smallest), recompute)
     rf.set_activations(model, policy)
 
 
-def step(model, policy, inputs=None, autocast=None, backward=None):
+def step(model, policy, inputs=None, autocast=None, share=SHARE):
     """The loss and the gradient of every trained parameter, by name.
 
     Args:
@@ -45,11 +51,11 @@ def step(model, policy, inputs=None, autocast=None, backward=None):
         policy: the name of its activation policy.
         inputs: a batch on the device of the model; None for the tiny one.
         autocast: the dtype of autocast; None for no autocast.
-        backward: computes the gradients of a loss; None for `Tensor.backward`.
+        share: a budget, relative to the smallest.
 
     """
     inputs = batch(model) if inputs is None else inputs
-    set_policy(model, policy, inputs)
+    set_policy(model, policy, inputs, share)
     model.zero_grad()
     context = torch.autocast(model.device.type, autocast) if autocast else contextlib.nullcontext()
     with context:
@@ -57,7 +63,7 @@ def step(model, policy, inputs=None, autocast=None, backward=None):
             model(**inputs)  # the first pass of a batch shape is observed, and stores no layer
         torch.manual_seed(1)
         loss = model(**inputs).loss
-    (backward or torch.Tensor.backward)(loss)
+    loss.backward()
     gradients = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
     model.zero_grad()
     return loss.detach(), gradients

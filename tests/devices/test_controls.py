@@ -6,15 +6,10 @@ import torch
 import revformers as rf
 from revformers.engine.ops import SWITCH, _fused_wanted, kernels_for
 from revformers.engine.states import StatePair
-from tests.devices.passes import different, each_device, step
-from tests.tiny_models import batch, tiny
+from tests.devices.passes import different, each_device, network, step
+from tests.tiny_models import batch
 
 DYNAMICS = [rf.Midpoint(), rf.BlendedMidpoint("1/4"), rf.Hamiltonian()]
-
-
-def network(device, dynamics=None, **options):
-    model = tiny("llama", num_hidden_layers=6, initializer_range=0.1, **options).to(device)
-    return rf.make_reversible(model, dynamics or rf.BlendedMidpoint("1/4"))
 
 
 @each_device(pytest.mark.thorough)
@@ -75,8 +70,7 @@ def test_a_weight_changed_between_the_passes_is_refused(device, policy):
 def test_fused_kernels_give_a_model_the_gradients_of_the_plain_ones(
     deterministic, monkeypatch, device, blend, states, dtype
 ):
-    model = tiny("llama", num_hidden_layers=6, initializer_range=0.1, dtype=dtype, dropout=0.1).to(device)
-    rf.make_reversible(model, rf.BlendedMidpoint(blend, 0.25), "rebuild", states)
+    model = network(device, rf.BlendedMidpoint(blend, 0.25), states=states, dtype=dtype, dropout=0.1)
     found, used = [], []
     try:
         for switch in ("", "plain"):

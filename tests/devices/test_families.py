@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import revformers as rf
+from lab.private_api import run_experts_in_turn
 from tests.devices.passes import assert_close, assert_exact, each_device
 from tests.tiny_models import FAMILIES, batch, tiny
 
@@ -19,22 +20,14 @@ def network(device, family, dynamics, dtype):
     return rf.make_reversible(model, dynamics), inputs
 
 
-def run_experts_one_by_one(model, family):
-    """Do without the default of transformers.
-
-    It counts the tokens of every expert by torch.histc, which has no deterministic kernel on CUDA.
-    """
-    if family in EXPERTS:
-        model.set_experts_implementation("eager")
-
-
 @each_device(pytest.mark.thorough)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_stored_gradients_to_the_bit(deterministic, device, family, dtype):
     dynamics = rf.Hamiltonian() if dtype == torch.float32 else rf.BlendedMidpoint("1/4")
     model, inputs = network(device, family, dynamics, dtype)
-    run_experts_one_by_one(model, family)
+    # The default counts the tokens of every expert by torch.histc, which has no deterministic kernel on CUDA.
+    run_experts_in_turn(model)
     assert_exact(model, inputs=inputs, **POLICIES)
 
 

@@ -8,16 +8,11 @@ from peft import LoraConfig, get_peft_model
 
 import revformers as rf
 from revformers.models.quantization import quantization_options
-from tests.devices.passes import POLICIES, assert_close, assert_exact, different, each_device, on_gpu, step
-from tests.tiny_models import batch, tiny
+from tests.devices.passes import POLICIES, assert_close, assert_exact, different, each_device, network, on_gpu, step
+from tests.tiny_models import batch
 from tests.training.test_step_in_backward import assert_same_training
 
 IN_TURN = ("rebuild", "checkpoint", "budget:rebuild")
-
-
-def network(device, dynamics=None, activations="store", **options):
-    model = tiny("llama", num_hidden_layers=6, initializer_range=0.1, **options).to(device)
-    return rf.make_reversible(model, dynamics or rf.BlendedMidpoint("1/4"), activations)
 
 
 def adapted(model, dropout=0.1):
