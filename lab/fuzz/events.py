@@ -47,7 +47,7 @@ def _nothing(scene: Scene) -> bool:
 
 
 def _draw_random_numbers(scene: Scene) -> bool:
-    for device in {"cpu", scene.weight.device.type}:
+    for device in {torch.device("cpu"), scene.weight.device}:
         torch.rand(17, device=device)
     return False
 

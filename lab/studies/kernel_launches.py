@@ -2,10 +2,11 @@
 
     python -m lab.studies.kernel_launches --output RESULT.json
 
-On a GPU a step of narrow layers or of few tokens takes as long as the launches of its kernels. Their number is the same
-on every machine, so it can be counted on a CPU: every operation that PyTorch dispatches counts once, unless it returns
-a view or memory that nothing is written to. A step of the states is one operation, as it is one kernel on a GPU. The
-figures of one layer are those of a deeper network less those of a shallower one.
+A step of narrow layers or of few tokens may take as long on a GPU as the launches of its kernels. They are estimated on
+a CPU: every operation that PyTorch dispatches counts once, unless it returns a view or memory that nothing is written
+to. A step of the states is one operation, as it is one kernel on a GPU. Some operations launch other kernels there,
+several or none, and some of what attention saves is not compared. The figures of one layer are those of a deeper
+network less those of a shallower one, divided by the layers between.
 """
 
 import argparse
