@@ -31,7 +31,7 @@ def network():
     ids=lambda value: getattr(value, "recurrence", None),
 )
 def test_gradients_are_as_precise_as_those_of_the_ordinary_network(network, dynamics, bfloat16_suffices):
-    """Against float64. Where bfloat16 does not suffice, it is the control: it would be far less precise."""
+    """Against float64. Where bfloat16 does not suffice, it is the control: it would be less precise."""
     ordinary = errors(*copy.deepcopy(network), None)["bfloat16"]
     found = errors(*copy.deepcopy(network), dynamics)
     chosen = str(gradient_dtype(torch.bfloat16, dynamics.steps(16))).removeprefix("torch.")
