@@ -74,7 +74,7 @@ def saved_by(function, hidden):
 
 @pytest.mark.parametrize("place", range(len(LAYER)))
 def test_one_bit_of_any_activation_shows(place):
-    """Unless it reaches nothing that is saved: functions that save only their results, as softmax, may round it away."""
+    """Unless it reaches nothing that is saved: what saves only its result, as softmax, may round it away."""
     hidden = input_of_a_field()
     evidence, saved = first(LAYER, hidden), saved_by(LAYER, hidden)
     seen = []
