@@ -97,6 +97,18 @@ def test_one_bit_of_any_activation_shows(place):
     assert any(seen) == (place < len(LAYER) - 1)
 
 
+@pytest.mark.parametrize(("size", "same"), [(0, True), (2, False)])
+def test_a_new_leaf_without_elements_is_no_difference(size, same):
+    """As torch.utils.checkpoint of PyTorch 2.11 makes one in every evaluation."""
+    hidden = input_of_a_field()
+
+    def run(hidden):
+        new = torch.rand(size, requires_grad=True)
+        return (new * torch.ones(size)).sum() + (new * new).sum() + hidden.sin()
+
+    assert equal(first(run, hidden), run, hidden) == same
+
+
 def test_a_weight_is_known_by_its_memory_and_its_version():
     weight = nn.Parameter(torch.randn(8, 8))
     leaf = Leaf(weight.T, weight)
