@@ -393,8 +393,10 @@ def without_deterministic_form(error: RuntimeError) -> str | None:
     """Return the operation that an error says has no deterministic form, as PyTorch names it; None for another error.
 
     PyTorch: the text of its error, which has no type of its own. If it changes, a verification of such an operation
-    ends in that error.
+    ends in that error. Attention for which no allowed kernel can run, as cuDNN's cannot, has an error of its own.
     """
+    if str(error).startswith("No available kernel"):
+        return "scaled_dot_product_attention"
     before, found, _ = str(error).partition(" does not have a deterministic implementation")
     return before.rpartition("\n")[2] if found else None
 

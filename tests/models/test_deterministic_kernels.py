@@ -1,5 +1,4 @@
 import contextlib
-import os
 
 import pytest
 import torch
@@ -10,8 +9,6 @@ from revformers.models.deterministic_kernels import (
     kernels_are_deterministic,
 )
 
-WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
-
 
 @pytest.fixture(autouse=True)
 def _modes_restored():
@@ -20,27 +17,23 @@ def _modes_restored():
 
 
 @pytest.mark.parametrize(("enabled", "only_warns"), [(False, False), (True, True), (True, False)])
-@pytest.mark.parametrize("workspace", [None, ":16:8"])
-def test_the_modes_outside_are_restored(enabled, only_warns, workspace, monkeypatch):
-    if workspace is None:
-        monkeypatch.delenv(WORKSPACE, raising=False)
-    else:
-        monkeypatch.setenv(WORKSPACE, workspace)
+def test_the_modes_outside_are_restored(enabled, only_warns):
     torch.use_deterministic_algorithms(enabled, warn_only=only_warns)
     with contextlib.suppress(KeyError), deterministic_kernels():
         assert kernels_are_deterministic()
-        assert os.environ[WORKSPACE] == (workspace or ":4096:8")
         raise KeyError
     assert torch.are_deterministic_algorithms_enabled() == enabled
     assert torch.is_deterministic_algorithms_warn_only_enabled() == only_warns
     assert kernels_are_deterministic() == (enabled and not only_warns)
-    assert os.environ.get(WORKSPACE) == workspace
 
 
 def test_an_operation_without_a_deterministic_form_is_told_from_other_errors():
     with pytest.raises(NoDeterministicKernelError, match="put_") as missing, deterministic_kernels():
         torch.zeros(1).put_(torch.tensor([0]), torch.ones(1))
     assert missing.value.operation == "put_"
+    with pytest.raises(NoDeterministicKernelError) as refused, deterministic_kernels():
+        raise RuntimeError("No available kernel. Aborting execution.")
+    assert refused.value.operation == "scaled_dot_product_attention"
     with pytest.raises(RuntimeError, match="shapes") as caught, deterministic_kernels():
         torch.ones(2, 3) @ torch.ones(2, 3)
     assert not isinstance(caught.value, NoDeterministicKernelError)

@@ -77,6 +77,73 @@ def test_kernels_that_vary_in_the_backward_pass_are_replaced_by_deterministic_on
     assert not torch.are_deterministic_algorithms_enabled()
 
 
+def test_a_kernel_that_varied_in_the_first_pass_alone_is_not_taken_for_a_wrong_gradient(monkeypatch):
+    """Sums of few terms come in the same order most times, so two stored passes may agree by chance."""
+    model = varying_backward(monkeypatch, rf.make_reversible(llama(), rf.Midpoint()), only_first_varies=True)
+    report = rf.verify_gradients(model, BATCH)
+    assert report.bit_exact
+    assert report.kernels == "deterministic"
+    assert report.varying == ()
+    assert "PyTorch's deterministic ones, because with the usual ones the gradients differ" in str(report)
+
+
+def test_without_a_deterministic_form_and_without_variation_a_difference_is_one(monkeypatch):
+    model = rf.make_reversible(llama(), rf.Midpoint())
+    report = rf.verify_gradients(varying_backward(monkeypatch, model, False, only_first_varies=True), BATCH)
+    assert not report.bit_exact
+    assert report.decided
+    assert report.kernels == "as set"
+    assert report.missing == ""
+
+
+def test_attention_whose_only_allowed_kernel_is_not_deterministic_leaves_the_comparison_undecided(monkeypatch):
+    """As that of cuDNN, which PyTorch refuses in its deterministic mode in other words than other operations."""
+    model = varying_backward(monkeypatch, rf.make_reversible(llama(), rf.Midpoint()))
+
+    def refuse(module, arguments):
+        if torch.are_deterministic_algorithms_enabled():
+            raise RuntimeError("No available kernel. Aborting execution.")
+
+    model.model.layers[1].self_attn.register_forward_pre_hook(refuse)
+    report = rf.verify_gradients(model, BATCH)
+    assert not report.decided
+    assert report.missing == "scaled_dot_product_attention"
+
+
+class NanGradient(torch.autograd.Function):
+    """The identity, whose gradient is NaN where it was largest."""
+
+    @staticmethod
+    def forward(context, values):
+        return values.clone()
+
+    @staticmethod
+    def backward(context, gradient):
+        return gradient.masked_fill(gradient == gradient.max(), torch.nan)
+
+
+def with_nan_gradient(model):
+    model.model.norm.register_forward_hook(lambda module, arguments, output: NanGradient.apply(output))
+    return model
+
+
+def test_a_nan_in_the_same_place_of_both_gradients_is_no_difference():
+    model = with_nan_gradient(rf.make_reversible(llama(), rf.Midpoint()))
+    report = rf.verify_gradients(model, BATCH)
+    assert report.bit_exact
+    assert report.kernels == "as set"
+    assert report.max_relative_error == 0
+
+
+def test_a_wrong_gradient_is_found_among_nans():
+    model = with_nan_gradient(rf.make_reversible(llama(), rf.Midpoint()))
+    rf.set_activations(model, Detached())
+    report = rf.verify_gradients(model, BATCH)
+    assert not report.bit_exact
+    assert report.decided
+    assert "DIFFER" in str(report)
+
+
 def test_a_wrong_gradient_is_found_among_kernels_that_vary(monkeypatch):
     model = varying_backward(monkeypatch, rf.make_reversible(llama(), rf.Midpoint()))
     rf.set_activations(model, Detached())

@@ -7,6 +7,7 @@ class AtomicSum(torch.autograd.Function):
     """The identity, whose backward kernel returns other bits at every call unless PyTorch's mode is deterministic."""
 
     calls = 0
+    only_first_varies = False
     deterministic_form = True
 
     @staticmethod
@@ -21,11 +22,15 @@ class AtomicSum(torch.autograd.Function):
                 torch.zeros(1).put_(torch.tensor([0]), torch.ones(1))
             return gradient
         AtomicSum.calls += 1
+        if AtomicSum.only_first_varies:
+            return gradient * (1 + 2**-20) if AtomicSum.calls == 1 else gradient
         return gradient * (1 + 2**-20 * AtomicSum.calls)
 
 
-def varying_backward(monkeypatch, model, deterministic_form=True):
+def varying_backward(monkeypatch, model, deterministic_form=True, only_first_varies=False):
     """Return the model with such a kernel behind the attention of its layer 2."""
+    monkeypatch.setattr(AtomicSum, "calls", 0)
+    monkeypatch.setattr(AtomicSum, "only_first_varies", only_first_varies)
     monkeypatch.setattr(AtomicSum, "deterministic_form", deterministic_form)
     projection = model.model.layers[2].self_attn.o_proj
     projection.register_forward_hook(lambda module, arguments, output: AtomicSum.apply(output))

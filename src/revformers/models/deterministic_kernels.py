@@ -1,22 +1,19 @@
 """PyTorch's deterministic kernels for the length of a block."""
 
 import contextlib
-import os
 from collections.abc import Iterator
 
 import torch
 
 from revformers.private_api import without_deterministic_form
 
-_CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
-"""PyTorch refuses products of matrices on CUDA in its deterministic mode unless this environment variable is set."""
-
 
 class NoDeterministicKernelError(RuntimeError):
-    """An operation has no deterministic implementation; the message is that of PyTorch.
+    """An operation has no deterministic implementation, or none that is allowed; the message is that of PyTorch.
 
     Attributes:
-        operation: the name that PyTorch gives it, e.g. "_histc_cuda with floating point input".
+        operation: the name that PyTorch gives it, e.g. "_histc_cuda with floating point input"; for attention whose
+            allowed kernels were all refused, "scaled_dot_product_attention".
 
     """
 
@@ -45,8 +42,6 @@ def deterministic_kernels() -> Iterator[None]:
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
-    workspace = os.environ.get(_CUBLAS)
-    os.environ.setdefault(_CUBLAS, ":4096:8")
     torch.use_deterministic_algorithms(True)
     try:
         yield
@@ -57,5 +52,3 @@ def deterministic_kernels() -> Iterator[None]:
         raise NoDeterministicKernelError(str(error), operation) from error
     finally:
         torch.use_deterministic_algorithms(enabled, warn_only=only_warns)
-        if workspace is None:
-            del os.environ[_CUBLAS]

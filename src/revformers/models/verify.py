@@ -30,11 +30,12 @@ class GradientReport:
     """The comparison of the rebuilt gradient of one step with the stored one.
 
     Attributes:
-        bit_exact: whether the losses and every parameter's gradient are equal to the bit.
+        bit_exact: whether the losses and every parameter's gradient are equal to the bit; a NaN equals a NaN.
         decided: whether the comparison tells rebuilt activations from stored ones. False if the gradients differ and
             those of two passes with stored activations do so as well, at equal losses, because a kernel of the backward
             pass varies from call to call and PyTorch has no deterministic one in its place.
-        kernels: "as set" by the caller, or "deterministic" if PyTorch's deterministic kernels had to be used.
+        kernels: "as set" by the caller, or "deterministic" if PyTorch's deterministic kernels were used because the
+            gradients differed and the losses did not.
         varying: the names of the parameters whose gradients differ between two passes with stored activations and the
             kernels as set, largest difference first; empty if that was not tried, because the gradients were equal or
             the losses were not.
@@ -72,7 +73,7 @@ class GradientReport:
 
     def __str__(self) -> str:
         """Return the report as a few lines of text."""
-        kernels = f"  kernels             {self._kernels}\n" if self.varying else ""
+        kernels = f"  kernels             {self._kernels}\n" if self.varying or self.kernels == "deterministic" else ""
         return (
             f"{self._verdict}\n"
             f"  dynamics            {self.recurrence}\n"
@@ -87,6 +88,10 @@ class GradientReport:
     @property
     def _kernels(self) -> str:
         variation = f"two passes with stored activations differ in {counted(len(self.varying), 'parameter')}"
+        if not self.varying:
+            return (
+                "PyTorch's deterministic ones, because with the usual ones the gradients differ and the losses do not"
+            )
         if self.kernels == "deterministic":
             return f"PyTorch's deterministic ones, because with the usual ones {variation}"
         return f"they vary: {variation}"
@@ -110,9 +115,9 @@ def verify_gradients(
     """Compare the gradient with rebuilt activations against the one with stored activations.
 
     Runs the model twice on the same batch from the same random state (so dropout draws the same masks), in its current
-    mode. If only the gradients differ and not the losses, a second pass with stored activations shows whether kernels
-    of the backward pass vary from call to call, as those of fused attention do on GPUs. In that case the comparison is
-    repeated with PyTorch's deterministic kernels, and the report says so.
+    mode. If only the gradients differ and not the losses, kernels of the backward pass may vary from call to call, as
+    those of fused attention do on GPUs. In that case the comparison is repeated with PyTorch's deterministic kernels,
+    and the report says so, and whether a second pass with stored activations differed from the first.
 
     The model's gradients, its policy, the report of a budget and the random state are restored. Buffers are not: a
     module outside of the layers that keeps running statistics counts every pass. A model whose policy is not one of
@@ -152,13 +157,14 @@ def verify_gradients(
         compared = _compare(gradients, policy)
         kernels: Literal["as set", "deterministic"] = "as set"
         varying, missing = compared.varying, ""
-        if varying and not kernels_are_deterministic():
+        # Not only if stored gradients vary: a kernel that seldom does may have done so in the first pass alone.
+        if compared.differs_in_gradients and not kernels_are_deterministic():
             try:
                 with deterministic_kernels():
                     compared = _compare(gradients, policy)
                 kernels = "deterministic"
             except NoDeterministicKernelError as error:
-                missing = error.operation
+                missing = error.operation if varying else ""
     return GradientReport(
         bit_exact=compared.equal,
         decided=compared.equal or not compared.varying,
@@ -190,6 +196,7 @@ class _Comparison:
     entries: int
     loss: float
     rebuilt_loss: float
+    differs_in_gradients: bool
 
 
 def _compare(
@@ -207,17 +214,17 @@ def _compare(
             f"on a batch and weights that give a finite loss."
         )
     errors = _errors(rebuilt, stored)
-    equal = not errors and torch.equal(rebuilt_loss, stored_loss)
+    same_loss = torch.equal(rebuilt_loss, stored_loss)
     scale = max((_largest(gradient) for gradient in stored.values()), default=0.0)
     largest = torch.tensor([0.0, *errors.values()], dtype=torch.float64).max().item()
     varying: tuple[str, ...] = ()
-    if not equal and torch.equal(rebuilt_loss, stored_loss):
+    if errors and same_loss:
         rebuilt.clear()  # a third set of gradients might not fit beside it
         again_loss, again = gradients(Store())
         if torch.equal(again_loss, stored_loss):
             varying = tuple(_errors(again, stored))
     return _Comparison(
-        equal=equal,
+        equal=same_loss and not errors,
         differing=tuple(errors),
         varying=varying,
         max_relative_error=0.0 if not largest else largest / scale if scale else math.inf,
@@ -225,6 +232,7 @@ def _compare(
         entries=sum(gradient.numel() for gradient in stored.values()),
         loss=stored_loss.item(),
         rebuilt_loss=rebuilt_loss.item(),
+        differs_in_gradients=bool(errors) and same_loss,
     )
 
 
@@ -237,9 +245,17 @@ def _errors(values: Gradients, stored: Gradients) -> dict[str, float]:
     errors = {
         name: _largest(values.get(name, zero).double() - stored.get(name, zero).double())
         for name in stored | values
-        if name not in values or name not in stored or not torch.equal(values[name], stored[name])
+        if name not in values or name not in stored or not _same(values[name], stored[name])
     }
     return dict(sorted(errors.items(), key=lambda item: -item[1]))
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two gradients are equal; torch.equal calls a NaN different from itself."""
+    if torch.equal(one, other):
+        return True
+    unknown = one.isnan()
+    return torch.equal(unknown, other.isnan()) and torch.equal(one[~unknown], other[~unknown])
 
 
 @contextlib.contextmanager
