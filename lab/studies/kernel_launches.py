@@ -4,8 +4,9 @@
 
 A step of narrow layers or of few tokens may take as long on a GPU as the launches of its kernels. They are estimated on
 a CPU: every operation that PyTorch dispatches counts once, unless it returns a view or memory that nothing is written
-to. A step of the states is one operation, as it is one kernel on a GPU. Some operations launch other kernels there,
-several or none, and some of what attention saves is not compared. The figures of one layer are those of a deeper
+to, or converts the words of a checksum, which a GPU does as it multiplies them. A step of the states is one operation,
+as it is one kernel on a GPU. Some operations launch other kernels there, several or none, and some of what attention
+saves is not compared. The figures of one layer are those of a deeper
 network less those of a shallower one, divided by the layers between.
 """
 
@@ -13,6 +14,8 @@ import argparse
 import sys
 from collections import Counter
 from typing import Any, get_args
+
+import torch
 
 from lab.bench.arm_names import ORDINARY_CHECKPOINT
 from lab.bench.environment import output_file, write_result
@@ -38,7 +41,8 @@ class Launches(TorchDispatchMode):
     def __torch_dispatch__(self, operation: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
         """Count and run one operation."""
         name = operation.name().partition(".")[0]
-        if not operation.is_view and name not in LAUNCH_NOTHING:
+        of_checksum = name == "aten::_to_copy" and arguments[0].dtype == torch.int32
+        if not (operation.is_view or name in LAUNCH_NOTHING or of_checksum):
             self.counts[name] += 1
         return operation(*arguments, **(keywords or {}))
 

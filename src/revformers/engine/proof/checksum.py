@@ -94,7 +94,10 @@ def _weighted(words: Tensor) -> Tensor:
     if words.is_meta:
         return words.sum(-1)
     halves = words.view(torch.int32)
-    return (halves * _factors(words.device)[: halves.shape[-1]]).sum(-1)
+    factors = _factors(words.device)[: halves.shape[-1]]
+    if words.is_cpu:  # where a product of two dtypes first makes a copy of the narrower in memory of its own
+        return halves.to(torch.int64).mul_(factors).sum(-1)
+    return (halves * factors).sum(-1)
 
 
 def _words(tensor: Tensor) -> Tensor:
