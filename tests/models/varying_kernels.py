@@ -27,11 +27,11 @@ class AtomicSum(torch.autograd.Function):
         return gradient * (1 + 2**-20 * AtomicSum.calls)
 
 
-def varying_backward(monkeypatch, model, deterministic_form=True, only_first_varies=False):
-    """Return the model with such a kernel behind the attention of its layer 2."""
+def varying_backward(monkeypatch, model, deterministic_form=True, only_first_varies=False, module=None):
+    """Return the model with such a kernel behind the attention of its layer 2, or behind another module."""
     monkeypatch.setattr(AtomicSum, "calls", 0)
     monkeypatch.setattr(AtomicSum, "only_first_varies", only_first_varies)
     monkeypatch.setattr(AtomicSum, "deterministic_form", deterministic_form)
-    projection = model.model.layers[2].self_attn.o_proj
-    projection.register_forward_hook(lambda module, arguments, output: AtomicSum.apply(output))
+    module = model.model.layers[2].self_attn.o_proj if module is None else module
+    module.register_forward_hook(lambda module, arguments, output: AtomicSum.apply(output))
     return model

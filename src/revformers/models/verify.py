@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from revformers.models.deterministic_kernels import (
     kernels_are_deterministic,
 )
 from revformers.models.parts import require_reversible
+from revformers.models.processes import gathered
 
 Gradients = dict[str, Tensor]
 
@@ -44,7 +45,7 @@ class GradientReport:
             gradient. All parameters share one scale, because some have a true gradient of zero (OPT's key bias).
         differing: the names of the parameters whose gradients differ, largest difference first.
         parameters: number of parameters that have a gradient.
-        entries: number of entries of these gradients.
+        entries: number of entries of these gradients; with the first version of FSDP, of the parts in this process.
         loss: the loss with stored activations.
         rebuilt_loss: the loss with rebuilt activations.
         recurrence: the dynamics in one line.
@@ -119,6 +120,9 @@ def verify_gradients(
     those of fused attention do on GPUs. In that case the comparison is repeated with PyTorch's deterministic kernels,
     and the report says so, and whether a second pass with stored activations differed from the first.
 
+    If processes share the model (FSDP, tensor parallelism, DistributedDataParallel), all of them have to call this, and
+    they get the same verdict: what differs in one of them differs.
+
     The model's gradients, its policy, the report of a budget and the random state are restored. Buffers are not: a
     module outside of the layers that keeps running statistics counts every pass. A model whose policy is not one of
     this library runs with that policy instead of `Rebuild`.
@@ -150,34 +154,35 @@ def verify_gradients(
     policy = Rebuild() if is_of_this_library else activations
     with gradients_set_aside(model) as random_state:
 
-        def gradients(policy: ActivationPolicy) -> tuple[Tensor, Gradients]:
+        def run(policy: ActivationPolicy) -> _Pass:
             with activations_set_to(model, policy):
-                return _gradients(model, trainable, inputs, loss, random_state)
+                return _run(model, trainable, inputs, loss, random_state)
 
-        compared = _compare(gradients, policy)
+        compared = _compare(run, policy, model)
         kernels: Literal["as set", "deterministic"] = "as set"
         varying, missing = compared.varying, ""
         # Not only if stored gradients vary: a kernel that seldom does may have done so in the first pass alone.
-        in_gradients_alone = compared.differing and compared.loss == compared.rebuilt_loss
-        if in_gradients_alone and not kernels_are_deterministic():
+        if compared.difference.in_gradients_alone and not kernels_are_deterministic():
             try:
                 with deterministic_kernels():
-                    compared = _compare(gradients, policy)
+                    compared = _compare(run, policy, model)
                 kernels = "deterministic"
             except NoDeterministicKernelError as error:
                 missing = error.operation if varying else ""
+    difference = compared.difference
+    rebuilt_loss, stored_loss = compared.losses
     return GradientReport(
-        bit_exact=compared.equal,
-        decided=compared.equal or not compared.varying,
+        bit_exact=difference.equal,
+        decided=difference.equal or not compared.varying,
         kernels=kernels,
         varying=varying,
         missing=missing,
-        max_relative_error=compared.max_relative_error,
-        differing=compared.differing,
-        parameters=compared.parameters,
-        entries=compared.entries,
-        loss=compared.loss,
-        rebuilt_loss=compared.rebuilt_loss,
+        max_relative_error=difference.relative_error,
+        differing=tuple(difference.errors),
+        parameters=len(compared.names),
+        entries=sum(trainable[name].numel() for name in compared.names),
+        loss=stored_loss,
+        rebuilt_loss=rebuilt_loss,
         recurrence=reversible.dynamics.recurrence,
         states=str(reversible.fixed_point),
         dtype=str(first.dtype).removeprefix("torch."),
@@ -186,67 +191,105 @@ def verify_gradients(
 
 
 @dataclass(frozen=True)
-class _Comparison:
-    """Rebuilt against stored gradients with one kind of kernels; `varying` is of two stored passes."""
+class _Pass:
+    """The loss of one forward and backward pass, and its gradients."""
 
-    equal: bool
-    differing: tuple[str, ...]
-    varying: tuple[str, ...]
-    max_relative_error: float
-    parameters: int
-    entries: int
     loss: float
-    rebuilt_loss: float
+    gradients: Gradients
 
 
-def _compare(
-    gradients: Callable[[ActivationPolicy], tuple[Tensor, Gradients]], policy: ActivationPolicy
-) -> _Comparison:
+@dataclass(frozen=True)
+class _Difference:
+    """What differs between two passes, in any of the processes that share the model.
+
+    Attributes:
+        same_loss: whether the losses are equal.
+        errors: the largest difference of every gradient that differs, by its parameter's name, largest first.
+        scale: the largest magnitude of the second pass's gradients.
+
+    """
+
+    same_loss: bool
+    errors: Mapping[str, float]
+    scale: float
+
+    @property
+    def equal(self) -> bool:
+        return self.same_loss and not self.errors
+
+    @property
+    def in_gradients_alone(self) -> bool:
+        return self.same_loss and bool(self.errors)
+
+    @property
+    def relative_error(self) -> float:
+        largest = _maximum(self.errors.values())
+        return 0.0 if not largest else largest / self.scale if self.scale else math.inf
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """A pass that rebuilds against one that stores.
+
+    Attributes:
+        difference: between the two.
+        varying: the names of the gradients that differ between two passes that store.
+        names: those of all stored gradients.
+        losses: rebuilt and stored.
+
+    """
+
+    difference: _Difference
+    varying: tuple[str, ...]
+    names: tuple[str, ...]
+    losses: tuple[float, float]
+
+
+def _compare(run: Callable[[ActivationPolicy], _Pass], policy: ActivationPolicy, model: nn.Module) -> _Comparison:
     """Compare the gradients of `policy` with stored ones, and, if they alone differ, stored ones with stored ones.
 
     If a loss differs too, it is the forward pass that does not repeat itself, and rebuilding cannot be right.
     """
-    rebuilt_loss, rebuilt = gradients(policy)
-    stored_loss, stored = gradients(Store())
-    if not torch.isfinite(stored_loss):
-        raise ValueError(
-            f"The loss is {stored_loss.item()} with stored activations, so there are no gradients to compare; verify "
-            f"on a batch and weights that give a finite loss."
-        )
-    errors = _errors(rebuilt, stored)
-    same_loss = torch.equal(rebuilt_loss, stored_loss)
-    scale = max((_largest(gradient) for gradient in stored.values()), default=0.0)
-    largest = torch.tensor([0.0, *errors.values()], dtype=torch.float64).max().item()
+    rebuilt, stored = run(policy), run(Store())
+    for loss in gathered(stored.loss, model):
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"The loss is {loss} with stored activations, so there are no gradients to compare; verify on a batch "
+                f"and weights that give a finite loss."
+            )
+    difference = _difference(rebuilt, stored, model)
     varying: tuple[str, ...] = ()
-    if errors and same_loss:
-        rebuilt.clear()  # a third set of gradients might not fit beside it
-        again_loss, again = gradients(Store())
-        if torch.equal(again_loss, stored_loss):
-            varying = tuple(_errors(again, stored))
-    return _Comparison(
-        equal=same_loss and not errors,
-        differing=tuple(errors),
-        varying=varying,
-        max_relative_error=0.0 if not largest else largest / scale if scale else math.inf,
-        parameters=len(stored),
-        entries=sum(gradient.numel() for gradient in stored.values()),
-        loss=stored_loss.item(),
-        rebuilt_loss=rebuilt_loss.item(),
+    if difference.in_gradients_alone:
+        rebuilt.gradients.clear()  # a third set of gradients might not fit beside it
+        variation = _difference(run(Store()), stored, model)
+        if variation.same_loss:
+            varying = tuple(variation.errors)
+    return _Comparison(difference, varying, tuple(stored.gradients), (rebuilt.loss, stored.loss))
+
+
+def _difference(one: _Pass, other: _Pass, model: nn.Module) -> _Difference:
+    scale = _maximum(map(_largest, other.gradients.values()))
+    everywhere = gathered(_Difference(one.loss == other.loss, _errors(one.gradients, other.gradients), scale), model)
+    names = dict.fromkeys(name for found in everywhere for name in found.errors)
+    errors = {name: _maximum(found.errors.get(name, 0.0) for found in everywhere) for name in names}
+    return _Difference(
+        same_loss=all(found.same_loss for found in everywhere),
+        errors=dict(sorted(errors.items(), key=lambda item: -item[1])),
+        scale=_maximum(found.scale for found in everywhere),
     )
 
 
 def _errors(values: Gradients, stored: Gradients) -> dict[str, float]:
-    """Return the largest difference of every gradient that differs, by its parameter's name, largest first.
+    """Return the largest difference of every gradient that differs, by its parameter's name.
 
     A gradient that only one of the two has differs, and counts as zero in the other.
     """
     zero = torch.zeros(())
-    errors = {
+    return {
         name: _largest(values.get(name, zero).double() - stored.get(name, zero).double())
         for name in stored | values
         if name not in values or name not in stored or not _same(values[name], stored[name])
     }
-    return dict(sorted(errors.items(), key=lambda item: -item[1]))
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
@@ -275,21 +318,33 @@ def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def _gradients(
+def _run(
     model: nn.Module,
     trainable: Mapping[str, nn.Parameter],
     inputs: Mapping[str, Any],
     loss_of: Callable[[Any], Tensor],
     random_state: RandomState,
-) -> tuple[Tensor, Gradients]:
+) -> _Pass:
+    """Run one pass; of gradients that are spread over processes, it keeps the part of this one."""
     for parameter in trainable.values():
         parameter.grad = None
     with random_state.restored(), torch.enable_grad():
         loss = loss_of(model(**inputs))
         loss.backward()
-    return loss.detach(), {name: p.grad for name, p in trainable.items() if p.grad is not None}
+    gradients = {name: parameter.grad for name, parameter in trainable.items() if parameter.grad is not None}
+    return _Pass(loss.item(), {name: _local(gradient) for name, gradient in gradients.items()})
+
+
+def _local(gradient: Tensor) -> Tensor:
+    to_local = getattr(gradient, "to_local", None)  # of a DTensor
+    return gradient if to_local is None else to_local()
 
 
 def _largest(values: Tensor) -> float:
-    """Return the largest magnitude; NaN if any value is NaN."""
-    return torch.linalg.vector_norm(values.double(), float("inf")).item()
+    """Return the largest magnitude; NaN if any value is NaN, and 0 for no values, as of a part of a small parameter."""
+    return torch.linalg.vector_norm(values.double(), float("inf")).item() if values.numel() else 0.0
+
+
+def _maximum(values: Iterable[float]) -> float:
+    """Return the largest value, or 0 if there is none; NaN if any is NaN."""
+    return torch.tensor([0.0, *values], dtype=torch.float64).max().item()

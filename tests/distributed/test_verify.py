@@ -1,0 +1,145 @@
+"""Verification of models whose passes communicate: processes that decide otherwise would wait for each other."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+import revformers as rf
+from lab.sharding import tensor_parallel
+from revformers.engine.forward_pass import ForwardPass
+from tests.distributed.comparing import made, micro_batches, of_rank, sharded_layers
+from tests.distributed.test_fsdp import first_version
+from tests.models.test_verify import NanGradient
+from tests.models.varying_kernels import varying_backward
+
+pytestmark = pytest.mark.thorough
+
+WAYS = {
+    "FSDP2": sharded_layers,
+    "FSDP1": first_version,
+    "DDP": DistributedDataParallel,
+    "tensor parallel": tensor_parallel,
+}
+
+
+@dataclass(frozen=True)
+class Doubling(rf.ActivationPolicy):
+    """A wrong policy: the gradients of every field are twice the right ones. It communicates as a right one does."""
+
+    name = "doubling"
+    keeps = "activations"
+
+    def bind(self, steps_per_layer):
+        return lambda states, steps: DoublingPass(states)
+
+
+class DoublingPass(ForwardPass):
+    def evaluate(self, name, coefficients, field, hidden):
+        update = field(hidden)
+        update.register_hook(lambda gradient: 2 * gradient)
+        return update
+
+
+def verified(rank, way, prepare):
+    """The report of this process, of a model that `prepare` changed in some way on some ranks."""
+    model = made()
+    with pytest.MonkeyPatch.context() as patch:
+        prepare(rank, model, patch)
+        batches = micro_batches(model, 1)
+        (inputs,) = batches if way == "tensor parallel" else of_rank(batches, rank)
+        return rf.verify_gradients(WAYS[way](model), inputs)
+
+
+def unchanged(rank, model, patch):
+    pass
+
+
+def varying_on_one(rank, model, patch):
+    if rank == 0:
+        varying_backward(patch, model)
+
+
+def varying_without_a_deterministic_form(rank, model, patch):
+    varying_backward(patch, model, deterministic_form=False)
+
+
+def varying_in_one_part(rank, model, patch):
+    """The gradient of the embedding alone varies, which lies in one process where FSDP shards all weights as one."""
+    varying_backward(patch, model, module=model.model.embed_tokens)
+
+
+def nan_on_one(rank, model, patch):
+    if rank == 0:
+        model.model.norm.register_forward_hook(lambda module, arguments, output: NanGradient.apply(output))
+
+
+def wrong_on_one(rank, model, patch):
+    if rank == 1:
+        rf.set_activations(model, Doubling())
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("prepare", [unchanged, nan_on_one], ids=["numbers", "NaN on one"])
+def test_exact_gradients_are_reported_so_in_all_processes(pair, way, prepare):
+    for report in pair.run(verified, way, prepare):
+        assert report.bit_exact
+        assert report.kernels == "as set"
+        if way != "FSDP1":  # it has no whole shape of a parameter
+            assert report.entries == made().num_parameters()
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("prepare", [varying_on_one, varying_in_one_part], ids=["one process", "one part"])
+def test_kernels_that_vary_in_one_process_are_replaced_in_all(pair, way, prepare):
+    for report in pair.run(verified, way, prepare):
+        assert report.bit_exact
+        assert report.kernels == "deterministic"
+        assert "model.embed_tokens.weight" in {
+            name.replace("_fsdp_wrapped_module.", "").removeprefix("module.") for name in report.varying
+        }
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_without_a_deterministic_form_all_processes_leave_it_undecided(pair, way):
+    for report in pair.run(verified, way, varying_without_a_deterministic_form):
+        assert not report.decided
+        assert report.missing.startswith("put_")
+        assert 0 < report.max_relative_error < 1e-4
+
+
+# Under tensor parallelism all processes evaluate layers together, and so under one policy.
+@pytest.mark.parametrize("way", ["FSDP2", "FSDP1", "DDP"])
+def test_wrong_gradients_of_one_process_are_named_in_all(pair, way):
+    for report in pair.run(verified, way, wrong_on_one):
+        assert not report.bit_exact
+        assert report.decided
+        assert any("self_attn" in name for name in report.differing)
+        assert report.max_relative_error > 1e-3
+
+
+def loss_nan_on_one(rank, way):
+    model = made()
+    (inputs,) = of_rank(micro_batches(model, 1), rank)
+
+    def loss(output):
+        return output.loss * (torch.nan if rank == 0 else 1)
+
+    with pytest.raises(ValueError, match="The loss is nan"):
+        rf.verify_gradients(WAYS[way](model), inputs, loss=loss)
+
+
+@pytest.mark.parametrize("way", ["FSDP2", "FSDP1", "DDP"])
+def test_a_loss_that_is_not_finite_in_one_process_is_refused_in_all(pair, way):
+    pair.run(loss_nan_on_one, way)
+
+
+def alone(rank):
+    if rank == 0:
+        model = made()
+        assert rf.verify_gradients(model, micro_batches(model, 1)[0]).bit_exact
+
+
+def test_a_model_of_one_process_is_verified_without_the_others(pair):
+    pair.run(alone)
