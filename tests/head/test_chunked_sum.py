@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from revformers.head.chunked_sum import chunked_sum
+from revformers.head.chunked_sum import chunked_sum, few_chunks
 
 
 def head(vocabulary=29, width=8, dtype=torch.float64):
@@ -48,6 +48,14 @@ def test_only_what_needs_a_gradient_gets_one(rows_need, weights_need):
         result.backward()
     assert (rows.grad is not None) == rows_need
     assert (module.weight.grad is not None) == weights_need
+
+
+def test_a_plan_evaluates_only_the_first_chunks():
+    module, rows, targets = head()
+    with few_chunks(2):
+        planned = chunked_sum(capped_loss(module), rows, targets, chunk=4)
+    assert torch.equal(planned, chunked_sum(capped_loss(module), rows[:8], targets[:8], chunk=4))
+    assert not torch.equal(planned, chunked_sum(capped_loss(module), rows, targets, chunk=4))
 
 
 def test_the_function_is_called_once_a_chunk_and_never_with_more_rows():

@@ -48,7 +48,7 @@ def test_the_count_agrees_with_the_allocator_and_with_the_meta_device(arm):
     # What is missing no dispatch mode sees: workspace inside kernels, and the random state of every checkpoint.
     assert 0.99 * allocated <= step_alone <= 1.0001 * allocated
     meta_model, meta_step = prepared(arm, "meta")
-    with without_numbers(counted=2**30):
+    with without_numbers(chunks=2**30):
         without = peak_by_category(meta_step, meta_model)
     if not arm.ordinary:
         # The sums by which evaluations are compared exist with numbers alone; in a model as small as this they show.

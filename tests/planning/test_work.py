@@ -29,7 +29,7 @@ def test_attention_counts_the_heads_of_the_queries_and_what_a_token_sees(causal,
     def step():
         functional.scaled_dot_product_attention(query, key, key, is_causal=causal, enable_gqa=True).sum().backward()
 
-    with without_numbers(counted=1):
+    with without_numbers(chunks=1):
         work = work_of(step)
     product = 2 * 8 * 32 * 32 * 16
     assert work.forward.operations == 2 * product // share

@@ -12,7 +12,8 @@ Gradients of parameters are summed in at least float32, so that they do not depe
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -20,6 +21,21 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from revformers.private_api import has_gradient_hooks, inner_tensors, leaf_of_node
+
+_EVALUATED: ContextVar[int | None] = ContextVar("the most chunks of a sum that are evaluated", default=None)
+
+
+@contextlib.contextmanager
+def few_chunks(most: int) -> Iterator[None]:
+    """Evaluate only the first chunks of every sum in the block, whose values are wrong then.
+
+    It serves to plan a step on tensors without values: all chunks are alike, and one exists at a time.
+    """
+    token = _EVALUATED.set(most)
+    try:
+        yield
+    finally:
+        _EVALUATED.reset(token)
 
 
 def chunked_sum(function: Callable[..., Tensor], rows: Tensor, *others: Tensor, chunk: int) -> Tensor:
@@ -39,7 +55,9 @@ def chunked_sum(function: Callable[..., Tensor], rows: Tensor, *others: Tensor, 
         ValueError: if a parameter has a gradient hook, which would run for every chunk.
 
     """
-    chunks = zip(*(argument.detach().split(chunk) for argument in (rows, *others)), strict=True)
+    most = _EVALUATED.get()
+    evaluated = [part.detach() if most is None else part.detach()[: most * chunk] for part in (rows, *others)]
+    chunks = zip(*(part.split(chunk) for part in evaluated), strict=True)
     if not torch.is_grad_enabled():
         return torch.stack([_whole(function(*arguments)) for arguments in chunks]).sum()
     totals: list[Tensor] = []

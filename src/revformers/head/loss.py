@@ -242,10 +242,10 @@ def _sum(
     others = [targets[positions]]
     if teacher is not None:
         others.append(teacher.hidden(inputs).flatten(0, 1)[positions])
-    return chunked_sum(chunk_sum, hidden, *others, chunk=loss.chunk or _chunk(hidden.shape[-1]))
+    return chunked_sum(chunk_sum, hidden, *others, chunk=loss.chunk or chunk_of(hidden.shape[-1]))
 
 
-def _chunk(width: int) -> int:
+def chunk_of(width: int) -> int:
     """Return the number of tokens per chunk: a quarter of the width, so that logits are a quarter of the head's weight.
 
     The peak of memory is then that of the weight's gradient, for any vocabulary. Fewer than 64 tokens would be slower,

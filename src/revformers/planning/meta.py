@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from revformers.head.chunked_sum import few_chunks
 from revformers.planning.results import RememberedResults
 from revformers.private_api import COPY_TO, CPU_ATTENTION, READ_NUMBER, TorchDispatchMode
 
@@ -20,20 +21,20 @@ _RESULTS = RememberedResults()
 
 
 @contextlib.contextmanager
-def without_numbers(counted: int) -> Iterator[None]:
+def without_numbers(chunks: int) -> Iterator[None]:
     """Run a step on meta tensors although it reads values, with attention computed by the fused kernel.
 
     The fused kernel, whose memory is linear in the tokens, is also the one that runs on real devices. This is a
     dispatch mode because a function mode would miss the layers that checkpointing recomputes in the backward pass.
 
     Args:
-        counted: the most tokens of a batch that count in a chunked loss, which limits the number of its chunks.
+        chunks: the most chunks of a chunked loss that are evaluated.
 
     """
     function = torch.nn.functional.scaled_dot_product_attention
     torch.nn.functional.scaled_dot_product_attention = partial(_attention, function)
     try:
-        with _Answers(counted), autocast_without_meta():
+        with _Answers(), autocast_without_meta(), few_chunks(chunks):
             yield
     finally:
         torch.nn.functional.scaled_dot_product_attention = function
@@ -57,10 +58,6 @@ def autocast_without_meta() -> Iterator[None]:
 class _Answers(TorchDispatchMode):
     """Answers the questions of a step about values that meta tensors do not have."""
 
-    def __init__(self, counted: int) -> None:
-        super().__init__()
-        self._counted = counted
-
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -75,7 +72,7 @@ class _Answers(TorchDispatchMode):
             # The host reads the magnitudes for the range check.
             return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
         if func is aten.nonzero.default:  # the tokens that count in the loss
-            return torch.arange(min(args[0].numel(), self._counted), device=args[0].device)[:, None]
+            return torch.arange(args[0].numel(), device=args[0].device)[:, None]
         return _RESULTS.run(func, args, kwargs)
 
 

@@ -1,8 +1,7 @@
 """Peak memory, operations and time of a training step of any depth, batch and length, computed on the meta device.
 
 The step runs at two depths, and the difference per layer is extrapolated to the model's depth. This assumes that later
-layers are like the first ones. In a long batch only the first tokens count in a chunked loss; this leaves out the other
-tokens' share of two tensors of the stream's size, less than a percent of the memory of the layers.
+layers are like the first ones. Of a chunked loss only a few chunks run, and the operations of the others are added.
 """
 
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from revformers.activations import Checkpoint
+from revformers.head.loss import chunk_of
 from revformers.models.tiles import set_mlp_tiles
 from revformers.planning.devices import Device
 from revformers.planning.meta import without_numbers
@@ -22,8 +22,8 @@ from revformers.planning.timeline import CATEGORIES, MemoryByCategory, Timeline,
 from revformers.planning.work import Work, work_of
 from revformers.setup import STORE, Setup, Workload
 
-COUNTED = 16384
-"""Most tokens of a batch that count in a chunked loss, which has only one chunk in memory at a time."""
+CHUNKS = 3
+"""Most chunks of a chunked loss that run. The first is special, as it begins the sums of gradients."""
 
 TILES = 4
 """Number of tiles of an MLP that are run where a step has more and its peak does not lie in a tile."""
@@ -181,7 +181,7 @@ def _over_work(workload: Workload, setup: Setup, batch: int, tokens: int, value:
     runs, all_tiles = _runs_as(setup), _number_of_tiles(setup, batch * tokens)
 
     def of_tiles(depth: int, tiles: Tiles) -> float:
-        return value(_work(workload, runs, depth, batch, tokens, tiles, COUNTED))
+        return value(_work(workload, runs, depth, batch, tokens, tiles, CHUNKS))
 
     def of_depth(depth: int) -> float:
         if all_tiles <= 2 * TILES:
@@ -190,14 +190,15 @@ def _over_work(workload: Workload, setup: Setup, batch: int, tokens: int, value:
         return few + (all_tiles - TILES) * (more - few) / TILES
 
     whole = _over_depth(workload, setup, of_depth)
-    if batch * tokens <= COUNTED:
+    further = batch * tokens / chunk_of(workload.width) - CHUNKS
+    if workload.head == "own" or further <= 0:
         return whole
     # Every way computes the head in the same way.
     layers = min(workload.layers, ORDINARY_STEADY_FROM)
-    most, half = (
-        value(_work(workload, STORE, layers, batch, tokens, WHOLE, counted)) for counted in (COUNTED, COUNTED // 2)
+    few, fewer = (
+        value(_work(workload, STORE, layers, batch, tokens, WHOLE, chunks)) for chunks in (CHUNKS, CHUNKS - 1)
     )
-    return whole + (batch * tokens - COUNTED) * (most - half) / (COUNTED - COUNTED // 2)
+    return whole + further * (few - fewer)
 
 
 def _number_of_tiles(setup: Setup, tokens: int) -> int:
@@ -260,7 +261,7 @@ def _memory(
 def _run(workload: Workload, setup: Setup, layers: int, batch: int, tokens: int, tiles: Tiles = WHOLE) -> Timeline:
     model = _model(workload, setup, layers)
     step = _step(model, batch, tokens, tiles)
-    with without_numbers(COUNTED):
+    with without_numbers(CHUNKS):
         _observe(setup, step)
         return timeline_of(step, model)
 
@@ -272,14 +273,14 @@ def _observe(setup: Setup, step: Callable[[], None]) -> None:
 
 
 @lru_cache(maxsize=4096)
-def _work(workload: Workload, setup: Setup, layers: int, batch: int, tokens: int, tiles: Tiles, counted: int) -> Work:
+def _work(workload: Workload, setup: Setup, layers: int, batch: int, tokens: int, tiles: Tiles, chunks: int) -> Work:
     """Return the work of a step; the run for it also counts its memory."""
     model, known = _model(workload, setup, layers), _STEPS.setdefault((workload, setup, layers, tiles), {})
     step = _step(model, batch, tokens, tiles)
     works = []
-    with without_numbers(counted):
+    with without_numbers(chunks):
         _observe(setup, step)
-        if counted == COUNTED and (batch, tokens) not in known:
+        if chunks == CHUNKS and (batch, tokens) not in known:
             known[batch, tokens] = timeline_of(lambda: works.append(work_of(step)), model)
         else:
             works.append(work_of(step))
