@@ -193,19 +193,38 @@ def test_what_the_kernels_of_a_compiled_layer_wrote_is_compared(compiled):
 def test_a_log_sum_exp_of_compiled_code_is_known_by_the_other_shapes():
     evaluation = object()
 
-    def found(*saved):
+    def found(*saved, hidden=(2, 40, 64)):
         tensors = [torch.empty(shape, dtype=dtype) for shape, dtype in saved]
-        return unwritten._written_by_compiled(
-            [SavedTensor(None, 0, evaluation, number, tensor) for number, tensor in enumerate(tensors)]
-        )
+        tickets = [SavedTensor(None, 0, evaluation, number, tensor) for number, tensor in enumerate(tensors)]
+        return unwritten._written_by_compiled(tickets, torch.Size(hidden))
 
     query, padded, number = ((2, 4, 40, 16), torch.float32), ((2, 4, 64), torch.float32), ((), torch.int64)
+    both = query, query  # and the results
+    others = ((2, 4, 96), torch.float32), ((2, 5, 64), torch.float32), ((2, 4, 64), torch.bfloat16)
+    assert found(*both, padded) == {2: 40}
+    assert found(*both, *others, ((2, 4, 63), torch.float32)) == {}
     assert found(query, padded) == {1: 40}
-    assert found(query, ((2, 4, 96), torch.float32), ((2, 5, 64), torch.float32), ((2, 4, 64), torch.bfloat16)) == {}
-    assert found(query, padded, number, number) == {1: 40, 2: 0, 3: 0}
-    assert found(query, padded, number, number, number) == {1: 40}, "one of them is something else"
+    assert found(*both, padded, number, number) == {2: 40, 3: 0, 4: 0}
+    assert found(*both, padded, number, number, number) == {2: 40}, "one of them is something else"
     assert found(number, number) == {}, "no attention"
-    assert found(query, ((2, 4, 40, 1), torch.float32), number, number) == {2: 0, 3: 0}
-    flash = [query, ((2, 4, 40), torch.float32), ((2,), torch.uint64), ((), torch.uint64)]
-    assert found(*flash) == {1: 40, 2: 0, 3: 0}
-    assert found(*flash, number) == {1: 40, 2: 0, 3: 0}, "the state of flash attention has another form"
+    assert found(*both, ((2, 4, 40, 1), torch.float32), number, number) == {3: 0, 4: 0}
+    flash = [*both, ((2, 4, 40), torch.float32), ((2,), torch.uint64), ((), torch.uint64)]
+    assert found(*flash) == {2: 40, 3: 0, 4: 0}
+    assert found(*flash, number) == {2: 40, 3: 0, 4: 0}, "the state of flash attention has another form"
+
+
+def test_what_a_layer_saves_beside_attention_is_not_taken_for_its_log_sum_exp():
+    """A tensor of (batch, tokens, 32) beside queries of (batch, tokens, heads, width), as of a small adapter."""
+    evaluation = object()
+
+    def found(tokens, heads):
+        shapes = [(2, tokens, heads, 16)] * 2 + [(2, tokens, 32), (2, tokens, heads, 1), (2, heads, tokens, 16), (), ()]
+        dtypes = [torch.float32] * 5 + [torch.int64] * 2
+        tickets = [
+            SavedTensor(None, 0, evaluation, number, torch.empty(shape, dtype=dtype))
+            for number, (shape, dtype) in enumerate(zip(shapes, dtypes, strict=True))
+        ]
+        return unwritten._written_by_compiled(tickets, torch.Size((2, tokens, 64)))
+
+    assert found(16, 4) == {}
+    assert found(4, 4) == {}, "as many tokens as heads"

@@ -4,9 +4,10 @@ A fused attention kernel of GPUs saves a log-sum-exp whose rows are padded, and 
 generator that it did not use. The unwritten parts contain arbitrary values, which differ in every evaluation.
 
 Compiled code is one node for many kernels, and does not name what they save. There a log-sum-exp is known by its shape:
-the queries, keys or results of the kernel are saved too, of the same batch and heads, and of as many tokens or a few
-less. The state of a generator has one of two forms. It is not compared there with dropout either: another state gives
-other results, which are saved and compared.
+(batch, heads, tokens), the tokens padded to a multiple of 32, where queries or results of the same batch, heads and
+tokens are saved too, and batch and tokens are those of the layer's input. Whatever has another shape is compared, also
+where tokens and heads are as many, so that one cannot be told from the other. The state of a generator has one of two
+forms. It is not compared there with dropout either: another state gives other results, which are saved and compared.
 """
 
 from collections.abc import Sequence
@@ -66,7 +67,9 @@ def written_parts(update: Tensor, hidden: Tensor, evaluation: object) -> dict[in
         nodes += [source for source, _ in node.next_functions]
         if node.name().startswith(COMPILED_NODES):
             tickets = [held for held in held_by_function(node) if isinstance(held, SavedTensor)]
-            found |= _written_by_compiled([ticket for ticket in tickets if ticket.evaluation is evaluation])
+            found |= _written_by_compiled(
+                [ticket for ticket in tickets if ticket.evaluation is evaluation], hidden.shape
+            )
         if not node.name().startswith(ATTENTION_NODES):
             continue
 
@@ -86,21 +89,24 @@ def written_parts(update: Tensor, hidden: Tensor, evaluation: object) -> dict[in
     return found
 
 
-def _written_by_compiled(saved: Sequence[SavedTensor]) -> dict[int, int]:
-    """Return the same as `written_parts`, of what one node of compiled code saved."""
-    heads = [ticket.shape for ticket in saved if len(ticket.shape) == 4 and ticket.shape[-1] > 1]
+def _written_by_compiled(saved: Sequence[SavedTensor], hidden: torch.Size) -> dict[int, int]:
+    """Return the same as `written_parts`, of what one node of compiled code saved in a field of `hidden`'s shape."""
+    if len(hidden) != 3:
+        return {}
+    batch, tokens, _ = hidden
+    padded = {tokens, -(-tokens // _PADDED_TO) * _PADDED_TO}
+    # Of queries or results. Where heads and tokens are as many, one could be taken for the other.
+    of_heads = [ticket.shape for ticket in saved if len(ticket.shape) == 4 and ticket.shape[-1] > 1]
+    rows = {shape[:2] for shape in of_heads if shape[0] == batch and shape[1] != tokens == shape[2]}
     found: dict[int, int] = {}
     kernels = 0
     for ticket in saved:
-        if ticket.dtype != torch.float32:
+        if ticket.dtype != torch.float32 or ticket.shape[:2] not in rows:
             continue
-        if len(ticket.shape) == 3:
-            *rows, padded = ticket.shape
-            tokens = [shape[2] for shape in heads if [*shape[:2]] == rows and padded - _PADDED_TO < shape[2] <= padded]
-            if tokens:
-                found[ticket.number] = max(tokens)
-                kernels += 1
-        elif ticket.shape[-1:] == (1,) and any(shape[:3] == ticket.shape[:3] for shape in heads):
+        if len(ticket.shape) == 3 and ticket.shape[2] in padded:
+            found[ticket.number] = tokens
+            kernels += 1
+        elif ticket.shape[2:] == (tokens, 1):
             kernels += 1  # cuDNN's log-sum-exp, which is not padded
     of_flash = [ticket for ticket in saved if ticket.dtype == torch.uint64 and ticket.shape.numel() <= 2]
     of_others = [ticket for ticket in saved if ticket.dtype == torch.int64 and not ticket.shape]
