@@ -81,6 +81,32 @@ def is_partitioned(tensor: Tensor) -> bool:
     return hasattr(tensor, "ds_tensor")
 
 
+def has_unreduced_gradients(model: nn.Module) -> bool:
+    """Whether FSDP holds gradients of earlier batches that it has not reduced over the processes.
+
+    PyTorch: FSDP2's `_fsdp_param_group` and the gradients of its `fsdp_params`. Under the first version such a gradient
+    has another shape than its parameter.
+    """
+    if any(one.grad is not None and one.grad.shape != one.shape for one in model.parameters()):
+        return True
+    for module in model.modules():
+        state_of: Any = getattr(module, "_get_fsdp_state", None)
+        group = getattr(state_of(), "_fsdp_param_group", None) if state_of is not None else None
+        for parameter in group.fsdp_params if group is not None else ():
+            whole = getattr(parameter, "_unsharded_param", None)
+            if parameter.unsharded_accumulated_grad is not None or (whole is not None and whole.grad is not None):
+                return True
+    return False
+
+
+def group_between_nodes(module: nn.Module) -> Any:
+    """Return the processes with which hybrid sharding of the first FSDP reduces gradients; None for other modules.
+
+    PyTorch: `FullyShardedDataParallel._inter_node_pg`.
+    """
+    return getattr(module, "_inter_node_pg", None)
+
+
 COUNTED_BY_ENGINES = frozenset({"applied_pre_backward_ref_cnt", "ds_grads_remaining"})
 """Attributes of modules in which an engine counts evaluations, second ones too.
 
@@ -397,7 +423,15 @@ def without_deterministic_form(error: RuntimeError) -> str | None:
     """
     if str(error).startswith("No available kernel"):
         return "scaled_dot_product_attention"
-    before, found, _ = str(error).partition(" does not have a deterministic implementation")
+    return named_without_deterministic_form(str(error))
+
+
+def named_without_deterministic_form(message: str) -> str | None:
+    """Return the operation that an error or a warning says has no deterministic form; None for another message.
+
+    PyTorch: the text, which is the same for both.
+    """
+    before, found, _ = message.partition(" does not have a deterministic implementation")
     return before.rpartition("\n")[2] if found else None
 
 

@@ -1,5 +1,6 @@
 """Verification of models whose passes communicate: processes that decide otherwise would wait for each other."""
 
+import contextlib
 from dataclasses import dataclass
 
 import pytest
@@ -9,10 +10,10 @@ from torch.nn.parallel import DistributedDataParallel
 import revformers as rf
 from lab.sharding import tensor_parallel
 from revformers.engine.forward_pass import ForwardPass
-from tests.distributed.comparing import made, micro_batches, of_rank, sharded_layers
+from tests.distributed.comparing import made, micro_batches, of_rank, sharded_layers, whole
 from tests.distributed.test_fsdp import first_version
 from tests.models.test_verify import NanGradient
-from tests.models.varying_kernels import varying_backward
+from tests.models.varying_kernels import AtomicSum, varying_backward
 
 pytestmark = pytest.mark.thorough
 
@@ -143,3 +144,80 @@ def alone(rank):
 
 def test_a_model_of_one_process_is_verified_without_the_others(pair):
     pair.run(alone)
+
+
+def steps_after(rank, way, verifies, prepare):
+    """The gradients of two steps, after a verification or without."""
+    model = made()
+    with pytest.MonkeyPatch.context() as patch:
+        prepare(rank, model, patch)
+        shared = WAYS[way](model)
+        batches = of_rank(micro_batches(made(), 2), rank)
+        decided = rf.verify_gradients(shared, batches[0]).decided if verifies else None
+        patch.setattr(AtomicSum, "only_first_varies", True)
+        patch.setattr(AtomicSum, "calls", 1)
+        found = []
+        for inputs in batches:
+            shared.zero_grad()
+            shared(**inputs).loss.backward()
+            found.append({name: whole(one.grad) for name, one in shared.named_parameters() if one.grad is not None})
+    return decided, found
+
+
+@pytest.mark.parametrize("way", ["FSDP2", "FSDP1", "DDP"])
+def test_steps_after_an_undecided_verification_are_what_they_are_without(pair, way):
+    undecided = pair.run(steps_after, way, True, varying_without_a_deterministic_form)
+    without = pair.run(steps_after, way, False, varying_without_a_deterministic_form)
+    for (decided, found), (_, expected) in zip(undecided, without, strict=True):
+        assert decided is False
+        for one, other in zip(found, expected, strict=True):
+            assert one.keys() == other.keys() != set()
+            assert all(torch.equal(gradient, other[name]) for name, gradient in one.items())
+
+
+def amid_accumulation(rank, way):
+    """Gradients of two batches, with a verification between the two."""
+    batches = of_rank(micro_batches(made(), 2), rank)
+    results = []
+    for verifies in (False, True):
+        shared = WAYS[way](made())
+        if way == "FSDP2":
+            shared.set_requires_gradient_sync(False)
+        with shared.no_sync() if way != "FSDP2" else contextlib.nullcontext():
+            shared(**batches[0]).loss.backward()
+        if way == "FSDP2":
+            shared.set_requires_gradient_sync(True)
+        if verifies and way == "DDP":
+            assert rf.verify_gradients(shared.module, batches[0]).bit_exact
+        elif verifies:
+            with pytest.raises(ValueError, match="not reduced over the processes yet"):
+                rf.verify_gradients(shared, batches[0])
+        shared(**batches[1]).loss.backward()
+        results.append({name: whole(one.grad) for name, one in shared.named_parameters() if one.grad is not None})
+    assert all(torch.equal(gradient, results[1][name]) for name, gradient in results[0].items())
+
+
+@pytest.mark.parametrize("way", ["FSDP2", "FSDP1", "DDP"])
+def test_verification_amid_accumulation_leaves_gradients_or_is_refused(pair, way):
+    pair.run(amid_accumulation, way)
+
+
+def in_buckets(rank):
+    batches = of_rank(micro_batches(made(), 2), rank)
+    results = []
+    for verifies in (False, True):
+        model = made()
+        shared = DistributedDataParallel(model, gradient_as_bucket_view=True)
+        for inputs in batches:  # from the second step on, gradients lie in buckets
+            shared.zero_grad()
+            shared(**inputs).loss.backward()
+        shared(**batches[0]).loss.backward()
+        if verifies:
+            rf.set_activations(model, Doubling())
+            assert not rf.verify_gradients(shared, batches[1]).bit_exact
+        results.append({name: one.grad.clone() for name, one in model.named_parameters()})
+    assert all(torch.equal(gradient, results[1][name]) for name, gradient in results[0].items())
+
+
+def test_gradients_in_buckets_are_compared_and_restored(pair):
+    pair.run(in_buckets)

@@ -19,9 +19,11 @@ from revformers.models.deterministic_kernels import (
     NoDeterministicKernelError,
     deterministic_kernels,
     kernels_are_deterministic,
+    operation_without_deterministic_form,
 )
 from revformers.models.parts import require_reversible
 from revformers.models.processes import gathered
+from revformers.private_api import has_accumulation_hooks, has_unreduced_gradients, inner_tensors
 
 Gradients = dict[str, Tensor]
 
@@ -135,8 +137,9 @@ def verify_gradients(
 
     Raises:
         TypeError: if the batch is no mapping.
-        ValueError: if the model is not reversible, its dynamics have no inverse, no parameter is trainable, or the
-            loss is not finite.
+        ValueError: if the model is not reversible, its dynamics have no inverse, no parameter is trainable or has a
+            gradient, hooks of the parameters would use their gradients, FSDP has not reduced those of earlier batches
+            yet, or the loss is not finite.
         RebuildMismatchError: if the backward pass finds that it rebuilt other states or used other weights.
 
     """
@@ -144,6 +147,11 @@ def verify_gradients(
     trainable = _trainable(model)
     if not trainable:
         raise ValueError("No parameter of the model requires a gradient; there is nothing to verify.")
+    if any(map(has_accumulation_hooks, trainable.values())):
+        raise ValueError(
+            "Hooks on the parameters, such as those of an optimizer, use the gradients inside the backward pass, and "
+            "would do so here; verify before they are registered."
+        )
     first = next(iter(trainable.values()))
     inputs = inputs_of(batch, first.device)
     if loss is None:
@@ -164,11 +172,14 @@ def verify_gradients(
         # Not only if stored gradients vary: a kernel that seldom does may have done so in the first pass alone.
         if compared.difference.in_gradients_alone and not kernels_are_deterministic():
             try:
-                with deterministic_kernels():
-                    compared = _compare(run, policy, model)
-                kernels = "deterministic"
-            except NoDeterministicKernelError as error:
-                missing = error.operation if varying else ""
+                lacking = gathered(operation_without_deterministic_form(lambda: run(Store())), model)
+                missing = next(filter(None, lacking), "")
+                if not missing:
+                    with deterministic_kernels():
+                        compared = _compare(run, policy, model)
+                    kernels = "deterministic"
+            except NoDeterministicKernelError as error:  # no kernel of attention is left, in the forward pass
+                missing = error.operation
     difference = compared.difference
     rebuilt_loss, stored_loss = compared.losses
     return GradientReport(
@@ -176,7 +187,7 @@ def verify_gradients(
         decided=difference.equal or not compared.varying,
         kernels=kernels,
         varying=varying,
-        missing=missing,
+        missing=missing if varying else "",
         max_relative_error=difference.relative_error,
         differing=tuple(difference.errors),
         parameters=len(compared.names),
@@ -251,12 +262,18 @@ def _compare(run: Callable[[ActivationPolicy], _Pass], policy: ActivationPolicy,
     If a loss differs too, it is the forward pass that does not repeat itself, and rebuilding cannot be right.
     """
     rebuilt, stored = run(policy), run(Store())
-    for loss in gathered(stored.loss, model):
+    found = gathered((stored.loss, len(rebuilt.gradients) + len(stored.gradients)), model)
+    for loss, _ in found:
         if not math.isfinite(loss):
             raise ValueError(
                 f"The loss is {loss} with stored activations, so there are no gradients to compare; verify on a batch "
                 f"and weights that give a finite loss."
             )
+    if not any(number for _, number in found):
+        raise ValueError(
+            "No parameter has a gradient after the backward passes, so there is nothing to compare; verify without "
+            "hooks that take the gradients, and with gradients that are reduced over the processes."
+        )
     difference = _difference(rebuilt, stored, model)
     varying: tuple[str, ...] = ()
     if difference.in_gradients_alone:
@@ -268,6 +285,7 @@ def _compare(run: Callable[[ActivationPolicy], _Pass], policy: ActivationPolicy,
 
 
 def _difference(one: _Pass, other: _Pass, model: nn.Module) -> _Difference:
+    """Return what differs in any process; all of them get the same."""
     scale = _maximum(map(_largest, other.gradients.values()))
     everywhere = gathered(_Difference(one.loss == other.loss, _errors(one.gradients, other.gradients), scale), model)
     names = dict.fromkeys(name for found in everywhere for name in found.errors)
@@ -302,16 +320,31 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 @contextlib.contextmanager
 def gradients_set_aside(model: nn.Module) -> Iterator[RandomState]:
-    """Yield the random state with the parameters' gradients cleared, and restore the gradients after the block."""
+    """Yield the random state with the parameters' gradients cleared, and restore the gradients after the block.
+
+    Raises:
+        ValueError: if FSDP holds further gradients that it has not reduced yet.
+
+    """
+    if has_unreduced_gradients(model):
+        raise ValueError(
+            "FSDP holds gradients of earlier batches that are not reduced over the processes yet, and further passes "
+            "would add to them; verify before the first backward pass of a step or after the last."
+        )
     trainable = _trainable(model)
     before = {name: parameter.grad for name, parameter in trainable.items()}
+    contents = {
+        name: gradient.clone() for name, gradient in before.items() if gradient is not None and _is_part(gradient)
+    }
     try:
         for parameter in trainable.values():
             parameter.grad = None
         yield RandomState.of(next(model.parameters()).device)
     finally:
         for name, parameter in trainable.items():
-            parameter.grad = before[name]
+            parameter.grad = gradient = before[name]
+            if gradient is not None and name in contents:
+                gradient.copy_(contents[name])
 
 
 def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -331,13 +364,24 @@ def _run(
     with random_state.restored(), torch.enable_grad():
         loss = loss_of(model(**inputs))
         loss.backward()
-    gradients = {name: parameter.grad for name, parameter in trainable.items() if parameter.grad is not None}
-    return _Pass(loss.item(), {name: _local(gradient) for name, gradient in gradients.items()})
+    gradients: Gradients = {}
+    for name, parameter in trainable.items():
+        if parameter.grad is not None:
+            gradient = _local(parameter.grad)
+            gradients[name] = gradient.clone() if _is_part(gradient) else gradient
+            parameter.grad = None
+    return _Pass(loss.item(), gradients)
 
 
 def _local(gradient: Tensor) -> Tensor:
     to_local = getattr(gradient, "to_local", None)  # of a DTensor
     return gradient if to_local is None else to_local()
+
+
+def _is_part(gradient: Tensor) -> bool:
+    """Whether a gradient lies in larger memory, as in a bucket of DistributedDataParallel that all passes write to."""
+    is_plain = gradient.layout == torch.strided and inner_tensors(gradient) is None
+    return is_plain and gradient.untyped_storage().nbytes() > gradient.nbytes
 
 
 def _largest(values: Tensor) -> float:

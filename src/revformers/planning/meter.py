@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
@@ -256,22 +257,21 @@ def _parts_watched(counter: StorageCounter, model: nn.Module) -> contextlib.Abst
     return _registered(handles)
 
 
-def _gradients_named(
-    counter: StorageCounter, parameters: Sequence[nn.Parameter]
-) -> contextlib.AbstractContextManager[None]:
-    """Tell the counter which tensors are the parameters' gradients."""
+@contextlib.contextmanager
+def _gradients_named(counter: StorageCounter, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Tell the counter which tensors are the parameters' gradients.
 
-    def accumulated(parameter: Tensor) -> None:
+    Hooks of the parameters themselves would have to be taken for those of an optimizer that steps in the backward pass.
+    """
+
+    def accumulated(parameter: Tensor, *_: Any) -> None:
         if parameter.grad is not None:
             counter.assign([parameter.grad], "gradients")
 
-    return _registered(
-        [
-            parameter.register_post_accumulate_grad_hook(accumulated)
-            for parameter in parameters
-            if parameter.requires_grad
-        ]
-    )
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    nodes = [get_gradient_edge(parameter).node for parameter in trained]  # their hooks are gone when they are
+    with _registered([node.register_hook(partial(accumulated, one)) for node, one in zip(nodes, trained, strict=True)]):
+        yield
 
 
 @contextlib.contextmanager

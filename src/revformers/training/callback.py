@@ -16,6 +16,7 @@ from revformers.engine.proof.mismatch import UNSEEN
 from revformers.errors import RebuildMismatchError
 from revformers.models.discovery import unwrap
 from revformers.models.parts import require_reversible
+from revformers.models.processes import is_shared
 from revformers.models.verify import GradientReport, gradients_set_aside, verify_gradients
 from revformers.planning.meter import peak_by_category
 from revformers.planning.timeline import MemoryByCategory
@@ -41,12 +42,13 @@ class ReversibleCallback(TrainerCallback):
 
     It works with transformers' Trainer and TRL's trainers (SFT, DPO, GRPO, reward, ...). It records the inputs of the
     first forward pass with gradients. Just before the first optimizer step (with gradient accumulation: after the first
-    batch) it compares the rebuilt gradients of these inputs with stored ones. The loss is the model's own if the
-    trainer gives it labels, and otherwise (DPO, GRPO, rewards) a function of all its outputs: dynamics and layers are
-    verified, not the trainer's loss. Gradients, random state, activation policy and the order of the data do not
-    change. The verification costs three forward and backward passes, once. Where kernels of the backward pass vary
-    from call to call, as those of fused attention do on GPUs, it costs up to seven (see `revformers.verify_gradients`);
-    if one of them has no deterministic form, the callback warns that it could not compare.
+    batch, except under FSDP) it compares the rebuilt gradients of these inputs with stored ones. The loss is the
+    model's own if the trainer gives it labels, and otherwise (DPO, GRPO, rewards) a function of all its outputs:
+    dynamics and layers are verified, not the trainer's loss. Gradients, random state, activation policy and the order
+    of the data do not change. The verification costs three forward and backward passes, once. Where kernels of the
+    backward pass vary from call to call, as those of fused attention do on GPUs, it costs up to eight (see
+    `revformers.verify_gradients`); if one of them has no deterministic form, the callback warns that it could not
+    compare.
 
     These figures are logged with the losses, in `trainer.state.log_history` and by the callbacks after this one:
 
@@ -105,8 +107,9 @@ class ReversibleCallback(TrainerCallback):
         self._step = state.global_step + 1
 
     def on_substep_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Verify after the first of several accumulated batches."""
-        self._examine(kwargs["model"], kwargs.get("optimizer"))
+        """Verify after the first of several accumulated batches, unless FSDP holds their gradients until the last."""
+        if not is_shared(kwargs["model"]):
+            self._examine(kwargs["model"], kwargs.get("optimizer"))
 
     def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Verify before the first optimizer step."""
