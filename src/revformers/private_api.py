@@ -82,16 +82,19 @@ def is_partitioned(tensor: Tensor) -> bool:
 
 
 def has_unreduced_gradients(model: nn.Module) -> bool:
-    """Whether FSDP holds gradients of earlier batches that it has not reduced over the processes.
+    """Whether FSDP holds gradients that it has not reduced over the processes, or would not reduce those of a pass.
 
-    PyTorch: FSDP2's `_fsdp_param_group` and the gradients of its `fsdp_params`. Under the first version such a gradient
-    has another shape than its parameter.
+    PyTorch: FSDP2's `_fsdp_param_group`, its `reduce_grads`, which `set_requires_gradient_sync` sets, and the gradients
+    of its `fsdp_params`. Under the first version, `_sync_gradients`, which `no_sync` sets, and gradients of another
+    shape than their parameters.
     """
     if any(one.grad is not None and one.grad.shape != one.shape for one in model.parameters()):
         return True
     for module in model.modules():
         state_of: Any = getattr(module, "_get_fsdp_state", None)
         group = getattr(state_of(), "_fsdp_param_group", None) if state_of is not None else None
+        if not (getattr(module, "_sync_gradients", True) and getattr(group, "reduce_grads", True)):
+            return True
         for parameter in group.fsdp_params if group is not None else ():
             whole = getattr(parameter, "_unsharded_param", None)
             if parameter.unsharded_accumulated_grad is not None or (whole is not None and whole.grad is not None):

@@ -184,6 +184,9 @@ def amid_accumulation(rank, way):
         if way == "FSDP2":
             shared.set_requires_gradient_sync(False)
         with shared.no_sync() if way != "FSDP2" else contextlib.nullcontext():
+            if verifies and way != "DDP":
+                with pytest.raises(ValueError, match="does not reduce them now"):
+                    rf.verify_gradients(shared, batches[0])
             shared(**batches[0]).loss.backward()
         if way == "FSDP2":
             shared.set_requires_gradient_sync(True)

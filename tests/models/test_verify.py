@@ -231,6 +231,25 @@ def test_what_cannot_be_verified_is_refused():
         rf.verify_gradients(rf.make_reversible(llama(), rf.Residual(), "store"), BATCH)
 
 
+def test_hooks_that_use_gradients_are_refused_before_they_run():
+    model = rf.make_reversible(llama(), rf.Midpoint())
+    calls = []
+    handle = model.model.norm.weight.register_post_accumulate_grad_hook(calls.append)
+    with pytest.raises(ValueError, match="Hooks on the parameters"):
+        rf.verify_gradients(model, BATCH)
+    assert not calls
+    handle.remove()
+    assert rf.verify_gradients(model, BATCH).bit_exact
+
+
+def test_passes_that_leave_no_gradient_prove_nothing():
+    model = rf.make_reversible(llama(), rf.Midpoint()).requires_grad_(False)
+    model.unused = torch.nn.Parameter(torch.ones(3))
+    inputs = {"inputs_embeds": torch.ones(2, 10, model.config.hidden_size, requires_grad=True)}
+    with pytest.raises(ValueError, match="No parameter has a gradient"):
+        rf.verify_gradients(model, inputs | {"labels": BATCH["input_ids"]})
+
+
 def test_a_loss_that_is_not_finite_is_no_reason_to_blame_the_rebuilding():
     model = rf.make_reversible(tiny("llama"), rf.Midpoint())
     with torch.no_grad():

@@ -271,8 +271,8 @@ def _compare(run: Callable[[ActivationPolicy], _Pass], policy: ActivationPolicy,
             )
     if not any(number for _, number in found):
         raise ValueError(
-            "No parameter has a gradient after the backward passes, so there is nothing to compare; verify without "
-            "hooks that take the gradients, and with gradients that are reduced over the processes."
+            "No parameter has a gradient after the backward passes, so there is nothing to compare; the loss has to "
+            "depend on a parameter that requires one, and nothing may take it away."
         )
     difference = _difference(rebuilt, stored, model)
     varying: tuple[str, ...] = ()
@@ -323,13 +323,13 @@ def gradients_set_aside(model: nn.Module) -> Iterator[RandomState]:
     """Yield the random state with the parameters' gradients cleared, and restore the gradients after the block.
 
     Raises:
-        ValueError: if FSDP holds further gradients that it has not reduced yet.
+        ValueError: if FSDP holds further gradients that it has not reduced, or does not reduce them.
 
     """
     if has_unreduced_gradients(model):
         raise ValueError(
-            "FSDP holds gradients of earlier batches that are not reduced over the processes yet, and further passes "
-            "would add to them; verify before the first backward pass of a step or after the last."
+            "FSDP holds gradients that are not reduced over the processes yet, or does not reduce them now, so that "
+            "further passes would add to them; verify before the first backward pass of a step or after the last."
         )
     trainable = _trainable(model)
     before = {name: parameter.grad for name, parameter in trainable.items()}
