@@ -61,10 +61,13 @@ def test_validation_text_must_not_lie_in_the_training_text(files):
         ({"source": "stdlib", "streaming": True}, "needs a tokenizer"),
         (
             {"source": "stdlib", "streaming": True, "tokenizer": "given"},
-            "streaming does not apply to the standard library",
+            "data.streaming cannot be set for the standard library",
         ),
-        ({"source": "stdlib", "validation_source": "a.txt"}, "validation_source does not apply"),
-        ({"source": "DIRECTORY/a.txt", "subset": "english"}, "subset does not apply to local files"),
+        ({"source": "stdlib", "validation_source": "a.txt"}, "validation_source cannot be set"),
+        (
+            {"source": "DIRECTORY/a.txt", "subset": "english", "validation_split": "test"},
+            r"data.subset and data.validation_split cannot .* give --data.subset none --data.validation_split none if",
+        ),
         ({"source": "DIRECTORY/a.txt", "validation_source": "DIRECTORY/a.jsonl"}, "files of one kind"),
         ({"source": "DIRECTORY"}, "mixes kinds of files"),
         ({"source": "DIRECTORY/empty"}, "holds no .txt, .jsonl, .json, .parquet file"),

@@ -14,6 +14,18 @@ def advice(rows, refusal=None, host=None, pretrained=False, tiled=None, fixed=GI
     return advise(rows, chosen, fixed, Machine(DEVICES["h100"], 2 * GIB, host), refusal, tiled)
 
 
+@pytest.mark.parametrize(
+    ("training", "expected"),
+    [
+        ("full", "do not fit: train an adapter (lora or qlora), choose"),
+        ("lora", "do not fit: train the adapter on NF4 weights (qlora), choose"),
+        ("qlora", "do not fit: choose an optimizer"),
+    ],
+)
+def test_what_is_done_already_is_not_advised(training, expected):
+    assert expected in advise([], None, 3 * GIB, Machine(DEVICES["h100"], 2 * GIB), None, training=training)
+
+
 CHECKPOINT = row("checkpoint", 4, time=1.2, activations=100)
 REBUILT = row("rebuild", 6, 9999, 1.32, 0)
 

@@ -95,6 +95,8 @@ def run(arguments: Sequence[str]) -> int:
 
     """
     options = read_options(ConvertOptions, "revformers convert", arguments)
+    if "--compare" in arguments and not options.compare:
+        raise UserError("--compare takes the budgets to compare, such as --compare 1 3.")
     _refuse(options)
     # imported here, so that the help does not wait for PyTorch
     from revformers.checkpoints.load import load_causal_lm, load_tokenizer
@@ -184,6 +186,8 @@ def _refuse(options: ConvertOptions) -> None:
     if options.curve is not None:
         if options.curve.suffix not in (".svg", ".png"):
             raise UserError(f"A curve is drawn as .svg or .png, not {options.curve.name}.")
+        if not options.compare:
+            raise UserError("--curve draws the budgets of --compare; give some, such as --compare 1 3.")
         require_package("matplotlib", "plot", "--curve")
         check_place(options.curve)
     for name in ("sequences", "held_out", "length"):

@@ -62,10 +62,14 @@ def open_files(data: DataSection) -> Source:
 
 
 def _refuse(data: DataSection, kind: str, *fields: str) -> None:
-    """Raise UserError if one of `fields` is set, which do not apply to this kind of source."""
-    for field in fields:
-        if getattr(data, field):
-            raise UserError(f"data.{field} does not apply to {kind} ({data.source}); leave it out.")
+    """Raise UserError if some of `fields` are set, which do not apply to this kind of source."""
+    found = [field for field in fields if getattr(data, field)]
+    if found:
+        unset = " ".join(f"--data.{field} {'False' if getattr(data, field) is True else 'none'}" for field in found)
+        raise UserError(
+            f"{' and '.join(f'data.{field}' for field in found)} cannot be set for {kind} ({data.source}); leave it "
+            f"out, or give {unset} if a recipe sets it."
+        )
 
 
 def _is_local(source: str) -> bool:

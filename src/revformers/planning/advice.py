@@ -9,7 +9,7 @@ from revformers.planning.choose import NEAR_BITS, WORTH, choose, fewest_bits, is
 from revformers.planning.cost import SetupCost
 from revformers.planning.devices import Machine
 from revformers.planning.setups import OVERLAPPED, bits_of
-from revformers.setup import CHECKPOINT, OFFLOAD, STORE
+from revformers.setup import CHECKPOINT, OFFLOAD, STORE, Training
 
 _NAMES = {
     STORE: ("store activations", "storing"),
@@ -27,6 +27,7 @@ def advise(
     machine: Machine,
     refusal: str | None,
     tiled: tuple[int, int] | None = None,
+    training: Training = "full",
 ) -> str:
     """Return the recommended way to train and the reason, in a few sentences.
 
@@ -37,12 +38,14 @@ def advise(
         machine: the machine.
         refusal: the reason that the model cannot be reversed, or None.
         tiled: tokens of a tile of the MLPs, and of the longest context of the chosen row with such tiles.
+        training: what is trained.
 
     """
     if fixed > machine.memory:
+        less = {"full": "train an adapter (lora or qlora), ", "lora": "train the adapter on NF4 weights (qlora), "}
         return (
-            "Weights, gradients and optimizer states alone do not fit: train an adapter (lora or qlora), choose an "
-            "optimizer with smaller states, or use more memory."
+            f"Weights, gradients and optimizer states alone do not fit: {less.get(training, '')}choose an optimizer "
+            f"with smaller states, or use more memory."
         )
     if chosen is None:
         needed = min((row.host for row in rows if row.limited_by_host), default=0)

@@ -105,7 +105,7 @@ def make_plan(workload: Workload, machine: Machine, choices: Choices | None = No
     may_be_chosen = candidates(rows, pretrained=workload.training != "full")
     chosen = choose(may_be_chosen, host_is_known=machine.host_memory is not None)
     tiled = None if chosen is None or chosen.way == STORE else costs.longest_with_tiles(chosen)
-    recommendation = advise(may_be_chosen, chosen, size.total, machine, refusal, tiled)
+    recommendation = advise(may_be_chosen, chosen, size.total, machine, refusal, tiled, workload.training)
     place = None if chosen is None else rows.index(chosen)
     return Plan(machine, choices, tokens, size, rows, place, refusal, recommendation, limit)
 
