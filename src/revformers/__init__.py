@@ -46,13 +46,13 @@ if TYPE_CHECKING:
     from revformers.models.families import register_layout as register_layout
     from revformers.models.families.layout import BlockLayout as BlockLayout
     from revformers.models.families.layout import Branch as Branch
+    from revformers.models.gradient_report import GradientReport as GradientReport
     from revformers.models.ordinary import ordinary as ordinary
     from revformers.models.repeatability import nondeterministic_modules as nondeterministic_modules
     from revformers.models.states import choose_states as choose_states
     from revformers.models.states import set_states as set_states
     from revformers.models.tiles import set_mlp_tiles as set_mlp_tiles
     from revformers.models.update_predictor import PredictorForm as PredictorForm
-    from revformers.models.verify import GradientReport as GradientReport
     from revformers.models.verify import verify_gradients as verify_gradients
     from revformers.reversible import make_residual as make_residual
     from revformers.reversible import make_reversible as make_reversible
@@ -93,7 +93,8 @@ _NAMES = {
     "models.states": ("choose_states", "set_states"),
     "models.tiles": ("set_mlp_tiles",),
     "models.update_predictor": ("PredictorForm",),
-    "models.verify": ("GradientReport", "verify_gradients"),
+    "models.gradient_report": ("GradientReport",),
+    "models.verify": ("verify_gradients",),
     "reversible": ("make_residual", "make_reversible"),
     "training.callback": ("ReversibleCallback",),
     "training.fit_to_memory": ("fit_to_memory",),

@@ -15,9 +15,10 @@ from revformers.engine.fixed_point import INT64
 from revformers.engine.proof.mismatch import UNSEEN
 from revformers.errors import RebuildMismatchError
 from revformers.models.discovery import unwrap
+from revformers.models.gradient_report import GradientReport
 from revformers.models.parts import require_reversible
 from revformers.models.processes import is_shared
-from revformers.models.verify import GradientReport, gradients_set_aside, verify_gradients
+from revformers.models.verify import gradients_set_aside, verify_gradients
 from revformers.planning.meter import peak_by_category
 from revformers.planning.timeline import MemoryByCategory
 from revformers.private_api import has_accumulation_hooks
