@@ -81,25 +81,38 @@ def is_partitioned(tensor: Tensor) -> bool:
     return hasattr(tensor, "ds_tensor")
 
 
-def has_unreduced_gradients(model: nn.Module) -> bool:
+def reduction_is_pending_or_off(model: nn.Module) -> bool:
     """Whether FSDP holds gradients that it has not reduced over the processes, or would not reduce those of a pass.
 
-    PyTorch: FSDP2's `_fsdp_param_group`, its `reduce_grads`, which `set_requires_gradient_sync` sets, and the gradients
-    of its `fsdp_params`. Under the first version, `_sync_gradients`, which `no_sync` sets, and gradients of another
-    shape than their parameters.
+    PyTorch: FSDP2's `_fsdp_param_groups` (2.11: one, `_fsdp_param_group`), what `set_requires_gradient_sync` and
+    `set_requires_all_reduce` set in it, and the gradients that it and its `fsdp_params` keep. Under the first version,
+    `_sync_gradients`, which `no_sync` sets, and gradients of another shape than their parameters.
     """
     if any(one.grad is not None and one.grad.shape != one.shape for one in model.parameters()):
         return True
     for module in model.modules():
-        state_of: Any = getattr(module, "_get_fsdp_state", None)
-        group = getattr(state_of(), "_fsdp_param_group", None) if state_of is not None else None
-        if not (getattr(module, "_sync_gradients", True) and getattr(group, "reduce_grads", True)):
+        if not getattr(module, "_sync_gradients", True) or any(map(_keeps_gradients, _groups_of_fsdp(module))):
             return True
-        for parameter in group.fsdp_params if group is not None else ():
-            whole = getattr(parameter, "_unsharded_param", None)
-            if parameter.unsharded_accumulated_grad is not None or (whole is not None and whole.grad is not None):
-                return True
     return False
+
+
+def _groups_of_fsdp(module: nn.Module) -> list[Any]:
+    state_of: Any = getattr(module, "_get_fsdp_state", None)
+    if state_of is None:
+        return []
+    state = state_of()
+    groups = state._fsdp_param_groups if hasattr(state, "_fsdp_param_groups") else [state._fsdp_param_group]
+    return [group for group in groups if group is not None]
+
+
+def _keeps_gradients(group: Any) -> bool:
+    """Whether a group of FSDP2 keeps gradients of a pass, or would keep those of the next."""
+    if not (group.reduce_grads and group.all_reduce_grads) or group._partial_reduce_output is not None:
+        return True
+    whole = [getattr(one, "_unsharded_param", None) for one in group.fsdp_params]
+    return any(one.unsharded_accumulated_grad is not None for one in group.fsdp_params) or any(
+        one is not None and one.grad is not None for one in whole
+    )
 
 
 def group_between_nodes(module: nn.Module) -> Any:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 import revformers as rf
@@ -51,6 +52,11 @@ def verified(rank, way, prepare):
         batches = micro_batches(model, 1)
         (inputs,) = batches if way == "tensor parallel" else of_rank(batches, rank)
         return rf.verify_gradients(WAYS[way](model), inputs)
+
+
+def assert_equal(gradients, expected):
+    assert gradients.keys() == expected.keys() != set()
+    assert all(torch.equal(gradient, expected[name]) for name, gradient in gradients.items())
 
 
 def unchanged(rank, model, patch):
@@ -171,11 +177,10 @@ def test_steps_after_an_undecided_verification_are_what_they_are_without(pair, w
     for (decided, found), (_, expected) in zip(undecided, without, strict=True):
         assert decided is False
         for one, other in zip(found, expected, strict=True):
-            assert one.keys() == other.keys() != set()
-            assert all(torch.equal(gradient, other[name]) for name, gradient in one.items())
+            assert_equal(one, other)
 
 
-def amid_accumulation(rank, way):
+def during_accumulation(rank, way):
     """Gradients of two batches, with a verification between the two."""
     batches = of_rank(micro_batches(made(), 2), rank)
     results = []
@@ -197,20 +202,20 @@ def amid_accumulation(rank, way):
                 rf.verify_gradients(shared, batches[0])
         shared(**batches[1]).loss.backward()
         results.append({name: whole(one.grad) for name, one in shared.named_parameters() if one.grad is not None})
-    assert all(torch.equal(gradient, results[1][name]) for name, gradient in results[0].items())
+    assert_equal(*results)
 
 
 @pytest.mark.parametrize("way", ["FSDP2", "FSDP1", "DDP"])
-def test_verification_amid_accumulation_leaves_gradients_or_is_refused(pair, way):
-    pair.run(amid_accumulation, way)
+def test_verification_during_accumulation_leaves_gradients_or_is_refused(pair, way):
+    pair.run(during_accumulation, way)
 
 
-def in_buckets(rank):
+def in_buckets(rank, megabytes):
     batches = of_rank(micro_batches(made(), 2), rank)
     results = []
     for verifies in (False, True):
         model = made()
-        shared = DistributedDataParallel(model, gradient_as_bucket_view=True)
+        shared = DistributedDataParallel(model, gradient_as_bucket_view=True, bucket_cap_mb=megabytes)
         for inputs in batches:  # from the second step on, gradients lie in buckets
             shared.zero_grad()
             shared(**inputs).loss.backward()
@@ -219,8 +224,40 @@ def in_buckets(rank):
             rf.set_activations(model, Doubling())
             assert not rf.verify_gradients(shared, batches[1]).bit_exact
         results.append({name: one.grad.clone() for name, one in model.named_parameters()})
-    assert all(torch.equal(gradient, results[1][name]) for name, gradient in results[0].items())
+    assert_equal(*results)
 
 
-def test_gradients_in_buckets_are_compared_and_restored(pair):
-    pair.run(in_buckets)
+@pytest.mark.parametrize("megabytes", [25, 1e-6], ids=["one bucket", "a bucket a gradient"])
+def test_gradients_in_buckets_are_compared_and_restored(pair, megabytes):
+    pair.run(in_buckets, megabytes)
+
+
+def after_a_step(rank, way):
+    """Gradients of a step, with a verification after it."""
+    shared = WAYS[way](made())
+    first, second = of_rank(micro_batches(made(), 2), rank)
+    shared(**first).loss.backward()
+    before = {name: whole(one.grad) for name, one in shared.named_parameters() if one.grad is not None}
+    assert rf.verify_gradients(shared, second).bit_exact
+    assert_equal(before, {name: whole(one.grad) for name, one in shared.named_parameters() if one.grad is not None})
+
+
+@pytest.mark.parametrize("way", ["FSDP2", "FSDP1", "DDP"])
+def test_gradients_that_exist_are_restored(pair, way):
+    pair.run(after_a_step, way)
+
+
+def kept_by_hybrid_sharding(rank):
+    mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicate", "shard"))
+    model = sharded_layers(made(), mesh=mesh)
+    (inputs,) = of_rank(micro_batches(made(), 1), rank)
+    assert rf.verify_gradients(model, inputs).bit_exact
+    model.set_requires_all_reduce(False)
+    model(**inputs).loss.backward()
+    model.set_requires_all_reduce(True)
+    with pytest.raises(ValueError, match="not reduced over the processes yet"):
+        rf.verify_gradients(model, inputs)
+
+
+def test_sums_that_hybrid_sharding_keeps_are_not_added_to(pair):
+    pair.run(kept_by_hybrid_sharding)

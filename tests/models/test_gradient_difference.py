@@ -59,5 +59,7 @@ def test_another_loss_is_no_difference_of_gradients_alone():
 def test_what_differs_in_any_process_differs(monkeypatch):
     other = Difference(False, {"a": 5.0, "b": 0.25}, 100.0)
     monkeypatch.setattr(gradient_difference, "gathered", lambda own, model: [own, other])
-    found = difference_of(changed(a=[1.0, -3.0]), changed(), MODEL)
-    assert found == Difference(False, {"a": 5.0, "b": 0.25}, pytest.approx(math.nan, nan_ok=True))
+    stored, rebuilt = (Pass(1.0, {"a": torch.tensor([value]), "c": torch.ones(1)}) for value in (4.0, 3.5))
+    assert difference_of(rebuilt, stored, MODEL) == Difference(False, {"a": 5.0, "b": 0.25}, 100.0)
+    monkeypatch.setattr(gradient_difference, "gathered", lambda own, model: [own, Difference(True, {}, 1.0)])
+    assert difference_of(rebuilt, stored, MODEL) == Difference(True, {"a": 0.5}, 4.0)

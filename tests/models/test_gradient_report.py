@@ -36,6 +36,16 @@ WRONG = {"bit_exact": False, "max_relative_error": 0.5, "differing": ("a", "b", 
             "1 parameter",
         ),
         (
+            {"bit_exact": False, "rebuilt_loss": 1.5000001},
+            "the loss with rebuilt activations DIFFERS from the loss with stored ones, and gradients do not",
+            None,
+        ),
+        (
+            {**WRONG, "differing": ("a",)},
+            "rebuilt gradients DIFFER from stored gradients in 1 parameter, at worst a",
+            None,
+        ),
+        (
             {"kernels": "deterministic"},
             "rebuilt gradients equal stored gradients to the bit",
             "PyTorch's deterministic ones, because with the usual ones the gradients differ and the losses do not",

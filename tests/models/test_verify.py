@@ -6,6 +6,7 @@ import torch
 import revformers as rf
 from revformers.engine.forward_pass import ForwardPass
 from revformers.engine.states import StatePair
+from revformers.models.deterministic_kernels import kernels_are_deterministic
 from revformers.models.parts import require_reversible
 from tests.models.varying_kernels import varying_backward
 from tests.test_reversible import llama
@@ -97,11 +98,11 @@ def test_without_a_deterministic_form_and_without_variation_a_difference_is_one(
 
 
 def test_attention_whose_only_allowed_kernel_is_not_deterministic_leaves_the_comparison_undecided(monkeypatch):
-    """As that of cuDNN, which PyTorch refuses in its deterministic mode in other words than other operations."""
+    """As that of cuDNN, which PyTorch's deterministic mode refuses in other words than other operations."""
     model = varying_backward(monkeypatch, rf.make_reversible(llama(), rf.Midpoint()))
 
     def refuse(module, arguments):
-        if torch.are_deterministic_algorithms_enabled():
+        if kernels_are_deterministic():
             raise RuntimeError("No available kernel. Aborting execution.")
 
     model.model.layers[1].self_attn.register_forward_pre_hook(refuse)

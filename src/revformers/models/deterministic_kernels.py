@@ -32,7 +32,7 @@ def operation_without_deterministic_form(run: Callable[[], object]) -> str | Non
     """Run a function, and return an operation in it that has no deterministic form; None if there is none.
 
     PyTorch ends such an operation with an error in its deterministic mode. In a backward pass that leaves FSDP and
-    DistributedDataParallel amid their work, so here the mode only warns.
+    DistributedDataParallel in the middle of their work, so here the mode only warns.
     """
     with _mode(only_warns=True), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

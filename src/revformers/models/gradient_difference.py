@@ -89,7 +89,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 def _largest(values: Tensor) -> float:
     """Return the largest magnitude; NaN if any value is NaN, and 0 for no values, as of a part of a small parameter."""
-    return torch.linalg.vector_norm(values.double(), float("inf")).item() if values.numel() else 0.0
+    return torch.linalg.vector_norm(values, float("inf")).item() if values.numel() else 0.0
 
 
 def _maximum(values: Iterable[float]) -> float:

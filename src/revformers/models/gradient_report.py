@@ -24,10 +24,11 @@ class GradientReport:
         max_relative_error: the largest difference of any gradient entry, relative to the largest entry of the whole
             gradient. All parameters share one scale, because some have a true gradient of zero (OPT's key bias).
         differing: the names of the parameters whose gradients differ, largest difference first.
-        parameters: number of parameters that have a gradient.
+        parameters: number of parameters that have a gradient; with the first version of FSDP, of those of which this
+            process holds a part.
         entries: number of entries of these gradients; with the first version of FSDP, of the parts in this process.
-        loss: the loss with stored activations.
-        rebuilt_loss: the loss with rebuilt activations.
+        loss: the loss with stored activations, in this process.
+        rebuilt_loss: the loss with rebuilt activations, in this process.
         recurrence: the dynamics in one line.
         states: the format of the states in both passes, e.g. "32-bit integers up to 32,512 with 16 binary
             digits after the point".
@@ -84,7 +85,9 @@ class GradientReport:
         if not self.decided:
             reason = f"PyTorch has no deterministic form of {self.missing}" if self.missing else "its kernels vary"
             return f"rebuilt gradients CANNOT BE COMPARED with stored gradients to the bit: {reason}"
+        if not self.differing:
+            return "the loss with rebuilt activations DIFFERS from the loss with stored ones, and gradients do not"
         return (
-            f"rebuilt gradients DIFFER from stored gradients in {len(self.differing)} parameters, at worst "
+            f"rebuilt gradients DIFFER from stored gradients in {counted(len(self.differing), 'parameter')}, at worst "
             f"{', '.join(self.differing[:3])}"
         )

@@ -24,7 +24,7 @@ from revformers.models.gradient_difference import Difference, Gradients, Pass, d
 from revformers.models.gradient_report import GradientReport
 from revformers.models.parts import require_reversible
 from revformers.models.processes import gathered
-from revformers.private_api import has_accumulation_hooks, has_unreduced_gradients, inner_tensors
+from revformers.private_api import base_of, has_accumulation_hooks, inner_tensors, reduction_is_pending_or_off
 
 
 def verify_gradients(
@@ -32,13 +32,15 @@ def verify_gradients(
 ) -> GradientReport:
     """Compare the gradient with rebuilt activations against the one with stored activations.
 
-    Runs the model twice on the same batch from the same random state (so dropout draws the same masks), in its current
-    mode. If only the gradients differ and not the losses, kernels of the backward pass may vary from call to call, as
-    those of fused attention do on GPUs. In that case the comparison is repeated with PyTorch's deterministic kernels,
-    and the report says so, and whether a second pass with stored activations differed from the first.
+    Runs the model twice, and up to seven times, on the same batch from the same random state (so dropout draws the same
+    masks), in its current mode. If only the gradients differ and not the losses, kernels of the backward pass may vary
+    from call to call, as those of fused attention do on GPUs. In that case the comparison is repeated with PyTorch's
+    deterministic kernels, and the report says so, and whether a second pass with stored activations differed from the
+    first.
 
     If processes share the model (FSDP, tensor parallelism, DistributedDataParallel), all of them have to call this, and
-    they get the same verdict: what differs in one of them differs.
+    they get the same verdict: what differs in one of them differs. An error inside a pass of one process leaves the
+    others waiting for it, as in training.
 
     The model's gradients, its policy, the report of a budget and the random state are restored. Buffers are not: a
     module outside of the layers that keeps running statistics counts every pass. A model whose policy is not one of
@@ -85,16 +87,16 @@ def verify_gradients(
         kernels: Literal["as set", "deterministic"] = "as set"
         varying, missing = compared.varying, ""
         # Not only if stored gradients vary: a kernel that seldom does may have done so in the first pass alone.
-        if compared.difference.in_gradients_alone and not kernels_are_deterministic():
-            try:
-                lacking = gathered(operation_without_deterministic_form(lambda: run(Store())), model)
-                missing = next(filter(None, lacking), "")
-                if not missing:
+        if compared.difference.in_gradients_alone and not all(gathered(kernels_are_deterministic(), model)):
+            lacking = gathered(operation_without_deterministic_form(lambda: run(Store())), model)
+            missing = next(filter(None, lacking), "")
+            if not missing:
+                try:
                     with deterministic_kernels():
                         compared = _compare(run, policy, model)
                     kernels = "deterministic"
-            except NoDeterministicKernelError as error:  # no kernel of attention is left, in the forward pass
-                missing = error.operation
+                except NoDeterministicKernelError as error:  # attention, whose forward pass has no kernel left
+                    missing = error.operation
     difference = compared.difference
     rebuilt_loss, stored_loss = compared.losses
     return GradientReport(
@@ -170,7 +172,7 @@ def gradients_set_aside(model: nn.Module) -> Iterator[RandomState]:
         ValueError: if FSDP holds further gradients that it has not reduced, or does not reduce them.
 
     """
-    if has_unreduced_gradients(model):
+    if reduction_is_pending_or_off(model):
         raise ValueError(
             "FSDP holds gradients that are not reduced over the processes yet, or does not reduce them now, so that "
             "further passes would add to them; verify before the first backward pass of a step or after the last."
@@ -223,6 +225,5 @@ def _local(gradient: Tensor) -> Tensor:
 
 
 def _is_part(gradient: Tensor) -> bool:
-    """Whether a gradient lies in larger memory, as in a bucket of DistributedDataParallel that all passes write to."""
-    is_plain = gradient.layout == torch.strided and inner_tensors(gradient) is None
-    return is_plain and gradient.untyped_storage().nbytes() > gradient.nbytes
+    """Whether a gradient is a view, as of a bucket of DistributedDataParallel, to which all passes write."""
+    return inner_tensors(gradient) is None and base_of(gradient) is not None

@@ -269,7 +269,8 @@ def _gradients_named(counter: StorageCounter, parameters: Sequence[nn.Parameter]
             counter.assign([parameter.grad], "gradients")
 
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    nodes = [get_gradient_edge(parameter).node for parameter in trained]  # their hooks are gone when they are
+    # A node lives as long as something refers to it, and its hooks as long as the node.
+    nodes = [get_gradient_edge(parameter).node for parameter in trained]
     with _registered([node.register_hook(partial(accumulated, one)) for node, one in zip(nodes, trained, strict=True)]):
         yield
 

@@ -43,13 +43,16 @@ class ReversibleCallback(TrainerCallback):
 
     It works with transformers' Trainer and TRL's trainers (SFT, DPO, GRPO, reward, ...). It records the inputs of the
     first forward pass with gradients. Just before the first optimizer step (with gradient accumulation: after the first
-    batch, except under FSDP) it compares the rebuilt gradients of these inputs with stored ones. The loss is the
-    model's own if the trainer gives it labels, and otherwise (DPO, GRPO, rewards) a function of all its outputs:
-    dynamics and layers are verified, not the trainer's loss. Gradients, random state, activation policy and the order
-    of the data do not change. The verification costs three forward and backward passes, once. Where kernels of the
-    backward pass vary from call to call, as those of fused attention do on GPUs, it costs up to eight (see
-    `revformers.verify_gradients`); if one of them has no deterministic form, the callback warns that it could not
-    compare.
+    batch, unless processes share the model) it compares the rebuilt gradients of these inputs with stored ones. The
+    loss is the model's own if the trainer gives it labels, and otherwise (DPO, GRPO, rewards) a function of all its
+    outputs: dynamics and layers are verified, not the trainer's loss. Gradients, random state, activation policy and
+    the order of the data do not change.
+
+    The verification costs two forward and backward passes, once, and the figures of memory cost one more, or two with a
+    budget. Where kernels of the backward pass vary from call to call, as those of fused attention do on GPUs, the
+    verification costs up to seven (see `revformers.verify_gradients`); if one of them has no deterministic form, the
+    callback warns that it could not compare. Under DistributedDataParallel each process verifies for itself, and one
+    that finds a wrong gradient raises an error while the others wait for it.
 
     These figures are logged with the losses, in `trainer.state.log_history` and by the callbacks after this one:
 
@@ -108,7 +111,7 @@ class ReversibleCallback(TrainerCallback):
         self._step = state.global_step + 1
 
     def on_substep_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Verify after the first of several accumulated batches, unless FSDP holds their gradients until the last."""
+        """Verify after the first of several accumulated batches; FSDP may hold their gradients back until the last."""
         if not is_shared(kwargs["model"]):
             self._examine(kwargs["model"], kwargs.get("optimizer"))
 

@@ -97,7 +97,7 @@ def _written_by_compiled(saved: Sequence[SavedTensor], hidden: torch.Size) -> di
     padded = {tokens, -(-tokens // _PADDED_TO) * _PADDED_TO}
     # Of queries or results. Where heads and tokens are as many, one could be taken for the other.
     of_heads = [ticket.shape for ticket in saved if len(ticket.shape) == 4 and ticket.shape[-1] > 1]
-    rows = {shape[:2] for shape in of_heads if shape[0] == batch and shape[1] != tokens == shape[2]}
+    rows = {shape[:2] for shape in of_heads if shape[0] == batch and shape[2] == tokens and shape[1] != tokens}
     found: dict[int, int] = {}
     kernels = 0
     for ticket in saved:
