@@ -243,6 +243,22 @@ def test_hooks_that_use_gradients_are_refused_before_they_run():
     assert rf.verify_gradients(model, BATCH).bit_exact
 
 
+def test_a_model_without_a_loss_is_told_what_to_give():
+    model = rf.make_reversible(llama(), rf.Midpoint())
+    with pytest.raises(ValueError, match="The model returned no loss; give labels"):
+        rf.verify_gradients(model, {"inputs_embeds": torch.ones(2, 10, model.config.hidden_size)})
+
+
+def test_sparse_gradients_are_compared():
+    model = rf.make_reversible(llama(tie_word_embeddings=False), rf.Midpoint())
+    model.model.embed_tokens.sparse = True
+    model(**BATCH, labels=BATCH["input_ids"]).loss.backward()
+    assert model.model.embed_tokens.weight.grad.is_sparse
+    assert rf.verify_gradients(model, BATCH).bit_exact
+    rf.set_activations(model, Detached())
+    assert "model.embed_tokens.weight" in rf.verify_gradients(model, BATCH).differing
+
+
 def test_passes_that_leave_no_gradient_prove_nothing():
     model = rf.make_reversible(llama(), rf.Midpoint()).requires_grad_(False)
     model.unused = torch.nn.Parameter(torch.ones(3))

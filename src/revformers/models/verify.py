@@ -56,7 +56,7 @@ def verify_gradients(
         TypeError: if the batch is no mapping.
         ValueError: if the model is not reversible, its dynamics have no inverse, no parameter is trainable or has a
             gradient, hooks of the parameters would use their gradients, FSDP has not reduced those of earlier batches
-            yet, or the loss is not finite.
+            yet, or the loss is missing or not finite.
         RebuildMismatchError: if the backward pass finds that it rebuilt other states or used other weights.
 
     """
@@ -201,7 +201,7 @@ def _run(
     model: nn.Module,
     trainable: Mapping[str, nn.Parameter],
     inputs: Mapping[str, Any],
-    loss_of: Callable[[Any], Tensor],
+    loss_of: Callable[[Any], Tensor | None],
     random_state: RandomState,
 ) -> Pass:
     """Run one pass; of gradients that are spread over processes, it keeps the part of this one."""
@@ -209,19 +209,25 @@ def _run(
         parameter.grad = None
     with random_state.restored(), torch.enable_grad():
         loss = loss_of(model(**inputs))
+        if loss is None:
+            raise ValueError(
+                "The model returned no loss; give labels in the batch, or as `loss` a function of the model's output."
+            )
         loss.backward()
     gradients: Gradients = {}
     for name, parameter in trainable.items():
         if parameter.grad is not None:
-            gradient = _local(parameter.grad)
+            gradient = _values(parameter.grad)
             gradients[name] = gradient.clone() if _is_part(gradient) else gradient
             parameter.grad = None
     return Pass(loss.item(), gradients)
 
 
-def _local(gradient: Tensor) -> Tensor:
-    to_local = getattr(gradient, "to_local", None)  # of a DTensor
-    return gradient if to_local is None else to_local()
+def _values(gradient: Tensor) -> Tensor:
+    """Return the part of a DTensor in this process, and a sparse gradient as a dense one."""
+    to_local = getattr(gradient, "to_local", None)
+    gradient = gradient if to_local is None else to_local()
+    return gradient if gradient.layout == torch.strided else gradient.to_dense()
 
 
 def _is_part(gradient: Tensor) -> bool:
