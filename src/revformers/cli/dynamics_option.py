@@ -3,7 +3,7 @@
 import re
 from typing import TYPE_CHECKING, Any
 
-from revformers.errors import UserError, as_user_error
+from revformers.errors import UserError
 
 if TYPE_CHECKING:
     from revformers.dynamics import Dynamics
@@ -37,5 +37,8 @@ def parse_dynamics(text: str) -> "Dynamics":
             options[key] = parse_yaml(value)
         except yaml.YAMLError:
             raise UserError(f"--dynamics {text}: the value of {pair!r} cannot be read.") from None
-    with as_user_error(kinds=(ValueError, TypeError)):
+    try:
         return dynamics.create(name, **options)
+    except (ValueError, TypeError) as error:
+        example = "" if options else " Options follow the name, as in blended_midpoint:blend=1/16."
+        raise UserError(f"--dynamics {text}: {error}{example}") from error
