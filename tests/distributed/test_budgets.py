@@ -27,21 +27,3 @@ def under_budgets(rank, family, dynamics):
 )
 def test_every_budget_gives_the_stored_gradients_to_the_bit(pair, family, dynamics):
     pair.run(under_budgets, family, dynamics)
-
-
-def one_of_a_kind(rank, recompute):
-    model = made(num_hidden_layers=6)
-    (own,) = of_rank(micro_batches(model, 1), rank)
-    budget = rf.Budget(rf.smallest_budget(model, *own["input_ids"].shape, recompute) * (100 if rank else 1), recompute)
-    rf.set_activations(sharded_layers(model), "store")
-    stored = gradients(model, [own])
-    rf.set_activations(model, budget)
-    for _ in range(2):
-        assert equal(gradients(model, [own]), stored)
-    return rf.budget_report(model).stored
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize("recompute", ["rebuild", "checkpoint"])
-def test_processes_may_have_other_budgets(pair, recompute):
-    assert pair.run(one_of_a_kind, recompute) == [0, 6]
