@@ -1,7 +1,6 @@
 """Verification of models whose passes communicate: processes that decide otherwise would wait for each other."""
 
 import contextlib
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -10,11 +9,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 import revformers as rf
 from lab.sharding import tensor_parallel
-from revformers.engine.forward_pass import ForwardPass
 from tests.distributed.comparing import made, micro_batches, of_rank, sharded_layers, whole
 from tests.distributed.test_fsdp import first_version
 from tests.models.test_verify import NanGradient
 from tests.models.varying_kernels import AtomicSum, varying_backward
+from tests.models.wrong_policies import Doubling
 
 pytestmark = pytest.mark.thorough
 
@@ -24,24 +23,6 @@ WAYS = {
     "DDP": DistributedDataParallel,
     "tensor parallel": tensor_parallel,
 }
-
-
-@dataclass(frozen=True)
-class Doubling(rf.ActivationPolicy):
-    """A wrong policy: the gradients of every field are twice the right ones. It communicates as a right one does."""
-
-    name = "doubling"
-    keeps = "activations"
-
-    def bind(self, steps_per_layer):
-        return lambda states, steps: DoublingPass(states)
-
-
-class DoublingPass(ForwardPass):
-    def evaluate(self, name, coefficients, field, hidden):
-        update = field(hidden)
-        update.register_hook(lambda gradient: 2 * gradient)
-        return update
 
 
 def verified(rank, way, prepare):

@@ -1,14 +1,12 @@
-from dataclasses import dataclass
-
 import pytest
 import torch
 
 import revformers as rf
-from revformers.engine.forward_pass import ForwardPass
 from revformers.engine.states import StatePair
 from revformers.models.deterministic_kernels import kernels_are_deterministic
 from revformers.models.parts import require_reversible
 from tests.models.varying_kernels import varying_backward
+from tests.models.wrong_policies import Detached
 from tests.test_reversible import llama
 from tests.tiny_models import batch, tiny
 
@@ -179,22 +177,6 @@ def test_a_mismatch_raises_and_the_model_is_left_as_it_was(monkeypatch):
         rf.verify_gradients(model, BATCH)
     assert model.model.layers[0]._reversible_role.stack.activations == rf.Checkpoint()
     assert all(parameter.grad is None for parameter in model.parameters())
-
-
-@dataclass(frozen=True)
-class Detached(rf.ActivationPolicy):
-    """A wrong policy: it forgets the graph of every field."""
-
-    name = "detached"
-    keeps = "nothing"
-
-    def bind(self, steps_per_layer):
-        return lambda states, steps: DetachedPass(states)
-
-
-class DetachedPass(ForwardPass):
-    def evaluate(self, name, coefficients, field, hidden):
-        return field(hidden).detach()
 
 
 def test_a_policy_of_ones_own_is_compared_itself():
